@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract that every booster obeys, as a function anyone can run on their own."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+# Above what reordering sums costs in float32, far below what one masked or positioned token changes.
+EQUIVARIANCE_TOLERANCE = 1e-4
+
+
+def check_booster(booster: nn.Module, channels: int, num_tokens: int = 9, tolerance: float | None = None) -> None:
+    """Check that a booster can stand in any network: tokens (B, N, C) -> tokens (B, N, C) and the rules around it.
+
+    The rules: the shape and dtype stay; numbers are finite; the cases of a batch do not touch each other; reordering
+    the tokens reorders the output; the first output token depends on the last input token or on no other token at all
+    (no causal mask); the gradient reaches the input and every parameter; every parameter is trained (frozen weights
+    are buffers); a checkpoint of it can be loaded into a copy, which then gives the same output.
+
+    Args:
+        booster: the booster; it is left as it was, in the mode it was in.
+        channels: C.
+        num_tokens: N of the trial input.
+        tolerance: largest relative difference in the comparisons; by default 1e-4, or 2e-2 if a floating weight is
+            kept in fewer than 32 bits.
+
+    Raises:
+        ValueError: names the first rule that is broken.
+    """
+    trial = copy.deepcopy(booster).eval()
+    if tolerance is None:
+        narrow = any(t.is_floating_point() and t.element_size() < 4 for t in [*trial.parameters(), *trial.buffers()])
+        tolerance = 2e-2 if narrow else EQUIVARIANCE_TOLERANCE
+    device = next((t.device for t in trial.parameters()), torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, num_tokens, channels, generator=generator).to(device).requires_grad_()
+    z = trial(x)
+
+    def require(holds: bool, rule: str) -> None:
+        if not holds:
+            raise ValueError(f"{type(booster).__name__} breaks the booster contract: {rule}")
+
+    def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+        return bool((a - b).abs().max() <= tolerance * b.abs().max().clamp_min(1e-6))
+
+    require(z.shape == x.shape, f"expected output of shape {tuple(x.shape)}, got {tuple(z.shape)}")
+    require(z.dtype == x.dtype, f"expected output of dtype {x.dtype}, got {z.dtype}")
+    require(bool(torch.isfinite(z).all()), "the output of ordinary input is not finite")
+    require(close(trial(x[:1]), z[:1]), "the output of a case depends on the other cases of its batch")
+    order = torch.randperm(num_tokens, generator=generator).to(device)
+    require(close(trial(x[:, order]), z[:, order]), "reordering the tokens does not reorder the output (mask or positions?)")
+
+    (touched,) = torch.autograd.grad(z[:, 0].square().sum(), x, retain_graph=True)
+    reach = touched.abs().amax(dim=(0, 2)) > 0  # (N,): which input tokens the first output token depends on
+    require(bool(reach[0]), "no gradient reaches the input")
+    require(bool(reach[1:].all() or not reach[1:].any()), "the first token sees some tokens and not others (a causal mask?)")
+
+    z.square().sum().backward()
+    for name, parameter in trial.named_parameters():
+        require(parameter.requires_grad, f"the parameter {name} is not trained: keep frozen weights as buffers")
+        require(parameter.grad is not None and bool((parameter.grad != 0).any()), f"no gradient reaches {name}")
+
+    other = copy.deepcopy(booster).eval()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    other.load_state_dict(trial.state_dict(), strict=True)
+    require(torch.equal(other(x), trial(x)), "a checkpoint of it, loaded into a copy, gives another output")

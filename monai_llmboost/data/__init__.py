@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files <-> tensors: MedMNIST3D, phantoms, NIfTI."""
+
+from monai_llmboost.data.labelled import LabelledVolumes, class_names
+from monai_llmboost.data.medmnist3d import medmnist3d_file, medmnist3d_names
+from monai_llmboost.data.nifti import CheckVolumed, NiftiVolumes, find_nifti
+from monai_llmboost.data.phantoms import PHANTOM_CLASSES, phantom_arrays
+
+__all__ = [
+    "PHANTOM_CLASSES",
+    "CheckVolumed",
+    "LabelledVolumes",
+    "NiftiVolumes",
+    "class_names",
+    "find_nifti",
+    "medmnist3d_file",
+    "medmnist3d_names",
+    "phantom_arrays",
+]

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The six MedMNIST3D sets with their official splits and checksums, from a local folder or by medmnist's own download."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SIZES = (28, 64)
+SPLITS = ("train", "val", "test")
+
+
+def _info() -> dict[str, dict[str, Any]]:
+    """medmnist's table of its 3D sets: checksums, addresses, labels, numbers of cases."""
+    from medmnist.info import INFO  # brings pandas and torchvision, too heavy to import with this module
+
+    return {name: entry for name, entry in INFO.items() if name.endswith("3d")}
+
+
+def medmnist3d_names() -> list[str]:
+    """The names of the six sets."""
+    return sorted(_info())
+
+
+def medmnist3d_classes(name: str) -> list[str]:
+    """What the labels 0, 1, ... of a set mean."""
+    labels = _info()[name]["label"]
+    return [labels[str(index)] for index in range(len(labels))]
+
+
+def medmnist3d_file(name: str, size: int, root: str | Path, download: bool = False) -> Path:
+    """The official file of a set, verified against the official checksum.
+
+    Args:
+        name: one of :func:`medmnist3d_names`.
+        size: 28 or 64 voxels along each axis.
+        root: folder that holds the file, or that it is downloaded to.
+        download: fetch the file with medmnist if it is missing; nothing is fetched without being asked.
+
+    Raises:
+        FileNotFoundError: the file is missing and no download was asked for.
+        ConnectionError: the download failed.
+        ValueError: an unknown size, or a file that is not the official one.
+    """
+    if size not in SIZES:
+        raise ValueError(f"expected a MedMNIST3D size of {' or '.join(map(str, SIZES))}, got {size}")
+    info, suffix = _info()[name], "" if size == 28 else f"_{size}"
+    root = Path(root).expanduser()
+    path = root / f"{name}{suffix}.npz"
+    if not path.exists():
+        if not download:
+            raise FileNotFoundError(
+                f"{path.name} is not in {root}: put the official file there, or add `--download true` to fetch it"
+            )
+        _download(info["python_class"], size, root, path)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "md5").hexdigest() if hasattr(hashlib, "file_digest") else _md5(file)
+    if digest != info[f"MD5{suffix}"]:
+        raise ValueError(
+            f"{path} is not the official {name} file (MD5 {digest}, expected {info[f'MD5{suffix}']}): "
+            "it is damaged or altered; remove it, then add `--download true` to fetch it again"
+        )
+    return path
+
+
+def _md5(file: Any) -> str:
+    digest = hashlib.md5()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _download(python_class: str, size: int, root: Path, path: Path) -> None:
+    import medmnist
+
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # medmnist's remarks on its own dependencies
+            getattr(medmnist, python_class)(split="train", root=str(root), size=size, download=True)
+    except Exception as error:  # medmnist turns whatever went wrong, the network first of all, into a bare RuntimeError
+        path.unlink(missing_ok=True)  # what came so far is not the file
+        raise ConnectionError(
+            f"cannot download {path.name}: check the network, or put the official file into {root} by hand "
+            f"({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})"
+        ) from error
+
+
+def medmnist3d_arrays(path: Path, name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Volumes (cases, S, S, S) uint8 and labels (cases,) int64 of one official split.
+
+    Raises:
+        ValueError: the file does not hold that split with the official number of cases.
+    """
+    expected = _info()[name]["n_samples"][split]
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            images, labels = content[f"{split}_images"], content[f"{split}_labels"]
+    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"cannot read the {split} split of {path}: {error}. Fetch the official file again") from error
+    if len(images) != expected or images.ndim != 4:
+        raise ValueError(f"expected {expected} volumes in the {split} split of {path}, got {images.shape}")
+    return images, labels.reshape(-1).astype(np.int64)

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each epoch's random numbers follow from the seed and the epoch, so that a resumed run equals an uninterrupted one."""
+
+from __future__ import annotations
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from monai.transforms import Randomizable
+from monai.utils import set_determinism
+
+
+class SeededEpochs:
+    """Seeds torch, numpy, random and the training transforms at the beginning of each epoch.
+
+    Ignite makes the first epoch's data iterator before ``EPOCH_STARTED``, the later ones' after it; the first epoch of
+    a run (or of a resumed run) is therefore seeded at ``STARTED``, each later one at its own ``EPOCH_STARTED``: in both
+    cases just before its iterator is made. Attach it after whatever restores the epoch.
+
+    Args:
+        seed: of the whole run.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.seeded_epoch = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.EPOCH_STARTED, self.epoch_started)
+
+    def start(self, engine: Engine) -> None:
+        """Seed the first epoch that is to come."""
+        self._seed_epoch(engine, engine.state.epoch + 1)
+
+    def epoch_started(self, engine: Engine) -> None:
+        """Seed an epoch that was not seeded yet."""
+        if engine.state.epoch != self.seeded_epoch:
+            self._seed_epoch(engine, engine.state.epoch)
+
+    def _seed_epoch(self, engine: Engine, epoch: int) -> None:
+        self.seeded_epoch = epoch
+        # A prime between epochs and one between ranks keep the streams of neighbouring seeds apart.
+        seed = (self.seed + 7_919 * epoch + 104_729 * idist.get_rank()) % 2**32
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        set_determinism(seed=seed)
+        torch.use_deterministic_algorithms(deterministic)
+        loader = engine.data_loader if hasattr(engine, "data_loader") else engine.state.dataloader
+        sampler = getattr(loader, "sampler", None)
+        if isinstance(sampler, torch.utils.data.distributed.DistributedSampler):
+            sampler.set_epoch(self.seed + epoch)
+        transform = getattr(loader.dataset, "transform", None)
+        if isinstance(transform, Randomizable):
+            transform.set_random_state(seed=seed)

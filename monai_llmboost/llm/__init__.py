@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LLM checkpoint -> frozen block. Imports torch and safetensors only; hub code is imported when a hub id is asked for."""
+
+from monai_llmboost.llm.block import DecoderBlock
+from monai_llmboost.llm.checkpoint import DonorLayer, read_layer
+from monai_llmboost.llm.extract import block_width, extract, frozen_block, load_block, random_block, read_header
+from monai_llmboost.llm.frozen import SMALL_GEOMETRY, FrozenBlock, freeze_
+from monai_llmboost.llm.geometry import BlockGeometry
+from monai_llmboost.llm.signature import Signature
+
+__all__ = [
+    "SMALL_GEOMETRY",
+    "BlockGeometry",
+    "DecoderBlock",
+    "DonorLayer",
+    "FrozenBlock",
+    "Signature",
+    "block_width",
+    "extract",
+    "freeze_",
+    "frozen_block",
+    "load_block",
+    "random_block",
+    "read_header",
+    "read_layer",
+]

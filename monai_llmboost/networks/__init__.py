@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Booster -> network: volume -> logits."""
+
+from monai_llmboost.networks.published import from_published
+from monai_llmboost.networks.vit3d import ViT3D
+from monai_llmboost.networks.vivit import ViViT
+
+__all__ = ["ViT3D", "ViViT", "from_published"]

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a network's logits mean, kept in its checkpoint: whoever loads one gets the names it was trained with."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from monai_llmboost.llm.signature import TEXT_BYTES, decode, encode
+
+SEPARATOR = "\n"
+
+
+class ClassNames(nn.Module):
+    """The names of the classes, in the order of the logits, as a buffer that a checkpoint overwrites.
+
+    Args:
+        num_classes: number of logits.
+        names: their names; ``None`` is "class 0", "class 1" ...
+
+    Raises:
+        ValueError: another number of names, or names too long to keep.
+    """
+
+    code: Tensor
+
+    def __init__(self, num_classes: int, names: Sequence[str] | None = None) -> None:
+        super().__init__()
+        if names is None:
+            names = [f"class {index}" for index in range(num_classes)]
+        if len(names) != num_classes:
+            raise ValueError(f"expected {num_classes} class names, got {len(names)}: {list(names)}")
+        text = SEPARATOR.join(name.replace(SEPARATOR, " ") for name in names)
+        if len(text.encode()) > TEXT_BYTES:
+            raise ValueError(f"expected class names of at most {TEXT_BYTES} bytes in all, got {len(text.encode())}: shorten them")
+        self.register_buffer("code", encode(text))
+
+    def names(self) -> list[str]:
+        """The names, of the checkpoint if one was loaded."""
+        return decode(self.code).split(SEPARATOR)

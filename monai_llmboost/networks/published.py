@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read checkpoints of the published R-LLM code (https://github.com/ZhixinLai/LLMBoostMedical, 3D) into our networks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from monai_llmboost.boosters import IdentityControl, ResidualBooster
+from monai_llmboost.llm import BlockGeometry, FrozenBlock
+from monai_llmboost.llm.checkpoint import META
+from monai_llmboost.networks.vit3d import ViT3D
+from monai_llmboost.networks.vivit import ViViT
+
+# Their name of a mode -> our residual; any other word runs the block without a residual in their code.
+RESIDUAL_OF_MODE = {
+    "llm_in": "inner",
+    "llm_out": "outer",
+    "llm_hybrid": "both",
+    "llm_out_nn": "projected",
+    "llm_mlp": "none",
+    "llm": "none",
+}
+# Their parameter names -> ours, first match wins.
+RENAMES = [
+    (r"^to_patch_embedding\.1\.", "patch_tokens.norm_in."),
+    (r"^to_patch_embedding\.2\.", "patch_tokens.project."),
+    (r"^to_patch_embedding\.3\.", "patch_tokens.norm_out."),
+    (r"^pos_embedding$", "positions"),
+    (r"^(transformer|spatial_transformer|temporal_transformer)\.layers\.(\d+)\.0\.norm\.", r"\1.\2.attention_norm."),
+    (r"^(transformer|spatial_transformer|temporal_transformer)\.layers\.(\d+)\.0\.to_qkv\.", r"\1.\2.attention.qkv."),
+    (r"^(transformer|spatial_transformer|temporal_transformer)\.layers\.(\d+)\.0\.to_out\.0\.", r"\1.\2.attention.out."),
+    (r"^(transformer|spatial_transformer|temporal_transformer)\.layers\.(\d+)\.1\.net\.0\.", r"\1.\2.mlp_norm."),
+    (r"^(transformer|spatial_transformer|temporal_transformer)\.layers\.(\d+)\.1\.net\.1\.", r"\1.\2.mlp.linear1."),
+    (r"^(transformer|spatial_transformer|temporal_transformer)\.layers\.(\d+)\.1\.net\.4\.", r"\1.\2.mlp.linear2."),
+    (r"^(spatial|temporal)_transformer\.norm\.", r"\1_norm."),
+    (r"^mlp_head\.0\.", "head_norm."),
+    (r"^mlp_head\.1\.", "head."),
+    (r"^mlp_head\.", "head."),
+    (r"^llama_dim_mapper1\.", "booster.encode."),
+    (r"^llama_dim_mapper2\.", "booster.decode."),
+    (r"^llama_dim_dim_mapper\.", "booster.skip.0."),
+]
+LAYERS = [
+    (r"^transformer\.(\d)", r"layers.\1"),
+    (r"^(spatial|temporal)_transformer\.(\d)", r"\1_layers.\2"),
+]
+
+
+def _frozen_block(weights: Mapping[str, Tensor], num_heads: int, norm_eps: float) -> FrozenBlock:
+    """The block inside their checkpoint, named ``llama.layers.K.*`` there, with its final norm ``llama.norm``."""
+    found = {key.split(".")[2] for key in weights if key.startswith("llama.layers.")}
+    if len(found) != 1:
+        raise ValueError(f"expected the weights of one LLaMA layer in the checkpoint, found {len(found)}")
+    (layer,) = found
+    try:
+        tensors = {new: weights[f"llama.layers.{layer}.{old}"] for old, new in META.items()}
+    except KeyError as error:
+        raise ValueError(f"expected {error} in the checkpoint, found none: it is incomplete") from error
+    width = tensors["query.weight"].shape[1]
+    geometry = BlockGeometry(
+        width=width,
+        mlp_width=tensors["gate.weight"].shape[0],
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        head_size=width // num_heads,
+        norm_eps=norm_eps,
+    )
+    return FrozenBlock(geometry, tensors, "published R-LLM checkpoint", final_norm=weights.get("llama.norm.weight"))
+
+
+def _rename(key: str) -> str:
+    for table in (RENAMES, LAYERS):
+        for pattern, ours in table:
+            key, hits = re.subn(pattern, ours, key)
+            if hits:
+                break
+    return key
+
+
+def from_published(
+    state_dict: Mapping[str, Tensor],
+    *,
+    kind: str,
+    mode: str,
+    pool: str,
+    dim: int,
+    heads: int,
+    dim_head: int,
+    mlp_dim: int,
+    channels: int,
+    image_size: int,
+    image_patch_size: int,
+    frames: int,
+    frame_patch_size: int,
+    num_classes: int,
+    llm_dim: int,
+    llm_heads: int,
+    llm_norm_eps: float,
+    depth: int | None = None,
+    spatial_depth: int | None = None,
+    temporal_depth: int | None = None,
+) -> nn.Module:
+    """Build the network that a checkpoint of the published R-LLM code was trained as, and load the checkpoint into it.
+
+    The arguments are those of the published constructors (``ViTLLama``, ``ViViTLLama``); ``kind`` is ``"vit3d"`` or
+    ``"vivit"``, ``mode`` their ``model_name``: ``llm_in``, ``llm_out``, ``llm_hybrid``, ``llm_out_nn``, ``llm_mlp`` or
+    ``llm``. Their volumes are (B, channels, frames, height, width), which is our (B, channels, S0, S1, S2).
+
+    Raises:
+        ValueError: an unknown kind or mode, a depth that is not given, or weights that do not fit the sizes.
+    """
+    if mode not in RESIDUAL_OF_MODE:
+        raise ValueError(f"expected mode to be one of {', '.join(RESIDUAL_OF_MODE)}, got {mode!r}")
+    sizes = {
+        "in_channels": channels,
+        "num_classes": num_classes,
+        "img_size": (frames, image_size, image_size),
+        "patch_size": (frame_patch_size, image_patch_size, image_patch_size),
+        "hidden_size": dim,
+        "mlp_dim": mlp_dim,
+        "num_heads": heads,
+        "head_size": dim_head,
+        "pool": pool,
+    }
+    block: nn.Module = IdentityControl(llm_dim)
+    if mode != "llm_mlp":
+        block = _frozen_block(state_dict, llm_heads, llm_norm_eps)
+        if block.width != llm_dim:
+            raise ValueError(f"expected a block of width {llm_dim} (llm_dim), the checkpoint holds one of {block.width}")
+    booster = ResidualBooster(dim, block, RESIDUAL_OF_MODE[mode])
+    network: nn.Module
+    if kind == "vit3d" and depth is not None:
+        network = ViT3D(num_layers=depth, booster=booster, **sizes)
+    elif kind == "vivit" and spatial_depth is not None and temporal_depth is not None:
+        network = ViViT(
+            num_spatial_layers=spatial_depth, num_temporal_layers=temporal_depth, booster=booster, **sizes
+        )
+    else:
+        raise ValueError(
+            "expected kind 'vit3d' with depth, or 'vivit' with spatial_depth and temporal_depth, got "
+            f"kind {kind!r}, depth {depth}, spatial_depth {spatial_depth}, temporal_depth {temporal_depth}"
+        )
+    # Their code always makes the extra map of `llm_out_nn`; in the other modes nothing reads it.
+    unused = () if mode == "llm_out_nn" else ("llama_dim_dim_mapper.",)
+    weights = {
+        _rename(key): value
+        for key, value in state_dict.items()
+        if not key.startswith(("llama.", *unused))
+    }
+    if heads == 1 and dim_head == dim:  # their attention then has no output projection, ours the identity
+        for name in [name for name in network.state_dict() if ".attention.out." in name]:
+            weights[name] = torch.eye(dim) if name.endswith("weight") else torch.zeros(dim)
+    own = network.state_dict()
+    weights |= {name: own[name] for name in own if name.endswith(".code")}  # texts, not weights
+    weights |= {name: own[name] for name in own if own[name].numel() == 0}  # ViViT without CLS tokens
+    try:
+        network.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"the checkpoint does not fit the sizes given: {error}") from error
+    return network

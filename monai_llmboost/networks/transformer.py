@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts that ViT3D and ViViT share: patch embedding and pre-norm transformer layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.blocks import MLPBlock
+from monai.utils import ensure_tuple_rep
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+POOLS = ("cls", "mean")
+
+
+def grid_of(img_size: Sequence[int] | int, patch_size: Sequence[int] | int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The volume's size and the patch's size along three axes.
+
+    Raises:
+        ValueError: not three sizes, a size below 1, or a volume that is no whole number of patches.
+    """
+    try:
+        size, patch = ensure_tuple_rep(img_size, 3), ensure_tuple_rep(patch_size, 3)
+    except ValueError as error:
+        raise ValueError(f"expected one or three sizes, got img_size {img_size} and patch_size {patch_size}") from error
+    if min(*size, *patch) < 1:
+        raise ValueError(f"expected sizes from 1, got img_size {size} and patch_size {patch}")
+    if any(s % p for s, p in zip(size, patch)):
+        raise ValueError(
+            f"expected img_size to be a multiple of patch_size along each axis, got {size} and {patch}: "
+            "choose another patch_size, or resize the volumes"
+        )
+    return size, patch
+
+
+def check_pool(pool: str) -> str:
+    """``pool`` itself; raises ValueError if it is no way of pooling."""
+    if pool not in POOLS:
+        raise ValueError(f"expected pool to be one of {', '.join(POOLS)}, got {pool!r}")
+    return pool
+
+
+def check_booster_fits(booster: nn.Module | None, hidden_size: int) -> nn.Module:
+    """The booster, or what stands for none.
+
+    Raises:
+        ValueError: the booster takes tokens of another width.
+    """
+    if booster is None:
+        return nn.Identity()
+    channels = getattr(booster, "channels", hidden_size)
+    if channels != hidden_size:
+        raise ValueError(
+            f"expected a booster with channels={hidden_size}, the network's hidden_size, got channels={channels}"
+        )
+    return booster
+
+
+class PatchTokens(nn.Module):
+    """Volume -> one token per patch: ``LayerNorm(W LayerNorm(patch) + b)``.
+
+    Args:
+        in_channels: channels of the volume.
+        img_size: size along the three axes.
+        patch_size: patch size along the three axes.
+        hidden_size: features of a token, C.
+    """
+
+    def __init__(
+        self, in_channels: int, img_size: tuple[int, ...], patch_size: tuple[int, ...], hidden_size: int
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.size0, self.size1, self.size2 = img_size
+        self.patch0, self.patch1, self.patch2 = patch_size
+        voxels = in_channels * self.patch0 * self.patch1 * self.patch2
+        self.norm_in = nn.LayerNorm(voxels)
+        self.project = nn.Linear(voxels, hidden_size)
+        self.norm_out = nn.LayerNorm(hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Volumes (B, channels, S0, S1, S2) to tokens (B, G0, G1 * G2, C), G the number of patches along an axis."""
+        if (
+            x.dim() != 5
+            or x.shape[1] != self.in_channels
+            or x.shape[2] != self.size0
+            or x.shape[3] != self.size1
+            or x.shape[4] != self.size2
+        ):
+            raise ValueError(
+                f"expected volumes of shape (batch, {self.in_channels}, {self.size0}, {self.size1}, {self.size2}), "
+                f"got {list(x.shape)}: resize the volumes or build the network with their img_size"
+            )
+        b, c = x.shape[0], x.shape[1]
+        g0, g1, g2 = self.size0 // self.patch0, self.size1 // self.patch1, self.size2 // self.patch2
+        x = x.reshape(b, c, g0, self.patch0, g1, self.patch1, g2, self.patch2)
+        # Within a patch: second axis, third axis, first axis, channel, the order of the published R-LLM checkpoints.
+        x = x.permute(0, 2, 4, 6, 5, 7, 3, 1).reshape(b, g0, g1 * g2, -1)
+        return self.norm_out(self.project(self.norm_in(x)))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention whose head size is free: heads x head size need not be the token's width.
+
+    (MONAI's ``SABlock`` passes its dropout to scaled-dot-product attention in ``eval()`` too, so it cannot stand here.)
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, head_size: int, dropout_rate: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_size = head_size
+        self.dropout_rate = dropout_rate
+        self.qkv = nn.Linear(hidden_size, 3 * num_heads * head_size, bias=False)
+        self.out = nn.Linear(num_heads * head_size, hidden_size)
+        self.drop = nn.Dropout(dropout_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (B, N, C) to tokens (B, N, C)."""
+        b, n, _ = x.shape
+        qkv = self.qkv(x).view(b, n, 3, self.num_heads, self.head_size).permute(2, 0, 3, 1, 4)
+        dropout = self.dropout_rate if self.training else 0.0
+        y = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], dropout_p=dropout)  # (B, heads, N, head size)
+        return self.drop(self.out(y.transpose(1, 2).reshape(b, n, self.num_heads * self.head_size)))
+
+
+class TransformerLayer(nn.Module):
+    """One pre-norm layer: ``x = x + attention(norm(x))``; ``x = x + mlp(norm(x))``."""
+
+    def __init__(self, hidden_size: int, mlp_dim: int, num_heads: int, head_size: int, dropout_rate: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(hidden_size)
+        self.attention = SelfAttention(hidden_size, num_heads, head_size, dropout_rate)
+        self.mlp_norm = nn.LayerNorm(hidden_size)
+        self.mlp = MLPBlock(hidden_size, mlp_dim, dropout_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (B, N, C) to tokens (B, N, C)."""
+        x = x + self.attention(self.attention_norm(x))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+def transformer_layers(
+    num_layers: int, hidden_size: int, mlp_dim: int, num_heads: int, head_size: int | None, dropout_rate: float
+) -> nn.Sequential:
+    """``num_layers`` layers in a row; ``head_size=None`` divides the token's width among the heads.
+
+    Raises:
+        ValueError: a number below 1, heads that do not divide the width, or a dropout rate outside 0 to 1.
+    """
+    if min(num_layers, hidden_size, mlp_dim, num_heads, 1 if head_size is None else head_size) < 1:
+        raise ValueError(
+            f"expected numbers from 1, got num_layers {num_layers}, hidden_size {hidden_size}, mlp_dim {mlp_dim}, "
+            f"num_heads {num_heads}, head_size {head_size}"
+        )
+    if head_size is None and hidden_size % num_heads:
+        raise ValueError(
+            f"expected num_heads to divide hidden_size, got {num_heads} and {hidden_size}: choose others or give head_size"
+        )
+    if not 0 <= dropout_rate < 1:
+        raise ValueError(f"expected dropout_rate from 0 to below 1, got {dropout_rate}")
+    size = hidden_size // num_heads if head_size is None else head_size
+    return nn.Sequential(
+        *(TransformerLayer(hidden_size, mlp_dim, num_heads, size, dropout_rate) for _ in range(num_layers))
+    )
+
+
+def learned_embedding(*shape: int) -> nn.Parameter:
+    """A learned token or position table, drawn from N(0, 1) as in the published R-LLM networks."""
+    return nn.Parameter(torch.randn(*shape))

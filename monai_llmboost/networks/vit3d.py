@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ViT3D: a vision transformer over the patches of a volume, with a booster behind its last layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from monai_llmboost.networks.class_names import ClassNames
+from monai_llmboost.networks.transformer import (
+    PatchTokens,
+    check_booster_fits,
+    check_pool,
+    grid_of,
+    learned_embedding,
+    transformer_layers,
+)
+
+
+class ViT3D(nn.Module):
+    """Volume -> class logits by a 3D vision transformer, as in R-LLM (Lai et al. 2024, arXiv:2403.17343).
+
+    Patches become tokens (LayerNorm, linear, LayerNorm), a CLS token and positions are added, pre-norm transformer
+    layers follow without a norm behind the last, then the booster, the pooling, a LayerNorm and a linear head.
+
+    Args:
+        in_channels: channels of the volume.
+        num_classes: number of logits.
+        img_size: size of the volume along its three axes, voxels; one number for a cube.
+        patch_size: size of a patch, voxels; divides ``img_size``.
+        hidden_size: features of a token, C.
+        mlp_dim: inner features of the layers' MLPs.
+        num_layers: number of transformer layers.
+        num_heads: attention heads.
+        head_size: features of a head; ``None`` is ``hidden_size / num_heads``.
+        dropout_rate: dropout in attention, MLPs and after the positions are added, 0 to below 1.
+        pool: ``"cls"`` reads the CLS token, ``"mean"`` the mean over all tokens, CLS among them.
+        booster: tokens (B, N, C) -> tokens (B, N, C), such as :class:`monai_llmboost.boosters.ResidualBooster`;
+            ``None`` for the plain network.
+        class_names: what the logits mean, in order; kept in checkpoints, so that ``class_names.names()`` of a network
+            that loaded one are those it was trained with.
+
+    Raises:
+        ValueError: sizes that do not fit one another, at construction and, for a volume of another size, in ``forward``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        img_size: Sequence[int] | int,
+        patch_size: Sequence[int] | int,
+        hidden_size: int = 192,
+        mlp_dim: int = 384,
+        num_layers: int = 4,
+        num_heads: int = 6,
+        head_size: int | None = None,
+        dropout_rate: float = 0.0,
+        pool: str = "cls",
+        booster: nn.Module | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        if min(in_channels, num_classes) < 1:
+            raise ValueError(f"expected in_channels and num_classes from 1, got {in_channels} and {num_classes}")
+        size, patch = grid_of(img_size, patch_size)
+        self.read_mean = check_pool(pool) == "mean"
+        layers = transformer_layers(num_layers, hidden_size, mlp_dim, num_heads, head_size, dropout_rate)
+        num_patches = (size[0] // patch[0]) * (size[1] // patch[1]) * (size[2] // patch[2])
+        self.patch_tokens = PatchTokens(in_channels, size, patch, hidden_size)
+        self.cls_token = learned_embedding(1, 1, hidden_size)
+        self.positions = learned_embedding(1, 1 + num_patches, hidden_size)
+        self.drop = nn.Dropout(dropout_rate)
+        self.layers = layers
+        self.head_norm = nn.LayerNorm(hidden_size)
+        self.head = nn.Linear(hidden_size, num_classes)
+        self.booster = check_booster_fits(booster, hidden_size)
+        self.class_names = ClassNames(num_classes, class_names)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Volumes (B, channels, S0, S1, S2) to tokens before the booster, CLS first, (B, 1 + patches, C)."""
+        x = self.patch_tokens(x).flatten(1, 2)  # (B, patches, C)
+        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1) + self.positions
+        return self.layers(self.drop(x))
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        """Tokens after the booster (B, 1 + patches, C) to logits (B, num_classes)."""
+        pooled = x.mean(dim=1) if self.read_mean else x[:, 0]
+        return self.head(self.head_norm(pooled))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Volumes (B, in_channels, S0, S1, S2) to raw logits (B, num_classes)."""
+        return self.forward_head(self.booster(self.forward_features(x)))

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ViViT: a factorised transformer, within each slab of a volume and then across slabs, with a booster behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from monai_llmboost.networks.class_names import ClassNames
+from monai_llmboost.networks.transformer import (
+    PatchTokens,
+    check_booster_fits,
+    check_pool,
+    grid_of,
+    learned_embedding,
+    transformer_layers,
+)
+
+
+class ViViT(nn.Module):
+    """Volume -> class logits by a factorised encoder (Arnab et al. 2021, arXiv:2103.15691, model 2), as in R-LLM.
+
+    The volume's first axis plays the part of time. Within each slab of ``patch_size[0]`` slices the patch tokens meet
+    in the spatial layers; each slab is then one token in the temporal layers. The booster (Lai et al. 2024,
+    arXiv:2403.17343) sees only those temporal tokens.
+
+    Args:
+        in_channels: channels of the volume.
+        num_classes: number of logits.
+        img_size: size of the volume along its three axes, voxels; the first is the one taken slab by slab.
+        patch_size: size of a patch, voxels; divides ``img_size``.
+        hidden_size: features of a token, C.
+        mlp_dim: inner features of the layers' MLPs.
+        num_spatial_layers: transformer layers within a slab.
+        num_temporal_layers: transformer layers across slabs.
+        num_heads: attention heads.
+        head_size: features of a head; ``None`` is ``hidden_size / num_heads``.
+        dropout_rate: dropout in attention, MLPs and after the positions are added, 0 to below 1.
+        pool: ``"cls"`` reads a CLS token within slabs and another across them, ``"mean"`` averages over the tokens and
+            has no CLS tokens.
+        booster: tokens (B, N, C) -> tokens (B, N, C); ``None`` for the plain network.
+        class_names: what the logits mean, in order; kept in checkpoints, so that ``class_names.names()`` of a network
+            that loaded one are those it was trained with.
+
+    Raises:
+        ValueError: sizes that do not fit one another, at construction and, for a volume of another size, in ``forward``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        img_size: Sequence[int] | int,
+        patch_size: Sequence[int] | int,
+        hidden_size: int = 192,
+        mlp_dim: int = 384,
+        num_spatial_layers: int = 4,
+        num_temporal_layers: int = 4,
+        num_heads: int = 6,
+        head_size: int | None = None,
+        dropout_rate: float = 0.0,
+        pool: str = "cls",
+        booster: nn.Module | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        if min(in_channels, num_classes) < 1:
+            raise ValueError(f"expected in_channels and num_classes from 1, got {in_channels} and {num_classes}")
+        size, patch = grid_of(img_size, patch_size)
+        self.read_mean = check_pool(pool) == "mean"
+        # Without CLS tokens there is nothing to prepend: tables of no rows keep one forward for both ways of pooling.
+        cls_tokens = 0 if self.read_mean else 1
+        num_slabs, per_slab = size[0] // patch[0], (size[1] // patch[1]) * (size[2] // patch[2])
+        spatial = transformer_layers(num_spatial_layers, hidden_size, mlp_dim, num_heads, head_size, dropout_rate)
+        temporal = transformer_layers(num_temporal_layers, hidden_size, mlp_dim, num_heads, head_size, dropout_rate)
+        self.patch_tokens = PatchTokens(in_channels, size, patch, hidden_size)
+        self.positions = learned_embedding(1, num_slabs, per_slab, hidden_size)
+        self.spatial_cls_token = learned_embedding(1, cls_tokens, hidden_size)
+        self.temporal_cls_token = learned_embedding(1, cls_tokens, hidden_size)
+        self.drop = nn.Dropout(dropout_rate)
+        self.spatial_layers = spatial
+        self.spatial_norm = nn.LayerNorm(hidden_size)
+        self.temporal_layers = temporal
+        self.temporal_norm = nn.LayerNorm(hidden_size)
+        self.head = nn.Linear(hidden_size, num_classes)
+        self.booster = check_booster_fits(booster, hidden_size)
+        self.class_names = ClassNames(num_classes, class_names)
+
+    def pool_tokens(self, x: Tensor) -> Tensor:
+        """Tokens (B, N, C) to one (B, C)."""
+        return x.mean(dim=1) if self.read_mean else x[:, 0]
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Volumes (B, channels, S0, S1, S2) to temporal tokens before the booster, (B, [1 +] slabs, C)."""
+        x = self.patch_tokens(x) + self.positions  # (B, slabs, patches of a slab, C)
+        b, slabs = x.shape[0], x.shape[1]
+        x = x.flatten(0, 1)  # (B * slabs, patches of a slab, C)
+        x = torch.cat((self.spatial_cls_token.expand(b * slabs, -1, -1), x), dim=1)
+        x = self.pool_tokens(self.spatial_norm(self.spatial_layers(self.drop(x))))
+        x = x.view(b, slabs, -1)
+        x = torch.cat((self.temporal_cls_token.expand(b, -1, -1), x), dim=1)
+        return self.temporal_norm(self.temporal_layers(x))
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        """Tokens after the booster (B, [1 +] slabs, C) to logits (B, num_classes)."""
+        return self.head(self.pool_tokens(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Volumes (B, in_channels, S0, S1, S2) to raw logits (B, num_classes)."""
+        return self.forward_head(self.booster(self.forward_features(x)))
