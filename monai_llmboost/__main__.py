@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
+from fire.parser import DefaultParseValue
 
-from monai_llmboost import __version__, bundle_path
+from monai_llmboost import __version__
+from monai_llmboost.bundle import copy_bundle, run_bundle
+
+DEFAULT_BUNDLE = "medmnist3d_rllm_classification"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,10 +47,9 @@ def extract(
     overwrite: Annotated[bool, typer.Option(help="Replace the file if it is there.")] = False,
 ) -> None:
     """Cut one layer out of a language model and write it as a block file (for --block of a bundle)."""
-    from monai_llmboost.llm import extract as extract_layer
-    from monai_llmboost.llm import read_header
+    from monai_llmboost.llm import extract_block, read_header
 
-    donor = extract_layer(model, out, layer, revision, overwrite)
+    donor = extract_block(model, out, layer, revision, overwrite)
     number = sum(tensor.numel() for tensor in donor.tensors.values())
     typer.echo(
         f"{out}: layer {donor.layer} of {donor.num_layers} of {donor.donor}, width {donor.geometry.width}, "
@@ -57,15 +59,38 @@ def extract(
 
 @app.command()
 def bundle(
-    name: Annotated[str, typer.Argument(help="Name of a bundle that comes with this package.")],
     to: Annotated[Path, typer.Option(help="The folder to make; it must not be there yet.")],
+    name: Annotated[str, typer.Option(help="Name of a bundle that comes with this package.")] = DEFAULT_BUNDLE,
 ) -> None:
     """Copy a bundle out of the package, to run it and to change it."""
-    source = bundle_path(name)
-    if to.exists():
-        raise FileExistsError(f"{to} is there already: give another folder with --to, or remove it")
-    shutil.copytree(source, to, ignore=shutil.ignore_patterns("models", "eval", "__pycache__"))
-    typer.echo(f"{to}: copied; run it with python -m monai.bundle run --config_file {to / 'configs' / 'train.json'} --bundle_root {to}")
+    copy_bundle(name, to)
+    typer.echo(f"{to}: copied; run it with python -m monai.bundle run --config_file {to}/configs/train.json --bundle_root {to}")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def run(
+    context: typer.Context,
+    job: Annotated[str, typer.Argument(help="train, evaluate or inference.")],
+    arm: Annotated[Optional[str], typer.Option(help="none, mlp, random or pretrained; not given: as --block says.")] = None,  # noqa: UP045
+    bundle: Annotated[str, typer.Option(help="A bundle's folder, or the name of one in this package.")] = DEFAULT_BUNDLE,
+) -> None:
+    """Run a job of a bundle: `python -m monai.bundle run` with its configs, and a clear sentence when it fails.
+
+    All further options are the bundle's own: --dataset NAME, --dataset_dir DIR, --block FILE, --epochs N, --ckpt_dir DIR,
+    --output_dir DIR, --resume true ... (its docs/README.md lists them). Without others, ./models and ./eval are written.
+    """
+    run_bundle(bundle, job, arm, **_options_of_bundle(context.args))
+
+
+def _options_of_bundle(words: list[str]) -> dict[str, Any]:
+    """`--key value` and `--key=value` pairs, values as Python literals where they are some, as in MONAI's own command."""
+    options, rest = {}, list(words)
+    while rest:
+        key, equals, value = rest.pop(0).partition("=")
+        if not key.startswith("--") or (not equals and not rest):
+            raise ValueError(f"expected options of the bundle as --key value, got {key!r}")
+        options[key.removeprefix("--")] = DefaultParseValue(value if equals else rest.pop(0))
+    return options
 
 
 @app.command()
@@ -83,7 +108,7 @@ def main() -> None:
     """Run the command line; an error that a user can mend is one sentence, and exit status 1."""
     try:
         app()
-    except (ValueError, OSError, TypeError) as error:
+    except (ValueError, OSError, TypeError, RuntimeError) as error:
         typer.echo(f"monai-llmboost: {error}", err=True)
         sys.exit(1)
 

@@ -6,11 +6,9 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import shutil
 import sys
 import time
 import warnings
-from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from monai_llmboost import bundle_path
+from monai_llmboost.bundle import copy_bundle, run_bundle
 
 BUNDLE = "medmnist3d_rllm_classification"
 ARMS = {"none": "plain network", "random": "boosted, small random block"}
@@ -42,7 +40,7 @@ def run_demo(output: Path, epochs: int) -> None:
         raise ValueError(f"expected at least one epoch, got {epochs}")
     console = Console(file=sys.stdout)
     bundle = output / "bundle"
-    shutil.copytree(bundle_path(BUNDLE), bundle, ignore=shutil.ignore_patterns("models", "eval"))
+    copy_bundle(BUNDLE, bundle)
     # MONAI's and Ignite's own lines go into a file, so that the progress bars and the tables stay readable.
     warnings.simplefilter("ignore")
     with (output / "demo.log").open("w") as log, redirect_stdout(log):
@@ -55,31 +53,17 @@ def _train_and_ask(console: Console, output: Path, bundle: Path, epochs: int) ->
     results = {}
     for arm, meaning in ARMS.items():
         console.print(f"\n[bold]{meaning}[/bold]: training {epochs} epochs on phantoms, then the test split")
-        overlay, folder = f"arms/{arm}.json", output / arm
+        options = {"ckpt_dir": str(output / arm), "output_dir": str(output / arm), "logging_file": False}
         start = time.perf_counter()
-        places = {"ckpt_dir": str(folder), "output_dir": str(folder)}
-        _run(bundle, ["train.json", overlay], workflow_type="train", epochs=epochs, **places)
+        run_bundle(bundle, "train", arm, epochs=epochs, **options)
         seconds = time.perf_counter() - start
-        _run(bundle, ["train.json", overlay, "evaluate.json"], workflow_type="train", **places)
-        results[arm] = {**json.loads((folder / "metrics.json").read_text()), "seconds": seconds}
+        run_bundle(bundle, "evaluate", arm, **options)
+        results[arm] = {**json.loads((output / arm / "metrics.json").read_text()), "seconds": seconds}
     _write_nifti(output / "nifti")
     console.print(f"\n[bold]predicting[/bold] {NUM_NIFTI} test volumes written as NIfTI files")
-    places = {"ckpt_dir": str(output / "random"), "output_dir": str(output / "predictions")}
-    _run(bundle, ["inference.json", "arms/random.json"], workflow_type="infer", dataset_dir=str(output / "nifti"), **places)
+    places = {"dataset_dir": str(output / "nifti"), "output_dir": str(output / "predictions")}
+    run_bundle(bundle, "inference", "random", logging_file=False, ckpt_dir=str(output / "random"), **places)
     return results
-
-
-def _run(bundle: Path, configs: Sequence[str], workflow_type: str, **overrides: Any) -> None:
-    from monai.bundle import run  # takes seconds to import; `--help` should not
-
-    run(
-        config_file=[str(bundle / "configs" / name) for name in configs],
-        meta_file=str(bundle / "configs" / "metadata.json"),
-        logging_file=False,
-        workflow_type=workflow_type,
-        bundle_root=str(bundle),
-        **overrides,
-    )
 
 
 def _write_nifti(folder: Path) -> None:

@@ -49,7 +49,7 @@ class SeededEpochs:
         loader = engine.data_loader if hasattr(engine, "data_loader") else engine.state.dataloader
         sampler = getattr(loader, "sampler", None)
         if isinstance(sampler, torch.utils.data.distributed.DistributedSampler):
-            sampler.set_epoch(self.seed + epoch)
+            sampler.set_epoch(epoch)  # as MONAI's trainer does, but before the iterator is made
         transform = getattr(loader.dataset, "transform", None)
         if isinstance(transform, Randomizable):
             transform.set_random_state(seed=seed)

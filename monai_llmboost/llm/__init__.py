@@ -3,7 +3,7 @@
 
 from monai_llmboost.llm.block import DecoderBlock
 from monai_llmboost.llm.checkpoint import DonorLayer, read_layer
-from monai_llmboost.llm.extract import block_width, extract, frozen_block, load_block, random_block, read_header
+from monai_llmboost.llm.extract import block_width, extract_block, frozen_block, load_block, random_block, read_header
 from monai_llmboost.llm.frozen import SMALL_GEOMETRY, FrozenBlock, freeze_
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.signature import Signature
@@ -16,7 +16,7 @@ __all__ = [
     "FrozenBlock",
     "Signature",
     "block_width",
-    "extract",
+    "extract_block",
     "freeze_",
     "frozen_block",
     "load_block",

@@ -20,7 +20,7 @@ from monai_llmboost.llm.geometry import BlockGeometry
 FORMAT = "monai-llmboost block 1"
 
 
-def extract(
+def extract_block(
     model: str | Path, out: str | Path, layer: int = -1, revision: str | None = None, overwrite: bool = False
 ) -> DonorLayer:
     """Cut one layer out of a language model and write it to one file.
@@ -84,7 +84,7 @@ def read_header(file: str | Path) -> dict[str, str]:
     path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(
-            f"expected a block file, found nothing at {path}: make one with "
+            f"expected a block file, found nothing at {path}: give --block FILE; make one with "
             "`monai-llmboost extract MODEL --layer -1 --out FILE`"
         )
     try:

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find, copy and run the bundles; running is `python -m monai.bundle run` with its mistakes caught early."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+# Configs of a job, in the order in which MONAI merges them; the arm's overlay comes behind the first.
+JOBS = {"train": ["train.json"], "evaluate": ["train.json", "evaluate.json"], "inference": ["inference.json"]}
+ARMS_FOLDER = "arms"
+# What MONAI's own wrappers around a failing config item begin with; the cause below them is what went wrong.
+WRAPPERS = ("Failed to instantiate", "Failed to evaluate", "applying transform")
+
+
+def bundle_path(name: str | Path) -> Path:
+    """The folder of a bundle: a folder as it is, or a name of one that comes with this package.
+
+    Raises:
+        FileNotFoundError: there is no such bundle; the message lists those of the package.
+    """
+    package = Path(__file__).parent
+    # In an installed wheel they lie inside the package, in a checkout (and so an editable install) beside it.
+    for place in (Path(), package / "bundles", package.parent / "bundles"):
+        if (place / name / "configs" / "metadata.json").is_file():
+            return place / name
+    names = sorted(file.parts[-3] for file in package.parent.glob("**/bundles/*/configs/metadata.json"))
+    raise FileNotFoundError(
+        f"there is no bundle {str(name)!r}: give a bundle's folder, or one of {', '.join(names) or '(none installed)'}"
+    )
+
+
+def copy_bundle(name: str | Path, to: Path) -> None:
+    """Copy a bundle without what was trained in it.
+
+    Raises:
+        FileExistsError: ``to`` is there already.
+    """
+    source = bundle_path(name)
+    if to.exists():
+        raise FileExistsError(f"{to} is there already: give another folder, or remove it")
+    shutil.copytree(source, to, ignore=shutil.ignore_patterns("models", "eval", "__pycache__"))
+
+
+def job_configs(bundle: Path, job: str, arm: str | None = None) -> list[Path]:
+    """The config files of a job, with the overlay of an arm.
+
+    Raises:
+        ValueError: an unknown job or arm.
+    """
+    if job not in JOBS:
+        raise ValueError(f"expected a job of {', '.join(JOBS)}, got {job!r}")
+    first, *rest = JOBS[job]
+    if arm is None:
+        overlays = []
+    else:
+        arms = sorted(file.stem for file in (bundle / "configs" / ARMS_FOLDER).glob("*.json"))
+        if arm not in arms:
+            raise ValueError(f"expected an arm of {', '.join(arms)}, got {arm!r}")
+        overlays = [f"{ARMS_FOLDER}/{arm}.json"]
+    return [bundle / "configs" / name for name in [first, *overlays, *rest]]
+
+
+def run_bundle(
+    name: str | Path, job: str, arm: str | None = None, logging_file: str | bool | None = None, **overrides: Any
+) -> None:
+    """Run one job of a bundle, as ``python -m monai.bundle run`` would.
+
+    Args:
+        name: a bundle's folder, or the name of one that comes with this package.
+        job: ``"train"``, ``"evaluate"`` or ``"inference"``.
+        arm: overlay of ``configs/arms``, such as ``"none"``; ``None`` for the configs as they are.
+        logging_file: as in MONAI; ``None`` is the bundle's own, ``False`` leaves logging alone.
+        overrides: config keys and their values.
+
+    Raises:
+        ValueError: an unknown job, arm or key (MONAI itself takes an unknown key without a word).
+        Whatever went wrong below MONAI's "Failed to instantiate ..." is raised itself.
+    """
+    bundle = bundle_path(name)
+    configs = job_configs(bundle, job, arm)
+    known = {key.partition("#")[0] for file in configs for key in json.loads(file.read_text())}
+    for key in overrides:
+        first = key.replace("::", "#").partition("#")[0]
+        if first not in known:
+            near = difflib.get_close_matches(first, known, n=1)
+            raise ValueError(
+                f"the bundle has no option --{first}"
+                + (f": did you mean --{near[0]}?" if near else f"; it has {', '.join(sorted(known))}")
+            )
+    from monai.bundle import run  # takes seconds to import; a misspelt option should not
+
+    configs_folder = bundle / "configs"
+    try:
+        run(
+            config_file=[str(file) for file in configs],
+            meta_file=str(configs_folder / "metadata.json"),
+            logging_file=str(configs_folder / "logging.conf") if logging_file is None else logging_file,
+            workflow_type="infer" if job == "inference" else "train",
+            **overrides,
+        )
+    except RuntimeError as error:
+        raise root_cause(error) from error
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """What went wrong below the exceptions that MONAI wraps around it."""
+    while error.__cause__ is not None and str(error).startswith(WRAPPERS):
+        error = error.__cause__
+    return error

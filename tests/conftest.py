@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What several tests need: small models, real data where they are present, one job of the bundle at small size."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from monai_llmboost.bundle import run_bundle
+from monai_llmboost.llm import BlockGeometry
+
+ROOT = Path(__file__).parents[1]
+BUNDLE = "medmnist3d_rllm_classification"
+# A network and a schedule that train in a second or two; the shapes of the data stay real.
+SMALL = {"hidden_size": 16, "mlp_dim": 16, "num_layers": 1, "num_heads": 2, "batch_size": 120}
+
+
+@pytest.fixture
+def geometry():
+    """Grouped heads whose total is not the width, so that no two numbers can be mistaken for one another."""
+    return BlockGeometry(width=24, mlp_width=40, num_heads=4, num_kv_heads=2, head_size=8, norm_eps=1e-5)
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of real data, or a skip with its reason."""
+    folder = Path(os.environ.get("MONAI_LLMBOOST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}: set MONAI_LLMBOOST_DATA to run this test")
+    return folder
+
+
+def llama_config(geometry, num_layers=3, **changes):
+    return {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": geometry.width,
+        "intermediate_size": geometry.mlp_width,
+        "num_attention_heads": geometry.num_heads,
+        "num_key_value_heads": geometry.num_kv_heads,
+        "head_dim": geometry.head_size,
+        "num_hidden_layers": num_layers,
+        "rms_norm_eps": geometry.norm_eps,
+        "hidden_act": "silu",
+        "vocab_size": 32,
+        **changes,
+    }
+
+
+@pytest.fixture
+def llama(geometry):
+    """A small LLaMA of `transformers` with random weights and gains that are not one."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    model = LlamaForCausalLM(LlamaConfig(**llama_config(geometry))).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.3)
+    return model
+
+
+@pytest.fixture
+def llama_folder(llama, tmp_path):
+    """The small LLaMA as a Hugging Face folder of several shards, written by `transformers` itself."""
+    folder = tmp_path / "tiny-llama"
+    llama.save_pretrained(folder, max_shard_size="9KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llm_folder(real_data, tmp_path_factory):
+    """The really pre-trained block of the real data as a Hugging Face folder."""
+    import numpy as np
+
+    source = real_data / "llm" / "tiny-llm-block"
+    config = json.loads((source / "config.json").read_text())
+    width, mlp = config["hidden_size"], config["intermediate_size"]
+    kv = width // config["num_attention_heads"] * config["num_key_value_heads"]
+    shapes = {
+        "self_attn.q_proj": (width, width),
+        "self_attn.k_proj": (kv, width),
+        "self_attn.v_proj": (kv, width),
+        "self_attn.o_proj": (width, width),
+        "mlp.gate_proj": (mlp, width),
+        "mlp.up_proj": (mlp, width),
+        "mlp.down_proj": (width, mlp),
+        "input_layernorm": (width,),
+        "post_attention_layernorm": (width,),
+    }
+    files = {"input_layernorm": "norm1", "post_attention_layernorm": "norm2"}
+    tensors = {}
+    for name, shape in shapes.items():
+        raw = np.fromfile(source / f"{files.get(name, name.rpartition('.')[2])}.bin", "<f4")
+        tensors[f"model.layers.0.{name}.weight"] = torch.from_numpy(raw.reshape(shape))
+    folder = tmp_path_factory.mktemp("real") / "tiny-llm"
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def run_job(tmp_path):
+    """One job of the bundle at small size, in this process, into a folder of this test."""
+
+    def run(job, arm=None, **options):
+        places = {"ckpt_dir": str(tmp_path / "run"), "output_dir": str(tmp_path / "run")}
+        run_bundle(BUNDLE, job, arm, logging_file=False, **{**SMALL, **places, **options})
+        return Path(options.get("output_dir", tmp_path / "run"))
+
+    return run

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+
+from monai_llmboost.llm import BlockGeometry, DecoderBlock, read_layer
+
+
+def block_of(folder, layer=-1):
+    donor = read_layer(folder, layer)
+    return DecoderBlock.from_tensors(donor.geometry, donor.tensors)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_equals_the_transformers_layer(llama, llama_folder, layer):
+    """Identity rotary (cos 1, sin 0), no mask, both directions: `is_causal=False`, for SDPA without a mask is causal."""
+    theirs = llama.model.layers[layer]
+    theirs.self_attn.is_causal = False
+    x = torch.randn(2, 7, 24)
+    rotary = torch.ones(2, 7, 8), torch.zeros(2, 7, 8)
+    with torch.no_grad():
+        expected = theirs(x, position_embeddings=rotary, attention_mask=None)
+        got = block_of(llama_folder, layer)(x)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+
+
+def test_is_permutation_equivariant(llama_folder):
+    block, x, order = block_of(llama_folder), torch.randn(2, 9, 24), torch.randperm(9)
+    torch.testing.assert_close(block(x[:, order]), block(x)[:, order])
+
+
+def test_every_token_sees_every_token(llama_folder):
+    x = torch.randn(1, 5, 24, requires_grad=True)
+    (grad,) = torch.autograd.grad(block_of(llama_folder)(x)[0, 0].sum(), x)
+    assert (grad.abs().sum(-1) > 0).all()
+
+
+def test_uses_the_tensors_without_copying(llama_folder):
+    donor = read_layer(llama_folder)
+    block = DecoderBlock.from_tensors(donor.geometry, donor.tensors)
+    assert block.query.weight.data_ptr() == donor.tensors["query.weight"].data_ptr()
+
+
+def test_wrong_tensors_are_named(geometry, llama_folder):
+    tensors = dict(read_layer(llama_folder).tensors)
+    with pytest.raises(ValueError, match=r"query\.weight of shape \(32, 24\), got \(3, 3\)"):
+        DecoderBlock.from_tensors(geometry, {**tensors, "query.weight": torch.ones(3, 3)})
+    del tensors["down.weight"]
+    with pytest.raises(ValueError, match=r"missing or unknown: \['down\.weight'\]"):
+        DecoderBlock.from_tensors(geometry, tensors)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 0}, "width to be a whole number"),
+        ({"num_heads": True}, "num_heads to be a whole number"),
+        ({"mlp_width": 1 << 40}, "mlp_width to be a whole number"),
+        ({"num_kv_heads": 3}, "num_kv_heads to divide num_heads"),
+        ({"norm_eps": 2.0}, "norm_eps between 0 and 1"),
+    ],
+)
+def test_impossible_geometry(change, message):
+    sizes = {"width": 8, "mlp_width": 8, "num_heads": 2, "num_kv_heads": 1, "head_size": 4, **change}
+    with pytest.raises(ValueError, match=message):
+        BlockGeometry(**sizes)
+
+
+def test_geometry_survives_json(geometry):
+    assert BlockGeometry.from_json(geometry.to_json()) == geometry

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+
+import pytest
+import torch
+from conftest import llama_config
+from safetensors.torch import save_file
+
+from monai_llmboost.llm import read_layer
+from monai_llmboost.llm.checkpoint import META
+from monai_llmboost.llm.frozen import fingerprint
+
+
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_reads_a_layer_that_straddles_shards(llama, llama_folder):
+    donor = read_layer(llama_folder, 1)
+    index = json.loads((llama_folder / "model.safetensors.index.json").read_text())["weight_map"]
+    assert len({file for name, file in index.items() if ".layers.1." in name}) > 1
+    assert (donor.layer, donor.num_layers, donor.donor) == (1, 3, "tiny-llama")
+    assert torch.equal(donor.tensors["key.weight"], llama.model.layers[1].self_attn.k_proj.weight)
+    assert torch.equal(donor.tensors["mlp_norm.weight"], llama.model.layers[1].post_attention_layernorm.weight)
+
+
+def test_reads_only_the_files_that_hold_the_layer(llama_folder):
+    index = json.loads((llama_folder / "model.safetensors.index.json").read_text())["weight_map"]
+    needed = {file for name, file in index.items() if ".layers.2." in name}
+    for file in set(index.values()) - needed:
+        (llama_folder / file).unlink()
+    assert read_layer(llama_folder, -1).layer == 2
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_reads_pytorch_bin(llama, geometry, tmp_path, sharded):
+    state = dict(llama.state_dict())
+    (tmp_path / "config.json").write_text(json.dumps(llama_config(geometry)))
+    if sharded:
+        names = sorted(state)
+        for number, part in enumerate((names[::2], names[1::2])):
+            torch.save({name: state[name] for name in part}, tmp_path / f"part-{number}.bin")
+        weight_map = {name: f"part-{position % 2}.bin" for position, name in enumerate(names)}
+        (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    else:
+        torch.save(state, tmp_path / "pytorch_model.bin")
+    donor = read_layer(tmp_path, 0)
+    assert torch.equal(donor.tensors["gate.weight"], llama.model.layers[0].mlp.gate_proj.weight)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_meta_files_give_the_fingerprint_of_the_hugging_face_files(llama, llama_folder, geometry, tmp_path, parts):
+    """Written as Meta writes: rotary pairs side by side, split over files by outputs (inputs for wo and w2)."""
+    ours = read_layer(llama_folder, 2)
+    folder = tmp_path / "meta"
+    folder.mkdir()
+    state = {}
+    for theirs, name in META.items():
+        tensor = ours.tensors[name]
+        if name in ("query.weight", "key.weight"):
+            halves = tensor.view(-1, 2, geometry.head_size // 2, geometry.width)
+            tensor = halves.transpose(1, 2).reshape(tensor.shape)
+        state[f"layers.2.{theirs}"] = tensor
+    for part in range(parts):
+        piece = {}
+        for key, tensor in state.items():
+            split = 1 if key.endswith(("wo.weight", "w2.weight")) else 0
+            piece[key] = tensor if tensor.ndim == 1 else tensor.chunk(parts, split)[part].clone()
+        torch.save(piece, folder / f"consolidated.{part:02d}.pth")
+    params = {"dim": 24, "n_heads": 4, "n_kv_heads": 2, "n_layers": 3, "norm_eps": geometry.norm_eps}
+    (folder / "params.json").write_text(json.dumps(params))
+    meta = read_layer(folder, -1)
+    assert meta.geometry == geometry
+    assert fingerprint(meta.geometry, meta.tensors) == fingerprint(ours.geometry, ours.tensors)
+
+
+def test_reads_the_really_pretrained_block(tiny_llm_folder):
+    donor = read_layer(tiny_llm_folder)
+    assert (donor.geometry.width, donor.geometry.mlp_width, donor.geometry.num_kv_heads) == (192, 1024, 1)
+    assert sum(tensor.numel() for tensor in donor.tensors.values()) == 700_800
+
+
+@pytest.mark.parametrize("layer", [3, -4, 100])
+def test_no_such_layer(llama_folder, layer):
+    with pytest.raises(ValueError, match=rf"layer {layer} is not in this model: it has the layers 0 to 2"):
+        read_layer(llama_folder, layer)
+
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected a model folder or a hub id"):
+        read_layer(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match=r"config\.json .* or params\.json"):
+        read_layer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "gpt2"}, "expected a model of type llama or mistral, got 'gpt2'"),
+        ({"attention_bias": True}, "without biases, got attention_bias"),
+        ({"hidden_act": "gelu"}, "hidden_act silu, got 'gelu'"),
+        ({"quantization_config": {"bits": 4}}, "got a quantised model"),
+        ({"hidden_size": "24"}, "width to be a whole number"),
+        ({"num_hidden_layers": None}, "num_hidden_layers to be the number of layers"),
+        ({"num_attention_heads": 0}, "num_attention_heads to be a whole number"),
+    ],
+)
+def test_unfit_configuration(llama_folder, changes, message):
+    change_config(llama_folder, **changes)
+    with pytest.raises(ValueError, match=message):
+        read_layer(llama_folder)
+
+
+def test_broken_files_are_named(llama_folder):
+    index = llama_folder / "model.safetensors.index.json"
+    shards = json.loads(index.read_text())["weight_map"]
+    shard = llama_folder / shards["model.layers.2.self_attn.q_proj.weight"]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=f"cannot read {shard.name}: .* Download it again"):
+        read_layer(llama_folder)
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match=f"expected the weight file {shard.name}"):
+        read_layer(llama_folder)
+    index.write_text(json.dumps({"weight_map": {"model.layers.2.self_attn.q_proj.weight": "../../secret"}}))
+    with pytest.raises(ValueError, match=r"plain file names in .*'\.\./\.\./secret'"):
+        read_layer(llama_folder)
+    index.write_text("{")
+    with pytest.raises(ValueError, match=r"expected JSON in model\.safetensors\.index\.json"):
+        read_layer(llama_folder)
+    index.unlink()
+    with pytest.raises(FileNotFoundError, match=r"expected model\.safetensors or pytorch_model\.bin"):
+        read_layer(llama_folder)
+
+
+def test_tensors_of_another_kind_are_refused(llama, geometry, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(llama_config(geometry)))
+    state = {name: tensor.clone() for name, tensor in llama.state_dict().items()}
+    save_file({**state, "model.layers.2.self_attn.q_norm.weight": torch.ones(8)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"no LLaMA layer, it also has \['self_attn\.q_norm\.weight'\]"):
+        read_layer(tmp_path)
+    name = "model.layers.2.mlp.up_proj.weight"
+    save_file({**state, name: state[name].to(torch.int8)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"expected float weights, got torch\.int8 for up\.weight"):
+        read_layer(tmp_path)
+    del state[name]
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"it lacks \['mlp\.up_proj\.weight'\]"):
+        read_layer(tmp_path)
+
+
+def test_a_pickle_that_runs_code_is_refused(geometry, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (exit, ("code of the checkpoint was run",))
+
+    (tmp_path / "config.json").write_text(json.dumps(llama_config(geometry)))
+    torch.save({"model.layers.2.x": Evil()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"cannot read pytorch_model\.bin"):
+        read_layer(tmp_path)

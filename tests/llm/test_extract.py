@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from monai_llmboost.llm import block_width, extract_block, frozen_block, load_block, random_block, read_header, read_layer
+from monai_llmboost.llm.frozen import SMALL_GEOMETRY, fingerprint
+
+
+@pytest.fixture
+def block_file(llama_folder, tmp_path):
+    extract_block(llama_folder, tmp_path / "block.safetensors", layer=1)
+    return tmp_path / "block.safetensors"
+
+
+def test_round_trip(llama_folder, block_file, geometry):
+    donor = read_layer(llama_folder, 1)
+    header = read_header(block_file)
+    assert (header["donor"], header["layer"], header["num_layers"]) == ("tiny-llama", "1", "3")
+    assert header["fingerprint"] == fingerprint(geometry, donor.tensors)
+    block = load_block(block_file)
+    assert block.geometry == geometry
+    assert torch.equal(block.layer.down.weight, donor.tensors["down.weight"])
+    assert block.signature.text == f"tiny-llama layer 1 ({header['fingerprint'][:12]})"
+    assert str(llama_folder.parent) not in str(header), "no path of this machine"
+
+
+def test_is_kept_in_the_donors_dtype(llama, tmp_path):
+    llama.to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    extract_block(tmp_path / "half", tmp_path / "half.safetensors")
+    assert load_block(tmp_path / "half.safetensors").layer.up.weight.dtype == torch.bfloat16
+    assert load_block(tmp_path / "half.safetensors", torch.float32).layer.up.weight.dtype == torch.float32
+
+
+def test_nothing_is_overwritten_unasked(llama_folder, block_file):
+    before = block_file.read_bytes()
+    with pytest.raises(FileExistsError, match="is there already"):
+        extract_block(llama_folder, block_file, layer=0)
+    assert block_file.read_bytes() == before
+    extract_block(llama_folder, block_file, layer=0, overwrite=True)
+    assert read_header(block_file)["layer"] == "0"
+
+
+def test_a_failed_extraction_leaves_nothing(llama_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("monai_llmboost.llm.extract.save_file", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
+    folder = tmp_path / "new"
+    with pytest.raises(OSError, match="disk full"):
+        extract_block(llama_folder, folder / "block.safetensors")
+    assert not list(folder.iterdir())
+
+
+def test_an_altered_file_is_refused(block_file):
+    content = bytearray(block_file.read_bytes())
+    content[-1] ^= 1
+    block_file.write_bytes(content)
+    with pytest.raises(ValueError, match="are not those that were extracted"):
+        load_block(block_file)
+
+
+def test_other_files_are_refused(tmp_path, llama_folder):
+    with pytest.raises(FileNotFoundError, match=r"make one with `monai-llmboost extract"):
+        load_block(tmp_path / "nothing.safetensors")
+    save_file({"x": torch.ones(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="got another safetensors file"):
+        load_block(tmp_path / "other.safetensors")
+    (tmp_path / "text.safetensors").write_text("no tensors at all")
+    with pytest.raises(ValueError, match="is damaged or of another kind"):
+        load_block(tmp_path / "text.safetensors")
+    with pytest.raises(ValueError, match=r"ends in \.safetensors"):
+        extract_block(llama_folder, tmp_path / "block.bin")
+
+
+def test_random_like_a_donor(block_file, geometry):
+    block, donor = random_block(block_file, seed=7), load_block(block_file)
+    assert block.geometry == geometry
+    assert block.signature.text.startswith("random seed 7 like tiny-llama layer 1 (")
+    assert block.fingerprint != donor.fingerprint
+    spread = load_file(block_file)["gate.weight"].std()
+    assert 0.8 < block.layer.gate.weight.std() / spread < 1.2
+
+
+def test_what_the_block_option_says(block_file):
+    assert frozen_block("random", seed=2).signature.text.startswith("random seed 2 (")
+    assert frozen_block(block_file).signature.text.startswith("tiny-llama layer 1 (")
+    assert block_width("random") == SMALL_GEOMETRY.width
+    assert block_width(block_file) == 24

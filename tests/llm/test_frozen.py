@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+import copy
+
+import pytest
+import torch
+from monai.networks.utils import copy_model_state
+
+from monai_llmboost.llm import FrozenBlock, load_block, random_block
+from monai_llmboost.llm.frozen import random_tensors
+
+
+@pytest.fixture
+def block(geometry):
+    return random_block(geometry, seed=3)
+
+
+def test_nothing_of_it_is_trained_or_saved(block):
+    assert not list(block.parameters())
+    assert list(block.state_dict()) == ["signature.code"]
+    assert sum(buffer.numel() for buffer in block.buffers()) > 3000
+
+
+def test_gradient_passes_through(block):
+    h = torch.randn(1, 5, 24, requires_grad=True)
+    block(h).sum().backward()
+    assert torch.isfinite(h.grad).all()
+    assert (h.grad != 0).all()
+
+
+def test_final_norm(block, geometry):
+    h = 100 * torch.randn(2, 5, 24)
+    torch.testing.assert_close(block(h).square().mean(-1), torch.ones(2, 5), rtol=1e-3, atol=0)
+    gain = torch.rand(24)
+    other = FrozenBlock(geometry, random_tensors(geometry, 3), "x", final_norm=gain)
+    torch.testing.assert_close(other(h), block(h) * gain)
+    assert other.fingerprint != block.fingerprint
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_is_kept_in_the_dtype_asked_for(geometry, block, dtype):
+    narrow = random_block(geometry, seed=3, dtype=dtype)
+    assert {buffer.dtype for name, buffer in narrow.named_buffers() if "code" not in name} == {dtype}
+    h = torch.randn(2, 5, 24)
+    assert narrow(h).dtype == torch.float32
+    torch.testing.assert_close(narrow(h), block(h), rtol=0.1, atol=0.1)
+    assert narrow.fingerprint == block.fingerprint, "one block, whatever dtype it is run in"
+    with pytest.raises(ValueError, match=r"expected a floating dtype .* torch\.int8"):
+        random_block(geometry, dtype=torch.int8)
+
+
+def test_checkpoint_of_the_same_block_loads(geometry, block):
+    random_block(geometry, seed=3, dtype=torch.bfloat16).load_state_dict(block.state_dict(), strict=True)
+
+
+def test_checkpoint_over_another_block_is_refused_by_every_loader(geometry, block):
+    other = random_block(geometry, seed=4)
+    message = r"made with the block 'random seed 3 \(\w{12}\)', but this network has the block 'random seed 4 \(\w{12}\)'"
+    with pytest.raises(RuntimeError, match=message):
+        other.load_state_dict(block.state_dict())
+    with pytest.raises(RuntimeError, match=message):
+        other.load_state_dict(block.state_dict(), strict=False)
+    with pytest.raises(RuntimeError, match=message):
+        copy_model_state(other, block)
+    wider = random_block(copy.replace(geometry, width=32) if hasattr(copy, "replace") else geometry, seed=4)
+    with pytest.raises(RuntimeError, match=message):
+        copy_model_state(wider, block)
+
+
+def test_checkpoint_without_a_block_is_refused(block):
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: \"signature\.code\""):
+        block.load_state_dict({})
+
+
+def test_survives_deepcopy_device_and_script(block):
+    h = torch.randn(2, 5, 24)
+    assert torch.equal(copy.deepcopy(block)(h), block(h))
+    assert block.to("cpu").double()(h.double()).dtype == torch.float64
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
+def test_torchscript_holds_the_weights(block, tmp_path):
+    torch.jit.save(torch.jit.script(block), tmp_path / "block.ts")
+    h = torch.randn(3, 4, 24)
+    torch.testing.assert_close(torch.jit.load(tmp_path / "block.ts")(h), block(h))
+
+
+def test_random_block_follows_its_seed_and_touches_no_other_random_number(geometry):
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first = random_block(geometry, seed=1)
+    assert torch.equal(torch.rand(1), expected)
+    assert first.fingerprint == random_block(geometry, seed=1).fingerprint != random_block(geometry, seed=2).fingerprint
+
+
+def test_random_block_matches_the_donors_scale(geometry):
+    donor = {name: 0.3 * tensor + 0.1 for name, tensor in random_tensors(geometry, 8).items()}
+    drawn = random_tensors(geometry, 9, like=donor)
+    for name, tensor in drawn.items():
+        spread = donor[name].std()
+        assert abs(tensor.mean() - donor[name].mean()) <= 4 * spread / tensor.numel() ** 0.5 + 1e-6
+        assert abs(tensor.std() - spread) <= 0.5 * spread + 1e-6
+        assert not torch.equal(tensor, donor[name]) or tensor.ndim == 1
+
+
+def test_the_word_random_is_a_small_block():
+    assert random_block("random").width == 192
+    with pytest.raises(FileNotFoundError, match="found nothing at random: give --block FILE"):
+        load_block("random")
