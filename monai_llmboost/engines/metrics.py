@@ -35,7 +35,7 @@ def medmnist_acc(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Fraction of cases classified rightly: probability above 0.5 for two classes, the largest for more."""
     from medmnist.evaluator import getACC
 
-    return float(getACC(np.atleast_1d(labels), probabilities.reshape(len(labels), -1), _task(probabilities)))
+    return float(getACC(labels[:, None], probabilities, _task(probabilities)))
 
 
 def _task(probabilities: np.ndarray) -> str:

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+import csv
+import json
+import stat
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine
+from monai.handlers import from_engine
+from torch import nn
+
+from monai_llmboost.engines import MedMNISTAUC, MetricsFile, PredictionTable, TrainingCheckpoints
+from monai_llmboost.engines.files import written_whole
+from monai_llmboost.networks.class_names import ClassNames
+
+
+class Named(nn.Linear):
+    def __init__(self):
+        super().__init__(2, 2)
+        self.class_names = ClassNames(2, ["mass", "no, mass"])
+
+
+def evaluator(items):
+    """An evaluator whose batches are lists of cases, as MONAI leaves them after decollation."""
+
+    def step(engine, batch):
+        engine.state.batch = [{k: v for k, v in item.items() if k != "pred"} for item in batch]
+        return [{"pred": torch.tensor(item["pred"])} for item in batch]
+
+    engine = Engine(step)
+    return engine, [items[:2], items[2:]]
+
+
+def rows_of(folder):
+    with (folder / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_prediction_table(tmp_path):
+    items = [
+        {"case": "b", "pred": [0.25, 0.75], "refused": ""},
+        {"case": "a", "pred": [0.5, 0.5], "refused": "too short"},
+        {"case": "c", "pred": [float("nan"), 0.5], "refused": ""},
+    ]
+    engine, batches = evaluator(items)
+    PredictionTable(tmp_path, Named()).attach(engine)
+    engine.run(batches)
+    assert rows_of(tmp_path) == [
+        {"case": "a", "p_mass": "", "p_no, mass": "", "predicted": "", "refused": "too short"},
+        {"case": "b", "p_mass": "0.250000", "p_no, mass": "0.750000", "predicted": "no, mass", "refused": ""},
+        {"case": "c", "p_mass": "", "p_no, mass": "", "predicted": "", "refused": "the network's output is not finite"},
+    ]
+    first = (tmp_path / "predictions.csv").read_bytes()
+    engine.run(batches)
+    assert (tmp_path / "predictions.1.csv").read_bytes() == first, "an earlier table is kept"
+
+
+def test_labels_are_named_and_must_be_the_networks(tmp_path):
+    engine, batches = evaluator([{"case": "x", "pred": [0.9, 0.1], "label": 1}])
+    PredictionTable(tmp_path, Named(), ["mass", "no, mass"]).attach(engine)
+    engine.run(batches[:1])
+    assert rows_of(tmp_path)[0]["label"] == "no, mass"
+    engine, batches = evaluator([])
+    PredictionTable(tmp_path, Named(), ["shell", "ring"]).attach(engine)
+    with pytest.raises(ValueError, match=r"classes \['shell', 'ring'\], the checkpoint's are \['mass', 'no, mass'\]"):
+        engine.run(batches[:1])
+
+
+def test_metrics_file(tmp_path):
+    random = np.random.default_rng(0)
+    p = torch.tensor(random.dirichlet([1, 1], 40))
+    engine = Engine(lambda engine, index: {"pred": p[index], "label": (torch.arange(40) % 2)[index]})
+    MedMNISTAUC(from_engine(["pred", "label"])).attach(engine, "auc")
+    MetricsFile(tmp_path, "auc", {"dataset": "phantom"}).attach(engine)
+    state = engine.run([torch.arange(25), torch.arange(25, 40)])
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert (written["dataset"], written["cases"]) == ("phantom", 40)
+    assert written["auc"] == pytest.approx(state.metrics["auc"])
+    for name in ("auc", "acc"):
+        low, high = written[f"{name}_interval_95"]
+        assert 0 <= low < written[name] < high <= 1
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "table.csv"
+    with pytest.raises(RuntimeError, match="stopped"), written_whole(path) as file:
+        file.write("half")
+        raise RuntimeError("stopped")
+    assert not list(path.parent.iterdir())
+    with written_whole(path) as file:
+        file.write("whole")
+    assert path.read_text() == "whole"
+    assert stat.S_IMODE(path.stat().st_mode) & 0o400
+
+
+def training(folder, values, epochs, **options):
+    """A trainer whose validation gives these values, one per epoch."""
+    network = nn.Linear(1, 1)
+    validation = Engine(lambda engine, batch: None)
+
+    def step(engine, batch):
+        with torch.no_grad():
+            network.weight.fill_(engine.state.epoch)
+        validation.state.metrics["auc"] = values[engine.state.epoch - 1]
+
+    trainer = Engine(step)
+    TrainingCheckpoints(folder, {"model": network}, validation, "auc", **options).attach(trainer)
+    return network, trainer, lambda: trainer.run([0], max_epochs=epochs)
+
+
+def weight(folder, name="model.pt"):
+    state = torch.load(folder / name, weights_only=True)
+    return float(state.get("model", state)["weight"])
+
+
+def test_the_best_epoch_by_validation_is_kept(tmp_path):
+    training(tmp_path, [0.5, 0.8, 0.8, 0.6], 4)[2]()
+    assert weight(tmp_path) == 2, "the first of equals"
+    assert weight(tmp_path, "last.pt") == 4
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(0, 6), (1, 3), (2, 4)])
+def test_early_stop(tmp_path, patience, epochs):
+    _, trainer, run = training(tmp_path, [0.5, 0.8, 0.7, 0.6, 0.6, 0.6], 6, patience=patience)
+    run()
+    assert trainer.state.epoch == epochs
+
+
+def test_resume_remembers_the_best_and_the_waiting(tmp_path):
+    values = [0.5, 0.8, 0.7, 0.6, 0.6, 0.9]
+    training(tmp_path, values, 3, patience=3)[2]()
+    network, trainer, run = training(tmp_path, values, 6, patience=3, resume=True)
+    run()
+    assert trainer.state.epoch == 5, "epochs 3, 4 and 5 were no better than epoch 2"
+    assert weight(tmp_path) == 2
+    _, trainer, run = training(tmp_path, values, 6, patience=3, resume=True)
+    run()
+    assert trainer.state.epoch == 5, "a run that had stopped stays stopped"
+
+
+def test_what_cannot_be_resumed(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing to resume: .*last\.pt is not there"):
+        training(tmp_path, [0.5], 1, resume=True)[2]()
+    training(tmp_path, [0.5] * 3, 3)[2]()
+    with pytest.raises(ValueError, match="already has 3 epochs, --epochs asks for 2"):
+        training(tmp_path, [0.5] * 3, 2, resume=True)[2]()
+
+
+def test_an_earlier_run_is_kept(tmp_path):
+    training(tmp_path, [0.5], 1)[2]()
+    training(tmp_path, [0.5, 0.7], 2)[2]()
+    assert (weight(tmp_path, "model.1.pt"), weight(tmp_path)) == (1, 2)

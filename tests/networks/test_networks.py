@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ViT3D and ViViT as MONAI-style networks: shapes, clear errors, checkpoints, scripting."""
+
+import copy
+
+import pytest
+import torch
+
+from monai_llmboost.boosters import ResidualBooster, mlp_booster
+from monai_llmboost.llm import random_block
+from monai_llmboost.networks import ViT3D, ViViT
+
+SIZES = {"in_channels": 2, "num_classes": 3, "img_size": (8, 12, 16), "patch_size": (4, 4, 8), "hidden_size": 12}
+VIT3D = {**SIZES, "mlp_dim": 20, "num_layers": 2, "num_heads": 3}
+VIVIT = {**SIZES, "mlp_dim": 20, "num_spatial_layers": 1, "num_temporal_layers": 2, "num_heads": 3}
+NETWORKS = {"vit3d": (ViT3D, VIT3D), "vivit": (ViViT, VIVIT)}
+script_warnings = pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
+
+
+@pytest.fixture(params=NETWORKS)
+def build(request):
+    kind, sizes = NETWORKS[request.param]
+    return lambda **changes: kind(**{**sizes, **changes})
+
+
+@pytest.fixture
+def booster():
+    return ResidualBooster(12, random_block("random"))
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+@pytest.mark.parametrize("boosted", [False, True])
+def test_logits(build, booster, pool, boosted):
+    network = build(pool=pool, booster=booster if boosted else None)
+    logits = network(torch.randn(5, 2, 8, 12, 16))
+    assert logits.shape == (5, 3)
+    logits.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters() if parameter.numel())
+
+
+def test_the_numbers_of_tokens():
+    x = torch.randn(1, 2, 8, 12, 16)
+    assert ViT3D(**VIT3D).forward_features(x).shape == (1, 1 + 2 * 3 * 2, 12)
+    assert ViViT(**VIVIT).forward_features(x).shape == (1, 1 + 2, 12)
+    assert ViViT(**VIVIT, pool="mean").forward_features(x).shape == (1, 2, 12)
+
+
+def test_one_number_is_a_cube():
+    network = ViT3D(1, 2, img_size=8, patch_size=4, hidden_size=12, num_heads=3)
+    assert network(torch.randn(1, 1, 8, 8, 8)).shape == (1, 2)
+
+
+def test_head_size_is_free(build):
+    assert build(num_heads=5, head_size=7)(torch.randn(1, 2, 8, 12, 16)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 8, 12, 12), (1, 1, 8, 12, 16), (2, 8, 12, 16), (1, 2, 12, 16)])
+def test_volumes_of_another_shape(build, shape):
+    with pytest.raises(ValueError, match=r"volumes of shape \(batch, 2, 8, 12, 16\), got \["):
+        build()(torch.randn(shape))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"patch_size": 5}, r"img_size to be a multiple of patch_size .* \(8, 12, 16\) and \(5, 5, 5\)"),
+        ({"img_size": (8, 8)}, "one or three sizes"),
+        ({"img_size": 0}, "expected sizes from 1"),
+        ({"patch_size": -4}, "expected sizes from 1"),
+        ({"pool": "max"}, "pool to be one of cls, mean, got 'max'"),
+        ({"num_heads": 5}, "num_heads to divide hidden_size, got 5 and 12"),
+        ({"num_heads": 0}, "numbers from 1"),
+        ({"dropout_rate": 1.0}, "dropout_rate from 0 to below 1"),
+        ({"num_classes": 0}, "in_channels and num_classes from 1"),
+        ({"class_names": ["a", "b"]}, r"expected 3 class names, got 2: \['a', 'b'\]"),
+        ({"class_names": ["a" * 500, "b", "c"]}, "at most 480 bytes"),
+        ({"booster": mlp_booster(16, "random")}, "booster with channels=12.* got channels=16"),
+    ],
+)
+def test_sizes_that_do_not_fit(build, changes, message):
+    with pytest.raises(ValueError, match=message):
+        build(**changes)
+
+
+def test_dropout_is_off_in_eval_and_on_in_training(build):
+    network, x = build(dropout_rate=0.5), torch.randn(1, 2, 8, 12, 16)
+    assert torch.equal(network.eval()(x), network(x))
+    assert not torch.equal(network.train()(x), network(x))
+
+
+def test_checkpoint_is_small_complete_and_carries_the_class_names(build, booster):
+    network = build(booster=booster, class_names=["air", "fat", "bone"])
+    state = network.state_dict()
+    trained = sum(parameter.numel() for parameter in network.parameters())
+    texts = 2 * 512  # the block's signature and the names, bytes
+    assert sum(value.numel() for value in state.values()) == trained + texts
+    other = build(booster=ResidualBooster(12, random_block("random")))
+    assert other.class_names.names() == ["class 0", "class 1", "class 2"]
+    other.load_state_dict(state, strict=True)
+    assert other.class_names.names() == ["air", "fat", "bone"]
+    x = torch.randn(2, 2, 8, 12, 16)
+    assert torch.equal(other(x), network(x))
+    with pytest.raises(RuntimeError, match="'random seed 0 .*'random seed 1"):
+        build(booster=ResidualBooster(12, random_block("random", seed=1))).load_state_dict(state)
+
+
+@script_warnings
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+@pytest.mark.parametrize("boosted", [False, True])
+def test_scripts(build, booster, pool, boosted):
+    network = build(pool=pool, booster=booster if boosted else None).eval()
+    scripted = torch.jit.script(copy.deepcopy(network))
+    for batch in (1, 3):
+        x = torch.randn(batch, 2, 8, 12, 16)
+        torch.testing.assert_close(scripted(x), network(x))
+    with pytest.raises(Exception, match="expected volumes of shape"):
+        scripted(torch.randn(1, 2, 8, 8, 8))
+
+
+def test_frozen_weights_are_bit_identical_after_training(build, booster):
+    network = build(booster=booster)
+    before = copy.deepcopy(dict(booster.block.named_buffers()))
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    for _ in range(2):
+        optimizer.zero_grad()
+        network(torch.randn(2, 2, 8, 12, 16)).square().sum().backward()
+        optimizer.step()
+    assert all(torch.equal(buffer, before[name]) for name, buffer in booster.block.named_buffers())

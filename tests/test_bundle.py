@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bundle as its users run it: every arm, from any working directory, resumed, on several processes, on NIfTI."""
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from conftest import BUNDLE, ROOT, SMALL
+from ignite.engine import Events
+from monai.bundle import ConfigWorkflow
+
+from monai_llmboost.bundle import bundle_path, copy_bundle, job_configs, run_bundle
+from monai_llmboost.data import LabelledVolumes
+from monai_llmboost.llm import extract_block
+
+CONFIGS = ROOT / "bundles" / BUNDLE / "configs"
+pytestmark = [
+    # What MONAI, Ignite and torch say of themselves on every normal run (MONAI 1.6.1, torch 2.15).
+    pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:monai"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:monai"),
+    # MONAI steps a schedule as PyTorch asked for before 1.1 only in its first epoch's log line.
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+]
+
+
+def rows_of(folder):
+    with (folder / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def block_file(llama_folder, tmp_path):
+    extract_block(llama_folder, tmp_path / "block.safetensors")
+    return tmp_path / "block.safetensors"
+
+
+def write_nifti(folder, images):
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, image in enumerate(images):
+        nibabel.save(nibabel.Nifti1Image(np.asarray(image), np.eye(4)), folder / f"case-{index}.nii.gz")
+    return folder
+
+
+@pytest.mark.parametrize("arm", [None, "none", "mlp", "random", "pretrained"])
+def test_each_arm_is_trained_judged_and_asked(run_job, block_file, tmp_path, arm):
+    options = {"block": str(block_file)} if arm is not None else {}
+    run_job("train", arm, epochs=1, **options)
+    folder = run_job("evaluate", arm, **options)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert (metrics["dataset"], metrics["split"], metrics["cases"]) == ("phantom", "test", 240)
+    assert 0 <= metrics["auc"] <= 1
+    table = rows_of(folder)
+    assert len(table) == 240
+    right = sum(row["predicted"] == row["label"] for row in table)
+    assert right / 240 == pytest.approx(metrics["acc"])
+
+    test = LabelledVolumes("phantom", "test")
+    nifti = write_nifti(tmp_path / "nifti", [item["image"][0] for item in test.data[:5]])
+    out = run_job("inference", arm, dataset_dir=str(nifti), output_dir=str(tmp_path / "asked"), batch_size=2, **options)
+    for asked, judged in zip(rows_of(out), table):
+        assert asked["refused"] == ""
+        for name in ("p_shell", "p_ring"):
+            assert float(asked[name]) == pytest.approx(float(judged[name]), abs=2e-6), "as from the array"
+
+
+def test_a_checkpoint_is_small_and_holds_no_block(run_job, block_file):
+    folder = run_job("train", "pretrained", epochs=1, block=str(block_file))
+    for name in ("model.pt", "last.pt"):
+        state = torch.load(folder / name, weights_only=True)
+        names = state if name == "model.pt" else state["model"]
+        assert not any("layer.query" in key for key in names)
+        assert "booster.block.signature.code" in names
+
+
+@pytest.mark.parametrize(("other", "message"), [("random", "made with the block 'tiny-llama layer 2"), ("none", "Unexpected key")])
+def test_a_checkpoint_of_another_arm_is_refused(run_job, block_file, other, message):
+    run_job("train", "pretrained", epochs=1, block=str(block_file))
+    with pytest.raises(RuntimeError, match=message):
+        run_job("evaluate", other, block=str(block_file))
+
+
+def trained(folder, epochs, stop_after=None, **options):
+    """Train through ConfigWorkflow, stopped from outside after an epoch if asked to."""
+    options = {**SMALL, "batch_size": 60, "ckpt_dir": str(folder), "output_dir": str(folder), "epochs": epochs, **options}
+    workflow = ConfigWorkflow(
+        config_file=[str(file) for file in job_configs(ROOT / "bundles" / BUNDLE, "train")],
+        meta_file=str(CONFIGS / "metadata.json"),
+        logging_file=False,
+        workflow_type="train",
+        **options,
+    )
+    workflow.initialize()
+    if stop_after:
+        trainer = workflow.parser.get_parsed_content("train#trainer")
+        trainer.add_event_handler(Events.EPOCH_COMPLETED(once=stop_after), trainer.terminate)
+    workflow.run()
+    return {name: torch.load(folder / name, weights_only=True) for name in ("model.pt", "last.pt")}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_resumed_equals_uninterrupted(tmp_path, num_workers):
+    dropout = {"network_def#dropout_rate": 0.2, "num_workers": num_workers, "seed": 3}
+    whole = trained(tmp_path / "whole", 4, **dropout)
+    trained(tmp_path / "parts", 4, stop_after=2, **dropout)
+    assert torch.load(tmp_path / "parts" / "last.pt", weights_only=True)["progress"]["epoch"] == 2
+    parts = trained(tmp_path / "parts", 4, resume=True, **dropout)
+    assert whole["last.pt"]["best"] == parts["last.pt"]["best"]
+    for name, state in (("model.pt", whole["model.pt"]), ("last.pt", whole["last.pt"]["model"])):
+        other = parts[name] if name == "model.pt" else parts[name]["model"]
+        assert all(torch.equal(value, other[key]) for key, value in state.items())
+    assert str(whole["last.pt"]["optimizer"]) == str(parts["last.pt"]["optimizer"])
+    assert whole["last.pt"]["lr_scheduler"] == parts["last.pt"]["lr_scheduler"]
+
+
+def test_seeds_matter_and_repeat(tmp_path):
+    first, again, other = (
+        trained(tmp_path / name, 1, seed=seed)["last.pt"]["model"]["head.weight"]
+        for name, seed in (("first", 1), ("again", 1), ("other", 2))
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_workflows_have_monais_properties(tmp_path, run_job):
+    run_job("train", epochs=1)
+    nifti = write_nifti(tmp_path / "nifti", np.random.default_rng(0).integers(0, 256, (2, 28, 28, 28), dtype=np.uint8))
+    for kind, files, where in (("train", ["train.json"], "x"), ("train", ["train.json", "evaluate.json"], "x"), ("infer", ["inference.json"], str(nifti))):
+        workflow = ConfigWorkflow(
+            config_file=[str(CONFIGS / name) for name in files],
+            meta_file=str(CONFIGS / "metadata.json"),
+            logging_file=False,
+            workflow_type=kind,
+            dataset_dir=where,
+            ckpt_dir=str(tmp_path / "run"),
+            output_dir=str(tmp_path / "out"),
+            **SMALL,
+        )
+        workflow.initialize()
+        assert not workflow.check_properties()
+
+
+def monai_run(*words, cwd, launcher=("-m",), **options):
+    """A command of a user, in a process of its own."""
+    flags = [part for key, value in {**SMALL, **options}.items() for part in (f"--{key}", str(value))]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, "monai.bundle", "run", *words, *flags]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done
+
+
+def files(*names):
+    return ["--config_file", str([str(CONFIGS / name) for name in names])]
+
+
+def test_two_processes_train_and_judge_as_one(tmp_path):
+    """Gradients are averaged over both; each test case is counted once, though 240 + 1 would be padded."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ("-m", "torch.distributed.run", f"--master-port={port}", "--nproc_per_node=2", "-m")
+    places = {"ckpt_dir": tmp_path, "output_dir": tmp_path, "bundle_root": CONFIGS.parent}
+    monai_run(*files("train.json", "multi_gpu_train.json"), cwd="/", launcher=launcher, epochs=1, **places)
+    overlays = files("train.json", "evaluate.json", "multi_gpu_evaluate.json")
+    monai_run(*overlays, cwd="/", launcher=launcher, **places)
+    two = json.loads((tmp_path / "metrics.json").read_text())
+    table = rows_of(tmp_path)
+    assert (two["cases"], len(table), len({row["case"] for row in table})) == (240, 240, 240)
+    run_bundle(BUNDLE, "evaluate", logging_file=False, ckpt_dir=str(tmp_path), output_dir=str(tmp_path / "one"), **SMALL)
+    one = json.loads((tmp_path / "one" / "metrics.json").read_text())
+    assert one["auc"] == pytest.approx(two["auc"], abs=1e-6)
+    assert one["acc"] == two["acc"]
+
+
+def test_tracking_with_mlflow(tmp_path):
+    pytest.importorskip("mlflow", reason="the optional extra `mlflow` is not installed")
+    monai_run(
+        *files("train.json"), "--tracking", "mlflow", "--tracking_uri", f"sqlite:///{tmp_path}/runs.db",
+        cwd=tmp_path, epochs=1, bundle_root=CONFIGS.parent, ckpt_dir=tmp_path, output_dir=tmp_path,
+    )  # fmt: skip
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs.db")
+    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert "val_auc" in run.data.metrics
+
+
+def test_tensorboard_has_the_curves(run_job):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = run_job("train", epochs=2)
+    tags = {}
+    for file in folder.glob("events.*"):
+        events = EventAccumulator(str(file)).Reload()
+        tags |= {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert tags["val_auc"] == [1, 2]
+    assert "train_loss" in tags
+
+
+def test_inference_keeps_bad_cases_apart(run_job, tmp_path):
+    run_job("train", epochs=1)
+    nifti = write_nifti(tmp_path / "nifti", np.random.default_rng(0).integers(0, 256, (3, 20, 30, 28), dtype=np.uint8))
+    (nifti / "broken.nii.gz").write_bytes((nifti / "case-0.nii.gz").read_bytes()[:1000])
+    table = rows_of(run_job("inference", dataset_dir=str(nifti), output_dir=str(tmp_path / "out")))
+    assert [row["case"] for row in table] == ["broken.nii.gz", *(f"case-{i}.nii.gz" for i in range(3))]
+    assert table[0]["refused"] and not table[0]["predicted"]
+    assert all(row["predicted"] in ("shell", "ring") and not row["refused"] for row in table[1:])
+
+
+def test_names_come_from_the_checkpoint(run_job, tmp_path):
+    """Two classes here, two there: the table must not call a ring a hyperplasia because of an option."""
+    run_job("train", epochs=1)
+    nifti = write_nifti(tmp_path / "nifti", np.random.default_rng(0).integers(0, 256, (1, 28, 28, 28), dtype=np.uint8))
+    (row,) = rows_of(run_job("inference", dataset_dir=str(nifti), dataset="adrenalmnist3d"))
+    assert "p_ring" in row and "p_hyperplasia" not in row
+
+
+@pytest.mark.parametrize(
+    ("job", "arm", "options", "message"),
+    [
+        ("train", None, {"epoch": 1}, "no option --epoch: did you mean --epochs?"),
+        ("train", None, {"network_dev#patch_size": 4}, "did you mean --network_def?"),
+        ("train", None, {"zzz": 1}, "no option --zzz; it has "),
+        ("training", None, {}, "a job of train, evaluate, inference, got 'training'"),
+        ("train", "some", {}, "an arm of mlp, none, pretrained, random, got 'some'"),
+        ("train", None, {"dataset": "liver"}, "dataset to be one of phantom"),
+        ("train", "pretrained", {}, "found nothing at random: give --block FILE"),
+        ("train", None, {"patch_size": 5}, "img_size to be a multiple of patch_size"),
+        ("train", None, {"dataset": "adrenalmnist3d", "dataset_dir": "/nothing"}, "adrenalmnist3d.npz is not in /nothing"),
+        ("train", None, {"residual": "outside"}, "residual to be one of inner"),
+        ("train", None, {"resume": True}, "nothing to resume"),
+        ("evaluate", None, {}, "No such file or directory"),
+        ("inference", None, {"dataset_dir": "/nothing"}, "no NIfTI files"),
+    ],
+)
+def test_a_mistake_is_one_sentence(run_job, job, arm, options, message):
+    with pytest.raises((ValueError, OSError), match=message.replace("?", r"\?").replace("(", r"\(")):
+        run_job(job, arm, **options)
+
+
+def test_bundles_are_found_and_copied(tmp_path):
+    assert bundle_path(BUNDLE).name == BUNDLE
+    copy_bundle(BUNDLE, tmp_path / "mine")
+    assert bundle_path(tmp_path / "mine") == tmp_path / "mine"
+    assert sorted(file.stem for file in (tmp_path / "mine" / "configs" / "arms").iterdir()) == ["mlp", "none", "pretrained", "random"]
+    with pytest.raises(FileExistsError, match="is there already"):
+        copy_bundle(BUNDLE, tmp_path / "mine")
+    with pytest.raises(FileNotFoundError, match=f"there is no bundle 'mine': .*{BUNDLE}"):
+        bundle_path("mine")
+
+
+def test_a_misspelt_option_costs_no_time():
+    """The list of options is read from the configs alone, before MONAI and torch are imported."""
+    code = f"from monai_llmboost.bundle import run_bundle; run_bundle({BUNDLE!r}, 'train', epoch=1)"
+    done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True)
+    assert "did you mean --epochs?" in done.stderr
+    assert "| torch" not in done.stderr.replace("|   ", "| ")
+
+
+def test_real_files_through_the_bundle(run_job, real_data, tiny_llm_folder, tmp_path):
+    block = tmp_path / "block.safetensors"
+    extract_block(tiny_llm_folder, block)
+    options = {"dataset": "vesselmnist3d", "dataset_dir": str(real_data / "medmnist"), "block": str(block), "batch_size": 256}
+    run_job("train", "pretrained", epochs=1, **options)
+    folder = run_job("evaluate", "pretrained", **options)
+    assert json.loads((folder / "metrics.json").read_text())["cases"] == 382
+    assert Path(folder / "predictions.csv").read_text().count("aneurysm") >= 43
