@@ -64,15 +64,21 @@ def bundle(
 ) -> None:
     """Copy a bundle out of the package, to run it and to change it."""
     copy_bundle(name, to)
-    typer.echo(f"{to}: copied; run it with python -m monai.bundle run --config_file {to}/configs/train.json --bundle_root {to}")
+    typer.echo(
+        f"{to}: copied; run it with python -m monai.bundle run --config_file {to}/configs/train.json --bundle_root {to}"
+    )
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def run(
     context: typer.Context,
     job: Annotated[str, typer.Argument(help="train, evaluate or inference.")],
-    arm: Annotated[Optional[str], typer.Option(help="none, mlp, random or pretrained; not given: as --block says.")] = None,  # noqa: UP045
-    bundle: Annotated[str, typer.Option(help="A bundle's folder, or the name of one in this package.")] = DEFAULT_BUNDLE,
+    arm: Annotated[
+        Optional[str], typer.Option(help="none, mlp, random or pretrained; not given: as --block says.")
+    ] = None,  # noqa: UP045
+    bundle: Annotated[
+        str, typer.Option(help="A bundle's folder, or the name of one in this package.")
+    ] = DEFAULT_BUNDLE,
 ) -> None:
     """Run a job of a bundle: `python -m monai.bundle run` with its configs, and a clear sentence when it fails.
 

@@ -17,7 +17,7 @@ from conftest import BUNDLE, ROOT, SMALL
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 
-from monai_llmboost.bundle import bundle_path, copy_bundle, job_configs, run_bundle
+from monai_llmboost.bundle import bundle_path, copy_bundle, run_bundle
 from monai_llmboost.data import LabelledVolumes
 from monai_llmboost.llm import extract_block
 
@@ -27,8 +27,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning:monai"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:monai"),
-    # MONAI steps a schedule as PyTorch asked for before 1.1 only in its first epoch's log line.
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
 ]
 
 
@@ -81,18 +79,27 @@ def test_a_checkpoint_is_small_and_holds_no_block(run_job, block_file):
         assert "booster.block.signature.code" in names
 
 
-@pytest.mark.parametrize(("other", "message"), [("random", "made with the block 'tiny-llama layer 2"), ("none", "Unexpected key")])
+@pytest.mark.parametrize(
+    ("other", "message"), [("random", "made with the block 'tiny-llama layer 2"), ("none", "Unexpected key")]
+)
 def test_a_checkpoint_of_another_arm_is_refused(run_job, block_file, other, message):
     run_job("train", "pretrained", epochs=1, block=str(block_file))
     with pytest.raises(RuntimeError, match=message):
         run_job("evaluate", other, block=str(block_file))
 
 
-def trained(folder, epochs, stop_after=None, **options):
+def trained(folder, epochs, stop_after=None, configs=("train.json",), **options):
     """Train through ConfigWorkflow, stopped from outside after an epoch if asked to."""
-    options = {**SMALL, "batch_size": 60, "ckpt_dir": str(folder), "output_dir": str(folder), "epochs": epochs, **options}
+    options = {
+        **SMALL,
+        "batch_size": 20,
+        "ckpt_dir": str(folder),
+        "output_dir": str(folder),
+        "epochs": epochs,
+        **options,
+    }
     workflow = ConfigWorkflow(
-        config_file=[str(file) for file in job_configs(ROOT / "bundles" / BUNDLE, "train")],
+        config_file=[str(CONFIGS / name) for name in configs],
         meta_file=str(CONFIGS / "metadata.json"),
         logging_file=False,
         workflow_type="train",
@@ -106,6 +113,12 @@ def trained(folder, epochs, stop_after=None, **options):
     return {name: torch.load(folder / name, weights_only=True) for name in ("model.pt", "last.pt")}
 
 
+@pytest.fixture
+def few_phantoms(monkeypatch):
+    monkeypatch.setattr("monai_llmboost.data.phantoms.PHANTOM_CASES", {"train": 80, "val": 20, "test": 20})
+
+
+@pytest.mark.usefixtures("few_phantoms")
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_resumed_equals_uninterrupted(tmp_path, num_workers):
     dropout = {"network_def#dropout_rate": 0.2, "num_workers": num_workers, "seed": 3}
@@ -121,6 +134,7 @@ def test_resumed_equals_uninterrupted(tmp_path, num_workers):
     assert whole["last.pt"]["lr_scheduler"] == parts["last.pt"]["lr_scheduler"]
 
 
+@pytest.mark.usefixtures("few_phantoms")
 def test_seeds_matter_and_repeat(tmp_path):
     first, again, other = (
         trained(tmp_path / name, 1, seed=seed)["last.pt"]["model"]["head.weight"]
@@ -133,7 +147,11 @@ def test_seeds_matter_and_repeat(tmp_path):
 def test_workflows_have_monais_properties(tmp_path, run_job):
     run_job("train", epochs=1)
     nifti = write_nifti(tmp_path / "nifti", np.random.default_rng(0).integers(0, 256, (2, 28, 28, 28), dtype=np.uint8))
-    for kind, files, where in (("train", ["train.json"], "x"), ("train", ["train.json", "evaluate.json"], "x"), ("infer", ["inference.json"], str(nifti))):
+    for kind, files, where in (
+        ("train", ["train.json"], "x"),
+        ("train", ["train.json", "evaluate.json"], "x"),
+        ("infer", ["inference.json"], str(nifti)),
+    ):
         workflow = ConfigWorkflow(
             config_file=[str(CONFIGS / name) for name in files],
             meta_file=str(CONFIGS / "metadata.json"),
@@ -175,12 +193,15 @@ def test_two_processes_train_and_judge_as_one(tmp_path):
     two = json.loads((tmp_path / "metrics.json").read_text())
     table = rows_of(tmp_path)
     assert (two["cases"], len(table), len({row["case"] for row in table})) == (240, 240, 240)
-    run_bundle(BUNDLE, "evaluate", logging_file=False, ckpt_dir=str(tmp_path), output_dir=str(tmp_path / "one"), **SMALL)
+    run_bundle(
+        BUNDLE, "evaluate", logging_file=False, ckpt_dir=str(tmp_path), output_dir=str(tmp_path / "one"), **SMALL
+    )
     one = json.loads((tmp_path / "one" / "metrics.json").read_text())
     assert one["auc"] == pytest.approx(two["auc"], abs=1e-6)
     assert one["acc"] == two["acc"]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # mlflow's own use of its database
 def test_tracking_with_mlflow(tmp_path):
     pytest.importorskip("mlflow", reason="the optional extra `mlflow` is not installed")
     monai_run(
@@ -235,7 +256,12 @@ def test_names_come_from_the_checkpoint(run_job, tmp_path):
         ("train", None, {"dataset": "liver"}, "dataset to be one of phantom"),
         ("train", "pretrained", {}, "found nothing at random: give --block FILE"),
         ("train", None, {"patch_size": 5}, "img_size to be a multiple of patch_size"),
-        ("train", None, {"dataset": "adrenalmnist3d", "dataset_dir": "/nothing"}, "adrenalmnist3d.npz is not in /nothing"),
+        (
+            "train",
+            None,
+            {"dataset": "adrenalmnist3d", "dataset_dir": "/nothing"},
+            "adrenalmnist3d.npz is not in /nothing",
+        ),
         ("train", None, {"residual": "outside"}, "residual to be one of inner"),
         ("train", None, {"resume": True}, "nothing to resume"),
         ("evaluate", None, {}, "No such file or directory"),
@@ -251,7 +277,12 @@ def test_bundles_are_found_and_copied(tmp_path):
     assert bundle_path(BUNDLE).name == BUNDLE
     copy_bundle(BUNDLE, tmp_path / "mine")
     assert bundle_path(tmp_path / "mine") == tmp_path / "mine"
-    assert sorted(file.stem for file in (tmp_path / "mine" / "configs" / "arms").iterdir()) == ["mlp", "none", "pretrained", "random"]
+    assert sorted(file.stem for file in (tmp_path / "mine" / "configs" / "arms").iterdir()) == [
+        "mlp",
+        "none",
+        "pretrained",
+        "random",
+    ]
     with pytest.raises(FileExistsError, match="is there already"):
         copy_bundle(BUNDLE, tmp_path / "mine")
     with pytest.raises(FileNotFoundError, match=f"there is no bundle 'mine': .*{BUNDLE}"):
@@ -269,8 +300,39 @@ def test_a_misspelt_option_costs_no_time():
 def test_real_files_through_the_bundle(run_job, real_data, tiny_llm_folder, tmp_path):
     block = tmp_path / "block.safetensors"
     extract_block(tiny_llm_folder, block)
-    options = {"dataset": "vesselmnist3d", "dataset_dir": str(real_data / "medmnist"), "block": str(block), "batch_size": 256}
+    options = {
+        "dataset": "vesselmnist3d",
+        "dataset_dir": str(real_data / "medmnist"),
+        "block": str(block),
+        "batch_size": 256,
+    }
     run_job("train", "pretrained", epochs=1, **options)
     folder = run_job("evaluate", "pretrained", **options)
     assert json.loads((folder / "metrics.json").read_text())["cases"] == 382
     assert Path(folder / "predictions.csv").read_text().count("aneurysm") >= 43
+
+
+def test_the_published_network_has_the_published_size():
+    """34,170,243 parameters for 3 classes and 3 equal channels; we keep one channel of them, 3 x 64 voxels to 64."""
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    parser.read_config(
+        [
+            str(CONFIGS / name)
+            for name in ("train.json", "published/network.json", "published/training.json", "arms/none.json")
+        ]
+    )
+    parser["dataset"] = "fracturemnist3d"
+    network = parser.get_parsed_content("network_def")
+    fewer = (3 - 1) * 64 * (1024 + 2)
+    assert sum(parameter.numel() for parameter in network.parameters()) == 34_170_243 - fewer
+    optimizer = parser.get_parsed_content("optimizer")
+    assert (type(optimizer).__name__, optimizer.defaults["lr"]) == ("Adam", 1e-5)
+    assert len(parser.get_parsed_content("train#preprocessing").transforms) == 2, "no augmentation"
+
+
+@pytest.mark.usefixtures("few_phantoms")
+def test_the_published_training_runs(tmp_path):
+    state = trained(tmp_path, 1, configs=["train.json", "published/training.json"])["last.pt"]
+    assert state["optimizer"]["param_groups"][0]["lr"] == 1e-5

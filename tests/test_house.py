@@ -62,13 +62,18 @@ def test_no_public_name_is_also_a_name_of_monai():
 
         theirs = {
             name
-            for name, modules in ComponentLocator()._find_classes_or_functions(
-                ComponentLocator()._find_module_names()
-            ).items()
+            for name, modules in ComponentLocator()
+            ._find_classes_or_functions(ComponentLocator()._find_module_names())
+            .items()
             if any(not module.startswith("monai_llmboost") for module in modules)
         }
     ours = {name for room in (llm, boosters, networks, data, engines) for name in room.__all__ if name[0].isupper()}
-    ours |= {name for room in (llm, boosters, networks, data, engines) for name in room.__all__ if callable(getattr(room, name))}
+    ours |= {
+        name
+        for room in (llm, boosters, networks, data, engines)
+        for name in room.__all__
+        if callable(getattr(room, name))
+    }
     assert "ViT" in theirs, "MONAI's table was read"
     assert "ViT3D" in ours
     assert not ours & theirs

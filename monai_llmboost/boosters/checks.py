@@ -51,12 +51,16 @@ def check_booster(booster: nn.Module, channels: int, num_tokens: int = 9, tolera
     require(bool(torch.isfinite(z).all()), "the output of ordinary input is not finite")
     require(close(trial(x[:1]), z[:1]), "the output of a case depends on the other cases of its batch")
     order = torch.randperm(num_tokens, generator=generator).to(device)
-    require(close(trial(x[:, order]), z[:, order]), "reordering the tokens does not reorder the output (mask or positions?)")
+    require(
+        close(trial(x[:, order]), z[:, order]), "reordering the tokens does not reorder the output (mask or positions?)"
+    )
 
     (touched,) = torch.autograd.grad(z[:, 0].square().sum(), x, retain_graph=True)
     reach = touched.abs().amax(dim=(0, 2)) > 0  # (N,): which input tokens the first output token depends on
     require(bool(reach[0]), "no gradient reaches the input")
-    require(bool(reach[1:].all() or not reach[1:].any()), "the first token sees some tokens and not others (a causal mask?)")
+    require(
+        bool(reach[1:].all() or not reach[1:].any()), "the first token sees some tokens and not others (a causal mask?)"
+    )
 
     z.square().sum().backward()
     for name, parameter in trial.named_parameters():

@@ -137,14 +137,20 @@ class TrainingCheckpoints:
     def _restore(self, engine: Engine) -> None:
         path = self.ckpt_dir / "last.pt"
         if not path.is_file():
-            raise FileNotFoundError(f"nothing to resume: {path} is not there; give the --ckpt_dir of the run, or drop --resume")
+            raise FileNotFoundError(
+                f"nothing to resume: {path} is not there; give the --ckpt_dir of the run, or drop --resume"
+            )
         state = torch.load(path, map_location="cpu", weights_only=True)
         progress, max_epochs = state["progress"], engine.state.max_epochs
         if progress["epoch"] > max_epochs:
-            raise ValueError(f"the run in {path} already has {progress['epoch']} epochs, --epochs asks for {max_epochs}")
+            raise ValueError(
+                f"the run in {path} already has {progress['epoch']} epochs, --epochs asks for {max_epochs}"
+            )
         for name, keeper in self._keepers(engine).items():
             if name not in state:
-                raise ValueError(f"expected {name!r} in {path}, found none: it is of another kind of run (AMP on or off?)")
+                raise ValueError(
+                    f"expected {name!r} in {path}, found none: it is of another kind of run (AMP on or off?)"
+                )
             keeper.load_state_dict(state[name])
         engine.state.epoch, engine.state.iteration = progress["epoch"], progress["iteration"]
         self.best = state["best"]
@@ -269,6 +275,4 @@ class MetricsFile:
         with written_whole(self.path) as file:
             json.dump({**self.about, "cases": len(labels), **numbers}, file, indent=2)
             file.write("\n")
-        logger.info(
-            f"AUC {numbers['auc']:.4f} ACC {numbers['acc']:.4f} on {len(labels)} cases: {self.path}"
-        )
+        logger.info(f"AUC {numbers['auc']:.4f} ACC {numbers['acc']:.4f} on {len(labels)} cases: {self.path}")

@@ -193,7 +193,9 @@ def _rename(raw: dict[str, Tensor], table: dict[str, str], donor: str, index: in
     tensors = {new: short[old] for old, new in table.items()}
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS:
-            raise ValueError(f"expected float weights, got {tensor.dtype} for {name}: choose a donor that is not quantised")
+            raise ValueError(
+                f"expected float weights, got {tensor.dtype} for {name}: choose a donor that is not quantised"
+            )
     return tensors
 
 
@@ -203,7 +205,9 @@ def _read_meta(folder: Path, layer: int) -> DonorLayer:
     index = _resolve(layer, num_layers)
     paths = sorted(folder.glob("consolidated.*.pth"))
     if not paths:
-        raise FileNotFoundError(f"expected consolidated.00.pth beside params.json in {folder}: download the weights too")
+        raise FileNotFoundError(
+            f"expected consolidated.00.pth beside params.json in {folder}: download the weights too"
+        )
     parts = []
     for path in paths:
         content = _read_tensors(path, None)
@@ -272,5 +276,7 @@ def _download(repo: str, layer: int, revision: str | None) -> Path:
             "(no network?) and it is not in the local cache"
         ) from error
     except (OSError, errors.HfHubHTTPError) as error:
-        raise ConnectionError(f"cannot reach the hub for {repo} ({error}): check the network, then try again") from error
+        raise ConnectionError(
+            f"cannot reach the hub for {repo} ({error}): check the network, then try again"
+        ) from error
     raise FileNotFoundError(f"{repo} has neither model.safetensors nor pytorch_model.bin: choose another donor")

@@ -91,7 +91,9 @@ def read_header(file: str | Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as content:
             header = content.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(f"expected a block file, {path} is damaged or of another kind ({error}): extract it again") from error
+        raise ValueError(
+            f"expected a block file, {path} is damaged or of another kind ({error}): extract it again"
+        ) from error
     if header.get("format") != FORMAT:
         raise ValueError(
             f"expected a file written by `monai-llmboost extract`, got another safetensors file: {path}. "
@@ -106,7 +108,9 @@ def _read_block(file: str | Path) -> tuple[dict[str, str], BlockGeometry, dict[s
     with safe_open(file, framework="pt") as content:
         tensors = {name: content.get_tensor(name) for name in content.keys()}
     if fingerprint(geometry, tensors) != header["fingerprint"]:
-        raise ValueError(f"the weights in {file} are not those that were extracted: the file was altered; extract it again")
+        raise ValueError(
+            f"the weights in {file} are not those that were extracted: the file was altered; extract it again"
+        )
     return header, geometry, tensors
 
 
@@ -157,4 +161,6 @@ def frozen_block(source: str | Path, seed: int = 0, dtype: torch.dtype | None = 
 
 def block_width(source: str | Path) -> int:
     """Features of a token in what ``--block SOURCE`` says, read from the header alone."""
-    return SMALL_GEOMETRY.width if source == "random" else BlockGeometry.from_json(read_header(source)["geometry"]).width
+    return (
+        SMALL_GEOMETRY.width if source == "random" else BlockGeometry.from_json(read_header(source)["geometry"]).width
+    )

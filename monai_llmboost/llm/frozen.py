@@ -64,7 +64,9 @@ class FrozenBlock(nn.Module):
     ) -> None:
         super().__init__()
         if dtype is not None and not dtype.is_floating_point:
-            raise ValueError(f"expected a floating dtype for the block, got {dtype}: use torch.float32 or torch.bfloat16")
+            raise ValueError(
+                f"expected a floating dtype for the block, got {dtype}: use torch.float32 or torch.bfloat16"
+            )
         self.geometry = geometry
         self.width = geometry.width
         self.norm_eps = geometry.norm_eps
@@ -95,9 +97,7 @@ class FrozenBlock(nn.Module):
         return self.signature.text
 
 
-def random_tensors(
-    geometry: BlockGeometry, seed: int = 0, like: dict[str, Tensor] | None = None
-) -> dict[str, Tensor]:
+def random_tensors(geometry: BlockGeometry, seed: int = 0, like: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
     """Weights of the control arm: normal, drawn in float32 from a generator of its own.
 
     With ``like`` each tensor has the mean and the standard deviation of the donor's, so that nothing but what was

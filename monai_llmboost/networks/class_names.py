@@ -31,7 +31,9 @@ class ClassNames(nn.Module):
             raise ValueError(f"expected {num_classes} class names, got {len(names)}: {list(names)}")
         text = SEPARATOR.join(name.replace(SEPARATOR, " ") for name in names)
         if len(text.encode()) > TEXT_BYTES:
-            raise ValueError(f"expected class names of at most {TEXT_BYTES} bytes in all, got {len(text.encode())}: shorten them")
+            raise ValueError(
+                f"expected class names of at most {TEXT_BYTES} bytes in all, got {len(text.encode())}: shorten them"
+            )
         self.register_buffer("code", encode(text))
 
     def names(self) -> list[str]:

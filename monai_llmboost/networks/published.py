@@ -32,7 +32,10 @@ RENAMES = [
     (r"^pos_embedding$", "positions"),
     (r"^(transformer|spatial_transformer|temporal_transformer)\.layers\.(\d+)\.0\.norm\.", r"\1.\2.attention_norm."),
     (r"^(transformer|spatial_transformer|temporal_transformer)\.layers\.(\d+)\.0\.to_qkv\.", r"\1.\2.attention.qkv."),
-    (r"^(transformer|spatial_transformer|temporal_transformer)\.layers\.(\d+)\.0\.to_out\.0\.", r"\1.\2.attention.out."),
+    (
+        r"^(transformer|spatial_transformer|temporal_transformer)\.layers\.(\d+)\.0\.to_out\.0\.",
+        r"\1.\2.attention.out.",
+    ),
     (r"^(transformer|spatial_transformer|temporal_transformer)\.layers\.(\d+)\.1\.net\.0\.", r"\1.\2.mlp_norm."),
     (r"^(transformer|spatial_transformer|temporal_transformer)\.layers\.(\d+)\.1\.net\.1\.", r"\1.\2.mlp.linear1."),
     (r"^(transformer|spatial_transformer|temporal_transformer)\.layers\.(\d+)\.1\.net\.4\.", r"\1.\2.mlp.linear2."),
@@ -130,15 +133,15 @@ def from_published(
     if mode != "llm_mlp":
         block = _frozen_block(state_dict, llm_heads, llm_norm_eps)
         if block.width != llm_dim:
-            raise ValueError(f"expected a block of width {llm_dim} (llm_dim), the checkpoint holds one of {block.width}")
+            raise ValueError(
+                f"expected a block of width {llm_dim} (llm_dim), the checkpoint holds one of {block.width}"
+            )
     booster = ResidualBooster(dim, block, RESIDUAL_OF_MODE[mode])
     network: nn.Module
     if kind == "vit3d" and depth is not None:
         network = ViT3D(num_layers=depth, booster=booster, **sizes)
     elif kind == "vivit" and spatial_depth is not None and temporal_depth is not None:
-        network = ViViT(
-            num_spatial_layers=spatial_depth, num_temporal_layers=temporal_depth, booster=booster, **sizes
-        )
+        network = ViViT(num_spatial_layers=spatial_depth, num_temporal_layers=temporal_depth, booster=booster, **sizes)
     else:
         raise ValueError(
             "expected kind 'vit3d' with depth, or 'vivit' with spatial_depth and temporal_depth, got "
@@ -146,11 +149,7 @@ def from_published(
         )
     # Their code always makes the extra map of `llm_out_nn`; in the other modes nothing reads it.
     unused = () if mode == "llm_out_nn" else ("llama_dim_dim_mapper.",)
-    weights = {
-        _rename(key): value
-        for key, value in state_dict.items()
-        if not key.startswith(("llama.", *unused))
-    }
+    weights = {_rename(key): value for key, value in state_dict.items() if not key.startswith(("llama.", *unused))}
     if heads == 1 and dim_head == dim:  # their attention then has no output projection, ours the identity
         for name in [name for name in network.state_dict() if ".attention.out." in name]:
             weights[name] = torch.eye(dim) if name.endswith("weight") else torch.zeros(dim)

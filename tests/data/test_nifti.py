@@ -87,7 +87,10 @@ def bad_cases(volume):
     return {
         "nan": (lambda p: save(p, nan), "expected finite voxels, 1 are NaN or infinite"),
         "constant": (lambda p: save(p, np.full(SIZE, 7, np.uint8)), "expected an image, every voxel is 7"),
-        "hounsfield": (lambda p: save(p, volume.astype(np.int16) - 1000), "voxels from 0 to 255, as in training, got -1000"),
+        "hounsfield": (
+            lambda p: save(p, volume.astype(np.int16) - 1000),
+            "voxels from 0 to 255, as in training, got -1000",
+        ),
         "scaled": (lambda p: save(p, (volume / 255).astype(np.float32)), "perhaps scaled before"),
         "slice": (lambda p: save(p, volume[:, :, 0]), r"expected a volume, got an image of shape \(6, 5\)"),
         "thin": (lambda p: save(p, volume[:, :, :1]), r"expected a volume, got an image of shape \(6, 5, 1\)"),

@@ -3,7 +3,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from monai_llmboost.llm import block_width, extract_block, frozen_block, load_block, random_block, read_header, read_layer
+from monai_llmboost.llm import (
+    block_width,
+    extract_block,
+    frozen_block,
+    load_block,
+    random_block,
+    read_header,
+    read_layer,
+)
 from monai_llmboost.llm.frozen import SMALL_GEOMETRY, fingerprint
 
 
@@ -42,7 +50,9 @@ def test_nothing_is_overwritten_unasked(llama_folder, block_file):
 
 
 def test_a_failed_extraction_leaves_nothing(llama_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("monai_llmboost.llm.extract.save_file", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(
+        "monai_llmboost.llm.extract.save_file", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full"))
+    )
     folder = tmp_path / "new"
     with pytest.raises(OSError, match="disk full"):
         extract_block(llama_folder, folder / "block.safetensors")

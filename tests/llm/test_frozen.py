@@ -54,7 +54,9 @@ def test_checkpoint_of_the_same_block_loads(geometry, block):
 
 def test_checkpoint_over_another_block_is_refused_by_every_loader(geometry, block):
     other = random_block(geometry, seed=4)
-    message = r"made with the block 'random seed 3 \(\w{12}\)', but this network has the block 'random seed 4 \(\w{12}\)'"
+    message = (
+        r"made with the block 'random seed 3 \(\w{12}\)', but this network has the block 'random seed 4 \(\w{12}\)'"
+    )
     with pytest.raises(RuntimeError, match=message):
         other.load_state_dict(block.state_dict())
     with pytest.raises(RuntimeError, match=message):
