@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from fire.parser import DefaultParseValue
@@ -43,7 +43,7 @@ def extract(
     model: Annotated[str, typer.Argument(help="Hugging Face folder or hub id, or folder with consolidated.*.pth.")],
     out: Annotated[Path, typer.Option(help="The block file to write, ending in .safetensors.")],
     layer: Annotated[int, typer.Option(help="Index of the layer; negative counts from the end.")] = -1,
-    revision: Annotated[Optional[str], typer.Option(help="Branch, tag or commit of a hub id.")] = None,  # noqa: UP045
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the file if it is there.")] = False,
 ) -> None:
     """Cut one layer out of a language model and write it as a block file (for --block of a bundle)."""
@@ -74,22 +74,24 @@ def run(
     context: typer.Context,
     job: Annotated[str, typer.Argument(help="train, evaluate or inference.")],
     arm: Annotated[
-        Optional[str], typer.Option(help="none, mlp, random or pretrained; not given: as --block says.")
-    ] = None,  # noqa: UP045
+        str | None, typer.Option(help="none, mlp, random or pretrained; not given: as --block says.")
+    ] = None,
     bundle: Annotated[
         str, typer.Option(help="A bundle's folder, or the name of one in this package.")
     ] = DEFAULT_BUNDLE,
 ) -> None:
     """Run a job of a bundle: `python -m monai.bundle run` with its configs, and a clear sentence when it fails.
 
-    All further options are the bundle's own: --dataset NAME, --dataset_dir DIR, --block FILE, --epochs N, --ckpt_dir DIR,
-    --output_dir DIR, --resume true ... (its docs/README.md lists them). Without others, ./models and ./eval are written.
+    All further options are the bundle's own: --dataset NAME, --dataset_dir DIR,
+    --block FILE, --epochs N, --ckpt_dir DIR, --output_dir DIR, --resume true ...
+    (its docs/README.md lists them). What it writes goes to ./models and ./eval
+    unless these say otherwise.
     """
     run_bundle(bundle, job, arm, **_options_of_bundle(context.args))
 
 
 def _options_of_bundle(words: list[str]) -> dict[str, Any]:
-    """`--key value` and `--key=value` pairs, values as Python literals where they are some, as in MONAI's own command."""
+    """`--key value` and `--key=value` pairs; values are Python literals where they are some, as MONAI reads them."""
     options, rest = {}, list(words)
     while rest:
         key, equals, value = rest.pop(0).partition("=")

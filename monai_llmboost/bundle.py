@@ -91,14 +91,15 @@ def run_bundle(
                 f"the bundle has no option --{first}"
                 + (f": did you mean --{near[0]}?" if near else f"; it has {', '.join(sorted(known))}")
             )
-    from monai.bundle import run  # takes seconds to import; a misspelt option should not
+    from monai.bundle import run as monai_run  # takes seconds to import; a misspelt option should not
 
-    configs_folder = bundle / "configs"
+    folder = bundle / "configs"
+    log: Any = str(folder / "logging.conf") if logging_file is None else logging_file  # MONAI's hint leaves out False
     try:
-        run(
+        monai_run(
             config_file=[str(file) for file in configs],
-            meta_file=str(configs_folder / "metadata.json"),
-            logging_file=str(configs_folder / "logging.conf") if logging_file is None else logging_file,
+            meta_file=str(folder / "metadata.json"),
+            logging_file=log,
             workflow_type="infer" if job == "inference" else "train",
             **overrides,
         )

@@ -53,7 +53,11 @@ def _train_and_ask(console: Console, output: Path, bundle: Path, epochs: int) ->
     results = {}
     for arm, meaning in ARMS.items():
         console.print(f"\n[bold]{meaning}[/bold]: training {epochs} epochs on phantoms, then the test split")
-        options = {"ckpt_dir": str(output / arm), "output_dir": str(output / arm), "logging_file": False}
+        options: dict[str, Any] = {
+            "ckpt_dir": str(output / arm),
+            "output_dir": str(output / arm),
+            "logging_file": False,
+        }
         start = time.perf_counter()
         run_bundle(bundle, "train", arm, epochs=epochs, **options)
         seconds = time.perf_counter() - start

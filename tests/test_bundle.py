@@ -17,7 +17,7 @@ from conftest import BUNDLE, ROOT, SMALL
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 
-from monai_llmboost.bundle import bundle_path, copy_bundle, run_bundle
+from monai_llmboost.bundle import bundle_path, copy_bundle, root_cause, run_bundle
 from monai_llmboost.data import LabelledVolumes
 from monai_llmboost.llm import extract_block
 
@@ -56,6 +56,8 @@ def test_each_arm_is_trained_judged_and_asked(run_job, block_file, tmp_path, arm
     metrics = json.loads((folder / "metrics.json").read_text())
     assert (metrics["dataset"], metrics["split"], metrics["cases"]) == ("phantom", "test", 240)
     assert 0 <= metrics["auc"] <= 1
+    blocks = {None: "random seed 0 (", "none": "none", "mlp": "mlp control", "random": "random seed 0 like tiny-llama"}
+    assert metrics["block"].startswith(blocks.get(arm, "tiny-llama layer 2 ("))
     table = rows_of(folder)
     assert len(table) == 240
     right = sum(row["predicted"] == row["label"] for row in table)
@@ -132,6 +134,23 @@ def test_resumed_equals_uninterrupted(tmp_path, num_workers):
         assert all(torch.equal(value, other[key]) for key, value in state.items())
     assert str(whole["last.pt"]["optimizer"]) == str(parts["last.pt"]["optimizer"])
     assert whole["last.pt"]["lr_scheduler"] == parts["last.pt"]["lr_scheduler"]
+
+
+@pytest.mark.usefixtures("few_phantoms")
+def test_a_finished_run_resumes_to_nothing_and_goes_on_when_asked_for_more(tmp_path):
+    trained(tmp_path, 2)
+    before = (tmp_path / "last.pt").read_bytes()
+    trained(tmp_path, 2, resume=True)
+    assert (tmp_path / "last.pt").read_bytes() == before
+    assert trained(tmp_path, 3, resume=True)["last.pt"]["progress"]["epoch"] == 3
+    with pytest.raises(RuntimeError) as error:
+        trained(tmp_path, 4, resume=True, class_names=["this", "that"])
+    assert "is for the classes ['shell', 'ring'], this one for ['this', 'that']" in str(root_cause(error.value))
+
+
+@pytest.mark.usefixtures("few_phantoms")
+def test_validation_every_other_epoch(tmp_path):
+    assert trained(tmp_path, 3, val_interval=2)["last.pt"]["best"]["epoch"] == 2
 
 
 @pytest.mark.usefixtures("few_phantoms")

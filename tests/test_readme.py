@@ -77,10 +77,8 @@ def test_defaults_in_the_model_card_are_those_of_the_config():
     numbers = [train[key] for key in ("batch_size", "learning_rate", "weight_decay", "seed")]
     assert f"| {', '.join(map(str, numbers))} |" in card
     assert f"| {train['epochs']}, {train['patience']} |" in card
-    assert (
-        f"| {train['size'] // 4}, {', '.join(str(train[key]) for key in ('hidden_size', 'mlp_dim', 'num_layers', 'num_heads'))} |"
-        in card
-    )
+    sizes = [train["size"] // 4, *(train[key] for key in ("hidden_size", "mlp_dim", "num_layers", "num_heads"))]
+    assert f"| {', '.join(map(str, sizes))} |" in card
 
 
 @pytest.mark.parametrize("code", blocks(PAGES[0], "python"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The six MedMNIST3D sets with their official splits and checksums, from a local folder or by medmnist's own download."""
+"""The six MedMNIST3D sets, official splits and checksums, from a local folder or by medmnist's own download."""
 
 from __future__ import annotations
 

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from glob import glob
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +31,15 @@ def find_nifti(where: str | Path) -> dict[str, Path]:
         FileNotFoundError: nothing found.
     """
     path = Path(where).expanduser()
+    found: Iterator[Path]
     if path.is_dir():
         root, found = path, path.rglob("*")
     elif path.is_file():
         root, found = path.parent, iter([path])
     else:
-        fixed = [part for part in path.parts if not set(part) & set("*?[")]
-        root = Path(*path.parts[: next((i for i, part in enumerate(path.parts) if set(part) & set("*?[")), len(fixed))])
-        found = (Path(name) for name in glob(str(path), recursive=True))
+        first = next((i for i, part in enumerate(path.parts) if set(part) & set("*?[")), len(path.parts))
+        root, pattern = Path(*path.parts[:first]), "/".join(path.parts[first:])
+        found = root.glob(pattern) if pattern else iter([])
     files = sorted(file for file in found if file.is_file() and file.name.lower().endswith(SUFFIXES))
     if not files:
         raise FileNotFoundError(
@@ -54,7 +54,7 @@ def check_header(path: Path) -> None:
     Raises:
         ValueError: not one scalar volume of a sensible size with a usable affine; the message says what it is.
     """
-    image = nibabel.load(path)
+    image: Any = nibabel.load(path)
     shape, dtype = image.shape, image.get_data_dtype()
     if dtype.kind not in "iuf":
         raise ValueError(f"expected one number per voxel, got {'colour' if dtype.kind == 'V' else dtype}")
@@ -82,7 +82,7 @@ class CheckVolumed(MapTransform):
         ValueError: from the call, with what was expected and what came.
     """
 
-    backend = [TransformBackends.TORCH]
+    backend = [TransformBackends.TORCH]  # noqa: RUF012  (as in every transform of MONAI)
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import ignite.distributed as idist
 import torch
@@ -37,7 +37,7 @@ def set_aside(path: Path) -> None:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[TextIO]:
+def written_whole(path: Path) -> Iterator[Any]:
     """A text file that appears under its name when all of it is written, or not at all; an earlier one is set aside."""
     path.parent.mkdir(parents=True, exist_ok=True)
     umask = os.umask(0)
@@ -109,7 +109,7 @@ class TrainingCheckpoints:
 
     def epoch_completed(self, engine: Engine) -> None:
         """Keep the epoch, and the network if it is the best so far."""
-        value = float(self.evaluator.state.metrics[self.metric])
+        value = float(self.evaluator.state.metrics.get(self.metric, -math.inf))  # none before the first validation
         if value > self.best["value"]:
             self.best = {"value": value, "epoch": engine.state.epoch}
             self.save(unwrap(self.save_dict["model"]).state_dict(), "model.pt")
@@ -151,7 +151,13 @@ class TrainingCheckpoints:
                 raise ValueError(
                     f"expected {name!r} in {path}, found none: it is of another kind of run (AMP on or off?)"
                 )
+            names = class_names_of(keeper)
             keeper.load_state_dict(state[name])
+            if class_names_of(keeper) != names:
+                raise ValueError(
+                    f"the run in {path} is for the classes {class_names_of(keeper)}, this one for {names}: "
+                    "give the --dataset of that run"
+                )
         engine.state.epoch, engine.state.iteration = progress["epoch"], progress["iteration"]
         self.best = state["best"]
         logger.info(f"resumed after epoch {progress['epoch']}")
@@ -191,16 +197,19 @@ class PredictionTable:
     def start(self, engine: Engine) -> None:
         """Learn the names of the classes, once the checkpoint is loaded."""
         self.rows = []
-        self.names = unwrap(self.network).class_names.names()
+        self.names = class_names_of(self.network)
+        if not self.names:
+            raise ValueError(f"expected a network with class_names, got {type(unwrap(self.network)).__name__}")
         if self.class_names is not None and list(self.class_names) != self.names:
             raise ValueError(
-                f"expected a network trained for the classes {list(self.class_names)}, the checkpoint's are {self.names}: "
-                "give the --dataset that it was trained on"
+                f"expected a network trained for the classes {list(self.class_names)}, the checkpoint's are "
+                f"{self.names}: give the --dataset that it was trained on"
             )
 
     def collect(self, engine: Engine) -> None:
         """Take the rows of one batch."""
-        for item, output in zip(engine.state.batch, engine.state.output):
+        state: Any = engine.state
+        for item, output in zip(state.batch, state.output):
             self.rows.append(self._row({**item, **output}))
 
     def _row(self, item: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,6 +248,12 @@ def gathered(value: Any) -> list[Any]:
     return values
 
 
+def class_names_of(network: Any) -> list[str]:
+    """The names of the classes that a network keeps; none for what keeps none."""
+    kept = getattr(unwrap(network), "class_names", None)
+    return [] if kept is None else kept.names()
+
+
 def unwrap(network: nn.Module) -> nn.Module:
     """The network inside DistributedDataParallel, or itself."""
     return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
@@ -266,7 +281,8 @@ class MetricsFile:
         """Write the file."""
         if idist.get_rank() != 0:
             return
-        probabilities, labels = (x.cpu().numpy() for x in engine.state.metric_details[self.auc])
+        state: Any = engine.state
+        probabilities, labels = (x.cpu().numpy() for x in state.metric_details[self.auc])
         probabilities, labels = probabilities.astype("float64"), labels.reshape(-1)
         numbers: dict[str, Any] = {}
         for name, metric in (("auc", medmnist_auc), ("acc", medmnist_acc)):

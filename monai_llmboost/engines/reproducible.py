@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
@@ -46,7 +48,7 @@ class SeededEpochs:
         deterministic = torch.are_deterministic_algorithms_enabled()
         set_determinism(seed=seed)
         torch.use_deterministic_algorithms(deterministic)
-        loader = engine.data_loader if hasattr(engine, "data_loader") else engine.state.dataloader
+        loader: Any = getattr(engine, "data_loader", engine.state.dataloader)
         sampler = getattr(loader, "sampler", None)
         if isinstance(sampler, torch.utils.data.distributed.DistributedSampler):
             sampler.set_epoch(epoch)  # as MONAI's trainer does, but before the iterator is made

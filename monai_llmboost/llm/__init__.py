@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LLM checkpoint -> frozen block. Imports torch and safetensors only; hub code is imported when a hub id is asked for."""
+"""LLM checkpoint -> frozen block. Imports torch and safetensors only, hub code when a hub id is asked for."""
 
 from monai_llmboost.llm.block import DecoderBlock
 from monai_llmboost.llm.checkpoint import DonorLayer, read_layer

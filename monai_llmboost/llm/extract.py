@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -62,8 +61,8 @@ def write_block(donor: DonorLayer, out: Path) -> None:
     os.close(handle)
     try:
         save_file({key: value.contiguous() for key, value in donor.tensors.items()}, name, metadata=header)
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, out)
+        Path(name).chmod(0o666 & ~_umask())
+        Path(name).replace(out)
     finally:
         Path(name).unlink(missing_ok=True)
 
@@ -106,7 +105,7 @@ def _read_block(file: str | Path) -> tuple[dict[str, str], BlockGeometry, dict[s
     header = read_header(file)
     geometry = BlockGeometry.from_json(header["geometry"])
     with safe_open(file, framework="pt") as content:
-        tensors = {name: content.get_tensor(name) for name in content.keys()}
+        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (safe_open is no dict)
     if fingerprint(geometry, tensors) != header["fingerprint"]:
         raise ValueError(
             f"the weights in {file} are not those that were extracted: the file was altered; extract it again"

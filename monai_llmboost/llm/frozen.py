@@ -21,7 +21,7 @@ def fingerprint(geometry: BlockGeometry, tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.view(torch.uint8).numpy()))
+        digest.update(tensor.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

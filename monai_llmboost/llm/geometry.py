@@ -88,7 +88,8 @@ class BlockGeometry:
         family = config.get("model_type")
         if family not in LLAMA_LIKE:
             raise ValueError(
-                f"expected a model of type {' or '.join(LLAMA_LIKE)}, got {family!r}: choose a donor of the LLaMA family"
+                f"expected a model of type {' or '.join(LLAMA_LIKE)}, got {family!r}: "
+                "choose a donor of the LLaMA family"
             )
         extras = [key for key in ("attention_bias", "mlp_bias") if config.get(key)]
         if extras:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Short texts that travel in a checkpoint as tensors, so that every loader carries them, ``weights_only`` ones included."""
+"""Short texts that travel in a checkpoint as tensors, so that every loader carries them, ``weights_only`` too."""
 
 import hashlib
 from typing import Any

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -118,7 +119,7 @@ def from_published(
     """
     if mode not in RESIDUAL_OF_MODE:
         raise ValueError(f"expected mode to be one of {', '.join(RESIDUAL_OF_MODE)}, got {mode!r}")
-    sizes = {
+    sizes: dict[str, Any] = {
         "in_channels": channels,
         "num_classes": num_classes,
         "img_size": (frames, image_size, image_size),

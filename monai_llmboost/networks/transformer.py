@@ -155,7 +155,8 @@ def transformer_layers(
         )
     if head_size is None and hidden_size % num_heads:
         raise ValueError(
-            f"expected num_heads to divide hidden_size, got {num_heads} and {hidden_size}: choose others or give head_size"
+            f"expected num_heads to divide hidden_size, got {num_heads} and {hidden_size}: "
+            "choose others or give head_size"
         )
     if not 0 <= dropout_rate < 1:
         raise ValueError(f"expected dropout_rate from 0 to below 1, got {dropout_rate}")

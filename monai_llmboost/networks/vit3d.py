@@ -43,7 +43,7 @@ class ViT3D(nn.Module):
             that loaded one are those it was trained with.
 
     Raises:
-        ValueError: sizes that do not fit one another, at construction and, for a volume of another size, in ``forward``.
+        ValueError: sizes that do not fit one another; in ``forward``, a volume of another size.
     """
 
     def __init__(

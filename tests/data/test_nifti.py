@@ -57,7 +57,7 @@ def test_finds_folders_files_and_patterns(tmp_path, volume):
 
 def test_nothing_found(tmp_path):
     for where in (tmp_path, tmp_path / "nothing", tmp_path / "*.nii"):
-        with pytest.raises(FileNotFoundError, match="no NIfTI files .* give a folder, a file or a pattern"):
+        with pytest.raises(FileNotFoundError, match=r"no NIfTI files .* give a folder, a file or a pattern"):
             find_nifti(where)
 
 

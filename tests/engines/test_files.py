@@ -130,7 +130,7 @@ def test_early_stop(tmp_path, patience, epochs):
 def test_resume_remembers_the_best_and_the_waiting(tmp_path):
     values = [0.5, 0.8, 0.7, 0.6, 0.6, 0.9]
     training(tmp_path, values, 3, patience=3)[2]()
-    network, trainer, run = training(tmp_path, values, 6, patience=3, resume=True)
+    _, trainer, run = training(tmp_path, values, 6, patience=3, resume=True)
     run()
     assert trainer.state.epoch == 5, "epochs 3, 4 and 5 were no better than epoch 2"
     assert weight(tmp_path) == 2

@@ -12,7 +12,7 @@ def block_of(folder, layer=-1):
 
 @pytest.mark.parametrize("layer", [0, 2])
 def test_equals_the_transformers_layer(llama, llama_folder, layer):
-    """Identity rotary (cos 1, sin 0), no mask, both directions: `is_causal=False`, for SDPA without a mask is causal."""
+    """Identity rotary (cos 1, sin 0), no mask, `is_causal=False`: without a mask their SDPA is causal."""
     theirs = llama.model.layers[layer]
     theirs.self_attn.is_causal = False
     x = torch.randn(2, 7, 24)

@@ -100,7 +100,7 @@ def test_checkpoint_is_small_complete_and_carries_the_class_names(build, booster
     assert other.class_names.names() == ["air", "fat", "bone"]
     x = torch.randn(2, 2, 8, 12, 16)
     assert torch.equal(other(x), network(x))
-    with pytest.raises(RuntimeError, match="'random seed 0 .*'random seed 1"):
+    with pytest.raises(RuntimeError, match=r"'random seed 0 .*'random seed 1"):
         build(booster=ResidualBooster(12, random_block("random", seed=1))).load_state_dict(state)
 
 

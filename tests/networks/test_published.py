@@ -16,7 +16,7 @@ TOLERANCE = 1e-5  # relative, float32
 
 def read(file):
     with safe_open(file, framework="pt") as content:
-        tensors = {name: content.get_tensor(name) for name in content.keys()}
+        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (safe_open is no dict)
         config = json.loads(content.metadata()["config"])
     weights = {name.removeprefix("weight."): value for name, value in tensors.items() if name.startswith("weight.")}
     return config, weights, tensors
