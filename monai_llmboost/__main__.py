@@ -83,7 +83,7 @@ def run(
     """Run a job of a bundle: `python -m monai.bundle run` with its configs, and a clear sentence when it fails.
 
     All further options are the bundle's own: --dataset NAME, --dataset_dir DIR,
-    --block FILE, --epochs N, --ckpt_dir DIR, --output_dir DIR, --resume true ...
+    --block FILE, --epochs N, --ckpt_dir DIR, --output_dir DIR, --resume True ...
     (its docs/README.md lists them). What it writes goes to ./models and ./eval
     unless these say otherwise.
     """

@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 from monai_llmboost.bundle import run_bundle
 from monai_llmboost.llm import BlockGeometry
 
+# Thousands of operations on tiny tensors: more threads only wait for one another.
+torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
 BUNDLE = "medmnist3d_rllm_classification"
 # A network and a schedule that train in a second or two; the shapes of the data stay real.

@@ -59,6 +59,8 @@ class LabelledVolumes(Dataset):
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"expected split to be one of {', '.join(SPLITS)}, got {split!r}")
+        if not isinstance(download, bool):  # the word "false" on a command line would be true
+            raise ValueError(f"expected download to be True or False, got {download!r}")
         self.class_names = class_names(dataset)
         if dataset == PHANTOM:
             images, labels = phantom_arrays(split, size)

@@ -55,7 +55,7 @@ def medmnist3d_file(name: str, size: int, root: str | Path, download: bool = Fal
     if not path.exists():
         if not download:
             raise FileNotFoundError(
-                f"{path.name} is not in {root}: put the official file there, or add `--download true` to fetch it"
+                f"{path.name} is not in {root}: put the official file there, or add `--download True` to fetch it"
             )
         _download(info["python_class"], size, root, path)
     with path.open("rb") as file:
@@ -63,7 +63,7 @@ def medmnist3d_file(name: str, size: int, root: str | Path, download: bool = Fal
     if digest != info[f"MD5{suffix}"]:
         raise ValueError(
             f"{path} is not the official {name} file (MD5 {digest}, expected {info[f'MD5{suffix}']}): "
-            "it is damaged or altered; remove it, then add `--download true` to fetch it again"
+            "it is damaged or altered; remove it, then add `--download True` to fetch it again"
         )
     return path
 

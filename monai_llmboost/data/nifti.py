@@ -96,6 +96,8 @@ class CheckVolumed(MapTransform):
         self.low, self.high = float(intensity_range[0]), float(intensity_range[1])
         if not self.low < self.high:
             raise ValueError(f"expected intensity_range as [low, high], got {list(intensity_range)}")
+        if not isinstance(clip_intensities, bool):  # the word "false" on a command line would be true
+            raise ValueError(f"expected clip_intensities to be True or False, got {clip_intensities!r}")
         self.clip_intensities = clip_intensities
 
     def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -112,7 +114,7 @@ class CheckVolumed(MapTransform):
         low, high = float(volume.min()), float(volume.max())
         if low == high:
             raise ValueError(f"expected an image, every voxel is {low:g}")
-        advice = "if this is right for your data, give --intensity_range '[low,high]' --clip_intensities true"
+        advice = "if this is right for your data, give --intensity_range '[low,high]' --clip_intensities True"
         if not self.clip_intensities and (low < self.low or high > self.high):
             raise ValueError(
                 f"expected voxels from {self.low:g} to {self.high:g}, as in training, got {low:g} to {high:g}: {advice}"

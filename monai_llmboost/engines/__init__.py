@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Only what MONAI's trainer, evaluator, handlers and metrics lack."""
 
-from monai_llmboost.engines.files import MetricsFile, PredictionTable, TrainingCheckpoints
+from monai_llmboost.engines.checkpoints import TrainingCheckpoints
 from monai_llmboost.engines.metrics import MedMNISTACC, MedMNISTAUC, bootstrap_interval, medmnist_acc, medmnist_auc
 from monai_llmboost.engines.reproducible import SeededEpochs
+from monai_llmboost.engines.results import MetricsFile, PredictionTable
 
 __all__ = [
     "MedMNISTACC",

@@ -2,6 +2,7 @@
 """What a network's logits mean, kept in its checkpoint: whoever loads one gets the names it was trained with."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -39,3 +40,14 @@ class ClassNames(nn.Module):
     def names(self) -> list[str]:
         """The names, of the checkpoint if one was loaded."""
         return decode(self.code).split(SEPARATOR)
+
+
+def class_names_of(network: Any) -> list[str]:
+    """The names of the classes that a network keeps; none for what keeps none."""
+    kept = getattr(unwrap(network), "class_names", None)
+    return [] if kept is None else kept.names()
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """The network inside DistributedDataParallel, or itself."""
+    return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network

@@ -77,7 +77,7 @@ def test_the_six_sets_and_their_classes():
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"adrenalmnist3d\.npz is not in .*add `--download true` to fetch it"):
+    with pytest.raises(FileNotFoundError, match=r"adrenalmnist3d\.npz is not in .*add `--download True` to fetch it"):
         medmnist3d_file("adrenalmnist3d", 28, tmp_path)
 
 

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keep the best network, stop in time, go on exactly: what training leaves on disk."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import DiskSaver
+
+from monai_llmboost.engines.files import set_aside
+from monai_llmboost.networks.class_names import class_names_of, unwrap
+
+logger = logging.getLogger("monai_llmboost")
+
+
+class TrainingCheckpoints:
+    """Keeps the best network by validation, stops when validation gets no better, and lets a run go on exactly.
+
+    ``model.pt`` holds the weights of the best validated epoch; ``last.pt`` all that training needs to go on after the
+    last finished epoch: network, optimizer, schedule, gradient scaler, epoch, best value so far. Both hold tensors and
+    numbers only (``weights_only`` loading works) and are written atomically. Attach it behind MONAI's
+    ``ValidationHandler``, for it reads that epoch's validation, and before :class:`SeededEpochs`.
+
+    Args:
+        ckpt_dir: the folder; files of an earlier run in it are renamed, not overwritten.
+        save_dict: what to keep, ``"model"`` among them, each with ``state_dict`` and ``load_state_dict``.
+        evaluator: the engine that validates.
+        metric: name of the evaluator's metric that chooses; larger is better.
+        patience: epochs without a better value before training stops; 0 never stops early.
+        resume: go on from ``last.pt`` in ``ckpt_dir``.
+
+    Raises:
+        ValueError: a patience below 0, or a resume that is neither True nor False.
+        FileNotFoundError: from the run, if there is nothing to resume.
+    """
+
+    def __init__(
+        self,
+        ckpt_dir: str | Path,
+        save_dict: Mapping[str, Any],
+        evaluator: Engine,
+        metric: str,
+        patience: int = 0,
+        resume: bool = False,
+    ) -> None:
+        if not isinstance(resume, bool):  # the word "false" on a command line would be true
+            raise ValueError(f"expected resume to be True or False, got {resume!r}")
+        if not isinstance(patience, int) or patience < 0:
+            raise ValueError(f"expected patience to be a whole number from 0, got {patience!r}")
+        self.ckpt_dir = Path(ckpt_dir)
+        self.save_dict = dict(save_dict)
+        self.evaluator = evaluator
+        self.metric = metric
+        self.patience = patience
+        self.resume = resume
+        self.best: dict[str, float] = {"value": -math.inf, "epoch": 0}
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+
+    def start(self, engine: Engine) -> None:
+        """Restore an interrupted run, or make room for a new one."""
+        if self.resume:
+            self._restore(engine)
+        elif idist.get_rank() == 0:
+            self.ckpt_dir.mkdir(parents=True, exist_ok=True)
+            for name in ("model.pt", "last.pt"):
+                set_aside(self.ckpt_dir / name)
+        idist.barrier()
+        # Chmod'ed and renamed into place by rank 0 alone.
+        self.save = DiskSaver(str(self.ckpt_dir), atomic=True, create_dir=True, require_empty=False)
+
+    def epoch_completed(self, engine: Engine) -> None:
+        """Keep the epoch, and the network if it is the best so far."""
+        value = float(self.evaluator.state.metrics.get(self.metric, -math.inf))  # none before the first validation
+        if value > self.best["value"]:
+            self.best = {"value": value, "epoch": engine.state.epoch}
+            self.save(unwrap(self.save_dict["model"]).state_dict(), "model.pt")
+        self.save(self._state(engine), "last.pt")
+        if self._waited_enough(engine):
+            logger.info(
+                f"no better {self.metric} for {self.patience} epochs: stopping after epoch {engine.state.epoch}; "
+                f"best {self.best['value']:.4f} in epoch {self.best['epoch']}"
+            )
+            engine.terminate()
+
+    def _waited_enough(self, engine: Engine) -> bool:
+        return 0 < self.patience <= engine.state.epoch - self.best["epoch"]
+
+    def _state(self, engine: Engine) -> dict[str, Any]:
+        state = {name: keeper.state_dict() for name, keeper in self._keepers(engine).items()}
+        progress = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
+        return {**state, "progress": progress, "best": self.best}
+
+    def _keepers(self, engine: Engine) -> dict[str, Any]:
+        keepers = {**self.save_dict, "model": unwrap(self.save_dict["model"])}
+        scaler = getattr(engine, "scaler", None)
+        return keepers if scaler is None else {**keepers, "scaler": scaler}
+
+    def _restore(self, engine: Engine) -> None:
+        path = self.ckpt_dir / "last.pt"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"nothing to resume: {path} is not there; give the --ckpt_dir of the run, or drop --resume"
+            )
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        progress, max_epochs = state["progress"], engine.state.max_epochs
+        if progress["epoch"] > max_epochs:
+            raise ValueError(
+                f"the run in {path} already has {progress['epoch']} epochs, --epochs asks for {max_epochs}"
+            )
+        for name, keeper in self._keepers(engine).items():
+            if name not in state:
+                raise ValueError(
+                    f"expected {name!r} in {path}, found none: it is of another kind of run (AMP on or off?)"
+                )
+            names = class_names_of(keeper)
+            keeper.load_state_dict(state[name])
+            if class_names_of(keeper) != names:
+                raise ValueError(
+                    f"the run in {path} is for the classes {class_names_of(keeper)}, this one for {names}: "
+                    "give the --dataset of that run"
+                )
+        engine.state.epoch, engine.state.iteration = progress["epoch"], progress["iteration"]
+        self.best = state["best"]
+        logger.info(f"resumed after epoch {progress['epoch']}")
+        if self._waited_enough(engine):
+            engine.terminate()

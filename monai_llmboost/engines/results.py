@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What evaluation and inference leave on disk: a table of predictions, metrics with their intervals."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+from ignite.engine import Engine, Events
+from torch import distributed, nn
+
+from monai_llmboost.engines.files import written_whole
+from monai_llmboost.engines.metrics import bootstrap_interval, medmnist_acc, medmnist_auc
+from monai_llmboost.networks.class_names import class_names_of, unwrap
+
+logger = logging.getLogger("monai_llmboost")
+
+
+class PredictionTable:
+    """Writes ``predictions.csv`` when an evaluator is done: one row per case, on rank 0, for all ranks.
+
+    Columns: case; one probability per class, ``p_<class name>``; ``predicted``, the class of the largest; ``label``
+    where cases have one; ``refused``, the reason why a case has no prediction, where cases may be refused. A case whose
+    probabilities are not finite is refused.
+
+    Args:
+        output_dir: the folder; an earlier ``predictions.csv`` in it is renamed, not overwritten.
+        network: gives the names of its classes, those of the checkpoint it loaded.
+        class_names: the names that the cases' labels have, if they have labels.
+
+    Raises:
+        ValueError: from the run, if the network was trained for other classes than ``class_names``.
+    """
+
+    def __init__(self, output_dir: str | Path, network: nn.Module, class_names: Sequence[str] | None = None) -> None:
+        self.path = Path(output_dir) / "predictions.csv"
+        self.network = network
+        self.class_names = class_names
+        self.names: list[str] = []
+        self.rows: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator that decollates and whose items hold "pred" (probabilities) and "case"."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
+        engine.add_event_handler(Events.COMPLETED, self.write)
+
+    def start(self, engine: Engine) -> None:
+        """Learn the names of the classes, once the checkpoint is loaded."""
+        self.rows = []
+        self.names = class_names_of(self.network)
+        if not self.names:
+            raise ValueError(f"expected a network with class_names, got {type(unwrap(self.network)).__name__}")
+        if self.class_names is not None and list(self.class_names) != self.names:
+            raise ValueError(
+                f"expected a network trained for the classes {list(self.class_names)}, the checkpoint's are "
+                f"{self.names}: give the --dataset that it was trained on"
+            )
+
+    def collect(self, engine: Engine) -> None:
+        """Take the rows of one batch."""
+        state: Any = engine.state
+        for item, output in zip(state.batch, state.output):
+            self.rows.append(self._row({**item, **output}))
+
+    def _row(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        probabilities = [float(p) for p in item["pred"]]
+        refused = item.get("refused", "")
+        if not refused and not all(map(math.isfinite, probabilities)):
+            refused = "the network's output is not finite"
+        row: dict[str, Any] = {"case": item["case"]}
+        for name, p in zip(self.names, probabilities):
+            row[f"p_{name}"] = "" if refused else f"{p:.6f}"
+        row["predicted"] = "" if refused else self.names[probabilities.index(max(probabilities))]
+        if item.get("label") is not None:
+            row["label"] = self.names[int(item["label"])]
+        if "refused" in item or refused:
+            row["refused"] = refused
+        return row
+
+    def write(self, engine: Engine) -> None:
+        """Write the table of all ranks."""
+        rows = [row for part in gathered(self.rows) for row in part]
+        if idist.get_rank() == 0 and rows:
+            with written_whole(self.path) as file:
+                writer = csv.DictWriter(file, max(map(list, rows), key=len), restval="", lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(sorted(rows, key=lambda row: row["case"]))
+            refused = sum(bool(row.get("refused")) for row in rows)
+            logger.info(f"{len(rows)} cases, {refused} refused: {self.path}")
+
+
+class MetricsFile:
+    """Writes ``metrics.json`` when an evaluator is done: AUC and ACC with 95 % intervals over the cases, on rank 0.
+
+    Args:
+        output_dir: the folder; an earlier ``metrics.json`` in it is renamed, not overwritten.
+        auc: name of the evaluator's :class:`MedMNISTAUC`, whose gathered cases are used.
+        about: what the numbers are of, such as dataset and split; written beside them.
+    """
+
+    def __init__(self, output_dir: str | Path, auc: str, about: Mapping[str, Any]) -> None:
+        self.path = Path(output_dir) / "metrics.json"
+        self.auc = auc
+        self.about = dict(about)
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator."""
+        engine.add_event_handler(Events.COMPLETED, self.write)
+
+    def write(self, engine: Engine) -> None:
+        """Write the file."""
+        if idist.get_rank() != 0:
+            return
+        state: Any = engine.state
+        probabilities, labels = (x.cpu().numpy() for x in state.metric_details[self.auc])
+        probabilities, labels = probabilities.astype("float64"), labels.reshape(-1)
+        numbers: dict[str, Any] = {}
+        for name, metric in (("auc", medmnist_auc), ("acc", medmnist_acc)):
+            numbers[name] = metric(probabilities, labels)
+            numbers[f"{name}_interval_95"] = list(bootstrap_interval(metric, probabilities, labels))
+        with written_whole(self.path) as file:
+            json.dump({**self.about, "cases": len(labels), **numbers}, file, indent=2)
+            file.write("\n")
+        logger.info(f"AUC {numbers['auc']:.4f} ACC {numbers['acc']:.4f} on {len(labels)} cases: {self.path}")
+
+
+def gathered(value: Any) -> list[Any]:
+    """The values of all ranks, in their order."""
+    if idist.get_world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * idist.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values

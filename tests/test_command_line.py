@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`monai-llmboost`: verbs, exit codes, one sentence for a mistake."""
+
+import importlib.metadata
+import json
+
+import pytest
+from conftest import BUNDLE
+
+import monai_llmboost
+from monai_llmboost.__main__ import _options_of_bundle, main
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run a command line in this process: exit code, standard output, standard error."""
+
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["monai-llmboost", *map(str, words)])
+        code = 0
+        try:
+            main()
+        except SystemExit as exit:
+            code = exit.code or 0
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_version(command):
+    assert command("--version") == (0, f"{monai_llmboost.__version__}\n", "")
+    assert importlib.metadata.version("monai-llmboost") == monai_llmboost.__version__
+
+
+@pytest.mark.parametrize("verb", ["extract", "bundle", "run", "demo"])
+def test_help(command, verb):
+    code, out, _ = command(verb, "--help")
+    assert code == 0
+    assert f"monai-llmboost {verb}" in out
+    assert verb in command("--help")[1]
+
+
+def test_extract(command, llama_folder, tmp_path):
+    out = tmp_path / "block.safetensors"
+    code, said, _ = command("extract", llama_folder, "--layer", 0, "--out", out)
+    assert code == 0
+    assert "layer 0 of 3 of tiny-llama, width 24, 5,232 weights" in " ".join(said.split())
+    code, _, said = command("extract", llama_folder, "--out", out)
+    assert code == 1
+    assert said == f"monai-llmboost: {out} is there already: choose another name or ask to overwrite it\n"
+    assert command("extract", llama_folder, "--out", out, "--overwrite")[0] == 0
+
+
+def test_bundle(command, tmp_path):
+    code, said, _ = command("bundle", "--to", tmp_path / "mine")
+    assert code == 0
+    assert "python -m monai.bundle run" in said
+    metadata = json.loads((tmp_path / "mine" / "configs" / "metadata.json").read_text())
+    assert metadata["version"] == "0.1.0"
+    code, _, said = command("bundle", "--to", tmp_path / "other", "--name", "unknown")
+    assert (code, f"one of {BUNDLE}" in said) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "train", "--epoch", "3"], "did you mean --epochs?"),
+        (["run", "train", "--epochs"], "options of the bundle as --key value, got '--epochs'"),
+        (["run", "train", "epochs", "3"], "options of the bundle as --key value, got 'epochs'"),
+        (["run", "train", "--bundle", "nowhere"], "there is no bundle 'nowhere'"),
+        (["run", "train", "--arm", "both"], "an arm of mlp, none, pretrained, random, got 'both'"),
+        (["extract", "nowhere", "--out", "x.safetensors"], "a model folder or a hub id such as owner/name"),
+        (["extract", ".", "--out", "x.bin"], "an output name that ends in .safetensors"),
+        (["demo", "--output", "."], "is there already"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_status_1(command, words, message):
+    code, _, said = command(*words)
+    assert code == 1
+    assert said.startswith("monai-llmboost: ")
+    assert message in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["run"], ["extract", "x"], ["unknown"], ["demo", "--epochs", "many"]])
+def test_a_wrong_usage_is_status_2(command, words):
+    assert command(*words)[0] == 2
+
+
+def test_values_are_python_literals_as_in_monai():
+    words = ["--a", "3", "--b=[1,2]", "--c", "true", "--d", "0.5", "--e", "text", "--f=-1", "--g", "True"]
+    assert _options_of_bundle(words) == {"a": 3, "b": [1, 2], "c": "true", "d": 0.5, "e": "text", "f": -1, "g": True}
