@@ -12,6 +12,8 @@ from typing import Any
 # Configs of a job, in the order in which MONAI merges them; the arm's overlay comes behind the first.
 JOBS = {"train": ["train.json"], "evaluate": ["train.json", "evaluate.json"], "inference": ["inference.json"]}
 ARMS_FOLDER = "arms"
+# What `monai.bundle run` itself takes beside a bundle's keys: experiment tracking.
+MONAI_OPTIONS = ("tracking", "tracking_uri", "experiment_name", "run_name", "save_execute_config")
 # What MONAI's own wrappers around a failing config item begin with; the cause below them is what went wrong.
 WRAPPERS = ("Failed to instantiate", "Failed to evaluate", "applying transform")
 
@@ -82,7 +84,7 @@ def run_bundle(
     """
     bundle = bundle_path(name)
     configs = job_configs(bundle, job, arm)
-    known = {key.partition("#")[0] for file in configs for key in json.loads(file.read_text())}
+    known = {key.partition("#")[0] for file in configs for key in json.loads(file.read_text())} | set(MONAI_OPTIONS)
     for key in overrides:
         first = key.replace("::", "#").partition("#")[0]
         if first not in known:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from monai.utils import TransformBackends, ensure_tuple_rep
 SUFFIXES = (".nii", ".nii.gz")
 # 4 GiB in float32; a header that asks for more is refused before memory is taken.
 LARGEST_VOLUME = 1 << 30
+# Bytes behind the voxels that a writer may have left there.
+LARGEST_REST = 1 << 20
 # A volume that uses less of the range than this was most likely scaled before.
 SMALLEST_USE_OF_RANGE = 0.01
 
@@ -48,11 +51,12 @@ def find_nifti(where: str | Path) -> dict[str, Path]:
     return {str(file.relative_to(root)): file for file in files}
 
 
-def check_header(path: Path) -> None:
-    """Look at a NIfTI header before its voxels are read.
+def check_file(path: Path) -> None:
+    """Look at a NIfTI file before its voxels are used: the header, then the checksum of a compressed one.
 
     Raises:
         ValueError: not one scalar volume of a sensible size with a usable affine; the message says what it is.
+        OSError, EOFError, zlib.error: damaged; nibabel itself reads a .nii.gz with flipped bits without a word.
     """
     image: Any = nibabel.load(path)
     shape, dtype = image.shape, image.get_data_dtype()
@@ -67,6 +71,16 @@ def check_header(path: Path) -> None:
     affine = np.asarray(image.affine)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise ValueError("expected an affine that can be inverted: its voxel size or directions are broken")
+    if path.name.lower().endswith(".gz"):
+        expected = int(image.dataobj.offset) + int(np.prod(shape)) * dtype.itemsize
+        with gzip.open(path) as file:
+            length = 0
+            while chunk := file.read(1 << 20):  # the checksum is compared at the end
+                length += len(chunk)
+                if length > expected + LARGEST_REST:
+                    raise ValueError(
+                        f"expected {expected} bytes by its header, got more than {length}: not what it says"
+                    )
 
 
 class CheckVolumed(MapTransform):
@@ -152,7 +166,7 @@ class NiftiVolumes(Dataset):
         """One case, read or refused."""
         item = self.data[index]
         try:
-            check_header(item["image"])
+            check_file(item["image"])
             image = torch.as_tensor(self.transform({"image": item["image"]})["image"], dtype=torch.float32)
             image, refused = getattr(image, "as_tensor", lambda: image)(), ""
         except Exception as error:  # whatever a reader or a transform raises concerns this case alone

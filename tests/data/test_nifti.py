@@ -118,6 +118,25 @@ def test_a_bad_file_costs_one_case(tmp_path, volume, transform, name):
     assert "\n" not in bad["refused"]
 
 
+def test_flipped_bits_in_a_compressed_file_are_noticed(tmp_path, volume, transform):
+    """Stored rather than compressed, so that flipping a voxel's bits leaves a stream that can be unpacked."""
+    larger = np.tile(volume, (4, 4, 4))  # nibabel would meet the end of a smaller file while it looks for the header
+    plain = save(tmp_path / "x.nii", larger).read_bytes()
+    packed = bytearray(gzip.compress(plain, compresslevel=0))
+    packed[-20] ^= 0xFF
+    (tmp_path / "x.nii").unlink()
+    (tmp_path / "x.nii.gz").write_bytes(packed)
+    assert np.asarray(nibabel.load(tmp_path / "x.nii.gz").dataobj).shape == larger.shape, "nibabel takes it"
+    assert "CRC" in only_case(tmp_path / "x.nii.gz", transform)["refused"]
+
+
+def test_a_stream_longer_than_its_header_says_is_not_unpacked_to_its_end(tmp_path, volume, transform):
+    plain = save(tmp_path / "x.nii", volume).read_bytes()
+    (tmp_path / "x.nii").unlink()
+    (tmp_path / "x.nii.gz").write_bytes(gzip.compress(plain + bytes(50_000_000)))
+    assert "not what it says" in only_case(tmp_path / "x.nii.gz", transform)["refused"]
+
+
 def test_a_header_that_asks_for_too_much_is_refused_before_memory_is_taken(tmp_path, volume, transform):
     path = save(tmp_path / "bomb.nii", volume)
     content = bytearray(path.read_bytes())
