@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -113,10 +114,12 @@ def demo(
 
 
 def main() -> None:
-    """Run the command line; an error that a user can mend is one sentence, and exit status 1."""
+    """Run the command line; an error is one sentence and exit status 1, with MONAI_LLMBOOST_DEBUG=1 a traceback."""
     try:
         app()
     except (ValueError, OSError, TypeError, RuntimeError) as error:
+        if os.environ.get("MONAI_LLMBOOST_DEBUG"):
+            raise
         typer.echo(f"monai-llmboost: {error}", err=True)
         sys.exit(1)
 

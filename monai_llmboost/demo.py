@@ -96,6 +96,7 @@ def _show(console: Console, output: Path, results: dict[str, dict[str, Any]]) ->
             f"{result['seconds']:.0f} s",
         )
     console.print(table)
+    console.print("One seed and a random block: this shows that everything runs, not that a block helps.")
     predictions = output / "predictions" / "predictions.csv"
     with predictions.open(newline="") as file:
         rows = list(csv.reader(file))

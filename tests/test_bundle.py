@@ -137,15 +137,22 @@ def test_resumed_equals_uninterrupted(tmp_path, num_workers):
 
 
 @pytest.mark.usefixtures("few_phantoms")
-def test_a_finished_run_resumes_to_nothing_and_goes_on_when_asked_for_more(tmp_path):
+def test_a_finished_run_resumes_to_nothing_and_takes_no_other_options(tmp_path):
     trained(tmp_path, 2)
     before = (tmp_path / "last.pt").read_bytes()
     trained(tmp_path, 2, resume=True)
     assert (tmp_path / "last.pt").read_bytes() == before
-    assert trained(tmp_path, 3, resume=True)["last.pt"]["progress"]["epoch"] == 3
+    for change in ({"batch_size": 40}, {"learning_rate": 0.5}, {"seed": 7}, {"dataset": "adrenalmnist3d"}):
+        (name, _), *_ = change.items()
+        with pytest.raises(RuntimeError) as error:
+            trained(tmp_path, 2, resume=True, **change)
+        assert f"was begun with {name} " in str(root_cause(error.value)) or "npz is not in" in str(
+            root_cause(error.value)
+        )
     with pytest.raises(RuntimeError) as error:
-        trained(tmp_path, 4, resume=True, class_names=["this", "that"])
-    assert "is for the classes ['shell', 'ring'], this one for ['this', 'that']" in str(root_cause(error.value))
+        trained(tmp_path, 3, resume=True)
+    assert "was begun with epochs 2, this one has 3" in str(root_cause(error.value))
+    assert (tmp_path / "last.pt").read_bytes() == before
 
 
 @pytest.mark.usefixtures("few_phantoms")
@@ -254,6 +261,19 @@ def test_inference_keeps_bad_cases_apart(run_job, tmp_path):
     assert [row["case"] for row in table] == ["broken.nii.gz", *(f"case-{i}.nii.gz" for i in range(3))]
     assert table[0]["refused"] and not table[0]["predicted"]
     assert all(row["predicted"] in ("shell", "ring") and not row["refused"] for row in table[1:])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"residual": "outer"}, "the residual 'inner', but"),
+        ({"num_heads": 4}, "2 heads, pool cls', but this network has"),
+    ],
+)
+def test_options_that_the_shapes_do_not_tell_are_compared(run_job, options, message):
+    run_job("train", epochs=1)
+    with pytest.raises(RuntimeError, match=message):
+        run_job("evaluate", **options)
 
 
 def test_names_come_from_the_checkpoint(run_job, tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from monai_llmboost.llm import Signature
+
 RESIDUALS = ("inner", "outer", "both", "none", "projected")
 
 
@@ -38,6 +40,7 @@ class ResidualBooster(nn.Module):
         if not isinstance(width, int):
             raise TypeError(f"expected a block with an attribute `width`, got {type(block).__name__}: see FrozenBlock")
         self.channels = channels
+        self.signature = Signature("residual", residual, "give the --residual that it was trained with")
         self.inner = residual in ("inner", "both")
         self.outer = residual in ("outer", "both", "projected")
         self.encode = nn.Linear(channels, width, bias=False)

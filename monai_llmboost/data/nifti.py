@@ -19,6 +19,8 @@ from monai.utils import TransformBackends, ensure_tuple_rep
 SUFFIXES = (".nii", ".nii.gz")
 # 4 GiB in float32; a header that asks for more is refused before memory is taken.
 LARGEST_VOLUME = 1 << 30
+# Three directions whose box has less than this part of the volume of a straight one lie in a plane.
+FLAT = 1e-6
 # Bytes behind the voxels that a writer may have left there.
 LARGEST_REST = 1 << 20
 # A volume that uses less of the range than this was most likely scaled before.
@@ -28,7 +30,8 @@ SMALLEST_USE_OF_RANGE = 0.01
 def find_nifti(where: str | Path) -> dict[str, Path]:
     """The NIfTI files of a folder (searched to its depths), of a glob pattern, or one file: case name -> path.
 
-    A case is named by its path below the folder, so two files of one name in two folders stay two cases.
+    Links to folders are not followed. A case is named by its path below the folder, so two files of one name in two
+    folders stay two cases.
 
     Raises:
         FileNotFoundError: nothing found.
@@ -40,9 +43,11 @@ def find_nifti(where: str | Path) -> dict[str, Path]:
     elif path.is_file():
         root, found = path.parent, iter([path])
     else:
-        first = next((i for i, part in enumerate(path.parts) if set(part) & set("*?[")), len(path.parts))
-        root, pattern = Path(*path.parts[:first]), "/".join(path.parts[first:])
-        found = root.glob(pattern) if pattern else iter([])
+        known = 0  # leading parts that are folders are taken literally, brackets and all
+        while known < len(path.parts) and Path(*path.parts[: known + 1]).is_dir():
+            known += 1
+        root, pattern = Path(*path.parts[:known]), "/".join(path.parts[known:])
+        found = root.glob(pattern)
     files = sorted(file for file in found if file.is_file() and file.name.lower().endswith(SUFFIXES))
     if not files:
         raise FileNotFoundError(
@@ -69,7 +74,8 @@ def check_file(path: Path) -> None:
     if int(np.prod(shape)) > LARGEST_VOLUME:
         raise ValueError(f"expected at most {LARGEST_VOLUME} voxels, got {int(np.prod(shape))} (shape {shape})")
     affine = np.asarray(image.affine)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    axes = affine[:3, :3]  # mm per voxel; how far from flat they are does not depend on the unit
+    if not np.isfinite(affine).all() or abs(np.linalg.det(axes)) <= FLAT * np.linalg.norm(axes, axis=0).prod():
         raise ValueError("expected an affine that can be inverted: its voxel size or directions are broken")
     if path.name.lower().endswith(".gz"):
         expected = int(image.dataobj.offset) + int(np.prod(shape)) * dtype.itemsize

@@ -15,7 +15,7 @@ from ignite.engine import Engine, Events
 from ignite.handlers import DiskSaver
 
 from monai_llmboost.engines.files import set_aside
-from monai_llmboost.networks.class_names import class_names_of, unwrap
+from monai_llmboost.networks.class_names import unwrap
 
 logger = logging.getLogger("monai_llmboost")
 
@@ -35,6 +35,7 @@ class TrainingCheckpoints:
         metric: name of the evaluator's metric that chooses; larger is better.
         patience: epochs without a better value before training stops; 0 never stops early.
         resume: go on from ``last.pt`` in ``ckpt_dir``.
+        options: by which the run was begun, such as epochs and batch size; a run is resumed with the same ones only.
 
     Raises:
         ValueError: a patience below 0, or a resume that is neither True nor False.
@@ -49,6 +50,7 @@ class TrainingCheckpoints:
         metric: str,
         patience: int = 0,
         resume: bool = False,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(resume, bool):  # the word "false" on a command line would be true
             raise ValueError(f"expected resume to be True or False, got {resume!r}")
@@ -60,15 +62,19 @@ class TrainingCheckpoints:
         self.metric = metric
         self.patience = patience
         self.resume = resume
+        self.options = dict(options or {})
         self.best: dict[str, float] = {"value": -math.inf, "epoch": 0}
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+        engine.add_event_handler(Events.COMPLETED, self.completed)
 
     def start(self, engine: Engine) -> None:
         """Restore an interrupted run, or make room for a new one."""
+        if not isinstance(engine.state.max_epochs, int):
+            raise ValueError(f"expected a whole number of epochs, got {engine.state.max_epochs!r}")
         if self.resume:
             self._restore(engine)
         elif idist.get_rank() == 0:
@@ -93,13 +99,18 @@ class TrainingCheckpoints:
             )
             engine.terminate()
 
+    def completed(self, engine: Engine) -> None:
+        """Say so if there is no network to keep."""
+        if not self.best["epoch"]:
+            raise ValueError("nothing was validated, so there is no model.pt: lower --val_interval (last.pt is there)")
+
     def _waited_enough(self, engine: Engine) -> bool:
         return 0 < self.patience <= engine.state.epoch - self.best["epoch"]
 
     def _state(self, engine: Engine) -> dict[str, Any]:
         state = {name: keeper.state_dict() for name, keeper in self._keepers(engine).items()}
-        progress = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
-        return {**state, "progress": progress, "best": self.best}
+        progress = {"epoch": engine.state.epoch, "epoch_length": engine.state.epoch_length}
+        return {**state, "progress": progress, "best": self.best, "options": self.options}
 
     def _keepers(self, engine: Engine) -> dict[str, Any]:
         keepers = {**self.save_dict, "model": unwrap(self.save_dict["model"])}
@@ -113,25 +124,29 @@ class TrainingCheckpoints:
                 f"nothing to resume: {path} is not there; give the --ckpt_dir of the run, or drop --resume"
             )
         state = torch.load(path, map_location="cpu", weights_only=True)
-        progress, max_epochs = state["progress"], engine.state.max_epochs
-        if progress["epoch"] > max_epochs:
+        begun, asked = state["options"], self.options
+        for name in sorted(set(begun) | set(asked)):
+            if begun.get(name) != asked.get(name):
+                raise ValueError(
+                    f"the run in {path} was begun with {name} {begun.get(name)!r}, this one has {asked.get(name)!r}: "
+                    "resume it with its own options, or begin anew with another --ckpt_dir"
+                )
+        epoch, epoch_length = state["progress"]["epoch"], state["progress"]["epoch_length"]
+        if epoch_length != engine.state.epoch_length:
             raise ValueError(
-                f"the run in {path} already has {progress['epoch']} epochs, --epochs asks for {max_epochs}"
+                f"the run in {path} has {epoch_length} steps an epoch, this one {engine.state.epoch_length}: "
+                "resume it with its own batch size and number of processes"
             )
+        if epoch > engine.state.max_epochs:
+            raise ValueError(f"the run in {path} already has {epoch} epochs, {engine.state.max_epochs} are asked for")
         for name, keeper in self._keepers(engine).items():
             if name not in state:
                 raise ValueError(
                     f"expected {name!r} in {path}, found none: it is of another kind of run (AMP on or off?)"
                 )
-            names = class_names_of(keeper)
             keeper.load_state_dict(state[name])
-            if class_names_of(keeper) != names:
-                raise ValueError(
-                    f"the run in {path} is for the classes {class_names_of(keeper)}, this one for {names}: "
-                    "give the --dataset of that run"
-                )
-        engine.state.epoch, engine.state.iteration = progress["epoch"], progress["iteration"]
+        engine.state.epoch, engine.state.iteration = epoch, epoch * epoch_length
         self.best = state["best"]
-        logger.info(f"resumed after epoch {progress['epoch']}")
+        logger.info(f"resumed after epoch {epoch}")
         if self._waited_enough(engine):
             engine.terminate()

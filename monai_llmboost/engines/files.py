@@ -31,7 +31,10 @@ def written_whole(path: Path) -> Iterator[Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     umask = os.umask(0)
     os.umask(umask)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="", dir=path.parent, delete=False) as file:
+    # A file name that is no UTF-8 is written with its odd bytes spelt out, rather than costing the whole table.
+    with tempfile.NamedTemporaryFile(
+        "w", newline="", dir=path.parent, delete=False, encoding="utf-8", errors="backslashreplace"
+    ) as file:
         try:
             yield file
         except BaseException:

@@ -76,7 +76,7 @@ class PredictionTable:
             refused = "the network's output is not finite"
         row: dict[str, Any] = {"case": item["case"]}
         for name, p in zip(self.names, probabilities):
-            row[f"p_{name}"] = "" if refused else f"{p:.6f}"
+            row[f"p_{name}"] = "" if refused else f"{p:.9g}"
         row["predicted"] = "" if refused else self.names[probabilities.index(max(probabilities))]
         if item.get("label") is not None:
             row["label"] = self.names[int(item["label"])]

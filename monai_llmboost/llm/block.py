@@ -62,16 +62,7 @@ class DecoderBlock(nn.Module):
         Raises:
             ValueError: a tensor is missing, unknown, or of another shape than the geometry says.
         """
-        wanted = geometry.tensor_shapes
-        wrong = sorted(set(wanted) ^ set(tensors))
-        if wrong:
-            raise ValueError(f"expected the tensors {sorted(wanted)}, these are missing or unknown: {wrong}")
-        for name, shape in wanted.items():
-            if tuple(tensors[name].shape) != shape:
-                raise ValueError(
-                    f"expected {name} of shape {shape}, got {tuple(tensors[name].shape)}: the configuration and the "
-                    "weights are not of one model"
-                )
+        geometry.check_tensors(tensors)
         with torch.device("meta"):
             block = cls(geometry)
         block.load_state_dict(tensors, strict=True, assign=True)

@@ -60,6 +60,9 @@ class DonorLayer:
     num_layers: int
     revision: str
 
+    def __post_init__(self) -> None:
+        self.geometry.check_tensors(self.tensors)
+
 
 def read_layer(model: str | Path, layer: int = -1, revision: str | None = None) -> DonorLayer:
     """Read one layer of a language model.
@@ -180,6 +183,9 @@ def _read_tensors(path: Path, names: list[str] | None) -> dict[str, Tensor]:
 def _rename(raw: dict[str, Tensor], table: dict[str, str], donor: str, index: int) -> dict[str, Tensor]:
     """Tensors by the names of block.py; anything that a LLaMA layer does not have is a reason to refuse."""
     marker = f"layers.{index}."
+    towers = sorted({name.partition(marker)[0] for name in raw})
+    if len(towers) > 1:
+        raise ValueError(f"expected one stack of layers in {donor}, found {towers}: choose a plain language model")
     short = {name.partition(marker)[2]: tensor for name, tensor in raw.items()}
     unknown = sorted(set(short) - set(table) - set(NOT_WEIGHTS))
     missing = sorted(set(table) - set(short))
@@ -196,6 +202,8 @@ def _rename(raw: dict[str, Tensor], table: dict[str, str], donor: str, index: in
             raise ValueError(
                 f"expected float weights, got {tensor.dtype} for {name}: choose a donor that is not quantised"
             )
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"expected finite weights, {name} has NaN or infinite ones: download the donor again")
     return tensors
 
 
@@ -208,6 +216,9 @@ def _read_meta(folder: Path, layer: int) -> DonorLayer:
         raise FileNotFoundError(
             f"expected consolidated.00.pth beside params.json in {folder}: download the weights too"
         )
+    numbers = [path.suffixes[-2] for path in paths]
+    if numbers != [f".{number:02d}" for number in range(len(paths))]:
+        raise FileNotFoundError(f"expected all parts from consolidated.00.pth on, found {[p.name for p in paths]}")
     parts = []
     for path in paths:
         content = _read_tensors(path, None)
@@ -218,18 +229,19 @@ def _read_meta(folder: Path, layer: int) -> DonorLayer:
         pieces = [part[name] for part in parts]
         joined = first if first.ndim == 1 else torch.cat(pieces, dim=1 if name in META_SPLIT_BY_INPUT else 0)
         tensors[name] = joined.clone()  # off the memory map, which the file's removal would pull away
-    heads = params.get("n_heads")
-    if not isinstance(heads, int) or heads < 1:
-        raise ValueError(f"expected n_heads to be a whole number, got {heads!r}: correct params.json")
-    head_size = tensors["query.weight"].shape[0] // heads
+    width, heads = params.get("dim"), params.get("n_heads")
+    if not isinstance(width, int) or not isinstance(heads, int) or heads < 1 or width % heads:
+        raise ValueError(f"expected dim to be a multiple of n_heads, got {width!r} and {heads!r}: correct params.json")
+    head_size = width // heads
     geometry = BlockGeometry(
-        width=tensors["query.weight"].shape[1],
+        width=width,
         mlp_width=tensors["gate.weight"].shape[0],
         num_heads=heads,
         num_kv_heads=params.get("n_kv_heads") or heads,
         head_size=head_size,
         norm_eps=float(params.get("norm_eps", 1e-6)),
     )
+    geometry.check_tensors(tensors)  # also tells if the last of several files is missing
     # Meta stores the two halves of each rotary pair side by side, Hugging Face one after the other. Without rotary
     # positions the order cancels; it is undone so that both forms of one model have one fingerprint.
     for name in ("query.weight", "key.weight"):

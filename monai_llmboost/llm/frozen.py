@@ -82,6 +82,7 @@ class FrozenBlock(nn.Module):
             "block",
             f"{name} ({self.fingerprint[:12]})",
             "run with the block it was trained with (--block FILE), or train anew",
+            compared=self.fingerprint,
         )
         freeze_(self.layer)
         if dtype is not None:

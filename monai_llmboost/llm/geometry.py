@@ -69,6 +69,19 @@ class BlockGeometry:
             "down.weight": (self.width, self.mlp_width),
         }
 
+    def check_tensors(self, tensors: Mapping[str, Any]) -> None:
+        """Raise ValueError if a tensor is missing, unknown, or of another shape than the geometry says."""
+        wanted = self.tensor_shapes
+        wrong = sorted(set(wanted) ^ set(tensors))
+        if wrong:
+            raise ValueError(f"expected the tensors {sorted(wanted)}, these are missing or unknown: {wrong}")
+        for name, shape in wanted.items():
+            if tuple(tensors[name].shape) != shape:
+                raise ValueError(
+                    f"expected {name} of shape {shape}, got {tuple(tensors[name].shape)}: the configuration and the "
+                    "weights are not of one model"
+                )
+
     def to_json(self) -> str:
         """The geometry as one line of JSON with sorted keys."""
         return json.dumps(asdict(self), sort_keys=True)

@@ -13,12 +13,10 @@ DIGEST_BYTES = 32
 TEXT_BYTES = 480
 
 
-def encode(text: str) -> Tensor:
-    """``text`` as its sha256 digest and its first bytes, uint8 (512,)."""
-    raw = text.encode()
-    return torch.frombuffer(
-        bytearray(hashlib.sha256(raw).digest() + raw[:TEXT_BYTES].ljust(TEXT_BYTES, b"\0")), dtype=torch.uint8
-    )
+def encode(text: str, compared: str | None = None) -> Tensor:
+    """The sha256 digest of what is compared (``text`` itself by default) and the text's first bytes, uint8 (512,)."""
+    digest = hashlib.sha256((text if compared is None else compared).encode()).digest()
+    return torch.frombuffer(bytearray(digest + text.encode()[:TEXT_BYTES].ljust(TEXT_BYTES, b"\0")), dtype=torch.uint8)
 
 
 def decode(code: Tensor) -> str:
@@ -31,18 +29,20 @@ class Signature(nn.Module):
 
     Args:
         what: what the text names, for the message, such as "block".
-        text: the text to agree on.
+        text: what it is, for the message.
         remedy: what to do when it does not agree, for the message.
+        compared: what must agree; ``None`` is the text.
     """
 
     code: Tensor
 
-    def __init__(self, what: str, text: str, remedy: str) -> None:
+    def __init__(self, what: str, text: str, remedy: str, compared: str | None = None) -> None:
         super().__init__()
         self.what = what
         self.text = text
         self.remedy = remedy
-        self.register_buffer("code", encode(text))
+        self.digest = encode(text, compared)[:DIGEST_BYTES].tolist()
+        self.register_buffer("code", encode(text, compared))
 
     def _load_from_state_dict(
         self,
@@ -57,7 +57,7 @@ class Signature(nn.Module):
         key = prefix + "code"
         if key not in state_dict:
             missing_keys.append(key)
-        elif not torch.equal(state_dict[key].cpu(), encode(self.text)):
+        elif state_dict[key][:DIGEST_BYTES].tolist() != self.digest:
             error_msgs.append(
                 f"the checkpoint was made with the {self.what} '{decode(state_dict[key])}', "
                 f"but this network has the {self.what} '{self.text}': {self.remedy}"

@@ -26,9 +26,9 @@ class ClassNames(nn.Module):
 
     def __init__(self, num_classes: int, names: Sequence[str] | None = None) -> None:
         super().__init__()
-        if names is None:
-            names = [f"class {index}" for index in range(num_classes)]
-        if len(names) != num_classes:
+        self.num_classes = num_classes
+        names = [] if names is None else names
+        if names and len(names) != num_classes:
             raise ValueError(f"expected {num_classes} class names, got {len(names)}: {list(names)}")
         text = SEPARATOR.join(name.replace(SEPARATOR, " ") for name in names)
         if len(text.encode()) > TEXT_BYTES:
@@ -39,7 +39,8 @@ class ClassNames(nn.Module):
 
     def names(self) -> list[str]:
         """The names, of the checkpoint if one was loaded."""
-        return decode(self.code).split(SEPARATOR)
+        text = decode(self.code)
+        return text.split(SEPARATOR) if text else [f"class {index}" for index in range(self.num_classes)]
 
 
 def class_names_of(network: Any) -> list[str]:

@@ -11,6 +11,8 @@ from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from monai_llmboost.llm import Signature
+
 POOLS = ("cls", "mean")
 
 
@@ -55,6 +57,15 @@ def check_booster_fits(booster: nn.Module | None, hidden_size: int) -> nn.Module
             f"expected a booster with channels={hidden_size}, the network's hidden_size, got channels={channels}"
         )
     return booster
+
+
+def network_signature(network: nn.Module, patch_size: tuple[int, ...], num_heads: int, pool: str) -> Signature:
+    """What changes a network's output and cannot be seen in the shapes of its weights, for its checkpoints."""
+    return Signature(
+        "network",
+        f"{type(network).__name__}, patches of {patch_size}, {num_heads} heads, pool {pool}",
+        "give the options that it was trained with",
+    )
 
 
 class PatchTokens(nn.Module):

@@ -15,6 +15,7 @@ from monai_llmboost.networks.transformer import (
     check_pool,
     grid_of,
     learned_embedding,
+    network_signature,
     transformer_layers,
 )
 
@@ -77,6 +78,7 @@ class ViT3D(nn.Module):
         self.head_norm = nn.LayerNorm(hidden_size)
         self.head = nn.Linear(hidden_size, num_classes)
         self.booster = check_booster_fits(booster, hidden_size)
+        self.signature = network_signature(self, patch, num_heads, pool)
         self.class_names = ClassNames(num_classes, class_names)
 
     def forward_features(self, x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from monai_llmboost.networks.transformer import (
     check_pool,
     grid_of,
     learned_embedding,
+    network_signature,
     transformer_layers,
 )
 
@@ -86,6 +87,7 @@ class ViViT(nn.Module):
         self.temporal_norm = nn.LayerNorm(hidden_size)
         self.head = nn.Linear(hidden_size, num_classes)
         self.booster = check_booster_fits(booster, hidden_size)
+        self.signature = network_signature(self, patch, num_heads, pool)
         self.class_names = ClassNames(num_classes, class_names)
 
     def pool_tokens(self, x: Tensor) -> Tensor:

@@ -84,7 +84,14 @@ def test_training_leaves_the_block_bit_identical():
 
 def test_a_checkpoint_holds_the_maps_and_a_signature(block):
     state = ResidualBooster(12, block, "projected").state_dict()
-    assert set(state) == {"encode.weight", "decode.weight", "skip.0.weight", "block.signature.code"}
+    texts = {"signature.code", "block.signature.code"}
+    assert set(state) == {"encode.weight", "decode.weight", "skip.0.weight"} | texts
+
+
+def test_a_checkpoint_of_another_residual_is_refused():
+    """The weights have the same shapes and would load."""
+    with pytest.raises(RuntimeError, match="made with the residual 'inner', but this network has the residual 'outer'"):
+        ResidualBooster(12, MLPControl(4), "outer").load_state_dict(ResidualBooster(12, MLPControl(4)).state_dict())
 
 
 def test_a_checkpoint_of_one_arm_is_refused_by_another():

@@ -55,6 +55,12 @@ def test_finds_folders_files_and_patterns(tmp_path, volume):
     assert list(find_nifti(f"{tmp_path}/**/*.NII")) == ["b/deep/UPPER.NII"]
 
 
+def test_brackets_of_a_folder_are_taken_literally(tmp_path, volume):
+    save(tmp_path / "scan[1]" / "right.nii", volume)
+    save(tmp_path / "scan1" / "wrong.nii", volume)
+    assert list(find_nifti(tmp_path / "scan[1]" / "*.nii")) == ["right.nii"]
+
+
 def test_nothing_found(tmp_path):
     for where in (tmp_path, tmp_path / "nothing", tmp_path / "*.nii"):
         with pytest.raises(FileNotFoundError, match=r"no NIfTI files .* give a folder, a file or a pattern"):

@@ -48,7 +48,7 @@ def test_prediction_table(tmp_path):
     engine.run(batches)
     assert rows_of(tmp_path) == [
         {"case": "a", "p_mass": "", "p_no, mass": "", "predicted": "", "refused": "too short"},
-        {"case": "b", "p_mass": "0.250000", "p_no, mass": "0.750000", "predicted": "no, mass", "refused": ""},
+        {"case": "b", "p_mass": "0.25", "p_no, mass": "0.75", "predicted": "no, mass", "refused": ""},
         {"case": "c", "p_mass": "", "p_no, mass": "", "predicted": "", "refused": "the network's output is not finite"},
     ]
     first = (tmp_path / "predictions.csv").read_bytes()
@@ -143,8 +143,33 @@ def test_what_cannot_be_resumed(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing to resume: .*last\.pt is not there"):
         training(tmp_path, [0.5], 1, resume=True)[2]()
     training(tmp_path, [0.5] * 3, 3)[2]()
-    with pytest.raises(ValueError, match="already has 3 epochs, --epochs asks for 2"):
+    with pytest.raises(ValueError, match="already has 3 epochs, 2 are asked for"):
         training(tmp_path, [0.5] * 3, 2, resume=True)[2]()
+
+
+def test_a_run_is_resumed_with_its_own_options(tmp_path):
+    training(tmp_path, [0.5] * 3, 2, options={"rate": 0.1, "epochs": 3})[2]()
+    with pytest.raises(
+        ValueError, match=r"was begun with rate 0\.1, this one has 0\.2: resume it with its own options"
+    ):
+        training(tmp_path, [0.5] * 3, 3, resume=True, options={"rate": 0.2, "epochs": 3})[2]()
+    _, trainer, _ = training(tmp_path, [0.5] * 3, 3, resume=True, options={"rate": 0.1, "epochs": 3})
+    with pytest.raises(ValueError, match="has 1 steps an epoch, this one 2"):
+        trainer.run([0, 0], max_epochs=3)
+
+
+def test_a_run_without_validation_says_so(tmp_path):
+    _, _, run = training(tmp_path, [-np.inf] * 2, 2)
+    with pytest.raises(ValueError, match=r"nothing was validated, so there is no model\.pt"):
+        run()
+    assert (tmp_path / "last.pt").is_file()
+
+
+def test_odd_names_do_not_cost_the_table(tmp_path):
+    engine, batches = evaluator([{"case": "bad\udcff.nii.gz", "pred": [0.9, 0.1]}])
+    PredictionTable(tmp_path, Named()).attach(engine)
+    engine.run(batches[:1])
+    assert rows_of(tmp_path)[0]["case"] == "bad\\udcff.nii.gz"
 
 
 def test_an_earlier_run_is_kept(tmp_path):

@@ -6,9 +6,9 @@ import torch
 from conftest import llama_config
 from safetensors.torch import save_file
 
-from monai_llmboost.llm import read_layer
+from monai_llmboost.llm import BlockGeometry, read_layer
 from monai_llmboost.llm.checkpoint import META
-from monai_llmboost.llm.frozen import fingerprint
+from monai_llmboost.llm.frozen import fingerprint, random_tensors
 
 
 def change_config(folder, **changes):
@@ -49,15 +49,12 @@ def test_reads_pytorch_bin(llama, geometry, tmp_path, sharded):
     assert torch.equal(donor.tensors["gate.weight"], llama.model.layers[0].mlp.gate_proj.weight)
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_meta_files_give_the_fingerprint_of_the_hugging_face_files(llama, llama_folder, geometry, tmp_path, parts):
-    """Written as Meta writes: rotary pairs side by side, split over files by outputs (inputs for wo and w2)."""
-    ours = read_layer(llama_folder, 2)
-    folder = tmp_path / "meta"
+def write_meta(folder, tensors, geometry, parts):
+    """As Meta writes: rotary pairs side by side, split over files by outputs (by inputs for wo and w2)."""
     folder.mkdir()
     state = {}
     for theirs, name in META.items():
-        tensor = ours.tensors[name]
+        tensor = tensors[name]
         if name in ("query.weight", "key.weight"):
             halves = tensor.view(-1, 2, geometry.head_size // 2, geometry.width)
             tensor = halves.transpose(1, 2).reshape(tensor.shape)
@@ -68,11 +65,33 @@ def test_meta_files_give_the_fingerprint_of_the_hugging_face_files(llama, llama_
             split = 1 if key.endswith(("wo.weight", "w2.weight")) else 0
             piece[key] = tensor if tensor.ndim == 1 else tensor.chunk(parts, split)[part].clone()
         torch.save(piece, folder / f"consolidated.{part:02d}.pth")
-    params = {"dim": 24, "n_heads": 4, "n_kv_heads": 2, "n_layers": 3, "norm_eps": geometry.norm_eps}
+    heads = {"n_heads": geometry.num_heads, "n_kv_heads": geometry.num_kv_heads}
+    params = {"dim": geometry.width, "n_layers": 3, "norm_eps": geometry.norm_eps, **heads}
     (folder / "params.json").write_text(json.dumps(params))
-    meta = read_layer(folder, -1)
-    assert meta.geometry == geometry
-    assert fingerprint(meta.geometry, meta.tensors) == fingerprint(ours.geometry, ours.tensors)
+    return folder
+
+
+@pytest.fixture
+def meta_geometry():
+    return BlockGeometry(width=32, mlp_width=40, num_heads=4, num_kv_heads=2, head_size=8, norm_eps=1e-5)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_meta_files_give_the_fingerprint_of_the_hugging_face_tensors(meta_geometry, tmp_path, parts):
+    tensors = random_tensors(meta_geometry, 1)
+    meta = read_layer(write_meta(tmp_path / "meta", tensors, meta_geometry, parts), -1)
+    assert meta.geometry == meta_geometry
+    assert fingerprint(meta.geometry, meta.tensors) == fingerprint(meta_geometry, tensors)
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_a_missing_meta_file_is_noticed(meta_geometry, tmp_path, gone):
+    folder = write_meta(tmp_path / "meta", random_tensors(meta_geometry, 1), meta_geometry, parts=2)
+    (folder / f"consolidated.{gone:02d}.pth").unlink()
+    with pytest.raises(
+        (FileNotFoundError, ValueError), match=r"all parts from consolidated\.00|query\.weight of shape"
+    ):
+        read_layer(folder)
 
 
 def test_reads_the_really_pretrained_block(tiny_llm_folder):
@@ -148,6 +167,30 @@ def test_tensors_of_another_kind_are_refused(llama, geometry, tmp_path):
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"it lacks \['mlp\.up_proj\.weight'\]"):
         read_layer(tmp_path)
+
+
+def test_weights_that_are_not_finite_are_refused(llama, geometry, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(llama_config(geometry)))
+    state = {name: tensor.clone() for name, tensor in llama.state_dict().items()}
+    state["model.layers.2.self_attn.q_proj.weight"][0, 0] = torch.nan
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"expected finite weights, query\.weight has NaN"):
+        read_layer(tmp_path)
+
+
+def test_two_stacks_of_layers_are_refused(llama, geometry, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(llama_config(geometry)))
+    state = {name: tensor.clone() for name, tensor in llama.state_dict().items()}
+    state |= {name.replace("model.", "vision."): tensor + 1 for name, tensor in state.items() if ".layers." in name}
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"expected one stack of layers in .*, found \['model\.', 'vision\.'\]"):
+        read_layer(tmp_path)
+
+
+def test_a_configuration_of_another_model_is_refused(llama_folder):
+    change_config(llama_folder, head_dim=16)
+    with pytest.raises(ValueError, match=r"query\.weight of shape \(64, 24\), got \(32, 24\)"):
+        read_layer(llama_folder)
 
 
 def test_a_pickle_that_runs_code_is_refused(geometry, tmp_path):

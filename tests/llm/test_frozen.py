@@ -52,6 +52,11 @@ def test_checkpoint_of_the_same_block_loads(geometry, block):
     random_block(geometry, seed=3, dtype=torch.bfloat16).load_state_dict(block.state_dict(), strict=True)
 
 
+def test_the_same_block_by_another_name_loads(geometry, block):
+    """From a hub id here, from a folder there."""
+    FrozenBlock(geometry, random_tensors(geometry, 3), "another name").load_state_dict(block.state_dict(), strict=True)
+
+
 def test_checkpoint_over_another_block_is_refused_by_every_loader(geometry, block):
     other = random_block(geometry, seed=4)
     message = (

@@ -92,7 +92,7 @@ def test_checkpoint_is_small_complete_and_carries_the_class_names(build, booster
     network = build(booster=booster, class_names=["air", "fat", "bone"])
     state = network.state_dict()
     trained = sum(parameter.numel() for parameter in network.parameters())
-    texts = 2 * 512  # the block's signature and the names, bytes
+    texts = 4 * 512  # the signatures of network, residual and block, and the names; bytes
     assert sum(value.numel() for value in state.values()) == trained + texts
     other = build(booster=ResidualBooster(12, random_block("random")))
     assert other.class_names.names() == ["class 0", "class 1", "class 2"]
@@ -102,6 +102,19 @@ def test_checkpoint_is_small_complete_and_carries_the_class_names(build, booster
     assert torch.equal(other(x), network(x))
     with pytest.raises(RuntimeError, match=r"'random seed 0 .*'random seed 1"):
         build(booster=ResidualBooster(12, random_block("random", seed=1))).load_state_dict(state)
+
+
+@pytest.mark.parametrize("changes", [{"num_heads": 2, "head_size": 4}, {"num_heads": 4, "head_size": 2}])
+def test_what_the_shapes_do_not_tell_is_compared_too(build, changes):
+    """Two heads of 6 and three of 4 have weights of the same shapes."""
+    state = build(num_heads=3, head_size=4).state_dict()
+    same = 12 // changes["num_heads"]
+    with pytest.raises(RuntimeError, match=r"the network '\w+, patches of \(4, 4, 8\), 3 heads, pool cls'"):
+        build(num_heads=changes["num_heads"], head_size=same).load_state_dict(state)
+
+
+def test_many_classes_need_no_names(build):
+    assert build(num_classes=1000).class_names.names()[999] == "class 999"
 
 
 @script_warnings
