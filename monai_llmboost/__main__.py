@@ -14,10 +14,13 @@ from fire.parser import DefaultParseValue
 from monai_llmboost import __version__
 from monai_llmboost.bundle import copy_bundle, run_bundle
 
+# As JSON spells them; MONAI's own command would take them for text.
+WORDS = {"true": True, "false": False, "null": None}
 DEFAULT_BUNDLE = "medmnist3d_rllm_classification"
 
 app = typer.Typer(
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     pretty_exceptions_enable=False,
     help="A frozen block of a language model as a booster for MONAI networks on 3D medical images.",
@@ -85,8 +88,9 @@ def run(
 
     All further options are the bundle's own: --dataset NAME, --dataset_dir DIR,
     --block FILE, --epochs N, --ckpt_dir DIR, --output_dir DIR, --resume True ...
-    (its docs/README.md lists them). What it writes goes to ./models and ./eval
-    unless these say otherwise.
+    (its docs/README.md lists them). Unless these say otherwise it writes into the
+    folders models and eval, of the bundle's folder or, for a bundle of this
+    package, of the working directory.
     """
     run_bundle(bundle, job, arm, **_options_of_bundle(context.args))
 
@@ -98,7 +102,8 @@ def _options_of_bundle(words: list[str]) -> dict[str, Any]:
         key, equals, value = rest.pop(0).partition("=")
         if not key.startswith("--") or (not equals and not rest):
             raise ValueError(f"expected options of the bundle as --key value, got {key!r}")
-        options[key.removeprefix("--")] = DefaultParseValue(value if equals else rest.pop(0))
+        word = value if equals else rest.pop(0)
+        options[key.removeprefix("--")] = WORDS[word] if word in WORDS else DefaultParseValue(word)
     return options
 
 

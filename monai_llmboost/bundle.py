@@ -76,7 +76,8 @@ def run_bundle(
         job: ``"train"``, ``"evaluate"`` or ``"inference"``.
         arm: overlay of ``configs/arms``, such as ``"none"``; ``None`` for the configs as they are.
         logging_file: as in MONAI; ``None`` is the bundle's own, ``False`` leaves logging alone.
-        overrides: config keys and their values.
+        overrides: config keys and their values; ``bundle_root`` is by default the folder, for a bundle of the package
+            the working directory.
 
     Raises:
         ValueError: an unknown job, arm or key (MONAI itself takes an unknown key without a word).
@@ -93,6 +94,8 @@ def run_bundle(
                 f"the bundle has no option --{first}"
                 + (f": did you mean --{near[0]}?" if near else f"; it has {', '.join(sorted(known))}")
             )
+    if Path(name).is_dir():
+        overrides.setdefault("bundle_root", str(bundle))
     from monai.bundle import run as monai_run  # takes seconds to import; a misspelt option should not
 
     folder = bundle / "configs"

@@ -19,7 +19,7 @@ from rich.table import Table
 from monai_llmboost.bundle import copy_bundle, run_bundle
 
 BUNDLE = "medmnist3d_rllm_classification"
-ARMS = {"none": "plain network", "random": "boosted, small random block"}
+ARMS = {"none": "plain", "random": "boosted"}
 NUM_NIFTI = 8
 
 
@@ -52,7 +52,9 @@ def run_demo(output: Path, epochs: int) -> None:
 def _train_and_ask(console: Console, output: Path, bundle: Path, epochs: int) -> dict[str, dict[str, Any]]:
     results = {}
     for arm, meaning in ARMS.items():
-        console.print(f"\n[bold]{meaning}[/bold]: training {epochs} epochs on phantoms, then the test split")
+        console.print(
+            f"\n[bold]{meaning} network[/bold] (arm {arm}): training {epochs} epochs on phantoms, then the test split"
+        )
         options: dict[str, Any] = {
             "ckpt_dir": str(output / arm),
             "output_dir": str(output / arm),
@@ -64,7 +66,7 @@ def _train_and_ask(console: Console, output: Path, bundle: Path, epochs: int) ->
         run_bundle(bundle, "evaluate", arm, **options)
         results[arm] = {**json.loads((output / arm / "metrics.json").read_text()), "seconds": seconds}
     _write_nifti(output / "nifti")
-    console.print(f"\n[bold]predicting[/bold] {NUM_NIFTI} test volumes written as NIfTI files")
+    console.print(f"\n[bold]predicting[/bold] {NUM_NIFTI} test volumes written as NIfTI files, by the boosted network")
     places = {"dataset_dir": str(output / "nifti"), "output_dir": str(output / "predictions")}
     run_bundle(bundle, "inference", "random", logging_file=False, ckpt_dir=str(output / "random"), **places)
     return results
@@ -84,7 +86,7 @@ def _write_nifti(folder: Path) -> None:
 
 
 def _show(console: Console, output: Path, results: dict[str, dict[str, Any]]) -> None:
-    table = Table(title="Test split of the phantoms, 240 volumes; [95 % interval over the cases]; one seed")
+    table = Table(title="Test split: 240 phantoms [95 % interval over the cases]")
     for heading in ("arm", "AUC", "ACC", "training"):
         table.add_column(heading, justify="left" if heading == "arm" else "right")
     for arm, result in results.items():
@@ -100,7 +102,7 @@ def _show(console: Console, output: Path, results: dict[str, dict[str, Any]]) ->
     predictions = output / "predictions" / "predictions.csv"
     with predictions.open(newline="") as file:
         rows = list(csv.reader(file))
-    table = Table(*rows[0], title="Predictions for the NIfTI files")
+    table = Table(*rows[0], title="Predictions for the NIfTI files (arm random)")
     for row in rows[1:]:
         table.add_row(*row)
     console.print(table)

@@ -82,11 +82,15 @@ def test_a_checkpoint_is_small_and_holds_no_block(run_job, block_file):
 
 
 @pytest.mark.parametrize(
-    ("other", "message"), [("random", "made with the block 'tiny-llama layer 2"), ("none", "Unexpected key")]
+    ("other", "message"),
+    [
+        ("random", "made with the block 'tiny-llama layer 2"),
+        ("none", "weights are missing, unknown or of another size"),
+    ],
 )
 def test_a_checkpoint_of_another_arm_is_refused(run_job, block_file, other, message):
     run_job("train", "pretrained", epochs=1, block=str(block_file))
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(ValueError, match=message):
         run_job("evaluate", other, block=str(block_file))
 
 
@@ -253,6 +257,20 @@ def test_tensorboard_has_the_curves(run_job):
     assert "train_loss" in tags
 
 
+def test_a_damaged_checkpoint(run_job):
+    path = run_job("train", epochs=1) / "model.pt"
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"cannot read .*model\.pt: it is damaged"):
+        run_job("evaluate")
+
+
+def test_a_bundle_of_ones_own_keeps_its_files(tmp_path):
+    copy_bundle(BUNDLE, tmp_path / "mine")
+    run_bundle(tmp_path / "mine", "train", "none", logging_file=False, epochs=1, **SMALL)
+    assert (tmp_path / "mine" / "models" / "model.pt").is_file()
+    assert list((tmp_path / "mine" / "eval").glob("events.*"))
+
+
 def test_inference_keeps_bad_cases_apart(run_job, tmp_path):
     run_job("train", epochs=1)
     nifti = write_nifti(tmp_path / "nifti", np.random.default_rng(0).integers(0, 256, (3, 20, 30, 28), dtype=np.uint8))
@@ -268,11 +286,12 @@ def test_inference_keeps_bad_cases_apart(run_job, tmp_path):
     [
         ({"residual": "outer"}, "the residual 'inner', but"),
         ({"num_heads": 4}, "2 heads, pool cls', but this network has"),
+        ({"hidden_size": 32}, "weights are missing, unknown or of another size"),
     ],
 )
 def test_options_that_the_shapes_do_not_tell_are_compared(run_job, options, message):
     run_job("train", epochs=1)
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(ValueError, match=message):
         run_job("evaluate", **options)
 
 
@@ -306,7 +325,7 @@ def test_names_come_from_the_checkpoint(run_job, tmp_path):
         ("train", None, {"resume": "false"}, "resume to be True or False, got 'false'"),
         ("train", None, {"download": "true"}, "download to be True or False, got 'true'"),
         ("train", None, {"patience": -1}, "patience to be a whole number from 0, got -1"),
-        ("evaluate", None, {}, "No such file or directory"),
+        ("evaluate", None, {}, "model.pt: train first, or give the --ckpt_dir"),
         ("inference", None, {"dataset_dir": "/nothing"}, "no NIfTI files"),
     ],
 )

@@ -89,4 +89,4 @@ def test_a_wrong_usage_is_status_2(command, words):
 
 def test_values_are_python_literals_as_in_monai():
     words = ["--a", "3", "--b=[1,2]", "--c", "true", "--d", "0.5", "--e", "text", "--f=-1", "--g", "True"]
-    assert _options_of_bundle(words) == {"a": 3, "b": [1, 2], "c": "true", "d": 0.5, "e": "text", "f": -1, "g": True}
+    assert _options_of_bundle(words) == {"a": 3, "b": [1, 2], "c": True, "d": 0.5, "e": "text", "f": -1, "g": True}

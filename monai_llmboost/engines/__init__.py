@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Only what MONAI's trainer, evaluator, handlers and metrics lack."""
 
-from monai_llmboost.engines.checkpoints import TrainingCheckpoints
+from monai_llmboost.engines.checkpoints import TrainedWeights, TrainingCheckpoints
 from monai_llmboost.engines.metrics import MedMNISTACC, MedMNISTAUC, bootstrap_interval, medmnist_acc, medmnist_auc
 from monai_llmboost.engines.reproducible import SeededEpochs
 from monai_llmboost.engines.results import MetricsFile, PredictionTable
@@ -12,6 +12,7 @@ __all__ = [
     "MetricsFile",
     "PredictionTable",
     "SeededEpochs",
+    "TrainedWeights",
     "TrainingCheckpoints",
     "bootstrap_interval",
     "medmnist_acc",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import DiskSaver
+from torch import nn
 
 from monai_llmboost.engines.files import set_aside
 from monai_llmboost.networks.class_names import unwrap
 
 logger = logging.getLogger("monai_llmboost")
+# What torch raises for a file that is cut short or holds more than tensors.
+DAMAGED = (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError)
 
 
 class TrainingCheckpoints:
@@ -100,9 +104,11 @@ class TrainingCheckpoints:
             engine.terminate()
 
     def completed(self, engine: Engine) -> None:
-        """Say so if there is no network to keep."""
+        """Say which network was kept, or that there is none to keep."""
         if not self.best["epoch"]:
             raise ValueError("nothing was validated, so there is no model.pt: lower --val_interval (last.pt is there)")
+        best = f"best {self.metric} {self.best['value']:.4f} in epoch {self.best['epoch']}"
+        logger.info(f"{best}: {self.ckpt_dir / 'model.pt'}")
 
     def _waited_enough(self, engine: Engine) -> bool:
         return 0 < self.patience <= engine.state.epoch - self.best["epoch"]
@@ -150,3 +156,53 @@ class TrainingCheckpoints:
         logger.info(f"resumed after epoch {epoch}")
         if self._waited_enough(engine):
             engine.terminate()
+
+
+class TrainedWeights:
+    """Loads ``model.pt`` strictly when an evaluator starts, and says in one sentence why it cannot.
+
+    Args:
+        ckpt_dir: the folder that training wrote ``model.pt`` into.
+        network: the network to load into.
+
+    Raises:
+        FileNotFoundError: from the run, if there is no ``model.pt``.
+        ValueError: from the run, if it is damaged or was trained with other options, another arm or another block.
+    """
+
+    def __init__(self, ckpt_dir: str | Path, network: nn.Module) -> None:
+        self.path = Path(ckpt_dir) / "model.pt"
+        self.network = network
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator."""
+        engine.add_event_handler(Events.STARTED, self.load)
+
+    def load(self) -> None:
+        """Load the weights."""
+        if not self.path.is_file():
+            raise FileNotFoundError(f"there is no {self.path}: train first, or give the --ckpt_dir of the training")
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+        except DAMAGED as error:
+            raise ValueError(
+                f"cannot read {self.path}: it is damaged or no checkpoint of this kind ({error})"
+            ) from error
+        network = unwrap(self.network)
+        try:
+            network.load_state_dict(state, strict=True)
+        except RuntimeError as error:
+            told = [line.strip() for line in str(error).splitlines() if "made with the" in line]
+            own = network.state_dict()
+            unlike = sorted(
+                set(own) ^ set(state) | {k for k in set(own) & set(state) if own[k].shape != state[k].shape}
+            )
+            raise ValueError(
+                f"{self.path} was trained with other options: "
+                + (
+                    told[0]
+                    if told
+                    else f"{len(unlike)} weights are missing, unknown or of another size ({unlike[0]} ...)"
+                )
+                + "; give the --dataset, --size, arm, --block and network options of the training"
+            ) from error

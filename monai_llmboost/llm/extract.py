@@ -81,6 +81,11 @@ def read_header(file: str | Path) -> dict[str, str]:
         ValueError: not a block file.
     """
     path = Path(file)
+    if path.is_dir():
+        raise ValueError(
+            f"expected a block file, {path} is a folder: cut one layer out of the model with "
+            f"`monai-llmboost extract {path} --layer -1 --out FILE`"
+        )
     if not path.is_file():
         raise FileNotFoundError(
             f"expected a block file, found nothing at {path}: give --block FILE; make one with "

@@ -70,6 +70,8 @@ def test_an_altered_file_is_refused(block_file):
 def test_other_files_are_refused(tmp_path, llama_folder):
     with pytest.raises(FileNotFoundError, match=r"make one with `monai-llmboost extract"):
         load_block(tmp_path / "nothing.safetensors")
+    with pytest.raises(ValueError, match=r"is a folder: cut one layer out of the model with `monai-llmboost extract"):
+        load_block(llama_folder)
     save_file({"x": torch.ones(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="got another safetensors file"):
         load_block(tmp_path / "other.safetensors")
