@@ -197,12 +197,10 @@ class TrainedWeights:
             unlike = sorted(
                 set(own) ^ set(state) | {k for k in set(own) & set(state) if own[k].shape != state[k].shape}
             )
+            reason = (
+                told[0] if told else f"{len(unlike)} weights are missing, unknown or of another size ({unlike[0]} ...)"
+            )
             raise ValueError(
-                f"{self.path} was trained with other options: "
-                + (
-                    told[0]
-                    if told
-                    else f"{len(unlike)} weights are missing, unknown or of another size ({unlike[0]} ...)"
-                )
-                + "; give the --dataset, --size, arm, --block and network options of the training"
+                f"{self.path} was trained with other options: {reason}; "
+                "give the --dataset, --size, arm, --block and network options of the training"
             ) from error

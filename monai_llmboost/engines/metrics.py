@@ -49,13 +49,17 @@ def bootstrap_interval(
     resamples: int = 500,
     coverage: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile interval of a metric over the cases, drawn anew within each class (Efron 1979); seeded."""
+    """Percentile interval of a metric over the cases, drawn with replacement (Efron 1979); seeded.
+
+    A draw in which a class of the cases is missing is drawn again, for it has no AUC.
+    """
     random = np.random.default_rng(0)
-    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    values = []
-    for _ in range(resamples):
-        drawn = np.concatenate([random.choice(group, len(group)) for group in members])
-        values.append(metric(probabilities[drawn], labels[drawn]))
+    classes = len(np.unique(labels))
+    values: list[float] = []
+    while len(values) < resamples:
+        drawn = random.integers(len(labels), size=len(labels))
+        if len(np.unique(labels[drawn])) == classes:
+            values.append(metric(probabilities[drawn], labels[drawn]))
     low, high = np.quantile(values, [(1 - coverage) / 2, (1 + coverage) / 2])
     return float(low), float(high)
 

@@ -65,6 +65,13 @@ def test_interval_holds_the_value_and_shrinks_with_cases():
     assert 2.5 < widths[0] / widths[1] < 7, "by the root of 16, four times"
 
 
+def test_interval_of_a_constant_answer_has_a_width():
+    """It is right as often as the class is frequent, and that frequency is uncertain too."""
+    labels = np.array([0] * 75 + [1] * 25)
+    low, high = bootstrap_interval(medmnist_acc, np.tile([0.9, 0.1], (100, 1)), labels)
+    assert 0.62 < low < 0.72 and 0.78 < high < 0.88
+
+
 def test_interval_covers_the_truth_about_as_often_as_it_says():
     truth = medmnist_auc(*cases(2, 20_000, seed=99))
     hits = 0
