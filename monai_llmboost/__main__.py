@@ -110,7 +110,7 @@ def _options_of_bundle(words: list[str]) -> dict[str, Any]:
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="The folder to make; it must not be there yet.")] = Path("llmboost-demo"),
-    epochs: Annotated[int, typer.Option(help="Epochs of each training run.")] = 8,
+    epochs: Annotated[int, typer.Option(help="Epochs of each training run.")] = 6,
 ) -> None:
     """Train two arms on phantoms made by code, evaluate them, predict NIfTI files, print the tables."""
     from monai_llmboost.demo import run_demo
