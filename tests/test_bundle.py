@@ -119,15 +119,35 @@ def trained(folder, epochs, stop_after=None, configs=("train.json",), **options)
     return {name: torch.load(folder / name, weights_only=True) for name in ("model.pt", "last.pt")}
 
 
+# MONAI's own loader and transforms of single items.
+ITEM_LOADER = {
+    "_target_": "monai.data.DataLoader",
+    "dataset": "@train#dataset",
+    "batch_size": "@batch_size",
+    "shuffle": True,
+    "num_workers": 1,
+}
+ITEM_TRANSFORM = {
+    "_target_": "Compose",
+    "transforms": [
+        {"_target_": "EnsureTyped", "keys": "image", "dtype": "$torch.float32"},
+        {"_target_": "RandAffined", "keys": "image", "prob": 0.5, "rotate_range": [0.2, 0.2, 0.2]},
+    ],
+}
+
+
 @pytest.fixture
 def few_phantoms(monkeypatch):
     monkeypatch.setattr("monai_llmboost.data.phantoms.PHANTOM_CASES", {"train": 80, "val": 20, "test": 20})
 
 
 @pytest.mark.usefixtures("few_phantoms")
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_resumed_equals_uninterrupted(tmp_path, num_workers):
-    dropout = {"network_def#dropout_rate": 0.2, "num_workers": num_workers, "seed": 3}
+@pytest.mark.parametrize("loader", ["of batches", "of items"])
+def test_resumed_equals_uninterrupted(tmp_path, loader):
+    dropout = {"network_def#dropout_rate": 0.2, "seed": 3}
+    if loader == "of items":  # as a user would put MONAI's own in its place
+        dropout["train#dataloader"] = ITEM_LOADER
+        dropout["train#dataset#transform"] = ITEM_TRANSFORM
     whole = trained(tmp_path / "whole", 4, **dropout)
     trained(tmp_path / "parts", 4, stop_after=2, **dropout)
     assert torch.load(tmp_path / "parts" / "last.pt", weights_only=True)["progress"]["epoch"] == 2
@@ -242,7 +262,7 @@ def test_tracking_with_mlflow(tmp_path):
 
     client = MlflowClient(f"sqlite:///{tmp_path}/runs.db")
     (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    assert "val_auc" in run.data.metrics
+    assert {"val_auc", "train_loss"} <= set(run.data.metrics)
 
 
 def test_tensorboard_has_the_curves(run_job):
@@ -391,6 +411,22 @@ def test_the_published_network_has_the_published_size():
     optimizer = parser.get_parsed_content("optimizer")
     assert (type(optimizer).__name__, optimizer.defaults["lr"]) == ("Adam", 1e-5)
     assert len(parser.get_parsed_content("train#preprocessing").transforms) == 2, "no augmentation"
+
+
+@pytest.mark.parametrize(
+    ("config", "postprocessing"), [("train", "validate#postprocessing"), ("inference", "postprocessing")]
+)
+def test_probabilities_are_not_rounded_under_mixed_precision(config, postprocessing):
+    """MONAI's softmax gives the type of its input back: in bfloat16 cases would tie, which an AUC notices."""
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    parser.read_config(str(CONFIGS / f"{config}.json"))
+    transform = parser.get_parsed_content(postprocessing)
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
+    expected = logits.float().softmax(dim=1)
+    assert torch.equal(transform({"pred": logits})["pred"].as_tensor(), expected), "of a whole batch"
+    assert torch.equal(transform({"pred": logits[0]})["pred"].as_tensor(), expected[0]), "of one case"
 
 
 @pytest.mark.usefixtures("few_phantoms")

@@ -32,6 +32,7 @@ class MLPControl(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
+        self.tokenwise = True
         self.signature = Signature("block", "mlp control", REMEDY)
 
     def forward(self, h: Tensor) -> Tensor:
@@ -49,6 +50,7 @@ class IdentityControl(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
+        self.tokenwise = True
         self.signature = Signature("block", "identity control", REMEDY)
 
     def forward(self, h: Tensor) -> Tensor:

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The residual booster of R-LLM: a frozen block between two trained linear maps."""
 
-from __future__ import annotations
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from monai_llmboost.llm import Signature
+from monai_llmboost.boosters.readout import GramMatrix, attend_encoded, attend_visual, multiply_adds
+from monai_llmboost.llm import FrozenBlock, Signature
 
 RESIDUALS = ("inner", "outer", "both", "none", "projected")
 
@@ -21,16 +24,23 @@ class ResidualBooster(nn.Module):
     Args:
         channels: features of a visual token, C.
         block: tokens (B, N, D) -> (B, N, D) with an attribute ``width`` = D, such as
-            :class:`monai_llmboost.llm.FrozenBlock`.
+            :class:`monai_llmboost.llm.FrozenBlock`; ``tokenwise = True`` tells of one that mixes no tokens.
         residual: ``"inner"`` adds h to the block's output, ``"outer"`` adds x to the booster's, ``"both"`` both,
             ``"none"`` neither, ``"projected"`` adds ``LeakyReLU(P x)`` with a trained P to the booster's output.
+        use_checkpoint: in training, compute the block's activations again in the backward pass instead of keeping
+            them: less memory, more time. For the full way only; where few tokens are read, few are kept.
 
     Raises:
         ValueError: an unknown residual or channels below 1.
         TypeError: the block has no whole-number attribute ``width``.
     """
 
-    def __init__(self, channels: int, block: nn.Module, residual: str = "inner") -> None:
+    if TYPE_CHECKING:
+        block: Any  # a FrozenBlock where `exact`
+
+    __constants__ = ("exact", "inner", "outer", "tokenwise")  # so that scripting leaves out the branches not taken
+
+    def __init__(self, channels: int, block: nn.Module, residual: str = "inner", use_checkpoint: bool = False) -> None:
         super().__init__()
         if residual not in RESIDUALS:
             raise ValueError(f"expected residual to be one of {', '.join(RESIDUALS)}, got {residual!r}")
@@ -40,23 +50,59 @@ class ResidualBooster(nn.Module):
         if not isinstance(width, int):
             raise TypeError(f"expected a block with an attribute `width`, got {type(block).__name__}: see FrozenBlock")
         self.channels = channels
+        self.width = width
+        self.use_checkpoint = use_checkpoint
+        self.exact = isinstance(block, FrozenBlock)
+        self.tokenwise = bool(getattr(block, "tokenwise", False))
         self.signature = Signature("residual", residual, "give the --residual that it was trained with")
         self.inner = residual in ("inner", "both")
         self.outer = residual in ("outer", "both", "projected")
         self.encode = nn.Linear(channels, width, bias=False)
         self.block = block
+        self.gram = GramMatrix()
         self.decode = nn.Linear(width, channels, bias=False)
         self.skip: nn.Module = nn.Identity()
         if residual == "projected":
             self.skip = nn.Sequential(nn.Linear(channels, channels, bias=False), nn.LeakyReLU())
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, N, C) to tokens (B, N, C)."""
-        h = self.encode(x)  # (B, N, D)
-        y = self.block(h)
+    def forward(self, x: Tensor, read: int | None = None) -> Tensor:
+        """Tokens (B, N, C) to tokens (B, N, C), or exactly the first ``read`` of those, (B, R, C), at far less cost."""
+        rows = x if read is None else x[:, :read]
+        h = self.encode(rows)  # (B, R, D)
+        if read is None or self.tokenwise:
+            y = self.block_output(h)
+        elif self.exact:
+            y = self.read_block(x, h)
+        else:
+            y = self.block_output(self.encode(x))[:, :read]
         if self.inner:
             y = y + h
-        z = self.decode(y)  # (B, N, C)
+        z = self.decode(y)  # (B, R, C)
         if self.outer:
-            z = z + self.skip(x)
+            z = z + self.skip(rows)
         return z
+
+    def block_output(self, h: Tensor) -> Tensor:
+        """The block on all tokens, (B, N, D) -> (B, N, D)."""
+        if torch.jit.is_scripting():
+            return self.block(h)
+        elif self.use_checkpoint and self.training:
+            return checkpoint(self.block, h, use_reentrant=False)
+        return self.block(h)
+
+    def read_block(self, x: Tensor, h: Tensor) -> Tensor:
+        """The block on the first tokens, (B, R, D), whose attention sees all visual tokens ``x`` (B, N, C)."""
+        layer = self.block.layer
+        encode, gain, key, value = self.encode.weight, layer.attention_norm.weight, layer.key.weight, layer.value.weight
+        keys, encoded, visual = multiply_adds(
+            x.shape[0], x.shape[1], h.shape[1], self.channels, self.width,
+            layer.num_heads, layer.num_kv_heads, layer.head_size, self.gram.keeps(),
+        )  # fmt: skip
+        if keys <= min(encoded, visual):
+            return self.block(self.encode(x), h.shape[1])
+        q, eps = self.block.queries(h), self.block.norm_eps
+        if encoded <= visual:
+            attended = attend_encoded(q, self.encode(x), gain, key, value, layer.head_size, eps)
+        else:
+            attended = attend_visual(q, x, encode, self.gram(encode), gain, key, value, layer.head_size, eps)
+        return self.block.finish(h, attended)

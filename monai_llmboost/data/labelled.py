@@ -36,6 +36,8 @@ def class_names(dataset: str) -> list[str]:
 class LabelledVolumes(Dataset):
     """One split of a set: items ``{"image": (1, S, S, S) uint8, "label": int, "case": "test-0007"}``, then transforms.
 
+    The items are views of the whole: ``images`` (cases, S, S, S) uint8, ``labels`` (cases,) int64, ``cases`` (names).
+
     Args:
         dataset: ``"phantom"`` (made by code, no files) or one of the six MedMNIST3D sets.
         split: ``"train"``, ``"val"`` or ``"test"``, the official ones.
@@ -63,11 +65,12 @@ class LabelledVolumes(Dataset):
             raise ValueError(f"expected download to be True or False, got {download!r}")
         self.class_names = class_names(dataset)
         if dataset == PHANTOM:
-            images, labels = phantom_arrays(split, size)
+            self.images, self.labels = phantom_arrays(split, size)
         else:
-            images, labels = medmnist3d_arrays(medmnist3d_file(dataset, size, root, download), dataset, split)
+            self.images, self.labels = medmnist3d_arrays(medmnist3d_file(dataset, size, root, download), dataset, split)
+        self.cases = [f"{split}-{index:04d}" for index in range(len(self.labels))]
         items = [
-            {"image": image[None], "label": int(label), "case": f"{split}-{index:04d}"}
-            for index, (image, label) in enumerate(zip(images, labels))
+            {"image": image[None], "label": int(label), "case": case}
+            for image, label, case in zip(self.images, self.labels, self.cases)
         ]
         super().__init__(items, transform)

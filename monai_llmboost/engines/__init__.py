@@ -5,6 +5,7 @@ from monai_llmboost.engines.checkpoints import TrainedWeights, TrainingCheckpoin
 from monai_llmboost.engines.metrics import MedMNISTACC, MedMNISTAUC, bootstrap_interval, medmnist_acc, medmnist_auc
 from monai_llmboost.engines.reproducible import SeededEpochs
 from monai_llmboost.engines.results import MetricsFile, PredictionTable
+from monai_llmboost.engines.whole_batches import WholeBatches
 
 __all__ = [
     "MedMNISTACC",
@@ -14,6 +15,7 @@ __all__ = [
     "SeededEpochs",
     "TrainedWeights",
     "TrainingCheckpoints",
+    "WholeBatches",
     "bootstrap_interval",
     "medmnist_acc",
     "medmnist_auc",

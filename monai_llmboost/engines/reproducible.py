@@ -52,6 +52,7 @@ class SeededEpochs:
         sampler = getattr(loader, "sampler", None)
         if isinstance(sampler, torch.utils.data.distributed.DistributedSampler):
             sampler.set_epoch(epoch)  # as MONAI's trainer does, but before the iterator is made
-        transform = getattr(loader.dataset, "transform", None)
-        if isinstance(transform, Randomizable):
-            transform.set_random_state(seed=seed)
+        for owner in (loader, loader.dataset):  # of batches (BatchedVolumes), or of single items (DataLoader)
+            transform = getattr(owner, "transform", None)
+            if isinstance(transform, Randomizable):
+                transform.set_random_state(seed=seed)

@@ -13,7 +13,7 @@ from typing import Any
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 
 from monai_llmboost.engines.files import written_whole
 from monai_llmboost.engines.metrics import bootstrap_interval, medmnist_acc, medmnist_auc
@@ -46,7 +46,7 @@ class PredictionTable:
         self.rows: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator that decollates and whose items hold "pred" (probabilities) and "case"."""
+        """Attach to an evaluator, decollating or not, whose batches hold "pred" (probabilities) and "case"."""
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
         engine.add_event_handler(Events.COMPLETED, self.write)
@@ -66,8 +66,8 @@ class PredictionTable:
     def collect(self, engine: Engine) -> None:
         """Take the rows of one batch."""
         state: Any = engine.state
-        for item, output in zip(state.batch, state.output):
-            self.rows.append(self._row({**item, **output}))
+        batch, output = (_items(part) if isinstance(part, Mapping) else part for part in (state.batch, state.output))
+        self.rows += [self._row({**item, **answer}) for item, answer in zip(batch, output)]
 
     def _row(self, item: Mapping[str, Any]) -> dict[str, Any]:
         probabilities = [float(p) for p in item["pred"]]
@@ -129,6 +129,13 @@ class MetricsFile:
             json.dump({**self.about, "cases": len(labels), **numbers}, file, indent=2)
             file.write("\n")
         logger.info(f"AUC {numbers['auc']:.4f} ACC {numbers['acc']:.4f} on {len(labels)} cases: {self.path}")
+
+
+def _items(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the table needs of a whole batch, as one dictionary per case; each tensor comes from its device in one."""
+    columns = {key: batch[key] for key in ("case", "pred", "label", "refused") if batch.get(key) is not None}
+    lists = [column.tolist() if isinstance(column, Tensor) else column for column in columns.values()]
+    return [dict(zip(columns, values)) for values in zip(*lists)]
 
 
 def gathered(value: Any) -> list[Any]:

@@ -40,20 +40,26 @@ class DecoderBlock(nn.Module):
         self.up = nn.Linear(geometry.width, geometry.mlp_width, bias=False)
         self.down = nn.Linear(geometry.mlp_width, geometry.width, bias=False)
 
-    def attend(self, x: Tensor) -> Tensor:
-        """Every token looks at every token, (B, N, D) -> (B, N, D)."""
+    def attend(self, x: Tensor, read: int | None = None) -> Tensor:
+        """What the heads of the first ``read`` normed tokens (B, N, D) gather from all, (B, R, heads * head size)."""
         b, n, _ = x.shape
-        q = self.query(x).view(b, n, self.num_heads, self.head_size).transpose(1, 2)  # (B, heads, N, head size)
+        rows = x if read is None else x[:, :read]
+        q = self.query(rows).view(b, rows.shape[1], self.num_heads, self.head_size).transpose(1, 2)
         k = self.key(x).view(b, n, self.num_kv_heads, self.head_size).transpose(1, 2)  # (B, kv heads, N, head size)
         v = self.value(x).view(b, n, self.num_kv_heads, self.head_size).transpose(1, 2)
         y = F.scaled_dot_product_attention(q, k, v, enable_gqa=self.num_kv_heads != self.num_heads)
-        return self.output(y.transpose(1, 2).reshape(b, n, self.num_heads * self.head_size))
+        return y.transpose(1, 2).reshape(b, rows.shape[1], self.num_heads * self.head_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, N, D) to tokens (B, N, D)."""
-        h = x + self.attend(self.attention_norm(x))
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """What follows the attention: tokens (B, R, D) and what their heads gathered, to tokens (B, R, D)."""
+        h = x + self.output(attended)
         m = self.mlp_norm(h)
         return h + self.down(F.silu(self.gate(m)) * self.up(m))
+
+    def forward(self, x: Tensor, read: int | None = None) -> Tensor:
+        """Tokens (B, N, D) to tokens (B, N, D), or to the first ``read`` of them, (B, R, D)."""
+        rows = x if read is None else x[:, :read]
+        return self.finish(rows, self.attend(self.attention_norm(x), read))
 
     @classmethod
     def from_tensors(cls, geometry: BlockGeometry, tensors: dict[str, Tensor]) -> DecoderBlock:

@@ -88,10 +88,21 @@ class FrozenBlock(nn.Module):
         if dtype is not None:
             self.to(dtype)
 
-    def forward(self, h: Tensor) -> Tensor:
-        """Tokens (B, N, D) to tokens (B, N, D) of the dtype that came in."""
-        y = self.layer(h.to(self.layer.query.weight.dtype))
-        return F.rms_norm(y, [self.width], self.final_norm, self.norm_eps).to(h.dtype)
+    def forward(self, h: Tensor, read: int | None = None) -> Tensor:
+        """Tokens (B, N, D) to tokens (B, N, D), or to the first ``read`` of them, of the dtype that came in."""
+        return self.normed(self.layer(h.to(self.layer.query.weight.dtype), read)).to(h.dtype)
+
+    def queries(self, h: Tensor) -> Tensor:
+        """What these tokens (B, R, D) look for, (B, R, heads * head size), in the block's dtype."""
+        return self.layer.query(self.layer.attention_norm(h.to(self.layer.query.weight.dtype)))
+
+    def finish(self, h: Tensor, attended: Tensor) -> Tensor:
+        """What follows the attention: tokens (B, R, D) and what their heads gathered, to tokens (B, R, D)."""
+        return self.normed(self.layer.finish(h.to(self.layer.query.weight.dtype), attended)).to(h.dtype)
+
+    def normed(self, y: Tensor) -> Tensor:
+        """The final RMSNorm."""
+        return F.rms_norm(y, [self.width], self.final_norm, self.norm_eps)
 
     def extra_repr(self) -> str:
         """The block's name and fingerprint, for ``print(network)``."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 
 import torch
@@ -57,6 +58,11 @@ def check_booster_fits(booster: nn.Module | None, hidden_size: int) -> nn.Module
             f"expected a booster with channels={hidden_size}, the network's hidden_size, got channels={channels}"
         )
     return booster
+
+
+def reads_few(booster: nn.Module) -> bool:
+    """Whether a booster can be asked for its first few tokens only, ``booster(x, read)``."""
+    return "read" in inspect.signature(booster.forward).parameters
 
 
 def network_signature(network: nn.Module, patch_size: tuple[int, ...], num_heads: int, pool: str) -> Signature:

@@ -16,6 +16,7 @@ from monai_llmboost.networks.transformer import (
     grid_of,
     learned_embedding,
     network_signature,
+    reads_few,
     transformer_layers,
 )
 
@@ -46,6 +47,8 @@ class ViT3D(nn.Module):
     Raises:
         ValueError: sizes that do not fit one another; in ``forward``, a volume of another size.
     """
+
+    __constants__ = ("reads_cls",)  # so that scripting leaves out the branch not taken
 
     def __init__(
         self,
@@ -78,6 +81,7 @@ class ViT3D(nn.Module):
         self.head_norm = nn.LayerNorm(hidden_size)
         self.head = nn.Linear(hidden_size, num_classes)
         self.booster = check_booster_fits(booster, hidden_size)
+        self.reads_cls = pool == "cls" and reads_few(self.booster)
         self.signature = network_signature(self, patch, num_heads, pool)
         self.class_names = ClassNames(num_classes, class_names)
 
@@ -88,10 +92,13 @@ class ViT3D(nn.Module):
         return self.layers(self.drop(x))
 
     def forward_head(self, x: Tensor) -> Tensor:
-        """Tokens after the booster (B, 1 + patches, C) to logits (B, num_classes)."""
+        """Tokens after the booster (B, 1 + patches, C), or CLS alone, to logits (B, num_classes)."""
         pooled = x.mean(dim=1) if self.read_mean else x[:, 0]
         return self.head(self.head_norm(pooled))
 
     def forward(self, x: Tensor) -> Tensor:
         """Volumes (B, in_channels, S0, S1, S2) to raw logits (B, num_classes)."""
-        return self.forward_head(self.booster(self.forward_features(x)))
+        tokens = self.forward_features(x)
+        # Only the CLS token is read, which costs the booster next to nothing.
+        boosted = self.booster(tokens, 1) if self.reads_cls else self.booster(tokens)
+        return self.forward_head(boosted)

@@ -21,15 +21,32 @@ class Named(nn.Linear):
         self.class_names = ClassNames(2, ["mass", "no, mass"])
 
 
-def evaluator(items):
-    """An evaluator whose batches are lists of cases, as MONAI leaves them after decollation."""
+def evaluator(items, batched=False):
+    """An evaluator whose batches are lists of cases, as MONAI leaves them after decollation, or whole."""
 
     def step(engine, batch):
         engine.state.batch = [{k: v for k, v in item.items() if k != "pred"} for item in batch]
         return [{"pred": torch.tensor(item["pred"])} for item in batch]
 
-    engine = Engine(step)
+    engine = Engine(whole(step) if batched else step)
     return engine, [items[:2], items[2:]]
+
+
+def whole(step):
+    """The same step, its batches as one dictionary each, as an engine leaves them that does not decollate."""
+
+    def joined(items):
+        columns = {key: [item[key] for item in items] for key in items[0]}
+        return {key: torch.stack(v) if isinstance(v[0], torch.Tensor) else v for key, v in columns.items()}
+
+    def whole_step(engine, batch):
+        output = joined(step(engine, batch))
+        engine.state.batch = joined(engine.state.batch)
+        if "label" in engine.state.batch:
+            output["label"] = engine.state.batch["label"] = torch.tensor(engine.state.batch["label"])
+        return {**output, "image": torch.zeros(len(batch), 1)}
+
+    return whole_step
 
 
 def rows_of(folder):
@@ -37,13 +54,14 @@ def rows_of(folder):
         return list(csv.DictReader(file))
 
 
-def test_prediction_table(tmp_path):
+@pytest.mark.parametrize("batched", [False, True])
+def test_prediction_table(tmp_path, batched):
     items = [
         {"case": "b", "pred": [0.25, 0.75], "refused": ""},
         {"case": "a", "pred": [0.5, 0.5], "refused": "too short"},
         {"case": "c", "pred": [float("nan"), 0.5], "refused": ""},
     ]
-    engine, batches = evaluator(items)
+    engine, batches = evaluator(items, batched)
     PredictionTable(tmp_path, Named()).attach(engine)
     engine.run(batches)
     assert rows_of(tmp_path) == [
@@ -56,8 +74,9 @@ def test_prediction_table(tmp_path):
     assert (tmp_path / "predictions.1.csv").read_bytes() == first, "an earlier table is kept"
 
 
-def test_labels_are_named_and_must_be_the_networks(tmp_path):
-    engine, batches = evaluator([{"case": "x", "pred": [0.9, 0.1], "label": 1}])
+@pytest.mark.parametrize("batched", [False, True])
+def test_labels_are_named_and_must_be_the_networks(tmp_path, batched):
+    engine, batches = evaluator([{"case": "x", "pred": [0.9, 0.1], "label": 1}], batched)
     PredictionTable(tmp_path, Named(), ["mass", "no, mass"]).attach(engine)
     engine.run(batches[:1])
     assert rows_of(tmp_path)[0]["label"] == "no, mass"

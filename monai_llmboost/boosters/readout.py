@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exact evaluation of a booster of which only the first few tokens are read, such as CLS.
+
+All that a read token needs of the others are, per head, the scores ``q . k_j`` and the sum ``sum_j a_j v_j``. With
+``h_j = E x_j``, ``r_j = 1 / rms(h_j)`` and the norm's gain g, both can be had without keys and values:
+
+    q . k_j       = (g * W_K^T q) . h_j r_j          = u . x_j r_j,   u = E^T (g * W_K^T q)
+    sum_j a_j v_j = W_V (g * sum_j a_j r_j h_j)      = W_V (g * E sum_j a_j r_j x_j)
+    D rms(h_j)^2  = x_j^T (E^T E) x_j
+
+So attention runs over the encoded tokens h, or over the visual tokens x themselves, whose number N then meets C x C
+matrices only. Tokens are centred first, ``x_j = d_j + mean``: a large common mean would cost digits in the squares.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def multiply_adds(
+    batch: int,
+    tokens: int,
+    read: int,
+    channels: int,
+    width: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_size: int,
+    gram_is_kept: bool,
+) -> tuple[int, int, int]:
+    """Multiply-adds per case, forwards, of what the three ways to the same numbers do differently.
+
+    Args:
+        batch: cases that share one Gram matrix, B.
+        tokens: N.
+        read: tokens that are read, R.
+        channels: C.
+        width: D.
+        num_heads: heads of the block.
+        num_kv_heads: its heads of keys and values.
+        head_size: features of a head.
+        gram_is_kept: the Gram matrix need not be computed.
+
+    Returns:
+        Attention over keys (cheapest where tokens are few, or most of them are read), over encoded tokens (where C is
+        no smaller than D, or a small batch trains) and over visual tokens (else).
+    """
+    encoding = tokens * channels * width
+    folding = 2 * read * num_heads * head_size * width
+    keys = encoding + 2 * tokens * width * num_kv_heads * head_size + 2 * read * num_heads * head_size * tokens
+    encoded = encoding + folding + 2 * read * num_heads * tokens * width
+    norms = tokens * channels * channels + 2 * channels * width
+    if not gram_is_kept:
+        norms += channels * channels * width // batch
+    visual = norms + folding + 2 * read * num_heads * channels * (width + tokens)
+    return keys, encoded, visual
+
+
+def attend_encoded(
+    q: Tensor, h: Tensor, gain: Tensor, key: Tensor, value: Tensor, head_size: int, eps: float
+) -> Tensor:
+    """What the heads of the read tokens gather from all encoded tokens, (B, R, heads * head size), in q's dtype.
+
+    Args:
+        q: queries of the read tokens, (B, R, heads * head size).
+        h: all encoded tokens, (B, N, D).
+        gain: g of the RMSNorm before the attention, (D,).
+        key: W_K, (kv heads * head size, D).
+        value: W_V, (kv heads * head size, D).
+        head_size: features of a head.
+        eps: of the RMSNorm.
+    """
+    inverse_rms = torch.rsqrt(h.float().square().mean(dim=-1) + eps)  # (B, N)
+    d, mean = centred(h)
+    u = fold(q, key, gain, head_size).to(h.dtype)  # (B, R * heads, D)
+    return unfold(gather(u, d, mean, inverse_rms, head_size), value, gain, head_size, q)
+
+
+def attend_visual(
+    q: Tensor,
+    x: Tensor,
+    encode: Tensor,
+    gram: Tensor,
+    gain: Tensor,
+    key: Tensor,
+    value: Tensor,
+    head_size: int,
+    eps: float,
+) -> Tensor:
+    """The same from all visual tokens ``x`` (B, N, C), with ``encode`` = E (D, C) and ``gram`` = E^T E (C, C)."""
+    inverse_rms = torch.rsqrt(squared_norms(x, encode, gram) / encode.shape[0] + eps)  # (B, N)
+    d, mean = centred(x)
+    u = fold(q, key, gain, head_size).to(encode.dtype) @ encode  # (B, R * heads, C)
+    s = gather(u, d, mean, inverse_rms, head_size)  # (B, R * heads, C)
+    return unfold(F.linear(s, encode), value, gain, head_size, q)
+
+
+def squared_norms(x: Tensor, encode: Tensor, gram: Tensor) -> Tensor:
+    """``|E x_j|^2`` of visual tokens (B, N, C), float32 (B, N)."""
+    if torch.jit.is_scripting():
+        return norms_and_pull(x, encode, encode.t() @ encode)[0]
+    return SquaredNorms.apply(x, encode, gram)
+
+
+def norms_and_pull(x: Tensor, encode: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
+    """``|E x_j|^2 = d_j . (G d_j + 2 E^T E mean) + |E mean|^2``, float32 (B, N), and ``G x_j`` (B, N, C)."""
+    d, mean = centred(x)
+    encoded_mean = F.linear(mean, encode)  # (B, 1, D)
+    pulled_mean = encoded_mean @ encode  # (B, 1, C)
+    pulled = d @ gram + pulled_mean
+    square = ((pulled + pulled_mean).float() * d.float()).sum(dim=-1) + encoded_mean.float().square().sum(dim=-1)
+    return square.clamp_min(0), pulled
+
+
+class SquaredNorms(torch.autograd.Function):
+    """:func:`norms_and_pull` with a gradient that costs two matrix products instead of four.
+
+    ``d|E x|^2 / dx = 2 G x`` is at hand, and what reaches E is ``2 E sum_j grad_j x_j x_j^T``, one symmetric matrix.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, encode: Tensor, gram: Tensor) -> Tensor:
+        """Tokens (B, N, C), E (D, C) and its Gram matrix, a constant here, to (B, N)."""
+        square, pulled = norms_and_pull(x, encode, gram)
+        ctx.save_for_backward(x, encode, pulled)
+        return square
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        """Gradients of x and E."""
+        x, encode, pulled = ctx.saved_tensors
+        # Autocast is off in here: products have the dtype of the forward ones, but float16 has a narrow range.
+        dtype = torch.float32 if pulled.dtype == torch.float16 else pulled.dtype
+        if torch.is_grad_enabled():  # a gradient of this gradient is asked for, so it must not rest on kept results
+            pulled = x @ (encode.t() @ encode)
+        grad_x = grad_encode = None
+        weighted = 2 * grad.unsqueeze(-1)
+        if ctx.needs_input_grad[0]:
+            grad_x = (weighted * pulled).to(x.dtype)
+        if ctx.needs_input_grad[1]:
+            x = x.flatten(0, 1)  # (B * N, C)
+            moments = symmetric_product((weighted.flatten(0, 1) * x).to(dtype), x.to(dtype))  # (C, C)
+            grad_encode = (encode.to(dtype) @ moments).to(encode.dtype)
+        return grad_x, grad_encode, None
+
+
+def centred(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens (B, N, C) as deviations (B, N, C) from their mean (B, 1, C).
+
+    Every formula here holds for any constant in the mean's place, so no gradient need pass through it.
+    """
+    mean = x.detach().mean(dim=1, keepdim=True)
+    return x - mean, mean
+
+
+def fold(q: Tensor, key: Tensor, gain: Tensor, head_size: int) -> Tensor:
+    """``g * W_K^T q``, what a read token's head multiplies encoded tokens with, (B, R * heads, D)."""
+    b, read, _ = q.shape
+    kv_heads, width = key.shape[0] // head_size, key.shape[1]
+    q = q.view(b, read, kv_heads, -1, head_size)  # (B, R, kv heads, heads of each, head size)
+    u = torch.einsum("brkgs,ksw->brkgw", [q, key.view(kv_heads, head_size, width)])
+    return u.reshape(b, -1, width) * gain
+
+
+def unfold(s: Tensor, value: Tensor, gain: Tensor, head_size: int, q: Tensor) -> Tensor:
+    """``W_V (g * s)``, the gathered encoded tokens (B, R * heads, D) as values, in the shape and dtype of ``q``."""
+    b, read, inner = q.shape
+    kv_heads, width = value.shape[0] // head_size, value.shape[1]
+    s = (s.to(q.dtype) * gain).view(b, read, kv_heads, -1, width)
+    return torch.einsum("brkgw,ksw->brkgs", [s, value.view(kv_heads, head_size, width)]).reshape(b, read, inner)
+
+
+def gather(u: Tensor, d: Tensor, mean: Tensor, inverse_rms: Tensor, head_size: int) -> Tensor:
+    """``sum_j a_j r_j x_j`` with ``a = softmax(u . x_j r_j / sqrt(head size))`` and ``x_j = d_j + mean``.
+
+    Args:
+        u: (B, R * heads, C or D).
+        d: deviations of the tokens from their mean, (B, N, C or D).
+        mean: (B, 1, C or D).
+        inverse_rms: r, float32 (B, N).
+        head_size: features of a head.
+    """
+    scores = (u @ d.transpose(1, 2)).float() + (u.float() * mean.float()).sum(dim=-1, keepdim=True)
+    scores = scores * (inverse_rms * head_size**-0.5).unsqueeze(1)  # (B, R * heads, N)
+    weights = scores.softmax(dim=-1) * inverse_rms.unsqueeze(1)
+    return weights.to(d.dtype) @ d + (weights.sum(dim=-1, keepdim=True) * mean).to(d.dtype)
+
+
+def symmetric_product(a: Tensor, b: Tensor) -> Tensor:
+    """``a^T b`` (C, C) of matrices (rows, C) whose product is symmetric: five eighths of the work, then mirrored."""
+    size = a.shape[1]
+    step = max(-(-size // 4), 64)
+    bands = [F.pad(a[:, i : i + step].t() @ b[:, i:], (i, 0)) for i in range(0, size, step)]
+    product = torch.cat(bands).triu()
+    return product + product.triu(1).t()
+
+
+class GramMatrix(nn.Module):
+    """``E^T E`` of a weight, as a constant; kept in ``eval()`` while the weight keeps its values, and never saved."""
+
+    __jit_ignored_attributes__ = ("kept",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: tuple[Tensor, Tensor] | None = None  # a weight (D, C) and its product (C, C)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Weight (D, C) to (C, C)."""
+        if self.keeps():
+            return self.of_unchanged(weight)
+        return symmetric_product(weight.detach(), weight.detach())
+
+    def keeps(self) -> bool:
+        """Whether the product is kept from one call to the next: never where a graph would outlive the weight."""
+        if torch.jit.is_scripting():
+            return False
+        return not self.training and not self.is_recorded()
+
+    @torch.jit.unused
+    def is_recorded(self) -> bool:
+        """Whether a graph is being made of this call."""
+        return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+    @torch.jit.unused
+    def of_unchanged(self, weight: Tensor) -> Tensor:
+        """The kept product, made anew if the weight is not, value by value, the one that it was made of."""
+        if self.kept is not None:
+            old, product = self.kept
+            if old.device == weight.device and old.dtype == weight.dtype and torch.equal(old, weight):
+                return product
+        # Made outside inference mode and autocast, the product is good for whatever comes later.
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+            old = weight.detach().clone()
+            product = symmetric_product(old, old)
+        self.kept = old, product
+        return product
+
+    def train(self, mode: bool = True) -> "GramMatrix":
+        """Forget the product when training begins."""
+        if mode:
+            self.kept = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the product: copies and pickles make their own."""
+        return {**self.__dict__, "kept": None}

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A random affine for a whole batch of volumes at once, where they are; what it does to one is MONAI's RandAffined."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, RandomizableTransform
+from monai.utils import TransformBackends, convert_to_tensor
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
+
+# One entry per axis: r for the interval from -r to r, or a pair.
+AxisRanges = Sequence[float | Sequence[float]] | None
+
+
+class RandAffineBatchd(MapTransform, RandomizableTransform):
+    """Turns, shifts and scales each volume of a batch by chance, all in one operation on their device.
+
+    A voxel at ``x`` (voxels from the volume's centre) takes its value from ``R (scale * x + shift)``, as in MONAI's
+    ``RandAffined``: trilinear, zeros outside, R = R0 R1 R2 about the three axes. All keys of a case share one draw.
+
+    Args:
+        keys: keys of volumes (B, channels, S0, S1, S2), of real numbers.
+        prob: probability of each case to be changed, on its own; the other cases stay as they are to the bit.
+        rotate_range: three ranges of angles in radians; each a number ``r`` for -r to r, or a pair; ``None`` for none.
+        translate_range: three ranges of ``shift`` in voxels; as above.
+        scale_range: three ranges of ``scale - 1``; as above.
+        allow_missing_keys: do not raise if a key is missing.
+
+    Raises:
+        ValueError: a probability not in 0 to 1, ranges not of three axes; from the call, if not given such volumes.
+    """
+
+    backend = [TransformBackends.TORCH]  # noqa: RUF012  (as in every transform of MONAI)
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        prob: float = 0.1,
+        rotate_range: AxisRanges = None,
+        translate_range: AxisRanges = None,
+        scale_range: AxisRanges = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        if not 0 <= prob <= 1:
+            raise ValueError(f"expected prob from 0 to 1, got {prob}: it is the probability of each case")
+        RandomizableTransform.__init__(self, prob)
+        self.rotate_range = _bounds("rotate_range", rotate_range)
+        self.translate_range = _bounds("translate_range", translate_range)
+        self.scale_range = _bounds("scale_range", scale_range)
+        self.chosen = np.empty(0, dtype=np.int64)
+        self.matrices = np.empty((0, 3, 4))
+
+    def randomize(self, data: int) -> None:
+        """Draw for a batch of that many cases: which to change, and their matrices (chosen, 3, 4) in voxels."""
+        self.chosen = np.flatnonzero(self.R.random_sample(data) < self.prob)
+        angles, shift, scale = (
+            self.R.uniform(bounds[0], bounds[1], size=(data, 3))[self.chosen]
+            for bounds in (self.rotate_range, self.translate_range, self.scale_range)
+        )
+        turn = Rotation.from_euler("XYZ", angles).as_matrix() if len(self.chosen) else np.empty((0, 3, 3))
+        self.matrices = np.concatenate([turn * (1 + scale)[:, None], turn @ shift[:, :, None]], axis=2)
+
+    def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
+        """The batch with its chosen cases changed."""
+        batch = dict(data)
+        present = list(self.key_iterator(batch))
+        for key in present:
+            batch[key] = convert_to_tensor(batch[key], track_meta=False)
+            if batch[key].dim() != 5 or not batch[key].is_floating_point():
+                raise ValueError(
+                    "expected a batch of volumes (B, channels, S0, S1, S2) of real numbers, got shape "
+                    f"{tuple(batch[key].shape)} of {batch[key].dtype}: use BatchedVolumes and EnsureTyped before, "
+                    "or MONAI's RandAffined for single volumes"
+                )
+        if present:
+            self.randomize(len(batch[present[0]]))
+        if len(self.chosen):
+            batch.update({key: self._resampled(batch[key]) for key in present})
+        return batch
+
+    def _resampled(self, volumes: Tensor) -> Tensor:
+        # From voxels to grid_sample's units, in which an axis runs from -1 to 1 between its outer edges (not the
+        # centres of its outer voxels, hence align_corners=False), the last axis first.
+        size = np.array(volumes.shape[2:])
+        units = self.matrices * np.append(size, 2) / size[:, None]  # (chosen, 3, 4)
+        units = np.concatenate([units[:, ::-1, 2::-1], units[:, ::-1, 3:]], axis=2)
+        real = torch.promote_types(volumes.dtype, torch.float32)
+        # Neither copy waits for the device: CUDA takes what is in pageable memory before it returns.
+        theta = torch.from_numpy(units).to(real).to(volumes.device, non_blocking=True)
+        index = torch.from_numpy(self.chosen).to(volumes.device, non_blocking=True)
+        old = volumes.index_select(0, index)  # (chosen, channels, S0, S1, S2)
+        grid = affine_grid(theta, list(old.shape), align_corners=False)  # (chosen, S0, S1, S2, 3)
+        new = grid_sample(old.to(real), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        return volumes.index_copy(0, index, new.to(volumes.dtype))
+
+
+def _bounds(name: str, ranges: Any) -> np.ndarray:
+    """Lowest and highest value for each axis, (2, 3)."""
+    if ranges is None:
+        return np.zeros((2, 3))
+    try:
+        pairs = np.array([(-entry, entry) if np.ndim(entry) == 0 else entry for entry in ranges], dtype=np.float64)
+    except (TypeError, ValueError):
+        pairs = np.empty(0)
+    if pairs.shape != (3, 2) or not np.isfinite(pairs).all():
+        raise ValueError(
+            f"expected {name} as three numbers or pairs, one for each axis, got {ranges!r}: write [r, r, r]"
+        )
+    return pairs.T
