@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import torch
 from torch import nn
@@ -17,8 +18,9 @@ def check_booster(booster: nn.Module, channels: int, num_tokens: int = 9, tolera
 
     The rules: the shape and dtype stay; numbers are finite; the cases of a batch do not touch each other; reordering
     the tokens reorders the output; the first output token depends on the last input token or on no other token at all
-    (no causal mask); the gradient reaches the input and every parameter; every parameter is trained (frozen weights
-    are buffers); a checkpoint of it can be loaded into a copy, which then gives the same output.
+    (no causal mask); a booster that takes ``read`` gives exactly the first tokens of all; the gradient reaches the
+    input and every parameter; every parameter is trained (frozen weights are buffers); a checkpoint of it can be loaded
+    into a copy, which then gives the same output.
 
     Args:
         booster: the booster; it is left as it was, in the mode it was in.
@@ -61,6 +63,11 @@ def check_booster(booster: nn.Module, channels: int, num_tokens: int = 9, tolera
     require(
         bool(reach[1:].all() or not reach[1:].any()), "the first token sees some tokens and not others (a causal mask?)"
     )
+
+    if "read" in inspect.signature(trial.forward).parameters:
+        require(
+            close(trial(x, 2), z[:, :2]), "the first tokens, asked for alone by `read`, differ from the first of all"
+        )
 
     z.square().sum().backward()
     for name, parameter in trial.named_parameters():

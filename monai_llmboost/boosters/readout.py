@@ -90,68 +90,72 @@ def attend_visual(
     eps: float,
 ) -> Tensor:
     """The same from all visual tokens ``x`` (B, N, C), with ``encode`` = E (D, C) and ``gram`` = E^T E (C, C)."""
-    inverse_rms = torch.rsqrt(squared_norms(x, encode, gram) / encode.shape[0] + eps)  # (B, N)
     d, mean = centred(x)
+    inverse_rms = torch.rsqrt(squared_norms(d, mean, encode, gram) / encode.shape[0] + eps)  # (B, N)
     u = fold(q, key, gain, head_size).to(encode.dtype) @ encode  # (B, R * heads, C)
     s = gather(u, d, mean, inverse_rms, head_size)  # (B, R * heads, C)
     return unfold(F.linear(s, encode), value, gain, head_size, q)
 
 
-def squared_norms(x: Tensor, encode: Tensor, gram: Tensor) -> Tensor:
-    """``|E x_j|^2`` of visual tokens (B, N, C), float32 (B, N)."""
+def squared_norms(d: Tensor, mean: Tensor, encode: Tensor, gram: Tensor) -> Tensor:
+    """``|E x_j|^2`` of visual tokens ``x_j = d_j + mean``, (B, N, C) and (B, 1, C), float32 (B, N)."""
     if torch.jit.is_scripting():
-        return norms_and_pull(x, encode, encode.t() @ encode)[0]
-    return SquaredNorms.apply(x, encode, gram)
+        return norms_and_parts(d, mean, encode, encode.t() @ encode)[0]
+    return SquaredNorms.apply(d, mean, encode, gram)
 
 
-def norms_and_pull(x: Tensor, encode: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
-    """``|E x_j|^2 = d_j . (G d_j + 2 E^T E mean) + |E mean|^2``, float32 (B, N), and ``G x_j`` (B, N, C)."""
-    d, mean = centred(x)
+def norms_and_parts(d: Tensor, mean: Tensor, encode: Tensor, gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``|E x_j|^2 = d_j . G d_j + 2 d_j . G mean + |E mean|^2``, ``G d_j`` (B, N, C) and ``G mean`` (B, 1, C)."""
     encoded_mean = F.linear(mean, encode)  # (B, 1, D)
-    pulled_mean = encoded_mean @ encode  # (B, 1, C)
-    pulled = d @ gram + pulled_mean
-    square = ((pulled + pulled_mean).float() * d.float()).sum(dim=-1) + encoded_mean.float().square().sum(dim=-1)
-    return square.clamp_min(0), pulled
+    of_mean = encoded_mean @ encode  # (B, 1, C)
+    of_d = d @ gram  # (B, N, C)
+    square = (of_d.float() * d.float()).sum(dim=-1) + 2 * (d @ of_mean.transpose(1, 2)).squeeze(-1).float()
+    return (square + encoded_mean.float().square().sum(dim=-1)).clamp_min(0), of_d, of_mean
 
 
 class SquaredNorms(torch.autograd.Function):
-    """:func:`norms_and_pull` with a gradient that costs two matrix products instead of four.
+    """:func:`squared_norms` with a gradient that costs two matrix products instead of four.
 
     ``d|E x|^2 / dx = 2 G x`` is at hand, and what reaches E is ``2 E sum_j grad_j x_j x_j^T``, one symmetric matrix.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, encode: Tensor, gram: Tensor) -> Tensor:
-        """Tokens (B, N, C), E (D, C) and its Gram matrix, a constant here, to (B, N)."""
-        square, pulled = norms_and_pull(x, encode, gram)
-        ctx.save_for_backward(x, encode, pulled)
+    def forward(ctx: Any, d: Tensor, mean: Tensor, encode: Tensor, gram: Tensor) -> Tensor:
+        """Deviations (B, N, C), their mean (B, 1, C), E (D, C), its Gram matrix, a constant here, to (B, N)."""
+        square, of_d, of_mean = norms_and_parts(d, mean, encode, gram)
+        ctx.save_for_backward(d, mean, encode, of_d, of_mean)
         return square
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        """Gradients of x and E."""
-        x, encode, pulled = ctx.saved_tensors
-        # Autocast is off in here: products have the dtype of the forward ones, but float16 has a narrow range.
-        dtype = torch.float32 if pulled.dtype == torch.float16 else pulled.dtype
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:
+        """Gradients of the deviations and of E."""
+        d, mean, encode, of_d, of_mean = ctx.saved_tensors
         if torch.is_grad_enabled():  # a gradient of this gradient is asked for, so it must not rest on kept results
-            pulled = x @ (encode.t() @ encode)
-        grad_x = grad_encode = None
-        weighted = 2 * grad.unsqueeze(-1)
+            of_d, of_mean = d @ (encode.t() @ encode), mean @ (encode.t() @ encode)
+        grad_d = grad_encode = None
+        weighted = 2 * grad.unsqueeze(-1)  # (B, N, 1)
         if ctx.needs_input_grad[0]:
-            grad_x = (weighted * pulled).to(x.dtype)
-        if ctx.needs_input_grad[1]:
-            x = x.flatten(0, 1)  # (B * N, C)
+            grad_d = (weighted * (of_d + of_mean)).to(d.dtype)
+        if ctx.needs_input_grad[2]:
+            # Autocast is off in here: products have the dtype of the forward ones, but float16 has a narrow range.
+            dtype = torch.float32 if of_d.dtype == torch.float16 else of_d.dtype
+            x = (d + mean).flatten(0, 1)  # (B * N, C)
             moments = symmetric_product((weighted.flatten(0, 1) * x).to(dtype), x.to(dtype))  # (C, C)
             grad_encode = (encode.to(dtype) @ moments).to(encode.dtype)
-        return grad_x, grad_encode, None
+        return grad_d, None, grad_encode, None
 
 
 def centred(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens (B, N, C) as deviations (B, N, C) from their mean (B, 1, C).
+    """Tokens (B, N, C) as deviations (B, N, C) from a mean (B, 1, C) in which outliers weigh little.
 
-    Every formula here holds for any constant in the mean's place, so no gradient need pass through it.
+    A few tokens of a vision transformer may be hundreds of times as large as the rest (Darcet et al. 2024,
+    arXiv:2309.16588) and must not move the others. Every formula here holds for any constant in the mean's place, so no
+    gradient need pass through it.
     """
-    mean = x.detach().mean(dim=1, keepdim=True)
+    tokens = x.detach()
+    size = tokens.float().square().mean(dim=-1, keepdim=True)  # (B, N, 1)
+    weights = 1 / (size + size.median(dim=1, keepdim=True)[0]).clamp_min(1e-30)
+    mean = ((weights / weights.sum(dim=1, keepdim=True)).transpose(1, 2) @ tokens.float()).to(x.dtype)
     return x - mean, mean
 
 
@@ -226,12 +230,15 @@ class GramMatrix(nn.Module):
     @torch.jit.unused
     def of_unchanged(self, weight: Tensor) -> Tensor:
         """The kept product, made anew if the weight is not, value by value, the one that it was made of."""
+        meta = weight.is_meta  # has no values to compare, and no autocast
         if self.kept is not None:
             old, product = self.kept
-            if old.device == weight.device and old.dtype == weight.dtype and torch.equal(old, weight):
+            same_kind = old.device == weight.device and old.dtype == weight.dtype
+            if same_kind and (meta or torch.equal(old, weight)):
                 return product
         # Made outside inference mode and autocast, the product is good for whatever comes later.
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+        device = "cpu" if meta else weight.device.type
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
             old = weight.detach().clone()
             product = symmetric_product(old, old)
         self.kept = old, product

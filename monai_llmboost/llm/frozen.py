@@ -16,12 +16,13 @@ SMALL_GEOMETRY = BlockGeometry(width=192, mlp_width=512, num_heads=3, num_kv_hea
 
 
 def fingerprint(geometry: BlockGeometry, tensors: dict[str, Tensor]) -> str:
-    """sha256 (hex) over the geometry and every tensor's name, dtype, shape and bytes."""
+    """sha256 (hex) over the geometry and every tensor's name, dtype, shape and bytes (a meta tensor has none)."""
     digest = hashlib.sha256(geometry.to_json().encode())
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name].detach()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.view(torch.uint8).numpy().data)
+        if not tensor.is_meta:
+            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a few tokens is the full computation, forwards and backwards, and nothing of it is ever stale."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from monai_llmboost.boosters import RESIDUALS, MLPControl, ResidualBooster, check_booster, readout, residual
+from monai_llmboost.llm import BlockGeometry, FrozenBlock, random_block
+from monai_llmboost.networks import ViT3D, ViViT
+
+WIDE = BlockGeometry(width=96, mlp_width=128, num_heads=6, num_kv_heads=2, head_size=16)
+NARROW = BlockGeometry(width=24, mlp_width=40, num_heads=4, num_kv_heads=4, head_size=8)
+LLAMA_7B = BlockGeometry(width=4096, mlp_width=11008, num_heads=32, num_kv_heads=32, head_size=128)
+PUBLISHED = {
+    "in_channels": 1,
+    "num_classes": 2,
+    "img_size": 28,
+    "patch_size": 4,
+    "hidden_size": 1024,
+    "mlp_dim": 1024,
+    "num_layers": 8,
+    "num_heads": 8,
+    "head_size": 64,
+}
+CHANNELS = 32
+TOKENS = {
+    "random": lambda x: x,
+    "large": lambda x: 1e3 * x,
+    "small": lambda x: 1e-3 * x,
+    "large common mean": lambda x: x + 100 * torch.randn(1, 1, x.shape[-1]),
+    "one large token": lambda x: torch.cat((x[:, :-1], 300 * x[:, -1:]), dim=1),
+}
+script_warnings = pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
+
+
+@pytest.fixture(params=["keys", "encoded", "visual"])
+def way(request, monkeypatch):
+    """One of the three ways, whatever it costs."""
+    costs = tuple(int(request.param != name) for name in ("keys", "encoded", "visual"))
+    monkeypatch.setattr(residual, "multiply_adds", lambda *sizes: costs)
+    return request.param
+
+
+@pytest.fixture
+def visual(monkeypatch):
+    monkeypatch.setattr(residual, "multiply_adds", lambda *sizes: (1, 1, 0))
+
+
+def sharp(block):
+    """Queries grown so that attention picks single tokens, as trained blocks do."""
+    block.layer.query.weight.mul_(6)
+    return block
+
+
+def output_and_gradients(booster, x, read=None, keep=2):
+    """What the first ``keep`` outputs are and what flows back from them, the other tokens' gradient apart."""
+    x = x.detach().clone().requires_grad_()
+    booster.zero_grad()
+    z = booster(x)[:, :keep] if read is None else booster(x, read)
+    direction = torch.randn(z.shape, generator=torch.Generator().manual_seed(5))
+    (z.float() * direction).sum().backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in booster.named_parameters()}
+    return {"z": z.detach(), "read tokens": x.grad[:, :keep], "other tokens": x.grad[:, keep:], **gradients}
+
+
+def assert_close(got, expected, tolerance):
+    for name, value in expected.items():
+        error = (got[name].double() - value.double()).abs().max() / value.double().abs().max()
+        assert error <= tolerance, f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("kind", RESIDUALS)
+def test_equals_the_full_way_in_float32(way, kind, tokens):
+    for geometry in (WIDE, NARROW):
+        torch.manual_seed(0)
+        booster = ResidualBooster(CHANNELS, sharp(random_block(geometry)), kind)
+        x = TOKENS[tokens](torch.randn(3, 20, CHANNELS))
+        expected = output_and_gradients(booster, x)
+        assert_close(output_and_gradients(booster, x, read=2), expected, 1e-5)
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("kind", RESIDUALS)
+def test_equals_the_full_way_in_bfloat16(way, kind, tokens):
+    """Autocast, the block kept in bfloat16 as on a GPU; against the full way in float32."""
+    torch.manual_seed(0)
+    booster = ResidualBooster(256, random_block(BlockGeometry(512, 768, 8, 4, 64)), kind)
+    narrow = copy.deepcopy(booster)
+    narrow.block.to(torch.bfloat16)
+    booster.block.load_state_dict(narrow.block.state_dict())
+    for buffer, rounded in zip(booster.block.buffers(), narrow.block.buffers()):
+        buffer.copy_(rounded)
+    x = TOKENS[tokens](torch.randn(3, 60, 256))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = output_and_gradients(narrow, x, read=2)
+        expected = output_and_gradients(narrow, x)
+    if kind != "projected":  # rounding moves some of its values over the kink of the LeakyReLU, in any way
+        expected = output_and_gradients(booster, x)
+    assert_close(got, expected, 2e-2)
+
+
+def test_is_closer_to_the_truth_than_the_full_way():
+    """The badly scaled case is where centring pays: both against float64."""
+    torch.manual_seed(0)
+    booster = ResidualBooster(CHANNELS, random_block(WIDE))
+    x = TOKENS["large common mean"](torch.randn(3, 200, CHANNELS))
+    exact = output_and_gradients(copy.deepcopy(booster).double(), x.double())
+
+    def worst(got):
+        return max(float((got[n].double() - v).abs().max() / v.abs().max()) for n, v in exact.items())
+
+    assert worst(output_and_gradients(booster, x, read=2)) < worst(output_and_gradients(booster, x))
+
+
+@pytest.mark.parametrize("read", [1, 3, 20])
+def test_any_number_of_tokens(way, read):
+    booster, x = ResidualBooster(CHANNELS, random_block(WIDE)), torch.randn(2, 20, CHANNELS)
+    torch.testing.assert_close(booster(x, read), booster(x)[:, :read])
+
+
+def test_other_blocks_are_read_too():
+    class Mixer(nn.Module):
+        width = 24
+
+        def forward(self, h):
+            return h + h.mean(dim=1, keepdim=True)
+
+    x = torch.randn(2, 7, CHANNELS)
+    for block in (Mixer(), MLPControl(24)):
+        booster = ResidualBooster(CHANNELS, block)
+        torch.testing.assert_close(booster(x, 2), booster(x)[:, :2])
+
+
+def test_float16_with_a_scaled_loss(visual):
+    """Gradients of a scaled loss overflow float16 where they meet the squares of tokens; those are kept in float32."""
+    booster, x = ResidualBooster(CHANNELS, random_block(WIDE)), 10 * torch.randn(4, 300, CHANNELS)
+    expected = output_and_gradients(booster, x)
+    with torch.autocast("cpu", torch.float16):
+        z = booster(x, 2)
+    direction = torch.randn(z.shape, generator=torch.Generator().manual_seed(5))
+    booster.zero_grad()
+    (1e3 * (z.float() * direction).sum()).backward()
+    error = booster.encode.weight.grad / 1e3 - expected["encode.weight"]
+    assert error.abs().max() <= 2e-2 * expected["encode.weight"].abs().max()
+
+
+def test_gradients_of_gradients():
+    torch.manual_seed(0)
+    d, encode = torch.randn(2, 3, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    mean = torch.randn(2, 1, 4, dtype=torch.float64)
+
+    def norms(d, encode):
+        gram = (encode.t() @ encode).detach()
+        # float64 throughout, which the module itself computes in float32
+        return readout.SquaredNorms.apply(d, mean, encode, gram).double()
+
+    arguments = d.requires_grad_(), encode.requires_grad_()
+    loose = {"eps": 1e-3, "atol": 2e-2, "rtol": 1e-2}  # the sums are made in float32
+    assert torch.autograd.gradcheck(norms, arguments, **loose)
+    assert torch.autograd.gradgradcheck(norms, arguments, **loose)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "cheapest"),
+    [
+        ({}, "visual"),
+        ({"batch": 1}, "encoded"),
+        ({"batch": 1, "gram_is_kept": True}, "visual"),
+        ({"tokens": 3, "num_kv_heads": 8}, "keys"),
+        ({"read": 344}, "keys"),
+        ({"width": 576, "num_heads": 9, "num_kv_heads": 3, "head_size": 64}, "encoded"),
+    ],
+)
+def test_the_cheapest_way(sizes, cheapest):
+    published = {"batch": 32, "tokens": 344, "read": 1, "channels": 1024, "width": 4096, "num_heads": 32}
+    defaults = {**published, "num_kv_heads": 32, "head_size": 128, "gram_is_kept": False}
+    costs = readout.multiply_adds(**{**defaults, **sizes})
+    assert min(zip(costs, ("keys", "encoded", "visual")))[1] == cheapest
+
+
+def flops(network, batch, backwards=False):
+    x = torch.empty(batch, 1, 28, 28, 28, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        out = network(x)
+        if backwards:
+            out.sum().backward()
+    return counter.get_total_flops() / batch
+
+
+@pytest.fixture(scope="module")
+def published():
+    """ViT3D of the published size, plain, with LLaMA-7B's block, and with that and mean pooling; without values."""
+    with torch.device("meta"):
+        tensors = {name: torch.empty(shape) for name, shape in LLAMA_7B.tensor_shapes.items()}
+        booster = ResidualBooster(1024, FrozenBlock(LLAMA_7B, tensors, "LLaMA-7B"))
+        return ViT3D(**PUBLISHED), ViT3D(**PUBLISHED, booster=booster), ViT3D(**PUBLISHED, booster=booster, pool="mean")
+
+
+def test_flops_of_the_published_size(published):
+    plain, boosted, full = published
+    with torch.no_grad():
+        boosted.eval()(torch.empty(1, 1, 28, 28, 28, device="meta"))  # makes the Gram matrix that is kept
+        assert flops(boosted, 8) <= 1.08 * flops(plain.eval(), 8)
+        assert flops(full.eval(), 8) > 6 * flops(plain, 8)
+    assert flops(boosted.train(), 32, backwards=True) <= 1.09 * flops(plain.train(), 32, backwards=True)
+
+
+def test_cost_is_linear_in_the_tokens(published):
+    booster = published[1].booster.eval()
+    counts = {}
+    with torch.no_grad():
+        booster(torch.empty(1, 1000, 1024, device="meta"), 1)  # makes the Gram matrix that is kept
+        for tokens in (1000, 2000, 4000):
+            with FlopCounterMode(display=False) as counter:
+                booster(torch.empty(1, tokens, 1024, device="meta"), 1)
+            counts[tokens] = counter.get_total_flops()
+    assert counts[4000] - counts[2000] == 2 * (counts[2000] - counts[1000])
+
+
+class FullWay(nn.Module):
+    """A booster that cannot be asked for a few tokens."""
+
+    def __init__(self, booster):
+        super().__init__()
+        self.inside = booster
+
+    def forward(self, x):
+        return self.inside(x)
+
+
+@pytest.mark.parametrize("kind", [ViT3D, ViViT])
+def test_networks_read_the_cls_token_alone(way, kind):
+    torch.manual_seed(0)
+    sizes = {"in_channels": 1, "num_classes": 3, "img_size": 16, "patch_size": 4, "hidden_size": 24, "num_heads": 3}
+    booster = ResidualBooster(24, random_block(WIDE))
+    network = kind(**sizes, booster=booster)
+    full = copy.deepcopy(network)
+    full.booster, full.reads_cls = FullWay(copy.deepcopy(booster)), False
+    x = torch.randn(2, 1, 16, 16, 16)
+    for one in (network, full):
+        one(x).square().sum().backward()
+    assert_close({"z": network(x)}, {"z": full(x)}, 1e-5)
+    theirs = {name.replace("inside.", ""): parameter.grad for name, parameter in full.named_parameters()}
+    assert_close({name: p.grad for name, p in network.named_parameters()}, theirs, 1e-5)
+    shapes = []
+    network.booster.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape)))
+    network(x)
+    assert shapes == [(2, 1, 24)]
+
+
+CHANGES = {
+    "an optimizer's step": lambda b: torch.optim.SGD(b.parameters(), lr=0.1).step(),
+    "in place": lambda b: b.encode.weight.data.mul_(2),
+    "one value": lambda b: b.encode.weight.data[0, 0].add_(1),
+    "replaced": lambda b: setattr(b.encode, "weight", nn.Parameter(torch.randn(96, CHANNELS))),
+    "a checkpoint": lambda b: b.load_state_dict(ResidualBooster(CHANNELS, random_block(WIDE)).state_dict()),
+    "another dtype": lambda b: b.double(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_kept_is_never_stale(visual, change):
+    booster = ResidualBooster(CHANNELS, random_block(WIDE)).eval()
+    x = torch.randn(2, 20, CHANNELS)
+    booster(x, 1).sum().backward()
+    with torch.no_grad():
+        booster(x, 1)
+        CHANGES[change](booster)
+        x = x.to(booster.encode.weight.dtype)
+        torch.testing.assert_close(booster(x, 1), booster(x)[:, :1])
+
+
+def test_what_is_kept(visual):
+    booster = ResidualBooster(CHANNELS, random_block(WIDE)).eval()
+    x = torch.randn(2, 20, CHANNELS)
+    names = set(booster.state_dict())
+    with torch.inference_mode():
+        booster(x, 1)
+    _, product = booster.gram.kept
+    assert product.shape == (CHANNELS, CHANNELS)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        booster(x, 1)
+    assert booster.gram.kept[1] is product, "used again"
+    x.requires_grad_()
+    booster(x, 1).sum().backward()  # what inference mode made is good for gradients
+    assert booster.gram.kept[1] is product and x.grad is not None
+    assert booster.encode.weight.grad is not None, "fine-tuning in eval() reaches E"
+    assert set(booster.state_dict()) == names
+    assert copy.deepcopy(booster).gram.kept is None
+    file = io.BytesIO()
+    torch.save(booster.gram, file)
+    file.seek(0)
+    assert torch.load(file, weights_only=False).kept is None
+    booster.train()
+    assert booster.gram.kept is None
+    booster(x, 1)
+    assert booster.gram.kept is None, "nothing is kept in training"
+
+
+@pytest.mark.parametrize("read", [None, 2])
+@pytest.mark.parametrize("training", [False, True])
+def test_compiles_without_a_graph_break(way, read, training):
+    torch.manual_seed(0)
+    booster = ResidualBooster(CHANNELS, random_block(WIDE)).train(training)
+    compiled = torch.compile(booster, backend="aot_eager", fullgraph=True)
+    x = torch.randn(3, 20, CHANNELS)
+    assert_close(
+        output_and_gradients(compiled, x, read),
+        {f"_orig_mod.{n}" if "weight" in n else n: v for n, v in output_and_gradients(booster, x, read).items()},
+        1e-5,
+    )
+    torch.compiler.reset()
+
+
+@script_warnings
+@pytest.mark.parametrize(
+    ("geometry", "tokens", "cheapest"), [(WIDE, 4, "keys"), (NARROW, 40, "encoded"), (WIDE, 400, "visual")]
+)
+def test_scripted_boosters_train(geometry, tokens, cheapest):
+    torch.manual_seed(0)
+    booster = ResidualBooster(CHANNELS, random_block(geometry))
+    heads = geometry.num_heads, geometry.num_kv_heads, geometry.head_size
+    costs = readout.multiply_adds(3, tokens, 2, CHANNELS, geometry.width, *heads, False)
+    assert min(zip(costs, ("keys", "encoded", "visual")))[1] == cheapest
+    scripted = torch.jit.script(copy.deepcopy(booster))
+    x = torch.randn(3, tokens, CHANNELS)
+    for _ in range(3):  # the first calls profile, later ones are optimised
+        got = output_and_gradients(scripted, x, 2)
+    assert_close(got, output_and_gradients(booster, x, 2), 1e-5)
+
+
+class ReadOne(nn.Module):
+    def __init__(self, booster):
+        super().__init__()
+        self.booster = booster
+
+    def forward(self, x):
+        return self.booster(x, 1)
+
+
+@script_warnings
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_traced_booster_follows_its_weights(visual):
+    network = ReadOne(ResidualBooster(CHANNELS, random_block(WIDE))).eval()
+    x = torch.randn(2, 20, CHANNELS)
+    with torch.no_grad():
+        network(x)
+        traced = torch.jit.trace(network, x)
+        network.booster.encode.weight.mul_(2)
+        torch.testing.assert_close(traced(x), network.booster(x)[:, :1])
+
+
+@pytest.mark.parametrize("read", [None, 2])
+def test_checkpointing_changes_memory_only(read):
+    torch.manual_seed(0)
+    booster = ResidualBooster(CHANNELS, random_block(WIDE))
+    lean = ResidualBooster(CHANNELS, random_block(WIDE), use_checkpoint=True)
+    lean.load_state_dict(booster.state_dict())
+    check_booster(lean, CHANNELS)
+    x = torch.randn(2, 20, CHANNELS)
+    assert_close(output_and_gradients(lean, x, read), output_and_gradients(booster, x, read), 1e-6)
+
+    def saved(module):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            module(x, read)
+        return sum(sizes)
+
+    if read is None:
+        assert saved(lean) < 0.5 * saved(booster)
