@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -93,6 +94,56 @@ def run(
     package, of the working directory.
     """
     run_bundle(bundle, job, arm, **_options_of_bundle(context.args))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def cost(
+    context: typer.Context,
+    bundle: Annotated[
+        str, typer.Option(help="A bundle's folder, or the name of one in this package.")
+    ] = DEFAULT_BUNDLE,
+    donor: Annotated[
+        Path | None, typer.Option(help="A model's config.json, or its folder: a random block of its size, no weights.")
+    ] = None,
+    overlay: Annotated[
+        list[str] | None, typer.Option(help="A config of the bundle to put on top, such as published/network.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds of timing; medians are shown.")] = 5,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers into this file.")] = None,
+) -> None:
+    """What each arm costs here: weights, operations, memory and time per volume, before you train.
+
+    All further options are the bundle's own: --block FILE, --size N, --batch_size N,
+    --patch_size N, --hidden_size N ... Nothing is trained and no data are read.
+    """
+    from monai_llmboost.bundle import bundle_path, check_options, job_configs, root_cause
+    from monai_llmboost.llm import read_geometry
+
+    options = _options_of_bundle(context.args)
+    if donor is not None and "block" in options:
+        raise ValueError("expected --block or --donor, got both: a donor's config stands in for its block")
+    last_arm = "random" if options.get("block", "random") == "random" else "pretrained"
+    folder = bundle_path(bundle)
+    extra = [folder / "configs" / f"{name.removesuffix('.json')}.json" for name in overlay or []]
+    for file in extra:
+        if not file.is_file():
+            raise FileNotFoundError(f"expected an overlay of the bundle, found nothing at {file}")
+    arms = {arm: [*job_configs(folder, "train", arm), *extra] for arm in ("none", "mlp", last_arm)}
+    check_options(arms[last_arm], options)
+    if donor is not None:
+        options["block"] = read_geometry(donor)
+
+    from rich.console import Console
+
+    from monai_llmboost.studies import cost_of_arms, cost_table  # takes seconds to import; a mistake should not
+
+    try:
+        result = cost_of_arms(arms, options, rounds)
+    except RuntimeError as error:
+        raise root_cause(error) from error
+    Console().print(cost_table(result))
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def _options_of_bundle(words: list[str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,23 @@ def job_configs(bundle: Path, job: str, arm: str | None = None) -> list[Path]:
     return [bundle / "configs" / name for name in [first, *overlays, *rest]]
 
 
+def check_options(configs: list[Path], overrides: Iterable[str]) -> None:
+    """Refuse a key that the configs do not have, which MONAI would take without a word.
+
+    Raises:
+        ValueError: names the key and the nearest one there is.
+    """
+    known = {key.partition("#")[0] for file in configs for key in json.loads(file.read_text())} | set(MONAI_OPTIONS)
+    for key in overrides:
+        first = key.replace("::", "#").partition("#")[0]
+        if first not in known:
+            near = difflib.get_close_matches(first, known, n=1)
+            raise ValueError(
+                f"the bundle has no option --{first}"
+                + (f": did you mean --{near[0]}?" if near else f"; it has {', '.join(sorted(known))}")
+            )
+
+
 def run_bundle(
     name: str | Path, job: str, arm: str | None = None, logging_file: str | bool | None = None, **overrides: Any
 ) -> None:
@@ -85,15 +103,7 @@ def run_bundle(
     """
     bundle = bundle_path(name)
     configs = job_configs(bundle, job, arm)
-    known = {key.partition("#")[0] for file in configs for key in json.loads(file.read_text())} | set(MONAI_OPTIONS)
-    for key in overrides:
-        first = key.replace("::", "#").partition("#")[0]
-        if first not in known:
-            near = difflib.get_close_matches(first, known, n=1)
-            raise ValueError(
-                f"the bundle has no option --{first}"
-                + (f": did you mean --{near[0]}?" if near else f"; it has {', '.join(sorted(known))}")
-            )
+    check_options(configs, overrides)
     if Path(name).is_dir():
         overrides.setdefault("bundle_root", str(bundle))
     from monai.bundle import run as monai_run  # takes seconds to import; a misspelt option should not

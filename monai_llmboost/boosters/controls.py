@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from monai_llmboost.boosters.residual import ResidualBooster
-from monai_llmboost.llm import Signature, block_width
+from monai_llmboost.llm import BlockGeometry, Signature, block_width
 
 REMEDY = "run with the arm it was trained with, or train anew"
 
@@ -58,12 +58,12 @@ class IdentityControl(nn.Module):
         return h
 
 
-def mlp_booster(channels: int, like: str | Path, residual: str = "inner") -> ResidualBooster:
+def mlp_booster(channels: int, like: str | Path | BlockGeometry, residual: str = "inner") -> ResidualBooster:
     """The ``mlp`` arm: as many trained parameters as the booster with the block ``like`` has, no frozen ones.
 
     Args:
         channels: features of a visual token, C.
-        like: the block it is compared with: a block file or ``"random"``; only its width is read.
+        like: the block it is compared with: a block file, ``"random"`` or a geometry; only its width is read.
         residual: as in :class:`ResidualBooster`.
     """
     return ResidualBooster(channels, MLPControl(block_width(like)), residual)

@@ -211,10 +211,10 @@ class GramMatrix(nn.Module):
         self.kept: tuple[Tensor, Tensor] | None = None  # a weight (D, C) and its product (C, C)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Weight (D, C) to (C, C)."""
+        """Detached weight (D, C) to (C, C)."""
         if self.keeps():
             return self.of_unchanged(weight)
-        return symmetric_product(weight.detach(), weight.detach())
+        return symmetric_product(weight, weight)
 
     def keeps(self) -> bool:
         """Whether the product is kept from one call to the next: never where a graph would outlive the weight."""
@@ -239,7 +239,7 @@ class GramMatrix(nn.Module):
         # Made outside inference mode and autocast, the product is good for whatever comes later.
         device = "cpu" if meta else weight.device.type
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
-            old = weight.detach().clone()
+            old = weight.clone()
             product = symmetric_product(old, old)
         self.kept = old, product
         return product

@@ -98,11 +98,17 @@ class ResidualBooster(nn.Module):
             x.shape[0], x.shape[1], h.shape[1], self.channels, self.width,
             layer.num_heads, layer.num_kv_heads, layer.head_size, self.gram.keeps(),
         )  # fmt: skip
-        if keys <= min(encoded, visual):
+        if keys <= min(encoded, visual) or not self.maps_are_weights():
             return self.block(self.encode(x), h.shape[1])
         q, eps = self.block.queries(h), self.block.norm_eps
         if encoded <= visual:
             attended = attend_encoded(q, self.encode(x), gain, key, value, layer.head_size, eps)
         else:
-            attended = attend_visual(q, x, encode, self.gram(encode), gain, key, value, layer.head_size, eps)
+            attended = attend_visual(q, x, encode, self.gram(encode.detach()), gain, key, value, layer.head_size, eps)
         return self.block.finish(h, attended)
+
+    def maps_are_weights(self) -> bool:
+        """Whether the maps that are taken apart are nothing but their weights (an adapter such as LoRA is more)."""
+        if torch.jit.is_scripting():
+            return True
+        return all(type(m) is nn.Linear for m in (self.encode, self.block.layer.key, self.block.layer.value))

@@ -94,6 +94,25 @@ def read_layer(model: str | Path, layer: int = -1, revision: str | None = None) 
     return _read_hugging_face(folder, layer, donor=str(model), revision=folder.name)
 
 
+def read_geometry(model: str | Path) -> BlockGeometry:
+    """The widths and head counts of a model's layers, from its ``config.json`` alone; no weights are needed.
+
+    Args:
+        model: a Hugging Face folder, or the ``config.json`` itself.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the model is not of the LLaMA family, or the file says something impossible.
+    """
+    path = Path(model)
+    config = path / "config.json" if path.is_dir() else path
+    if not config.is_file():
+        raise FileNotFoundError(
+            f"expected a model's config.json, found nothing at {config}: give the file or its folder"
+        )
+    return BlockGeometry.from_config(_read_json(config))
+
+
 def _resolve(layer: int, num_layers: int) -> int:
     if not -num_layers <= layer < num_layers:
         raise ValueError(

@@ -152,19 +152,23 @@ def random_block(
     return FrozenBlock(geometry, random_tensors(geometry, seed, tensors), name, dtype)
 
 
-def frozen_block(source: str | Path, seed: int = 0, dtype: torch.dtype | None = None) -> FrozenBlock:
+def frozen_block(source: str | Path | BlockGeometry, seed: int = 0, dtype: torch.dtype | None = None) -> FrozenBlock:
     """What ``--block SOURCE`` says: a block file, or the word ``random``.
 
     Args:
-        source: a file written by ``monai-llmboost extract``, or ``"random"``.
+        source: a file written by ``monai-llmboost extract``, or ``"random"``; or a geometry, for random weights.
         seed: seed of a random block.
         dtype: dtype to keep the weights in.
     """
-    return random_block(seed=seed, dtype=dtype) if source == "random" else load_block(source, dtype)
+    if isinstance(source, BlockGeometry) or source == "random":
+        return random_block(source, seed, dtype)
+    return load_block(source, dtype)
 
 
-def block_width(source: str | Path) -> int:
+def block_width(source: str | Path | BlockGeometry) -> int:
     """Features of a token in what ``--block SOURCE`` says, read from the header alone."""
+    if isinstance(source, BlockGeometry):
+        return source.width
     return (
         SMALL_GEOMETRY.width if source == "random" else BlockGeometry.from_json(read_header(source)["geometry"]).width
     )

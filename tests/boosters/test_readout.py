@@ -137,6 +137,22 @@ def test_other_blocks_are_read_too():
         torch.testing.assert_close(booster(x, 2), booster(x)[:, :2])
 
 
+@pytest.mark.parametrize("name", ["encode", "block.layer.key", "block.layer.value"])
+def test_an_adapter_around_a_map_is_not_passed_over(visual, name):
+    class Adapted(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    booster, x = ResidualBooster(CHANNELS, random_block(WIDE)), torch.randn(2, 20, CHANNELS)
+    before = booster(x, 1)
+    old = booster.get_submodule(name)
+    new = Adapted(old.in_features, old.out_features, bias=False)
+    new.load_state_dict({"weight": old.weight})
+    booster.get_submodule(name.rpartition(".")[0]).__setattr__(name.rpartition(".")[2], new)
+    torch.testing.assert_close(booster(x, 1), booster(x)[:, :1])
+    assert not torch.allclose(booster(x, 1), before, atol=1e-4) or name == "block.layer.key", "softmax takes no offset"
+
+
 def test_float16_with_a_scaled_loss(visual):
     """Gradients of a scaled loss overflow float16 where they meet the squares of tokens; those are kept in float32."""
     booster, x = ResidualBooster(CHANNELS, random_block(WIDE)), 10 * torch.randn(4, 300, CHANNELS)

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the booster costs: ViT3D plain, boosted (only CLS read), boosted the full way, and with transformers' layer.
+
+All sides do the same work in one process, turn by turn: a ViT3D of the published R-LLM size (8 layers, C = 1024), a
+block of random weights of a donor's size, the same trained maps. Operations are counted without computing (on meta
+tensors), for every cell of the table; time and memory are measured where a side's operations stay below ``--most-tflop``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from report import RESULTS, save
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from monai_llmboost.boosters import ResidualBooster
+from monai_llmboost.llm import BlockGeometry, FrozenBlock, random_block
+from monai_llmboost.networks import ViT3D
+from monai_llmboost.studies.measure import device_name, flops, forward, memory_growth, seconds, training_step
+
+PATCH = 4
+NETWORK = {"in_channels": 1, "num_classes": 2, "patch_size": PATCH, "hidden_size": 1024, "mlp_dim": 1024}
+LAYERS = {"num_layers": 8, "num_heads": 8, "head_size": 64}
+DONORS = {
+    "LLaMA-7B": BlockGeometry(width=4096, mlp_width=11008, num_heads=32, num_kv_heads=32, head_size=128),
+    "TinyLlama-1.1B": BlockGeometry(width=2048, mlp_width=5632, num_heads=32, num_kv_heads=4, head_size=64),
+    "SmolLM-135M": BlockGeometry(width=576, mlp_width=1536, num_heads=9, num_kv_heads=3, head_size=64),
+}
+KINDS: dict[str, Callable[[nn.Module, Tensor], Callable[[], None]]] = {"forward": forward, "step": training_step}
+
+
+class FullWay(nn.Module):
+    """A booster that computes all its tokens, though only one is read."""
+
+    def __init__(self, booster: ResidualBooster) -> None:
+        super().__init__()
+        self.booster = booster
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (B, N, C) to tokens (B, N, C)."""
+        return self.booster(x)
+
+
+class TransformersWay(nn.Module):
+    """The same booster around the layer of ``transformers``, as one would write it without this package."""
+
+    def __init__(self, booster: ResidualBooster) -> None:
+        super().__init__()
+        from transformers import LlamaConfig
+        from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
+
+        geometry = booster.block.geometry
+        config = LlamaConfig(
+            hidden_size=geometry.width,
+            intermediate_size=geometry.mlp_width,
+            num_attention_heads=geometry.num_heads,
+            num_key_value_heads=geometry.num_kv_heads,
+            head_dim=geometry.head_size,
+            attn_implementation="sdpa",
+        )
+        self.encode, self.decode = booster.encode, booster.decode
+        self.layer = LlamaDecoderLayer(config, 0).to(booster.block.final_norm.dtype).requires_grad_(False)
+        self.layer.self_attn.is_causal = False
+        self.norm = LlamaRMSNorm(geometry.width).requires_grad_(False)
+        self.head_size = geometry.head_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (B, N, C) to tokens (B, N, C)."""
+        h = self.encode(x)
+        cos = torch.ones(x.shape[0], x.shape[1], self.head_size, device=x.device, dtype=h.dtype)
+        y = self.layer(h, position_embeddings=(cos, torch.zeros_like(cos)), attention_mask=None)
+        return self.decode(self.norm(y) + h)
+
+
+def sides(block: FrozenBlock, img_size: int) -> dict[str, nn.Module]:
+    """The four networks; the three boosted ones share the maps and, but for transformers' layer, the block."""
+    booster = ResidualBooster(NETWORK["hidden_size"], block)
+    ways = {"plain": None, "ours": booster, "full way": FullWay(booster), "transformers": TransformersWay(booster)}
+    return {name: ViT3D(img_size=img_size, **NETWORK, **LAYERS, booster=way) for name, way in ways.items()}
+
+
+def counted(geometry: BlockGeometry, img_size: int, batch: int) -> dict[str, dict[str, int]]:
+    """Operations of each kind and side, for the whole batch, without computing anything."""
+    with torch.device("meta"):
+        block = FrozenBlock(geometry, {n: torch.empty(s) for n, s in geometry.tensor_shapes.items()}, "counted")
+        networks = sides(block, img_size)
+        x = torch.empty(batch, 1, img_size, img_size, img_size)
+        return {kind: {name: flops(make(net, x)) for name, net in networks.items()} for kind, make in KINDS.items()}
+
+
+def cell(
+    geometry: BlockGeometry,
+    block: FrozenBlock,
+    img_size: int,
+    batch: int,
+    most: float,
+    rounds: int,
+    device: torch.device,
+) -> list[dict[str, Any]]:
+    """The rows of one donor, number of tokens and batch: one for each kind and side."""
+    operations = counted(geometry, img_size, batch)
+    networks = {name: network.to(device) for name, network in sides(block, img_size).items()}
+    x = torch.rand(batch, 1, img_size, img_size, img_size, device=device)
+    rows = []
+    for kind, make in KINDS.items():
+        steps = {name: make(net, x) for name, net in networks.items() if operations[kind][name] <= most * 1e12}
+        memory = {}
+        for name, step in steps.items():
+            step()
+            networks[name].zero_grad(set_to_none=True)
+            memory[name] = memory_growth(step, device)
+            networks[name].zero_grad(set_to_none=True)
+        times = seconds(steps, rounds, device, f"{kind}, batch {batch}, {img_size} voxels")
+        for name in networks:
+            row = {
+                "tokens": (img_size // PATCH) ** 3 + 1,
+                "batch": batch,
+                "kind": kind,
+                "side": name,
+                "GFLOP per volume": operations[kind][name] / batch / 1e9,
+                "operations / plain": operations[kind][name] / operations[kind]["plain"],
+            }
+            if name in times and "plain" in times:
+                ratios = [a / b for a, b in zip(times[name], times["plain"])]
+                row["ms per volume"] = 1e3 * statistics.median(times[name]) / batch
+                row["time / plain"] = statistics.median(ratios)
+                row["time / plain, least and most"] = f"{min(ratios):.2f} to {max(ratios):.2f}"
+            if memory.get(name) is not None:
+                row["peak MB of the batch"] = memory[name] / 1e6
+            rows.append(row)
+    return rows
+
+
+def main() -> None:
+    """Measure and write the results."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--donors", nargs="+", choices=DONORS, default=list(DONORS), help="sizes of the block")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32], help="volumes in a batch")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[28, 56, 64, 80], help="voxels a side, multiples of 4")
+    parser.add_argument("--most-tflop", type=float, default=1.5, help="time a side only up to so many operations")
+    parser.add_argument("--rounds", type=int, default=3, help="of timing; medians are given")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to measure")
+    parser.add_argument("--out", type=Path, help="default: results/booster-DEVICE.json beside this file")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    dtype = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    rows = []
+    cells = [(donor, size, batch) for donor in options.donors for size in options.sizes for batch in options.batches]
+    for donor, size, batch in tqdm(cells, desc="cells"):
+        if not rows or rows[-1]["donor"] != donor:
+            block = random_block(DONORS[donor], dtype=dtype)
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            measured = cell(DONORS[donor], block, size, batch, options.most_tflop, options.rounds, device)
+        rows += [{"donor": donor, **row} for row in measured]
+    out = options.out or RESULTS / f"booster-{device.type}.json"
+    settings = {"dtype": str(dtype), "rounds": options.rounds, "most_tflop": options.most_tflop}
+    save(out, "ViT3D of the published size, plain and boosted in three ways", device_name(device), settings, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An epoch of the bundle's training against the bare steps of its network: what feeding and bookkeeping add.
+
+The bundle trains as a user's would. After each epoch the same network and optimizer make as many steps on a batch that
+lies ready on the device, so that both meet the machine as it is in that minute. The first epoch is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from ignite.engine import Engine, Events
+from monai.bundle import ConfigWorkflow
+from report import RESULTS, save
+
+from monai_llmboost.bundle import bundle_path, job_configs
+from monai_llmboost.studies.measure import device_name
+
+BUNDLE = "medmnist3d_rllm_classification"
+
+
+def main() -> None:
+    """Measure and write the results."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--dataset", default="phantom", help="phantom, or a MedMNIST3D set in --dataset-dir")
+    parser.add_argument("--dataset-dir", default="~/.medmnist", help="folder of the MedMNIST3D files")
+    parser.add_argument("--epochs", type=int, default=4, help="the first is not counted")
+    parser.add_argument("--out", type=Path, help="default: results/epoch-DEVICE.json beside this file")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        workflow = ConfigWorkflow(
+            config_file=[str(file) for file in job_configs(bundle_path(BUNDLE), "train")],
+            logging_file=False,
+            dataset=options.dataset,
+            dataset_dir=options.dataset_dir,
+            epochs=options.epochs,
+            patience=0,
+            ckpt_dir=folder,
+            output_dir=folder,
+        )
+        workflow.initialize()
+        rows, device = measured(workflow)
+    out = options.out or RESULTS / f"epoch-{device.type}.json"
+    save(out, "an epoch of the bundle", device_name(device), {"dataset": options.dataset}, rows)
+
+
+def measured(workflow: ConfigWorkflow) -> tuple[list[dict], torch.device]:
+    """Train, and after each epoch make its steps again without a loader."""
+    get = workflow.parser.get_parsed_content
+    trainer, network, optimizer, loss = get("train#trainer"), get("network"), get("optimizer"), get("loss")
+    device, loader = get("device"), get("train#dataloader")
+    ready = next(iter(loader))
+    start = {"epoch": 0.0, "validation": 0.0}
+    seconds: dict[str, list[float]] = {"epoch": [], "steps": [], "validation": []}
+
+    def wait() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    def bare_steps() -> None:
+        for index in range(len(loader)):
+            size = min(loader.batch_size, len(loader.dataset) - index * loader.batch_size)
+            optimizer.zero_grad()
+            with torch.autocast(device.type, **trainer.amp_kwargs, enabled=trainer.amp):
+                value = loss(network(ready["image"][:size]), ready["label"][:size])
+            value.backward()
+            optimizer.step()
+
+    @trainer.on(Events.EPOCH_STARTED)
+    def _begin(engine: Engine) -> None:
+        start["epoch"] = wait()
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def _end(engine: Engine) -> None:
+        if engine.state.iteration % len(loader) == 0:
+            seconds["epoch"].append(wait() - start["epoch"])
+            weights = {name: value.clone() for name, value in network.state_dict().items()}
+            moments = optimizer.state_dict()
+            moments = {
+                **moments,
+                "state": {k: {n: t.clone() for n, t in v.items()} for k, v in moments["state"].items()},
+            }
+            begin = wait()
+            bare_steps()
+            seconds["steps"].append(wait() - begin)
+            network.load_state_dict(weights)  # training goes on as if these steps had not been
+            optimizer.load_state_dict(moments)
+
+    validator = get("validate#evaluator")
+    validator.add_event_handler(Events.STARTED, lambda: start.update(validation=wait()))
+    validator.add_event_handler(Events.COMPLETED, lambda: seconds["validation"].append(wait() - start["validation"]))
+    workflow.run()
+    counted = {name: values[1:] for name, values in seconds.items()}
+    row = {
+        "volumes": len(loader.dataset),
+        "batch": loader.batch_size,
+        "epoch, s": statistics.median(counted["epoch"]),
+        "its steps alone, s": statistics.median(counted["steps"]),
+        "epoch / steps": statistics.median(a / b for a, b in zip(counted["epoch"], counted["steps"])),
+        "validation, s": statistics.median(counted["validation"]),
+    }
+    return [row], device
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cost of each arm of a bundle, before anyone spends a GPU hour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from rich.table import Table
+
+from monai_llmboost.studies.measure import costs, device_name
+
+
+def cost_of_arms(arms: Mapping[str, Sequence[Path]], overrides: Mapping[str, Any], rounds: int = 5) -> dict[str, Any]:
+    """Build the network of each arm as training would, without its data, and measure what it costs.
+
+    Args:
+        arms: by name, the config files of training with the arm's overlay; the first is compared with.
+        overrides: config keys and their values, such as ``{"hidden_size": 1024}``; ``batch_size`` is that of training.
+        rounds: of timing.
+
+    Returns:
+        ``device``, ``batch_size``, ``img_size`` and under ``arms`` what :func:`monai_llmboost.studies.costs` gives.
+
+    Raises:
+        ValueError: fewer than one round; whatever the bundle refuses.
+    """
+    if rounds < 1:
+        raise ValueError(f"expected at least one round of timing, got {rounds}")
+    networks = {}
+    for name, files in arms.items():
+        parser = ConfigParser()
+        parser.read_config([str(file) for file in files])
+        parser.update(dict(overrides))
+        device = parser.get_parsed_content("device")
+        torch.manual_seed(0)
+        networks[name] = parser.get_parsed_content("network_def").to(device)
+    batch_size, size = (parser.get_parsed_content(key) for key in ("batch_size", "size"))
+    x = torch.rand(batch_size, parser.get_parsed_content("network_def#in_channels"), size, size, size, device=device)
+    results = costs(networks, x, rounds)
+    return {
+        "device": device_name(device),
+        "batch_size": batch_size,
+        "img_size": size,
+        "rounds": rounds,
+        "arms": results,
+    }
+
+
+def cost_table(result: Mapping[str, Any]) -> Table:
+    """What :func:`cost_of_arms` measured, to be printed."""
+    arms, size, batch = result["arms"], result["img_size"], result["batch_size"]
+    table = Table(
+        title=f"Cost per volume of {size} x {size} x {size} voxels in batches of {batch}; {result['device']}",
+        caption=(
+            "step: forwards and backwards. memory: weights, gradients, Adam's two moments and what a step of a whole "
+            f"batch adds at its peak. times: medians of {result['rounds']} rounds; x: against {next(iter(arms))} in the "
+            "same round. Milliseconds per volume are seconds per 1000 volumes."
+        ),
+    )
+    for heading in ("arm", "trained", "frozen", "file", "GFLOP", "step", "memory", "ms", "x", "ms step", "x"):
+        table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
+    for arm, cost in arms.items():
+        growth = cost["step_memory_bytes"]
+        memory = None if growth is None else cost["weight_bytes"] + 2 * 4 * cost["trained"] + growth
+        table.add_row(
+            arm,
+            f"{cost['trained'] / 1e6:.2f}M",
+            f"{cost['frozen'] / 1e6:.2f}M",
+            f"{cost['checkpoint_bytes'] / 1e6:.1f}MB",
+            f"{cost['forward_flops'] / 1e9:.3g}",
+            f"{cost['step_flops'] / 1e9:.3g}",
+            "?" if memory is None else f"{memory / 1e9:.2f}GB",
+            f"{1e3 * cost['forward_seconds']:.3g}",
+            f"{cost['forward_ratio']:.2f}",
+            f"{1e3 * cost['step_seconds']:.3g}",
+            f"{cost['step_ratio']:.2f}",
+        )
+    return table

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a network costs: weights, operations, memory and time, measured on the device it will run on."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import io
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+# Linux: writing this there makes the peak of the resident memory begin anew (proc_pid_clear_refs(5)).
+CLEAR_REFS, RESET_PEAK = Path("/proc/self/clear_refs"), "5"
+STATUS = Path("/proc/self/status")
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words, such as "NVIDIA H100 80GB HBM3" or the processor's name and the threads in use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def numbers_of_weights(network: nn.Module) -> dict[str, int]:
+    """How many weights are trained, and how many are frozen (kept as buffers that no checkpoint holds)."""
+    saved = set(network.state_dict())
+    frozen = [b for name, b in network.named_buffers() if name not in saved and b.is_floating_point()]
+    return {"trained": sum(p.numel() for p in network.parameters()), "frozen": sum(b.numel() for b in frozen)}
+
+
+def checkpoint_bytes(network: nn.Module) -> int:
+    """Size of a checkpoint of the network, bytes."""
+    file = io.BytesIO()
+    torch.save(network.state_dict(), file)
+    return file.tell()
+
+
+def forward(network: nn.Module, x: Tensor) -> Callable[[], None]:
+    """One pass in ``eval()`` without gradients, as in inference."""
+
+    def run() -> None:
+        network.eval()
+        with torch.inference_mode():
+            network(x)
+
+    return run
+
+
+def training_step(network: nn.Module, x: Tensor) -> Callable[[], None]:
+    """One pass forwards and backwards in ``train()``; the optimizer's own work is left out."""
+
+    def run() -> None:
+        network.train()
+        network.zero_grad(set_to_none=True)
+        network(x).float().logsumexp(dim=-1).sum().backward()
+
+    return run
+
+
+def flops(step: Callable[[], None]) -> int:
+    """Floating-point operations of a step's matrix products and convolutions, two per multiply-add.
+
+    The step runs twice and the second run is counted, so that what ``eval()`` keeps is not counted again.
+    """
+    step()
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def memory_growth(step: Callable[[], None], device: torch.device) -> int | None:
+    """Bytes in use at a step's peak beyond those in use before it: activations, gradients, temporaries.
+
+    On a GPU torch's own count; on Linux the process's resident memory; elsewhere ``None``.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
+    if not CLEAR_REFS.exists():
+        return None
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):  # else memory that was freed, but kept for reuse, would hide what the step takes
+        libc.malloc_trim(0)
+    CLEAR_REFS.write_text(RESET_PEAK)
+    before = _resident("VmRSS")
+    step()
+    return max(_resident("VmHWM") - before, 0)
+
+
+def _resident(field: str) -> int:
+    (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024
+
+
+def seconds(
+    steps: Mapping[str, Callable[[], None]], rounds: int, device: torch.device, desc: str = "timing"
+) -> dict[str, list[float]]:
+    """Seconds of each step in each round, in turn, so that a change in the machine's speed meets all alike.
+
+    Before the first round each step runs once, unmeasured.
+    """
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    with tqdm(total=(rounds + 1) * len(steps), desc=desc, delay=2, leave=False) as bar:
+        for round_number in range(rounds + 1):
+            for name, step in steps.items():
+                _wait(device)
+                start = time.perf_counter()
+                step()
+                _wait(device)
+                if round_number:
+                    times[name].append(time.perf_counter() - start)
+                bar.update()
+    return times
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def costs(networks: Mapping[str, nn.Module], x: Tensor, rounds: int) -> dict[str, dict[str, Any]]:
+    """The costs of networks side by side on the same volumes, per volume where not said otherwise.
+
+    Args:
+        networks: by name, on the device of ``x``; the first is what the others are compared with.
+        x: volumes (B, channels, S0, S1, S2).
+        rounds: of timing; medians are given.
+
+    Returns:
+        For each network: ``trained``, ``frozen`` (numbers of weights), ``checkpoint_bytes``, ``weight_bytes`` (all
+        weights at rest), and for ``forward`` and ``step`` (forwards and backwards): ``_flops``, ``_seconds`` and
+        ``_ratio`` (median over the rounds of the time over the first network's in the same round), and of the batch
+        ``_memory_bytes`` (``None`` where it cannot be measured).
+    """
+    results: dict[str, dict[str, Any]] = {}
+    for name, network in networks.items():
+        weights = [*network.parameters(), *network.buffers()]
+        results[name] = {
+            **numbers_of_weights(network),
+            "checkpoint_bytes": checkpoint_bytes(network),
+            "weight_bytes": sum(t.numel() * t.element_size() for t in weights),
+        }
+    for kind, make in (("forward", forward), ("step", training_step)):
+        steps = {name: make(network, x) for name, network in networks.items()}
+        for name, step in steps.items():
+            results[name][f"{kind}_flops"] = flops(step) // len(x)
+            results[name][f"{kind}_memory_bytes"] = memory_growth(step, x.device)
+            networks[name].zero_grad(set_to_none=True)
+        times = seconds(steps, rounds, x.device, f"timing {kind}")
+        first = next(iter(times.values()))
+        for name, values in times.items():
+            results[name][f"{kind}_seconds"] = statistics.median(values) / len(x)
+            results[name][f"{kind}_ratio"] = statistics.median(a / b for a, b in zip(values, first))
+            networks[name].zero_grad(set_to_none=True)
+    return results

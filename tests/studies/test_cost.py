@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a network costs, counted and measured."""
+
+import json
+
+import pytest
+import torch
+from conftest import BUNDLE, SMALL
+from torch import nn
+from typer.testing import CliRunner
+
+from monai_llmboost.__main__ import app
+from monai_llmboost.boosters import ResidualBooster
+from monai_llmboost.bundle import bundle_path, job_configs
+from monai_llmboost.llm import BlockGeometry, random_block, read_geometry
+from monai_llmboost.studies import cost_of_arms, costs
+from monai_llmboost.studies.measure import checkpoint_bytes, flops, memory_growth, numbers_of_weights, seconds
+
+pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning", "ignore::FutureWarning:monai")
+CPU = torch.device("cpu")
+
+
+def test_weights_are_counted_apart(geometry):
+    booster = ResidualBooster(12, random_block(geometry))
+    maps = 2 * 12 * geometry.width
+    tensors = sum(torch.Size(shape).numel() for shape in geometry.tensor_shapes.values()) + geometry.width
+    assert numbers_of_weights(booster) == {"trained": maps, "frozen": tensors}
+    assert 4 * maps < checkpoint_bytes(booster) < 4 * maps + 8000
+
+
+def test_operations_of_a_linear_map():
+    layer, x = nn.Linear(30, 50), torch.randn(7, 30)
+    assert flops(lambda: layer(x)) == 2 * 7 * 30 * 50
+
+
+def test_memory_growth_sees_what_a_step_holds():
+    kept = []
+    growth = memory_growth(lambda: kept.append(torch.ones(25_000_000)), CPU)
+    if growth is None:
+        pytest.skip("this system does not tell the peak of a process's memory")
+    assert 95e6 < growth < 150e6
+    assert memory_growth(lambda: torch.ones(1), CPU) < 20e6
+
+
+def test_seconds_run_the_sides_in_turn():
+    order = []
+    times = seconds({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, CPU)
+    assert order == ["a", "b"] * 4, "one round is not counted"
+    assert [len(values) for values in times.values()] == [3, 3]
+
+
+def test_costs_compare_with_the_first():
+    networks = {"small": nn.Linear(64, 8), "large": nn.Sequential(nn.Linear(64, 4096), nn.Linear(4096, 8))}
+    result = costs(networks, torch.randn(16, 64), rounds=3)
+    assert result["small"]["forward_ratio"] == result["small"]["step_ratio"] == 1
+    assert result["large"]["forward_flops"] == 2 * 4096 * (64 + 8)
+    assert result["large"]["step_flops"] == 2 * 4096 * (2 * 64 + 3 * 8)
+    assert result["large"]["forward_ratio"] > 1
+    assert all(parameter.grad is None for network in networks.values() for parameter in network.parameters())
+
+
+def test_arms_of_the_bundle():
+    folder = bundle_path(BUNDLE)
+    arms = {arm: job_configs(folder, "train", arm) for arm in ("none", "mlp", "random")}
+    result = cost_of_arms(arms, {**SMALL, "batch_size": 4}, rounds=1)
+    assert (result["batch_size"], result["img_size"], list(result["arms"])) == (4, 28, list(arms))
+    none, mlp, random = result["arms"].values()
+    assert none["frozen"] == mlp["frozen"] == 0 < random["frozen"]
+    assert none["trained"] < mlp["trained"] == random["trained"]
+    assert none["forward_flops"] < mlp["forward_flops"] < random["forward_flops"]
+    json.dumps(result)
+    with pytest.raises(ValueError, match="at least one round of timing, got 0"):
+        cost_of_arms(arms, SMALL, rounds=0)
+
+
+def options(**more):
+    return [word for key, value in {**SMALL, "batch_size": 2, **more}.items() for word in (f"--{key}", str(value))]
+
+
+def test_the_verb(llama_folder, tmp_path):
+    """A donor's config alone gives the cost of its block."""
+    file = tmp_path / "cost.json"
+    words = ["cost", "--rounds", "1", "--donor", str(llama_folder), "--json", str(file), *options()]
+    done = CliRunner().invoke(app, words, catch_exceptions=False, env={"COLUMNS": "200"})
+    assert done.exit_code == 0
+    assert all(word in done.output for word in ("none", "mlp", "random", "GFLOP", "GB", "ms"))
+    geometry = read_geometry(llama_folder / "config.json")
+    tensors = sum(torch.Size(shape).numel() for shape in geometry.tensor_shapes.values()) + geometry.width
+    assert json.loads(file.read_text())["arms"]["random"]["frozen"] == tensors
+
+
+def test_an_overlay(tmp_path):
+    file = tmp_path / "cost.json"
+    words = ["cost", "--rounds", "1", "--json", str(file), "--overlay", "published/network", "--batch_size", "1"]
+    assert CliRunner().invoke(app, [*words, "--num_layers", "1"], catch_exceptions=False).exit_code == 0
+    assert json.loads(file.read_text())["arms"]["none"]["trained"] > 3e6
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "message"),
+    [
+        (["--hiden_size", "3"], ValueError, "did you mean --hidden_size"),
+        (["--donor", "/nothing"], FileNotFoundError, "config.json, found nothing at /nothing"),
+        (["--donor", "/nothing", "--block", "random"], ValueError, "got both"),
+        (["--overlay", "published/nothing"], FileNotFoundError, "an overlay of the bundle, found nothing"),
+        (["--block", "/nothing"], FileNotFoundError, "a block file, found nothing at /nothing"),
+        (["--bundle", "nothing"], FileNotFoundError, "there is no bundle 'nothing'"),
+        (["--patch_size", "5"], ValueError, "img_size to be a multiple of patch_size"),
+    ],
+)
+def test_a_mistake_is_one_sentence(words, error, message):
+    with pytest.raises(error, match=message):
+        CliRunner().invoke(app, ["cost", *words], catch_exceptions=False)
+
+
+def test_a_geometry_stands_in_for_a_block(geometry):
+    from monai_llmboost.boosters import mlp_booster
+    from monai_llmboost.llm import frozen_block
+
+    assert frozen_block(geometry).width == mlp_booster(4, geometry).width == geometry.width
+    assert isinstance(geometry, BlockGeometry)
