@@ -3,7 +3,7 @@
 
 All sides do the same work in one process, turn by turn: a ViT3D of the published R-LLM size (8 layers, C = 1024), a
 block of random weights of a donor's size, the same trained maps. Operations are counted without computing (on meta
-tensors), for every cell of the table; time and memory are measured where a side's operations stay below ``--most-tflop``.
+tensors), for every cell of the table; time and memory are measured where a side's operations are few enough.
 """
 
 from __future__ import annotations

@@ -51,32 +51,38 @@ def cost_of_arms(arms: Mapping[str, Sequence[Path]], overrides: Mapping[str, Any
 
 
 def cost_table(result: Mapping[str, Any]) -> Table:
-    """What :func:`cost_of_arms` measured, to be printed."""
+    """What :func:`cost_of_arms` measured, to be printed: a column for each arm."""
     arms, size, batch = result["arms"], result["img_size"], result["batch_size"]
     table = Table(
-        title=f"Cost per volume of {size} x {size} x {size} voxels in batches of {batch}; {result['device']}",
+        title=f"Cost per volume of {size} x {size} x {size} voxels in batches of {batch}\n{result['device']}",
         caption=(
-            "step: forwards and backwards. memory: weights, gradients, Adam's two moments and what a step of a whole "
-            f"batch adds at its peak. times: medians of {result['rounds']} rounds; x: against {next(iter(arms))} in the "
-            "same round. Milliseconds per volume are seconds per 1000 volumes."
+            f"step: forwards and backwards. Times: medians of {result['rounds']} rounds, and against the first arm in "
+            "the same round. Training memory: weights, gradients, Adam's two moments and what the step of a batch "
+            "holds at its peak. Milliseconds per volume are seconds per 1000 volumes."
         ),
     )
-    for heading in ("arm", "trained", "frozen", "file", "GFLOP", "step", "memory", "ms", "x", "ms step", "x"):
-        table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
-    for arm, cost in arms.items():
-        growth = cost["step_memory_bytes"]
-        memory = None if growth is None else cost["weight_bytes"] + 2 * 4 * cost["trained"] + growth
-        table.add_row(
-            arm,
-            f"{cost['trained'] / 1e6:.2f}M",
-            f"{cost['frozen'] / 1e6:.2f}M",
-            f"{cost['checkpoint_bytes'] / 1e6:.1f}MB",
-            f"{cost['forward_flops'] / 1e9:.3g}",
-            f"{cost['step_flops'] / 1e9:.3g}",
-            "?" if memory is None else f"{memory / 1e9:.2f}GB",
-            f"{1e3 * cost['forward_seconds']:.3g}",
-            f"{cost['forward_ratio']:.2f}",
-            f"{1e3 * cost['step_seconds']:.3g}",
-            f"{cost['step_ratio']:.2f}",
-        )
+    table.add_column("arm")
+    for arm in arms:
+        table.add_column(arm, justify="right")
+    for name, text in ROWS.items():
+        table.add_row(name, *(text(cost) for cost in arms.values()))
     return table
+
+
+def _training_memory(cost: Mapping[str, Any]) -> str:
+    growth = cost["step_memory_bytes"]
+    return (
+        "not known here" if growth is None else f"{(cost['weight_bytes'] + 8 * cost['trained'] + growth) / 1e6:.0f} MB"
+    )
+
+
+ROWS = {
+    "trained weights": lambda cost: f"{cost['trained'] / 1e6:.2f} M",
+    "frozen weights": lambda cost: f"{cost['frozen'] / 1e6:.2f} M",
+    "checkpoint": lambda cost: f"{cost['checkpoint_bytes'] / 1e6:.1f} MB",
+    "training memory": _training_memory,
+    "forward, GFLOP": lambda cost: f"{cost['forward_flops'] / 1e9:.3g}",
+    "step, GFLOP": lambda cost: f"{cost['step_flops'] / 1e9:.3g}",
+    "forward, ms": lambda cost: f"{1e3 * cost['forward_seconds']:.3g} ({cost['forward_ratio']:.2f} x)",
+    "step, ms": lambda cost: f"{1e3 * cost['step_seconds']:.3g} ({cost['step_ratio']:.2f} x)",
+}

@@ -83,7 +83,7 @@ def test_the_verb(llama_folder, tmp_path):
     words = ["cost", "--rounds", "1", "--donor", str(llama_folder), "--json", str(file), *options()]
     done = CliRunner().invoke(app, words, catch_exceptions=False, env={"COLUMNS": "200"})
     assert done.exit_code == 0
-    assert all(word in done.output for word in ("none", "mlp", "random", "GFLOP", "GB", "ms"))
+    assert all(word in done.output for word in ("none", "mlp", "random", "GFLOP", "MB", "ms"))
     geometry = read_geometry(llama_folder / "config.json")
     tensors = sum(torch.Size(shape).numel() for shape in geometry.tensor_shapes.values()) + geometry.width
     assert json.loads(file.read_text())["arms"]["random"]["frozen"] == tensors
