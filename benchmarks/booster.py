@@ -3,19 +3,22 @@
 
 All sides do the same work in one process, turn by turn: a ViT3D of the published R-LLM size (8 layers, C = 1024), a
 block of random weights of a donor's size, the same trained maps. Operations are counted without computing (on meta
-tensors), for every cell of the table; time and memory are measured where a side's operations are few enough.
+tensors), for every cell of the table; time and memory are measured where a side's operations are few enough. Each cell
+is written when it is done; cells that the file has already are left as they are, so an interrupted run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from report import RESULTS, save
+from report import RESULTS, save, show
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -32,6 +35,7 @@ DONORS = {
     "TinyLlama-1.1B": BlockGeometry(width=2048, mlp_width=5632, num_heads=32, num_kv_heads=4, head_size=64),
     "SmolLM-135M": BlockGeometry(width=576, mlp_width=1536, num_heads=9, num_kv_heads=3, head_size=64),
 }
+BENCHMARK = "ViT3D of the published size, plain and boosted in three ways"
 KINDS: dict[str, Callable[[nn.Module, Tensor], Callable[[], None]]] = {"forward": forward, "step": training_step}
 
 
@@ -94,6 +98,11 @@ def counted(geometry: BlockGeometry, img_size: int, batch: int) -> dict[str, dic
         return {kind: {name: flops(make(net, x)) for name, net in networks.items()} for kind, make in KINDS.items()}
 
 
+def tokens_of(img_size: int) -> int:
+    """Patches of a volume and the CLS token."""
+    return (img_size // PATCH) ** 3 + 1
+
+
 def cell(
     geometry: BlockGeometry,
     block: FrozenBlock,
@@ -105,21 +114,22 @@ def cell(
 ) -> list[dict[str, Any]]:
     """The rows of one donor, number of tokens and batch: one for each kind and side."""
     operations = counted(geometry, img_size, batch)
-    networks = {name: network.to(device) for name, network in sides(block, img_size).items()}
-    x = torch.rand(batch, 1, img_size, img_size, img_size, device=device)
     rows = []
+    networks: dict[str, nn.Module] = {}
+    if min(min(of_kind.values()) for of_kind in operations.values()) <= most * 1e12:  # else there is nothing to time
+        networks = {name: network.to(device) for name, network in sides(block, img_size).items()}
+        x = torch.rand(batch, 1, img_size, img_size, img_size, device=device)
     for kind, make in KINDS.items():
         steps = {name: make(net, x) for name, net in networks.items() if operations[kind][name] <= most * 1e12}
+        times = seconds(steps, rounds, device, f"{kind}, batch {batch}, {img_size} voxels")
         memory = {}
         for name, step in steps.items():
-            step()
             networks[name].zero_grad(set_to_none=True)
             memory[name] = memory_growth(step, device)
             networks[name].zero_grad(set_to_none=True)
-        times = seconds(steps, rounds, device, f"{kind}, batch {batch}, {img_size} voxels")
-        for name in networks:
+        for name in operations[kind]:
             row = {
-                "tokens": (img_size // PATCH) ** 3 + 1,
+                "tokens": tokens_of(img_size),
                 "batch": batch,
                 "kind": kind,
                 "side": name,
@@ -144,7 +154,7 @@ def main() -> None:
     )
     parser.add_argument("--donors", nargs="+", choices=DONORS, default=list(DONORS), help="sizes of the block")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32], help="volumes in a batch")
-    parser.add_argument("--sizes", nargs="+", type=int, default=[28, 56, 64, 80], help="voxels a side, multiples of 4")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[28, 56, 80], help="voxels a side, multiples of 4")
     parser.add_argument("--most-tflop", type=float, default=1.5, help="time a side only up to so many operations")
     parser.add_argument("--rounds", type=int, default=3, help="of timing; medians are given")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to measure")
@@ -152,17 +162,36 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device)
     dtype = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    rows = []
+    out = options.out or RESULTS / f"booster-{device.type}.json"
+    settings = {"dtype": str(dtype), "rounds": options.rounds}
+    rows = earlier_rows(out, device_name(device), settings)
+    done = {(row["donor"], row["tokens"], row["batch"]) for row in rows}
     cells = [(donor, size, batch) for donor in options.donors for size in options.sizes for batch in options.batches]
+    block = None
     for donor, size, batch in tqdm(cells, desc="cells"):
-        if not rows or rows[-1]["donor"] != donor:
+        if (donor, tokens_of(size), batch) in done:
+            continue
+        if block is None or block.geometry != DONORS[donor]:
             block = random_block(DONORS[donor], dtype=dtype)
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             measured = cell(DONORS[donor], block, size, batch, options.most_tflop, options.rounds, device)
         rows += [{"donor": donor, **row} for row in measured]
-    out = options.out or RESULTS / f"booster-{device.type}.json"
-    settings = {"dtype": str(dtype), "rounds": options.rounds, "most_tflop": options.most_tflop}
-    save(out, "ViT3D of the published size, plain and boosted in three ways", device_name(device), settings, rows)
+        save(out, BENCHMARK, device_name(device), settings, rows)
+    show(out)
+
+
+def earlier_rows(out: Path, device: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows that an earlier run left in ``out``; empty if there is none.
+
+    Raises:
+        SystemExit: they are of another device or of other settings.
+    """
+    if not out.exists():
+        return []
+    earlier = json.loads(out.read_text())
+    if (earlier["device"], earlier["settings"]) != (device, settings):
+        sys.exit(f"{out} is of {earlier['device']} with {earlier['settings']}: remove it, or give another --out")
+    return earlier["rows"]
 
 
 if __name__ == "__main__":

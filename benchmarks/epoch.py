@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
-from report import RESULTS, save
+from report import RESULTS, save, show
 
 from monai_llmboost.bundle import bundle_path, job_configs
 from monai_llmboost.studies.measure import device_name
@@ -49,6 +49,7 @@ def main() -> None:
         rows, device = measured(workflow)
     out = options.out or RESULTS / f"epoch-{device.type}.json"
     save(out, "an epoch of the bundle", device_name(device), {"dataset": options.dataset}, rows)
+    show(out)
 
 
 def measured(workflow: ConfigWorkflow) -> tuple[list[dict], torch.device]:

@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parent / "results"
 def save(
     out: Path, benchmark: str, device: str, settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Write the rows to ``out``, in place of what an earlier run wrote there, and print them as a Markdown table.
+    """Write the rows to ``out``, in place of what an earlier run wrote there.
 
     Args:
         out: the JSON file.
@@ -30,9 +30,14 @@ def save(
     partial = out.with_name(f".{out.name}.part")
     partial.write_text(json.dumps(document, indent=1) + "\n")
     partial.replace(out)
-    headings = list(dict.fromkeys(key for row in rows for key in row))
-    print(markdown(headings, [[row.get(key, "") for key in headings] for row in rows]))
-    print(f"\n{device}; written to {out}")
+
+
+def show(out: Path) -> None:
+    """Print what :func:`save` wrote as a Markdown table."""
+    document = json.loads(out.read_text())
+    headings = list(dict.fromkeys(key for row in document["rows"] for key in row))
+    print(markdown(headings, [[row.get(key, "") for key in headings] for row in document["rows"]]))
+    print(f"\n{document['device']}; written to {out}")
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -53,8 +53,8 @@ def test_own_commands(command):
     known = get_command(app).commands
     assert verb in known
     names = {option.removeprefix("--") for parameter in known[verb].params for option in parameter.opts}
-    if verb == "run":
-        first = {"train": "train.json", "inference": "inference.json"}[words[0]]
+    if verb in ("run", "cost"):
+        first = "inference.json" if words[0] == "inference" else "train.json"
         names |= {key for key in json.loads((BUNDLE_FOLDER / "configs" / first).read_text())}
     assert set(options(words)) <= names
 
@@ -92,3 +92,13 @@ def test_what_the_pages_link_to_is_there():
     for page in PAGES:
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
             assert (page.parent / target).exists(), target
+
+
+def test_the_tables_are_those_of_the_results(monkeypatch):
+    """After a benchmark: python benchmarks/tables.py."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from tables import TABLES, with_tables
+
+    page = PAGES[0].read_text()
+    assert all(f"<!-- table: {name} -->" in page for name in TABLES)
+    assert with_tables(page) == page

@@ -130,7 +130,8 @@ def load_block(file: str | Path, dtype: torch.dtype | None = None) -> FrozenBloc
         ValueError: not a block file, or altered since it was extracted.
     """
     header, geometry, tensors = _read_block(file)
-    return FrozenBlock(geometry, tensors, f"{header['donor']} layer {header['layer']}", dtype)
+    name = f"{header['donor']} layer {header['layer']}"
+    return FrozenBlock(geometry, tensors, name, dtype, known_fingerprint=header["fingerprint"])
 
 
 def random_block(

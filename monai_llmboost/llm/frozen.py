@@ -48,6 +48,7 @@ class FrozenBlock(nn.Module):
         dtype: dtype in which the weights are kept; ``None`` keeps the donor's.
         final_norm: gain of the final RMSNorm, (D,); ``None`` is one everywhere, as in the published R-LLM code, which
             does not load the language model's own.
+        known_fingerprint: of these weights, from whoever has just computed it; ``None`` computes it.
 
     Raises:
         ValueError: the tensors do not fit the geometry, or ``dtype`` is no floating type.
@@ -62,6 +63,7 @@ class FrozenBlock(nn.Module):
         name: str,
         dtype: torch.dtype | None = None,
         final_norm: Tensor | None = None,
+        known_fingerprint: str | None = None,
     ) -> None:
         super().__init__()
         if dtype is not None and not dtype.is_floating_point:
@@ -78,7 +80,7 @@ class FrozenBlock(nn.Module):
         self.register_buffer("final_norm", gain, persistent=False)
         known = tensors if final_norm is None else {**tensors, "final_norm.weight": final_norm}
         # Of the weights as the donor gave them: one block is one block, whatever dtype it is run in.
-        self.fingerprint = fingerprint(geometry, known)
+        self.fingerprint = known_fingerprint or fingerprint(geometry, known)
         self.signature = Signature(
             "block",
             f"{name} ({self.fingerprint[:12]})",

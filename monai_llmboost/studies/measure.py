@@ -34,10 +34,12 @@ def device_name(device: torch.device) -> str:
 
 
 def numbers_of_weights(network: nn.Module) -> dict[str, int]:
-    """How many weights are trained, and how many are frozen (kept as buffers that no checkpoint holds)."""
+    """How many weights are trained, and how many are frozen (parameters without gradient, buffers in no checkpoint)."""
     saved = set(network.state_dict())
     frozen = [b for name, b in network.named_buffers() if name not in saved and b.is_floating_point()]
-    return {"trained": sum(p.numel() for p in network.parameters()), "frozen": sum(b.numel() for b in frozen)}
+    frozen += [p for p in network.parameters() if not p.requires_grad]
+    trained = [p for p in network.parameters() if p.requires_grad]
+    return {"trained": sum(p.numel() for p in trained), "frozen": sum(t.numel() for t in frozen)}
 
 
 def checkpoint_bytes(network: nn.Module) -> int:
@@ -160,6 +162,7 @@ def costs(networks: Mapping[str, nn.Module], x: Tensor, rounds: int) -> dict[str
         steps = {name: make(network, x) for name, network in networks.items()}
         for name, step in steps.items():
             results[name][f"{kind}_flops"] = flops(step) // len(x)
+            networks[name].zero_grad(set_to_none=True)  # the gradients are part of what a step takes
             results[name][f"{kind}_memory_bytes"] = memory_growth(step, x.device)
             networks[name].zero_grad(set_to_none=True)
         times = seconds(steps, rounds, x.device, f"timing {kind}")

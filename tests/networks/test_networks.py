@@ -139,3 +139,12 @@ def test_frozen_weights_are_bit_identical_after_training(build, booster):
         network(torch.randn(2, 2, 8, 12, 16)).square().sum().backward()
         optimizer.step()
     assert all(torch.equal(buffer, before[name]) for name, buffer in booster.block.named_buffers())
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_compiles_without_a_graph_break(build, booster, pool):
+    torch.manual_seed(0)
+    network, x = build(pool=pool, booster=booster), torch.randn(2, 2, 8, 12, 16)
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), network(x))
+    torch.compiler.reset()

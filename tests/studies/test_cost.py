@@ -25,6 +25,8 @@ def test_weights_are_counted_apart(geometry):
     maps = 2 * 12 * geometry.width
     tensors = sum(torch.Size(shape).numel() for shape in geometry.tensor_shapes.values()) + geometry.width
     assert numbers_of_weights(booster) == {"trained": maps, "frozen": tensors}
+    booster.encode.requires_grad_(False)
+    assert numbers_of_weights(booster) == {"trained": maps // 2, "frozen": tensors + maps // 2}
     assert 4 * maps < checkpoint_bytes(booster) < 4 * maps + 8000
 
 
@@ -56,6 +58,8 @@ def test_costs_compare_with_the_first():
     assert result["large"]["forward_flops"] == 2 * 4096 * (64 + 8)
     assert result["large"]["step_flops"] == 2 * 4096 * (2 * 64 + 3 * 8)
     assert result["large"]["forward_ratio"] > 1
+    if result["large"]["step_memory_bytes"] is not None:
+        assert result["large"]["step_memory_bytes"] > 4 * 4096 * (64 + 8), "the gradients among it"
     assert all(parameter.grad is None for network in networks.values() for parameter in network.parameters())
 
 
