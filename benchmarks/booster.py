@@ -2,14 +2,18 @@
 """What the booster costs: ViT3D plain, boosted (only CLS read), boosted the full way, and with transformers' layer.
 
 All sides do the same work in one process, turn by turn: a ViT3D of the published R-LLM size (8 layers, C = 1024), a
-block of random weights of a donor's size, the same trained maps. Operations are counted without computing (on meta
-tensors), for every cell of the table; time and memory are measured where a side's operations are few enough. Each cell
-is written when it is done; cells that the file has already are left as they are, so an interrupted run goes on.
+block of random weights of a donor's size, the same trained maps. Where the sides run in float32, one more has its
+block in bfloat16, as most donors store it: half the memory, and faster on processors that have bfloat16.
+
+Operations are counted without computing (on meta tensors), for every cell of the table; time and memory are measured
+where a side's operations are few enough. Each cell is written when it is done; cells that the file has already are left
+as they are, so an interrupted run goes on, and a call with few cells and a larger --most-tflop may come first.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import sys
@@ -25,7 +29,15 @@ from tqdm import tqdm
 from monai_llmboost.boosters import ResidualBooster
 from monai_llmboost.llm import BlockGeometry, FrozenBlock, random_block
 from monai_llmboost.networks import ViT3D
-from monai_llmboost.studies.measure import device_name, flops, forward, memory_growth, seconds, training_step
+from monai_llmboost.studies.measure import (
+    device_name,
+    flops,
+    forward,
+    memory_growth,
+    seconds,
+    training_step,
+    weight_bytes,
+)
 
 PATCH = 4
 NETWORK = {"in_channels": 1, "num_classes": 2, "patch_size": PATCH, "hidden_size": 1024, "mlp_dim": 1024}
@@ -35,7 +47,7 @@ DONORS = {
     "TinyLlama-1.1B": BlockGeometry(width=2048, mlp_width=5632, num_heads=32, num_kv_heads=4, head_size=64),
     "SmolLM-135M": BlockGeometry(width=576, mlp_width=1536, num_heads=9, num_kv_heads=3, head_size=64),
 }
-BENCHMARK = "ViT3D of the published size, plain and boosted in three ways"
+BENCHMARK = "ViT3D of the published size, plain and boosted"
 KINDS: dict[str, Callable[[nn.Module, Tensor], Callable[[], None]]] = {"forward": forward, "step": training_step}
 
 
@@ -83,9 +95,12 @@ class TransformersWay(nn.Module):
 
 
 def sides(block: FrozenBlock, img_size: int) -> dict[str, nn.Module]:
-    """The four networks; the three boosted ones share the maps and, but for transformers' layer, the block."""
+    """The networks by side; the boosted ones share the maps and, but for transformers' layer, the block."""
     booster = ResidualBooster(NETWORK["hidden_size"], block)
     ways = {"plain": None, "ours": booster, "full way": FullWay(booster), "transformers": TransformersWay(booster)}
+    if block.final_norm.dtype == torch.float32:
+        ways["ours, bfloat16 block"] = narrow = copy.deepcopy(booster)
+        narrow.block.to(torch.bfloat16)
     return {name: ViT3D(img_size=img_size, **NETWORK, **LAYERS, booster=way) for name, way in ways.items()}
 
 
@@ -136,6 +151,8 @@ def cell(
                 "GFLOP per volume": operations[kind][name] / batch / 1e9,
                 "operations / plain": operations[kind][name] / operations[kind]["plain"],
             }
+            if name in networks:
+                row["weights MB"] = weight_bytes(networks[name]) / 1e6
             if name in times and "plain" in times:
                 ratios = [a / b for a, b in zip(times[name], times["plain"])]
                 row["ms per volume"] = 1e3 * statistics.median(times[name]) / batch
@@ -156,7 +173,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32], help="volumes in a batch")
     parser.add_argument("--sizes", nargs="+", type=int, default=[28, 56, 80], help="voxels a side, multiples of 4")
     parser.add_argument("--most-tflop", type=float, default=1.5, help="time a side only up to so many operations")
-    parser.add_argument("--rounds", type=int, default=3, help="of timing; medians are given")
+    parser.add_argument("--rounds", type=int, default=5, help="of timing; medians are given")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to measure")
     parser.add_argument("--out", type=Path, help="default: results/booster-DEVICE.json beside this file")
     options = parser.parse_args()

@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
@@ -29,31 +30,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--dataset", default="phantom", help="phantom, or a MedMNIST3D set in --dataset-dir")
+    parser.add_argument("--datasets", nargs="+", default=["phantom"], help="phantom, MedMNIST3D sets in --dataset-dir")
     parser.add_argument("--dataset-dir", default="~/.medmnist", help="folder of the MedMNIST3D files")
     parser.add_argument("--epochs", type=int, default=4, help="the first is not counted")
     parser.add_argument("--out", type=Path, help="default: results/epoch-DEVICE.json beside this file")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        workflow = ConfigWorkflow(
-            config_file=[str(file) for file in job_configs(bundle_path(BUNDLE), "train")],
-            logging_file=False,
-            dataset=options.dataset,
-            dataset_dir=options.dataset_dir,
-            epochs=options.epochs,
-            patience=0,
-            ckpt_dir=folder,
-            output_dir=folder,
-        )
-        workflow.initialize()
-        rows, device = measured(workflow)
+    if options.epochs < 2:
+        parser.error(f"expected --epochs from 2, got {options.epochs}: the first is not counted")
+    rows = []
+    for dataset in options.datasets:
+        with tempfile.TemporaryDirectory() as folder:
+            workflow = ConfigWorkflow(
+                config_file=[str(file) for file in job_configs(bundle_path(BUNDLE), "train")],
+                logging_file=False,
+                dataset=dataset,
+                dataset_dir=options.dataset_dir,
+                epochs=options.epochs,
+                patience=0,
+                ckpt_dir=folder,
+                output_dir=folder,
+            )
+            workflow.initialize()
+            rows.append({"set": dataset, **measured(workflow)})
+    device = workflow.parser.get_parsed_content("device")
     out = options.out or RESULTS / f"epoch-{device.type}.json"
-    save(out, "an epoch of the bundle", device_name(device), {"dataset": options.dataset}, rows)
+    save(out, "an epoch of the bundle and its steps alone", device_name(device), {"epochs": options.epochs - 1}, rows)
     show(out)
 
 
-def measured(workflow: ConfigWorkflow) -> tuple[list[dict], torch.device]:
-    """Train, and after each epoch make its steps again without a loader."""
+def measured(workflow: ConfigWorkflow) -> dict[str, Any]:
+    """Train, and after each epoch make its steps again without a loader; medians over the epochs."""
     get = workflow.parser.get_parsed_content
     trainer, network, optimizer, loss = get("train#trainer"), get("network"), get("optimizer"), get("loss")
     device, loader = get("device"), get("train#dataloader")
@@ -100,7 +106,7 @@ def measured(workflow: ConfigWorkflow) -> tuple[list[dict], torch.device]:
     validator.add_event_handler(Events.COMPLETED, lambda: seconds["validation"].append(wait() - start["validation"]))
     workflow.run()
     counted = {name: values[1:] for name, values in seconds.items()}
-    row = {
+    return {
         "volumes": len(loader.dataset),
         "batch": loader.batch_size,
         "epoch, s": statistics.median(counted["epoch"]),
@@ -108,7 +114,6 @@ def measured(workflow: ConfigWorkflow) -> tuple[list[dict], torch.device]:
         "epoch / steps": statistics.median(a / b for a, b in zip(counted["epoch"], counted["steps"])),
         "validation, s": statistics.median(counted["validation"]),
     }
-    return [row], device
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables in the project's README, from the results that the benchmarks wrote; run it after a benchmark."""
+"""The tables in the project's pages, from the results that the benchmarks wrote; run it after a benchmark."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from typing import Any
 
 from report import RESULTS, markdown
 
-README = Path(__file__).parents[1] / "README.md"
+HERE = Path(__file__).parent
+PAGES = (HERE.parent / "README.md", HERE / "README.md")
 SHOWN = {"donor": "LLaMA-7B", "tokens": 344, "batch": 8}
 SIDES = {
     "plain": "no booster",
     "ours": "booster, only CLS read",
+    "ours, bfloat16 block": "the same, block kept in bfloat16",
     "full way": 'booster, all tokens (pool="mean")',
     "transformers": "the same with `transformers`' layer",
 }
 
 
+def results_of(name: str) -> dict[str, Any]:
+    """A results file: device, settings, rows."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
 def rows_of(name: str, **wanted: Any) -> list[dict[str, Any]]:
     """The rows of a results file in which these columns have these values."""
-    rows = json.loads((RESULTS / f"{name}.json").read_text())["rows"]
-    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
-
-
-def device_of(name: str) -> str:
-    """The device that a results file is from."""
-    return json.loads((RESULTS / f"{name}.json").read_text())["device"]
+    return [row for row in results_of(name)["rows"] if all(row[key] == value for key, value in wanted.items())]
 
 
 def times(value: float | None) -> str:
@@ -36,36 +37,114 @@ def times(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f} x"
 
 
+def megabytes(value: float | None) -> str:
+    """A size in words, or a dash where it was not measured."""
+    return "-" if value is None else f"{value:.0f} MB"
+
+
 def cost() -> str:
-    """Operations and time of the four sides at the published size."""
+    """Operations, time and memory of each side at the published size."""
     lines = []
     for side, name in SIDES.items():
         (forward,) = rows_of("booster-cpu", **SHOWN, side=side, kind="forward")
         (step,) = rows_of("booster-cpu", **SHOWN, side=side, kind="step")
         operations = [f"{row['GFLOP per volume']:.1f} ({times(row['operations / plain'])})" for row in (forward, step)]
-        lines.append([name, *operations, *(times(row.get("time / plain")) for row in (forward, step))])
+        ratios = [times(row.get("time / plain")) for row in (forward, step)]
+        memory = [megabytes(forward.get("weights MB")), megabytes(step.get("peak MB of the batch"))]
+        lines.append([name, *operations, *ratios, *memory])
     headings = ["ViT3D of the published size", "GFLOP forward", "GFLOP step", "time forward", "time step"]
+    headings += ["weights", "step holds"]
     return (
         f"LLaMA-7B's last layer (202 M weights), {SHOWN['tokens']} tokens, batch {SHOWN['batch']}, float32, "
-        f"{device_of('booster-cpu')}; time as the median ratio to the plain network:\n\n{markdown(headings, lines)}"
+        f"{results_of('booster-cpu')['device']}. GFLOP per volume; a step is forwards and backwards; time as the "
+        "median ratio to the plain network; a step holds gradients and activations of the batch, beyond the weights at "
+        f"its peak:\n\n{markdown(headings, lines)}"
     )
 
 
 def growth() -> str:
     """What the booster adds as the number of tokens grows."""
-    lines = []
+    lines: list[list[Any]] = []
+    earlier: dict[str, float] = {}
     for tokens in sorted({row["tokens"] for row in rows_of("booster-cpu")}):
         where = {**SHOWN, "tokens": tokens, "kind": "forward"}
-        plain, ours, full = (
-            row["GFLOP per volume"]
-            for side in ("plain", "ours", "full way")
-            for row in rows_of("booster-cpu", **where, side=side)
-        )
-        lines.append([tokens, f"{plain:.0f}", f"{ours - plain:.2f}", f"{full - plain:.0f}"])
-    return markdown(["tokens", "GFLOP plain", "the booster adds, CLS read", "all tokens"], lines)
+        of = {row["side"]: row["GFLOP per volume"] for row in rows_of("booster-cpu", **where)}
+        line = [tokens, f"{of['plain']:.0f}"]
+        for side in ("ours", "full way"):
+            added = of[side] - of["plain"]
+            more = ""
+            if earlier:
+                more = f" ({1e3 * (added - earlier[side]) / (tokens - earlier['tokens']):.3g})"
+            line.append(f"{added:.3g}{more}")
+        earlier = {side: gflop - of["plain"] for side, gflop in of.items()} | {"tokens": tokens}
+        lines.append(line)
+    return markdown(["tokens", "plain", "booster adds, only CLS read", "booster adds, all tokens"], lines)
 
 
-TABLES = {"cost": cost, "growth": growth}
+def booster() -> str:
+    """Every cell of the benchmark that was timed, one line each."""
+    cells: dict[tuple, dict[str, dict[str, Any]]] = {}
+    for row in rows_of("booster-cpu"):
+        cells.setdefault((row["donor"], row["tokens"], row["batch"], row["kind"]), {})[row["side"]] = row
+    lines = []
+    for cell, of in cells.items():
+        if "time / plain" not in of["plain"]:
+            continue
+        operations = [times(of[side]["operations / plain"]) for side in ("ours", "full way")]
+        ratios = [times(of[side].get("time / plain")) for side in list(SIDES)[1:]]
+        memory = [megabytes(of[side].get("peak MB of the batch")) for side in ("plain", "ours", "full way")]
+        lines.append([*cell, f"{of['plain']['GFLOP per volume']:.0f}", *operations, *ratios, *memory])
+    headings = ["donor", "tokens", "batch", "", "GFLOP plain", "ours", "full"]
+    headings += ["time: ours", "bf16", "full", "transformers", "memory: plain", "ours", "full"]
+    result = results_of("booster-cpu")
+    return (
+        f"{result['device']}, float32, medians of {result['settings']['rounds']} rounds:\n\n{markdown(headings, lines)}"
+    )
+
+
+def published() -> str:
+    """The published code beside ours, with the same weights."""
+    result, lines = results_of("published-cpu"), []
+    for side in ("published, plain", "published, boosted", "ours, plain", "ours, boosted"):
+        (forward,) = rows_of("published-cpu", side=side, kind="forward")
+        (step,) = rows_of("published-cpu", side=side, kind="step")
+        milliseconds = [f"{row['ms per volume']:.0f} ms" for row in (forward, step)]
+        memory = [megabytes(step.get("peak MB of the batch")), megabytes(step["checkpoint MB"])]
+        far = step["difference to published"]
+        difference = "" if far is None else f"{max(far, forward['difference to published']):.0e}"
+        lines.append([side, *milliseconds, *memory, difference])
+    headings = ["code, network", "forward", "step", "step holds", "checkpoint", "largest relative difference"]
+    settings = result["settings"]
+    return (
+        f"Mode `{settings['mode']}`, batch {settings['batch']}, float32, {result['device']}; per volume; the "
+        f"difference is that of logits and gradients:\n\n{markdown(headings, lines)}"
+    )
+
+
+def startup() -> str:
+    """From a sharded checkpoint to a ready block."""
+    result, lines = results_of("startup-cpu"), []
+    for row in result["rows"]:
+        numbers = [f"{row['seconds']:.2f} s", megabytes(row.get("peak MB")), megabytes(row["MB on disk"])]
+        lines.append([f"`{row['side']}`", row["dtype"], *numbers])
+    settings = result["settings"]
+    return (
+        f"{settings['model']}, {settings['layers']} layers, bfloat16 in shards, files in the page cache, "
+        f"{result['device']}:\n\n{markdown(['by', 'in', 'time', 'peak memory', 'files'], lines)}"
+    )
+
+
+def epoch() -> str:
+    """An epoch of the bundle against its steps alone."""
+    lines = []
+    for row in rows_of("epoch-cpu"):
+        seconds = [f"{row[key]:.2f} s" for key in ("epoch, s", "its steps alone, s")]
+        lines.append([row["set"], row["volumes"], row["batch"], *seconds, times(row["epoch / steps"])])
+    headings = ["set", "volumes", "batch", "epoch", "its steps alone", "epoch / steps"]
+    return f"{results_of('epoch-cpu')['device']}:\n\n{markdown(headings, lines)}"
+
+
+TABLES = {function.__name__: function for function in (cost, growth, booster, published, startup, epoch)}
 
 
 def with_tables(text: str) -> str:
@@ -78,5 +157,6 @@ def with_tables(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(with_tables(README.read_text()))
-    print(f"{README} has the tables {', '.join(TABLES)}")
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text()))
+    print(f"made anew: {', '.join(TABLES)}")

@@ -113,8 +113,8 @@ def cost(
 ) -> None:
     """What each arm costs here: weights, operations, memory and time per volume, before you train.
 
-    All further options are the bundle's own: --block FILE, --size N, --batch_size N,
-    --patch_size N, --hidden_size N ... Nothing is trained and no data are read.
+    All further options are the bundle's own: --block FILE, --size N,
+    --batch_size N, --hidden_size N ... Nothing is trained and no data are read.
     """
     from monai_llmboost.bundle import bundle_path, check_options, job_configs, root_cause
     from monai_llmboost.llm import read_geometry

@@ -15,12 +15,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from tqdm import tqdm
 
 # Linux: writing this there makes the peak of the resident memory begin anew (proc_pid_clear_refs(5)).
 CLEAR_REFS, RESET_PEAK = Path("/proc/self/clear_refs"), "5"
 STATUS = Path("/proc/self/status")
+# Attention on the CPU, which torch 2.14 and older do not count.
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
 
 
 def device_name(device: torch.device) -> str:
@@ -40,6 +47,11 @@ def numbers_of_weights(network: nn.Module) -> dict[str, int]:
     frozen += [p for p in network.parameters() if not p.requires_grad]
     trained = [p for p in network.parameters() if p.requires_grad]
     return {"trained": sum(p.numel() for p in trained), "frozen": sum(t.numel() for t in frozen)}
+
+
+def weight_bytes(network: nn.Module) -> int:
+    """Size of all weights as they lie in memory, bytes."""
+    return sum(t.numel() * t.element_size() for t in [*network.parameters(), *network.buffers()])
 
 
 def checkpoint_bytes(network: nn.Module) -> int:
@@ -72,12 +84,12 @@ def training_step(network: nn.Module, x: Tensor) -> Callable[[], None]:
 
 
 def flops(step: Callable[[], None]) -> int:
-    """Floating-point operations of a step's matrix products and convolutions, two per multiply-add.
+    """Floating-point operations of a step's matrix products, attention and convolutions, two per multiply-add.
 
     The step runs twice and the second run is counted, so that what ``eval()`` keeps is not counted again.
     """
     step()
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         step()
     return counter.get_total_flops()
 
@@ -152,11 +164,10 @@ def costs(networks: Mapping[str, nn.Module], x: Tensor, rounds: int) -> dict[str
     """
     results: dict[str, dict[str, Any]] = {}
     for name, network in networks.items():
-        weights = [*network.parameters(), *network.buffers()]
         results[name] = {
             **numbers_of_weights(network),
             "checkpoint_bytes": checkpoint_bytes(network),
-            "weight_bytes": sum(t.numel() * t.element_size() for t in weights),
+            "weight_bytes": weight_bytes(network),
         }
     for kind, make in (("forward", forward), ("step", training_step)):
         steps = {name: make(network, x) for name, network in networks.items()}

@@ -35,6 +35,15 @@ def test_operations_of_a_linear_map():
     assert flops(lambda: layer(x)) == 2 * 7 * 30 * 50
 
 
+def test_operations_of_attention():
+    """On the CPU too, whose kernel torch itself did not always count."""
+    q, k, v = (torch.randn(2, 3, n, 8, requires_grad=True) for n in (5, 7, 7))
+    products = 2 * (2 * 3 * 5 * 7 * 8)  # of one of the two, scores and sums
+    assert flops(lambda: nn.functional.scaled_dot_product_attention(q, k, v)) == 2 * products
+    backwards = flops(lambda: nn.functional.scaled_dot_product_attention(q, k, v).sum().backward())
+    assert backwards in (6 * products, 7 * products), "some kernels compute the scores again"
+
+
 def test_memory_growth_sees_what_a_step_holds():
     kept = []
     growth = memory_growth(lambda: kept.append(torch.ones(25_000_000)), CPU)

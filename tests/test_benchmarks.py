@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmarks run, and their sides do the same work; how fast they are is no test."""
+
+import json
+import os
+import subprocess
+import sys
+
+from conftest import ROOT
+
+
+def rows_of(name, out, *words):
+    command = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / f"{name}.py"), "--out", str(out), *words]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("|") > 20, "the table is shown"
+    return json.loads(out.read_text())["rows"]
+
+
+def test_booster_goes_on_where_it_stopped(tmp_path):
+    words = ["--donors", "SmolLM-135M", "--sizes", "8", "--rounds", "1", "--device", "cpu"]
+    out = tmp_path / "booster.json"
+    (first, *_) = rows_of("booster", out, *words, "--batches", "1")
+    rows = rows_of("booster", out, *words, "--batches", "1", "2")
+    assert rows[0] == first, "measured once"
+    assert {(row["batch"], row["kind"]) for row in rows} == {(b, k) for b in (1, 2) for k in ("forward", "step")}
+    assert all(row["ms per volume"] > 0 for row in rows)
+    sides = {row["side"]: row for row in rows if row["batch"] == 2 and row["kind"] == "forward"}
+    assert sides["full way"]["GFLOP per volume"] == sides["transformers"]["GFLOP per volume"]
+    assert sides["plain"]["GFLOP per volume"] < sides["ours"]["GFLOP per volume"]
+    assert sides["ours, bfloat16 block"]["weights MB"] < sides["ours"]["weights MB"]
+
+
+def test_startup_comes_to_the_same_weights(llama_folder, tmp_path):
+    words = ["--model", str(llama_folder), "--rounds", "1", "--dtypes", "bfloat16"]
+    rows = rows_of("startup", tmp_path / "startup.json", *words)
+    assert [row["dtype"] for row in rows] == ["bfloat16"] * 3
+    assert [row["side"] for row in rows] == ["AutoModel.from_pretrained", "read_layer", "load_block"]
+
+
+def test_an_epoch_of_the_bundle(tmp_path):
+    (row,) = rows_of("epoch", tmp_path / "epoch.json", "--epochs", "2")
+    assert (row["set"], row["volumes"], row["batch"]) == ("phantom", 480, 32)
+    assert row["epoch / steps"] > 0.5
