@@ -75,7 +75,7 @@ def growth() -> str:
             more = ""
             if earlier:
                 more = f" ({1e3 * (added - earlier[side]) / (tokens - earlier['tokens']):.3g})"
-            line.append(f"{added:.3g}{more}")
+            line.append(f"{added:.4g}{more}")
         earlier = {side: gflop - of["plain"] for side, gflop in of.items()} | {"tokens": tokens}
         lines.append(line)
     return markdown(["tokens", "plain", "booster adds, only CLS read", "booster adds, all tokens"], lines)
