@@ -159,8 +159,8 @@ def costs(networks: Mapping[str, nn.Module], x: Tensor, rounds: int) -> dict[str
     Returns:
         For each network: ``trained``, ``frozen`` (numbers of weights), ``checkpoint_bytes``, ``weight_bytes`` (all
         weights at rest), and for ``forward`` and ``step`` (forwards and backwards): ``_flops``, ``_seconds`` and
-        ``_ratio`` (median over the rounds of the time over the first network's in the same round), and of the batch
-        ``_memory_bytes`` (``None`` where it cannot be measured).
+        ``_ratio`` (median over the rounds of the time over the first network's in the same round), ``_ratio_range``
+        (the least and the largest), and of the batch ``_memory_bytes`` (``None`` where it cannot be measured).
     """
     results: dict[str, dict[str, Any]] = {}
     for name, network in networks.items():
@@ -180,6 +180,8 @@ def costs(networks: Mapping[str, nn.Module], x: Tensor, rounds: int) -> dict[str
         first = next(iter(times.values()))
         for name, values in times.items():
             results[name][f"{kind}_seconds"] = statistics.median(values) / len(x)
-            results[name][f"{kind}_ratio"] = statistics.median(a / b for a, b in zip(values, first))
+            ratios = [a / b for a, b in zip(values, first)]
+            results[name][f"{kind}_ratio"] = statistics.median(ratios)
+            results[name][f"{kind}_ratio_range"] = [min(ratios), max(ratios)]
             networks[name].zero_grad(set_to_none=True)
     return results

@@ -67,6 +67,8 @@ def test_costs_compare_with_the_first():
     assert result["large"]["forward_flops"] == 2 * 4096 * (64 + 8)
     assert result["large"]["step_flops"] == 2 * 4096 * (2 * 64 + 3 * 8)
     assert result["large"]["forward_ratio"] > 1
+    least, most = result["large"]["step_ratio_range"]
+    assert least <= result["large"]["step_ratio"] <= most
     if result["large"]["step_memory_bytes"] is not None:
         assert result["large"]["step_memory_bytes"] > 4 * 4096 * (64 + 8), "the gradients among it"
     assert all(parameter.grad is None for network in networks.values() for parameter in network.parameters())
