@@ -56,9 +56,9 @@ def cost_table(result: Mapping[str, Any]) -> Table:
     table = Table(
         title=f"Cost per volume of {size} x {size} x {size} voxels in batches of {batch}\n{result['device']}",
         caption=(
-            f"step: forwards and backwards. Times: medians of {result['rounds']} rounds. Ratio: to the first arm in the "
-            "same round, the least and the largest in brackets. Training memory: weights, gradients, Adam's two moments "
-            "and what the step of a batch holds at its peak. Milliseconds per volume are seconds per 1000 volumes."
+            f"step: forwards and backwards. Times: medians of {result['rounds']} rounds. Ratio: to the first arm in "
+            "the same round, the least and the largest in brackets. Training memory: weights, gradients, Adam's two "
+            "moments and what the step of a batch holds at its peak. Milliseconds per volume are seconds per 1000 volumes."
         ),
     )
     table.add_column("arm")
