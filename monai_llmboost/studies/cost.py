@@ -58,7 +58,7 @@ def cost_table(result: Mapping[str, Any]) -> Table:
         caption=(
             f"step: forwards and backwards. Times: medians of {result['rounds']} rounds. Ratio: to the first arm in "
             "the same round, the least and the largest in brackets. Training memory: weights, gradients, Adam's two "
-            "moments and what the step of a batch holds at its peak. Milliseconds per volume are seconds per 1000 volumes."
+            "moments and what the step of a batch holds at its peak. Milliseconds per volume: seconds per 1000 volumes."
         ),
     )
     table.add_column("arm")
