@@ -9,7 +9,10 @@ All that a read token needs of the others are, per head, the scores ``q . k_j`` 
     D rms(h_j)^2  = x_j^T (E^T E) x_j
 
 So attention runs over the encoded tokens h, or over the visual tokens x themselves, whose number N then meets C x C
-matrices only. Tokens are centred first, ``x_j = d_j + mean``: a large common mean would cost digits in the squares.
+matrices only. As the norm divides by the size of a token anyhow, each is first brought to size one, which keeps every
+product in the range of float16 and lets no token outweigh the others; then they are centred, ``x_j = d_j + mean``,
+because a large common mean would cost digits in the squares. What is left is the condition of E: where it carries some
+directions a thousand times farther than others and tokens lie in the others, squares of size lose the digits.
 """
 
 from typing import Any
@@ -53,7 +56,7 @@ def multiply_adds(
     encoded = encoding + folding + 2 * read * num_heads * tokens * width
     norms = tokens * channels * channels + 2 * channels * width
     if not gram_is_kept:
-        norms += channels * channels * width // batch
+        norms += channels * channels * width // max(batch, 1)
     visual = norms + folding + 2 * read * num_heads * channels * (width + tokens)
     return keys, encoded, visual
 
@@ -72,7 +75,8 @@ def attend_encoded(
         head_size: features of a head.
         eps: of the RMSNorm.
     """
-    inverse_rms = torch.rsqrt(h.float().square().mean(dim=-1) + eps)  # (B, N)
+    h, eps_of = sized(h, eps)
+    inverse_rms = torch.rsqrt(wide(h).square().mean(dim=-1) + eps_of)  # (B, N)
     d, mean = centred(h)
     u = fold(q, key, gain, head_size).to(h.dtype)  # (B, R * heads, D)
     return unfold(gather(u, d, mean, inverse_rms, head_size), value, gain, head_size, q)
@@ -90,8 +94,9 @@ def attend_visual(
     eps: float,
 ) -> Tensor:
     """The same from all visual tokens ``x`` (B, N, C), with ``encode`` = E (D, C) and ``gram`` = E^T E (C, C)."""
+    x, eps_of = sized(x, eps)
     d, mean = centred(x)
-    inverse_rms = torch.rsqrt(squared_norms(d, mean, encode, gram) / encode.shape[0] + eps)  # (B, N)
+    inverse_rms = torch.rsqrt(squared_norms(d, mean, encode, gram) / encode.shape[0] + eps_of)  # (B, N)
     u = fold(q, key, gain, head_size).to(encode.dtype) @ encode  # (B, R * heads, C)
     s = gather(u, d, mean, inverse_rms, head_size)  # (B, R * heads, C)
     return unfold(F.linear(s, encode), value, gain, head_size, q)
@@ -101,7 +106,7 @@ def squared_norms(d: Tensor, mean: Tensor, encode: Tensor, gram: Tensor) -> Tens
     """``|E x_j|^2`` of visual tokens ``x_j = d_j + mean``, (B, N, C) and (B, 1, C), float32 (B, N)."""
     if torch.jit.is_scripting():
         return norms_and_parts(d, mean, encode, encode.t() @ encode)[0]
-    return SquaredNorms.apply(d, mean, encode, gram)
+    return SquaredNorms.apply(d, mean, encode, gram)[0]
 
 
 def norms_and_parts(d: Tensor, mean: Tensor, encode: Tensor, gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,8 +114,8 @@ def norms_and_parts(d: Tensor, mean: Tensor, encode: Tensor, gram: Tensor) -> tu
     encoded_mean = F.linear(mean, encode)  # (B, 1, D)
     of_mean = encoded_mean @ encode  # (B, 1, C)
     of_d = d @ gram  # (B, N, C)
-    square = (of_d.float() * d.float()).sum(dim=-1) + 2 * (d @ of_mean.transpose(1, 2)).squeeze(-1).float()
-    return (square + encoded_mean.float().square().sum(dim=-1)).clamp_min(0), of_d, of_mean
+    square = (wide(of_d) * wide(d)).sum(dim=-1) + 2 * wide((d @ of_mean.transpose(1, 2)).squeeze(-1))
+    return (square + wide(encoded_mean).square().sum(dim=-1)).clamp_min(0), of_d, of_mean
 
 
 class SquaredNorms(torch.autograd.Function):
@@ -119,43 +124,62 @@ class SquaredNorms(torch.autograd.Function):
     ``d|E x|^2 / dx = 2 G x`` is at hand, and what reaches E is ``2 E sum_j grad_j x_j x_j^T``, one symmetric matrix.
     """
 
-    @staticmethod
-    def forward(ctx: Any, d: Tensor, mean: Tensor, encode: Tensor, gram: Tensor) -> Tensor:
-        """Deviations (B, N, C), their mean (B, 1, C), E (D, C), its Gram matrix, a constant here, to (B, N)."""
-        square, of_d, of_mean = norms_and_parts(d, mean, encode, gram)
-        ctx.save_for_backward(d, mean, encode, of_d, of_mean)
-        return square
+    generate_vmap_rule = True  # for torch.func, such as gradients of single cases
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:
+    def forward(d: Tensor, mean: Tensor, encode: Tensor, gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Deviations (B, N, C), mean (B, 1, C), E (D, C) and its Gram matrix, a constant here, to (B, N) and parts."""
+        return norms_and_parts(d, mean, encode, gram)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        """Keep what the gradient needs; the parts of the result are for nothing else."""
+        d, mean, encode, _ = inputs
+        _, of_d, of_mean = output
+        ctx.mark_non_differentiable(of_d, of_mean)
+        ctx.save_for_backward(d, mean, encode, of_d, of_mean)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:
         """Gradients of the deviations and of E."""
         d, mean, encode, of_d, of_mean = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a gradient of this gradient is asked for, so it must not rest on kept results
-            of_d, of_mean = d @ (encode.t() @ encode), mean @ (encode.t() @ encode)
+        # Products have the dtype of the forward ones, but float16 has a narrow range.
+        dtype = torch.float32 if of_d.dtype == torch.float16 else of_d.dtype
         grad_d = grad_encode = None
         weighted = 2 * grad.unsqueeze(-1)  # (B, N, 1)
-        if ctx.needs_input_grad[0]:
-            grad_d = (weighted * (of_d + of_mean)).to(d.dtype)
-        if ctx.needs_input_grad[2]:
-            # Autocast is off in here: products have the dtype of the forward ones, but float16 has a narrow range.
-            dtype = torch.float32 if of_d.dtype == torch.float16 else of_d.dtype
-            x = (d + mean).flatten(0, 1)  # (B * N, C)
-            moments = symmetric_product((weighted.flatten(0, 1) * x).to(dtype), x.to(dtype))  # (C, C)
-            grad_encode = (encode.to(dtype) @ moments).to(encode.dtype)
+        with torch.autocast("cpu" if d.is_meta else d.device.type, enabled=False):
+            if torch.is_grad_enabled():  # a gradient of this gradient is asked for, so it must not rest on kept results
+                of_d, of_mean = d @ (encode.t() @ encode), mean @ (encode.t() @ encode)
+            if ctx.needs_input_grad[0]:
+                grad_d = (weighted * (of_d + of_mean)).to(d.dtype)
+            if ctx.needs_input_grad[2]:
+                x = (d + mean).flatten(0, 1)  # (B * N, C)
+                moments = symmetric_product((weighted.flatten(0, 1) * x).to(dtype), x.to(dtype))  # (C, C)
+                grad_encode = (encode.to(dtype) @ moments).to(encode.dtype)
         return grad_d, None, grad_encode, None
 
 
-def centred(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens (B, N, C) as deviations (B, N, C) from a mean (B, 1, C) in which outliers weigh little.
+def wide(x: Tensor) -> Tensor:
+    """The tensor in float32, or as it is if it has more digits."""
+    return x if x.dtype == torch.float64 else x.float()
 
-    A few tokens of a vision transformer may be hundreds of times as large as the rest (Darcet et al. 2024,
-    arXiv:2309.16588) and must not move the others. Every formula here holds for any constant in the mean's place, so no
-    gradient need pass through it.
+
+def sized(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Tokens (B, N, C) divided by their own root mean square s, and the norm's eps to go with them, (B, N).
+
+    ``x / sqrt(mean(x^2) + eps)`` is the same for ``x / s`` and ``eps / s^2``, whatever s is: no gradient need pass
+    through it.
     """
-    tokens = x.detach()
-    size = tokens.float().square().mean(dim=-1, keepdim=True)  # (B, N, 1)
-    weights = 1 / (size + size.median(dim=1, keepdim=True)[0]).clamp_min(1e-30)
-    mean = ((weights / weights.sum(dim=1, keepdim=True)).transpose(1, 2) @ tokens.float()).to(x.dtype)
+    square = wide(x.detach()).square().mean(dim=-1, keepdim=True).clamp_min(1e-24)  # (B, N, 1)
+    return (wide(x) * square.rsqrt()).to(x.dtype), (eps / square).squeeze(-1)
+
+
+def centred(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens (B, N, C) as deviations (B, N, C) from their mean (B, 1, C).
+
+    Every formula here holds for any constant in the mean's place, so no gradient need pass through it.
+    """
+    mean = wide(x.detach()).mean(dim=1, keepdim=True).to(x.dtype)
     return x - mean, mean
 
 
@@ -163,16 +187,16 @@ def fold(q: Tensor, key: Tensor, gain: Tensor, head_size: int) -> Tensor:
     """``g * W_K^T q``, what a read token's head multiplies encoded tokens with, (B, R * heads, D)."""
     b, read, _ = q.shape
     kv_heads, width = key.shape[0] // head_size, key.shape[1]
-    q = q.view(b, read, kv_heads, -1, head_size)  # (B, R, kv heads, heads of each, head size)
+    q = q.view(b, read, kv_heads, q.shape[-1] // (kv_heads * head_size), head_size)  # heads of each kv head
     u = torch.einsum("brkgs,ksw->brkgw", [q, key.view(kv_heads, head_size, width)])
-    return u.reshape(b, -1, width) * gain
+    return u.reshape(b, read * u.shape[2] * u.shape[3], width) * gain
 
 
 def unfold(s: Tensor, value: Tensor, gain: Tensor, head_size: int, q: Tensor) -> Tensor:
     """``W_V (g * s)``, the gathered encoded tokens (B, R * heads, D) as values, in the shape and dtype of ``q``."""
     b, read, inner = q.shape
     kv_heads, width = value.shape[0] // head_size, value.shape[1]
-    s = (s.to(q.dtype) * gain).view(b, read, kv_heads, -1, width)
+    s = (s.to(q.dtype) * gain).view(b, read, kv_heads, inner // (kv_heads * head_size), width)
     return torch.einsum("brkgw,ksw->brkgs", [s, value.view(kv_heads, head_size, width)]).reshape(b, read, inner)
 
 
@@ -186,7 +210,7 @@ def gather(u: Tensor, d: Tensor, mean: Tensor, inverse_rms: Tensor, head_size: i
         inverse_rms: r, float32 (B, N).
         head_size: features of a head.
     """
-    scores = (u @ d.transpose(1, 2)).float() + (u.float() * mean.float()).sum(dim=-1, keepdim=True)
+    scores = wide(u @ d.transpose(1, 2)) + (wide(u) * wide(mean)).sum(dim=-1, keepdim=True)
     scores = scores * (inverse_rms * head_size**-0.5).unsqueeze(1)  # (B, R * heads, N)
     weights = scores.softmax(dim=-1) * inverse_rms.unsqueeze(1)
     return weights.to(d.dtype) @ d + (weights.sum(dim=-1, keepdim=True) * mean).to(d.dtype)

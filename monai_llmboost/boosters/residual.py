@@ -52,7 +52,7 @@ class ResidualBooster(nn.Module):
         self.channels = channels
         self.width = width
         self.use_checkpoint = use_checkpoint
-        self.exact = isinstance(block, FrozenBlock)
+        self.exact = type(block) is FrozenBlock  # what a subclass does in `forward` is not known
         self.tokenwise = bool(getattr(block, "tokenwise", False))
         self.signature = Signature("residual", residual, "give the --residual that it was trained with")
         self.inner = residual in ("inner", "both")
@@ -98,7 +98,7 @@ class ResidualBooster(nn.Module):
             x.shape[0], x.shape[1], h.shape[1], self.channels, self.width,
             layer.num_heads, layer.num_kv_heads, layer.head_size, self.gram.keeps(),
         )  # fmt: skip
-        if keys <= min(encoded, visual) or not self.maps_are_weights():
+        if keys <= min(encoded, visual) or not self.parts_are_plain():
             return self.block(self.encode(x), h.shape[1])
         q, eps = self.block.queries(h), self.block.norm_eps
         if encoded <= visual:
@@ -107,8 +107,19 @@ class ResidualBooster(nn.Module):
             attended = attend_visual(q, x, encode, self.gram(encode.detach()), gain, key, value, layer.head_size, eps)
         return self.block.finish(h, attended)
 
-    def maps_are_weights(self) -> bool:
-        """Whether the maps that are taken apart are nothing but their weights (an adapter such as LoRA is more)."""
+    def parts_are_plain(self) -> bool:
+        """Whether what is taken apart is nothing but its weights: an adapter such as LoRA, or a hook, is more."""
         if torch.jit.is_scripting():
             return True
-        return all(type(m) is nn.Linear for m in (self.encode, self.block.layer.key, self.block.layer.value))
+        layer = self.block.layer
+        maps = [self.encode, layer.key, layer.value]
+        return (
+            all(type(part) is nn.Linear and part.bias is None for part in maps)
+            and type(layer.attention_norm) is nn.RMSNorm
+            and not any(hooked(part) for part in (*maps, layer.attention_norm, layer, self.block))
+        )
+
+
+def hooked(part: nn.Module) -> bool:
+    """Whether a call of the module does more than its ``forward``."""
+    return bool(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)

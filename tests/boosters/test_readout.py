@@ -33,6 +33,9 @@ TOKENS = {
     "large": lambda x: 1e3 * x,
     "small": lambda x: 1e-3 * x,
     "large common mean": lambda x: x + 100 * torch.randn(1, 1, x.shape[-1]),
+    "small tokens beside a large mean": lambda x: torch.cat(
+        (x[:, :2], x[:, 2:] + 300 * torch.randn(1, 1, x.shape[-1])), 1
+    ),
     "one large token": lambda x: torch.cat((x[:, :-1], 300 * x[:, -1:]), dim=1),
 }
 script_warnings = pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
@@ -137,33 +140,91 @@ def test_other_blocks_are_read_too():
         torch.testing.assert_close(booster(x, 2), booster(x)[:, :2])
 
 
-@pytest.mark.parametrize("name", ["encode", "block.layer.key", "block.layer.value"])
-def test_an_adapter_around_a_map_is_not_passed_over(visual, name):
-    class Adapted(nn.Linear):
-        def forward(self, x):
-            return super().forward(x) + 1
+class Shifted(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) + 1
 
+
+def adapt(booster, name):
+    old = booster.get_submodule(name)
+    new = Shifted(old.in_features, old.out_features, bias=False)
+    new.load_state_dict({"weight": old.weight})
+    booster.set_submodule(name, new)
+
+
+def with_bias(booster):
+    weight = booster.encode.weight
+    booster.encode = nn.Linear(CHANNELS, weight.shape[0])
+    booster.encode.weight = weight
+
+
+def hook(booster, name):
+    booster.get_submodule(name).register_forward_hook(lambda module, inputs, output: output + 1)
+
+
+def other_norm(booster):
+    booster.block.layer.attention_norm = nn.LayerNorm(WIDE.width)
+
+
+ADAPTERS = {
+    "encode": lambda b: adapt(b, "encode"),
+    "value": lambda b: adapt(b, "block.layer.value"),
+    "a bias": with_bias,
+    "a hook on encode": lambda b: hook(b, "encode"),
+    "a hook on value": lambda b: hook(b, "block.layer.value"),
+    "a hook on the norm": lambda b: hook(b, "block.layer.attention_norm"),
+    "a hook on the layer": lambda b: hook(b, "block.layer"),
+    "a hook on the block": lambda b: hook(b, "block"),
+    "another norm": other_norm,
+}
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_an_adapter_is_not_passed_over(way, adapter):
+    torch.manual_seed(0)
     booster, x = ResidualBooster(CHANNELS, random_block(WIDE)), torch.randn(2, 20, CHANNELS)
     before = booster(x, 1)
-    old = booster.get_submodule(name)
-    new = Adapted(old.in_features, old.out_features, bias=False)
-    new.load_state_dict({"weight": old.weight})
-    booster.get_submodule(name.rpartition(".")[0]).__setattr__(name.rpartition(".")[2], new)
+    ADAPTERS[adapter](booster)
     torch.testing.assert_close(booster(x, 1), booster(x)[:, :1])
-    assert not torch.allclose(booster(x, 1), before, atol=1e-4) or name == "block.layer.key", "softmax takes no offset"
+    assert not torch.allclose(booster(x, 1), before, atol=1e-4)
 
 
-def test_float16_with_a_scaled_loss(visual):
-    """Gradients of a scaled loss overflow float16 where they meet the squares of tokens; those are kept in float32."""
-    booster, x = ResidualBooster(CHANNELS, random_block(WIDE)), 10 * torch.randn(4, 300, CHANNELS)
+def test_a_block_of_another_class_is_run_as_it_is(way):
+    class Doubled(FrozenBlock):
+        def forward(self, h, read=None):
+            return 2 * super().forward(h, read)
+
+    tensors = dict(random_block(WIDE).layer.named_buffers())
+    booster, x = ResidualBooster(CHANNELS, Doubled(WIDE, tensors, "doubled")), torch.randn(2, 20, CHANNELS)
+    torch.testing.assert_close(booster(x, 1), booster(x)[:, :1])
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_float16_with_a_scaled_loss(way, tokens, inside):
+    """Its range is narrow. Where the full way does not leave it, reading few tokens does not either."""
+    torch.manual_seed(0)
+    booster = ResidualBooster(256, sharp(random_block(BlockGeometry(512, 768, 8, 4, 64))))
+    x = TOKENS[tokens](torch.randn(3, 60, 256))
     expected = output_and_gradients(booster, x)
-    with torch.autocast("cpu", torch.float16):
-        z = booster(x, 2)
-    direction = torch.randn(z.shape, generator=torch.Generator().manual_seed(5))
-    booster.zero_grad()
-    (1e3 * (z.float() * direction).sum()).backward()
-    error = booster.encode.weight.grad / 1e3 - expected["encode.weight"]
-    assert error.abs().max() <= 2e-2 * expected["encode.weight"].abs().max()
+
+    def errors(read):
+        booster.zero_grad()
+        case = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.float16):
+            z = booster(case, read)[:, :2]
+            loss = 1e3 * (z.float() * torch.randn(z.shape, generator=torch.Generator().manual_seed(5))).sum()
+            if inside:
+                loss.backward()
+        if not inside:
+            loss.backward()
+        got = {name: parameter.grad / 1e3 for name, parameter in booster.named_parameters()}
+        got |= {"z": z.detach(), "read tokens": case.grad[:, :2] / 1e3, "other tokens": case.grad[:, 2:] / 1e3}
+        return {name: float((got[name] - value).abs().max() / value.abs().max()) for name, value in expected.items()}
+
+    full = errors(None)
+    for name, error in errors(2).items():
+        assert error <= max(2e-2, 2 * full[name]) or full[name] != full[name], f"{name}: {error:.1e}, {full[name]:.1e}"
 
 
 def test_gradients_of_gradients():
@@ -173,13 +234,31 @@ def test_gradients_of_gradients():
 
     def norms(d, encode):
         gram = (encode.t() @ encode).detach()
-        # float64 throughout, which the module itself computes in float32
-        return readout.SquaredNorms.apply(d, mean, encode, gram).double()
+        return readout.squared_norms(d, mean, encode, gram)
 
     arguments = d.requires_grad_(), encode.requires_grad_()
-    loose = {"eps": 1e-3, "atol": 2e-2, "rtol": 1e-2}  # the sums are made in float32
-    assert torch.autograd.gradcheck(norms, arguments, **loose)
-    assert torch.autograd.gradgradcheck(norms, arguments, **loose)
+    assert torch.autograd.gradcheck(norms, arguments)
+    assert torch.autograd.gradgradcheck(norms, arguments)
+
+
+def test_float64_keeps_its_digits(way):
+    booster, x = ResidualBooster(CHANNELS, random_block(WIDE)).double(), torch.randn(2, 20, CHANNELS).double()
+    assert_close(output_and_gradients(booster, x, read=2), output_and_gradients(booster, x), 1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.parametrize("training", [False, True])
+def test_gradients_of_single_cases(way, training):
+    """By torch.func, as in training with differential privacy."""
+    booster, x = ResidualBooster(CHANNELS, random_block(WIDE)).train(training), torch.randn(3, 20, CHANNELS)
+    weights = dict(booster.named_parameters())
+
+    def loss(weights, case, read):
+        z = torch.func.functional_call(booster, weights, (case[None],), {"read": read})
+        return z[:, :2].square().sum()
+
+    single = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, None))
+    assert_close(single(weights, x, 2), single(weights, x, None), 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -313,6 +392,10 @@ def test_what_is_kept(visual):
     torch.save(booster.gram, file)
     file.seek(0)
     assert torch.load(file, weights_only=False).kept is None
+    booster.gram.kept = None
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        booster(x, 1)
+    assert torch.equal(booster.gram.kept[1], product), "made in float32 under autocast too"
     booster.train()
     assert booster.gram.kept is None
     booster(x, 1)
@@ -331,6 +414,9 @@ def test_compiles_without_a_graph_break(way, read, training):
         {f"_orig_mod.{n}" if "weight" in n else n: v for n, v in output_and_gradients(booster, x, read).items()},
         1e-5,
     )
+    with torch.no_grad():
+        booster.encode.weight.mul_(2)
+        torch.testing.assert_close(compiled(x, read), booster(x, read))
     torch.compiler.reset()
 
 
