@@ -143,19 +143,16 @@ class SquaredNorms(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:
         """Gradients of the deviations and of E."""
         d, mean, encode, of_d, of_mean = ctx.saved_tensors
-        # Products have the dtype of the forward ones, but float16 has a narrow range.
-        dtype = torch.float32 if of_d.dtype == torch.float16 else of_d.dtype
+        if torch.is_grad_enabled():  # a gradient of this gradient is asked for, so it must not rest on kept results
+            of_d, of_mean = d @ (encode.t() @ encode), mean @ (encode.t() @ encode)
         grad_d = grad_encode = None
         weighted = 2 * grad.unsqueeze(-1)  # (B, N, 1)
-        with torch.autocast("cpu" if d.is_meta else d.device.type, enabled=False):
-            if torch.is_grad_enabled():  # a gradient of this gradient is asked for, so it must not rest on kept results
-                of_d, of_mean = d @ (encode.t() @ encode), mean @ (encode.t() @ encode)
-            if ctx.needs_input_grad[0]:
-                grad_d = (weighted * (of_d + of_mean)).to(d.dtype)
-            if ctx.needs_input_grad[2]:
-                x = (d + mean).flatten(0, 1)  # (B * N, C)
-                moments = symmetric_product((weighted.flatten(0, 1) * x).to(dtype), x.to(dtype))  # (C, C)
-                grad_encode = (encode.to(dtype) @ moments).to(encode.dtype)
+        if ctx.needs_input_grad[0]:
+            grad_d = (weighted * (of_d + of_mean)).to(d.dtype)
+        if ctx.needs_input_grad[2]:
+            x = (d + mean).flatten(0, 1)  # (B * N, C)
+            moments = symmetric_product((weighted.flatten(0, 1) * x).to(of_d.dtype), x.to(of_d.dtype))  # (C, C)
+            grad_encode = (encode.to(of_d.dtype) @ moments).to(encode.dtype)
         return grad_d, None, grad_encode, None
 
 

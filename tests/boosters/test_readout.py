@@ -213,13 +213,13 @@ def test_float16_with_a_scaled_loss(way, tokens, inside):
         case = x.clone().requires_grad_()
         with torch.autocast("cpu", torch.float16):
             z = booster(case, read)[:, :2]
-            loss = 1e3 * (z.float() * torch.randn(z.shape, generator=torch.Generator().manual_seed(5))).sum()
+            loss = 2**10 * (z.float() * torch.randn(z.shape, generator=torch.Generator().manual_seed(5))).sum()
             if inside:
                 loss.backward()
         if not inside:
             loss.backward()
-        got = {name: parameter.grad / 1e3 for name, parameter in booster.named_parameters()}
-        got |= {"z": z.detach(), "read tokens": case.grad[:, :2] / 1e3, "other tokens": case.grad[:, 2:] / 1e3}
+        got = {name: parameter.grad / 2**10 for name, parameter in booster.named_parameters()}
+        got |= {"z": z.detach(), "read tokens": case.grad[:, :2] / 2**10, "other tokens": case.grad[:, 2:] / 2**10}
         return {name: float((got[name] - value).abs().max() / value.abs().max()) for name, value in expected.items()}
 
     full = errors(None)
