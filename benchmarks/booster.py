@@ -48,7 +48,7 @@ DONORS = {
     "SmolLM-135M": BlockGeometry(width=576, mlp_width=1536, num_heads=9, num_kv_heads=3, head_size=64),
 }
 BENCHMARK = "ViT3D of the published size, plain and boosted"
-KINDS: dict[str, Callable[[nn.Module, Tensor], Callable[[], None]]] = {"forward": forward, "step": training_step}
+KINDS: dict[str, Callable[..., Callable[[], None]]] = {"forward": forward, "step": training_step}
 
 
 class FullWay(nn.Module):
@@ -126,6 +126,7 @@ def cell(
     most: float,
     rounds: int,
     device: torch.device,
+    amp: torch.dtype | None,
 ) -> list[dict[str, Any]]:
     """The rows of one donor, number of tokens and batch: one for each kind and side."""
     operations = counted(geometry, img_size, batch)
@@ -135,7 +136,7 @@ def cell(
         networks = {name: network.to(device) for name, network in sides(block, img_size).items()}
         x = torch.rand(batch, 1, img_size, img_size, img_size, device=device)
     for kind, make in KINDS.items():
-        steps = {name: make(net, x) for name, net in networks.items() if operations[kind][name] <= most * 1e12}
+        steps = {name: make(net, x, amp) for name, net in networks.items() if operations[kind][name] <= most * 1e12}
         times = seconds(steps, rounds, device, f"{kind}, batch {batch}, {img_size} voxels")
         memory = {}
         for name, step in steps.items():
@@ -190,8 +191,8 @@ def main() -> None:
             continue
         if block is None or block.geometry != DONORS[donor]:
             block = random_block(DONORS[donor], dtype=dtype)
-        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            measured = cell(DONORS[donor], block, size, batch, options.most_tflop, options.rounds, device)
+        amp = dtype if dtype == torch.bfloat16 else None
+        measured = cell(DONORS[donor], block, size, batch, options.most_tflop, options.rounds, device, amp)
         rows += [{"donor": donor, **row} for row in measured]
         save(out, BENCHMARK, device_name(device), settings, rows)
     show(out)

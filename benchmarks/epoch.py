@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An epoch of the bundle's training against the bare steps of its network: what feeding and bookkeeping add.
+"""An epoch of the bundle's training against the bare steps of its network: what feeding and the engine add.
 
 The bundle trains as a user's would. After each epoch the same network and optimizer make as many steps on a batch that
 lies ready on the device, so that both meet the machine as it is in that minute. The first epoch is not counted.

@@ -62,7 +62,8 @@ def check_booster_fits(booster: nn.Module | None, hidden_size: int) -> nn.Module
 
 def reads_few(booster: nn.Module) -> bool:
     """Whether a booster can be asked for its first few tokens only, ``booster(x, read)``."""
-    return "read" in inspect.signature(booster.forward).parameters
+    original = getattr(booster, "_orig_mod", booster)  # of a module that went through torch.compile
+    return "read" in inspect.signature(original.forward).parameters
 
 
 def network_signature(network: nn.Module, patch_size: tuple[int, ...], num_heads: int, pool: str) -> Signature:

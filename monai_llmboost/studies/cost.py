@@ -23,7 +23,8 @@ def cost_of_arms(arms: Mapping[str, Sequence[Path]], overrides: Mapping[str, Any
         rounds: of timing.
 
     Returns:
-        ``device``, ``batch_size``, ``img_size`` and under ``arms`` what :func:`monai_llmboost.studies.costs` gives.
+        ``device``, ``amp`` (dtype of autocast, or ``None``), ``batch_size``, ``img_size`` and under ``arms`` what
+        :func:`monai_llmboost.studies.costs` gives.
 
     Raises:
         ValueError: fewer than one round; whatever the bundle refuses.
@@ -35,14 +36,16 @@ def cost_of_arms(arms: Mapping[str, Sequence[Path]], overrides: Mapping[str, Any
         parser = ConfigParser()
         parser.read_config([str(file) for file in files])
         parser.update(dict(overrides))
-        device = parser.get_parsed_content("device")
+        device = torch.device(parser.get_parsed_content("device"))
         torch.manual_seed(0)
         networks[name] = parser.get_parsed_content("network_def").to(device)
     batch_size, size = (parser.get_parsed_content(key) for key in ("batch_size", "size"))
     x = torch.rand(batch_size, parser.get_parsed_content("network_def#in_channels"), size, size, size, device=device)
-    results = costs(networks, x, rounds)
+    amp = parser.get_parsed_content("train#trainer#amp_kwargs")["dtype"] if parser.get_parsed_content("amp") else None
+    results = costs(networks, x, rounds, amp)
     return {
         "device": device_name(device),
+        "amp": None if amp is None else str(amp),
         "batch_size": batch_size,
         "img_size": size,
         "rounds": rounds,
@@ -53,8 +56,9 @@ def cost_of_arms(arms: Mapping[str, Sequence[Path]], overrides: Mapping[str, Any
 def cost_table(result: Mapping[str, Any]) -> Table:
     """What :func:`cost_of_arms` measured, to be printed: a column for each arm."""
     arms, size, batch = result["arms"], result["img_size"], result["batch_size"]
+    amp = f", autocast to {result['amp']}" if result["amp"] else ""
     table = Table(
-        title=f"Cost per volume of {size} x {size} x {size} voxels in batches of {batch}\n{result['device']}",
+        title=f"Cost per volume of {size} x {size} x {size} voxels in batches of {batch}\n{result['device']}{amp}",
         caption=(
             f"step: forwards and backwards. Times: medians of {result['rounds']} rounds. Ratio: to the first arm in "
             "the same round, the least and the largest in brackets. Training memory: weights, gradients, Adam's two "

@@ -10,6 +10,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -61,26 +62,33 @@ def checkpoint_bytes(network: nn.Module) -> int:
     return file.tell()
 
 
-def forward(network: nn.Module, x: Tensor) -> Callable[[], None]:
-    """One pass in ``eval()`` without gradients, as in inference."""
+def forward(network: nn.Module, x: Tensor, amp: torch.dtype | None = None) -> Callable[[], None]:
+    """One pass in ``eval()`` without gradients, as in inference, under autocast to ``amp`` if given."""
 
     def run() -> None:
         network.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast(x, amp):
             network(x)
 
     return run
 
 
-def training_step(network: nn.Module, x: Tensor) -> Callable[[], None]:
-    """One pass forwards and backwards in ``train()``; the optimizer's own work is left out."""
+def training_step(network: nn.Module, x: Tensor, amp: torch.dtype | None = None) -> Callable[[], None]:
+    """One pass forwards (under autocast to ``amp`` if given) and backwards in ``train()``, without the optimizer's."""
 
     def run() -> None:
         network.train()
         network.zero_grad(set_to_none=True)
-        network(x).float().logsumexp(dim=-1).sum().backward()
+        with autocast(x, amp):
+            z = network(x)
+        z.float().logsumexp(dim=-1).sum().backward()
 
     return run
+
+
+def autocast(x: Tensor, amp: torch.dtype | None) -> AbstractContextManager:
+    """Autocast to ``amp`` on the device of ``x``, or nothing."""
+    return nullcontext() if amp is None else torch.autocast(x.device.type, amp)
 
 
 def flops(step: Callable[[], None]) -> int:
@@ -148,13 +156,16 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def costs(networks: Mapping[str, nn.Module], x: Tensor, rounds: int) -> dict[str, dict[str, Any]]:
+def costs(
+    networks: Mapping[str, nn.Module], x: Tensor, rounds: int, amp: torch.dtype | None = None
+) -> dict[str, dict[str, Any]]:
     """The costs of networks side by side on the same volumes, per volume where not said otherwise.
 
     Args:
         networks: by name, on the device of ``x``; the first is what the others are compared with.
         x: volumes (B, channels, S0, S1, S2).
         rounds: of timing; medians are given.
+        amp: dtype of autocast in the passes forwards; ``None`` is without.
 
     Returns:
         For each network: ``trained``, ``frozen`` (numbers of weights), ``checkpoint_bytes``, ``weight_bytes`` (all
@@ -170,7 +181,7 @@ def costs(networks: Mapping[str, nn.Module], x: Tensor, rounds: int) -> dict[str
             "weight_bytes": weight_bytes(network),
         }
     for kind, make in (("forward", forward), ("step", training_step)):
-        steps = {name: make(network, x) for name, network in networks.items()}
+        steps = {name: make(network, x, amp) for name, network in networks.items()}
         for name, step in steps.items():
             results[name][f"{kind}_flops"] = flops(step) // len(x)
             networks[name].zero_grad(set_to_none=True)  # the gradients are part of what a step takes

@@ -180,3 +180,20 @@ def test_the_booster_is_left_as_it_was():
     assert booster.training
     assert all(parameter.grad is None for parameter in booster.parameters())
     assert all(torch.equal(value, before[name]) for name, value in booster.state_dict().items())
+
+
+@pytest.mark.parametrize("wrong_from", [0, 100])
+def test_a_booster_that_reads_wrongly(wrong_from):
+    """Few tokens and many may be read in different ways, and each is looked at."""
+
+    class ReadsWrongly(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.map = nn.Linear(12, 12)
+
+        def forward(self, x, read=None):
+            z = self.map(x)
+            return z if read is None else z[:, :read] + float(x.shape[1] >= wrong_from)
+
+    with pytest.raises(ValueError, match="asked for alone by `read`, differ"):
+        check_booster(ReadsWrongly(), 12)

@@ -148,3 +148,12 @@ def test_compiles_without_a_graph_break(build, booster, pool):
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), network(x))
     torch.compiler.reset()
+
+
+def test_a_compiled_booster_is_read_too(build, booster):
+    network = build(booster=torch.compile(booster, backend="eager"))
+    assert network.reads_cls
+    x = torch.randn(2, 2, 8, 12, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), network.forward_head(booster(network.forward_features(x))))
+    torch.compiler.reset()

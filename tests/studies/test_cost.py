@@ -13,7 +13,7 @@ from monai_llmboost.__main__ import app
 from monai_llmboost.boosters import ResidualBooster
 from monai_llmboost.bundle import bundle_path, job_configs
 from monai_llmboost.llm import BlockGeometry, random_block, read_geometry
-from monai_llmboost.studies import cost_of_arms, costs
+from monai_llmboost.studies import cost_of_arms, cost_table, costs
 from monai_llmboost.studies.measure import checkpoint_bytes, flops, memory_growth, numbers_of_weights, seconds
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning", "ignore::FutureWarning:monai")
@@ -72,6 +72,49 @@ def test_costs_compare_with_the_first():
     if result["large"]["step_memory_bytes"] is not None:
         assert result["large"]["step_memory_bytes"] > 4 * 4096 * (64 + 8), "the gradients among it"
     assert all(parameter.grad is None for network in networks.values() for parameter in network.parameters())
+
+
+def test_costs_are_of_what_they_say(monkeypatch):
+    """Forward passes in eval(), steps in train(), both under autocast where asked for; times are per volume."""
+    seen = set()
+
+    class Spy(nn.Linear):
+        def forward(self, x):
+            z = super().forward(x)
+            seen.add((self.training, torch.is_grad_enabled(), z.dtype))
+            return z
+
+    monkeypatch.setattr("monai_llmboost.studies.measure.seconds", lambda *_: {"spy": [8.0, 16.0, 4.0]})
+    result = costs({"spy": Spy(64, 8)}, torch.randn(16, 64), rounds=3, amp=torch.bfloat16)["spy"]
+    assert seen == {(False, False, torch.bfloat16), (True, True, torch.bfloat16)}
+    assert result["forward_seconds"] == result["step_seconds"] == 0.5
+    assert (result["trained"], result["frozen"], result["weight_bytes"]) == (64 * 8 + 8, 0, 4 * (64 * 8 + 8))
+
+
+def test_the_table_shows_the_numbers():
+    cost = {
+        "trained": 2_000_000, "frozen": 7_000_000, "checkpoint_bytes": 3_000_000, "weight_bytes": 40_000_000,
+        "forward_flops": 11e9, "step_flops": 33e9, "forward_seconds": 0.005, "step_seconds": 0.016,
+        "forward_ratio": 1.25, "step_ratio": 1.5, "forward_ratio_range": [1.1, 1.4], "step_ratio_range": [1.2, 1.9],
+        "step_memory_bytes": 100_000_000,
+    }  # fmt: skip
+    result = {"device": "a device", "amp": "torch.bfloat16", "batch_size": 4, "img_size": 28, "rounds": 3}
+    table = cost_table({**result, "arms": {"one": cost}})
+    shown = dict(zip(*(column.cells for column in table.columns)))
+    assert shown == {
+        "trained weights": "2.00 M", "frozen weights": "7.00 M", "checkpoint": "3.0 MB",
+        "training memory": "156 MB",  # 40 at rest, two moments of 2 M weights, 100 in the step
+        "forward, GFLOP": "11", "step, GFLOP": "33", "forward, ms": "5", "step, ms": "16",
+        "forward, ratio": "1.25 [1.10, 1.40]", "step, ratio": "1.50 [1.20, 1.90]",
+    }  # fmt: skip
+    assert table.title.endswith("batches of 4\na device, autocast to torch.bfloat16")
+
+
+def test_the_device_may_be_a_word():
+    arms = {"none": job_configs(bundle_path(BUNDLE), "train", "none")}
+    result = cost_of_arms(arms, {**SMALL, "batch_size": 2, "device": "cpu", "amp": True}, rounds=1)
+    assert result["amp"] in ("torch.bfloat16", "torch.float16")
+    assert cost_of_arms(arms, {**SMALL, "batch_size": 2, "device": "cpu"}, rounds=1)["amp"] is None
 
 
 def test_arms_of_the_bundle():
