@@ -28,7 +28,8 @@ class ResidualBooster(nn.Module):
         residual: ``"inner"`` adds h to the block's output, ``"outer"`` adds x to the booster's, ``"both"`` both,
             ``"none"`` neither, ``"projected"`` adds ``LeakyReLU(P x)`` with a trained P to the booster's output.
         use_checkpoint: in training, compute the block's activations again in the backward pass instead of keeping
-            them: less memory, more time. For the full way only; where few tokens are read, few are kept.
+            them: more time, and less memory between the passes (the peak of a step stays where the block comes last).
+            For the full way only; where few tokens are read, few are kept.
 
     Raises:
         ValueError: an unknown residual or channels below 1.

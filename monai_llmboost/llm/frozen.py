@@ -66,9 +66,10 @@ class FrozenBlock(nn.Module):
         known_fingerprint: str | None = None,
     ) -> None:
         super().__init__()
-        if dtype is not None and not dtype.is_floating_point:
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(
-                f"expected a floating dtype for the block, got {dtype}: use torch.float32 or torch.bfloat16"
+                f"expected a floating dtype for the block, got {dtype!r}: use torch.float32 or torch.bfloat16 "
+                "(on a command line '$torch.bfloat16', in single quotes)"
             )
         self.geometry = geometry
         self.width = geometry.width
