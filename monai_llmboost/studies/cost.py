@@ -40,6 +40,8 @@ def cost_of_arms(arms: Mapping[str, Sequence[Path]], overrides: Mapping[str, Any
         torch.manual_seed(0)
         networks[name] = parser.get_parsed_content("network_def").to(device)
     batch_size, size = (parser.get_parsed_content(key) for key in ("batch_size", "size"))
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+        raise ValueError(f"expected batch_size to be a whole number from 1, got {batch_size!r}: give --batch_size")
     x = torch.rand(batch_size, parser.get_parsed_content("network_def#in_channels"), size, size, size, device=device)
     amp = parser.get_parsed_content("train#trainer#amp_kwargs")["dtype"] if parser.get_parsed_content("amp") else None
     results = costs(networks, x, rounds, amp)

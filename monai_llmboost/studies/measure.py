@@ -16,17 +16,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from tqdm import tqdm
 
 # Linux: writing this there makes the peak of the resident memory begin anew (proc_pid_clear_refs(5)).
 CLEAR_REFS, RESET_PEAK = Path("/proc/self/clear_refs"), "5"
 STATUS = Path("/proc/self/status")
-# Attention on the CPU, which torch 2.14 and older do not count.
+# Attention on the CPU, which torch 2.14 and older do not count; that its kernel computes scores again is not counted.
 CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+        lambda grad, q, k, v, *_, **__: 2 * sdpa_flop_count(q, k, v)
     ),
 }
 
