@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from monai_llmboost.boosters import ResidualBooster
-from monai_llmboost.llm import BlockGeometry, FrozenBlock, random_block
+from monai_llmboost.llm import BlockGeometry, DonorLayers, FrozenBlock, Layer, random_block
 from monai_llmboost.networks import ViT3D
 from monai_llmboost.studies.measure import (
     device_name,
@@ -81,7 +81,7 @@ class TransformersWay(nn.Module):
             attn_implementation="sdpa",
         )
         self.encode, self.decode = booster.encode, booster.decode
-        self.layer = LlamaDecoderLayer(config, 0).to(booster.block.final_norm.dtype).requires_grad_(False)
+        self.layer = LlamaDecoderLayer(config, 0).to(booster.block.layer.down.weight.dtype).requires_grad_(False)
         self.layer.self_attn.is_causal = False
         self.norm = LlamaRMSNorm(geometry.width).requires_grad_(False)
         self.head_size = geometry.head_size
@@ -98,7 +98,7 @@ def sides(block: FrozenBlock, img_size: int) -> dict[str, nn.Module]:
     """The networks by side; the boosted ones share the maps and, but for transformers' layer, the block."""
     booster = ResidualBooster(NETWORK["hidden_size"], block)
     ways = {"plain": None, "ours": booster, "full way": FullWay(booster), "transformers": TransformersWay(booster)}
-    if block.final_norm.dtype == torch.float32:
+    if block.layer.down.weight.dtype == torch.float32:
         ways["ours, bfloat16 block"] = narrow = copy.deepcopy(booster)
         narrow.block.to(torch.bfloat16)
     return {name: ViT3D(img_size=img_size, **NETWORK, **LAYERS, booster=way) for name, way in ways.items()}
@@ -107,7 +107,8 @@ def sides(block: FrozenBlock, img_size: int) -> dict[str, nn.Module]:
 def counted(geometry: BlockGeometry, img_size: int, batch: int) -> dict[str, dict[str, int]]:
     """Operations of each kind and side, for the whole batch, without computing anything."""
     with torch.device("meta"):
-        block = FrozenBlock(geometry, {n: torch.empty(s) for n, s in geometry.tensor_shapes.items()}, "counted")
+        tensors = {name: torch.empty(shape) for name, shape in geometry.tensor_shapes.items()}
+        block = FrozenBlock(DonorLayers((Layer(tensors, geometry),), "counted"))
         networks = sides(block, img_size)
         x = torch.empty(batch, 1, img_size, img_size, img_size)
         return {kind: {name: flops(make(net, x)) for name, net in networks.items()} for kind, make in KINDS.items()}

@@ -41,7 +41,7 @@ from report import RESULTS, save, show
 from torch import Tensor
 from tqdm import tqdm
 
-from monai_llmboost.llm import FrozenBlock, extract_block, load_block, read_geometry, read_layer
+from monai_llmboost.llm import FrozenBlock, extract_block, load_block, read_block, read_geometry, read_layers
 from monai_llmboost.studies.measure import device_name, memory_growth
 
 # The size of TinyLlama-1.1B.
@@ -74,12 +74,11 @@ def by_transformers(model: Path, file: Path, dtype: torch.dtype | None) -> Calla
     return load
 
 
-def by_read_layer(model: Path, file: Path, dtype: torch.dtype | None) -> Callable[[], list[Tensor]]:
+def by_read_layers(model: Path, file: Path, dtype: torch.dtype | None) -> Callable[[], list[Tensor]]:
     """Ours, out of the same files."""
 
     def load() -> list[Tensor]:
-        donor = read_layer(model)
-        return list(FrozenBlock(donor.geometry, donor.tensors, donor.donor, dtype).layer.buffers())
+        return list(FrozenBlock(read_layers(model), dtype).layer.buffers())
 
     return load
 
@@ -93,7 +92,7 @@ def by_load_block(model: Path, file: Path, dtype: torch.dtype | None) -> Callabl
     return load
 
 
-SIDES = {"AutoModel.from_pretrained": by_transformers, "read_layer": by_read_layer, "load_block": by_load_block}
+SIDES = {"AutoModel.from_pretrained": by_transformers, "read_layer": by_read_layers, "load_block": by_load_block}
 
 
 def measure(side: str, model: Path, file: Path, dtype: torch.dtype | None) -> dict[str, Any]:
@@ -186,19 +185,20 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any
     if not options.folder.is_dir():
         raise FileNotFoundError(f"expected --folder to be a folder, found none at {options.folder}")
     if options.model:
-        read_geometry(options.model)  # refuse what is no LLaMA before anything is measured
+        read_geometry(options.model)  # refuse what is not run natively before anything is measured
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("startup: ended from outside"))  # removes the files too
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="startup-") as temporary:
         model = options.model or Path(temporary) / "model"
         if options.model is None:
             make_checkpoint(model)
         file = Path(temporary) / "block.safetensors"
-        donor = extract_block(model, file)
+        extract_block(model, file)
+        donor = read_block(file)
         rows = [row for word in options.dtypes for row in rows_of(model, file, DTYPES[word], options.rounds)]
     settings = {
         "model": model.resolve().name if options.model else MADE,
         "layers": donor.num_layers,
-        "weights of the block": sum(tensor.numel() for tensor in donor.tensors.values()),
+        "weights of the block": donor.num_weights,
         "rounds": options.rounds,
         "page cache": "warm",
     }

@@ -47,19 +47,51 @@ def _options(
 def extract(
     model: Annotated[str, typer.Argument(help="Hugging Face folder or hub id, or folder with consolidated.*.pth.")],
     out: Annotated[Path, typer.Option(help="The block file to write, ending in .safetensors.")],
-    layer: Annotated[int, typer.Option(help="Index of the layer; negative counts from the end.")] = -1,
+    layer: Annotated[
+        str, typer.Option(help="Which layers: -1 (the last), 3,5 (two), 4:8 (four), -2: (the last two).")
+    ] = "-1",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the file if it is there.")] = False,
 ) -> None:
-    """Cut one layer out of a language model and write it as a block file (for --block of a bundle)."""
-    from monai_llmboost.llm import extract_block, read_header
+    """Cut layers out of a language model and write them as a block file (for --block of a bundle).
 
-    donor = extract_block(model, out, layer, revision, overwrite)
-    number = sum(tensor.numel() for tensor in donor.tensors.values())
+    Of a model on the hub only the bytes of these layers are fetched. If the file is
+    there already and holds them, nothing is done. `monai-llmboost donors` lists
+    models to start with.
+    """
+    from monai_llmboost.llm import block_width, extract_block, read_header
+
+    written = extract_block(model, out, layer, revision, overwrite)
+    header = read_header(out)
+    layers = json.loads(header["layers"])
     typer.echo(
-        f"{out}: layer {donor.layer} of {donor.num_layers} of {donor.donor}, width {donor.geometry.width}, "
-        f"{number:,} weights, {out.stat().st_size / 1e6:.1f} MB, fingerprint {read_header(out)['fingerprint'][:12]}"
+        f"{out}: {'layer' if len(layers) == 1 else 'layers'} {', '.join(map(str, layers))} of {header['num_layers']} "
+        f"of {header['donor']}, width {block_width(out)}, {int(header['num_weights']):,} weights, "
+        f"{out.stat().st_size / 1e6:.1f} MB, fingerprint {header['fingerprint'][:12]}"
+        + ("" if written else " (was there already; --overwrite extracts it anew)")
     )
+
+
+@app.command()
+def info(
+    file: Annotated[str, typer.Argument(help="A block file, or the word embedded for the one in this package.")],
+) -> None:
+    """What a block file holds, where it came from, and whether it passes its self-test (exit status 1 if not)."""
+    from rich.console import Console
+
+    from monai_llmboost.llm.info import block_table
+
+    Console().print(block_table(file))
+
+
+@app.command()
+def donors() -> None:
+    """Language models to take a layer from: open ones of several sizes, and the classics behind a gate."""
+    from rich.console import Console
+
+    from monai_llmboost.llm.info import donors_table
+
+    Console().print(donors_table())
 
 
 @app.command()

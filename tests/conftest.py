@@ -106,6 +106,34 @@ def tiny_llm_folder(real_data, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def stories_folder(real_data, tmp_path_factory):
+    """The really pre-trained small LLaMA 2 of the real data (a llama2.c file) in Meta's own form."""
+    import numpy as np
+
+    source = real_data / "llm" / "stories260K" / "stories260K.bin"
+    content = source.read_bytes()
+    dim, mlp, layers, heads, kv_heads, vocabulary, _ = np.frombuffer(content, "<i4", 7)
+    kv = dim // heads * kv_heads
+    state, place = {}, 28 + 4 * dim * abs(vocabulary)  # behind header and embedding
+    for name, shape in {
+        "attention_norm": (dim,), "attention.wq": (dim, dim), "attention.wk": (kv, dim), "attention.wv": (kv, dim),
+        "attention.wo": (dim, dim), "ffn_norm": (dim,), "feed_forward.w1": (mlp, dim), "feed_forward.w2": (dim, mlp),
+        "feed_forward.w3": (mlp, dim),
+    }.items():  # fmt: skip
+        size = int(np.prod(shape)) * int(layers)
+        every = np.frombuffer(content, "<f4", size, place).reshape(int(layers), *shape)
+        state |= {f"layers.{i}.{name}.weight": torch.from_numpy(every[i].copy()) for i in range(int(layers))}
+        place += 4 * size
+    state["norm.weight"] = torch.from_numpy(np.frombuffer(content, "<f4", int(dim), place).copy())
+    folder = tmp_path_factory.mktemp("meta") / "stories260K"
+    folder.mkdir()
+    torch.save(state, folder / "consolidated.00.pth")
+    numbers = {"dim": dim, "n_layers": layers, "n_heads": heads, "n_kv_heads": kv_heads}
+    (folder / "params.json").write_text(json.dumps({k: int(v) for k, v in numbers.items()} | {"norm_eps": 1e-5}))
+    return folder
+
+
 @pytest.fixture
 def run_job(tmp_path):
     """One job of the bundle at small size, in this process, into a folder of this test."""

@@ -32,7 +32,7 @@ def test_version(command):
     assert importlib.metadata.version("monai-llmboost") == monai_llmboost.__version__
 
 
-@pytest.mark.parametrize("verb", ["extract", "bundle", "run", "demo"])
+@pytest.mark.parametrize("verb", ["extract", "info", "donors", "bundle", "run", "cost", "demo"])
 def test_help(command, verb):
     code, out, _ = command(verb, "--help")
     assert code == 0
@@ -45,10 +45,39 @@ def test_extract(command, llama_folder, tmp_path):
     code, said, _ = command("extract", llama_folder, "--layer", 0, "--out", out)
     assert code == 0
     assert "layer 0 of 3 of tiny-llama, width 24, 5,232 weights" in " ".join(said.split())
+    before = out.stat().st_mtime_ns
+    code, said, _ = command("extract", llama_folder, "--layer", -3, "--out", out)
+    assert (code, out.stat().st_mtime_ns) == (0, before), "what is there already is not made again"
+    assert "was there already; --overwrite extracts it anew" in " ".join(said.split())
     code, _, said = command("extract", llama_folder, "--out", out)
     assert code == 1
-    assert said == f"monai-llmboost: {out} is there already: choose another name or ask to overwrite it\n"
+    assert said == (
+        f"monai-llmboost: {out} is there already and holds something else: choose another name or ask to overwrite it\n"
+    )
     assert command("extract", llama_folder, "--out", out, "--overwrite")[0] == 0
+    assert "layers 1, 2 of 3" in command("extract", llama_folder, "--layer", "1:", "--out", out, "--overwrite")[1]
+
+
+def test_info(command, llama_folder, tmp_path):
+    (llama_folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    out = tmp_path / "block.safetensors"
+    command("extract", llama_folder, "--out", out)
+    code, said, _ = command("info", out)
+    assert code == 0
+    for words in ("tiny-llama", "mit", "2 of 3", "5,232 in float32", "4 heads of 8 on 2", "RMSNorm before", "passed"):
+        assert words in said
+    content = bytearray(out.read_bytes())
+    content[-1] ^= 1
+    out.write_bytes(content)
+    code, _, said = command("info", out)
+    assert (code, "the file was altered; extract it again" in said) == (1, True)
+
+
+def test_donors(command):
+    code, said, _ = command("donors")
+    assert code == 0
+    for words in ("HuggingFaceTB/SmolLM2-135M", "apache-2.0", "meta-llama/Llama-3.1-8B", "gated", "4096"):
+        assert words in said
 
 
 def test_bundle(command, tmp_path):
@@ -71,6 +100,8 @@ def test_bundle(command, tmp_path):
         (["run", "train", "--arm", "both"], "an arm of mlp, none, pretrained, random, got 'both'"),
         (["extract", "nowhere", "--out", "x.safetensors"], "a model folder or a hub id such as owner/name"),
         (["extract", ".", "--out", "x.bin"], "an output name that ends in .safetensors"),
+        (["extract", "nowhere", "--layer", "last", "--out", "x.safetensors"], "a model folder or a hub id"),
+        (["info", "nowhere.safetensors"], "expected a block file, found nothing at nowhere.safetensors"),
         (["demo", "--output", "."], "is there already"),
     ],
 )

@@ -58,12 +58,15 @@ class IdentityControl(nn.Module):
         return h
 
 
-def mlp_booster(channels: int, like: str | Path | BlockGeometry, residual: str = "inner") -> ResidualBooster:
+def mlp_booster(
+    channels: int, like: str | Path | BlockGeometry, residual: str = "inner", gate: bool = False
+) -> ResidualBooster:
     """The ``mlp`` arm: as many trained parameters as the booster with the block ``like`` has, no frozen ones.
 
     Args:
         channels: features of a visual token, C.
         like: the block it is compared with: a block file, ``"random"`` or a geometry; only its width is read.
         residual: as in :class:`ResidualBooster`.
+        gate: as in :class:`ResidualBooster`.
     """
-    return ResidualBooster(channels, MLPControl(block_width(like)), residual)
+    return ResidualBooster(channels, MLPControl(block_width(like)), residual, gate=gate)

@@ -8,6 +8,10 @@ All that a read token needs of the others are, per head, the scores ``q . k_j`` 
     sum_j a_j v_j = W_V (g * sum_j a_j r_j h_j)      = W_V (g * E sum_j a_j r_j x_j)
     D rms(h_j)^2  = x_j^T (E^T E) x_j
 
+A LayerNorm is such a norm of centred tokens: E is replaced by E less the mean of its rows, and its bias b, like the
+bias of the keys, adds the same to every score, which the softmax does not see; values get ``W_V b`` and their own bias.
+A cap of the scores comes between the two lines. Where keys are normed, turned or masked, none of this holds.
+
 So attention runs over the encoded tokens h, or over the visual tokens x themselves, whose number N then meets C x C
 matrices only. As the norm divides by the size of a token anyhow, each is first brought to size one, which keeps every
 product in the range of float16 and lets no token outweigh the others; then they are centred, ``x_j = d_j + mean``,
@@ -62,24 +66,36 @@ def multiply_adds(
 
 
 def attend_encoded(
-    q: Tensor, h: Tensor, gain: Tensor, key: Tensor, value: Tensor, head_size: int, eps: float
+    q: Tensor,
+    h: Tensor,
+    gain: Tensor,
+    key: Tensor,
+    value: Tensor,
+    value_bias: Tensor,
+    head_size: int,
+    scale: float,
+    cap: float,
+    eps: float,
 ) -> Tensor:
     """What the heads of the read tokens gather from all encoded tokens, (B, R, heads * head size), in q's dtype.
 
     Args:
         q: queries of the read tokens, (B, R, heads * head size).
-        h: all encoded tokens, (B, N, D).
-        gain: g of the RMSNorm before the attention, (D,).
+        h: all encoded tokens, (B, N, D), less their mean over D if the norm is a LayerNorm.
+        gain: g of the norm before the attention, (D,).
         key: W_K, (kv heads * head size, D).
         value: W_V, (kv heads * head size, D).
+        value_bias: what every value has besides, (kv heads * head size,).
         head_size: features of a head.
-        eps: of the RMSNorm.
+        scale: factor of the scores.
+        cap: scores s become ``cap * tanh(s / cap)``; 0 for none.
+        eps: of the norm.
     """
     h, eps_of = sized(h, eps)
     inverse_rms = torch.rsqrt(wide(h).square().mean(dim=-1) + eps_of)  # (B, N)
     d, mean = centred(h)
     u = fold(q, key, gain, head_size).to(h.dtype)  # (B, R * heads, D)
-    return unfold(gather(u, d, mean, inverse_rms, head_size), value, gain, head_size, q)
+    return unfold(gather(u, d, mean, inverse_rms, scale, cap), value, value_bias, gain, head_size, q)
 
 
 def attend_visual(
@@ -90,16 +106,22 @@ def attend_visual(
     gain: Tensor,
     key: Tensor,
     value: Tensor,
+    value_bias: Tensor,
     head_size: int,
+    scale: float,
+    cap: float,
     eps: float,
 ) -> Tensor:
-    """The same from all visual tokens ``x`` (B, N, C), with ``encode`` = E (D, C) and ``gram`` = E^T E (C, C)."""
+    """The same from all visual tokens ``x`` (B, N, C), with ``encode`` = E (D, C) and ``gram`` = E^T E (C, C).
+
+    If the norm is a LayerNorm, E is to come less the mean of its rows.
+    """
     x, eps_of = sized(x, eps)
     d, mean = centred(x)
     inverse_rms = torch.rsqrt(squared_norms(d, mean, encode, gram) / encode.shape[0] + eps_of)  # (B, N)
     u = fold(q, key, gain, head_size).to(encode.dtype) @ encode  # (B, R * heads, C)
-    s = gather(u, d, mean, inverse_rms, head_size)  # (B, R * heads, C)
-    return unfold(F.linear(s, encode), value, gain, head_size, q)
+    s = gather(u, d, mean, inverse_rms, scale, cap)  # (B, R * heads, C)
+    return unfold(F.linear(s, encode), value, value_bias, gain, head_size, q)
 
 
 def squared_norms(d: Tensor, mean: Tensor, encode: Tensor, gram: Tensor) -> Tensor:
@@ -189,26 +211,30 @@ def fold(q: Tensor, key: Tensor, gain: Tensor, head_size: int) -> Tensor:
     return u.reshape(b, read * u.shape[2] * u.shape[3], width) * gain
 
 
-def unfold(s: Tensor, value: Tensor, gain: Tensor, head_size: int, q: Tensor) -> Tensor:
-    """``W_V (g * s)``, the gathered encoded tokens (B, R * heads, D) as values, in the shape and dtype of ``q``."""
+def unfold(s: Tensor, value: Tensor, value_bias: Tensor, gain: Tensor, head_size: int, q: Tensor) -> Tensor:
+    """``W_V (g * s) + b``, the gathered encoded tokens (B, R * heads, D) as values, in the shape and dtype of ``q``."""
     b, read, inner = q.shape
     kv_heads, width = value.shape[0] // head_size, value.shape[1]
     s = (s.to(q.dtype) * gain).view(b, read, kv_heads, inner // (kv_heads * head_size), width)
-    return torch.einsum("brkgw,ksw->brkgs", [s, value.view(kv_heads, head_size, width)]).reshape(b, read, inner)
+    y = torch.einsum("brkgw,ksw->brkgs", [s, value.view(kv_heads, head_size, width)])
+    return (y + value_bias.view(kv_heads, 1, head_size)).reshape(b, read, inner)
 
 
-def gather(u: Tensor, d: Tensor, mean: Tensor, inverse_rms: Tensor, head_size: int) -> Tensor:
-    """``sum_j a_j r_j x_j`` with ``a = softmax(u . x_j r_j / sqrt(head size))`` and ``x_j = d_j + mean``.
+def gather(u: Tensor, d: Tensor, mean: Tensor, inverse_rms: Tensor, scale: float, cap: float) -> Tensor:
+    """``sum_j a_j r_j x_j`` with ``a = softmax(scale u . x_j r_j)`` and ``x_j = d_j + mean``.
 
     Args:
         u: (B, R * heads, C or D).
         d: deviations of the tokens from their mean, (B, N, C or D).
         mean: (B, 1, C or D).
         inverse_rms: r, float32 (B, N).
-        head_size: features of a head.
+        scale: factor of the scores.
+        cap: of the scaled scores; 0 for none.
     """
     scores = wide(u @ d.transpose(1, 2)) + (wide(u) * wide(mean)).sum(dim=-1, keepdim=True)
-    scores = scores * (inverse_rms * head_size**-0.5).unsqueeze(1)  # (B, R * heads, N)
+    scores = scores * (inverse_rms * scale).unsqueeze(1)  # (B, R * heads, N)
+    if cap > 0:
+        scores = cap * torch.tanh(scores / cap)
     weights = scores.softmax(dim=-1) * inverse_rms.unsqueeze(1)
     return weights.to(d.dtype) @ d + (weights.sum(dim=-1, keepdim=True) * mean).to(d.dtype)
 

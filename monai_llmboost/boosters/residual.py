@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from monai_llmboost.boosters.readout import GramMatrix, attend_encoded, attend_visual, multiply_adds
-from monai_llmboost.llm import FrozenBlock, Signature
+from monai_llmboost.llm import DecoderBlock, FrozenBlock, Signature
 
 RESIDUALS = ("inner", "outer", "both", "none", "projected")
 
@@ -16,7 +16,7 @@ RESIDUALS = ("inner", "outer", "both", "none", "projected")
 class ResidualBooster(nn.Module):
     """Visual tokens through a frozen block, between two trained linear maps and a residual.
 
-    ``h = F_E(x)``; ``y = block(h) [+ h]``; ``z = F_D(y) [+ x | + LeakyReLU(P x)]``
+    ``h = F_E(x)``; ``y = [tanh(g)] block(h) [+ h]``; ``z = F_D(y) [+ x | + LeakyReLU(P x)]``
 
     Lai et al. 2024, arXiv:2403.17343; ``residual="inner"`` is the paper's best, its published code calls the five
     ``llm_in``, ``llm_out``, ``llm_hybrid``, ``llm`` and ``llm_out_nn``.
@@ -30,21 +30,34 @@ class ResidualBooster(nn.Module):
         use_checkpoint: in training, compute the block's activations again in the backward pass instead of keeping
             them: more time, and less memory between the passes (the peak of a step stays where the block comes last).
             For the full way only; where few tokens are read, few are kept.
+        gate: multiply the block's output by ``tanh(g)``, g one trained number that starts at zero, so that training
+            begins without the block and lets in as much of it as it finds of use (Alayrac et al. 2022,
+            arXiv:2204.14198). It needs a residual: without one, nothing at all would pass at first.
 
     Raises:
-        ValueError: an unknown residual or channels below 1.
+        ValueError: an unknown residual, channels below 1, or a gate that is no bool or has no residual beside it.
         TypeError: the block has no whole-number attribute ``width``.
     """
 
     if TYPE_CHECKING:
         block: Any  # a FrozenBlock where `exact`
 
-    __constants__ = ("exact", "inner", "outer", "tokenwise")  # so that scripting leaves out the branches not taken
+    # So that scripting leaves out the branches not taken.
+    __constants__ = ("exact", "folds", "inner", "outer", "tokenwise")
 
-    def __init__(self, channels: int, block: nn.Module, residual: str = "inner", use_checkpoint: bool = False) -> None:
+    def __init__(
+        self, channels: int, block: nn.Module, residual: str = "inner", use_checkpoint: bool = False, gate: bool = False
+    ) -> None:
         super().__init__()
         if residual not in RESIDUALS:
             raise ValueError(f"expected residual to be one of {', '.join(RESIDUALS)}, got {residual!r}")
+        if not isinstance(gate, bool):  # the word "false" on a command line would be true
+            raise ValueError(f"expected gate to be True or False, got {gate!r}")
+        if gate and residual == "none":
+            raise ValueError(
+                "expected a residual beside a gate, got residual 'none', whose output would be zero while the gate is "
+                "closed: give another residual, or no gate"
+            )
         if not isinstance(channels, int) or channels < 1:
             raise ValueError(f"expected channels to be a whole number from 1, got {channels!r}")
         width = getattr(block, "width", None)
@@ -54,8 +67,13 @@ class ResidualBooster(nn.Module):
         self.width = width
         self.use_checkpoint = use_checkpoint
         self.exact = type(block) is FrozenBlock  # what a subclass does in `forward` is not known
+        self.folds = isinstance(block, FrozenBlock) and self.exact and block.folds
         self.tokenwise = bool(getattr(block, "tokenwise", False))
-        self.signature = Signature("residual", residual, "give the --residual that it was trained with")
+        self.signature = Signature(
+            "residual",
+            f"{residual}, gated" if gate else residual,
+            "give the --residual and --gate that it was trained with",
+        )
         self.inner = residual in ("inner", "both")
         self.outer = residual in ("outer", "both", "projected")
         self.encode = nn.Linear(channels, width, bias=False)
@@ -65,6 +83,7 @@ class ResidualBooster(nn.Module):
         self.skip: nn.Module = nn.Identity()
         if residual == "projected":
             self.skip = nn.Sequential(nn.Linear(channels, channels, bias=False), nn.LeakyReLU())
+        self.gate = Gate() if gate else nn.Identity()
 
     def forward(self, x: Tensor, read: int | None = None) -> Tensor:
         """Tokens (B, N, C) to tokens (B, N, C), or exactly the first ``read`` of those, (B, R, C), at far less cost."""
@@ -76,6 +95,7 @@ class ResidualBooster(nn.Module):
             y = self.read_block(x, h)
         else:
             y = self.block_output(self.encode(x))[:, :read]
+        y = self.gate(y)
         if self.inner:
             y = y + h
         z = self.decode(y)  # (B, R, C)
@@ -93,20 +113,55 @@ class ResidualBooster(nn.Module):
 
     def read_block(self, x: Tensor, h: Tensor) -> Tensor:
         """The block on the first tokens, (B, R, D), whose attention sees all visual tokens ``x`` (B, N, C)."""
+        if self.folds:
+            keys, encoded, visual = self.costs(x.shape[0], x.shape[1], h.shape[1])
+            if min(encoded, visual) < keys and self.parts_are_plain():
+                return self.block.finish(h, self.attended(x, h, encoded <= visual))
+        return self.block(self.encode(x), h.shape[1])
+
+    def attended(self, x: Tensor, h: Tensor, encoded: bool) -> Tensor:
+        """What the heads of the first tokens gather, (B, R, heads * head size), without the others' keys and values."""
         layer = self.block.layer
-        encode, gain, key, value = self.encode.weight, layer.attention_norm.weight, layer.key.weight, layer.value.weight
-        keys, encoded, visual = multiply_adds(
-            x.shape[0], x.shape[1], h.shape[1], self.channels, self.width,
+        q, value_bias = self.block.queries(h), self.block.value_bias()
+        gain, key, value = layer.attention_norm.weight, layer.key.weight, layer.value.weight
+        size, scale, cap, eps = layer.head_size, layer.scale, layer.score_cap, layer.norm_eps
+        if encoded:
+            tokens = self.encode(x)  # (B, N, D)
+            if self.block.centres:
+                tokens = tokens - tokens.mean(dim=-1, keepdim=True)
+            return attend_encoded(q, tokens, gain, key, value, value_bias, size, scale, cap, eps)
+        encode = self.encode.weight  # (D, C)
+        if self.block.centres:
+            encode = encode - encode.mean(dim=0, keepdim=True)
+        gram = self.gram(encode.detach())
+        return attend_visual(q, x, encode, gram, gain, key, value, value_bias, size, scale, cap, eps)
+
+    def costs(self, batch: int, tokens: int, read: int) -> tuple[int, int, int]:
+        """Multiply-adds of reading by keys, by encoded tokens and by visual tokens; see ``multiply_adds``."""
+        layer = self.block.layer
+        return multiply_adds(
+            batch, tokens, read, self.channels, self.width,
             layer.num_heads, layer.num_kv_heads, layer.head_size, self.gram.keeps(),
         )  # fmt: skip
-        if keys <= min(encoded, visual) or not self.parts_are_plain():
-            return self.block(self.encode(x), h.shape[1])
-        q, eps = self.block.queries(h), self.block.norm_eps
-        if encoded <= visual:
-            attended = attend_encoded(q, self.encode(x), gain, key, value, layer.head_size, eps)
-        else:
-            attended = attend_visual(q, x, encode, self.gram(encode.detach()), gain, key, value, layer.head_size, eps)
-        return self.block.finish(h, attended)
+
+    def way(self, batch: int, tokens: int, read: int) -> str:
+        """How the first ``read`` tokens are computed, in words, for tables."""
+        if self.tokenwise:
+            return "each token for itself"
+        if not self.exact:
+            return "whole block"
+        if type(self.block.layer) is not DecoderBlock:
+            return "whole block (run by transformers)"
+        if len(self.block.before):
+            return "whole block but for its last layer"
+        if not self.folds:
+            return "keys and values of all tokens (keys are normed, turned or masked)"
+        if not self.parts_are_plain():
+            return "keys and values of all tokens (a part was changed)"
+        keys, encoded, visual = self.costs(batch, tokens, read)
+        if keys <= min(encoded, visual):
+            return "keys and values of all tokens"
+        return "no keys and values, encoded tokens" if encoded <= visual else "no keys and values, visual tokens"
 
     def parts_are_plain(self) -> bool:
         """Whether what is taken apart is nothing but its weights: an adapter such as LoRA, or a hook, is more."""
@@ -114,11 +169,27 @@ class ResidualBooster(nn.Module):
             return True
         layer = self.block.layer
         maps = [self.encode, layer.key, layer.value]
+        around = [layer.attention_norm, layer.query_norm, layer.key_norm, layer, self.block]
         return (
-            all(type(part) is nn.Linear and part.bias is None for part in maps)
-            and type(layer.attention_norm) is nn.RMSNorm
-            and not any(hooked(part) for part in (*maps, layer.attention_norm, layer, self.block))
+            all(type(part) is nn.Linear for part in maps)
+            and self.encode.bias is None
+            and (layer.score_cap == 0 or layer.key.bias is None)
+            and type(layer.attention_norm) is (nn.LayerNorm if self.block.centres else nn.RMSNorm)
+            and type(layer.query_norm) is type(layer.key_norm) is nn.Identity
+            and not any(hooked(part) for part in (*maps, *around))
         )
+
+
+class Gate(nn.Module):
+    """``tanh(g) y`` with one trained number g that starts at zero: closed at first, and opened by training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.g = nn.Parameter(torch.zeros(1))
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Tokens (B, N, D) to tokens (B, N, D), in their dtype."""
+        return (torch.tanh(self.g) * y).to(y.dtype)  # a sum over all tokens flows back to g: in g's own dtype
 
 
 def hooked(part: nn.Module) -> bool:

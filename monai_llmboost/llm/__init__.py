@@ -1,19 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LLM checkpoint -> frozen block. Imports torch and safetensors only, hub code when a hub id is asked for."""
+"""LLM checkpoint -> frozen block. Imports torch and safetensors; hub code and transformers only where needed."""
 
 from monai_llmboost.llm.block import DecoderBlock
-from monai_llmboost.llm.checkpoint import DonorLayer, read_geometry, read_layer
-from monai_llmboost.llm.extract import block_width, extract_block, frozen_block, load_block, random_block, read_header
+from monai_llmboost.llm.checkpoint import read_geometry, read_layers
+from monai_llmboost.llm.extract import (
+    block_width,
+    extract_block,
+    frozen_block,
+    load_block,
+    random_block,
+    read_block,
+    read_header,
+    write_block,
+)
+from monai_llmboost.llm.families import NATIVE
 from monai_llmboost.llm.frozen import SMALL_GEOMETRY, FrozenBlock, freeze_
 from monai_llmboost.llm.geometry import BlockGeometry
+from monai_llmboost.llm.layers import DonorLayers, Layer, random_layer
+from monai_llmboost.llm.self_test import self_test
 from monai_llmboost.llm.signature import Signature
 
 __all__ = [
+    "NATIVE",
     "SMALL_GEOMETRY",
     "BlockGeometry",
     "DecoderBlock",
-    "DonorLayer",
+    "DonorLayers",
     "FrozenBlock",
+    "Layer",
     "Signature",
     "block_width",
     "extract_block",
@@ -21,7 +35,11 @@ __all__ = [
     "frozen_block",
     "load_block",
     "random_block",
+    "random_layer",
+    "read_block",
     "read_geometry",
     "read_header",
-    "read_layer",
+    "read_layers",
+    "self_test",
+    "write_block",
 ]

@@ -1,66 +1,115 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One layer <-> one small .safetensors file with its origin in the header, and the blocks made from it."""
+"""Layers <-> one small .safetensors file with their origin in the header, and the blocks made from it."""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
-from monai_llmboost.llm.checkpoint import DonorLayer, read_layer
-from monai_llmboost.llm.frozen import SMALL_GEOMETRY, FrozenBlock, fingerprint, random_tensors
+from monai_llmboost.llm.checkpoint import layers_of, read_layers
+from monai_llmboost.llm.frozen import SMALL_GEOMETRY, FrozenBlock
 from monai_llmboost.llm.geometry import BlockGeometry
+from monai_llmboost.llm.layers import DonorLayers, Layer, digest_of, random_layer
+from monai_llmboost.llm.self_test import self_test
 
-FORMAT = "monai-llmboost block 1"
+FORMAT = "monai-llmboost block 2"
+KEYS = (
+    "geometries",
+    "config",
+    "donor",
+    "layers",
+    "num_layers",
+    "num_weights",
+    "revision",
+    "licence",
+    "fingerprint",
+    "final_norm",
+)
+# The small donor that comes with the package; its card lies beside it.
+EMBEDDED = Path(__file__).parent / "embedded" / "english.safetensors"
 
 
 def extract_block(
-    model: str | Path, out: str | Path, layer: int = -1, revision: str | None = None, overwrite: bool = False
-) -> DonorLayer:
-    """Cut one layer out of a language model and write it to one file.
+    model: str | Path,
+    out: str | Path,
+    layer: int | str | Sequence[int] = -1,
+    revision: str | None = None,
+    overwrite: bool = False,
+) -> bool:
+    """Cut layers out of a language model and write them to one file, unless it is there already.
 
     Args:
-        model: see :func:`monai_llmboost.llm.read_layer`.
+        model: see :func:`monai_llmboost.llm.read_layers`.
         out: the file to write, ending in ``.safetensors``; written whole or not at all.
-        layer: index of the layer; negative counts from the end.
+        layer: see :func:`monai_llmboost.llm.read_layers`.
         revision: branch, tag or commit of a hub id.
         overwrite: replace a file that is there.
 
+    Returns:
+        Whether the file was written; not if it already holds these layers of this model (by its name, and by the
+        revision if one was given).
+
     Raises:
-        FileExistsError: ``out`` is there and ``overwrite`` was not asked for.
-        Everything that ``read_layer`` raises.
+        FileExistsError: ``out`` is there, holds something else, and ``overwrite`` was not asked for.
+        ValueError: the layers cannot be run on their own; see ``self_test``.
+        Everything that ``read_layers`` raises.
     """
     out = Path(out)
     if out.suffix != ".safetensors":
         raise ValueError(f"expected an output name that ends in .safetensors, got {out.name!r}")
     if out.exists() and not overwrite:
-        raise FileExistsError(f"{out} is there already: choose another name or ask to overwrite it")
-    donor = read_layer(model, layer, revision)
+        if _holds(out, model, layer, revision):
+            return False
+        raise FileExistsError(
+            f"{out} is there already and holds something else: choose another name or ask to overwrite it"
+        )
+    donor = read_layers(model, layer, revision)
+    self_test(FrozenBlock(donor, known_fingerprint="not yet known"), donor.name)
     write_block(donor, out)
-    return donor
+    return True
 
 
-def write_block(donor: DonorLayer, out: Path) -> None:
-    """Write a layer with its geometry, origin and fingerprint in the header, atomically."""
+def _holds(file: Path, model: str | Path, layer: int | str | Sequence[int], revision: str | None) -> bool:
+    try:
+        header = read_header(file)
+        name = Path(model).resolve().name if Path(model).is_dir() else str(model)
+        wanted = layers_of(layer, int(header["num_layers"]))
+    except (ValueError, OSError):
+        return False
+    asked = revision is None or header["revision"] == revision
+    return asked and header["donor"] == name and json.loads(header["layers"]) == wanted
+
+
+def write_block(donor: DonorLayers, out: Path) -> None:
+    """Write layers with their numbers, origin and fingerprint (sha256) in the header, atomically."""
     header = {
         "format": FORMAT,
-        "geometry": donor.geometry.to_json(),
+        "geometries": json.dumps([json.loads(one.geometry.to_json()) for one in donor.layers if one.geometry]),
+        "config": donor.layers[0].config,
         "donor": donor.donor,
-        "layer": str(donor.layer),
+        "layers": json.dumps([one.index for one in donor.layers]),
         "num_layers": str(donor.num_layers),
+        "num_weights": str(donor.num_weights),
         "revision": donor.revision,
-        "fingerprint": fingerprint(donor.geometry, donor.tensors),
+        "licence": donor.licence,
+        "fingerprint": donor.fingerprint,
+        "final_norm": digest_of(donor.final_norm),
     }
+    tensors = {f"{i}.{name}": t for i, one in enumerate(donor.layers) for name, t in one.tensors.items()}
+    tensors |= {f"final_norm.{name}": tensor for name, tensor in donor.final_norm.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
     os.close(handle)
     try:
-        save_file({key: value.contiguous() for key, value in donor.tensors.items()}, name, metadata=header)
+        save_file({key: value.contiguous() for key, value in tensors.items()}, name, metadata=header)
         Path(name).chmod(0o666 & ~_umask())
         Path(name).replace(out)
     finally:
@@ -74,13 +123,16 @@ def _umask() -> int:
 
 
 def read_header(file: str | Path) -> dict[str, str]:
-    """The header that :func:`write_block` wrote: geometry, donor, layer, revision, fingerprint.
+    """The header that :func:`write_block` wrote: what the layers are, donor, revision, licence, fingerprint.
+
+    Args:
+        file: the block file, or the word ``"embedded"``.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a block file.
     """
-    path = Path(file)
+    path = _path(file)
     if path.is_dir():
         raise ValueError(
             f"expected a block file, {path} is a folder: cut one layer out of the model with "
@@ -98,7 +150,9 @@ def read_header(file: str | Path) -> dict[str, str]:
         raise ValueError(
             f"expected a block file, {path} is damaged or of another kind ({error}): extract it again"
         ) from error
-    if header.get("format") != FORMAT:
+    if header.get("format", "").startswith("monai-llmboost block") and header["format"] != FORMAT:
+        raise ValueError(f"expected a block file of this version, {path} is of another: extract it again")
+    if header.get("format") != FORMAT or any(key not in header for key in KEYS):
         raise ValueError(
             f"expected a file written by `monai-llmboost extract`, got another safetensors file: {path}. "
             "Extract one layer of the model first"
@@ -106,36 +160,65 @@ def read_header(file: str | Path) -> dict[str, str]:
     return header
 
 
-def _read_block(file: str | Path) -> tuple[dict[str, str], BlockGeometry, dict[str, Tensor]]:
-    header = read_header(file)
-    geometry = BlockGeometry.from_json(header["geometry"])
-    with safe_open(file, framework="pt") as content:
-        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (safe_open is no dict)
-    if fingerprint(geometry, tensors) != header["fingerprint"]:
-        raise ValueError(
-            f"the weights in {file} are not those that were extracted: the file was altered; extract it again"
-        )
-    return header, geometry, tensors
+def _path(file: str | Path) -> Path:
+    return EMBEDDED if file == "embedded" else Path(file)
 
 
-def load_block(file: str | Path, dtype: torch.dtype | None = None) -> FrozenBlock:
-    """The frozen block in a file written by ``monai-llmboost extract``: the ``pretrained`` arm.
-
-    Args:
-        file: the block file.
-        dtype: dtype to keep the weights in; ``None`` keeps the donor's.
+def read_block(file: str | Path) -> DonorLayers:
+    """The layers in a file that :func:`write_block` wrote, or in the one that comes with the package (``"embedded"``).
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a block file, or altered since it was extracted.
     """
-    header, geometry, tensors = _read_block(file)
-    name = f"{header['donor']} layer {header['layer']}"
-    return FrozenBlock(geometry, tensors, name, dtype, known_fingerprint=header["fingerprint"])
+    header = read_header(file)
+    with safe_open(_path(file), framework="pt") as content:
+        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (safe_open is no dict)
+    indices = json.loads(header["layers"])
+    parts: list[dict[str, torch.Tensor]] = [{} for _ in indices]
+    norm = {}
+    for key, tensor in tensors.items():
+        place, _, name = key.partition(".")
+        if place == "final_norm":
+            norm[name] = tensor
+        elif place.isdecimal() and int(place) < len(parts):
+            parts[int(place)][name] = tensor
+    geometries = json.loads(header["geometries"])
+    layers = tuple(
+        Layer(part, BlockGeometry.from_json(json.dumps(geometries[i])) if geometries else None, header["config"], index)
+        for i, (part, index) in enumerate(zip(parts, indices))
+    )
+    donor = DonorLayers(layers, header["donor"], int(header["num_layers"]), header["revision"], header["licence"], norm)
+    if (donor.fingerprint, digest_of(norm)) != (header["fingerprint"], header["final_norm"]):
+        raise ValueError(
+            f"the weights in {file} are not those that were extracted: the file was altered; extract it again"
+        )
+    return donor
+
+
+def load_block(file: str | Path, dtype: torch.dtype | None = None, **options: Any) -> FrozenBlock:
+    """The frozen block in a file written by ``monai-llmboost extract``, after its self-test: the ``pretrained`` arm.
+
+    Args:
+        file: the block file; ``"embedded"`` for the small one that comes with the package.
+        dtype: dtype to keep the weights in; ``None`` keeps the donor's.
+        options: ``final_norm``, ``causal``, ``rotary`` as in :class:`FrozenBlock`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a block file, altered since it was extracted, or failing its self-test.
+    """
+    donor = read_block(file)
+    block = FrozenBlock(donor, dtype, known_fingerprint=read_header(file)["fingerprint"], **options)
+    self_test(block, donor.name, in_order=block.in_order)
+    return block
 
 
 def random_block(
-    like: str | Path | BlockGeometry = SMALL_GEOMETRY, seed: int = 0, dtype: torch.dtype | None = None
+    like: str | Path | BlockGeometry = SMALL_GEOMETRY,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    **options: Any,
 ) -> FrozenBlock:
     """A frozen block of random weights: the ``random`` arm, the control for what pre-training brings.
 
@@ -144,32 +227,40 @@ def random_block(
             geometry; or the word ``"random"`` for a small block.
         seed: seed of the weights; no other random number is touched.
         dtype: dtype to keep the weights in; ``None`` is float32.
+        options: ``final_norm``, ``causal``, ``rotary`` as in :class:`FrozenBlock`.
     """
     if isinstance(like, BlockGeometry) or like == "random":
-        geometry = like if isinstance(like, BlockGeometry) else SMALL_GEOMETRY
-        return FrozenBlock(geometry, random_tensors(geometry, seed), f"random seed {seed}", dtype)
-    header, geometry, tensors = _read_block(like)
-    name = f"random seed {seed} like {header['donor']} layer {header['layer']}"
-    return FrozenBlock(geometry, random_tensors(geometry, seed, tensors), name, dtype)
+        donor = random_layer(like if isinstance(like, BlockGeometry) else SMALL_GEOMETRY, seed)
+    else:
+        donor = read_block(like).random(seed)
+    return FrozenBlock(donor, dtype, **options)
 
 
-def frozen_block(source: str | Path | BlockGeometry, seed: int = 0, dtype: torch.dtype | None = None) -> FrozenBlock:
-    """What ``--block SOURCE`` says: a block file, or the word ``random``.
+def frozen_block(
+    source: str | Path | BlockGeometry,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    **options: Any,
+) -> FrozenBlock:
+    """What ``--block SOURCE`` says: a block file, or the words ``embedded`` or ``random``.
 
     Args:
-        source: a file written by ``monai-llmboost extract``, or ``"random"``; or a geometry, for random weights.
+        source: a file written by ``monai-llmboost extract``; ``"embedded"`` for the one that comes with the package;
+            ``"random"`` or a geometry, for random weights.
         seed: seed of a random block.
         dtype: dtype to keep the weights in.
+        options: ``final_norm``, ``causal``, ``rotary`` as in :class:`FrozenBlock`.
     """
     if isinstance(source, BlockGeometry) or source == "random":
-        return random_block(source, seed, dtype)
-    return load_block(source, dtype)
+        return random_block(source, seed, dtype, **options)
+    return load_block(source, dtype, **options)
 
 
 def block_width(source: str | Path | BlockGeometry) -> int:
-    """Features of a token in what ``--block SOURCE`` says, read from the header alone."""
+    """Features of a token in what ``--block SOURCE`` says, read from the header alone where that has it."""
     if isinstance(source, BlockGeometry):
         return source.width
-    return (
-        SMALL_GEOMETRY.width if source == "random" else BlockGeometry.from_json(read_header(source)["geometry"]).width
-    )
+    if source == "random":
+        return SMALL_GEOMETRY.width
+    geometries = json.loads(read_header(source)["geometries"])
+    return int(geometries[-1]["width"]) if geometries else FrozenBlock(read_block(source)).width

@@ -1,33 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shape of one language-model layer, read from a model's configuration as data."""
+"""The shape of one language-model layer: widths, heads, and which of the usual parts it has."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-# Model types whose layer is exactly the one of block.py: RMSNorm, grouped-query attention, SwiGLU, no biases.
-LLAMA_LIKE = ("llama", "mistral")
 # No layer that was ever trained comes near this; a config.json that asks for more is broken or hostile.
 LARGEST_WIDTH = 1 << 20
+NORMS = ("rms", "layer")
+QK_NORMS = ("none", "head", "all")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 
 
 @dataclass(frozen=True)
 class BlockGeometry:
-    """Widths and head counts of one decoder layer of the LLaMA family.
+    """One decoder layer as numbers; the defaults are those of LLaMA.
 
     Args:
         width: features of a token, D.
-        mlp_width: inner features of the SwiGLU MLP.
+        mlp_width: inner features of the MLP.
         num_heads: query heads.
         num_kv_heads: key/value heads; divides ``num_heads``.
         head_size: features of one head; ``num_heads * head_size`` need not equal ``width``.
-        norm_eps: epsilon of every RMSNorm.
+        norm_eps: epsilon of every norm.
+        norm: ``"rms"`` (RMSNorm, a gain) or ``"layer"`` (LayerNorm, a gain and a bias).
+        gain_offset: what is added to a stored RMSNorm gain; Gemma stores gains around 0 and adds 1.
+        pre_norm: a norm before the attention and one before the MLP.
+        post_norm: a norm behind the attention and one behind the MLP, before what they give is added.
+        parallel: attention and MLP both see the layer's input, and are added together.
+        qk_norm: an RMSNorm of queries and keys, over each head (``"head"``), over all of them (``"all"``), or none.
+        qkv_bias: queries, keys and values have biases.
+        output_bias: the attention's output has one.
+        mlp_bias: the MLP's linear maps have biases.
+        gated: ``down(activation(gate(x)) * up(x))`` instead of ``down(activation(up(x)))``.
+        activation: ``"silu"``, ``"gelu"``, ``"gelu_tanh"`` or ``"relu"``.
+        attention_scale: factor of the scores; 0 is ``head_size ** -0.5``.
+        score_cap: scores s become ``cap * tanh(s / cap)``; 0 for none (Gemma 2: 50).
+        rotary: radians by which each pair of features turns from one position to the next, for whoever asks for
+            positions; the pair i is the features i and i + ``len(rotary)`` of a head. Empty: the layer has none.
 
     Raises:
-        ValueError: a number that no layer can have.
+        ValueError: something that no layer can have.
     """
 
     width: int
@@ -36,6 +52,20 @@ class BlockGeometry:
     num_kv_heads: int
     head_size: int
     norm_eps: float = 1e-6
+    norm: str = "rms"
+    gain_offset: float = 0.0
+    pre_norm: bool = True
+    post_norm: bool = False
+    parallel: bool = False
+    qk_norm: str = "none"
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    gated: bool = True
+    activation: str = "silu"
+    attention_scale: float = 0.0
+    score_cap: float = 0.0
+    rotary: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("width", "mlp_width", "num_heads", "num_kv_heads", "head_size"):
@@ -52,22 +82,55 @@ class BlockGeometry:
             )
         if not isinstance(self.norm_eps, float) or not 0 < self.norm_eps < 1:
             raise ValueError(f"expected norm_eps between 0 and 1, got {self.norm_eps!r}: correct the model's config")
+        for name, known in (("norm", NORMS), ("qk_norm", QK_NORMS), ("activation", ACTIVATIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"expected {name} to be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.parallel and (self.post_norm or not self.pre_norm):
+            raise ValueError("expected a parallel layer to have norms before its parts only, got others")
+        if len(self.rotary) > self.head_size // 2:
+            raise ValueError(f"expected at most {self.head_size // 2} rotary pairs, got {len(self.rotary)}")
+
+    @property
+    def scale(self) -> float:
+        """Factor of the attention's scores."""
+        return self.attention_scale or self.head_size**-0.5
 
     @property
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of each tensor of the layer; matrices are (out, in)."""
         inner, kv = self.num_heads * self.head_size, self.num_kv_heads * self.head_size
-        return {
-            "attention_norm.weight": (self.width,),
-            "query.weight": (inner, self.width),
-            "key.weight": (kv, self.width),
-            "value.weight": (kv, self.width),
-            "output.weight": (self.width, inner),
-            "mlp_norm.weight": (self.width,),
-            "gate.weight": (self.mlp_width, self.width),
-            "up.weight": (self.mlp_width, self.width),
-            "down.weight": (self.width, self.mlp_width),
-        }
+        shapes: dict[str, tuple[int, ...]] = {}
+
+        def norm(name: str) -> None:
+            shapes[f"{name}.weight"] = (self.width,)
+            if self.norm == "layer":
+                shapes[f"{name}.bias"] = (self.width,)
+
+        def linear(name: str, out: int, into: int, bias: bool) -> None:
+            shapes[f"{name}.weight"] = (out, into)
+            if bias:
+                shapes[f"{name}.bias"] = (out,)
+
+        if self.pre_norm:
+            norm("attention_norm")
+        linear("query", inner, self.width, self.qkv_bias)
+        linear("key", kv, self.width, self.qkv_bias)
+        linear("value", kv, self.width, self.qkv_bias)
+        if self.qk_norm != "none":
+            shapes["query_norm.weight"] = (self.head_size if self.qk_norm == "head" else inner,)
+            shapes["key_norm.weight"] = (self.head_size if self.qk_norm == "head" else kv,)
+        linear("output", self.width, inner, self.output_bias)
+        if self.post_norm:
+            norm("attention_post_norm")
+        if self.pre_norm:
+            norm("mlp_norm")
+        if self.gated:
+            linear("gate", self.mlp_width, self.width, self.mlp_bias)
+        linear("up", self.mlp_width, self.width, self.mlp_bias)
+        linear("down", self.width, self.mlp_width, self.mlp_bias)
+        if self.post_norm:
+            norm("mlp_post_norm")
+        return shapes
 
     def check_tensors(self, tensors: Mapping[str, Any]) -> None:
         """Raise ValueError if a tensor is missing, unknown, or of another shape than the geometry says."""
@@ -83,45 +146,20 @@ class BlockGeometry:
                 )
 
     def to_json(self) -> str:
-        """The geometry as one line of JSON with sorted keys."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """The geometry as one line of JSON with sorted keys; what is as in LLaMA is left out."""
+        plain = {field.name: field.default for field in fields(self)}
+        kept = {key: value for key, value in asdict(self).items() if value != plain[key] or key == "norm_eps"}
+        return json.dumps(kept, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> BlockGeometry:
-        """The geometry that :meth:`to_json` wrote."""
-        return cls(**json.loads(text))
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> BlockGeometry:
-        """The geometry in a Hugging Face ``config.json``; nothing of the model's own code is run.
+        """The geometry that :meth:`to_json` wrote.
 
         Raises:
-            ValueError: the layer is not of the LLaMA family, or a number is missing or impossible.
+            ValueError: the text is something else.
         """
-        family = config.get("model_type")
-        if family not in LLAMA_LIKE:
-            raise ValueError(
-                f"expected a model of type {' or '.join(LLAMA_LIKE)}, got {family!r}: "
-                "choose a donor of the LLaMA family"
-            )
-        extras = [key for key in ("attention_bias", "mlp_bias") if config.get(key)]
-        if extras:
-            raise ValueError(f"expected a layer without biases, got {', '.join(extras)}: choose another donor")
-        if config.get("hidden_act", "silu") != "silu":
-            raise ValueError(f"expected hidden_act silu, got {config['hidden_act']!r}: choose another donor")
-        if config.get("quantization_config"):
-            raise ValueError("expected plain weights, got a quantised model: choose the float version of this donor")
-        missing = [key for key in ("hidden_size", "intermediate_size", "num_attention_heads") if key not in config]
-        if missing:
-            raise ValueError(f"expected {', '.join(missing)} in config.json, found none: the download is incomplete")
-        heads = config["num_attention_heads"]
-        if not isinstance(heads, int) or heads < 1:
-            raise ValueError(f"expected num_attention_heads to be a whole number, got {heads!r}: correct config.json")
-        return cls(
-            width=config["hidden_size"],
-            mlp_width=config["intermediate_size"],
-            num_heads=heads,
-            num_kv_heads=config.get("num_key_value_heads") or heads,
-            head_size=config.get("head_dim") or config["hidden_size"] // heads,
-            norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        )
+        try:
+            content = json.loads(text)
+            return cls(**{**content, "rotary": tuple(content.get("rotary", ()))})
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"expected a layer's geometry, got {text[:80]!r}: extract the block again") from error

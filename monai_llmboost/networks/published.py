@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from monai_llmboost.boosters import IdentityControl, ResidualBooster
-from monai_llmboost.llm import BlockGeometry, FrozenBlock
-from monai_llmboost.llm.checkpoint import META
+from monai_llmboost.llm import BlockGeometry, DonorLayers, FrozenBlock, Layer
+from monai_llmboost.llm.meta import META
 from monai_llmboost.networks.vit3d import ViT3D
 from monai_llmboost.networks.vivit import ViViT
 
@@ -73,7 +73,10 @@ def _frozen_block(weights: Mapping[str, Tensor], num_heads: int, norm_eps: float
         head_size=width // num_heads,
         norm_eps=norm_eps,
     )
-    return FrozenBlock(geometry, tensors, "published R-LLM checkpoint", final_norm=weights.get("llama.norm.weight"))
+    gain = weights.get("llama.norm.weight")
+    norm = {} if gain is None else {"weight": gain}
+    donor = DonorLayers((Layer(tensors, geometry),), "published R-LLM checkpoint", final_norm=norm)
+    return FrozenBlock(donor, final_norm="donor" if norm else "unit")
 
 
 def _rename(key: str) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts that ViT3D and ViViT share: patch embedding and pre-norm transformer layers."""
+"""The parts that ViT3D and ViViT share: patch embedding, pre-norm transformer layers, the booster's position."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from monai_llmboost.llm import Signature
 
 POOLS = ("cls", "mean")
+POSITIONS = ("last", "middle", "head")
 
 
 def grid_of(img_size: Sequence[int] | int, patch_size: Sequence[int] | int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -66,11 +67,40 @@ def reads_few(booster: nn.Module) -> bool:
     return "read" in inspect.signature(original.forward).parameters
 
 
-def network_signature(network: nn.Module, patch_size: tuple[int, ...], num_heads: int, pool: str) -> Signature:
-    """What changes a network's output and cannot be seen in the shapes of its weights, for its checkpoints."""
+def layers_before_booster(position: str, num_layers: int) -> int:
+    """How many of the layers run before a booster at ``position``; the others run behind it.
+
+    Raises:
+        ValueError: an unknown position, or a middle with no layer on one of its sides.
+    """
+    if position not in POSITIONS:
+        raise ValueError(f"expected position to be one of {', '.join(POSITIONS)}, got {position!r}")
+    if position != "middle":
+        return num_layers
+    if num_layers < 2:
+        raise ValueError(
+            f"expected at least 2 layers around position 'middle', got {num_layers}: "
+            "take more layers, or position 'last'"
+        )
+    return num_layers // 2
+
+
+def network_signature(
+    network: nn.Module,
+    patch_size: tuple[int, ...],
+    num_heads: int,
+    pool: str,
+    booster: nn.Module | None = None,
+    position: str = "last",
+) -> Signature:
+    """What changes a network's output and cannot be seen in the shapes of its weights, for its checkpoints.
+
+    The position is told where it matters: not of a plain network, and not of a booster behind the last layer.
+    """
+    place = "" if booster is None or position == "last" else f", booster at position {position}"
     return Signature(
         "network",
-        f"{type(network).__name__}, patches of {patch_size}, {num_heads} heads, pool {pool}",
+        f"{type(network).__name__}, patches of {patch_size}, {num_heads} heads, pool {pool}{place}",
         "give the options that it was trained with",
     )
 
@@ -158,9 +188,20 @@ class TransformerLayer(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
+class TransformerLayers(nn.Sequential):
+    """Layers in a row, of which a call may ask for a part, so that a booster can stand between two of them."""
+
+    def forward(self, x: Tensor, first: int = 0, stop: int | None = None) -> Tensor:
+        """Tokens (B, N, C) through the layers from ``first`` to before ``stop`` (by default all), to (B, N, C)."""
+        for index, layer in enumerate(self):
+            if index >= first and (stop is None or index < stop):
+                x = layer(x)
+        return x
+
+
 def transformer_layers(
     num_layers: int, hidden_size: int, mlp_dim: int, num_heads: int, head_size: int | None, dropout_rate: float
-) -> nn.Sequential:
+) -> TransformerLayers:
     """``num_layers`` layers in a row; ``head_size=None`` divides the token's width among the heads.
 
     Raises:
@@ -179,7 +220,7 @@ def transformer_layers(
     if not 0 <= dropout_rate < 1:
         raise ValueError(f"expected dropout_rate from 0 to below 1, got {dropout_rate}")
     size = hidden_size // num_heads if head_size is None else head_size
-    return nn.Sequential(
+    return TransformerLayers(
         *(TransformerLayer(hidden_size, mlp_dim, num_heads, size, dropout_rate) for _ in range(num_layers))
     )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ViT3D: a vision transformer over the patches of a volume, with a booster behind its last layer."""
+"""ViT3D: a vision transformer over the patches of a volume, with a booster behind or between its layers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from monai_llmboost.networks.transformer import (
     check_booster_fits,
     check_pool,
     grid_of,
+    layers_before_booster,
     learned_embedding,
     network_signature,
     reads_few,
@@ -25,7 +26,8 @@ class ViT3D(nn.Module):
     """Volume -> class logits by a 3D vision transformer, as in R-LLM (Lai et al. 2024, arXiv:2403.17343).
 
     Patches become tokens (LayerNorm, linear, LayerNorm), a CLS token and positions are added, pre-norm transformer
-    layers follow without a norm behind the last, then the booster, the pooling, a LayerNorm and a linear head.
+    layers follow without a norm behind the last, then the booster, the pooling, a LayerNorm and a linear head; or the
+    booster stands elsewhere, see ``position``.
 
     Args:
         in_channels: channels of the volume.
@@ -43,12 +45,18 @@ class ViT3D(nn.Module):
             ``None`` for the plain network.
         class_names: what the logits mean, in order; kept in checkpoints, so that ``class_names.names()`` of a network
             that loaded one are those it was trained with.
+        position: where the booster stands. ``"last"``: behind the last layer, where with ``pool="cls"`` it is asked for
+            the CLS token alone, at little cost. ``"middle"``: behind the first ``num_layers // 2`` layers, at least one
+            on each side; the layers behind it need all tokens of the booster. ``"head"``: on the pooled token, just
+            before ``head_norm``; that is one token alone, (B, 1, C), so the attention in the booster's block has
+            nothing to choose from and passes on the token's own value.
 
     Raises:
-        ValueError: sizes that do not fit one another; in ``forward``, a volume of another size.
+        ValueError: sizes that do not fit one another, or no middle; in ``forward``, a volume of another size.
     """
 
-    __constants__ = ("reads_cls",)  # so that scripting leaves out the branch not taken
+    # So that scripting leaves out the branches not taken.
+    __constants__ = ("boosts_between", "boosts_pooled", "reads_cls")
 
     def __init__(
         self,
@@ -65,6 +73,7 @@ class ViT3D(nn.Module):
         pool: str = "cls",
         booster: nn.Module | None = None,
         class_names: Sequence[str] | None = None,
+        position: str = "last",
     ) -> None:
         super().__init__()
         if min(in_channels, num_classes) < 1:
@@ -72,6 +81,8 @@ class ViT3D(nn.Module):
         size, patch = grid_of(img_size, patch_size)
         self.read_mean = check_pool(pool) == "mean"
         layers = transformer_layers(num_layers, hidden_size, mlp_dim, num_heads, head_size, dropout_rate)
+        self.num_before = layers_before_booster(position, num_layers)
+        self.boosts_between, self.boosts_pooled = position == "middle", position == "head"
         num_patches = (size[0] // patch[0]) * (size[1] // patch[1]) * (size[2] // patch[2])
         self.patch_tokens = PatchTokens(in_channels, size, patch, hidden_size)
         self.cls_token = learned_embedding(1, 1, hidden_size)
@@ -81,20 +92,37 @@ class ViT3D(nn.Module):
         self.head_norm = nn.LayerNorm(hidden_size)
         self.head = nn.Linear(hidden_size, num_classes)
         self.booster = check_booster_fits(booster, hidden_size)
-        self.reads_cls = pool == "cls" and reads_few(self.booster)
-        self.signature = network_signature(self, patch, num_heads, pool)
+        self.reads_cls = position == "last" and pool == "cls" and reads_few(self.booster)
+        self.signature = network_signature(self, patch, num_heads, pool, booster, position)
         self.class_names = ClassNames(num_classes, class_names)
 
+    def pool_tokens(self, x: Tensor) -> Tensor:
+        """Tokens (B, N, C) to one (B, C)."""
+        return x.mean(dim=1) if self.read_mean else x[:, 0]
+
     def forward_features(self, x: Tensor) -> Tensor:
-        """Volumes (B, channels, S0, S1, S2) to tokens before the booster, CLS first, (B, 1 + patches, C)."""
+        """Volumes (B, channels, S0, S1, S2) to tokens before the booster, CLS first, (B, 1 + patches, C).
+
+        With position "last" all layers are behind them, with "middle" the first half; with "head" it is the pooled
+        token alone, (B, 1, C).
+        """
         x = self.patch_tokens(x).flatten(1, 2)  # (B, patches, C)
         x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1) + self.positions
-        return self.layers(self.drop(x))
+        x = self.drop(x)
+        if self.boosts_between:
+            return self.layers(x, 0, self.num_before)
+        x = self.layers(x)
+        return self.pool_tokens(x).unsqueeze(1) if self.boosts_pooled else x
 
     def forward_head(self, x: Tensor) -> Tensor:
-        """Tokens after the booster (B, 1 + patches, C), or CLS alone, to logits (B, num_classes)."""
-        pooled = x.mean(dim=1) if self.read_mean else x[:, 0]
-        return self.head(self.head_norm(pooled))
+        """Tokens after the booster (B, 1 + patches, C) to logits (B, num_classes).
+
+        With position "last" and pool "cls" the CLS token (B, 1, C) is enough; with "middle" the other half of the
+        layers comes first; with "head" it is the pooled token, (B, 1, C).
+        """
+        if self.boosts_between:
+            x = self.layers(x, self.num_before)
+        return self.head(self.head_norm(self.pool_tokens(x)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Volumes (B, in_channels, S0, S1, S2) to raw logits (B, num_classes)."""

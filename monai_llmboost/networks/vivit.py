@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ViViT: a factorised transformer, within each slab of a volume and then across slabs, with a booster behind it."""
+"""ViViT: a factorised transformer, within each slab of a volume and then across slabs, with a booster."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from monai_llmboost.networks.transformer import (
     check_booster_fits,
     check_pool,
     grid_of,
+    layers_before_booster,
     learned_embedding,
     network_signature,
     reads_few,
@@ -45,12 +46,19 @@ class ViViT(nn.Module):
         booster: tokens (B, N, C) -> tokens (B, N, C); ``None`` for the plain network.
         class_names: what the logits mean, in order; kept in checkpoints, so that ``class_names.names()`` of a network
             that loaded one are those it was trained with.
+        position: where the booster stands. ``"last"``: behind the last temporal layer and its norm, where with
+            ``pool="cls"`` it is asked for the CLS token alone, at little cost. ``"middle"``: behind the first
+            ``num_temporal_layers // 2`` temporal layers, at least one on each side; the layers behind it need all
+            tokens of the booster. ``"head"``: on the pooled token, just before ``head``; that is one token alone,
+            (B, 1, C), so the attention in the booster's block has nothing to choose from and passes on the token's own
+            value.
 
     Raises:
-        ValueError: sizes that do not fit one another; in ``forward``, a volume of another size.
+        ValueError: sizes that do not fit one another, or no middle; in ``forward``, a volume of another size.
     """
 
-    __constants__ = ("reads_cls",)  # so that scripting leaves out the branch not taken
+    # So that scripting leaves out the branches not taken.
+    __constants__ = ("boosts_between", "boosts_pooled", "reads_cls")
 
     def __init__(
         self,
@@ -68,6 +76,7 @@ class ViViT(nn.Module):
         pool: str = "cls",
         booster: nn.Module | None = None,
         class_names: Sequence[str] | None = None,
+        position: str = "last",
     ) -> None:
         super().__init__()
         if min(in_channels, num_classes) < 1:
@@ -79,6 +88,8 @@ class ViViT(nn.Module):
         num_slabs, per_slab = size[0] // patch[0], (size[1] // patch[1]) * (size[2] // patch[2])
         spatial = transformer_layers(num_spatial_layers, hidden_size, mlp_dim, num_heads, head_size, dropout_rate)
         temporal = transformer_layers(num_temporal_layers, hidden_size, mlp_dim, num_heads, head_size, dropout_rate)
+        self.num_before = layers_before_booster(position, num_temporal_layers)
+        self.boosts_between, self.boosts_pooled = position == "middle", position == "head"
         self.patch_tokens = PatchTokens(in_channels, size, patch, hidden_size)
         self.positions = learned_embedding(1, num_slabs, per_slab, hidden_size)
         self.spatial_cls_token = learned_embedding(1, cls_tokens, hidden_size)
@@ -90,8 +101,8 @@ class ViViT(nn.Module):
         self.temporal_norm = nn.LayerNorm(hidden_size)
         self.head = nn.Linear(hidden_size, num_classes)
         self.booster = check_booster_fits(booster, hidden_size)
-        self.reads_cls = pool == "cls" and reads_few(self.booster)
-        self.signature = network_signature(self, patch, num_heads, pool)
+        self.reads_cls = position == "last" and pool == "cls" and reads_few(self.booster)
+        self.signature = network_signature(self, patch, num_heads, pool, booster, position)
         self.class_names = ClassNames(num_classes, class_names)
 
     def pool_tokens(self, x: Tensor) -> Tensor:
@@ -99,7 +110,11 @@ class ViViT(nn.Module):
         return x.mean(dim=1) if self.read_mean else x[:, 0]
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Volumes (B, channels, S0, S1, S2) to temporal tokens before the booster, (B, [1 +] slabs, C)."""
+        """Volumes (B, channels, S0, S1, S2) to temporal tokens before the booster, (B, [1 +] slabs, C).
+
+        With position "last" all temporal layers and their norm are behind them, with "middle" the first half of the
+        layers; with "head" it is the pooled token alone, (B, 1, C).
+        """
         x = self.patch_tokens(x) + self.positions  # (B, slabs, patches of a slab, C)
         b, slabs = x.shape[0], x.shape[1]
         x = x.flatten(0, 1)  # (B * slabs, patches of a slab, C)
@@ -107,10 +122,19 @@ class ViViT(nn.Module):
         x = self.pool_tokens(self.spatial_norm(self.spatial_layers(self.drop(x))))
         x = x.view(b, slabs, -1)
         x = torch.cat((self.temporal_cls_token.expand(b, -1, -1), x), dim=1)
-        return self.temporal_norm(self.temporal_layers(x))
+        if self.boosts_between:
+            return self.temporal_layers(x, 0, self.num_before)
+        x = self.temporal_norm(self.temporal_layers(x))
+        return self.pool_tokens(x).unsqueeze(1) if self.boosts_pooled else x
 
     def forward_head(self, x: Tensor) -> Tensor:
-        """Tokens after the booster (B, [1 +] slabs, C), or CLS alone, to logits (B, num_classes)."""
+        """Tokens after the booster (B, [1 +] slabs, C) to logits (B, num_classes).
+
+        With position "last" and pool "cls" the CLS token (B, 1, C) is enough; with "middle" the other half of the
+        temporal layers and their norm come first; with "head" it is the pooled token, (B, 1, C).
+        """
+        if self.boosts_between:
+            x = self.temporal_norm(self.temporal_layers(x, self.num_before))
         return self.head(self.pool_tokens(x))
 
     def forward(self, x: Tensor) -> Tensor:

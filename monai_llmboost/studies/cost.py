@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 from rich.table import Table
+from torch import Tensor, nn
 
+from monai_llmboost.boosters import ResidualBooster
 from monai_llmboost.studies.measure import costs, device_name
 
 
@@ -45,6 +47,8 @@ def cost_of_arms(arms: Mapping[str, Sequence[Path]], overrides: Mapping[str, Any
     x = torch.rand(batch_size, parser.get_parsed_content("network_def#in_channels"), size, size, size, device=device)
     amp = parser.get_parsed_content("train#trainer#amp_kwargs")["dtype"] if parser.get_parsed_content("amp") else None
     results = costs(networks, x, rounds, amp)
+    for name, network in networks.items():
+        results[name]["read_out"] = read_out(network, x)
     return {
         "device": device_name(device),
         "amp": None if amp is None else str(amp),
@@ -53,6 +57,22 @@ def cost_of_arms(arms: Mapping[str, Sequence[Path]], overrides: Mapping[str, Any
         "rounds": rounds,
         "arms": results,
     }
+
+
+def read_out(network: nn.Module, x: Tensor) -> str:
+    """How the booster of a network computes in training what is read of it, in words; ``x`` is a batch of volumes."""
+    booster = network.booster
+    if not isinstance(booster, ResidualBooster):
+        return "-"
+    calls: list[tuple[Any, ...]] = []
+    watch = booster.register_forward_pre_hook(lambda _, arguments: calls.append(arguments))
+    with torch.inference_mode():
+        network.train()(x)
+    watch.remove()
+    tokens, read = calls[0][0], calls[0][1:]
+    if not read and not booster.tokenwise:
+        return "all tokens are read: whole block"
+    return booster.way(tokens.shape[0], tokens.shape[1], *(read or (1,)))
 
 
 def cost_table(result: Mapping[str, Any]) -> Table:
@@ -87,6 +107,7 @@ def _ratio(cost: Mapping[str, Any], kind: str) -> str:
 
 
 ROWS = {
+    "read out": lambda cost: cost["read_out"],
     "trained weights": lambda cost: f"{cost['trained'] / 1e6:.2f} M",
     "frozen weights": lambda cost: f"{cost['frozen'] / 1e6:.2f} M",
     "checkpoint": lambda cost: f"{cost['checkpoint_bytes'] / 1e6:.1f} MB",

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from monai_llmboost.boosters import RESIDUALS, MLPControl, ResidualBooster, check_booster, readout, residual
-from monai_llmboost.llm import BlockGeometry, FrozenBlock, random_block
+from monai_llmboost.llm import BlockGeometry, DonorLayers, FrozenBlock, Layer, random_block, random_layer
 from monai_llmboost.networks import ViT3D, ViViT
 
 WIDE = BlockGeometry(width=96, mlp_width=128, num_heads=6, num_kv_heads=2, head_size=16)
@@ -173,6 +173,8 @@ ADAPTERS = {
     "a hook on encode": lambda b: hook(b, "encode"),
     "a hook on value": lambda b: hook(b, "block.layer.value"),
     "a hook on the norm": lambda b: hook(b, "block.layer.attention_norm"),
+    "a hook on the keys": lambda b: b.block.layer.key_norm.register_forward_hook(lambda _, __, output: 3 * output),
+    "normed keys": lambda b: setattr(b.block.layer, "key_norm", nn.RMSNorm(WIDE.num_kv_heads * WIDE.head_size)),
     "a hook on the layer": lambda b: hook(b, "block.layer"),
     "a hook on the block": lambda b: hook(b, "block"),
     "another norm": other_norm,
@@ -194,8 +196,7 @@ def test_a_block_of_another_class_is_run_as_it_is(way):
         def forward(self, h, read=None):
             return 2 * super().forward(h, read)
 
-    tensors = dict(random_block(WIDE).layer.named_buffers())
-    booster, x = ResidualBooster(CHANNELS, Doubled(WIDE, tensors, "doubled")), torch.randn(2, 20, CHANNELS)
+    booster, x = ResidualBooster(CHANNELS, Doubled(random_layer(WIDE))), torch.randn(2, 20, CHANNELS)
     torch.testing.assert_close(booster(x, 1), booster(x)[:, :1])
 
 
@@ -293,7 +294,7 @@ def published():
     """ViT3D of the published size, plain, with LLaMA-7B's block, and with that and mean pooling; without values."""
     with torch.device("meta"):
         tensors = {name: torch.empty(shape) for name, shape in LLAMA_7B.tensor_shapes.items()}
-        booster = ResidualBooster(1024, FrozenBlock(LLAMA_7B, tensors, "LLaMA-7B"))
+        booster = ResidualBooster(1024, FrozenBlock(DonorLayers((Layer(tensors, LLAMA_7B),), "LLaMA-7B")))
         return ViT3D(**PUBLISHED), ViT3D(**PUBLISHED, booster=booster), ViT3D(**PUBLISHED, booster=booster, pool="mean")
 
 

@@ -2,12 +2,12 @@
 import pytest
 import torch
 
-from monai_llmboost.llm import BlockGeometry, DecoderBlock, read_layer
+from monai_llmboost.llm import BlockGeometry, DecoderBlock, read_layers
 
 
 def block_of(folder, layer=-1):
-    donor = read_layer(folder, layer)
-    return DecoderBlock.from_tensors(donor.geometry, donor.tensors)
+    (one,) = read_layers(folder, layer).layers
+    return DecoderBlock.from_tensors(one.geometry, one.tensors)
 
 
 @pytest.mark.parametrize("layer", [0, 2])
@@ -35,13 +35,13 @@ def test_every_token_sees_every_token(llama_folder):
 
 
 def test_uses_the_tensors_without_copying(llama_folder):
-    donor = read_layer(llama_folder)
+    (donor,) = read_layers(llama_folder).layers
     block = DecoderBlock.from_tensors(donor.geometry, donor.tensors)
     assert block.query.weight.data_ptr() == donor.tensors["query.weight"].data_ptr()
 
 
 def test_wrong_tensors_are_named(geometry, llama_folder):
-    tensors = dict(read_layer(llama_folder).tensors)
+    tensors = dict(read_layers(llama_folder).layers[0].tensors)
     with pytest.raises(ValueError, match=r"query\.weight of shape \(32, 24\), got \(3, 3\)"):
         DecoderBlock.from_tensors(geometry, {**tensors, "query.weight": torch.ones(3, 3)})
     del tensors["down.weight"]
@@ -57,6 +57,11 @@ def test_wrong_tensors_are_named(geometry, llama_folder):
         ({"mlp_width": 1 << 40}, "mlp_width to be a whole number"),
         ({"num_kv_heads": 3}, "num_kv_heads to divide num_heads"),
         ({"norm_eps": 2.0}, "norm_eps between 0 and 1"),
+        ({"norm": "batch"}, "norm to be one of rms, layer, got 'batch'"),
+        ({"qk_norm": "some"}, "qk_norm to be one of none, head, all, got 'some'"),
+        ({"activation": "sine"}, "activation to be one of silu, gelu, gelu_tanh, relu, got 'sine'"),
+        ({"parallel": True, "post_norm": True}, "expected a parallel layer to have norms before its parts only"),
+        ({"rotary": (1.0, 0.5, 0.1)}, "expected at most 2 rotary pairs, got 3"),
     ],
 )
 def test_impossible_geometry(change, message):
@@ -67,3 +72,9 @@ def test_impossible_geometry(change, message):
 
 def test_geometry_survives_json(geometry):
     assert BlockGeometry.from_json(geometry.to_json()) == geometry
+    assert "gated" not in geometry.to_json(), "what is as in LLaMA is left out"
+    other = BlockGeometry(8, 16, 2, 2, 4, norm="layer", gated=False, rotary=(1.0, 0.1))
+    assert BlockGeometry.from_json(other.to_json()) == other
+    for text in ("[1]", '{"width": 8}', '{"colour": 1}'):
+        with pytest.raises(ValueError, match="expected a layer's geometry, got"):
+            BlockGeometry.from_json(text)

@@ -6,9 +6,9 @@ import torch
 from conftest import llama_config
 from safetensors.torch import save_file
 
-from monai_llmboost.llm import BlockGeometry, read_layer
-from monai_llmboost.llm.checkpoint import META
-from monai_llmboost.llm.frozen import fingerprint, random_tensors
+from monai_llmboost.llm import BlockGeometry, FrozenBlock, load_block, random_layer, read_layers, write_block
+from monai_llmboost.llm.checkpoint import layers_of
+from monai_llmboost.llm.meta import META
 
 
 def change_config(folder, **changes):
@@ -17,20 +17,21 @@ def change_config(folder, **changes):
 
 
 def test_reads_a_layer_that_straddles_shards(llama, llama_folder):
-    donor = read_layer(llama_folder, 1)
+    donor = read_layers(llama_folder, 1)
+    (layer,) = donor.layers
     index = json.loads((llama_folder / "model.safetensors.index.json").read_text())["weight_map"]
     assert len({file for name, file in index.items() if ".layers.1." in name}) > 1
-    assert (donor.layer, donor.num_layers, donor.donor) == (1, 3, "tiny-llama")
-    assert torch.equal(donor.tensors["key.weight"], llama.model.layers[1].self_attn.k_proj.weight)
-    assert torch.equal(donor.tensors["mlp_norm.weight"], llama.model.layers[1].post_attention_layernorm.weight)
+    assert (layer.index, donor.num_layers, donor.donor) == (1, 3, "tiny-llama")
+    assert torch.equal(layer.tensors["key.weight"], llama.model.layers[1].self_attn.k_proj.weight)
+    assert torch.equal(layer.tensors["mlp_norm.weight"], llama.model.layers[1].post_attention_layernorm.weight)
 
 
 def test_reads_only_the_files_that_hold_the_layer(llama_folder):
     index = json.loads((llama_folder / "model.safetensors.index.json").read_text())["weight_map"]
-    needed = {file for name, file in index.items() if ".layers.2." in name}
+    needed = {file for name, file in index.items() if ".layers.2." in name or name == "model.norm.weight"}
     for file in set(index.values()) - needed:
         (llama_folder / file).unlink()
-    assert read_layer(llama_folder, -1).layer == 2
+    assert read_layers(llama_folder, -1).layers[0].index == 2
 
 
 @pytest.mark.parametrize("sharded", [False, True])
@@ -45,8 +46,8 @@ def test_reads_pytorch_bin(llama, geometry, tmp_path, sharded):
         (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
     else:
         torch.save(state, tmp_path / "pytorch_model.bin")
-    donor = read_layer(tmp_path, 0)
-    assert torch.equal(donor.tensors["gate.weight"], llama.model.layers[0].mlp.gate_proj.weight)
+    (layer,) = read_layers(tmp_path, 0).layers
+    assert torch.equal(layer.tensors["gate.weight"], llama.model.layers[0].mlp.gate_proj.weight)
 
 
 def write_meta(folder, tensors, geometry, parts):
@@ -73,62 +74,121 @@ def write_meta(folder, tensors, geometry, parts):
 
 @pytest.fixture
 def meta_geometry():
-    return BlockGeometry(width=32, mlp_width=40, num_heads=4, num_kv_heads=2, head_size=8, norm_eps=1e-5)
+    turns = tuple(10000.0 ** (-i / 4) for i in range(4))
+    return BlockGeometry(width=32, mlp_width=40, num_heads=4, num_kv_heads=2, head_size=8, norm_eps=1e-5, rotary=turns)
 
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_meta_files_give_the_fingerprint_of_the_hugging_face_tensors(meta_geometry, tmp_path, parts):
-    tensors = random_tensors(meta_geometry, 1)
-    meta = read_layer(write_meta(tmp_path / "meta", tensors, meta_geometry, parts), -1)
-    assert meta.geometry == meta_geometry
-    assert fingerprint(meta.geometry, meta.tensors) == fingerprint(meta_geometry, tensors)
+    donor = random_layer(meta_geometry, 1)
+    meta = read_layers(write_meta(tmp_path / "meta", donor.layers[0].tensors, meta_geometry, parts), -1)
+    assert meta.layers[0].geometry == meta_geometry
+    assert meta.fingerprint == donor.fingerprint
 
 
 @pytest.mark.parametrize("gone", [0, 1])
 def test_a_missing_meta_file_is_noticed(meta_geometry, tmp_path, gone):
-    folder = write_meta(tmp_path / "meta", random_tensors(meta_geometry, 1), meta_geometry, parts=2)
+    folder = write_meta(tmp_path / "meta", random_layer(meta_geometry, 1).layers[0].tensors, meta_geometry, parts=2)
     (folder / f"consolidated.{gone:02d}.pth").unlink()
     with pytest.raises(
         (FileNotFoundError, ValueError), match=r"all parts from consolidated\.00|query\.weight of shape"
     ):
-        read_layer(folder)
+        read_layers(folder)
 
 
-def test_reads_the_really_pretrained_block(tiny_llm_folder):
-    donor = read_layer(tiny_llm_folder)
-    assert (donor.geometry.width, donor.geometry.mlp_width, donor.geometry.num_kv_heads) == (192, 1024, 1)
-    assert sum(tensor.numel() for tensor in donor.tensors.values()) == 700_800
+def test_the_really_pretrained_block_passes_its_self_test(tiny_llm_folder, tmp_path):
+    donor = read_layers(tiny_llm_folder)
+    geometry = donor.layers[0].geometry
+    assert (geometry.width, geometry.mlp_width, geometry.num_kv_heads) == (192, 1024, 1)
+    assert donor.num_weights == 700_800
+    write_block(donor, tmp_path / "block.safetensors")
+    assert load_block(tmp_path / "block.safetensors").width == 192
+
+
+def test_stories260k_in_metas_layout_passes_its_self_test(stories_folder, tmp_path):
+    """Its rotary pairs lie side by side. That must not matter: queries and keys meet only in products over a head's
+    features, and one order of the features in both leaves every product as it is, unless positions turn the pairs."""
+    donor = read_layers(stories_folder, "0:5")
+    assert (donor.num_layers, donor.layers[0].geometry.num_kv_heads) == (5, 4)
+    write_block(donor, tmp_path / "block.safetensors")
+    block = load_block(tmp_path / "block.safetensors", final_norm="donor")
+    raw = torch.load(stories_folder / "consolidated.00.pth", weights_only=True)
+    x = torch.randn(1, 6, 64)
+    ours = block(x)
+    for layer, index in zip((*block.before, block.layer), range(5)):
+        for name, short in (("query", "wq"), ("key", "wk")):
+            as_stored = raw[f"layers.{index}.attention.{short}.weight"]
+            assert not torch.equal(getattr(layer, name).weight, as_stored)
+            getattr(layer, name).weight = as_stored
+    torch.testing.assert_close(block(x), ours)
+    turned = FrozenBlock(donor, rotary=True)
+    ours = turned(x)
+    turned.layer.query.weight = raw["layers.4.attention.wq.weight"]
+    turned.layer.key.weight = raw["layers.4.attention.wk.weight"]
+    assert (turned(x) - ours).abs().max() > 1e-3, "with positions it does matter"
 
 
 @pytest.mark.parametrize("layer", [3, -4, 100])
 def test_no_such_layer(llama_folder, layer):
     with pytest.raises(ValueError, match=rf"layer {layer} is not in this model: it has the layers 0 to 2"):
-        read_layer(llama_folder, layer)
+        read_layers(llama_folder, layer)
+
+
+@pytest.mark.parametrize(
+    ("asked", "got"),
+    [
+        (-1, [7]), ("-1", [7]), ("3,5", [3, 5]), (" 5, 3 ", [5, 3]), ([0, -1], [0, 7]), (range(2, 4), [2, 3]),
+        ("4:8", [4, 5, 6, 7]), ("-2:", [6, 7]), (":2", [0, 1]), ("-3:-1", [5, 6]), (":", list(range(8))),
+    ],
+)  # fmt: skip
+def test_which_layers(asked, got):
+    assert layers_of(asked, 8) == got
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("last", "expected layers such as -1, 3,5 or 4:8, got 'last'"),
+        ("1:2:3", "expected layers such as"),
+        ("", "expected layers such as"),
+        ("5:3", "expected at least one layer, got none from '5:3'"),
+        ([], r"expected at least one layer, got none from \[\]"),
+        ("4:9", "expected a range within the layers 0 to 7, got '4:9'"),
+        ("3,9", "layer 9 is not in this model"),
+        ("7,-1", "expected each layer once, got '7,-1'"),
+    ],
+)
+def test_layers_that_are_not_to_be_had(asked, message):
+    with pytest.raises(ValueError, match=message):
+        layers_of(asked, 8)
 
 
 def test_no_such_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected a model folder or a hub id"):
-        read_layer(tmp_path / "nothing")
+        read_layers(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match=r"config\.json .* or params\.json"):
-        read_layer(tmp_path)
+        read_layers(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gpt2"}, "expected a model of type llama or mistral, got 'gpt2'"),
-        ({"attention_bias": True}, "without biases, got attention_bias"),
-        ({"hidden_act": "gelu"}, "hidden_act silu, got 'gelu'"),
+        ({"model_type": "no such type"}, "no such type"),
+        ({"attention_bias": True}, r"layer 2 of tiny-llama: expected \['key\.bias', .* found none"),
+        ({"rope_parameters": {"rope_theta": "much"}}, "rope_theta in config.json to be a number, got 'much'"),
+        ({"rope_parameters": [1]}, "rope_parameters in config.json to be an object"),
+        ({"rms_norm_eps": "tiny"}, "rms_norm_eps in config.json to be a number, got 'tiny'"),
+        ({"rms_norm_eps": 2.0}, "expected norm_eps between 0 and 1"),
         ({"quantization_config": {"bits": 4}}, "got a quantised model"),
-        ({"hidden_size": "24"}, "width to be a whole number"),
+        ({"hidden_size": "24"}, "hidden_size in config.json to be a whole number from 1, got '24'"),
         ({"num_hidden_layers": None}, "num_hidden_layers to be the number of layers"),
-        ({"num_attention_heads": 0}, "num_attention_heads to be a whole number"),
+        ({"num_attention_heads": 0}, "num_attention_heads in config.json to be a whole number"),
     ],
 )
 def test_unfit_configuration(llama_folder, changes, message):
     change_config(llama_folder, **changes)
     with pytest.raises(ValueError, match=message):
-        read_layer(llama_folder)
+        read_layers(llama_folder)
 
 
 def test_broken_files_are_named(llama_folder):
@@ -138,35 +198,39 @@ def test_broken_files_are_named(llama_folder):
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=f"cannot read {shard.name}: .* Download it again"):
-        read_layer(llama_folder)
+        read_layers(llama_folder)
     shard.unlink()
     with pytest.raises(FileNotFoundError, match=f"expected the weight file {shard.name}"):
-        read_layer(llama_folder)
+        read_layers(llama_folder)
     index.write_text(json.dumps({"weight_map": {"model.layers.2.self_attn.q_proj.weight": "../../secret"}}))
     with pytest.raises(ValueError, match=r"plain file names in .*'\.\./\.\./secret'"):
-        read_layer(llama_folder)
+        read_layers(llama_folder)
     index.write_text("{")
     with pytest.raises(ValueError, match=r"expected JSON in model\.safetensors\.index\.json"):
-        read_layer(llama_folder)
+        read_layers(llama_folder)
     index.unlink()
     with pytest.raises(FileNotFoundError, match=r"expected model\.safetensors or pytorch_model\.bin"):
-        read_layer(llama_folder)
+        read_layers(llama_folder)
 
 
 def test_tensors_of_another_kind_are_refused(llama, geometry, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(llama_config(geometry)))
     state = {name: tensor.clone() for name, tensor in llama.state_dict().items()}
     save_file({**state, "model.layers.2.self_attn.q_norm.weight": torch.ones(8)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"no LLaMA layer, it also has \['self_attn\.q_norm\.weight'\]"):
-        read_layer(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"layer 2 of .*: expected a layer as its family has it, it also has self_attn\.q_norm\.weight"
+    ):
+        read_layers(tmp_path)
     name = "model.layers.2.mlp.up_proj.weight"
     save_file({**state, name: state[name].to(torch.int8)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"expected float weights, got torch\.int8 for up\.weight"):
-        read_layer(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"expected float weights, got torch\.int8 for model\.layers\.2\.mlp\.up_proj\.weight"
+    ):
+        read_layers(tmp_path)
     del state[name]
     save_file(state, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"it lacks \['mlp\.up_proj\.weight'\]"):
-        read_layer(tmp_path)
+    with pytest.raises(ValueError, match=r"expected \['up\.weight'\] in the layer, found none"):
+        read_layers(tmp_path)
 
 
 def test_weights_that_are_not_finite_are_refused(llama, geometry, tmp_path):
@@ -174,8 +238,10 @@ def test_weights_that_are_not_finite_are_refused(llama, geometry, tmp_path):
     state = {name: tensor.clone() for name, tensor in llama.state_dict().items()}
     state["model.layers.2.self_attn.q_proj.weight"][0, 0] = torch.nan
     save_file(state, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"expected finite weights, query\.weight has NaN"):
-        read_layer(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"expected finite weights, model\.layers\.2\.self_attn\.q_proj\.weight has NaN"
+    ):
+        read_layers(tmp_path)
 
 
 def test_two_stacks_of_layers_are_refused(llama, geometry, tmp_path):
@@ -184,13 +250,13 @@ def test_two_stacks_of_layers_are_refused(llama, geometry, tmp_path):
     state |= {name.replace("model.", "vision."): tensor + 1 for name, tensor in state.items() if ".layers." in name}
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"expected one stack of layers in .*, found \['model\.', 'vision\.'\]"):
-        read_layer(tmp_path)
+        read_layers(tmp_path)
 
 
 def test_a_configuration_of_another_model_is_refused(llama_folder):
     change_config(llama_folder, head_dim=16)
     with pytest.raises(ValueError, match=r"query\.weight of shape \(64, 24\), got \(32, 24\)"):
-        read_layer(llama_folder)
+        read_layers(llama_folder)
 
 
 def test_a_pickle_that_runs_code_is_refused(geometry, tmp_path):
@@ -201,4 +267,4 @@ def test_a_pickle_that_runs_code_is_refused(geometry, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(llama_config(geometry)))
     torch.save({"model.layers.2.x": Evil()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"cannot read pytorch_model\.bin"):
-        read_layer(tmp_path)
+        read_layers(tmp_path)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from monai.networks.utils import copy_model_state
 
-from monai_llmboost.llm import FrozenBlock, load_block, random_block
-from monai_llmboost.llm.frozen import random_tensors
+from monai_llmboost.llm import FrozenBlock, load_block, random_block, random_layer
 
 
 @pytest.fixture
@@ -31,9 +31,17 @@ def test_final_norm(block, geometry):
     h = 100 * torch.randn(2, 5, 24)
     torch.testing.assert_close(block(h).square().mean(-1), torch.ones(2, 5), rtol=1e-3, atol=0)
     gain = torch.rand(24)
-    other = FrozenBlock(geometry, random_tensors(geometry, 3), "x", final_norm=gain)
+    donor = replace(random_layer(geometry, 3), final_norm={"weight": gain})
+    other = FrozenBlock(donor, final_norm="donor")
     torch.testing.assert_close(other(h), block(h) * gain)
-    assert other.fingerprint != block.fingerprint
+    with pytest.raises(RuntimeError, match=r"has the block 'random seed 3 \(\w{12}, final norm donor\)'"):
+        other.load_state_dict(block.state_dict())
+    assert torch.equal(FrozenBlock(donor)(h), block(h)), "one everywhere unless asked for"
+    assert FrozenBlock(donor, final_norm="none")(h).square().mean() > 1000
+    with pytest.raises(ValueError, match="expected final_norm to be unit, donor or none, got 'llm'"):
+        FrozenBlock(donor, final_norm="llm")
+    with pytest.raises(ValueError, match=r"expected the final norm of random seed 3 in the block file .* found none"):
+        random_block(geometry, seed=3, final_norm="donor")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -54,7 +62,9 @@ def test_checkpoint_of_the_same_block_loads(geometry, block):
 
 def test_the_same_block_by_another_name_loads(geometry, block):
     """From a hub id here, from a folder there."""
-    FrozenBlock(geometry, random_tensors(geometry, 3), "another name").load_state_dict(block.state_dict(), strict=True)
+    FrozenBlock(replace(random_layer(geometry, 3), donor="another name")).load_state_dict(
+        block.state_dict(), strict=True
+    )
 
 
 def test_checkpoint_over_another_block_is_refused_by_every_loader(geometry, block):
@@ -101,8 +111,10 @@ def test_random_block_follows_its_seed_and_touches_no_other_random_number(geomet
 
 
 def test_random_block_matches_the_donors_scale(geometry):
-    donor = {name: 0.3 * tensor + 0.1 for name, tensor in random_tensors(geometry, 8).items()}
-    drawn = random_tensors(geometry, 9, like=donor)
+    plain = random_layer(geometry, 8)
+    (layer,) = plain.layers
+    donor = {name: 0.3 * tensor + 0.1 for name, tensor in layer.tensors.items()}
+    drawn = replace(plain, layers=(replace(layer, tensors=donor),)).random(9).layers[0].tensors
     for name, tensor in drawn.items():
         spread = donor[name].std()
         assert abs(tensor.mean() - donor[name].mean()) <= 4 * spread / tensor.numel() ** 0.5 + 1e-6

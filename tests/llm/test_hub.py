@@ -1,101 +1,617 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fetching from a hub, against a stand-in on loopback that serves one repository."""
+"""Reading from a hub, against a stand-in on loopback: what is asked, what is sent, and what is made of every answer."""
 
+import io
+import json
+import socket
 import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-COMMIT = "a" * 40
+from monai_llmboost.llm import hub
+from monai_llmboost.llm.hub import HubRepository, LocalFolder
+
+COMMIT, LATER = "a" * 40, "b" * 40
+WEIGHTS = "model.safetensors"
 
 
 class StandIn(BaseHTTPRequestHandler):
-    """Answers what `hf_hub_download` asks: HEAD for etag and commit, GET for the bytes, 401 for a gated repository."""
+    """The hub, as far as `huggingface_hub` and range requests need it, or (``storage``) what it redirects to.
+
+    What it does wrong is taken from the server's ``answers``: one entry for each GET of a weight file, in their order.
+    """
+
+    protocol_version = "HTTP/1.1"
 
     def do_HEAD(self):
-        self.answer(body=False)
+        self.answer()
 
     def do_GET(self):
-        self.answer(body=True)
+        self.answer()
 
-    def answer(self, body):
-        owner, repo, _, _, name = self.path.strip("/").split("/", 4)
-        self.server.asked.append((self.command, name))
-        file = self.server.folder / name
+    def answer(self):
+        owner, repo, _, revision, name = self.path.partition("?")[0].strip("/").split("/", 4)
+        asked = SimpleNamespace(method=self.command, name=name, revision=revision, headers={})
+        asked.headers = {key.lower(): value for key, value in self.headers.items()}
+        self.server.asked.append(asked)
+        weights = self.command == "GET" and name.endswith(".safetensors")
+        wrong = self.server.answers.pop(0) if weights and self.server.answers else {}
         if owner == "gated":
-            return self.fail(403, "GatedRepo")
+            return self.send(403, {"X-Error-Code": "GatedRepo"})
         if (owner, repo) != ("lab", "tiny"):
-            return self.fail(401, "RepoNotFound")
+            return self.send(401, {"X-Error-Code": "RepoNotFound"})
+        if revision not in ("main", COMMIT, LATER):
+            return self.send(404, {"X-Error-Code": "RevisionNotFound"})
+        if self.headers.get("Authorization") == "Bearer hf_old":
+            return self.send(401, {"X-Error-Message": "Invalid credentials in Authorization header"})
+        commit = self.server.commit if revision == "main" else revision
+        file = self.server.folder / name
         if not file.is_file():
-            return self.fail(404, "EntryNotFound")
+            return self.send(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
+        if "status" in wrong:
+            return self.send(wrong["status"], wrong.get("headers", {}))
         content = file.read_bytes()
-        self.send_response(200)
-        self.send_header("ETag", f'"{name}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
+        headers = {} if self.server.storage else {"X-Repo-Commit": wrong.get("commit", commit)}
+        if self.server.redirect_to and name.endswith((".safetensors", ".bin")):
+            linked = {"X-Linked-ETag": f'"{wrong.get("etag", "content")}"', "X-Linked-Size": str(len(content))}
+            return self.send(302, {**headers, **linked, "Location": f"{self.server.redirect_to}{self.path}?signed=yes"})
+        headers["ETag"] = f'"{wrong.get("etag", name)}"'
+        if self.server.storage:
+            headers["ETag"] = f'"{len(self.server.asked)}"'  # storage may name its copies as it likes
+        return self.send_part(content, headers, wrong)
 
-    def fail(self, status, code):
-        self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
+    def send_part(self, content, headers, wrong):
+        status, span = 200, self.headers.get("Range")
+        if span and not wrong.get("ignores"):
+            first, last = (int(word) for word in span.removeprefix("bytes=").split("-"))
+            if first >= len(content):
+                return self.send(416, {"Content-Range": f"bytes */{len(content)}"})
+            last = min(last, len(content) - 1) + wrong.get("late", 0)
+            first += wrong.get("late", 0)
+            status = 206
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(content) + wrong.get('grown', 0)}"
+            content = content[first : last + 1]
+        headers |= wrong.get("headers", {})
+        return self.send(status, headers, content, wrong.get("breaks", len(content)))
+
+    def send(self, status, headers, body=b"", breaks=None):
+        try:
+            self.send_response(status)
+            for key, value in ({"Content-Length": str(len(body))} | headers).items():
+                self.send_header(key, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body[:breaks])
+                self.server.sent += len(body[:breaks]) if status == 206 else 0
+            if "Endless" in headers:
+                while True:
+                    self.wfile.write(bytes(2**16))
+                    self.server.endless += 2**16
+            if breaks is not None and breaks < len(body):
+                self.wfile.flush()
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
+        except OSError:  # the other side has hung up
+            self.close_connection = True
 
     def log_message(self, *args):
         pass
 
 
-@pytest.fixture
-def hub(llama_folder):
+def serve(folder, **traits):
     server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
-    server.folder, server.asked = llama_folder, []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
+    server.folder, server.commit, server.asked, server.answers = folder, COMMIT, [], []
+    server.redirect_to, server.storage, server.sent, server.endless = "", False, 0, 0
+    vars(server).update(traits)
+    server.address = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    return server
+
+
+def stop(server):
     server.shutdown()
     server.server_close()
 
 
-def extract(hub_port, tmp_path, model, *options):
-    """The command in a process of its own, because the hub's address is read from the environment once."""
+@pytest.fixture
+def tensors():
+    return {name: torch.randn(64, 128, generator=torch.Generator().manual_seed(ord(name))) for name in "abcde"}
+
+
+@pytest.fixture
+def folder(tensors, tmp_path):
+    """A model of five tensors of 32 KiB, as safetensors and as pickle."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Tiny\n")
+    save_file(tensors, folder / WEIGHTS)
+    torch.save(tensors, folder / "pytorch_model.bin")
+    return folder
+
+
+@pytest.fixture
+def use(monkeypatch, tmp_path):
+    """Point `huggingface_hub`, which reads the environment once, to an address, with a cache of this test's own."""
+    from huggingface_hub import close_session, constants
+
+    cache, waits = tmp_path / "cache", []
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("time.sleep", waits.append)
+
+    def use(address):
+        close_session()
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        return waits
+
+    yield use
+    close_session()
+
+
+@pytest.fixture
+def server(folder, use):
+    server = serve(folder)
+    server.waits = use(server.address)
+    yield server
+    stop(server)
+
+
+def offline(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+def header_bytes(folder):
+    return 8 + int.from_bytes((folder / WEIGHTS).read_bytes()[:8], "little")
+
+
+def ranges(server):
+    return [one.headers["range"] for one in server.asked if one.method == "GET" and one.name == WEIGHTS]
+
+
+# What is fetched
+
+
+def test_exactly_the_bytes_of_the_tensors_are_sent(server, folder, tensors):
+    repository = HubRepository("lab/tiny")
+    assert (repository.donor, repository.revision) == ("lab/tiny", COMMIT)
+    assert repository.has(WEIGHTS)
+    assert repository.tensor_names(WEIGHTS) == list("abcde")
+    header = header_bytes(folder)
+    assert server.sent == header
+    found = repository.tensors(WEIGHTS, ["b", "c", "e"])
+    assert list(found) == ["b", "c", "e"]
+    assert all(torch.equal(found[name], tensors[name]) for name in found)
+    assert server.sent == header + 3 * 2**15, "and the header once"
+    one, b, d, e = 2**15, header + 2**15, header + 3 * 2**15, header + 4 * 2**15
+    wanted = [(0, 7), (8, header - 1), (b, d - 1), (e, e + one - 1)]
+    assert ranges(server) == [f"bytes={first}-{last}" for first, last in wanted]
+    assert {one.headers["accept-encoding"] for one in server.asked if "range" in one.headers} == {"identity"}
+    assert not server.waits
+
+
+def test_all_files_are_of_one_commit(server):
+    repository = HubRepository("lab/tiny")
+    server.commit = LATER  # the branch moves on
+    repository.licence(), repository.json("model.safetensors.index.json"), repository.has("pytorch_model.bin")
+    assert repository.tensors(WEIGHTS, ["a"])
+    assert [one.revision for one in server.asked if one.revision != COMMIT] == ["main"] * 2, "HEAD and GET of config"
+    assert HubRepository("lab/tiny").revision == LATER
+    assert HubRepository("lab/tiny", COMMIT).revision == COMMIT
+
+
+def test_a_whole_file_in_the_cache_is_read_there(server, tensors, monkeypatch):
+    from huggingface_hub import hf_hub_download
+
+    hf_hub_download("lab/tiny", WEIGHTS)
+    hf_hub_download("lab/tiny", "config.json")
+    before = len(server.asked)
+    offline(monkeypatch)
+    repository = HubRepository("lab/tiny")
+    assert repository.json("model.safetensors.index.json") is None, "with the weights there, that is all there is"
+    assert repository.has(WEIGHTS)
+    assert not repository.has("pytorch_model.bin")
+    assert repository.licence() == ""
+    assert torch.equal(repository.tensors(WEIGHTS, ["d"])["d"], tensors["d"])
+    assert repository.tensor_names(WEIGHTS) == list("abcde")
+    assert len(server.asked) == before
+
+
+def test_pickled_weights_come_whole(server, tensors):
+    repository = HubRepository("lab/tiny")
+    assert repository.has("pytorch_model.bin")
+    assert set(repository.tensor_names("pytorch_model.bin")) == set("abcde")
+    assert torch.equal(repository.tensors("pytorch_model.bin", ["b"])["b"], tensors["b"])
+    assert sum(one.method == "GET" and one.name == "pytorch_model.bin" for one in server.asked) == 1
+
+
+def test_what_is_not_there(server, folder):
+    (folder / "README.md").unlink()
+    repository = HubRepository("lab/tiny")
+    assert repository.json("nothing.json") is None
+    assert repository.json("nothing.json") is None
+    assert sum(one.name == "nothing.json" for one in server.asked) == 1, "the cache remembers that"
+    assert repository.licence() == ""
+    assert not repository.has("model-1.safetensors")
+    assert not repository.has("pytorch_model-1.bin")
+    for name in ("model-1.safetensors", "pytorch_model-1.bin"):
+        with pytest.raises(FileNotFoundError, match=rf"expected the weight file {name} in lab/tiny, found none"):
+            repository.tensors(name, ["a"])
+    with pytest.raises(ValueError, match=rf"expected \['z'\] in {WEIGHTS}, found none: index and weights"):
+        repository.tensors(WEIGHTS, ["z"])
+
+
+def test_a_repository_without_configuration(server, folder):
+    (folder / "config.json").unlink()
+    repository = HubRepository("lab/tiny")
+    assert repository.revision == COMMIT
+    assert repository.json("config.json") is None
+
+
+# Redirects and tokens
+
+
+def test_a_redirect_does_not_carry_the_token_away(server, folder, tensors, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    storage = serve(folder, storage=True)
+    server.redirect_to = storage.address
+    repository = HubRepository("lab/tiny")
+    assert torch.equal(repository.tensors(WEIGHTS, ["b"])["b"], tensors["b"])
+    assert torch.equal(repository.tensors("pytorch_model.bin", ["b"])["b"], tensors["b"])
+    stop(storage)
+    assert {one.headers.get("authorization") for one in server.asked} == {"Bearer hf_secret"}
+    assert not any("authorization" in one.headers for one in storage.asked)
+    assert not any("secret" in str(one.headers) for one in storage.asked)
+    assert ranges(storage) == ranges(server)
+    assert server.sent == 0
+    assert storage.sent == header_bytes(folder) + 2**15
+
+
+def test_redirected_the_hubs_own_etag_counts(server, folder):
+    storage = serve(folder, storage=True)
+    server.redirect_to = storage.address
+    server.answers = [{}, {}, {"etag": "other"}]
+    with pytest.raises(ConnectionError, match=rf"{WEIGHTS} of lab/tiny changed while it was read: try again"):
+        HubRepository("lab/tiny").tensors(WEIGHTS, ["a"])
+    stop(storage)
+
+
+# Servers and networks that fail
+
+
+@pytest.mark.parametrize("breaks", [[1000, 0, 0, 20_000, 5000, 0, 0], [2**15 - 1], [0, 0, 0, 0, 0]])
+def test_a_broken_connection_is_taken_up_at_the_byte_reached(server, folder, tensors, breaks):
+    server.answers = [{}, {}, *({"breaks": number} for number in breaks)]
+    assert torch.equal(HubRepository("lab/tiny").tensors(WEIGHTS, ["b"])["b"], tensors["b"])
+    begin = header_bytes(folder) + 2**15
+    reached = [begin + sum(breaks[:number]) for number in range(len(breaks) + 1)]
+    assert ranges(server)[2:] == [f"bytes={first}-{begin + 2**15 - 1}" for first in reached]
+    assert server.sent == header_bytes(folder) + 2**15, "no byte twice"
+    assert len(server.waits) == len(breaks)
+
+
+def test_a_connection_that_breaks_for_good(server, folder):
+    server.answers = [{}, {}, {"breaks": 10}, *[{"breaks": 0}] * 20]
+    at = header_bytes(folder) + 10
+    message = rf"connection to the hub for {WEIGHTS} of lab/tiny broke 6 times at byte {at} \(.+\): check the network"
+    with pytest.raises(ConnectionError, match=message):
+        HubRepository("lab/tiny").tensors(WEIGHTS, ["a"])
+    assert server.waits == [1, 2, 4, 8, 8]
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_busy_server_is_asked_again(server, tensors, status):
+    busy = {"status": status}
+    later = {"status": status, "headers": {"Retry-After": "7"}}
+    server.answers = [busy, {}, busy, {}, {"breaks": 100}, busy, later]
+    assert torch.equal(HubRepository("lab/tiny").tensors(WEIGHTS, ["a"])["a"], tensors["a"])
+    assert len(server.waits) == 5
+    assert max(server.waits) >= 7
+
+
+def test_a_server_that_stays_busy(server):
+    server.answers = [{"status": 503}] * 50
+    message = rf"cannot reach the hub for {WEIGHTS} of lab/tiny \(status 503\): check the network"
+    with pytest.raises(ConnectionError, match=message):
+        HubRepository("lab/tiny").tensors(WEIGHTS, ["a"])
+    assert len(server.answers) == 44
+
+
+def test_a_server_that_ignores_ranges_is_not_listened_to(server):
+    """Its body, announced with 13 GB, is not read but for what is under way already."""
+    whole = {"ignores": True, "headers": {"Content-Length": str(13 * 10**9), "Endless": "yes"}}
+    server.answers = [{}, {}, whole]
+    message = (
+        rf"expected bytes \d+ to \d+ of {WEIGHTS} from 127\.0\.0\.1, got another answer \(status 200\): run `hf down"
+    )
+    with pytest.raises(ConnectionError, match=message):
+        HubRepository("lab/tiny").tensors(WEIGHTS, ["a"])
+    assert server.endless < 50 * 2**20
+    assert len(ranges(server)) == 3
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"late": 1},
+        {"headers": {"Content-Range": "bytes */*"}},
+        {"headers": {"Content-Encoding": "gzip"}},
+        {"status": 204},
+        {"headers": {"Content-Length": str(2**20), "Endless": "yes"}},
+    ],
+)
+@pytest.mark.parametrize("good", [0, 2])
+def test_an_answer_of_other_bytes_is_refused(server, answer, good):
+    server.answers = [*[{}] * good, answer]
+    with pytest.raises(ConnectionError, match=r"expected bytes .* got another answer"):
+        HubRepository("lab/tiny").tensors(WEIGHTS, ["a"])
+    assert not server.waits
+
+
+@pytest.mark.parametrize("answer", [{"etag": "other"}, {"commit": LATER}, {"grown": 8}])
+def test_a_file_that_changes_is_refused(server, answer):
+    server.answers = [{}, {}, answer]
+    with pytest.raises(ConnectionError, match=rf"{WEIGHTS} of lab/tiny changed while it was read: try again"):
+        HubRepository("lab/tiny").tensors(WEIGHTS, ["a"])
+
+
+@pytest.mark.parametrize("length", [0, 5, 50])
+def test_a_file_on_the_hub_that_is_cut_short(server, folder, length):
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:length])
+    with pytest.raises(ValueError, match=rf"cannot read {WEIGHTS}: it is cut short.* Download it again"):
+        HubRepository("lab/tiny").tensors(WEIGHTS, ["a"])
+
+
+# What the hub refuses, and no hub at all
+
+
+@pytest.mark.parametrize(
+    ("model", "revision", "message"),
+    [
+        ("gated/tiny", None, "gated/tiny is gated: accept its licence on its hub page, then run `hf auth login`"),
+        ("lab/nothing", None, "the hub has no model 'lab/nothing' that you may see: check the spelling"),
+        ("lab/tiny", "v9", "lab/tiny has no revision 'v9': give a branch, tag or commit of it"),
+    ],
+)
+def test_what_the_hub_refuses(server, model, revision, message):
+    with pytest.raises(ConnectionError, match=message):
+        HubRepository(model, revision)
+
+
+def test_the_weights_alone_may_be_gated(server):
+    gated = {"status": 401, "headers": {"X-Error-Code": "GatedRepo"}}
+    server.answers = [gated]
+    repository = HubRepository("lab/tiny")
+    with pytest.raises(ConnectionError, match="lab/tiny is gated: accept its licence"):
+        repository.has(WEIGHTS)
+    server.answers = [{}, {}, gated]
+    with pytest.raises(ConnectionError, match="lab/tiny is gated: accept its licence"):
+        repository.tensors(WEIGHTS, ["a"])
+
+
+def test_a_token_that_has_expired(server, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_old")
+    with pytest.raises(
+        ConnectionError, match=r"the hub refuses .* \(status 401 Invalid credentials.* renew your token"
+    ):
+        HubRepository("lab/tiny")
+
+
+def test_no_hub(server, folder, use):
+    repository = HubRepository("lab/tiny")
+    repository.json("model.safetensors.index.json")
+    use("http://127.0.0.1:1")
+    message = (
+        r"cannot get tokenizer\.json of lab/tiny: the hub cannot be reached \(.*refused.*\) and it is not in the local"
+    )
+    with pytest.raises(ConnectionError, match=message):
+        repository.json("tokenizer.json")
+    server.waits.clear()
+    assert repository.licence() == "", "unknown"
+    assert repository.json("config.json") == {"model_type": "llama"}
+    assert repository.json("model.safetensors.index.json") is None, "the cache knows"
+    for method in (repository.has, repository.tensor_names):
+        with pytest.raises(ConnectionError, match=rf"cannot get {WEIGHTS} of lab/tiny: the hub cannot be reached"):
+            method(WEIGHTS)
+    assert not server.waits, "it was not asked again and again"
+    assert HubRepository("lab/tiny").revision == COMMIT, "from the cache"
+    with pytest.raises(ConnectionError, match=r"cannot get config\.json of lab/other: the hub cannot be reached"):
+        HubRepository("lab/other")
+
+
+def test_a_hub_that_is_gone_before_the_weights_are_read(server, use):
+    repository = HubRepository("lab/tiny")
+    use("http://127.0.0.1:1")
+    with pytest.raises(
+        ConnectionError, match=rf"connection to the hub for {WEIGHTS} of lab/tiny broke 6 times at byte 0"
+    ):
+        repository.tensors(WEIGHTS, ["a"])
+
+
+def test_offline_mode(server, monkeypatch):
+    HubRepository("lab/tiny").json("model.safetensors.index.json")
+    before = len(server.asked)
+    offline(monkeypatch)
+    repository = HubRepository("lab/tiny")
+    assert repository.json("model.safetensors.index.json") is None
+    for method in (repository.has, repository.tensor_names, repository.json):
+        for name in (WEIGHTS, "pytorch_model.bin"):
+            with pytest.raises(
+                ConnectionError, match=rf"cannot get {name} of lab/tiny: HF_HUB_OFFLINE is set and it is no"
+            ):
+                method(name)
+    with pytest.raises(ConnectionError, match=r"cannot get config\.json of lab/other: HF_HUB_OFFLINE is set"):
+        HubRepository("lab/other")
+    assert len(server.asked) == before
+
+
+def test_a_full_disk_is_not_called_a_network(server, monkeypatch):
+    import huggingface_hub
+
+    def full(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    repository = HubRepository("lab/tiny")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        repository.tensors("pytorch_model.bin", ["a"])
+
+
+# The same of both
+
+
+def test_both_have_the_same_methods(server, folder, tensors):
+    local, far = LocalFolder(folder), HubRepository("lab/tiny")
+    public = {name for name in dir(far) if not name.startswith("_")}
+    assert public == {name for name in dir(local) if not name.startswith("_")} - {"path"}
+    assert (local.donor, local.revision) == ("model", "")
+    assert local.json("config.json") == far.json("config.json") == {"model_type": "llama"}
+    assert local.json("nothing.json") is None
+    assert local.licence() == far.licence() == "apache-2.0"
+    assert local.has(WEIGHTS)
+    assert not local.has("nothing.bin")
+    for name in (WEIGHTS, "pytorch_model.bin"):
+        assert local.tensor_names(name) == far.tensor_names(name)
+        assert torch.equal(local.tensors(name, ["c"])["c"], tensors["c"])
+        with pytest.raises(ValueError, match=rf"expected \['z'\] in {name}, found none"):
+            local.tensors(name, ["z"])
+    with pytest.raises(
+        FileNotFoundError, match=r"expected the weight file x\.bin beside config\.json: download it too"
+    ):
+        local.tensor_names("x.bin")
+
+
+@pytest.mark.parametrize("name", ["../secret", "a/b", "..", "", "a\\b", "/etc/passwd", "c:x", "a\0b"])
+def test_names_that_lead_elsewhere(server, folder, name):
+    for files in (LocalFolder(folder), HubRepository("lab/tiny")):
+        for method in (files.json, files.has, files.tensor_names, lambda name, files=files: files.tensors(name, ["a"])):
+            with pytest.raises(
+                ValueError, match=r"expected plain file names in (model|lab/tiny), got .*: do not trust"
+            ):
+                method(name)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", r"expected JSON in x\.json, got something else"),
+        (b"\xff", r"expected JSON in x\.json, got something else"),
+        (b"[" * 100_000, r"expected JSON in x\.json, got something else"),
+        (b"[]", r"expected a JSON object in x\.json, got a list"),
+    ],
+)
+def test_json_that_is_none(server, folder, content, message):
+    (folder / "x.json").write_bytes(content)
+    for files in (LocalFolder(folder), HubRepository("lab/tiny")):
+        with pytest.raises(ValueError, match=message):
+            files.json("x.json")
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlicense: llama3.1\nlicense_name: x\n---\n", "llama3.1"),
+        ("---\nlicense: other\nlicense_name: deepseek\n---\n", "other (deepseek)"),
+        ("---\nlicense: other\n---\n", "other"),
+        ("---\nlicense:\n- mit\n- apache-2.0\n---\n", "mit, apache-2.0"),
+        ("---\nlicense: no\n---\n", ""),
+        ("---\ntags: []\n---\n", ""),
+        ("---\n---\n", ""),
+        ("# A model\n", ""),
+        ("---\n- license\n---\n", ""),
+        ("---\nlicense: [mit\n---\n", ""),
+        ("---\nlicense: !!python/object/apply:os.system [exit]\n---\n", ""),
+        (b"\xff\xfe---", ""),
+        (None, ""),
+    ],
+)
+def test_the_licence_of_a_model(folder, card, licence):
+    (folder / "README.md").unlink()
+    if card is not None:
+        (folder / "README.md").write_bytes(card if isinstance(card, bytes) else card.encode())
+    assert LocalFolder(folder).licence() == licence
+
+
+@pytest.mark.parametrize(
+    ("terminal", "large", "shown"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_a_progress_bar_for_what_is_large(server, monkeypatch, terminal, large, shown):
+    written = io.StringIO()
+    written.isatty = lambda: terminal
+    monkeypatch.setattr(hub, "BAR_BYTES", 0 if large else 2**20)
+    repository = HubRepository("lab/tiny")
+    repository.has(WEIGHTS)
+    monkeypatch.setattr(sys, "stderr", written)
+    repository.tensors(WEIGHTS, ["a", "c"])
+    assert (f"{WEIGHTS}: 100%" in written.getvalue()) == shown
+    assert ("65.5k/65.5k" in written.getvalue()) == shown
+
+
+# The command `extract`, in a process of its own: the environment as a user sets it
+
+
+@pytest.fixture
+def llama_hub(llama_folder):
+    server = serve(llama_folder)
+    yield server
+    stop(server)
+
+
+def extract(hub_port, tmp_path, model, *options, **environment):
+    """The command, without the waits between one try and the next."""
     environment = {
         "HF_ENDPOINT": f"http://127.0.0.1:{hub_port}",
         "HF_HOME": str(tmp_path / "cache"),
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
         "PATH": "",
         "HOME": str(tmp_path),
+        **environment,
     }
-    command = [sys.executable, "-m", "monai_llmboost", "extract", model, "--out", str(tmp_path / "out.safetensors")]
+    code = "import time; time.sleep = lambda seconds: None; from monai_llmboost.__main__ import main; main()"
+    command = [sys.executable, "-c", code, "extract", model, "--out", str(tmp_path / "out.safetensors")]
     return subprocess.run([*command, *options], capture_output=True, text=True, env=environment, cwd=tmp_path)
 
 
-def test_fetches_only_the_files_of_the_layer(hub, llama_folder, tmp_path):
-    done = extract(hub.server_port, tmp_path, "lab/tiny", "--layer", "0")
+def test_the_command_fetches_only_the_layer(llama_hub, llama_folder, tmp_path):
+    done = extract(llama_hub.server_port, tmp_path, "lab/tiny", "--layer", "0", HF_TOKEN="hf_secret")
     assert done.returncode == 0, done.stderr
     assert "layer 0 of 3 of lab/tiny" in done.stdout
-    fetched = {name for command, name in hub.asked if command == "GET" and name.endswith(".safetensors")}
-    assert 0 < len(fetched) < len(list(llama_folder.glob("*.safetensors")))
+    assert "Traceback" not in done.stderr
     from monai_llmboost.llm import read_header
 
     assert read_header(tmp_path / "out.safetensors")["revision"] == COMMIT
+    fetched = {one.name for one in llama_hub.asked if one.method == "GET" and one.name.endswith(".safetensors")}
+    assert 0 < len(fetched) < len(list(llama_folder.glob("*.safetensors")))
+    assert {one.headers.get("authorization") for one in llama_hub.asked} == {"Bearer hf_secret"}
 
 
 @pytest.mark.parametrize(
     ("model", "message"),
     [("gated/tiny", "is gated: accept its licence"), ("lab/nothing", "the hub has no model 'lab/nothing'")],
 )
-def test_what_the_hub_refuses(hub, tmp_path, model, message):
-    done = extract(hub.server_port, tmp_path, model)
+def test_the_command_says_what_the_hub_refuses(llama_hub, tmp_path, model, message):
+    done = extract(llama_hub.server_port, tmp_path, model)
     assert done.returncode == 1
     assert message in done.stderr.strip().splitlines()[-1]
 
 
-def test_no_network(tmp_path):
+def test_the_command_without_network(tmp_path):
     done = extract(1, tmp_path, "lab/tiny")
     assert done.returncode == 1
     assert "the hub cannot be reached" in done.stderr.strip().splitlines()[-1]

@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 def test_weights_are_counted_apart(geometry):
     booster = ResidualBooster(12, random_block(geometry))
     maps = 2 * 12 * geometry.width
-    tensors = sum(torch.Size(shape).numel() for shape in geometry.tensor_shapes.values()) + geometry.width
+    tensors = sum(torch.Size(shape).numel() for shape in geometry.tensor_shapes.values())
     assert numbers_of_weights(booster) == {"trained": maps, "frozen": tensors}
     booster.encode.requires_grad_(False)
     assert numbers_of_weights(booster) == {"trained": maps // 2, "frozen": tensors + maps // 2}
@@ -96,12 +96,13 @@ def test_the_table_shows_the_numbers():
         "trained": 2_000_000, "frozen": 7_000_000, "checkpoint_bytes": 3_000_000, "weight_bytes": 40_000_000,
         "forward_flops": 11e9, "step_flops": 33e9, "forward_seconds": 0.005, "step_seconds": 0.016,
         "forward_ratio": 1.25, "step_ratio": 1.5, "forward_ratio_range": [1.1, 1.4], "step_ratio_range": [1.2, 1.9],
-        "step_memory_bytes": 100_000_000,
+        "step_memory_bytes": 100_000_000, "read_out": "each token for itself",
     }  # fmt: skip
     result = {"device": "a device", "amp": "torch.bfloat16", "batch_size": 4, "img_size": 28, "rounds": 3}
     table = cost_table({**result, "arms": {"one": cost}})
     shown = dict(zip(*(column.cells for column in table.columns)))
     assert shown == {
+        "read out": "each token for itself",
         "trained weights": "2.00 M", "frozen weights": "7.00 M", "checkpoint": "3.0 MB",
         "training memory": "156 MB",  # 40 at rest, two moments of 2 M weights, 100 in the step
         "forward, GFLOP": "11", "step, GFLOP": "33", "forward, ms": "5", "step, ms": "16",
@@ -146,7 +147,7 @@ def test_the_verb(llama_folder, tmp_path):
     assert done.exit_code == 0
     assert all(word in done.output for word in ("none", "mlp", "random", "GFLOP", "MB", "ms"))
     geometry = read_geometry(llama_folder / "config.json")
-    tensors = sum(torch.Size(shape).numel() for shape in geometry.tensor_shapes.values()) + geometry.width
+    tensors = sum(torch.Size(shape).numel() for shape in geometry.tensor_shapes.values())
     assert json.loads(file.read_text())["arms"]["random"]["frozen"] == tensors
 
 

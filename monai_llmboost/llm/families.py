@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Families of language models whose layer block.py runs itself: their numbers and names on disk, and ours.
+
+One function per family reads the numbers in ``config.json``, one table gives each tensor its name here. Defaults are
+those of the families' own configuration classes, for files that leave a number out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from monai_llmboost.llm.geometry import BlockGeometry
+from monai_llmboost.llm.numbers import Config, number, rotary_angles, whole_number
+
+# As configurations spell them.
+ACTIVATIONS = {
+    "silu": "silu", "swish": "silu", "relu": "relu", "gelu": "gelu",
+    "gelu_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
+}  # fmt: skip
+# Part of some checkpoints, computed from the configuration: rotary frequencies and causal masks.
+NOT_WEIGHTS = re.compile(r"\.inv_freq$|^attn(ention)?\.(bias|masked_bias)$|\.rotary_emb\.")
+
+Names = dict[str, str | tuple[str, ...]]  # module on disk -> module of block.py, or several that are stored as one
+
+LLAMA: Names = {
+    "input_layernorm": "attention_norm",
+    "self_attn.q_proj": "query",
+    "self_attn.k_proj": "key",
+    "self_attn.v_proj": "value",
+    "self_attn.o_proj": "output",
+    "post_attention_layernorm": "mlp_norm",
+    "mlp.gate_proj": "gate",
+    "mlp.up_proj": "up",
+    "mlp.down_proj": "down",
+}
+QK_NORMS: Names = {"self_attn.q_norm": "query_norm", "self_attn.k_norm": "key_norm"}
+SANDWICH: Names = {
+    "post_attention_layernorm": "attention_post_norm",
+    "pre_feedforward_layernorm": "mlp_norm",
+    "post_feedforward_layernorm": "mlp_post_norm",
+}
+PHI3: Names = {
+    "input_layernorm": "attention_norm",
+    "self_attn.qkv_proj": ("query", "key", "value"),
+    "self_attn.o_proj": "output",
+    "post_attention_layernorm": "mlp_norm",
+    "mlp.gate_up_proj": ("gate", "up"),
+    "mlp.down_proj": "down",
+}
+GPT2: Names = {
+    "ln_1": "attention_norm",
+    "attn.c_attn": ("query", "key", "value"),
+    "attn.c_proj": "output",
+    "ln_2": "mlp_norm",
+    "mlp.c_fc": "up",
+    "mlp.c_proj": "down",
+}
+OPT: Names = {
+    "self_attn_layer_norm": "attention_norm",
+    "self_attn.q_proj": "query",
+    "self_attn.k_proj": "key",
+    "self_attn.v_proj": "value",
+    "self_attn.out_proj": "output",
+    "final_layer_norm": "mlp_norm",
+    "fc1": "up",
+    "fc2": "down",
+}
+GPT_NEOX: Names = {
+    "input_layernorm": "attention_norm",
+    "attention.query_key_value": ("query", "key", "value"),
+    "attention.dense": "output",
+    "post_attention_layernorm": "mlp_norm",
+    "mlp.dense_h_to_4h": "up",
+    "mlp.dense_4h_to_h": "down",
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one family writes its layers.
+
+    Args:
+        names: module on disk -> module of block.py.
+        geometry: configuration and index of a layer -> its numbers.
+        layers: last word of the list of layers on disk.
+        final_norm: last word of the model's norm behind its last layer.
+        transposed: matrices are stored (in, out).
+        by_head: queries, keys and values stored as one lie head by head, not one after the other.
+        only_if: what a configuration must say (or leave out) for this to hold.
+    """
+
+    names: Names
+    geometry: Callable[[Config, int], BlockGeometry]
+    layers: str = "layers"
+    final_norm: str = "norm"
+    transposed: bool = False
+    by_head: bool = False
+    only_if: Mapping[str, Any] = field(default_factory=dict)
+
+
+def text_config(config: Config) -> Config:
+    """The part of a configuration that is about the language model, in models that also see or hear."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, Mapping) and config.get("model_type") not in FAMILIES else config
+
+
+def family_of(config: Config) -> Family | None:
+    """The family whose layer a (text) configuration describes; ``None`` if block.py has not all that it takes."""
+    family = FAMILIES.get(str(config.get("model_type")))
+    if family is None or any(config.get(key, value) != value for key, value in family.only_if.items()):
+        return None
+    return family if _activation_word(config) in ACTIVATIONS else None
+
+
+def block_tensors(family: Family, geometry: BlockGeometry, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of one layer by their names in block.py, from names on disk relative to the layer.
+
+    Views where that can be; transposed matrices take the memory of those that came in, which are lost.
+
+    Raises:
+        ValueError: a tensor that such a layer does not have, or none of those it has.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        module, _, kind = name.rpartition(".")
+        if module not in family.names:
+            raise ValueError(f"expected a layer as its family has it, it also has {name}: choose another donor")
+        target = family.names[module]
+        if family.transposed and tensor.ndim == 2:
+            tensor = _transpose_(tensor)
+        if isinstance(target, str):
+            renamed[f"{target}.{kind}"] = tensor
+        else:
+            parts = [f"{part}.{kind}" for part in target]
+            renamed.update(zip(parts, _taken_apart(tensor, parts, geometry, family.by_head)))
+    missing = sorted(set(geometry.tensor_shapes) - set(renamed))
+    if missing:
+        raise ValueError(f"expected {missing} in the layer, found none: download all the model's files")
+    geometry.check_tensors(renamed)
+    return renamed
+
+
+def _transpose_(tensor: Tensor) -> Tensor:
+    """The transposed matrix in the same memory, so that a layer is not held twice."""
+    transposed = tensor.t().contiguous()
+    return tensor.view(-1).copy_(transposed.view(-1)).view(transposed.shape)
+
+
+def _taken_apart(tensor: Tensor, parts: list[str], geometry: BlockGeometry, by_head: bool) -> list[Tensor]:
+    shapes = geometry.tensor_shapes
+    rows = [shapes[part][0] for part in parts if part in shapes]
+    if len(rows) != len(parts) or tensor.shape[0] != sum(rows):
+        raise ValueError(
+            f"expected {' and '.join(parts)} as one tensor of {sum(rows)} rows, got {tensor.shape[0]}: "
+            "the configuration and the weights are not of one model"
+        )
+    if by_head:
+        heads = tensor.view(geometry.num_heads, len(parts), geometry.head_size, *tensor.shape[1:])
+        return [heads[:, i].flatten(0, 1) for i in range(len(parts))]
+    return list(tensor.split(rows))
+
+
+def _activation_word(config: Config) -> str:
+    return str(config.get("hidden_activation") or config.get("hidden_act") or config.get("activation_function", "silu"))
+
+
+def _activation(config: Config) -> str:
+    return ACTIVATIONS[_activation_word(config)]
+
+
+def _llama(config: Config, layer: int, **changes: Any) -> BlockGeometry:
+    width, heads = whole_number(config, "hidden_size"), whole_number(config, "num_attention_heads")
+    head_size = whole_number(config, "head_dim", max(width // heads, 1))
+    numbers: dict[str, Any] = {
+        "width": width,
+        "mlp_width": whole_number(config, "intermediate_size"),
+        "num_heads": heads,
+        "num_kv_heads": whole_number(config, "num_key_value_heads", heads),
+        "head_size": head_size,
+        "norm_eps": number(config, "rms_norm_eps", 1e-6),
+        "activation": _activation(config),
+        "qkv_bias": bool(config.get("attention_bias")),
+        "output_bias": bool(config.get("attention_bias")),
+        "mlp_bias": bool(config.get("mlp_bias")),
+    }
+    if "rotary" not in changes:
+        numbers["rotary"] = rotary_angles(config, head_size)
+    return BlockGeometry(**{**numbers, **changes})
+
+
+def _qwen2(config: Config, layer: int) -> BlockGeometry:
+    return _llama(config, layer, qkv_bias=True, output_bias=False)
+
+
+def _qwen3(config: Config, layer: int) -> BlockGeometry:
+    return _llama(config, layer, qk_norm="head")
+
+
+def _smollm3(config: Config, layer: int) -> BlockGeometry:
+    turned = config.get("no_rope_layers")
+    interval = whole_number(config, "no_rope_layer_interval", 4)
+    rotates = turned[layer] if isinstance(turned, list) and layer < len(turned) else (layer + 1) % interval != 0
+    if rotates:
+        return _llama(config, layer)
+    return _llama(config, layer, rotary=())
+
+
+def _phi3(config: Config, layer: int) -> BlockGeometry:
+    return _llama(config, layer, qkv_bias=False, output_bias=False, norm_eps=number(config, "rms_norm_eps", 1e-5))
+
+
+def _gemma(config: Config, layer: int, **changes: Any) -> BlockGeometry:
+    word = config.get("hidden_activation") or config.get("hidden_act")
+    word = "gelu_tanh" if word in (None, "gelu") else word  # of old files: the tanh form is what was trained
+    config = {"head_dim": 256, **config, "hidden_activation": word}
+    return _llama(config, layer, gain_offset=1.0, **changes)
+
+
+def _gemma2(config: Config, layer: int, **changes: Any) -> BlockGeometry:
+    return _gemma(
+        config,
+        layer,
+        post_norm=True,
+        attention_scale=number(config, "query_pre_attn_scalar", 256) ** -0.5,
+        score_cap=number(config, "attn_logit_softcapping", changes.pop("cap", 50.0)),
+        **changes,
+    )
+
+
+def _gemma3(config: Config, layer: int) -> BlockGeometry:
+    types, pattern = config.get("layer_types"), whole_number(config, "sliding_window_pattern", 6)
+    near = types[layer] == "sliding_attention" if isinstance(types, list) else (layer + 1) % pattern != 0
+    head_size = whole_number(config, "head_dim", 256)
+    if config.get("rope_parameters"):
+        rotary = rotary_angles(config, head_size, kind="sliding_attention" if near else "full_attention")
+    elif near:
+        rotary = rotary_angles({"rope_theta": number(config, "rope_local_base_freq", 1e4)}, head_size)
+    else:
+        rotary = rotary_angles(config, head_size, base=1e6)
+    return _gemma2(config, layer, cap=0.0, qk_norm="head", rotary=rotary)
+
+
+def _olmo2(config: Config, layer: int) -> BlockGeometry:
+    return _llama(config, layer, pre_norm=False, post_norm=True, qk_norm="all")
+
+
+def _gpt2(config: Config, layer: int) -> BlockGeometry:
+    width, heads = whole_number(config, "n_embd"), whole_number(config, "n_head")
+    return BlockGeometry(
+        width=width,
+        mlp_width=whole_number(config, "n_inner", 4 * width),
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_size=max(width // heads, 1),
+        norm_eps=number(config, "layer_norm_epsilon", 1e-5),
+        norm="layer",
+        qkv_bias=True,
+        output_bias=True,
+        mlp_bias=True,
+        gated=False,
+        activation=_activation({"activation_function": "gelu_new", **config}),
+        attention_scale=0.0 if config.get("scale_attn_weights", True) else 1.0,
+    )
+
+
+def _opt(config: Config, layer: int) -> BlockGeometry:
+    width, heads = whole_number(config, "hidden_size"), whole_number(config, "num_attention_heads")
+    biases = bool(config.get("enable_bias", True))
+    return BlockGeometry(
+        width=width,
+        mlp_width=whole_number(config, "ffn_dim"),
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_size=max(width // heads, 1),
+        norm_eps=1e-5,
+        norm="layer",
+        qkv_bias=biases,
+        output_bias=biases,
+        mlp_bias=biases,
+        gated=False,
+        activation=_activation({"activation_function": "relu", **config}),
+    )
+
+
+def _gpt_neox(config: Config, layer: int) -> BlockGeometry:
+    config = {"hidden_act": "gelu", "rotary_pct": 0.25, "rope_theta": config.get("rotary_emb_base"), **config}
+    width, heads = whole_number(config, "hidden_size"), whole_number(config, "num_attention_heads")
+    biases = bool(config.get("attention_bias", True))
+    return BlockGeometry(
+        width=width,
+        mlp_width=whole_number(config, "intermediate_size"),
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_size=max(width // heads, 1),
+        norm_eps=number(config, "layer_norm_eps", 1e-5),
+        norm="layer",
+        parallel=bool(config.get("use_parallel_residual", True)),
+        qkv_bias=biases,
+        output_bias=biases,
+        mlp_bias=True,
+        gated=False,
+        activation=_activation(config),
+        rotary=rotary_angles(config, max(width // heads, 1)),
+    )
+
+
+FAMILIES = {
+    "llama": Family(LLAMA, _llama),
+    "mistral": Family(LLAMA, _llama),
+    "qwen2": Family(LLAMA, _qwen2),
+    "qwen3": Family({**LLAMA, **QK_NORMS}, _qwen3),
+    "smollm3": Family(LLAMA, _smollm3),
+    "phi3": Family(PHI3, _phi3),
+    "gemma": Family(LLAMA, _gemma),
+    "gemma2": Family({**LLAMA, **SANDWICH}, _gemma2),
+    "gemma3_text": Family({**LLAMA, **SANDWICH, **QK_NORMS}, _gemma3),
+    "olmo2": Family({**LLAMA, **SANDWICH, **QK_NORMS}, _olmo2),
+    "gpt2": Family(
+        GPT2,
+        _gpt2,
+        layers="h",
+        final_norm="ln_f",
+        transposed=True,
+        only_if={"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+    ),
+    "opt": Family(
+        OPT,
+        _opt,
+        final_norm="final_layer_norm",
+        only_if={"do_layer_norm_before": True, "layer_norm_elementwise_affine": True},
+    ),
+    "gpt_neox": Family(GPT_NEOX, _gpt_neox, final_norm="final_layer_norm", by_head=True),
+}
+NATIVE = tuple(FAMILIES)

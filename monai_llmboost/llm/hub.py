@@ -1,0 +1,424 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of a model, in a folder or on the hub, behind the same few methods."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from monai_llmboost.llm.tensor_files import LocalBytes, Progress, SafetensorsFile, damaged, no_progress, read_pickled
+
+TRIES = 5  # how often a request that failed is made again, if not one byte has come in between
+WAIT_SECONDS = 1.0  # before the first of these, twice as long before each next one
+LONGEST_WAIT_SECONDS = 8.0
+PASSING = (408, 429, 500, 502, 503, 504)  # the states of a server that are worth another try
+BAR_BYTES = 5_000_000  # what is smaller is read without a progress bar
+CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class NotCached(ConnectionError):
+    """The hub cannot be reached, and its cache on this machine does not have the file."""
+
+
+class LocalFolder:
+    """A model's files in one folder.
+
+    Args:
+        path: the folder.
+    """
+
+    revision = ""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.donor = self.path.resolve().name
+
+    def json(self, name: str) -> dict[str, Any] | None:
+        """Content of a JSON file, ``None`` if there is no such file; ValueError if it is no JSON object."""
+        return _read_json(self._path(name)) if self.has(name) else None
+
+    def licence(self) -> str:
+        """The licence that the model's card names, such as ``apache-2.0``; empty if unknown."""
+        return _read_licence(self._path("README.md")) if self.has("README.md") else ""
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return self._path(name).is_file()
+
+    def tensor_names(self, name: str) -> list[str]:
+        """Names of all tensors of a weight file; raises as :meth:`tensors` does."""
+        return _tensor_names(self._weights(name))
+
+    def tensors(self, name: str, names: Iterable[str]) -> dict[str, Tensor]:
+        """The named tensors of a weight file; of a ``.safetensors`` only their bytes are read, others are mapped.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged, or lacks one of the tensors.
+        """
+        return _read_tensors(self._weights(name), names)
+
+    def _path(self, name: str) -> Path:
+        return self.path / _plain(name, self.donor)
+
+    def _weights(self, name: str) -> Path:
+        if not self.has(name):
+            raise FileNotFoundError(f"expected the weight file {name} beside config.json: download it too")
+        return self._path(name)
+
+
+class HubRepository:
+    """A model's files on the hub, all of one commit; of a ``.safetensors`` only the bytes asked for are fetched.
+
+    Everything else goes whole through the hub's cache on this machine, and a ``.safetensors`` that lies there is read
+    there. When the hub cannot be reached, the cache is all there is.
+
+    Args:
+        repo_id: the model, as ``owner/name``.
+        revision: branch, tag or commit; the main branch if ``None``.
+
+    Raises:
+        ConnectionError: the hub cannot be reached, or does not give this model to you; so do all methods.
+    """
+
+    def __init__(self, repo_id: str, revision: str | None = None) -> None:
+        from huggingface_hub import errors, hf_hub_download
+
+        self.donor = repo_id
+        self._asked = revision
+        self._unreachable = ""  # why, once the hub did not answer: from then on only the cache is looked at
+        self._opened: dict[str, SafetensorsFile] = {}
+        with self._translated("config.json"):
+            try:
+                self.revision = Path(hf_hub_download(repo_id, "config.json", revision=revision)).parent.name
+            except errors.RemoteEntryNotFoundError as error:  # then `json` tells that there is none
+                self.revision = error.response.headers.get("X-Repo-Commit", "")
+        if not COMMIT.fullmatch(self.revision):
+            raise ConnectionError(f"expected a commit of {repo_id} from the hub, got {self.revision!r}: try again")
+
+    def json(self, name: str) -> dict[str, Any] | None:
+        """Content of a JSON file, ``None`` if there is no such file; ValueError if it is no JSON object."""
+        path = self._find(name)
+        return None if path is None else _read_json(path)
+
+    def licence(self) -> str:
+        """The licence that the model's card names, such as ``apache-2.0``; empty if unknown."""
+        try:
+            path = self._download("README.md")
+        except NotCached:
+            path = None
+        return "" if path is None else _read_licence(path)
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+        from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
+
+        if self._in_cache(name) is not None or self._offline():
+            return self._find(name) is not None
+        with self._translated(name):
+            try:
+                if name.endswith(".safetensors"):
+                    self._open(name)
+                else:
+                    get_hf_file_metadata(hf_hub_url(self.donor, name, revision=self.revision))
+            except errors.RemoteEntryNotFoundError:
+                return False
+        return True
+
+    def tensor_names(self, name: str) -> list[str]:
+        """Names of all tensors of a weight file; raises as :meth:`tensors` does."""
+        weights = self._weights(name)
+        return _tensor_names(weights) if isinstance(weights, Path) else weights.names()
+
+    def tensors(self, name: str, names: Iterable[str]) -> dict[str, Tensor]:
+        """The named tensors of a weight file; of a ``.safetensors`` only their bytes are fetched.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged, or lacks one of the tensors.
+        """
+        from huggingface_hub.utils import tqdm
+
+        weights = self._weights(name)
+        if isinstance(weights, Path):
+            return _read_tensors(weights, names)
+        names = list(names)
+        total = weights.num_bytes(names)
+        hidden = True if total < BAR_BYTES else None  # None shows it to a terminal only
+        with self._translated(name), tqdm(total=total, unit="B", unit_scale=True, desc=name, disable=hidden) as bar:
+            return weights.read(names, bar.update)
+
+    def _weights(self, name: str) -> Path | SafetensorsFile:
+        """A weight file: whole on this machine, or open on the hub."""
+        from huggingface_hub import errors
+
+        cached = self._in_cache(name)
+        if isinstance(cached, str):
+            return Path(cached)
+        if not name.endswith(".safetensors"):
+            path = self._download(name)
+            if path is not None:
+                return path
+        elif self._offline():
+            raise self._not_cached(name)
+        else:
+            with self._translated(name):
+                try:
+                    return self._open(name)
+                except errors.RemoteEntryNotFoundError:
+                    pass
+        raise FileNotFoundError(f"expected the weight file {name} in {self.donor}, found none: choose another donor")
+
+    def _open(self, name: str) -> SafetensorsFile:
+        if name not in self._opened:
+            self._opened[name] = SafetensorsFile(HubBytes(self.donor, name, self.revision))
+        return self._opened[name]
+
+    def _find(self, name: str) -> Path | None:
+        """A small file; ``None`` if the model has none, or if the cache has the model's weights but not this file."""
+        try:
+            return self._download(name)
+        except NotCached:
+            snapshot = self._in_cache("config.json")
+            beside = Path(snapshot).parent.iterdir() if isinstance(snapshot, str) else ()
+            if any(path.suffix in (".safetensors", ".bin") for path in beside):
+                return None
+            raise
+
+    def _download(self, name: str) -> Path | None:
+        """A file whole, from the cache or else the hub; ``None`` if the model has none."""
+        from huggingface_hub import errors, hf_hub_download
+
+        cached = self._in_cache(name)
+        if cached is not None:
+            return Path(cached) if isinstance(cached, str) else None
+        with self._translated(name):
+            try:
+                only_cache = bool(self._unreachable)
+                return Path(hf_hub_download(self.donor, name, revision=self.revision, local_files_only=only_cache))
+            except errors.RemoteEntryNotFoundError:
+                return None
+
+    def _in_cache(self, name: str) -> object:
+        """The path (str) of a file in the cache, ``None`` if it is not there, anything else if the model has none."""
+        from huggingface_hub import try_to_load_from_cache
+
+        return try_to_load_from_cache(self.donor, _plain(name, self.donor), revision=self.revision)
+
+    def _offline(self) -> bool:
+        from huggingface_hub import constants
+
+        return constants.HF_HUB_OFFLINE or bool(self._unreachable)
+
+    def _not_cached(self, name: str) -> NotCached:
+        from huggingface_hub import constants
+
+        why, advice = f"the hub cannot be reached ({self._unreachable})", "check the network, then try again"
+        if constants.HF_HUB_OFFLINE:
+            why, advice = "HF_HUB_OFFLINE is set", "unset it, or fetch the file where there is a network"
+        return NotCached(f"cannot get {name} of {self.donor}: {why} and it is not in the local cache: {advice}")
+
+    @contextmanager
+    def _translated(self, name: str) -> Iterator[None]:
+        """Whatever keeps ``name`` from coming, as ConnectionError of one sentence."""
+        from huggingface_hub import errors
+
+        repo = self.donor
+        try:
+            yield
+        except errors.GatedRepoError as error:
+            raise ConnectionError(
+                f"{repo} is gated: accept its licence on its hub page, then run `hf auth login`"
+            ) from error
+        except errors.RepositoryNotFoundError as error:
+            raise ConnectionError(
+                f"the hub has no model {repo!r} that you may see: check the spelling, or run `hf auth login`"
+            ) from error
+        except errors.RevisionNotFoundError as error:
+            raise ConnectionError(
+                f"{repo} has no revision {self._asked!r}: give a branch, tag or commit of it"
+            ) from error
+        except errors.LocalEntryNotFoundError as error:
+            self._unreachable = self._unreachable or _reason(error.__cause__)
+            raise self._not_cached(name) from error
+        except ConnectionError:  # a sentence already
+            raise
+        except (errors.HTTPError, OSError) as error:
+            if getattr(error, "errno", None) is not None:  # of this machine, such as a full disk
+                raise
+            if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+                raise ConnectionError(
+                    f"the hub refuses {name} of {repo} ({_reason(error)}): renew your token with `hf auth login`"
+                ) from error
+            raise ConnectionError(
+                f"cannot reach the hub for {name} of {repo} ({_reason(error)}): check the network, then try again"
+            ) from error
+
+
+class HubBytes:
+    """A file on the hub, read by range requests; all answers must be of one commit, size and ETag.
+
+    Args:
+        repo_id: the model, as ``owner/name``.
+        name: the file.
+        commit: the model's commit, 40 hexadecimal digits.
+
+    Raises:
+        ConnectionError: the connection broke too often, the server ignores ranges, or the file changed; or else what
+            huggingface_hub raises for an answer that is an error.
+        ValueError: the file ends before the bytes asked for.
+    """
+
+    def __init__(self, repo_id: str, name: str, commit: str) -> None:
+        from huggingface_hub import hf_hub_url
+
+        self.name, self.size = name, 0
+        self._repo, self._commit, self._etag = repo_id, commit, ""
+        self._url = hf_hub_url(repo_id, name, revision=commit)
+        self._first = bytearray(8)  # what SafetensorsFile asks for first; the answer also tells the file's size
+        self._fetch(0, memoryview(self._first), no_progress)
+
+    def read_into(self, offset: int, buffer: memoryview, progress: Progress = no_progress) -> None:
+        """Fill ``buffer`` with the bytes from ``offset`` on; raises as the constructor does."""
+        if offset == 0 and len(buffer) == len(self._first):
+            buffer[:] = self._first
+        elif len(buffer) > 0:
+            self._fetch(offset, buffer, progress)
+
+    def _fetch(self, offset: int, buffer: memoryview, progress: Progress) -> None:
+        """One request, and further ones for what is missing where the connection breaks."""
+        from huggingface_hub import constants, errors
+        from huggingface_hub.utils import build_hf_headers, http_stream_backoff
+
+        # A compressed answer would have other bytes at these positions.
+        headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+        done = failures = 0
+        end = offset + len(buffer) - 1
+        while True:
+            why = "it ended early"
+            try:
+                with http_stream_backoff(
+                    "GET",
+                    self._url,
+                    headers={**headers, "Range": f"bytes={offset + done}-{end}"},
+                    follow_redirects=True,  # the client drops the token on the way to another host
+                    timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+                    max_retries=TRIES,
+                    base_wait_time=WAIT_SECONDS,
+                    max_wait_time=LONGEST_WAIT_SECONDS,
+                    retry_on_exceptions=(),  # it could not take up a body that has begun
+                    retry_on_status_codes=PASSING,
+                ) as response:
+                    self._check(response, offset + done, end)
+                    for chunk in response.iter_raw():
+                        if len(chunk) > len(buffer) - done:
+                            raise self._no_range(response, offset + done, end)
+                        buffer[done : done + len(chunk)] = chunk
+                        done += len(chunk)
+                        failures = 0
+                        progress(len(chunk))
+            except errors.HfHubHTTPError:
+                raise
+            except errors.HTTPError as error:
+                why = _reason(error)
+            if done == len(buffer):
+                return
+            failures += 1
+            if failures > TRIES:
+                raise ConnectionError(
+                    f"the connection to the hub for {self.name} of {self._repo} broke {failures} times at byte "
+                    f"{offset + done} ({why}): check the network, then try again"
+                )
+            time.sleep(min(WAIT_SECONDS * 2 ** (failures - 1), LONGEST_WAIT_SECONDS))
+
+    def _check(self, response: Any, begin: int, end: int) -> None:
+        """Raise unless the body that follows is bytes ``begin`` to ``end`` of the file that the first answer was of."""
+        from huggingface_hub.utils import hf_raise_for_status
+
+        if response.status_code == 416:
+            raise damaged(self.name, f"it is cut short, before byte {end}")
+        hf_raise_for_status(response)
+        found = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        plain = response.headers.get("Content-Encoding", "identity") == "identity"
+        if response.status_code != 206 or found is None or not plain:
+            raise self._no_range(response, begin, end)
+        first, last, size = map(int, found.groups())
+        # Redirected, the hub's own answer names commit and content, which the storage behind it need not do alike.
+        answers = [*response.history, response]
+        commits = {answer.headers.get("X-Repo-Commit", self._commit) for answer in answers}
+        linked = [answer.headers["X-Linked-ETag"] for answer in answers if "X-Linked-ETag" in answer.headers]
+        etag = (linked or [response.headers.get("ETag", "")])[0].removeprefix("W/").strip('"')
+        self.size, self._etag = self.size or size, self._etag or etag
+        if commits != {self._commit} or (size, etag) != (self.size, self._etag):
+            raise ConnectionError(f"{self.name} of {self._repo} changed while it was read: try again")
+        if size <= end:
+            raise damaged(self.name, f"it is cut short, with {size} bytes in all")
+        if (first, last) != (begin, end):
+            raise self._no_range(response, begin, end)
+
+    def _no_range(self, response: Any, begin: int, end: int) -> ConnectionError:
+        return ConnectionError(
+            f"expected bytes {begin} to {end} of {self.name} from {response.url.host}, got another answer (status "
+            f"{response.status_code}): run `hf download {self._repo} {self.name}`, then try again"
+        )
+
+
+def _plain(name: str, donor: str) -> str:
+    """A file's name, refused if it could lead out of the model's folder."""
+    if name in ("", ".", "..") or re.search(r"[/\\:\0]", name):
+        raise ValueError(f"expected plain file names in {donor}, got {name!r}: do not trust this model")
+    return name
+
+
+def _reason(error: BaseException | None) -> str:
+    """What happened, on one line; of an answer its status and the server's words, without the signed address."""
+    response = getattr(error, "response", None)
+    if response is not None:
+        text = f"status {response.status_code} {getattr(error, 'server_message', None) or ''}"
+    else:
+        text = "no network?" if error is None else str(error) or type(error).__name__
+    return " ".join(text.split())[:200]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"expected JSON in {path.name}, got something else ({error}): download it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a JSON object in {path.name}, got a {type(content).__name__}: download it again")
+    return content
+
+
+def _read_licence(path: Path) -> str:
+    from huggingface_hub import metadata_load
+
+    try:
+        card = metadata_load(path) or {}
+    except Exception:  # a broken card raises nearly any kind, and is no reason to refuse the weights
+        return ""
+    names = card.get("license")
+    names = [name for name in (names if isinstance(names, list) else [names]) if isinstance(name, str)]
+    if names == ["other"] and isinstance(card.get("license_name"), str):
+        names = [f"other ({card['license_name']})"]
+    return " ".join(", ".join(names).split())
+
+
+def _tensor_names(path: Path) -> list[str]:
+    if path.suffix == ".safetensors":
+        return SafetensorsFile(LocalBytes(path)).names()
+    return list(read_pickled(path, None))
+
+
+def _read_tensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return SafetensorsFile(LocalBytes(path)).read(names)
+    return read_pickled(path, names)

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables for people: what a block file holds, and which models to take a layer from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from rich import box
+from rich.table import Table
+
+from monai_llmboost.llm.donors import DONORS
+from monai_llmboost.llm.extract import read_block
+from monai_llmboost.llm.frozen import FrozenBlock
+from monai_llmboost.llm.geometry import BlockGeometry
+from monai_llmboost.llm.self_test import self_test
+
+
+def block_table(file: str | Path) -> Table:
+    """What is in a block file, and what its self-test measured.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a block file, altered since it was extracted, or failing its self-test.
+    """
+    donor = read_block(file)
+    block = FrozenBlock(donor, known_fingerprint=donor.fingerprint)
+    measured = self_test(block, donor.name)
+    indices = ", ".join(str(layer.index) for layer in donor.layers)
+    dtypes = sorted({str(t.dtype).removeprefix("torch.") for one in donor.layers for t in one.tensors.values()})
+    norm = "not in the file" if not donor.final_norm else "in the file (--final_norm donor)"
+    rows = {
+        "donor": donor.donor,
+        "revision": donor.revision or "unknown (a local folder)",
+        "licence": donor.licence or "unknown: see the donor's card",
+        "layers": f"{indices} of {donor.num_layers} (0 to {donor.num_layers - 1})",
+        "weights": f"{donor.num_weights:,} in {', '.join(dtypes)}",
+        "width": str(block.width),
+        "layer": describe(donor.layers[-1].geometry, donor.layers[-1].config),
+        "its model's final norm": norm,
+        "read by the CLS token": "exactly, without the other tokens' keys and values"
+        if block.folds
+        else "exactly, from the other tokens' keys and values"
+        if block.geometry is not None
+        else "by computing the whole block",
+        "fingerprint (sha256)": donor.fingerprint,
+        "self-test": "passed: "
+        + ", ".join(f"{name.replace('_', ' ')} {value:.1e}" for name, value in measured.items()),
+    }
+    table = Table(title=str(file), show_header=False, title_justify="left")
+    for name, text in rows.items():
+        table.add_row(name, text)
+    return table
+
+
+def describe(geometry: BlockGeometry | None, config: str) -> str:
+    """One layer in words."""
+    if geometry is None:
+        return f"{json.loads(config)['model_type']}, run by transformers' own class"
+    heads = f"{geometry.num_heads} heads of {geometry.head_size}"
+    if geometry.num_kv_heads != geometry.num_heads:
+        heads += f" on {geometry.num_kv_heads} of keys and values"
+    norm = "RMSNorm" if geometry.norm == "rms" else "LayerNorm"
+    place = {(True, False): "before", (False, True): "behind", (True, True): "before and behind"}
+    parts = [
+        heads,
+        f"MLP {geometry.mlp_width} ({geometry.activation}{', gated' if geometry.gated else ''})",
+        f"{norm} {place[geometry.pre_norm, geometry.post_norm]} each part",
+    ]
+    parts += ["parallel"] if geometry.parallel else []
+    parts += ["normed queries and keys"] if geometry.qk_norm != "none" else []
+    parts += ["biases"] if geometry.qkv_bias or geometry.output_bias or geometry.mlp_bias else []
+    parts += [f"scores capped at {geometry.score_cap:g}"] if geometry.score_cap else []
+    return ", ".join(parts)
+
+
+def donors_table() -> Table:
+    """The curated list of donors."""
+    table = Table(
+        title="monai-llmboost extract MODEL --layer -1 --out block.safetensors",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        caption="weights, MB: of one layer, at two bytes a weight (some repositories hold four). The licence goes with "
+        "the block: read it on the model's card. Gated: accept it there, then `hf auth login`.",
+        caption_justify="left",
+    )
+    for name in ("model", "licence"):
+        table.add_column(name, no_wrap=True)
+    for name in ("layers", "width", "weights", "MB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for donor in DONORS:
+        size = donor.layer_weights
+        table.add_row(
+            donor.repository,
+            f"{donor.licence}, gated" if donor.gated else donor.licence,
+            str(donor.num_layers),
+            str(donor.geometry.width),
+            f"{size / 1e6:.1f} M",
+            f"{size * torch.bfloat16.itemsize / 1e6:.0f}",
+        )
+    return table

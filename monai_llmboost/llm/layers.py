@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decoder layers as tensors, with what they are and where they came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from monai_llmboost.llm.block import DecoderBlock
+from monai_llmboost.llm.geometry import BlockGeometry
+from monai_llmboost.llm.transformers_layer import TransformersLayer
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer.
+
+    Args:
+        tensors: its weights: named as in ``geometry.tensor_shapes``, or, without a geometry, as on disk.
+        geometry: the layer as numbers, if block.py runs it; else ``None``.
+        config: the model's ``config.json``, if transformers' own class runs it.
+        index: which layer of its donor it is; ``None`` if it has no donor.
+
+    Raises:
+        ValueError: the tensors do not fit the geometry.
+    """
+
+    tensors: Mapping[str, Tensor]
+    geometry: BlockGeometry | None = None
+    config: str = ""
+    index: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.geometry is not None:
+            self.geometry.check_tensors(self.tensors)
+
+    @property
+    def description(self) -> str:
+        """What makes the same tensors another layer."""
+        return self.geometry.to_json() if self.geometry is not None else f"{self.index} {self.config}"
+
+    def module(self, dtype: torch.dtype | None, causal: bool, rotary: bool) -> DecoderBlock | TransformersLayer:
+        """The layer as a module over these very tensors.
+
+        Raises:
+            ValueError: mask or positions asked for and not to be had, or not a layer that can be run on its own.
+        """
+        if self.geometry is not None:
+            return DecoderBlock.from_tensors(self.geometry, dict(self.tensors), dtype, causal, rotary)
+        if causal or rotary:
+            raise ValueError(
+                "expected a family that is run natively for causal or rotary, this layer is run by transformers' own "
+                "class: leave them out, or choose another donor"
+            )
+        tensors = {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in self.tensors.items()}
+        return TransformersLayer(json.loads(self.config), tensors, self.index or 0)
+
+
+@dataclass(frozen=True)
+class DonorLayers:
+    """One or several layers of one language model, run one after another, and the model's final norm.
+
+    Args:
+        layers: the layers, in the order in which they are run.
+        donor: name of the model.
+        num_layers: how many layers the whole model has.
+        revision: commit it was read at, for a model of the hub.
+        licence: the name of the model's licence as its card gives it, such as "apache-2.0".
+        final_norm: ``weight`` and perhaps ``bias`` of the norm behind the model's last layer; empty if unknown.
+    """
+
+    layers: tuple[Layer, ...]
+    donor: str
+    num_layers: int = 1
+    revision: str = ""
+    licence: str = ""
+    final_norm: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        indices = [str(layer.index) for layer in self.layers if layer.index is not None]
+        return " ".join(
+            [self.donor, *(["layers" if len(indices) > 1 else "layer", ", ".join(indices)] if indices else [])]
+        )
+
+    @property
+    def num_weights(self) -> int:
+        """Weights of the layers, without the final norm."""
+        return sum(tensor.numel() for layer in self.layers for tensor in layer.tensors.values())
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) over what the layers are and every tensor's name, dtype, shape and bytes."""
+        digest = hashlib.sha256()
+        for layer in self.layers:
+            digest.update(layer.description.encode())
+            digest.update(digest_of(layer.tensors).encode())
+        return digest.hexdigest()
+
+    def final_norm_module(self, kind: str) -> nn.Module:
+        """The norm behind the last layer: ``"unit"`` (gain one), ``"donor"`` (the donor's own) or ``"none"``.
+
+        Raises:
+            ValueError: another word, or the donor's own is not known.
+        """
+        if kind not in ("unit", "donor", "none"):
+            raise ValueError(f"expected final_norm to be unit, donor or none, got {kind!r}")
+        if kind == "none":
+            return nn.Identity()
+        last = self.layers[-1]
+        geometry = last.geometry
+        width = geometry.width if geometry is not None else last.module(None, False, False).width
+        if kind == "unit":
+            if geometry is not None and geometry.norm == "layer":
+                return nn.LayerNorm(width, eps=geometry.norm_eps, elementwise_affine=False)
+            return nn.RMSNorm(width, eps=geometry.norm_eps if geometry else 1e-6, elementwise_affine=False)
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.final_norm.items()}
+        wanted = (
+            {"weight": (width,), "bias": (width,)} if geometry and geometry.norm == "layer" else {"weight": (width,)}
+        )
+        if geometry is None or shapes != wanted:
+            raise ValueError(
+                f"expected the final norm of {self.donor} in the block file for final_norm donor, found "
+                f"{shapes or 'none'}: use unit, or a donor that has one"
+            )
+        with torch.device("meta"):
+            norm = (nn.LayerNorm if geometry.norm == "layer" else nn.RMSNorm)(width, eps=geometry.norm_eps)
+        weights = dict(self.final_norm)
+        if geometry.gain_offset:
+            weights["weight"] = weights["weight"].float() + geometry.gain_offset
+        norm.load_state_dict(weights, assign=True)
+        return norm
+
+    def random(self, seed: int) -> DonorLayers:
+        """The control: each tensor normal with this one's mean and standard deviation, so that but learning is equal.
+
+        Drawn in float32 from a generator of its own; the final norm stays.
+        """
+        generator = torch.Generator().manual_seed(seed)
+
+        def drawn(tensor: Tensor) -> Tensor:
+            mean, std = tensor.float().mean(), tensor.float().std(correction=0)
+            return mean + std * torch.randn(tensor.shape, generator=generator)
+
+        layers = [replace(one, tensors={name: drawn(t) for name, t in one.tensors.items()}) for one in self.layers]
+        return replace(self, layers=tuple(layers), donor=f"random seed {seed} like {self.donor}")
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 (hex) over every tensor's name, dtype, shape and bytes (a meta tensor has none)."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if not tensor.is_meta:
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def random_layer(geometry: BlockGeometry, seed: int = 0) -> DonorLayers:
+    """A layer of random weights without a donor, in float32, from a generator of its own.
+
+    Matrices have standard deviation ``1 / sqrt(inputs)``, norms do nothing but norm, biases are zero.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, shape in geometry.tensor_shapes.items():
+        if len(shape) == 2:
+            tensors[name] = torch.randn(shape, generator=generator) * shape[1] ** -0.5
+        elif name.endswith("norm.weight"):
+            tensors[name] = torch.full(shape, 1.0 - geometry.gain_offset)
+        else:
+            tensors[name] = torch.zeros(shape)
+    return DonorLayers((Layer(tensors, geometry),), f"random seed {seed}")

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers in a ``config.json``, and the angles of its rotary positions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+Config = Mapping[str, Any]
+
+
+def whole_number(config: Config, key: str, default: int | None = None) -> int:
+    """A whole number from 1 on, or ValueError."""
+    value = config.get(key)
+    value = default if value is None else value
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"expected {key} in config.json to be a whole number from 1, got {value!r}: download it again")
+    return value
+
+
+def number(config: Config, key: str, default: float) -> float:
+    """A finite number, or ValueError."""
+    value = config.get(key)
+    value = default if value is None else value
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"expected {key} in config.json to be a number, got {value!r}: download it again")
+    return float(value)
+
+
+def rotary_angles(config: Config, head_size: int, base: float = 10000.0, kind: str | None = None) -> tuple[float, ...]:
+    """Radians from one position to the next of each pair of features; empty if scaled in a way not done here.
+
+    Args:
+        config: with ``rope_parameters`` (transformers 5), or ``rope_theta`` and ``rope_scaling`` (before).
+        head_size: features of a head.
+        base: the family's default.
+        kind: the layer's type, where ``rope_parameters`` has an entry for each.
+    """
+    given, scaled = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
+    if not isinstance(given, Mapping) or not isinstance(scaled, Mapping):
+        raise ValueError(f"expected rope_parameters in config.json to be an object, got {given!r}: download it again")
+    given = given.get(kind, given)
+    rule: dict[str, Any] = {**config, **scaled, **given}
+    base = number(rule, "rope_theta", base)
+    size = int(head_size * number(rule, "partial_rotary_factor", number(config, "rotary_pct", 1.0)))
+    if base <= 0:
+        raise ValueError(f"expected rope_theta above 0 in config.json, got {base}: download it again")
+    angles = [base ** (-2 * i / size) for i in range(size // 2)]
+    scaling = rule.get("rope_type") or rule.get("type") or "default"
+    if scaling == "default":
+        return tuple(angles)
+    if scaling == "linear":
+        return tuple(angle / number(rule, "factor", 1.0) for angle in angles)
+    if scaling == "llama3":
+        return tuple(_llama3(angle, rule) for angle in angles)
+    return ()
+
+
+def _llama3(angle: float, rule: Config) -> float:
+    """Slow turns slowed down further, quick ones kept, those between in between (Llama 3.1)."""
+    factor = number(rule, "factor", 8.0)
+    low, high = number(rule, "low_freq_factor", 1.0), number(rule, "high_freq_factor", 4.0)
+    turns = number(rule, "original_max_position_embeddings", 8192) * angle / (2 * math.pi)
+    kept = min(max((turns - low) / (high - low), 0.0), 1.0)
+    return (1 - kept) * angle / factor + kept * angle

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a few tokens behind the layer of every native family is the full computation, by whatever way it allows."""
+
+import pytest
+import torch
+from test_readout import CHANNELS, TOKENS, assert_close, output_and_gradients, script_warnings, way
+from tiny_models import CASES, LEARNED_POSITIONS, NORMED_KEYS, tiny_folder
+
+from monai_llmboost.boosters import ResidualBooster, check_booster, residual
+from monai_llmboost.llm import FrozenBlock, read_layers
+
+__all__ = ["way"]  # the fixture: one of the three ways, whatever it costs
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def donor(case, tmp_path_factory):
+    """The last two layers of a tiny model of the family."""
+    folder = tmp_path_factory.mktemp("donor") / "tiny"
+    tiny_folder(case, folder)
+    return read_layers(folder, "-2:")
+
+
+@pytest.fixture(scope="module")
+def single(donor):
+    from dataclasses import replace
+
+    return replace(donor, layers=donor.layers[-1:])
+
+
+def boosted(donor, **options):
+    torch.manual_seed(0)
+    return ResidualBooster(CHANNELS, FrozenBlock(donor, **options))
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_equals_the_full_way(case, single, way, tokens):
+    booster = boosted(single)
+    torch.manual_seed(1)
+    x = TOKENS[tokens](torch.randn(3, 20, CHANNELS))
+    assert_close(output_and_gradients(booster, x, read=2), output_and_gradients(booster, x), 1e-5)
+
+
+def test_with_other_final_norms(single, way):
+    x = torch.randn(3, 20, CHANNELS)
+    for final_norm in ("donor", "none"):
+        booster = boosted(single, final_norm=final_norm)
+        assert_close(output_and_gradients(booster, x, read=2), output_and_gradients(booster, x), 1e-5)
+
+
+def test_in_order_too(case, single, way):
+    """With a mask and positions the first tokens need no others but those before them, and get no others."""
+    booster = boosted(single, causal=True, rotary=bool(single.layers[0].geometry.rotary))
+    x = torch.randn(3, 20, CHANNELS)
+    expected = output_and_gradients(booster, x)
+    got = output_and_gradients(booster, x, read=2)
+    assert (expected["other tokens"] == 0).all()
+    expected.pop("other tokens")
+    assert_close(got, expected, 1e-5)
+
+
+def test_several_layers(donor, way):
+    booster, x = boosted(donor), torch.randn(3, 20, CHANNELS)
+    assert_close(output_and_gradients(booster, x, read=2), output_and_gradients(booster, x), 1e-5)
+    assert booster.way(3, 20, 2) == "whole block but for its last layer"
+
+
+def test_obeys_the_contract(single, donor):
+    check_booster(boosted(single), CHANNELS)
+    check_booster(boosted(donor), CHANNELS)
+
+
+def test_the_way_is_said_and_taken(case, single, monkeypatch):
+    """Where the steps are exact they are taken, and only there."""
+    booster = boosted(single)
+    monkeypatch.setattr(residual, "multiply_adds", lambda *sizes: (2, 2, 1))
+    taken = []
+    monkeypatch.setattr(residual, "attend_visual", lambda *a: taken.append(a) or torch.zeros_like(a[0]))
+    booster(torch.randn(2, 9, CHANNELS), 1)
+    if case in NORMED_KEYS:
+        assert not taken
+        assert booster.way(2, 9, 1) == "keys and values of all tokens (keys are normed, turned or masked)"
+    else:
+        assert len(taken) == 1
+        assert booster.way(2, 9, 1) == "no keys and values, visual tokens"
+
+
+@script_warnings
+def test_scripts(case, single, donor):
+    x = torch.randn(2, 20, CHANNELS)
+    for layers, options in ((single, {}), (donor, {}), (single, {"causal": True})):
+        if options and case not in LEARNED_POSITIONS and layers.layers[0].geometry.rotary:
+            options = {**options, "rotary": True}
+        booster = boosted(layers, **options).eval()
+        scripted = torch.jit.script(booster)
+        torch.testing.assert_close(scripted(x, 2), booster(x, 2))
+        torch.testing.assert_close(scripted(x), booster(x))
