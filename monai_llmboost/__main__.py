@@ -59,14 +59,14 @@ def extract(
     there already and holds them, nothing is done. `monai-llmboost donors` lists
     models to start with.
     """
-    from monai_llmboost.llm import block_width, extract_block, read_header
+    from monai_llmboost.llm import extract_block, read_header
 
     written = extract_block(model, out, layer, revision, overwrite)
     header = read_header(out)
     layers = json.loads(header["layers"])
     typer.echo(
         f"{out}: {'layer' if len(layers) == 1 else 'layers'} {', '.join(map(str, layers))} of {header['num_layers']} "
-        f"of {header['donor']}, width {block_width(out)}, {int(header['num_weights']):,} weights, "
+        f"of {header['donor']}, width {header['width']}, {int(header['num_weights']):,} weights, "
         f"{out.stat().st_size / 1e6:.1f} MB, fingerprint {header['fingerprint'][:12]}"
         + ("" if written else " (was there already; --overwrite extracts it anew)")
     )
@@ -154,7 +154,7 @@ def cost(
     options = _options_of_bundle(context.args)
     if donor is not None and "block" in options:
         raise ValueError("expected --block or --donor, got both: a donor's config stands in for its block")
-    last_arm = "random" if options.get("block", "random") == "random" else "pretrained"
+    last_arm = "random" if options.get("block") == "random" else "pretrained"
     folder = bundle_path(bundle)
     extra = [folder / "configs" / f"{name.removesuffix('.json')}.json" for name in overlay or []]
     for file in extra:

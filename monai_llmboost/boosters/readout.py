@@ -10,7 +10,8 @@ All that a read token needs of the others are, per head, the scores ``q . k_j`` 
 
 A LayerNorm is such a norm of centred tokens: E is replaced by E less the mean of its rows, and its bias b, like the
 bias of the keys, adds the same to every score, which the softmax does not see; values get ``W_V b`` and their own bias.
-A cap of the scores comes between the two lines. Where keys are normed, turned or masked, none of this holds.
+A cap of the scores comes between the two lines. Where keys are normed, normed_keys.py has what takes its place; where
+they are turned by positions or masked, none of this holds.
 
 So attention runs over the encoded tokens h, or over the visual tokens x themselves, whose number N then meets C x C
 matrices only. As the norm divides by the size of a token anyhow, each is first brought to size one, which keeps every

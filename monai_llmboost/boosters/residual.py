@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from monai_llmboost.boosters.normed_keys import attend_normed, multiply_adds_of_normed
 from monai_llmboost.boosters.readout import GramMatrix, attend_encoded, attend_visual, multiply_adds
 from monai_llmboost.llm import DecoderBlock, FrozenBlock, Signature
 
@@ -43,7 +44,7 @@ class ResidualBooster(nn.Module):
         block: Any  # a FrozenBlock where `exact`
 
     # So that scripting leaves out the branches not taken.
-    __constants__ = ("exact", "folds", "inner", "outer", "tokenwise")
+    __constants__ = ("exact", "folds", "has_gain", "inner", "norms_keys", "outer", "tokenwise")
 
     def __init__(
         self, channels: int, block: nn.Module, residual: str = "inner", use_checkpoint: bool = False, gate: bool = False
@@ -67,7 +68,10 @@ class ResidualBooster(nn.Module):
         self.width = width
         self.use_checkpoint = use_checkpoint
         self.exact = type(block) is FrozenBlock  # what a subclass does in `forward` is not known
-        self.folds = isinstance(block, FrozenBlock) and self.exact and block.folds
+        frozen = block if isinstance(block, FrozenBlock) and self.exact else None
+        self.folds = frozen is not None and frozen.folds
+        self.norms_keys = frozen is not None and frozen.norms_keys
+        self.has_gain = frozen is not None and frozen.has_gain
         self.tokenwise = bool(getattr(block, "tokenwise", False))
         self.signature = Signature(
             "residual",
@@ -117,6 +121,10 @@ class ResidualBooster(nn.Module):
             keys, encoded, visual = self.costs(x.shape[0], x.shape[1], h.shape[1])
             if min(encoded, visual) < keys and self.parts_are_plain():
                 return self.block.finish(h, self.attended(x, h, encoded <= visual))
+        if self.norms_keys:
+            keys, visual = self.costs_of_normed(x.shape[0], x.shape[1], h.shape[1])
+            if visual < keys and self.parts_are_plain():
+                return self.block.finish(h, self.attended_by_normed(x, h))
         return self.block(self.encode(x), h.shape[1])
 
     def attended(self, x: Tensor, h: Tensor, encoded: bool) -> Tensor:
@@ -136,6 +144,25 @@ class ResidualBooster(nn.Module):
         gram = self.gram(encode.detach())
         return attend_visual(q, x, encode, gram, gain, key, value, value_bias, size, scale, cap, eps)
 
+    def attended_by_normed(self, x: Tensor, h: Tensor) -> Tensor:
+        """The same where keys are normed, whose keys but not values are made of the visual tokens."""
+        layer, encode = self.block.layer, self.encode.weight
+        gain, gram = torch.ones_like(layer.key.weight[0]), None
+        if self.has_gain:
+            gain, gram = layer.attention_norm.weight, self.gram(encode.detach())
+        return attend_normed(
+            self.block.queries(h), x, encode, gram, gain, layer.key.weight, layer.key_norm.weight, layer.value.weight,
+            self.block.value_bias(), layer.head_size, layer.scale, layer.score_cap, layer.norm_eps,
+        )  # fmt: skip
+
+    def costs_of_normed(self, batch: int, tokens: int, read: int) -> tuple[int, int]:
+        """Multiply-adds by keys and by visual tokens; see ``multiply_adds_of_normed``."""
+        layer = self.block.layer
+        return multiply_adds_of_normed(
+            batch, tokens, read, self.channels, self.width,
+            layer.num_heads, layer.num_kv_heads, layer.head_size, self.gram.keeps(), self.has_gain,
+        )  # fmt: skip
+
     def costs(self, batch: int, tokens: int, read: int) -> tuple[int, int, int]:
         """Multiply-adds of reading by keys, by encoded tokens and by visual tokens; see ``multiply_adds``."""
         layer = self.block.layer
@@ -154,10 +181,13 @@ class ResidualBooster(nn.Module):
             return "whole block (run by transformers)"
         if len(self.block.before):
             return "whole block but for its last layer"
-        if not self.folds:
-            return "keys and values of all tokens (keys are normed, turned or masked)"
+        if not self.folds and not self.norms_keys:
+            return "keys and values of all tokens (for mask, positions or biases)"
         if not self.parts_are_plain():
             return "keys and values of all tokens (a part was changed)"
+        if self.norms_keys:
+            keys, visual = self.costs_of_normed(batch, tokens, read)
+            return "keys of all tokens, no values" if visual < keys else "keys and values of all tokens"
         keys, encoded, visual = self.costs(batch, tokens, read)
         if keys <= min(encoded, visual):
             return "keys and values of all tokens"
@@ -169,13 +199,17 @@ class ResidualBooster(nn.Module):
             return True
         layer = self.block.layer
         maps = [self.encode, layer.key, layer.value]
+        norm: type[nn.Module] = nn.LayerNorm if self.block.centres else nn.RMSNorm
+        if self.norms_keys and not self.has_gain:
+            norm = nn.Identity
+        qk_norm = nn.RMSNorm if self.norms_keys else nn.Identity
         around = [layer.attention_norm, layer.query_norm, layer.key_norm, layer, self.block]
         return (
             all(type(part) is nn.Linear for part in maps)
             and self.encode.bias is None
-            and (layer.score_cap == 0 or layer.key.bias is None)
-            and type(layer.attention_norm) is (nn.LayerNorm if self.block.centres else nn.RMSNorm)
-            and type(layer.query_norm) is type(layer.key_norm) is nn.Identity
+            and (layer.key.bias is None or (self.folds and layer.score_cap == 0))
+            and type(layer.attention_norm) is norm
+            and type(layer.query_norm) is type(layer.key_norm) is qk_norm
             and not any(hooked(part) for part in (*maps, *around))
         )
 

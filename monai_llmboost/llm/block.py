@@ -55,9 +55,11 @@ class DecoderBlock(nn.Module):
         self.key_groups = geometry.num_kv_heads if geometry.qk_norm == "head" else 1
         # Of unnormed keys at no position, scores are linear in the tokens but for each token's size; what biases add
         # is the same for all tokens, which only a cap makes felt.
-        uncapped = geometry.score_cap == 0 or (geometry.norm == "rms" and not geometry.qkv_bias)
-        unplaced = geometry.pre_norm and geometry.qk_norm == "none" and not causal and not rotary
-        self.scores_are_linear = unplaced and uncapped
+        unbiased = geometry.norm == "rms" and not geometry.qkv_bias
+        unplaced = not causal and not rotary
+        unnormed = geometry.qk_norm == "none"
+        self.scores_are_linear = unplaced and unnormed and geometry.pre_norm and (unbiased or geometry.score_cap == 0)
+        self.keys_are_normed = unplaced and unbiased and not unnormed
 
         inner, kv = geometry.num_heads * geometry.head_size, geometry.num_kv_heads * geometry.head_size
         width, mlp_width, eps = geometry.width, geometry.mlp_width, geometry.norm_eps
@@ -88,15 +90,19 @@ class DecoderBlock(nn.Module):
         self.down = nn.Linear(mlp_width, width, bias=geometry.mlp_bias)
         self.mlp_post_norm = norm(geometry.post_norm)
 
+    def queries(self, x: Tensor) -> Tensor:
+        """What normed tokens (B, R, D) look for, (B, R, heads * head size)."""
+        b, r = x.shape[0], x.shape[1]
+        return self.query_norm(self.query(x).view(b, r, self.query_groups, -1)).reshape(b, r, -1)
+
     def attend(self, x: Tensor, read: int | None = None) -> Tensor:
         """What the heads of the first ``read`` normed tokens (B, N, D) gather from all, (B, R, heads * head size)."""
         rows = x if read is None else x[:, :read]
         if self.causal:
             x = rows  # nobody sees what follows
         b, n, r = x.shape[0], x.shape[1], rows.shape[1]
-        q = self.query_norm(self.query(rows).view(b, r, self.query_groups, -1))
+        q = self.queries(rows).view(b, r, self.num_heads, self.head_size).transpose(1, 2)
         k = self.key_norm(self.key(x).view(b, n, self.key_groups, -1))
-        q = q.view(b, r, self.num_heads, self.head_size).transpose(1, 2)
         k = k.view(b, n, self.num_kv_heads, self.head_size).transpose(1, 2)  # (B, kv heads, N, head size)
         v = self.value(x).view(b, n, self.num_kv_heads, self.head_size).transpose(1, 2)
         if self.rotates:

@@ -34,7 +34,7 @@ KEYS = (
     "final_norm",
 )
 # The small donor that comes with the package; its card lies beside it.
-EMBEDDED = Path(__file__).parent / "embedded" / "english.safetensors"
+EMBEDDED = Path(__file__).parent / "embedded" / "tiny-english.safetensors"
 
 
 def extract_block(
@@ -89,7 +89,11 @@ def _holds(file: Path, model: str | Path, layer: int | str | Sequence[int], revi
 
 
 def write_block(donor: DonorLayers, out: Path) -> None:
-    """Write layers with their numbers, origin and fingerprint (sha256) in the header, atomically."""
+    """Write layers with their numbers, origin and fingerprint (sha256) in the header, atomically.
+
+    Raises:
+        OSError: the file cannot be written; what was there stays.
+    """
     header = {
         "format": FORMAT,
         "geometries": json.dumps([json.loads(one.geometry.to_json()) for one in donor.layers if one.geometry]),
@@ -97,6 +101,7 @@ def write_block(donor: DonorLayers, out: Path) -> None:
         "donor": donor.donor,
         "layers": json.dumps([one.index for one in donor.layers]),
         "num_layers": str(donor.num_layers),
+        "width": str(donor.width),
         "num_weights": str(donor.num_weights),
         "revision": donor.revision,
         "licence": donor.licence,
@@ -112,6 +117,8 @@ def write_block(donor: DonorLayers, out: Path) -> None:
         save_file({key: value.contiguous() for key, value in tensors.items()}, name, metadata=header)
         Path(name).chmod(0o666 & ~_umask())
         Path(name).replace(out)
+    except SafetensorError as error:  # how it reports a full disk, among others
+        raise OSError(f"cannot write {out} ({error}): free some space there, or give another --out") from error
     finally:
         Path(name).unlink(missing_ok=True)
 
@@ -257,10 +264,9 @@ def frozen_block(
 
 
 def block_width(source: str | Path | BlockGeometry) -> int:
-    """Features of a token in what ``--block SOURCE`` says, read from the header alone where that has it."""
+    """Features of a token in what ``--block SOURCE`` says, read from the header alone."""
     if isinstance(source, BlockGeometry):
         return source.width
     if source == "random":
         return SMALL_GEOMETRY.width
-    geometries = json.loads(read_header(source)["geometries"])
-    return int(geometries[-1]["width"]) if geometries else FrozenBlock(read_block(source)).width
+    return int(read_header(source)["width"])

@@ -48,7 +48,7 @@ class FrozenBlock(nn.Module):
     if TYPE_CHECKING:
         layer: Any  # a DecoderBlock where `native`
 
-    __constants__ = ("centres", "folds", "native")  # so that scripting leaves out the branches not taken
+    __constants__ = ("centres", "folds", "native", "norms_keys")  # so that scripting leaves out the branches not taken
 
     def __init__(
         self,
@@ -89,7 +89,9 @@ class FrozenBlock(nn.Module):
         for part in (self.before, self.layer, self.final_norm):
             freeze_(part)
         # Whether a few tokens can be read without the others' keys and values; see boosters/readout.py.
-        self.folds = self.native and last.scores_are_linear and not before
+        self.folds = bool(self.native and last.scores_are_linear and not before)
+        self.norms_keys = bool(self.native and last.keys_are_normed and not before)
+        self.has_gain: bool = self.norms_keys and not isinstance(last.attention_norm, nn.Identity)
         self.centres = self.folds and isinstance(last.attention_norm, nn.LayerNorm)
 
     def forward(self, h: Tensor, read: int | None = None) -> Tensor:
@@ -104,7 +106,7 @@ class FrozenBlock(nn.Module):
 
     def queries(self, h: Tensor) -> Tensor:
         """What these tokens (B, R, D) look for, (B, R, heads * head size), in the block's dtype."""
-        return self.layer.query(self.layer.attention_norm(self.received(h)))
+        return self.layer.queries(self.layer.attention_norm(self.received(h)))
 
     def value_bias(self) -> Tensor:
         """What every value has besides its token's part, (kv heads * head size,): the norm's and its own."""

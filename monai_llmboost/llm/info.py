@@ -82,22 +82,20 @@ def donors_table() -> Table:
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        caption="weights, MB: of one layer, at two bytes a weight (some repositories hold four). The licence goes with "
-        "the block: read it on the model's card. Gated: accept it there, then `hf auth login`.",
+        caption="MB: of one layer, at two bytes a weight (some repositories hold four). The licence goes with the "
+        "block: read it on the model's card. Gated: accept it there, then `hf auth login`.",
         caption_justify="left",
     )
     for name in ("model", "licence"):
         table.add_column(name, no_wrap=True)
-    for name in ("layers", "width", "weights", "MB"):
+    for name in ("layers", "width", "MB"):
         table.add_column(name, justify="right", no_wrap=True)
     for donor in DONORS:
-        size = donor.layer_weights
         table.add_row(
             donor.repository,
             f"{donor.licence}, gated" if donor.gated else donor.licence,
             str(donor.num_layers),
             str(donor.geometry.width),
-            f"{size / 1e6:.1f} M",
-            f"{size * torch.bfloat16.itemsize / 1e6:.0f}",
+            f"{donor.layer_weights * torch.bfloat16.itemsize / 1e6:.0f}",
         )
     return table

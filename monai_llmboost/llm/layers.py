@@ -90,6 +90,12 @@ class DonorLayers:
         )
 
     @property
+    def width(self) -> int:
+        """Features of a token, D."""
+        last = self.layers[-1]
+        return last.geometry.width if last.geometry is not None else int(last.module(None, False, False).width or 0)
+
+    @property
     def num_weights(self) -> int:
         """Weights of the layers, without the final norm."""
         return sum(tensor.numel() for layer in self.layers for tensor in layer.tensors.values())
@@ -113,9 +119,7 @@ class DonorLayers:
             raise ValueError(f"expected final_norm to be unit, donor or none, got {kind!r}")
         if kind == "none":
             return nn.Identity()
-        last = self.layers[-1]
-        geometry = last.geometry
-        width = geometry.width if geometry is not None else last.module(None, False, False).width
+        geometry, width = self.layers[-1].geometry, self.width
         if kind == "unit":
             if geometry is not None and geometry.norm == "layer":
                 return nn.LayerNorm(width, eps=geometry.norm_eps, elementwise_affine=False)

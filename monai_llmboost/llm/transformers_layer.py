@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Mapping
 from copy import deepcopy
@@ -20,13 +21,17 @@ MOST_LAYERS = 10_000
 NOT_READ = re.compile(r"auto_map|_?(attn|experts)_implementation\w*|output_(attentions|hidden_states)|(torch_)?dtype")
 # Where a model of several parts keeps the configuration of its language model.
 LANGUAGE_PARTS = ("text_config", "decoder")
-# Classes that read tokens one after the other; what is not named here is left to the self-test.
+# How many tokens, or blocks of them, sparse attention lets each token see: all, as for windows, which are in masks only.
+CHOICES, ALL = ("index_topk", "index_topk_blocks", "keep_window_size"), 1 << 30
+# Layer types, classes and parameters of what reads tokens in order; what is not named here is left to the self-test.
 IN_ORDER = re.compile(
-    r"mamba|rwkv|lstm|rglru|recurrentblock|gateddelta|deltanet|deltaattention|lightning|linearattention|shortconv",
+    r"linear_attention|mamba|rwkv|lstm|rglru|recurrentblock|delta(net|attention)|lightning|short_?conv|^conv$|a_log$",
     re.IGNORECASE,
 )
 # What a layer can be told beside the tokens, and is.
-TOLD = ("attention_mask", "position_ids", "position_embeddings", "alibi", "position_bias")
+TOLD = ("attention_mask", "position_ids", "position_embeddings", "alibi", "position_bias", "shared_kv_states")
+# Lists of modules that are not the decoder's: within its layers, or for what is not text.
+ELSEWHERE = re.compile(r"\.\d+\.|vision|visual|image|audio")
 # Part of some old checkpoints: computed from the configuration, and made anew here.
 LEFTOVERS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.bias|masked_bias|causal_mask)$")
 
@@ -49,7 +54,7 @@ def _read(config: Mapping[str, Any]) -> tuple[PretrainedConfig, type[PreTrainedM
             "pip install 'monai-llmboost[transformers]'"
         ) from error
     if model_type in CONFIG_MAPPING:
-        read = {key: value for key, value in deepcopy(dict(inner)).items() if not NOT_READ.fullmatch(key)}
+        read = {key: value for key, value in _plain(inner).items() if not NOT_READ.fullmatch(key)}
         try:
             known = CONFIG_MAPPING[model_type].from_dict(read).get_text_config()
         except Exception as error:  # each of some 200 classes has its own ways to say that a value is impossible
@@ -81,6 +86,14 @@ def _model_class(known: PretrainedConfig) -> Any:
     return model_class
 
 
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy, with infinity where newer files write ``{"__float__": "Infinity"}``."""
+    return json.loads(
+        json.dumps(config),
+        object_hook=lambda part: float(part.get("__float__")) if part.keys() == {"__float__"} else part,
+    )
+
+
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
@@ -88,12 +101,17 @@ def _line(error: Exception) -> str:
 def _skeleton(config: Mapping[str, Any]) -> tuple[PreTrainedModel, str, nn.ModuleList]:
     """The whole causal language model without weights, and the name and the list of its decoder layers."""
     known, model_class = _read(config)
-    number = getattr(known, "num_hidden_layers", 1)
-    if not isinstance(number, int) or not 0 < number <= MOST_LAYERS:
+    number = getattr(known, "num_hidden_layers", None)
+    if number is not None and not 0 < number <= MOST_LAYERS:
         raise ValueError(f"expected 1 to {MOST_LAYERS} layers, got {number!r}: correct the model's config.json")
     capped = any("attn" in key and "softcap" in key and value for key, value in known.to_dict().items())
     known._attn_implementation = "sdpa" if model_class._supports_sdpa and not capped else "eager"
     known._experts_implementation = "eager"
+    if getattr(known, "attention_type", None) == "block_sparse":
+        known.attention_type = "original_full"  # BigBird's own word for all tokens
+    for key in CHOICES:
+        if hasattr(known, key):
+            setattr(known, key, ALL)
     try:
         with torch.device("meta"):
             model = model_class(known)
@@ -102,24 +120,36 @@ def _skeleton(config: Mapping[str, Any]) -> tuple[PreTrainedModel, str, nn.Modul
             f"expected a {known.model_type} model, transformers cannot build it from this config.json "
             f"({_line(error)}): correct it or choose another donor"
         ) from error
-    stacks = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    outer = {name: len(stack) for name, stack in stacks.items() if not any(part.isdigit() for part in name.split("."))}
-    longest = [name for name, length in outer.items() if length == max(outer.values())]
-    if len(longest) != 1:
+    lists = {name: len(module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    outer = {name: length for name, length in lists.items() if length and not ELSEWHERE.search(name)}
+    likely = [name for name, length in outer.items() if length == number] or [
+        name for name, length in outer.items() if length == max(outer.values())
+    ]
+    if len(likely) != 1:
         raise ValueError(
-            f"expected one list of decoder layers in a {known.model_type} model, got {', '.join(longest) or 'none'}: "
+            f"expected one list of decoder layers in a {known.model_type} model, got {', '.join(likely) or 'none'}: "
             "choose another donor"
         )
-    return model, longest[0], stacks[longest[0]]
+    return model, likely[0], model.get_submodule(likely[0])  # type: ignore[return-value]
+
+
+def _on_disk(model: PreTrainedModel, stack: str) -> str:
+    """What the list of layers is called in the model's files, which a few types keep in an older form."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    within = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(f"{stack}.0.")}
+    least = min(within, key=lambda name: within[name].numel())  # a norm: no matrix is computed for this
+    return next(iter(revert_weight_conversion(model, {least: within[least]}))).partition(".0.")[0]
 
 
 def stack_of(config: Mapping[str, Any]) -> str:
-    """Dotted name of the list of decoder layers in the causal language model, such as ``"model.layers"``.
+    """Dotted name of the list of decoder layers in the model's files, such as ``"model.layers"``.
 
     Raises:
         ValueError: transformers has no such model, or not one list of layers; ImportError: transformers is missing.
     """
-    return _skeleton(config)[1]
+    model, stack, _ = _skeleton(config)
+    return _on_disk(model, stack)
 
 
 def number_of_layers(config: Mapping[str, Any]) -> int:
@@ -154,22 +184,27 @@ class TransformersLayer(nn.Module):
         kinds = getattr(known, "layer_types", None) or getattr(known, "layers_block_type", None)
         self.kind = kinds[layer] if kinds else None
         self.layer = layers[layer]
-        ordered = [type(module).__name__ for module in self.layer.modules() if IN_ORDER.search(type(module).__name__)]
+        classes = [type(module).__name__ for module in self.layer.modules()]
+        parameters = [parameter for parameter, _ in self.layer.named_parameters()]
+        ordered = [word for word in (self.kind or "", *classes, *parameters) if IN_ORDER.search(word)]
         if ordered:
             raise ValueError(
                 f"expected a layer of attention over all tokens, {name} reads them in order "
-                f"({', '.join(filter(None, (self.kind, ordered[-1])))}): choose another layer or donor"
+                f"({', '.join(ordered[:2])}): choose another layer or donor"
             )
         self.config = known
-        self.width = known.hidden_size
-        self.num_heads = known.num_attention_heads
+        self.width = getattr(known, "hidden_size", None)
+        if self.width is None:
+            raise ValueError(f"expected hidden_size in the configuration of {name}, found none: choose another donor")
         self.rotary = _rotary(model, stack)
         self.takes = _arguments(self.layer, name)
-        if any("sink" in parameter for parameter, _ in self.layer.named_parameters()):
+        # Some choose keys by scores of their own, to which they add the mask: all zeros, nothing is masked.
+        self.needs_mask = any("Indexer" in type(module).__name__ for module in self.layer.modules())
+        if any("sink" in parameter for parameter in parameters):
             known._attn_implementation = "eager"  # SDPA would leave the sinks out
         self.masks = _take_masks(self.layer)
         _fill_buffers(self, model)
-        weights = _renamed(model, f"{stack}.{layer}.", tensors)
+        weights = _renamed(model, f"{_on_disk(model, stack)}.{layer}.", f"{stack}.{layer}.", tensors)
         _check(weights, self.layer.state_dict(), name)
         self.layer.load_state_dict(weights, strict=True, assign=True)
         for module in self.layer.modules():
@@ -189,14 +224,18 @@ class TransformersLayer(nn.Module):
             setattr(self.layer.get_submodule(owner), mask, nothing_masked)
         positions = torch.zeros(b, n, dtype=torch.long, device=x.device)
         given: dict[str, Any] = dict.fromkeys(self.takes)
+        if self.needs_mask:
+            given["attention_mask"] = x.new_zeros(1, 1, n, n)
         if "position_ids" in given:
             given["position_ids"] = positions
         if "position_embeddings" in given:
             given["position_embeddings"] = self.turn(x, positions)
         if "alibi" in given and getattr(self.config, "alibi", True):
-            given["alibi"] = x.new_zeros(b * self.num_heads, 1, n)
+            given["alibi"] = x.new_zeros(b * self.config.num_attention_heads, 1, n)
         if "position_bias" in given:
-            given["position_bias"] = x.new_zeros(self.num_heads, 1, n)
+            given["position_bias"] = x.new_zeros(self.config.num_attention_heads, 1, n)
+        if "shared_kv_states" in given:
+            given["shared_kv_states"] = {}  # for later layers, which need it and are refused
         y = self.layer(x, **given)
         y = y[0] if isinstance(y, (tuple, list)) else y
         return y if read is None else y[:, :read]
@@ -270,7 +309,7 @@ def _is_mask(buffer: Tensor) -> bool:
     return buffer.ndim == 4 and buffer.shape[:2] == (1, 1) and buffer.shape[2] == buffer.shape[3]
 
 
-def _renamed(model: PreTrainedModel, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _renamed(model: PreTrainedModel, stored: str, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The layer's tensors by the names and in the form of transformers' class, by transformers' own table.
 
     On disk each expert has its own matrices, for example, in memory there is one tensor of them all.
@@ -285,14 +324,14 @@ def _renamed(model: PreTrainedModel, prefix: str, tensors: dict[str, Tensor]) ->
     weights: dict[str, Tensor] = {}
     gathered: dict[str, Any] = {}
     for name in sorted(tensors, key=dot_natural_key):
-        new, pattern = rename_source_key(prefix + name, renamings, converters, model.base_model_prefix, expected)
+        new, pattern = rename_source_key(stored + name, renamings, converters, model.base_model_prefix, expected)
         if new not in expected and prefix + name in expected:
             new, pattern = prefix + name, None
         if pattern is None:
             weights[new] = tensors[name]
         else:
             of_pattern = next(entry for entry in converters if pattern in entry.source_patterns)
-            gathered.setdefault(new, deepcopy(of_pattern)).add_tensor(new, prefix + name, pattern, tensors[name])
+            gathered.setdefault(new, deepcopy(of_pattern)).add_tensor(new, stored + name, pattern, tensors[name])
     for new, converter in gathered.items():
         weights.update(converter.convert(new, model=model, config=model.config))
     useless = [LEFTOVERS, *map(re.compile, model._keys_to_ignore_on_load_unexpected or [])]

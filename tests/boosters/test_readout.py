@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from monai_llmboost.boosters import RESIDUALS, MLPControl, ResidualBooster, check_booster, readout, residual
 from monai_llmboost.llm import BlockGeometry, DonorLayers, FrozenBlock, Layer, random_block, random_layer
+from monai_llmboost.llm.donors import DONORS
 from monai_llmboost.networks import ViT3D, ViViT
 
 WIDE = BlockGeometry(width=96, mlp_width=128, num_heads=6, num_kv_heads=2, head_size=16)
@@ -46,6 +47,7 @@ def way(request, monkeypatch):
     """One of the three ways, whatever it costs."""
     costs = tuple(int(request.param != name) for name in ("keys", "encoded", "visual"))
     monkeypatch.setattr(residual, "multiply_adds", lambda *sizes: costs)
+    monkeypatch.setattr(residual, "multiply_adds_of_normed", lambda *sizes: (costs[0], costs[2]))
     return request.param
 
 
@@ -88,12 +90,23 @@ def test_equals_the_full_way_in_float32(way, kind, tokens):
         assert_close(output_and_gradients(booster, x, read=2), expected, 1e-5)
 
 
+OTHER_LAYERS = {
+    "llama": {},
+    "layer norm": {"norm": "layer", "qkv_bias": True, "gated": False, "mlp_bias": True},
+    "head by head normed keys": {"qk_norm": "head"},
+    "normed keys, no norm before": {"qk_norm": "all", "pre_norm": False, "post_norm": True},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer"),
+    [*((kind, "llama") for kind in RESIDUALS), *(("inner", layer) for layer in list(OTHER_LAYERS)[1:])],
+)
 @pytest.mark.parametrize("tokens", TOKENS)
-@pytest.mark.parametrize("kind", RESIDUALS)
-def test_equals_the_full_way_in_bfloat16(way, kind, tokens):
+def test_equals_the_full_way_in_bfloat16(way, kind, tokens, layer):
     """Autocast, the block kept in bfloat16 as on a GPU; against the full way in float32."""
     torch.manual_seed(0)
-    booster = ResidualBooster(256, random_block(BlockGeometry(512, 768, 8, 4, 64)), kind)
+    booster = ResidualBooster(256, random_block(BlockGeometry(512, 768, 8, 4, 64, **OTHER_LAYERS[layer])), kind)
     narrow = copy.deepcopy(booster)
     narrow.block.to(torch.bfloat16)
     booster.block.load_state_dict(narrow.block.state_dict())
@@ -105,7 +118,7 @@ def test_equals_the_full_way_in_bfloat16(way, kind, tokens):
         expected = output_and_gradients(narrow, x)
     if kind != "projected":  # rounding moves some of its values over the kink of the LeakyReLU, in any way
         expected = output_and_gradients(booster, x)
-    assert_close(got, expected, 2e-2)
+    assert_close(got, expected, 2e-2 if layer == "llama" else 2.5e-2)
 
 
 def test_is_closer_to_the_truth_than_the_full_way():
@@ -419,6 +432,18 @@ def test_compiles_without_a_graph_break(way, read, training):
         booster.encode.weight.mul_(2)
         torch.testing.assert_close(compiled(x, read), booster(x, read))
     torch.compiler.reset()
+
+
+@pytest.mark.parametrize("donor", DONORS, ids=lambda donor: donor.repository)
+def test_nearly_free_with_every_donor_of_the_list(donor, published):
+    """Operations per volume at the published size, training in batches of 32."""
+    plain = published[0]
+    with torch.device("meta"):
+        tensors = {name: torch.empty(shape) for name, shape in donor.geometry.tensor_shapes.items()}
+        block = FrozenBlock(DonorLayers((Layer(tensors, donor.geometry),), "counted"))
+        network = ViT3D(**PUBLISHED, booster=ResidualBooster(1024, block))
+    ratio = flops(network, 32, backwards=True) / flops(plain, 32, backwards=True)
+    assert 1 < ratio < (1.17 if donor.repository == "allenai/OLMo-2-1124-7B" else 1.09)
 
 
 @script_warnings

@@ -78,15 +78,22 @@ def test_the_way_is_said_and_taken(case, single, monkeypatch):
     """Where the steps are exact they are taken, and only there."""
     booster = boosted(single)
     monkeypatch.setattr(residual, "multiply_adds", lambda *sizes: (2, 2, 1))
+    monkeypatch.setattr(residual, "multiply_adds_of_normed", lambda *sizes: (2, 1))
     taken = []
-    monkeypatch.setattr(residual, "attend_visual", lambda *a: taken.append(a) or torch.zeros_like(a[0]))
+    for name in ("attend_visual", "attend_normed"):
+        monkeypatch.setattr(residual, name, lambda *a, name=name: taken.append(name) or torch.zeros_like(a[0]))
     booster(torch.randn(2, 9, CHANNELS), 1)
     if case in NORMED_KEYS:
-        assert not taken
-        assert booster.way(2, 9, 1) == "keys and values of all tokens (keys are normed, turned or masked)"
+        assert taken == ["attend_normed"]
+        assert booster.way(2, 9, 1) == "keys of all tokens, no values"
     else:
-        assert len(taken) == 1
+        assert taken == ["attend_visual"]
         assert booster.way(2, 9, 1) == "no keys and values, visual tokens"
+
+
+def test_in_order_no_step_is_left_out(single):
+    booster = boosted(single, causal=True)
+    assert booster.way(2, 9, 1) == "keys and values of all tokens (for mask, positions or biases)"
 
 
 @script_warnings

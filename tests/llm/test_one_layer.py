@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_hub import extract, serve, stop
 from tiny_models import CASES
 
 MEASURE = """
@@ -79,3 +80,14 @@ def test_bytes_memory_and_nothing_else(case, tmp_path, llama_folder):
     assert measured["peak"] <= 2 * size
     assert measured["same threads"]
     assert measured["children"] == []
+
+
+def test_the_hub_sends_only_the_layer(tmp_path):
+    size, headers = big_checkpoint(tmp_path / "big", "llama")
+    server = serve(tmp_path / "big")
+    done = extract(server.server_port, tmp_path, "lab/tiny", "--layer", "4")
+    stop(server)
+    assert done.returncode == 0, done.stderr
+    assert size <= server.sent <= 1.01 * size + headers
+    small = {one.name for one in server.asked if not one.name.startswith("model-")}
+    assert small == {"config.json", "model.safetensors.index.json", "README.md"}
