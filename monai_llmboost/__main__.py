@@ -205,7 +205,7 @@ def main() -> None:
     """Run the command line; an error is one sentence and exit status 1, with MONAI_LLMBOOST_DEBUG=1 a traceback."""
     try:
         app()
-    except (ValueError, OSError, TypeError, RuntimeError) as error:
+    except (ValueError, OSError, TypeError, RuntimeError, ImportError) as error:
         if os.environ.get("MONAI_LLMBOOST_DEBUG"):
             raise
         typer.echo(f"monai-llmboost: {error}", err=True)

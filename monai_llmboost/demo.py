@@ -19,7 +19,7 @@ from rich.table import Table
 from monai_llmboost.bundle import copy_bundle, run_bundle
 
 BUNDLE = "medmnist3d_rllm_classification"
-ARMS = {"none": "plain", "random": "boosted"}
+ARMS = {"none": "plain", "pretrained": "boosted"}
 NUM_NIFTI = 8
 
 
@@ -68,7 +68,7 @@ def _train_and_ask(console: Console, output: Path, bundle: Path, epochs: int) ->
     _write_nifti(output / "nifti")
     console.print(f"\n[bold]predicting[/bold] {NUM_NIFTI} test volumes written as NIfTI files, by the boosted network")
     places = {"dataset_dir": str(output / "nifti"), "output_dir": str(output / "predictions")}
-    run_bundle(bundle, "inference", "random", logging_file=False, ckpt_dir=str(output / "random"), **places)
+    run_bundle(bundle, "inference", "pretrained", logging_file=False, ckpt_dir=str(output / "pretrained"), **places)
     return results
 
 
@@ -98,11 +98,11 @@ def _show(console: Console, output: Path, results: dict[str, dict[str, Any]]) ->
             f"{result['seconds']:.0f} s",
         )
     console.print(table)
-    console.print("One seed and a random block: this shows that everything runs, not that a block helps.")
+    console.print("One seed, phantoms, a small donor: this shows that everything runs, not that a block helps.")
     predictions = output / "predictions" / "predictions.csv"
     with predictions.open(newline="") as file:
         rows = list(csv.reader(file))
-    table = Table(*rows[0], title="Predictions for the NIfTI files (arm random)")
+    table = Table(*rows[0], title="Predictions for the NIfTI files (arm pretrained)")
     for row in rows[1:]:
         table.add_row(*row)
     console.print(table)

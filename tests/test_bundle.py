@@ -56,7 +56,12 @@ def test_each_arm_is_trained_judged_and_asked(run_job, block_file, tmp_path, arm
     metrics = json.loads((folder / "metrics.json").read_text())
     assert (metrics["dataset"], metrics["split"], metrics["cases"]) == ("phantom", "test", 240)
     assert 0 <= metrics["auc"] <= 1
-    blocks = {None: "random seed 0 (", "none": "none", "mlp": "mlp control", "random": "random seed 0 like tiny-llama"}
+    blocks = {
+        None: "tiny-english layer 5 (",
+        "none": "none",
+        "mlp": "mlp control",
+        "random": "random seed 0 like tiny-llama",
+    }
     assert metrics["block"].startswith(blocks.get(arm, "tiny-llama layer 2 ("))
     table = rows_of(folder)
     assert len(table) == 240
@@ -332,7 +337,7 @@ def test_names_come_from_the_checkpoint(run_job, tmp_path):
         ("training", None, {}, "a job of train, evaluate, inference, got 'training'"),
         ("train", "some", {}, "an arm of mlp, none, pretrained, random, got 'some'"),
         ("train", None, {"dataset": "liver"}, "dataset to be one of phantom"),
-        ("train", "pretrained", {}, "found nothing at random: give --block FILE"),
+        ("train", "pretrained", {"block": "random"}, "found nothing at random: give --block FILE"),
         ("train", None, {"patch_size": 5}, "img_size to be a multiple of patch_size"),
         (
             "train",

@@ -27,6 +27,7 @@ KEYS = (
     "donor",
     "layers",
     "num_layers",
+    "width",
     "num_weights",
     "revision",
     "licence",

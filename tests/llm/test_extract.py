@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
 from monai_llmboost.llm import (
@@ -11,9 +13,11 @@ from monai_llmboost.llm import (
     frozen_block,
     load_block,
     random_block,
+    read_block,
     read_header,
     read_layers,
 )
+from monai_llmboost.llm.extract import EMBEDDED
 from monai_llmboost.llm.frozen import SMALL_GEOMETRY
 
 
@@ -93,8 +97,30 @@ def test_random_like_a_donor(block_file, geometry):
     assert 0.8 < block.layer.gate.weight.std() / spread < 1.2
 
 
+def test_the_block_in_the_package(tmp_path):
+    """The default of the bundle: small, pre-trained, described, and a block like any other."""
+    assert EMBEDDED.stat().st_size <= 2_000_000
+    header = read_header("embedded")
+    assert (header["donor"], header["licence"], header["layers"]) == ("tiny-english", "apache-2.0", "[5]")
+    block = load_block("embedded", final_norm="donor")
+    assert block.width == block_width("embedded") == 256
+    card = (EMBEDDED.parent / "README.md").read_text()
+    training = json.loads((ROOT / "benchmarks" / "results" / "tiny-english.json").read_text())
+    assert training["held_out"]["perplexity"] < training["held_out"]["unigram_perplexity"] / 10
+    for figure in ("perplexity", "unigram_perplexity"):
+        assert f"{training['held_out'][figure]:.1f}" in card
+    assert f"{training['layer_weights']:,}" in card
+    assert int(header["num_weights"]) == training["layer_weights"]
+    learned = read_block("embedded").layers[0].tensors["gate.weight"].float()
+    drawn = torch.randn(learned.shape, generator=torch.Generator().manual_seed(0)) * learned.std()
+    top = torch.linalg.svdvals(learned)[0] / torch.linalg.svdvals(drawn)[0]
+    assert top > 1.3, "training leaves directions that random weights do not have"
+    assert random_block("embedded").signature.text.startswith("random seed 0 like tiny-english layer 5 (")
+
+
 def test_what_the_block_option_says(block_file):
     assert frozen_block("random", seed=2).signature.text.startswith("random seed 2 (")
     assert frozen_block(block_file).signature.text.startswith("tiny-llama layer 1 (")
+    assert frozen_block("embedded").signature.text.startswith("tiny-english layer 5 (")
     assert block_width("random") == SMALL_GEOMETRY.width
     assert block_width(block_file) == 24
