@@ -144,7 +144,42 @@ def epoch() -> str:
     return f"{results_of('epoch-cpu')['device']}:\n\n{markdown(headings, lines)}"
 
 
-TABLES = {function.__name__: function for function in (cost, growth, booster, published, startup, epoch)}
+def model_types() -> str:
+    """Which types of language models can be donors."""
+    result = results_of("model-types")
+    of: dict[str, list[dict[str, Any]]] = {outcome: [] for outcome in ("native", "general", "refused", "not built")}
+    for row in result["rows"]:
+        of[row["outcome"]].append(row)
+    cells = []
+    for row in of["general"]:
+        passed, _, all_of_it = row["layers"].split()
+        some = "" if passed == all_of_it else f" ({row['layers']})"
+        difference = "-" if row["difference"] is None else f"{row['difference']:.0e}"
+        cells.append(f"{_named(row)}{some}: {row['permutation error']:.0e}, {difference}")
+    columns = 3
+    lines = [(cells[i : i + columns] + [""] * columns)[:columns] for i in range(0, len(cells), columns)]
+    reasons = [[_named(row), row["outcome"], _reason(row["reason"])] for row in of["refused"] + of["not built"]]
+    counts = ", ".join(f"{len(rows)} {outcome}" for outcome, rows in of.items())
+    return (
+        f"transformers {result['software']['transformers']}: {counts}. "
+        f"Native: {', '.join(_named(row) for row in of['native'])}.\n\n"
+        f"{markdown(['type: permutation error, difference', *[''] * (columns - 1)], lines)}\n\n"
+        f"{markdown(['type', 'outcome', 'why'], reasons)}"
+    )
+
+
+def _named(row: dict[str, Any]) -> str:
+    return f"{row['type']} (as {row['read as']})" if "read as" in row else row["type"]
+
+
+def _reason(text: str) -> str:
+    """What is wrong, without what to do."""
+    text = re.sub(r"[:;] (choose|read them|correct) .*?(?=$|; (expected|layer))", "", text)
+    known = r"expected a layer (of attention over all tokens|that needs tokens only), [\w-]+ layer \d+ "
+    return re.sub(rf"{known}|\blayer \d+ (?=does|is)", "", text)
+
+
+TABLES = {function.__name__: function for function in (cost, growth, booster, published, startup, epoch, model_types)}
 
 
 def with_tables(text: str) -> str:

@@ -59,6 +59,8 @@ class ResidualBooster(nn.Module):
                 "expected a residual beside a gate, got residual 'none', whose output would be zero while the gate is "
                 "closed: give another residual, or no gate"
             )
+        if not isinstance(use_checkpoint, bool):
+            raise ValueError(f"expected use_checkpoint to be True or False, got {use_checkpoint!r}")
         if not isinstance(channels, int) or channels < 1:
             raise ValueError(f"expected channels to be a whole number from 1, got {channels!r}")
         width = getattr(block, "width", None)
@@ -91,6 +93,8 @@ class ResidualBooster(nn.Module):
 
     def forward(self, x: Tensor, read: int | None = None) -> Tensor:
         """Tokens (B, N, C) to tokens (B, N, C), or exactly the first ``read`` of those, (B, R, C), at far less cost."""
+        if read is not None and read < 1:
+            raise ValueError("expected read from 1, or None for all tokens")
         rows = x if read is None else x[:, :read]
         h = self.encode(rows)  # (B, R, D)
         if read is None or self.tokenwise:
@@ -181,8 +185,10 @@ class ResidualBooster(nn.Module):
             return "whole block (run by transformers)"
         if len(self.block.before):
             return "whole block but for its last layer"
+        if self.block.causal:
+            return "keys and values of the tokens before it (causal)"
         if not self.folds and not self.norms_keys:
-            return "keys and values of all tokens (for mask, positions or biases)"
+            return "keys and values of all tokens (for positions or biases)"
         if not self.parts_are_plain():
             return "keys and values of all tokens (a part was changed)"
         if self.norms_keys:

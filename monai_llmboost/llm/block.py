@@ -22,7 +22,7 @@ class DecoderBlock(nn.Module):
 
     Args:
         geometry: the layer as numbers.
-        causal: mask what follows a token, as the language model does.
+        causal: mask what follows a token, as the language model does; the first token then sees itself only.
         rotary: turn queries and keys by the tokens' positions, as the language model does.
 
     Raises:
@@ -118,7 +118,10 @@ class DecoderBlock(nn.Module):
         if grouped:
             k = k.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
             v = v.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
-        scores = (q @ k.transpose(2, 3)).float() * self.scale
+        scores = q @ k.transpose(2, 3)
+        if scores.dtype != torch.float64:
+            scores = scores.float()
+        scores = scores * self.scale
         scores = self.score_cap * torch.tanh(scores / self.score_cap)  # (B, heads, R, N)
         if self.causal:
             future = torch.ones(scores.shape[2], scores.shape[3], dtype=torch.bool, device=q.device).triu(1)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_llmboost.llm.families import NOT_WEIGHTS, Family, block_tensors, family_of, text_config
+from monai_llmboost.llm.families import NOT_WEIGHTS, Family, block_tensors, family_of, geometry_of, text_config
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.hub import HubRepository, LocalFolder
 from monai_llmboost.llm.layers import DonorLayers, Layer
@@ -23,7 +23,7 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Weights as one file or as parts with an index; safetensors first.
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-RANGE = re.compile(r"\s*(-?\d+)?\s*:\s*(-?\d+)?\s*")
+RANGE = re.compile(r"\s*(-?[0-9]+)?\s*:\s*(-?[0-9]+)?\s*")
 Files = LocalFolder | HubRepository
 
 
@@ -54,6 +54,8 @@ def read_layers(model: str | Path, layer: int | str | Sequence[int] = -1, revisi
         for one in donor.layers:
             check_weights(one.tensors)
         return donor
+    if folder.is_dir() and revision is not None:
+        raise ValueError(f"expected no revision with a folder, got {revision!r}: a folder holds one revision")
     if not folder.is_dir() and (folder.exists() or not HUB_ID.fullmatch(str(model))):
         raise FileNotFoundError(f"expected a model folder or a hub id such as owner/name, got {str(model)!r}")
     files = LocalFolder(folder) if folder.is_dir() else HubRepository(str(model), revision)
@@ -95,7 +97,7 @@ def read_geometry(model: str | Path) -> BlockGeometry:
             f"expected a family that is run natively, got {config.get('model_type')!r}: extract a layer of it, then "
             "use its block file"
         )
-    return family.geometry(config, _number_of_layers(config) - 1)
+    return geometry_of(family, config, _number_of_layers(config) - 1)
 
 
 def layers_of(layer: int | str | Sequence[int], number: int) -> list[int]:
@@ -113,7 +115,7 @@ def layers_of(layer: int | str | Sequence[int], number: int) -> list[int]:
             wanted = list(range(number))[first:last]
         else:
             words = layer.split(",")
-            if not all(re.fullmatch(r"\s*-?\d+\s*", word) for word in words):
+            if not all(re.fullmatch(r"\s*-?[0-9]+\s*", word) for word in words):
                 raise ValueError(f"expected layers such as -1, 3,5 or 4:8, got {layer!r}")
             wanted = [int(word) for word in words]
     else:
@@ -207,7 +209,7 @@ def _layer(
     if family is None:
         return Layer(tensors, config=json.dumps(dict(config), sort_keys=True), index=index)
     try:
-        geometry = family.geometry(config, index)
+        geometry = geometry_of(family, config, index)
         return Layer(block_tensors(family, geometry, tensors), geometry, index=index)
     except ValueError as error:
         raise ValueError(f"layer {index} of {donor}: {error}") from error

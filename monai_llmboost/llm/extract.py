@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -20,20 +21,7 @@ from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers, Layer, digest_of, random_layer
 from monai_llmboost.llm.self_test import self_test
 
-FORMAT = "monai-llmboost block 2"
-KEYS = (
-    "geometries",
-    "config",
-    "donor",
-    "layers",
-    "num_layers",
-    "width",
-    "num_weights",
-    "revision",
-    "licence",
-    "fingerprint",
-    "final_norm",
-)
+FORMAT = "monai-llmboost block 3"
 # The small donor that comes with the package; its card lies beside it.
 EMBEDDED = Path(__file__).parent / "embedded" / "tiny-english.safetensors"
 
@@ -55,8 +43,8 @@ def extract_block(
         overwrite: replace a file that is there.
 
     Returns:
-        Whether the file was written; not if it already holds these layers of this model (by its name, and by the
-        revision if one was given).
+        Whether the file was written; not if it already holds these layers of this model, which of a folder the weights
+        tell, and of a hub id its name and the revision that was asked for.
 
     Raises:
         FileExistsError: ``out`` is there, holds something else, and ``overwrite`` was not asked for.
@@ -74,26 +62,34 @@ def extract_block(
         )
     donor = read_layers(model, layer, revision)
     self_test(FrozenBlock(donor, known_fingerprint="not yet known"), donor.name)
-    write_block(donor, out)
+    write_block(donor, out, revision or "", overwrite)
     return True
 
 
 def _holds(file: Path, model: str | Path, layer: int | str | Sequence[int], revision: str | None) -> bool:
+    """Whether a block file is what would be written; of a hub id without asking the hub."""
     try:
-        header = read_header(file)
-        name = Path(model).resolve().name if Path(model).is_dir() else str(model)
-        wanted = layers_of(layer, int(header["num_layers"]))
+        held, header = read_block(file), read_header(file)
+        if Path(model).is_dir():
+            return read_layers(model, layer, revision).fingerprint == held.fingerprint
+        wanted = layers_of(layer, held.num_layers)
     except (ValueError, OSError):
         return False
-    asked = revision is None or header["revision"] == revision
-    return asked and header["donor"] == name and json.loads(header["layers"]) == wanted
+    same = held.donor == str(model) and [one.index for one in held.layers] == wanted
+    return same and (header["asked"] == (revision or "") or held.revision == revision)
 
 
-def write_block(donor: DonorLayers, out: Path) -> None:
+def write_block(donor: DonorLayers, out: Path, asked: str = "", overwrite: bool = True) -> None:
     """Write layers with their numbers, origin and fingerprint (sha256) in the header, atomically.
 
+    Args:
+        donor: the layers.
+        out: the file.
+        asked: the branch, tag or commit that was asked for, whose commit ``donor.revision`` is.
+        overwrite: replace a file that is there.
+
     Raises:
-        OSError: the file cannot be written; what was there stays.
+        OSError: the file cannot be written (FileExistsError: it is there); what was there stays.
     """
     header = {
         "format": FORMAT,
@@ -105,10 +101,12 @@ def write_block(donor: DonorLayers, out: Path) -> None:
         "width": str(donor.width),
         "num_weights": str(donor.num_weights),
         "revision": donor.revision,
+        "asked": asked,
         "licence": donor.licence,
         "fingerprint": donor.fingerprint,
         "final_norm": digest_of(donor.final_norm),
     }
+    header["header"] = _digest(header)
     tensors = {f"{i}.{name}": t for i, one in enumerate(donor.layers) for name, t in one.tensors.items()}
     tensors |= {f"final_norm.{name}": tensor for name, tensor in donor.final_norm.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -117,11 +115,20 @@ def write_block(donor: DonorLayers, out: Path) -> None:
     try:
         save_file({key: value.contiguous() for key, value in tensors.items()}, name, metadata=header)
         Path(name).chmod(0o666 & ~_umask())
-        Path(name).replace(out)
+        if overwrite:
+            Path(name).replace(out)
+        else:
+            out.hardlink_to(name)  # fails where another process has just written it
     except SafetensorError as error:  # how it reports a full disk, among others
         raise OSError(f"cannot write {out} ({error}): free some space there, or give another --out") from error
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def _digest(header: dict[str, str]) -> str:
+    """sha256 (hex) over all of a header but this."""
+    said = {key: value for key, value in header.items() if key != "header"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _umask() -> int:
@@ -158,12 +165,16 @@ def read_header(file: str | Path) -> dict[str, str]:
         raise ValueError(
             f"expected a block file, {path} is damaged or of another kind ({error}): extract it again"
         ) from error
-    if header.get("format", "").startswith("monai-llmboost block") and header["format"] != FORMAT:
-        raise ValueError(f"expected a block file of this version, {path} is of another: extract it again")
-    if header.get("format") != FORMAT or any(key not in header for key in KEYS):
+    if not header.get("format", "").startswith("monai-llmboost block"):
         raise ValueError(
             f"expected a file written by `monai-llmboost extract`, got another safetensors file: {path}. "
             "Extract one layer of the model first"
+        )
+    if header["format"] != FORMAT:
+        raise ValueError(f"expected a block file of this version, {path} is of another: extract it again")
+    if header.get("header") != _digest(header):
+        raise ValueError(
+            f"the header of {path} is not the one that was written: the file was altered; extract it again"
         )
     return header
 
@@ -241,7 +252,9 @@ def random_block(
         donor = random_layer(like if isinstance(like, BlockGeometry) else SMALL_GEOMETRY, seed)
     else:
         donor = read_block(like).random(seed)
-    return FrozenBlock(donor, dtype, **options)
+    block = FrozenBlock(donor, dtype, **options)
+    self_test(block, donor.name, in_order=block.in_order)
+    return block
 
 
 def frozen_block(

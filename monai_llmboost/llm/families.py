@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Families of language models whose layer block.py runs itself: their numbers and names on disk, and ours.
 
-One function per family reads the numbers in ``config.json``, one table gives each tensor its name here. Defaults are
-those of the families' own configuration classes, for files that leave a number out.
+One function per family reads the numbers in ``config.json``, one table gives each tensor its name here.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ ACTIVATIONS = {
     "gelu_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
 }  # fmt: skip
 # Part of some checkpoints, computed from the configuration: rotary frequencies and causal masks.
-NOT_WEIGHTS = re.compile(r"\.inv_freq$|^attn(ention)?\.(bias|masked_bias)$|\.rotary_emb\.")
+NOT_WEIGHTS = re.compile(r"\.inv_freq$|^att(n|ention)\.(bias|masked_bias)$|\.rotary_emb\.")
 
 Names = dict[str, str | tuple[str, ...]]  # module on disk -> module of block.py, or several that are stored as one
 
@@ -86,6 +85,7 @@ class Family:
 
     Args:
         names: module on disk -> module of block.py.
+        defaults: what its configuration class of `transformers` takes for keys that a ``config.json`` leaves out.
         geometry: configuration and index of a layer -> its numbers.
         layers: last word of the list of layers on disk.
         final_norm: last word of the model's norm behind its last layer.
@@ -95,6 +95,7 @@ class Family:
     """
 
     names: Names
+    defaults: Config
     geometry: Callable[[Config, int], BlockGeometry]
     layers: str = "layers"
     final_norm: str = "norm"
@@ -104,9 +105,11 @@ class Family:
 
 
 def text_config(config: Config) -> Config:
-    """The part of a configuration that is about the language model, in models that also see or hear."""
+    """The part of a configuration that is about the language model, with its family's defaults for what is left out."""
     inner = config.get("text_config")
-    return inner if isinstance(inner, Mapping) and config.get("model_type") not in FAMILIES else config
+    text = inner if isinstance(inner, Mapping) and str(config.get("model_type")) not in FAMILIES else config
+    family = FAMILIES.get(str(text.get("model_type")))
+    return text if family is None else {**family.defaults, **text}
 
 
 def family_of(config: Config) -> Family | None:
@@ -173,6 +176,21 @@ def _activation(config: Config) -> str:
     return ACTIVATIONS[_activation_word(config)]
 
 
+def geometry_of(family: Family, config: Config, layer: int) -> BlockGeometry:
+    """The numbers of one layer.
+
+    Raises:
+        ValueError: one is missing or impossible.
+    """
+    try:
+        return family.geometry({**family.defaults, **config}, layer)
+    except (ArithmeticError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"expected a configuration of {config.get('model_type')}, its numbers do not go together ({error}): "
+            "download config.json again"
+        ) from error
+
+
 def _llama(config: Config, layer: int, **changes: Any) -> BlockGeometry:
     width, heads = whole_number(config, "hidden_size"), whole_number(config, "num_attention_heads")
     head_size = whole_number(config, "head_dim", max(width // heads, 1))
@@ -211,13 +229,13 @@ def _smollm3(config: Config, layer: int) -> BlockGeometry:
 
 
 def _phi3(config: Config, layer: int) -> BlockGeometry:
-    return _llama(config, layer, qkv_bias=False, output_bias=False, norm_eps=number(config, "rms_norm_eps", 1e-5))
+    return _llama(config, layer, qkv_bias=False, output_bias=False)
 
 
 def _gemma(config: Config, layer: int, **changes: Any) -> BlockGeometry:
     word = config.get("hidden_activation") or config.get("hidden_act")
     word = "gelu_tanh" if word in (None, "gelu") else word  # of old files: the tanh form is what was trained
-    config = {"head_dim": 256, **config, "hidden_activation": word}
+    config = {**config, "hidden_activation": word}
     return _llama(config, layer, gain_offset=1.0, **changes)
 
 
@@ -227,7 +245,7 @@ def _gemma2(config: Config, layer: int, **changes: Any) -> BlockGeometry:
         layer,
         post_norm=True,
         attention_scale=number(config, "query_pre_attn_scalar", 256) ** -0.5,
-        score_cap=number(config, "attn_logit_softcapping", changes.pop("cap", 50.0)),
+        score_cap=number(config, "attn_logit_softcapping", 0.0),
         **changes,
     )
 
@@ -242,7 +260,7 @@ def _gemma3(config: Config, layer: int) -> BlockGeometry:
         rotary = rotary_angles({"rope_theta": number(config, "rope_local_base_freq", 1e4)}, head_size)
     else:
         rotary = rotary_angles(config, head_size, base=1e6)
-    return _gemma2(config, layer, cap=0.0, qk_norm="head", rotary=rotary)
+    return _gemma2(config, layer, qk_norm="head", rotary=rotary)
 
 
 def _olmo2(config: Config, layer: int) -> BlockGeometry:
@@ -263,7 +281,7 @@ def _gpt2(config: Config, layer: int) -> BlockGeometry:
         output_bias=True,
         mlp_bias=True,
         gated=False,
-        activation=_activation({"activation_function": "gelu_new", **config}),
+        activation=_activation(config),
         attention_scale=0.0 if config.get("scale_attn_weights", True) else 1.0,
     )
 
@@ -283,12 +301,12 @@ def _opt(config: Config, layer: int) -> BlockGeometry:
         output_bias=biases,
         mlp_bias=biases,
         gated=False,
-        activation=_activation({"activation_function": "relu", **config}),
+        activation=_activation(config),
     )
 
 
 def _gpt_neox(config: Config, layer: int) -> BlockGeometry:
-    config = {"hidden_act": "gelu", "rotary_pct": 0.25, "rope_theta": config.get("rotary_emb_base"), **config}
+    config = {"rope_theta": config.get("rotary_emb_base"), **config}
     width, heads = whole_number(config, "hidden_size"), whole_number(config, "num_attention_heads")
     biases = bool(config.get("attention_bias", True))
     return BlockGeometry(
@@ -309,19 +327,35 @@ def _gpt_neox(config: Config, layer: int) -> BlockGeometry:
     )
 
 
+def _sizes(width: int, mlp_width: int, layers: int, heads: int, kv_heads: int | None, **more: Any) -> dict[str, Any]:
+    return {
+        "hidden_size": width,
+        "intermediate_size": mlp_width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        **more,
+    }
+
+
+GPT2_SIZES = {"n_embd": 768, "n_head": 12, "n_layer": 12, "activation_function": "gelu_new"}
+OPT_SIZES = {"hidden_size": 768, "ffn_dim": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 FAMILIES = {
-    "llama": Family(LLAMA, _llama),
-    "mistral": Family(LLAMA, _llama),
-    "qwen2": Family(LLAMA, _qwen2),
-    "qwen3": Family({**LLAMA, **QK_NORMS}, _qwen3),
-    "smollm3": Family(LLAMA, _smollm3),
-    "phi3": Family(PHI3, _phi3),
-    "gemma": Family(LLAMA, _gemma),
-    "gemma2": Family({**LLAMA, **SANDWICH}, _gemma2),
-    "gemma3_text": Family({**LLAMA, **SANDWICH, **QK_NORMS}, _gemma3),
-    "olmo2": Family({**LLAMA, **SANDWICH, **QK_NORMS}, _olmo2),
+    "llama": Family(LLAMA, _sizes(4096, 11008, 32, 32, None), _llama),
+    "mistral": Family(LLAMA, _sizes(4096, 14336, 32, 32, 8), _llama),
+    "qwen2": Family(LLAMA, _sizes(4096, 22016, 32, 32, 32), _qwen2),
+    "qwen3": Family({**LLAMA, **QK_NORMS}, _sizes(4096, 22016, 32, 32, 32, head_dim=128), _qwen3),
+    "smollm3": Family(LLAMA, _sizes(2048, 11008, 36, 16, 4, rope_theta=2e6), _smollm3),
+    "phi3": Family(PHI3, _sizes(3072, 8192, 32, 32, None, rms_norm_eps=1e-5), _phi3),
+    "gemma": Family(LLAMA, _sizes(3072, 24576, 28, 16, 16, head_dim=256), _gemma),
+    "gemma2": Family(
+        {**LLAMA, **SANDWICH}, _sizes(2304, 9216, 26, 8, 4, head_dim=256, attn_logit_softcapping=50.0), _gemma2
+    ),
+    "gemma3_text": Family({**LLAMA, **SANDWICH, **QK_NORMS}, _sizes(2304, 9216, 26, 8, 4, head_dim=256), _gemma3),
+    "olmo2": Family({**LLAMA, **SANDWICH, **QK_NORMS}, _sizes(4096, 11008, 32, 32, None, rms_norm_eps=1e-5), _olmo2),
     "gpt2": Family(
         GPT2,
+        GPT2_SIZES,
         _gpt2,
         layers="h",
         final_norm="ln_f",
@@ -330,10 +364,17 @@ FAMILIES = {
     ),
     "opt": Family(
         OPT,
+        {**OPT_SIZES, "activation_function": "relu"},
         _opt,
         final_norm="final_layer_norm",
         only_if={"do_layer_norm_before": True, "layer_norm_elementwise_affine": True},
     ),
-    "gpt_neox": Family(GPT_NEOX, _gpt_neox, final_norm="final_layer_norm", by_head=True),
+    "gpt_neox": Family(
+        GPT_NEOX,
+        _sizes(6144, 24576, 44, 64, None, hidden_act="gelu", rotary_pct=0.25),
+        _gpt_neox,
+        final_norm="final_layer_norm",
+        by_head=True,
+    ),
 }
 NATIVE = tuple(FAMILIES)

@@ -29,8 +29,8 @@ class FrozenBlock(nn.Module):
     """Frozen layers of a language model one after another, then a norm: ``y = norm(layer(... layer(h)))``.
 
     The weights are buffers, not parameters: any optimizer line, ``CheckpointSaver``, strict ``CheckpointLoader``,
-    ``deepcopy``, ``.to()`` and DDP work unchanged, and a checkpoint holds the block's name and fingerprint in place of
-    its weights. Loading a checkpoint over a different block is refused.
+    ``deepcopy``, ``.to()`` and DDP (best with ``broadcast_buffers=False``) work unchanged, and a checkpoint holds the
+    block's name and fingerprint in place of its weights. Loading a checkpoint over a different block is refused.
 
     Args:
         donor: the layers, one or several.
@@ -65,9 +65,13 @@ class FrozenBlock(nn.Module):
                 f"expected a floating dtype for the block, got {dtype!r}: use torch.float32 or torch.bfloat16 "
                 "(on a command line '$torch.bfloat16', in single quotes)"
             )
+        for word, asked in (("causal", causal), ("rotary", rotary)):
+            if not isinstance(asked, bool):
+                raise ValueError(f"expected {word} to be True or False, got {asked!r}: mind the capital letter")
         *before, last = [layer.module(dtype, causal, rotary) for layer in donor.layers]
         self.geometry = donor.layers[-1].geometry
         self.width = last.width
+        self.causal = causal
         self.in_order = causal or rotary
         self.before = nn.Sequential(*before)
         self.layer = last

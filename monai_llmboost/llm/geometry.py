@@ -82,6 +82,9 @@ class BlockGeometry:
             )
         if not isinstance(self.norm_eps, float) or not 0 < self.norm_eps < 1:
             raise ValueError(f"expected norm_eps between 0 and 1, got {self.norm_eps!r}: correct the model's config")
+        factors = (self.attention_scale, self.score_cap, self.gain_offset, *self.rotary)
+        if not all(isinstance(number, (int, float)) and 0 <= number < 1e9 for number in factors):
+            raise ValueError(f"expected factors of attention from 0 on, got {factors}: correct the model's config.json")
         for name, known in (("norm", NORMS), ("qk_norm", QK_NORMS), ("activation", ACTIVATIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"expected {name} to be one of {', '.join(known)}, got {getattr(self, name)!r}")

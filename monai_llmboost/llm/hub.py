@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from monai_llmboost.llm.tensor_files import LocalBytes, Progress, SafetensorsFile, damaged, no_progress, read_pickled
@@ -421,4 +422,7 @@ def _tensor_names(path: Path) -> list[str]:
 def _read_tensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return SafetensorsFile(LocalBytes(path)).read(names)
-    return read_pickled(path, names)
+    # Off the memory map, and apart from tensors that share their memory.
+    return {
+        name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in read_pickled(path, names).items()
+    }

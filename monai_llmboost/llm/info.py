@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from monai_llmboost.llm.donors import DONORS
 from monai_llmboost.llm.extract import read_block
@@ -39,19 +40,26 @@ def block_table(file: str | Path) -> Table:
         "width": str(block.width),
         "layer": describe(donor.layers[-1].geometry, donor.layers[-1].config),
         "its model's final norm": norm,
-        "read by the CLS token": "exactly, without the other tokens' keys and values"
-        if block.folds
-        else "exactly, from the other tokens' keys and values"
-        if block.geometry is not None
-        else "by computing the whole block",
+        "read by the CLS token": read_out(block),
         "fingerprint (sha256)": donor.fingerprint,
         "self-test": "passed: "
         + ", ".join(f"{name.replace('_', ' ')} {value:.1e}" for name, value in measured.items()),
     }
-    table = Table(title=str(file), show_header=False, title_justify="left")
+    table = Table(title=Text(str(file)), show_header=False, title_justify="left")
     for name, text in rows.items():
-        table.add_row(name, text)
+        table.add_row(name, Text(text, overflow="fold"))
     return table
+
+
+def read_out(block: FrozenBlock) -> str:
+    """What a booster computes where only the CLS token is read, in words; see ``ResidualBooster.way``."""
+    if block.folds:
+        return "exactly, without the other tokens' keys and values"
+    if block.norms_keys:
+        return "exactly, with the other tokens' keys and without their values"
+    if block.geometry is None:
+        return "by computing the whole block"
+    return "by computing all of the layers but the last, and its keys and values"
 
 
 def describe(geometry: BlockGeometry | None, config: str) -> str:

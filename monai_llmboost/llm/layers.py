@@ -149,8 +149,9 @@ class DonorLayers:
         generator = torch.Generator().manual_seed(seed)
 
         def drawn(tensor: Tensor) -> Tensor:
-            mean, std = tensor.float().mean(), tensor.float().std(correction=0)
-            return mean + std * torch.randn(tensor.shape, generator=generator)
+            exact = tensor.double()  # whose sums come to the same float32 with any number of threads
+            mean, std = exact.mean().float(), exact.std(correction=0).float()
+            return mean + std * torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
 
         layers = [replace(one, tensors={name: drawn(t) for name, t in one.tensors.items()}) for one in self.layers]
         return replace(self, layers=tuple(layers), donor=f"random seed {seed} like {self.donor}")
@@ -176,9 +177,9 @@ def random_layer(geometry: BlockGeometry, seed: int = 0) -> DonorLayers:
     tensors = {}
     for name, shape in geometry.tensor_shapes.items():
         if len(shape) == 2:
-            tensors[name] = torch.randn(shape, generator=generator) * shape[1] ** -0.5
+            tensors[name] = torch.randn(shape, generator=generator, dtype=torch.float32) * shape[1] ** -0.5
         elif name.endswith("norm.weight"):
-            tensors[name] = torch.full(shape, 1.0 - geometry.gain_offset)
+            tensors[name] = torch.full(shape, 1.0 - geometry.gain_offset, dtype=torch.float32)
         else:
-            tensors[name] = torch.zeros(shape)
+            tensors[name] = torch.zeros(shape, dtype=torch.float32)
     return DonorLayers((Layer(tensors, geometry),), f"random seed {seed}")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_llmboost.llm.families import FAMILIES
+from monai_llmboost.llm.families import FAMILIES, geometry_of
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.hub import LocalFolder
 from monai_llmboost.llm.layers import DonorLayers, Layer
@@ -30,7 +30,7 @@ META = {
 }
 # A checkpoint of several files splits these along their inputs; the norms are repeated; all else along its outputs.
 SPLIT_BY_INPUT = ("output.weight", "down.weight")
-# What `use_scaled_rope` stands for in Meta's own code.
+# What `use_scaled_rope` stands for in Meta's own code for Llama 3.1 (the factor of 3.2 is not in params.json).
 SCALED = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 8192}  # fmt: skip
 
@@ -94,7 +94,8 @@ def _geometry(params: dict[str, Any], mlp_width: int) -> BlockGeometry:
     width, heads = whole_number(params, "dim"), whole_number(params, "n_heads")
     if width % heads:
         raise ValueError(f"expected dim to be a multiple of n_heads, got {width} and {heads}: correct params.json")
-    return FAMILIES["llama"].geometry(
+    return geometry_of(
+        FAMILIES["llama"],
         {
             "hidden_size": width,
             "intermediate_size": mlp_width,

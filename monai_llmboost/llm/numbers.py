@@ -7,15 +7,19 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from monai_llmboost.llm.geometry import LARGEST_WIDTH
+
 Config = Mapping[str, Any]
+LARGEST_NUMBER = 1e15  # of anything that a configuration counts or scales with
 
 
 def whole_number(config: Config, key: str, default: int | None = None) -> int:
     """A whole number from 1 on, or ValueError."""
     value = config.get(key)
     value = default if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"expected {key} in config.json to be a whole number from 1, got {value!r}: download it again")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < LARGEST_NUMBER:
+        shown = repr(value)[:80]
+        raise ValueError(f"expected {key} in config.json to be a whole number from 1, got {shown}: download it again")
     return value
 
 
@@ -23,8 +27,9 @@ def number(config: Config, key: str, default: float) -> float:
     """A finite number, or ValueError."""
     value = config.get(key)
     value = default if value is None else value
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-        raise ValueError(f"expected {key} in config.json to be a number, got {value!r}: download it again")
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < LARGEST_NUMBER:
+        shown = repr(value)[:80]
+        raise ValueError(f"expected {key} in config.json to be a number, got {shown}: download it again")
     return float(value)
 
 
@@ -39,13 +44,17 @@ def rotary_angles(config: Config, head_size: int, base: float = 10000.0, kind: s
     """
     given, scaled = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
     if not isinstance(given, Mapping) or not isinstance(scaled, Mapping):
-        raise ValueError(f"expected rope_parameters in config.json to be an object, got {given!r}: download it again")
-    given = given.get(kind, given)
+        raise ValueError("expected rope_parameters or rope_scaling in config.json to be an object, got another thing")
+    given = given.get(kind, given) or {}
     rule: dict[str, Any] = {**config, **scaled, **given}
     base = number(rule, "rope_theta", base)
-    size = int(head_size * number(rule, "partial_rotary_factor", number(config, "rotary_pct", 1.0)))
-    if base <= 0:
-        raise ValueError(f"expected rope_theta above 0 in config.json, got {base}: download it again")
+    part = number(rule, "partial_rotary_factor", number(config, "rotary_pct", 1.0))
+    if base <= 0 or not 0 <= part <= 1 or head_size > LARGEST_WIDTH:
+        raise ValueError(
+            f"expected rope_theta above 0 and a rotary part from 0 to 1 of a head in config.json, got {base} and "
+            f"{part} of {head_size}: download it again"
+        )
+    size = int(head_size * part)
     angles = [base ** (-2 * i / size) for i in range(size // 2)]
     scaling = rule.get("rope_type") or rule.get("type") or "default"
     if scaling == "default":

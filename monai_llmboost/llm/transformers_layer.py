@@ -21,13 +21,15 @@ MOST_LAYERS = 10_000
 NOT_READ = re.compile(r"auto_map|_?(attn|experts)_implementation\w*|output_(attentions|hidden_states)|(torch_)?dtype")
 # Where a model of several parts keeps the configuration of its language model.
 LANGUAGE_PARTS = ("text_config", "decoder")
-# How many tokens, or blocks of them, sparse attention lets each token see: all, as for windows, which are in masks only.
+# How many tokens, or blocks of them, sparse attention lets each token see: all. (Windows exist in masks only.)
 CHOICES, ALL = ("index_topk", "index_topk_blocks", "keep_window_size"), 1 << 30
 # Layer types, classes and parameters of what reads tokens in order; what is not named here is left to the self-test.
 IN_ORDER = re.compile(
     r"linear_attention|mamba|rwkv|lstm|rglru|recurrentblock|delta(net|attention)|lightning|short_?conv|^conv$|a_log$",
     re.IGNORECASE,
 )
+# How many vectors some models carry for each token from layer to layer.
+STREAMS = ("hc_mult", "hc_count", "altup_num_inputs")
 # What a layer can be told beside the tokens, and is.
 TOLD = ("attention_mask", "position_ids", "position_embeddings", "alibi", "position_bias", "shared_kv_states")
 # Lists of modules that are not the decoder's: within its layers, or for what is not text.
@@ -54,9 +56,8 @@ def _read(config: Mapping[str, Any]) -> tuple[PretrainedConfig, type[PreTrainedM
             "pip install 'monai-llmboost[transformers]'"
         ) from error
     if model_type in CONFIG_MAPPING:
-        read = {key: value for key, value in _plain(inner).items() if not NOT_READ.fullmatch(key)}
         try:
-            known = CONFIG_MAPPING[model_type].from_dict(read).get_text_config()
+            known = CONFIG_MAPPING[model_type].from_dict(_what_is_read(inner)).get_text_config()
         except Exception as error:  # each of some 200 classes has its own ways to say that a value is impossible
             raise ValueError(
                 f"expected the configuration of a {model_type} model, transformers refuses it ({_line(error)}): "
@@ -86,12 +87,15 @@ def _model_class(known: PretrainedConfig) -> Any:
     return model_class
 
 
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy, with infinity where newer files write ``{"__float__": "Infinity"}``."""
-    return json.loads(
-        json.dumps(config),
-        object_hook=lambda part: float(part.get("__float__")) if part.keys() == {"__float__"} else part,
-    )
+def _what_is_read(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy without what is not read, at any depth, and with infinity for ``{"__float__": "Infinity"}``."""
+
+    def part(content: dict[str, Any]) -> Any:
+        if content.keys() == {"__float__"}:
+            return float(content["__float__"])
+        return {key: value for key, value in content.items() if not NOT_READ.fullmatch(key)}
+
+    return json.loads(json.dumps(config), object_hook=part)
 
 
 def _line(error: Exception) -> str:
@@ -102,35 +106,36 @@ def _skeleton(config: Mapping[str, Any]) -> tuple[PreTrainedModel, str, nn.Modul
     """The whole causal language model without weights, and the name and the list of its decoder layers."""
     known, model_class = _read(config)
     number = getattr(known, "num_hidden_layers", None)
-    if number is not None and not 0 < number <= MOST_LAYERS:
+    if number is not None and not (isinstance(number, int) and 0 < number <= MOST_LAYERS):
         raise ValueError(f"expected 1 to {MOST_LAYERS} layers, got {number!r}: correct the model's config.json")
     capped = any("attn" in key and "softcap" in key and value for key, value in known.to_dict().items())
     known._attn_implementation = "sdpa" if model_class._supports_sdpa and not capped else "eager"
     known._experts_implementation = "eager"
-    if getattr(known, "attention_type", None) == "block_sparse":
-        known.attention_type = "original_full"  # BigBird's own word for all tokens
     for key in CHOICES:
         if hasattr(known, key):
             setattr(known, key, ALL)
+    if getattr(known, "attention_type", None) == "block_sparse":
+        known.attention_type = "original_full"  # the same in BigBird's words
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
             model = model_class(known)
     except Exception as error:  # as above
         raise ValueError(
             f"expected a {known.model_type} model, transformers cannot build it from this config.json "
             f"({_line(error)}): correct it or choose another donor"
         ) from error
-    lists = {name: len(module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    outer = {name: length for name, length in lists.items() if length and not ELSEWHERE.search(name)}
-    likely = [name for name, length in outer.items() if length == number] or [
-        name for name, length in outer.items() if length == max(outer.values())
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    lists = {name: module for name, module in lists.items() if len(module) and not ELSEWHERE.search(name)}
+    longest = max(map(len, lists.values()), default=0)
+    likely = [name for name in lists if len(lists[name]) == number] or [
+        name for name in lists if len(lists[name]) == longest
     ]
     if len(likely) != 1:
         raise ValueError(
             f"expected one list of decoder layers in a {known.model_type} model, got {', '.join(likely) or 'none'}: "
             "choose another donor"
         )
-    return model, likely[0], model.get_submodule(likely[0])  # type: ignore[return-value]
+    return model, likely[0], lists[likely[0]]
 
 
 def _on_disk(model: PreTrainedModel, stack: str) -> str:
@@ -189,14 +194,22 @@ class TransformersLayer(nn.Module):
         ordered = [word for word in (self.kind or "", *classes, *parameters) if IN_ORDER.search(word)]
         if ordered:
             raise ValueError(
-                f"expected a layer of attention over all tokens, {name} reads them in order "
-                f"({', '.join(ordered[:2])}): choose another layer or donor"
+                f"expected a layer of attention over all tokens, {name} reads tokens in order "
+                f"({', '.join(list(dict.fromkeys(ordered))[:2])}): choose another layer or donor"
+            )
+        streams = [key for key in STREAMS if getattr(known, key, 1) > 1]
+        if streams:
+            raise ValueError(
+                f"expected a layer with one vector for each token, {name} has {getattr(known, streams[0])} "
+                f"({streams[0]}): choose another donor"
             )
         self.config = known
         self.width = getattr(known, "hidden_size", None)
         if self.width is None:
             raise ValueError(f"expected hidden_size in the configuration of {name}, found none: choose another donor")
         self.rotary = _rotary(model, stack)
+        by_kind = self.rotary is not None and "layer_type" in inspect.signature(self.rotary.forward).parameters
+        self.rotary_by_kind = by_kind and self.kind in known.rope_parameters
         self.takes = _arguments(self.layer, name)
         # Some choose keys by scores of their own, to which they add the mask: all zeros, nothing is masked.
         self.needs_mask = any("Indexer" in type(module).__name__ for module in self.layer.modules())
@@ -207,6 +220,12 @@ class TransformersLayer(nn.Module):
         weights = _renamed(model, f"{_on_disk(model, stack)}.{layer}.", f"{stack}.{layer}.", tensors)
         _check(weights, self.layer.state_dict(), name)
         self.layer.load_state_dict(weights, strict=True, assign=True)
+        filled = [
+            (path, buffer) for path, buffer in self.named_buffers() if buffer.is_floating_point() and not buffer.is_meta
+        ]
+        unknown = [path for path, buffer in filled if buffer.isnan().any()]
+        if unknown:
+            raise ValueError(f"expected values in all of {name}, {unknown[0]} has none: choose another donor")
         for module in self.layer.modules():
             module.is_causal = False  # type: ignore[assignment]
         self.eval()
@@ -218,10 +237,9 @@ class TransformersLayer(nn.Module):
     def forward(self, x: Tensor, read: int | None = None) -> Tensor:
         """Tokens (B, N, D) to tokens (B, N, D), or to the first ``read`` of them, (B, R, D)."""
         b, n = x.shape[:2]
-        for path, dtype in self.masks:
-            owner, _, mask = path.rpartition(".")
-            nothing_masked = torch.ones((), dtype=dtype, device=x.device).expand(1, 1, n, n)
-            setattr(self.layer.get_submodule(owner), mask, nothing_masked)
+        for owner, mask, is_bool in self.masks:
+            nothing_masked = torch.ones((), dtype=torch.bool if is_bool else x.dtype, device=x.device)
+            setattr(self.layer.get_submodule(owner), mask, nothing_masked.expand(1, 1, n, n))
         positions = torch.zeros(b, n, dtype=torch.long, device=x.device)
         given: dict[str, Any] = dict.fromkeys(self.takes)
         if self.needs_mask:
@@ -235,7 +253,7 @@ class TransformersLayer(nn.Module):
         if "position_bias" in given:
             given["position_bias"] = x.new_zeros(self.config.num_attention_heads, 1, n)
         if "shared_kv_states" in given:
-            given["shared_kv_states"] = {}  # for later layers, which need it and are refused
+            given["shared_kv_states"] = {}  # kept for later layers, which without them are refused
         y = self.layer(x, **given)
         y = y[0] if isinstance(y, (tuple, list)) else y
         return y if read is None else y[:, :read]
@@ -244,9 +262,9 @@ class TransformersLayer(nn.Module):
         """What the model's own rotary embedding gives for these positions (B, N); ``None`` if this layer has none."""
         if self.rotary is None:
             return None
-        if "layer_type" not in inspect.signature(self.rotary.forward).parameters:
+        if not self.rotary_by_kind:
             return self.rotary(x, positions)
-        if self.config.rope_parameters.get(self.kind) is None:
+        if self.config.rope_parameters[self.kind] is None:
             return None
         return self.rotary(x, positions, layer_type=self.kind)
 
@@ -284,29 +302,27 @@ def _arguments(layer: nn.Module, name: str) -> list[str]:
     return takes
 
 
-@torch.no_grad()
-def _fill_buffers(block: TransformersLayer, model: PreTrainedModel) -> None:
-    """Give the buffers real values, as transformers does when it loads."""
-    for module in block.modules():
-        empty = {name: buffer for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta}
-        for name, buffer in empty.items():
-            unknown = float("nan") if buffer.is_floating_point() else 0
-            module._buffers[name] = torch.full(buffer.shape, unknown, dtype=buffer.dtype)
-        if empty:
-            model._init_weights(module)
-
-
-def _take_masks(layer: nn.Module) -> list[tuple[str, torch.dtype]]:
-    """Remove the causal masks that some layers keep as buffers (1, 1, N, N); where they were, and their dtypes."""
-    masks = [(path, buffer.dtype) for path, buffer in layer.named_buffers() if _is_mask(buffer)]
-    for path, _ in masks:
-        owner, _, name = path.rpartition(".")
-        delattr(layer.get_submodule(owner), name)
+def _take_masks(layer: nn.Module) -> list[tuple[str, str, bool]]:
+    """Remove the causal masks (1, 1, N, N) that some layers keep as buffers: their owners, names, and if bool."""
+    masks = []
+    for path, module in layer.named_modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.ndim == 4 and buffer.shape[:2] == (1, 1) and buffer.shape[2] == buffer.shape[3]:
+                delattr(module, name)
+                masks.append((path, name, buffer.dtype == torch.bool))
     return masks
 
 
-def _is_mask(buffer: Tensor) -> bool:
-    return buffer.ndim == 4 and buffer.shape[:2] == (1, 1) and buffer.shape[2] == buffer.shape[3]
+def _fill_buffers(block: TransformersLayer, model: PreTrainedModel) -> None:
+    """Give the buffers real values, as transformers does when it loads; NaN where it gives none."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for module in block.modules():
+            empty = {name: buffer for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta}
+            for name, buffer in empty.items():
+                unknown = float("nan") if buffer.is_floating_point() else 0
+                module._buffers[name] = torch.full(buffer.shape, unknown, dtype=buffer.dtype)
+            if empty:
+                model._init_weights(module)
 
 
 def _renamed(model: PreTrainedModel, stored: str, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -333,7 +349,13 @@ def _renamed(model: PreTrainedModel, stored: str, prefix: str, tensors: dict[str
             of_pattern = next(entry for entry in converters if pattern in entry.source_patterns)
             gathered.setdefault(new, deepcopy(of_pattern)).add_tensor(new, stored + name, pattern, tensors[name])
     for new, converter in gathered.items():
-        weights.update(converter.convert(new, model=model, config=model.config))
+        try:
+            weights.update(converter.convert(new, model=model, config=model.config))
+        except Exception as error:  # as above
+            raise ValueError(
+                f"expected all tensors that make up {new}, transformers cannot join them ({_line(error)}): "
+                "read them from the model again"
+            ) from error
     useless = [LEFTOVERS, *map(re.compile, model._keys_to_ignore_on_load_unexpected or [])]
     return {
         name.removeprefix(prefix): tensor[0] if isinstance(tensor, list) else tensor

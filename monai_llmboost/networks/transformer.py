@@ -45,11 +45,11 @@ def check_pool(pool: str) -> str:
     return pool
 
 
-def check_booster_fits(booster: nn.Module | None, hidden_size: int) -> nn.Module:
+def check_booster_fits(booster: nn.Module | None, hidden_size: int, position: str, pool: str) -> nn.Module:
     """The booster, or what stands for none.
 
     Raises:
-        ValueError: the booster takes tokens of another width.
+        ValueError: the booster takes tokens of another width, or masks all that the token that is read could see.
     """
     if booster is None:
         return nn.Identity()
@@ -57,6 +57,11 @@ def check_booster_fits(booster: nn.Module | None, hidden_size: int) -> nn.Module
     if channels != hidden_size:
         raise ValueError(
             f"expected a booster with channels={hidden_size}, the network's hidden_size, got channels={channels}"
+        )
+    if position == "last" and pool == "cls" and getattr(getattr(booster, "block", None), "causal", False):
+        raise ValueError(
+            "expected pool mean, or another position, with a causal block, got pool cls behind the last layer: the CLS "
+            "token stands first and would see no other"
         )
     return booster
 

@@ -100,7 +100,7 @@ class ViViT(nn.Module):
         self.temporal_layers = temporal
         self.temporal_norm = nn.LayerNorm(hidden_size)
         self.head = nn.Linear(hidden_size, num_classes)
-        self.booster = check_booster_fits(booster, hidden_size)
+        self.booster = check_booster_fits(booster, hidden_size, position, pool)
         self.reads_cls = position == "last" and pool == "cls" and reads_few(self.booster)
         self.signature = network_signature(self, patch, num_heads, pool, booster, position)
         self.class_names = ClassNames(num_classes, class_names)

@@ -93,7 +93,10 @@ def test_the_way_is_said_and_taken(case, single, monkeypatch):
 
 def test_in_order_no_step_is_left_out(single):
     booster = boosted(single, causal=True)
-    assert booster.way(2, 9, 1) == "keys and values of all tokens (for mask, positions or biases)"
+    assert booster.way(2, 9, 1) == "keys and values of the tokens before it (causal)"
+    if single.layers[0].geometry.rotary:
+        turned = boosted(single, rotary=True)
+        assert turned.way(2, 9, 1) == "keys and values of all tokens (for positions or biases)"
 
 
 @script_warnings

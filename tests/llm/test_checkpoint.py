@@ -176,7 +176,7 @@ def test_no_such_folder(tmp_path):
         ({"model_type": "no such type"}, "no such type"),
         ({"attention_bias": True}, r"layer 2 of tiny-llama: expected \['key\.bias', .* found none"),
         ({"rope_parameters": {"rope_theta": "much"}}, "rope_theta in config.json to be a number, got 'much'"),
-        ({"rope_parameters": [1]}, "rope_parameters in config.json to be an object"),
+        ({"rope_parameters": [1]}, "rope_parameters or rope_scaling in config.json to be an object"),
         ({"rms_norm_eps": "tiny"}, "rms_norm_eps in config.json to be a number, got 'tiny'"),
         ({"rms_norm_eps": 2.0}, "expected norm_eps between 0 and 1"),
         ({"quantization_config": {"bits": 4}}, "got a quantised model"),

@@ -16,6 +16,7 @@ from monai_llmboost.llm import (
     read_block,
     read_header,
     read_layers,
+    write_block,
 )
 from monai_llmboost.llm.extract import EMBEDDED
 from monai_llmboost.llm.frozen import SMALL_GEOMETRY
@@ -53,6 +54,45 @@ def test_nothing_is_overwritten_unasked(llama_folder, block_file):
     assert block_file.read_bytes() == before
     extract_block(llama_folder, block_file, layer=0, overwrite=True)
     assert read_header(block_file)["layers"] == "[0]"
+
+
+def test_a_second_call_does_nothing_only_if_it_is_the_same(llama, llama_folder, block_file, tmp_path):
+    assert not extract_block(llama_folder, block_file, layer=-2)
+    with pytest.raises(ValueError, match="expected no revision with a folder, got 'main'"):
+        extract_block(llama_folder, tmp_path / "other.safetensors", revision="main")
+    twin = tmp_path / "elsewhere" / "tiny-llama"  # other weights in a folder of the same name
+    with torch.no_grad():
+        llama.model.layers[1].mlp.up_proj.weight.mul_(2)
+    llama.save_pretrained(twin)
+    with pytest.raises(FileExistsError, match="holds something else"):
+        extract_block(twin, block_file, layer=1)
+    content = bytearray(block_file.read_bytes())
+    content[-1] ^= 1
+    block_file.write_bytes(content)
+    with pytest.raises(FileExistsError, match="holds something else"):
+        extract_block(llama_folder, block_file, layer=1)
+
+
+def test_of_two_extractions_at_once_one_is_refused(llama_folder, tmp_path):
+    out = tmp_path / "block.safetensors"
+    donor = read_layers(llama_folder)
+    write_block(donor, out, overwrite=False)
+    with pytest.raises(FileExistsError):
+        write_block(donor, out, overwrite=False)
+    assert [file.name for file in tmp_path.glob("*.safetensors*")] == [out.name]
+
+
+@pytest.mark.parametrize("key", ["donor", "licence", "layers", "num_layers", "width", "geometries"])
+def test_an_altered_header_is_refused(block_file, tmp_path, key):
+    header = read_header(block_file)
+    save_file(load_file(block_file), tmp_path / "other.safetensors", metadata={**header, key: "1"})
+    with pytest.raises(ValueError, match="is not the one that was written: the file was altered"):
+        read_header(tmp_path / "other.safetensors")
+    save_file(
+        load_file(block_file), tmp_path / "old.safetensors", metadata={**header, "format": "monai-llmboost block 1"}
+    )
+    with pytest.raises(ValueError, match=r"expected a block file of this version, .* is of another"):
+        read_header(tmp_path / "old.safetensors")
 
 
 def test_a_failed_extraction_leaves_nothing(llama_folder, tmp_path, monkeypatch):

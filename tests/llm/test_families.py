@@ -20,7 +20,7 @@ from monai_llmboost.llm import (
     read_layers,
     self_test,
 )
-from monai_llmboost.llm.families import family_of
+from monai_llmboost.llm.families import FAMILIES, family_of, geometry_of
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -136,6 +136,85 @@ def test_which_families_have_linear_scores(case, saved):
     block = block_of(saved[1], 0)
     assert block.scores_are_linear == (case not in NORMED_KEYS)
     assert not block_of(saved[1], 0, causal=True).scores_are_linear
+
+
+def test_old_checkpoints_with_buffers(tmp_path):
+    """Causal masks and rotary frequencies that are no weights, as GPT-NeoX, GPT-2 and LLaMA files had them."""
+    from safetensors.torch import load_file, save_file
+
+    old = {
+        "gpt_neox": {
+            "attention.bias": torch.ones(1, 1, 8, 8, dtype=torch.bool), "attention.masked_bias": torch.tensor(-1e9),
+            "attention.rotary_emb.inv_freq": torch.ones(2),
+        },
+        "gpt2": {
+            "attn.bias": torch.ones(1, 1, 8, 8, dtype=torch.uint8), "attn.masked_bias": torch.tensor(-torch.inf),
+        },
+        "llama": {"self_attn.rotary_emb.inv_freq": torch.ones(4)},
+    }  # fmt: skip
+    for case, buffers in old.items():
+        folder = tmp_path / case
+        tiny_folder(case, folder)
+        expected = read_layers(folder).fingerprint
+        state = {n: t for file in folder.glob("*.safetensors") for n, t in load_file(file).items()}
+        begin = {"gpt_neox": "gpt_neox.layers.3.", "gpt2": "transformer.h.3.", "llama": "model.layers.3."}[case]
+        for file in folder.glob("model*"):
+            file.unlink()
+        save_file({**state, **{f"{begin}{name}": t for name, t in buffers.items()}}, folder / "model.safetensors")
+        assert read_layers(folder).fingerprint == expected
+        if case == "gpt2":  # the hub's own file has no first word
+            bare = {n.removeprefix("transformer."): t for n, t in state.items()}
+            save_file(bare, folder / "model.safetensors")
+            assert read_layers(folder).fingerprint == expected
+
+
+def test_layers_that_share_memory_in_a_pickle(tmp_path):
+    model = tiny_folder("gpt2", tmp_path)
+    state = dict(model.state_dict())
+    state |= {n.replace(".h.3.", ".h.2."): t for n, t in state.items() if ".h.3." in n}
+    for file in tmp_path.glob("model*"):
+        file.unlink()
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    both, alone = read_layers(tmp_path, "2:4"), read_layers(tmp_path, 3)
+    for layer in both.layers:
+        assert all(torch.equal(layer.tensors[name], tensor) for name, tensor in alone.layers[0].tensors.items())
+
+
+def test_what_a_configuration_leaves_out_is_its_familys_default():
+    from transformers import CONFIG_MAPPING
+
+    for name, family in FAMILIES.items():
+        whole = CONFIG_MAPPING[name]().to_dict()
+        for layer in (0, 3):
+            assert geometry_of(family, {"model_type": name}, layer) == geometry_of(family, whole, layer), name
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 0}}),
+        ("llama", {"rope_scaling": {"rope_type": "llama3", "low_freq_factor": 4, "high_freq_factor": 4}}),
+        ("llama", {"rms_norm_eps": 10**400}),
+        ("llama", {"hidden_size": 10**12}),
+        ("llama", {"hidden_size": True}),
+        ("llama", {"partial_rotary_factor": 1e12}),
+        ("llama", {"rope_theta": float("nan")}),
+        ("llama", {"rope_parameters": {"sliding_attention": None, "rope_theta": -1}}),
+        ("gemma2", {"query_pre_attn_scalar": 0}),
+        ("gemma2", {"query_pre_attn_scalar": -1}),
+        ("gemma2", {"attn_logit_softcapping": -3}),
+        ("gemma3_text", {"layer_types": ["full_attention"]}),
+    ],
+)
+def test_numbers_that_do_not_go_together(family, changes):
+    config = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 4, **changes}
+    with pytest.raises(ValueError, match="expected"):
+        geometry_of(FAMILIES[family], config, 3)
+
+
+def test_no_cap_is_no_cap():
+    assert geometry_of(FAMILIES["gemma2"], {"attn_logit_softcapping": None}, 0).score_cap == 0
+    assert geometry_of(FAMILIES["gemma2"], {}, 0).score_cap == 50
 
 
 @pytest.mark.parametrize(

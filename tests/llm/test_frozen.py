@@ -6,7 +6,7 @@ import pytest
 import torch
 from monai.networks.utils import copy_model_state
 
-from monai_llmboost.llm import FrozenBlock, load_block, random_block, random_layer
+from monai_llmboost.llm import BlockGeometry, FrozenBlock, load_block, random_block, random_layer
 
 
 @pytest.fixture
@@ -120,6 +120,28 @@ def test_random_block_matches_the_donors_scale(geometry):
         assert abs(tensor.mean() - donor[name].mean()) <= 4 * spread / tensor.numel() ** 0.5 + 1e-6
         assert abs(tensor.std() - spread) <= 0.5 * spread + 1e-6
         assert not torch.equal(tensor, donor[name]) or tensor.ndim == 1
+
+
+def test_random_like_a_donor_is_the_same_with_any_number_of_threads(geometry):
+    donor = random_layer(BlockGeometry(256, 704, 4, 4, 64), 5)
+    threads = torch.get_num_threads()
+    found = set()
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        found.add(donor.random(0).fingerprint)
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(torch.float64)
+    found |= {donor.random(0).fingerprint}
+    other = random_layer(geometry, 5).fingerprint
+    torch.set_default_dtype(torch.float32)
+    assert len(found) == 1
+    assert other == random_layer(geometry, 5).fingerprint
+
+
+@pytest.mark.parametrize("word", ["causal", "rotary"])
+def test_words_for_true_and_false_are_refused(geometry, word):
+    with pytest.raises(ValueError, match=f"expected {word} to be True or False, got 'false'"):
+        random_block(geometry, **{word: "false"})
 
 
 def test_the_word_random_is_a_small_block():

@@ -38,6 +38,15 @@ def test_logits(build, booster, pool, boosted):
     assert all(parameter.grad is not None for parameter in network.parameters() if parameter.numel())
 
 
+def test_a_mask_that_hides_all_from_the_cls_token_is_refused(build):
+    block = random_block("random")
+    block.causal = True
+    with pytest.raises(ValueError, match="the CLS token stands first and would see no other"):
+        build(booster=ResidualBooster(12, block))
+    build(booster=ResidualBooster(12, block), pool="mean")
+    build(booster=ResidualBooster(12, block), position="middle")
+
+
 def test_the_numbers_of_tokens():
     x = torch.randn(1, 2, 8, 12, 16)
     assert ViT3D(**VIT3D).forward_features(x).shape == (1, 1 + 2 * 3 * 2, 12)
