@@ -154,7 +154,7 @@ def cost(
     options = _options_of_bundle(context.args)
     if donor is not None and "block" in options:
         raise ValueError("expected --block or --donor, got both: a donor's config stands in for its block")
-    last_arm = "random" if options.get("block") == "random" else "pretrained"
+    last_arm = "random" if donor is not None or options.get("block") == "random" else "pretrained"
     folder = bundle_path(bundle)
     extra = [folder / "configs" / f"{name.removesuffix('.json')}.json" for name in overlay or []]
     for file in extra:

@@ -42,3 +42,9 @@ def test_an_epoch_of_the_bundle(tmp_path):
     (row,) = rows_of("epoch", tmp_path / "epoch.json", "--epochs", "2")
     assert (row["set"], row["volumes"], row["batch"]) == ("phantom", 480, 32)
     assert row["epoch / steps"] > 0.5
+
+
+def test_model_types_have_an_outcome_each(tmp_path):
+    rows = rows_of("model_types", tmp_path / "types.json", "--types", "phi", "mamba", "gemma3")
+    assert {row["type"]: row["outcome"] for row in rows} == {"gemma3": "native", "mamba": "refused", "phi": "general"}
+    assert all(0 <= row["difference"] < 1e-5 for row in rows if row["outcome"] != "refused")

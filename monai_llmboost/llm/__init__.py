@@ -2,7 +2,8 @@
 """LLM checkpoint -> frozen block. Imports torch and safetensors; hub code and transformers only where needed."""
 
 from monai_llmboost.llm.block import DecoderBlock
-from monai_llmboost.llm.checkpoint import read_geometry, read_layers
+from monai_llmboost.llm.donor.checkpoint import read_geometry, read_layers
+from monai_llmboost.llm.donor.families import NATIVE
 from monai_llmboost.llm.extract import (
     block_width,
     extract_block,
@@ -13,7 +14,6 @@ from monai_llmboost.llm.extract import (
     read_header,
     write_block,
 )
-from monai_llmboost.llm.families import NATIVE
 from monai_llmboost.llm.frozen import SMALL_GEOMETRY, FrozenBlock, freeze_
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers, Layer, random_layer

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from monai_llmboost.llm.checkpoint import layers_of, read_layers
+from monai_llmboost.llm.donor.checkpoint import layers_of, read_layers
 from monai_llmboost.llm.frozen import SMALL_GEOMETRY, FrozenBlock
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers, Layer, digest_of, random_layer

@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from monai_llmboost.llm.donors import DONORS
+from monai_llmboost.llm.donor.known import DONORS
 from monai_llmboost.llm.extract import read_block
 from monai_llmboost.llm.frozen import FrozenBlock
 from monai_llmboost.llm.geometry import BlockGeometry

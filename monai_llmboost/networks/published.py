@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from monai_llmboost.boosters import IdentityControl, ResidualBooster
 from monai_llmboost.llm import BlockGeometry, DonorLayers, FrozenBlock, Layer
-from monai_llmboost.llm.meta import META
+from monai_llmboost.llm.donor.meta import META
 from monai_llmboost.networks.vit3d import ViT3D
 from monai_llmboost.networks.vivit import ViViT
 

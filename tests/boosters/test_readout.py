@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from monai_llmboost.boosters import RESIDUALS, MLPControl, ResidualBooster, check_booster, readout, residual
 from monai_llmboost.llm import BlockGeometry, DonorLayers, FrozenBlock, Layer, random_block, random_layer
-from monai_llmboost.llm.donors import DONORS
+from monai_llmboost.llm.donor.known import DONORS
 from monai_llmboost.networks import ViT3D, ViViT
 
 WIDE = BlockGeometry(width=96, mlp_width=128, num_heads=6, num_kv_heads=2, head_size=16)

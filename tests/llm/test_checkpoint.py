@@ -7,8 +7,8 @@ from conftest import llama_config
 from safetensors.torch import save_file
 
 from monai_llmboost.llm import BlockGeometry, FrozenBlock, load_block, random_layer, read_layers, write_block
-from monai_llmboost.llm.checkpoint import layers_of
-from monai_llmboost.llm.meta import META
+from monai_llmboost.llm.donor.checkpoint import layers_of
+from monai_llmboost.llm.donor.meta import META
 
 
 def change_config(folder, **changes):

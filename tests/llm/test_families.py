@@ -20,7 +20,7 @@ from monai_llmboost.llm import (
     read_layers,
     self_test,
 )
-from monai_llmboost.llm.families import FAMILIES, family_of, geometry_of
+from monai_llmboost.llm.donor.families import FAMILIES, family_of, geometry_of
 
 
 @pytest.fixture(scope="module", params=CASES)

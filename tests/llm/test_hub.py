@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from monai_llmboost.llm import hub
-from monai_llmboost.llm.hub import HubRepository, LocalFolder
+from monai_llmboost.llm.donor import hub
+from monai_llmboost.llm.donor.hub import HubRepository, LocalFolder
 
 COMMIT, LATER = "a" * 40, "b" * 40
 WEIGHTS = "model.safetensors"

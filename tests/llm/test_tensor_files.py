@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from monai_llmboost.llm.tensor_files import LocalBytes, SafetensorsFile, read_pickled
+from monai_llmboost.llm.donor.tensor_files import LocalBytes, SafetensorsFile, read_pickled
 
 BIG = 25 * 2**20  # bytes of one tensor of the big file
 
@@ -221,7 +221,7 @@ def test_a_damaged_header_is_a_valueerror_whatever_the_damage(five):
 MEASURED = """
 import re, sys, torch
 from pathlib import Path
-from monai_llmboost.llm.tensor_files import LocalBytes, SafetensorsFile
+from monai_llmboost.llm.donor.tensor_files import LocalBytes, SafetensorsFile
 
 def peak_memory():  # not of getrusage, which hands on the parent's peak
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024

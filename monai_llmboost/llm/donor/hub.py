@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,14 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_llmboost.llm.tensor_files import LocalBytes, Progress, SafetensorsFile, damaged, no_progress, read_pickled
+from monai_llmboost.llm.donor.hub_bytes import HubBytes, reason
+from monai_llmboost.llm.donor.tensor_files import LocalBytes, SafetensorsFile, read_pickled
 
-TRIES = 5  # how often a request that failed is made again, if not one byte has come in between
-WAIT_SECONDS = 1.0  # before the first of these, twice as long before each next one
-LONGEST_WAIT_SECONDS = 8.0
-PASSING = (408, 429, 500, 502, 503, 504)  # the states of a server that are worth another try
 BAR_BYTES = 5_000_000  # what is smaller is read without a progress bar
-CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -248,7 +243,7 @@ class HubRepository:
                 f"{repo} has no revision {self._asked!r}: give a branch, tag or commit of it"
             ) from error
         except errors.LocalEntryNotFoundError as error:
-            self._unreachable = self._unreachable or _reason(error.__cause__)
+            self._unreachable = self._unreachable or reason(error.__cause__)
             raise self._not_cached(name) from error
         except ConnectionError:  # a sentence already
             raise
@@ -257,119 +252,11 @@ class HubRepository:
                 raise
             if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
                 raise ConnectionError(
-                    f"the hub refuses {name} of {repo} ({_reason(error)}): renew your token with `hf auth login`"
+                    f"the hub refuses {name} of {repo} ({reason(error)}): renew your token with `hf auth login`"
                 ) from error
             raise ConnectionError(
-                f"cannot reach the hub for {name} of {repo} ({_reason(error)}): check the network, then try again"
+                f"cannot reach the hub for {name} of {repo} ({reason(error)}): check the network, then try again"
             ) from error
-
-
-class HubBytes:
-    """A file on the hub, read by range requests; all answers must be of one commit, size and ETag.
-
-    Args:
-        repo_id: the model, as ``owner/name``.
-        name: the file.
-        commit: the model's commit, 40 hexadecimal digits.
-
-    Raises:
-        ConnectionError: the connection broke too often, the server ignores ranges, or the file changed; or else what
-            huggingface_hub raises for an answer that is an error.
-        ValueError: the file ends before the bytes asked for.
-    """
-
-    def __init__(self, repo_id: str, name: str, commit: str) -> None:
-        from huggingface_hub import hf_hub_url
-
-        self.name, self.size = name, 0
-        self._repo, self._commit, self._etag = repo_id, commit, ""
-        self._url = hf_hub_url(repo_id, name, revision=commit)
-        self._first = bytearray(8)  # what SafetensorsFile asks for first; the answer also tells the file's size
-        self._fetch(0, memoryview(self._first), no_progress)
-
-    def read_into(self, offset: int, buffer: memoryview, progress: Progress = no_progress) -> None:
-        """Fill ``buffer`` with the bytes from ``offset`` on; raises as the constructor does."""
-        if offset == 0 and len(buffer) == len(self._first):
-            buffer[:] = self._first
-        elif len(buffer) > 0:
-            self._fetch(offset, buffer, progress)
-
-    def _fetch(self, offset: int, buffer: memoryview, progress: Progress) -> None:
-        """One request, and further ones for what is missing where the connection breaks."""
-        from huggingface_hub import constants, errors
-        from huggingface_hub.utils import build_hf_headers, http_stream_backoff
-
-        # A compressed answer would have other bytes at these positions.
-        headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
-        done = failures = 0
-        end = offset + len(buffer) - 1
-        while True:
-            why = "it ended early"
-            try:
-                with http_stream_backoff(
-                    "GET",
-                    self._url,
-                    headers={**headers, "Range": f"bytes={offset + done}-{end}"},
-                    follow_redirects=True,  # the client drops the token on the way to another host
-                    timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-                    max_retries=TRIES,
-                    base_wait_time=WAIT_SECONDS,
-                    max_wait_time=LONGEST_WAIT_SECONDS,
-                    retry_on_exceptions=(),  # it could not take up a body that has begun
-                    retry_on_status_codes=PASSING,
-                ) as response:
-                    self._check(response, offset + done, end)
-                    for chunk in response.iter_raw():
-                        if len(chunk) > len(buffer) - done:
-                            raise self._no_range(response, offset + done, end)
-                        buffer[done : done + len(chunk)] = chunk
-                        done += len(chunk)
-                        failures = 0
-                        progress(len(chunk))
-            except errors.HfHubHTTPError:
-                raise
-            except errors.HTTPError as error:
-                why = _reason(error)
-            if done == len(buffer):
-                return
-            failures += 1
-            if failures > TRIES:
-                raise ConnectionError(
-                    f"the connection to the hub for {self.name} of {self._repo} broke {failures} times at byte "
-                    f"{offset + done} ({why}): check the network, then try again"
-                )
-            time.sleep(min(WAIT_SECONDS * 2 ** (failures - 1), LONGEST_WAIT_SECONDS))
-
-    def _check(self, response: Any, begin: int, end: int) -> None:
-        """Raise unless the body that follows is bytes ``begin`` to ``end`` of the file that the first answer was of."""
-        from huggingface_hub.utils import hf_raise_for_status
-
-        if response.status_code == 416:
-            raise damaged(self.name, f"it is cut short, before byte {end}")
-        hf_raise_for_status(response)
-        found = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-        plain = response.headers.get("Content-Encoding", "identity") == "identity"
-        if response.status_code != 206 or found is None or not plain:
-            raise self._no_range(response, begin, end)
-        first, last, size = map(int, found.groups())
-        # Redirected, the hub's own answer names commit and content, which the storage behind it need not do alike.
-        answers = [*response.history, response]
-        commits = {answer.headers.get("X-Repo-Commit", self._commit) for answer in answers}
-        linked = [answer.headers["X-Linked-ETag"] for answer in answers if "X-Linked-ETag" in answer.headers]
-        etag = (linked or [response.headers.get("ETag", "")])[0].removeprefix("W/").strip('"')
-        self.size, self._etag = self.size or size, self._etag or etag
-        if commits != {self._commit} or (size, etag) != (self.size, self._etag):
-            raise ConnectionError(f"{self.name} of {self._repo} changed while it was read: try again")
-        if size <= end:
-            raise damaged(self.name, f"it is cut short, with {size} bytes in all")
-        if (first, last) != (begin, end):
-            raise self._no_range(response, begin, end)
-
-    def _no_range(self, response: Any, begin: int, end: int) -> ConnectionError:
-        return ConnectionError(
-            f"expected bytes {begin} to {end} of {self.name} from {response.url.host}, got another answer (status "
-            f"{response.status_code}): run `hf download {self._repo} {self.name}`, then try again"
-        )
 
 
 def _plain(name: str, donor: str) -> str:
@@ -377,16 +264,6 @@ def _plain(name: str, donor: str) -> str:
     if name in ("", ".", "..") or re.search(r"[/\\:\0]", name):
         raise ValueError(f"expected plain file names in {donor}, got {name!r}: do not trust this model")
     return name
-
-
-def _reason(error: BaseException | None) -> str:
-    """What happened, on one line; of an answer its status and the server's words, without the signed address."""
-    response = getattr(error, "response", None)
-    if response is not None:
-        text = f"status {response.status_code} {getattr(error, 'server_message', None) or ''}"
-    else:
-        text = "no network?" if error is None else str(error) or type(error).__name__
-    return " ".join(text.split())[:200]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from monai_llmboost.llm.families import FAMILIES, geometry_of
+from monai_llmboost.llm.donor.families import FAMILIES, geometry_of
 from monai_llmboost.llm.geometry import BlockGeometry
 
 

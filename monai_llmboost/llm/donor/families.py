@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from monai_llmboost.llm.donor.numbers import Config, number, rotary_angles, whole_number
 from monai_llmboost.llm.geometry import BlockGeometry
-from monai_llmboost.llm.numbers import Config, number, rotary_angles, whole_number
 
 # As configurations spell them.
 ACTIVATIONS = {
@@ -22,7 +22,7 @@ ACTIVATIONS = {
     "gelu_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
 }  # fmt: skip
 # Part of some checkpoints, computed from the configuration: rotary frequencies and causal masks.
-NOT_WEIGHTS = re.compile(r"\.inv_freq$|^att(n|ention)\.(bias|masked_bias)$|\.rotary_emb\.")
+NOT_WEIGHTS = re.compile(r"(^|\.)(rotary_emb\..*|(attn|attention)\.bias|masked_bias|causal_mask)$")
 
 Names = dict[str, str | tuple[str, ...]]  # module on disk -> module of block.py, or several that are stored as one
 

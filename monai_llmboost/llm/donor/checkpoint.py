@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_llmboost.llm.families import NOT_WEIGHTS, Family, block_tensors, family_of, geometry_of, text_config
+from monai_llmboost.llm.donor.families import NOT_WEIGHTS, Family, block_tensors, family_of, geometry_of, text_config
+from monai_llmboost.llm.donor.hub import HubRepository, LocalFolder
+from monai_llmboost.llm.donor.meta import read_meta
+from monai_llmboost.llm.donor.transformers_model import number_of_layers, stack_of
 from monai_llmboost.llm.geometry import BlockGeometry
-from monai_llmboost.llm.hub import HubRepository, LocalFolder
 from monai_llmboost.llm.layers import DonorLayers, Layer
-from monai_llmboost.llm.meta import read_meta
-from monai_llmboost.llm.transformers_layer import number_of_layers, stack_of
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -63,9 +63,10 @@ def read_layers(model: str | Path, layer: int | str | Sequence[int] = -1, revisi
     family = family_of(config)
     number = _number_of_layers(config) if family else number_of_layers(config)
     indices = layers_of(layer, number)
-    words = family.layers if family else stack_of(config).rpartition(".")[2]
+    stack = family.layers if family else stack_of(config)
+    words = stack.rpartition(".")[2]
     weight_map = _weight_map(files)
-    prefix = _prefix(weight_map, words, indices[0], files.donor)
+    prefix = _prefix(weight_map, stack, indices[0], files.donor)
     begins = [f"{prefix}{words}.{index}." for index in indices]
     norm = f"{prefix}{family.final_norm}." if family else None
     stored = _read(files, weight_map, [name for name in weight_map if _is_wanted(name, begins, norm)])
@@ -179,11 +180,14 @@ def _weight_map(files: Files) -> dict[str, str]:
     )
 
 
-def _prefix(names: Iterable[str], words: str, index: int, donor: str) -> str:
+def _prefix(names: Iterable[str], stack: str, index: int, donor: str) -> str:
     """What stands before the list of layers in names on disk, such as ``model.``; of several, the language model's."""
+    likely, _, words = stack.rpartition(".")
     begins = re.compile(rf"((?:.*?\.)?){re.escape(words)}\.{index}\.")
     found = sorted({match.group(1) for name in names if (match := begins.match(name))})
     spoken = [prefix for prefix in found if "language_model" in prefix] if len(found) > 1 else found
+    if likely and f"{likely}." in found:
+        spoken = [f"{likely}."]
     if len(spoken) != 1:
         raise ValueError(
             f"expected one stack of layers in {donor}, found {found or f'no tensor of layer {index}'}: "

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_llmboost.llm.families import FAMILIES, geometry_of
+from monai_llmboost.llm.donor.families import FAMILIES, geometry_of
+from monai_llmboost.llm.donor.hub import LocalFolder
+from monai_llmboost.llm.donor.numbers import whole_number
+from monai_llmboost.llm.donor.tensor_files import read_pickled
 from monai_llmboost.llm.geometry import BlockGeometry
-from monai_llmboost.llm.hub import LocalFolder
 from monai_llmboost.llm.layers import DonorLayers, Layer
-from monai_llmboost.llm.numbers import whole_number
-from monai_llmboost.llm.tensor_files import read_pickled
 
 META = {
     "attention_norm.weight": "attention_norm.weight",

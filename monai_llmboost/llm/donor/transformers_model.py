@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A language model in `transformers`' own classes, without weights, made of its config.json as data."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from monai_llmboost.llm.donor.families import NOT_WEIGHTS
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+MOST_LAYERS = 10_000
+# What a config.json says about code to run or how to run it is not read: a model's files are data.
+NOT_READ = re.compile(r"auto_map|_?(attn|experts)_implementation\w*|output_(attentions|hidden_states)|(torch_)?dtype")
+# Where a model of several parts keeps the configuration of its language model.
+LANGUAGE_PARTS = ("text_config", "decoder")
+# How many tokens, or blocks of them, sparse attention lets each token see: all. (Windows exist in masks only.)
+CHOICES, ALL = ("index_topk", "index_topk_blocks", "keep_window_size"), 1 << 30
+# Lists of modules that are not the decoder's: within its layers, or for what is not text.
+ELSEWHERE = re.compile(r"\.\d+\.|vision|visual|image|audio")
+
+
+def _read(config: Mapping[str, Any]) -> tuple[PretrainedConfig, type[PreTrainedModel]]:
+    """The configuration of the language model in transformers' class, and the class of the model itself."""
+    parts = [part for key in LANGUAGE_PARTS if isinstance(part := config.get(key), Mapping) and "model_type" in part]
+    inner = parts[0] if parts else config
+    model_type = str(inner.get("model_type"))
+    if config.get("quantization_config") or inner.get("quantization_config"):
+        raise ValueError(
+            "expected weights as they were trained, got a quantised model (quantization_config in its config.json): "
+            "choose the donor that it was made from"
+        )
+    try:
+        from transformers import CONFIG_MAPPING
+    except ImportError as error:
+        raise ImportError(
+            f"expected transformers, which a layer of the model type {model_type!r} needs, found none: "
+            "pip install 'monai-llmboost[transformers]'"
+        ) from error
+    if model_type in CONFIG_MAPPING:
+        try:
+            known = CONFIG_MAPPING[model_type].from_dict(_what_is_read(inner)).get_text_config()
+        except Exception as error:  # each of some 200 classes has its own ways to say that a value is impossible
+            raise ValueError(
+                f"expected the configuration of a {model_type} model, transformers refuses it ({_line(error)}): "
+                "correct its config.json"
+            ) from error
+        model_class = _model_class(known)
+        if model_class is not None:
+            return known, model_class
+    raise ValueError(
+        f"expected a causal language model that transformers knows, got the model type {model_type!r}: "
+        "choose another donor, or a newer transformers"
+    )
+
+
+def _model_class(known: PretrainedConfig) -> Any:
+    """The causal language model with this configuration; of models that have none, their language part."""
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
+    from transformers.models.auto.configuration_auto import model_type_to_module_name
+
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(known), None)
+    module = model_type_to_module_name(known.model_type)
+    if model_class is None and module in CONFIG_MAPPING:
+        outer: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(CONFIG_MAPPING[module], None)
+        model_class = outer if outer is not None and outer.config_class is type(known) else None
+    if model_class is None and "_text" in known.model_type:
+        model_class = MODEL_MAPPING.get(type(known), None)
+    return model_class
+
+
+def _what_is_read(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy without what is not read, at any depth, and with infinity for ``{"__float__": "Infinity"}``."""
+
+    def part(content: dict[str, Any]) -> Any:
+        if content.keys() == {"__float__"}:
+            return float(content["__float__"])
+        return {key: value for key, value in content.items() if not NOT_READ.fullmatch(key)}
+
+    return json.loads(json.dumps(config), object_hook=part)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def skeleton(config: Mapping[str, Any]) -> tuple[PreTrainedModel, str, nn.ModuleList]:
+    """The whole causal language model without weights, and the name and the list of its decoder layers."""
+    known, model_class = _read(config)
+    number = getattr(known, "num_hidden_layers", None)
+    if number is not None and not (isinstance(number, int) and 0 < number <= MOST_LAYERS):
+        raise ValueError(f"expected 1 to {MOST_LAYERS} layers, got {number!r}: correct the model's config.json")
+    capped = any("attn" in key and "softcap" in key and value for key, value in known.to_dict().items())
+    known._attn_implementation = "sdpa" if model_class._supports_sdpa and not capped else "eager"
+    known._experts_implementation = "eager"
+    for key in CHOICES:
+        if hasattr(known, key):
+            setattr(known, key, ALL)
+    if getattr(known, "attention_type", None) == "block_sparse":
+        known.attention_type = "original_full"  # the same in BigBird's words
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            model = model_class(known)
+    except Exception as error:  # as above
+        raise ValueError(
+            f"expected a {known.model_type} model, transformers cannot build it from this config.json "
+            f"({_line(error)}): correct it or choose another donor"
+        ) from error
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    lists = {name: module for name, module in lists.items() if len(module) and not ELSEWHERE.search(name)}
+    longest = max(map(len, lists.values()), default=0)
+    likely = [name for name in lists if len(lists[name]) == number] or [
+        name for name in lists if len(lists[name]) == longest
+    ]
+    if len(likely) != 1:
+        raise ValueError(
+            f"expected one list of decoder layers in a {known.model_type} model, got {', '.join(likely) or 'none'}: "
+            "choose another donor"
+        )
+    return model, likely[0], lists[likely[0]]
+
+
+def on_disk(model: PreTrainedModel, stack: str) -> str:
+    """What the list of layers is called in the model's files, which a few types keep in an older form."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    within = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(f"{stack}.0.")}
+    least = min(within, key=lambda name: within[name].numel())  # a norm: no matrix is computed for this
+    return next(iter(revert_weight_conversion(model, {least: within[least]}))).partition(".0.")[0]
+
+
+def stack_of(config: Mapping[str, Any]) -> str:
+    """Dotted name of the list of decoder layers in the model's files, such as ``"model.layers"``.
+
+    Raises:
+        ValueError: transformers has no such model, or not one list of layers; ImportError: transformers is missing.
+    """
+    model, stack, _ = skeleton(config)
+    return on_disk(model, stack)
+
+
+def number_of_layers(config: Mapping[str, Any]) -> int:
+    """How many decoder layers the causal language model has; raises what :func:`stack_of` raises."""
+    return len(skeleton(config)[2])
+
+
+def renamed(model: PreTrainedModel, stored: str, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The layer's tensors by the names and in the form of transformers' class, by transformers' own table.
+
+    On disk each expert has its own matrices, for example, in memory there is one tensor of them all.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+    table = get_model_conversion_mapping(model)
+    renamings = [entry for entry in table if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in table if isinstance(entry, WeightConverter)]
+    expected = model.state_dict()
+    weights: dict[str, Tensor] = {}
+    gathered: dict[str, Any] = {}
+    for name in sorted(tensors, key=dot_natural_key):
+        new, pattern = rename_source_key(stored + name, renamings, converters, model.base_model_prefix, expected)
+        if new not in expected and prefix + name in expected:
+            new, pattern = prefix + name, None
+        if pattern is None:
+            weights[new] = tensors[name]
+        else:
+            of_pattern = next(entry for entry in converters if pattern in entry.source_patterns)
+            gathered.setdefault(new, deepcopy(of_pattern)).add_tensor(new, stored + name, pattern, tensors[name])
+    for new, converter in gathered.items():
+        try:
+            weights.update(converter.convert(new, model=model, config=model.config))
+        except Exception as error:  # as above
+            raise ValueError(
+                f"expected all tensors that make up {new}, transformers cannot join them ({_line(error)}): "
+                "read them from the model again"
+            ) from error
+    useless = [NOT_WEIGHTS, *map(re.compile, model._keys_to_ignore_on_load_unexpected or [])]
+    return {
+        name.removeprefix(prefix): tensor[0] if isinstance(tensor, list) else tensor
+        for name, tensor in weights.items()
+        if name in expected or not any(pattern.search(name) for pattern in useless)
+    }
