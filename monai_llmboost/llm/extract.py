@@ -61,7 +61,10 @@ def extract_block(
             f"{out} is there already and holds something else: choose another name or ask to overwrite it"
         )
     donor = read_layers(model, layer, revision)
-    self_test(FrozenBlock(donor, known_fingerprint="not yet known"), donor.name)
+    # Float16 has too narrow a range for some layers, which are all right in the dtypes that blocks are run in.
+    halves = any(tensor.dtype == torch.float16 for one in donor.layers for tensor in one.tensors.values())
+    dtype = torch.bfloat16 if halves else None
+    self_test(FrozenBlock(donor, dtype, known_fingerprint="not yet known"), donor.name)
     write_block(donor, out, revision or "", overwrite)
     return True
 

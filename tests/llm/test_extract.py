@@ -47,6 +47,17 @@ def test_is_kept_in_the_donors_dtype(llama, tmp_path):
     assert load_block(tmp_path / "half.safetensors", torch.float32).layer.up.weight.dtype == torch.float32
 
 
+def test_a_layer_too_large_for_float16_is_no_reason_to_refuse_it(llama, tmp_path):
+    with torch.no_grad():
+        for name in ("up_proj", "gate_proj"):
+            getattr(llama.model.layers[2].mlp, name).weight.mul_(3000)
+    llama.to(torch.float16).save_pretrained(tmp_path / "half")
+    extract_block(tmp_path / "half", tmp_path / "half.safetensors")
+    assert load_block(tmp_path / "half.safetensors", torch.float32).layer.up.weight.dtype == torch.float32
+    with pytest.raises(ValueError, match="not finite"):
+        load_block(tmp_path / "half.safetensors")
+
+
 def test_nothing_is_overwritten_unasked(llama_folder, block_file):
     before = block_file.read_bytes()
     with pytest.raises(FileExistsError, match="is there already"):
