@@ -36,9 +36,9 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from monai_llmboost.llm.donor.families import NATIVE
-from monai_llmboost.llm.donor.transformers_model import number_of_layers, stack_of
 from monai_llmboost.llm.self_test import self_test
 from monai_llmboost.llm.transformers_layer import TransformersLayer
+from monai_llmboost.llm.transformers_model import number_of_layers, stack_of
 
 TOKENS = 12
 STD = 0.25

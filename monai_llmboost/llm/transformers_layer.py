@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from monai_llmboost.llm.donor.transformers_model import on_disk, renamed, skeleton
+from monai_llmboost.llm.transformers_model import on_disk, renamed, skeleton
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from monai_llmboost.llm import self_test
-from monai_llmboost.llm.donor.transformers_model import number_of_layers, stack_of
 from monai_llmboost.llm.frozen import freeze_
 from monai_llmboost.llm.transformers_layer import TransformersLayer
+from monai_llmboost.llm.transformers_model import number_of_layers, stack_of
 
 TOKENS = 7
 SMALL = {

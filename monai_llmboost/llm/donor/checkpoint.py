@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_llmboost.llm.donor.families import NOT_WEIGHTS, Family, block_tensors, family_of, geometry_of, text_config
+from monai_llmboost.llm.donor.families import Family, block_tensors, family_of, geometry_of, text_config
 from monai_llmboost.llm.donor.hub import HubRepository, LocalFolder
 from monai_llmboost.llm.donor.meta import read_meta
-from monai_llmboost.llm.donor.transformers_model import number_of_layers, stack_of
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers, Layer
+from monai_llmboost.llm.transformers_model import NOT_WEIGHTS, number_of_layers, stack_of
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

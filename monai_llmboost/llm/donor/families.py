@@ -6,7 +6,6 @@ One function per family reads the numbers in ``config.json``, one table gives ea
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,8 +20,6 @@ ACTIVATIONS = {
     "silu": "silu", "swish": "silu", "relu": "relu", "gelu": "gelu",
     "gelu_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
 }  # fmt: skip
-# Part of some checkpoints, computed from the configuration: rotary frequencies and causal masks.
-NOT_WEIGHTS = re.compile(r"(^|\.)(rotary_emb\..*|(attn|attention)\.bias|masked_bias|causal_mask)$")
 
 Names = dict[str, str | tuple[str, ...]]  # module on disk -> module of block.py, or several that are stored as one
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from monai_llmboost.llm.donor.families import NOT_WEIGHTS
-
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 MOST_LAYERS = 10_000
+# Part of some old checkpoints, computed from the configuration and of no use here: rotary frequencies and causal masks.
+NOT_WEIGHTS = re.compile(r"(^|\.)(rotary_emb\..*|(attn|attention)\.bias|masked_bias|causal_mask)$")
 # What a config.json says about code to run or how to run it is not read: a model's files are data.
 NOT_READ = re.compile(r"auto_map|_?(attn|experts)_implementation\w*|output_(attentions|hidden_states)|(torch_)?dtype")
 # Where a model of several parts keeps the configuration of its language model.
