@@ -55,9 +55,9 @@ def extract(
 ) -> None:
     """Cut layers out of a language model and write them as a block file (for --block of a bundle).
 
-    Of a model on the hub only the bytes of these layers are fetched. If the file is
-    there already and holds them, nothing is done. `monai-llmboost donors` lists
-    models to start with.
+    Of a model on the hub only the bytes of these layers are fetched.
+    If the file is there already and holds them, nothing is done.
+    `monai-llmboost donors` lists models to start with.
     """
     from monai_llmboost.llm import extract_block, read_header
 
@@ -66,7 +66,7 @@ def extract(
     layers = json.loads(header["layers"])
     typer.echo(
         f"{out}: {'layer' if len(layers) == 1 else 'layers'} {', '.join(map(str, layers))} of {header['num_layers']} "
-        f"of {header['donor']}, width {header['width']}, {int(header['num_weights']):,} weights, "
+        f"of {header['donor']} (counted from 0), width {header['width']}, {int(header['num_weights']):,} weights, "
         f"{out.stat().st_size / 1e6:.1f} MB, fingerprint {header['fingerprint'][:12]}"
         + ("" if written else " (was there already; --overwrite extracts it anew)")
     )
@@ -135,7 +135,8 @@ def cost(
         str, typer.Option(help="A bundle's folder, or the name of one in this package.")
     ] = DEFAULT_BUNDLE,
     donor: Annotated[
-        Path | None, typer.Option(help="A model's config.json, or its folder: a random block of its size, no weights.")
+        Path | None,
+        typer.Option(help="config.json of a natively run model, or its folder: a random block of its size."),
     ] = None,
     overlay: Annotated[
         list[str] | None, typer.Option(help="A config of the bundle to put on top, such as published/network.")

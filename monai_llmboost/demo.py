@@ -92,7 +92,7 @@ def _show(console: Console, output: Path, results: dict[str, dict[str, Any]]) ->
     for arm, result in results.items():
         spans = {name: "[{:.3f}, {:.3f}]".format(*result[f"{name}_interval_95"]) for name in ("auc", "acc")}
         table.add_row(
-            f"{arm} ({ARMS[arm]})",
+            arm,
             f"{result['auc']:.3f} {spans['auc']}",
             f"{result['acc']:.3f} {spans['acc']}",
             f"{result['seconds']:.0f} s",

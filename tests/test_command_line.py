@@ -44,7 +44,7 @@ def test_extract(command, llama_folder, tmp_path):
     out = tmp_path / "block.safetensors"
     code, said, _ = command("extract", llama_folder, "--layer", 0, "--out", out)
     assert code == 0
-    assert "layer 0 of 3 of tiny-llama, width 24, 5,232 weights" in " ".join(said.split())
+    assert "layer 0 of 3 of tiny-llama (counted from 0), width 24, 5,232 weights" in " ".join(said.split())
     before = out.stat().st_mtime_ns
     code, said, _ = command("extract", llama_folder, "--layer", -3, "--out", out)
     assert (code, out.stat().st_mtime_ns) == (0, before), "what is there already is not made again"
@@ -52,7 +52,7 @@ def test_extract(command, llama_folder, tmp_path):
     code, _, said = command("extract", llama_folder, "--out", out)
     assert code == 1
     assert said == (
-        f"monai-llmboost: {out} is there already and holds something else: choose another name or ask to overwrite it\n"
+        f"monai-llmboost: {out} is there already and holds something else: choose another --out, or give --overwrite\n"
     )
     assert command("extract", llama_folder, "--out", out, "--overwrite")[0] == 0
     assert "layers 1, 2 of 3" in command("extract", llama_folder, "--layer", "1:", "--out", out, "--overwrite")[1]

@@ -47,18 +47,23 @@ def extract_block(
         tell, and of a hub id its name and the revision that was asked for.
 
     Raises:
-        FileExistsError: ``out`` is there, holds something else, and ``overwrite`` was not asked for.
+        FileExistsError: ``out`` is there, holds something else, and ``overwrite`` was not asked for; or is no block
+            file, which is never overwritten.
         ValueError: the layers cannot be run on their own; see ``self_test``.
         Everything that ``read_layers`` raises.
     """
     out = Path(out)
     if out.suffix != ".safetensors":
         raise ValueError(f"expected an output name that ends in .safetensors, got {out.name!r}")
+    if out.is_dir():
+        raise ValueError(f"expected a file name for the block, {out} is a folder: give --out {out}/block.safetensors")
+    if out.exists() and not _is_block(out):
+        raise FileExistsError(f"{out} is there already and is no block file: choose another --out, or remove it")
     if out.exists() and not overwrite:
         if _holds(out, model, layer, revision):
             return False
         raise FileExistsError(
-            f"{out} is there already and holds something else: choose another name or ask to overwrite it"
+            f"{out} is there already and holds something else: choose another --out, or give --overwrite"
         )
     donor = read_layers(model, layer, revision)
     # Float16 has too narrow a range for some layers, which are all right in the dtypes that blocks are run in.
@@ -112,8 +117,11 @@ def write_block(donor: DonorLayers, out: Path, asked: str = "", overwrite: bool 
     header["header"] = _digest(header)
     tensors = {f"{i}.{name}": t for i, one in enumerate(donor.layers) for name, t in one.tensors.items()}
     tensors |= {f"final_norm.{name}": tensor for name, tensor in donor.final_norm.items()}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
+    except OSError as error:
+        raise OSError(f"cannot write into {out.parent} ({error.strerror}): give another --out") from error
     os.close(handle)
     try:
         save_file({key: value.contiguous() for key, value in tensors.items()}, name, metadata=header)
@@ -126,6 +134,15 @@ def write_block(donor: DonorLayers, out: Path, asked: str = "", overwrite: bool 
         raise OSError(f"cannot write {out} ({error}): free some space there, or give another --out") from error
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def _is_block(file: Path) -> bool:
+    """Whether a file was written by :func:`write_block`, of any version."""
+    try:
+        with safe_open(file, framework="pt") as content:
+            return (content.metadata() or {}).get("format", "").startswith("monai-llmboost block")
+    except (SafetensorError, OSError):
+        return False
 
 
 def _digest(header: dict[str, str]) -> str:

@@ -54,9 +54,9 @@ def block_table(file: str | Path) -> Table:
 def read_out(block: FrozenBlock) -> str:
     """What a booster computes where only the CLS token is read, in words; see ``ResidualBooster.way``."""
     if block.folds:
-        return "exactly, without the other tokens' keys and values"
+        return "exactly, where that pays without the other tokens' keys and values"
     if block.norms_keys:
-        return "exactly, with the other tokens' keys and without their values"
+        return "exactly, with the other tokens' keys and, where that pays, no values"
     if block.geometry is None:
         return "by computing the whole block"
     return "by computing all of the layers but the last, and its keys and values"

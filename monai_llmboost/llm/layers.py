@@ -131,7 +131,7 @@ class DonorLayers:
         if geometry is None or shapes != wanted:
             raise ValueError(
                 f"expected the final norm of {self.donor} in the block file for final_norm donor, found "
-                f"{shapes or 'none'}: use unit, or a donor that has one"
+                f"{shapes or 'none'} (it is kept of natively run families): use unit, or another donor"
             )
         with torch.device("meta"):
             norm = (nn.LayerNorm if geometry.norm == "layer" else nn.RMSNorm)(width, eps=geometry.norm_eps)

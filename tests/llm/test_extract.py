@@ -84,6 +84,19 @@ def test_a_second_call_does_nothing_only_if_it_is_the_same(llama, llama_folder, 
         extract_block(llama_folder, block_file, layer=1)
 
 
+def test_only_block_files_are_overwritten(llama_folder, tmp_path):
+    other = tmp_path / "weights.safetensors"
+    other.write_text("somebody's work")
+    with pytest.raises(FileExistsError, match="is no block file: choose another --out, or remove it"):
+        extract_block(llama_folder, other, overwrite=True)
+    assert other.read_text() == "somebody's work"
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(ValueError, match=r"folder\.safetensors is a folder: give --out"):
+        extract_block(llama_folder, tmp_path / "folder.safetensors")
+    with pytest.raises(OSError, match=r"cannot write into /proc/1 .*: give another --out"):
+        extract_block(llama_folder, "/proc/1/x.safetensors")
+
+
 def test_of_two_extractions_at_once_one_is_refused(llama_folder, tmp_path):
     out = tmp_path / "block.safetensors"
     donor = read_layers(llama_folder)

@@ -58,7 +58,7 @@ def read_layers(model: str | Path, layer: int | str | Sequence[int] = -1, revisi
         raise ValueError(f"expected no revision with a folder, got {revision!r}: a folder holds one revision")
     if not folder.is_dir() and (folder.exists() or not HUB_ID.fullmatch(str(model))):
         raise FileNotFoundError(f"expected a model folder or a hub id such as owner/name, got {str(model)!r}")
-    files = LocalFolder(folder) if folder.is_dir() else HubRepository(str(model), revision)
+    files = LocalFolder(folder) if folder.is_dir() else _on_hub(str(model), revision)
     config = _config(files)
     family = family_of(config)
     number = _number_of_layers(config) if family else number_of_layers(config)
@@ -95,8 +95,8 @@ def read_geometry(model: str | Path) -> BlockGeometry:
     family = family_of(config)
     if family is None:
         raise ValueError(
-            f"expected a family that is run natively, got {config.get('model_type')!r}: extract a layer of it, then "
-            "use its block file"
+            f"expected a family that is run natively, got {config.get('model_type')!r}: extract a layer of it, if it "
+            "can be a donor, then give its block file"
         )
     return geometry_of(family, config, _number_of_layers(config) - 1)
 
@@ -144,6 +144,13 @@ def check_weights(tensors: Mapping[str, Tensor]) -> None:
             )
         if not all(bound.isfinite() for bound in tensor.aminmax()):  # which hand a NaN on, and copy nothing
             raise ValueError(f"expected finite weights, {name} has NaN or infinite ones: download the donor again")
+
+
+def _on_hub(model: str, revision: str | None) -> HubRepository:
+    try:
+        return HubRepository(model, revision)
+    except ConnectionError as error:
+        raise ConnectionError(f"{error} (nor is there a folder {model} here)") from error
 
 
 def _config(files: Files) -> Mapping[str, Any]:
