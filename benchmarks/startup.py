@@ -5,7 +5,7 @@
 layer is then made ready on the CPU in three ways, in turn, round by round:
 
 - ``AutoModel.from_pretrained``: the whole model by transformers, of which ``.layers[-1]`` is taken;
-- ``read_layer``: ours, the layer's tensors out of the same files, into a ``FrozenBlock``;
+- ``read_layers``: ours, the layer's tensors out of the same files, into a ``FrozenBlock``;
 - ``load_block``: ours, from the small file that ``monai-llmboost extract`` wrote once.
 
 Seconds run from after the imports (transformers' module for the model included) until every weight of the block has
@@ -92,7 +92,7 @@ def by_load_block(model: Path, file: Path, dtype: torch.dtype | None) -> Callabl
     return load
 
 
-SIDES = {"AutoModel.from_pretrained": by_transformers, "read_layer": by_read_layers, "load_block": by_load_block}
+SIDES = {"AutoModel.from_pretrained": by_transformers, "read_layers": by_read_layers, "load_block": by_load_block}
 
 
 def measure(side: str, model: Path, file: Path, dtype: torch.dtype | None) -> dict[str, Any]:

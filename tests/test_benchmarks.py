@@ -35,7 +35,7 @@ def test_startup_comes_to_the_same_weights(llama_folder, tmp_path):
     words = ["--model", str(llama_folder), "--rounds", "1", "--dtypes", "bfloat16"]
     rows = rows_of("startup", tmp_path / "startup.json", *words)
     assert [row["dtype"] for row in rows] == ["bfloat16"] * 3
-    assert [row["side"] for row in rows] == ["AutoModel.from_pretrained", "read_layer", "load_block"]
+    assert [row["side"] for row in rows] == ["AutoModel.from_pretrained", "read_layers", "load_block"]
 
 
 def test_an_epoch_of_the_bundle(tmp_path):
