@@ -87,8 +87,9 @@ class StandIn(BaseHTTPRequestHandler):
                 self.send_header(key, value)
             self.end_headers()
             if self.command == "GET":
-                self.wfile.write(body[:breaks])
+                # Counted first: the other side may have read all and looked before this thread goes on.
                 self.server.sent += len(body[:breaks]) if status == 206 else 0
+                self.wfile.write(body[:breaks])
             if "Endless" in headers:
                 while True:
                     self.wfile.write(bytes(2**16))

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_llmboost.llm.donor.families import Family, block_tensors, family_of, geometry_of, text_config
+from monai_llmboost.llm.donor.families import Family, family_of, geometry_of, text_config
 from monai_llmboost.llm.donor.hub import HubRepository, LocalFolder
 from monai_llmboost.llm.donor.meta import read_meta
+from monai_llmboost.llm.donor.names import block_tensors
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers, Layer
 from monai_llmboost.llm.transformers_model import NOT_WEIGHTS, number_of_layers, stack_of
@@ -221,7 +222,8 @@ def _layer(
         return Layer(tensors, config=json.dumps(dict(config), sort_keys=True), index=index)
     try:
         geometry = geometry_of(family, config, index)
-        return Layer(block_tensors(family, geometry, tensors), geometry, index=index)
+        ours = block_tensors(family.names, geometry, tensors, family.transposed, family.by_head)
+        return Layer(ours, geometry, index=index)
     except ValueError as error:
         raise ValueError(f"layer {index} of {donor}: {error}") from error
 

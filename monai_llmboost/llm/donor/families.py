@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Families of language models whose layer block.py runs itself: their numbers and names on disk, and ours.
-
-One function per family reads the numbers in ``config.json``, one table gives each tensor its name here.
-"""
+"""Families of language models whose layer block.py runs itself: how each writes its numbers in ``config.json``."""
 
 from __future__ import annotations
 
@@ -10,8 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
+from monai_llmboost.llm.donor.names import GPT2, GPT_NEOX, LLAMA, OPT, PHI3, QK_NORMS, SANDWICH, Names
 from monai_llmboost.llm.donor.numbers import Config, number, rotary_angles, whole_number
 from monai_llmboost.llm.geometry import BlockGeometry
 
@@ -20,60 +16,6 @@ ACTIVATIONS = {
     "silu": "silu", "swish": "silu", "relu": "relu", "gelu": "gelu",
     "gelu_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
 }  # fmt: skip
-
-Names = dict[str, str | tuple[str, ...]]  # module on disk -> module of block.py, or several that are stored as one
-
-LLAMA: Names = {
-    "input_layernorm": "attention_norm",
-    "self_attn.q_proj": "query",
-    "self_attn.k_proj": "key",
-    "self_attn.v_proj": "value",
-    "self_attn.o_proj": "output",
-    "post_attention_layernorm": "mlp_norm",
-    "mlp.gate_proj": "gate",
-    "mlp.up_proj": "up",
-    "mlp.down_proj": "down",
-}
-QK_NORMS: Names = {"self_attn.q_norm": "query_norm", "self_attn.k_norm": "key_norm"}
-SANDWICH: Names = {
-    "post_attention_layernorm": "attention_post_norm",
-    "pre_feedforward_layernorm": "mlp_norm",
-    "post_feedforward_layernorm": "mlp_post_norm",
-}
-PHI3: Names = {
-    "input_layernorm": "attention_norm",
-    "self_attn.qkv_proj": ("query", "key", "value"),
-    "self_attn.o_proj": "output",
-    "post_attention_layernorm": "mlp_norm",
-    "mlp.gate_up_proj": ("gate", "up"),
-    "mlp.down_proj": "down",
-}
-GPT2: Names = {
-    "ln_1": "attention_norm",
-    "attn.c_attn": ("query", "key", "value"),
-    "attn.c_proj": "output",
-    "ln_2": "mlp_norm",
-    "mlp.c_fc": "up",
-    "mlp.c_proj": "down",
-}
-OPT: Names = {
-    "self_attn_layer_norm": "attention_norm",
-    "self_attn.q_proj": "query",
-    "self_attn.k_proj": "key",
-    "self_attn.v_proj": "value",
-    "self_attn.out_proj": "output",
-    "final_layer_norm": "mlp_norm",
-    "fc1": "up",
-    "fc2": "down",
-}
-GPT_NEOX: Names = {
-    "input_layernorm": "attention_norm",
-    "attention.query_key_value": ("query", "key", "value"),
-    "attention.dense": "output",
-    "post_attention_layernorm": "mlp_norm",
-    "mlp.dense_h_to_4h": "up",
-    "mlp.dense_4h_to_h": "down",
-}
 
 
 @dataclass(frozen=True)
@@ -115,54 +57,6 @@ def family_of(config: Config) -> Family | None:
     if family is None or any(config.get(key, value) != value for key, value in family.only_if.items()):
         return None
     return family if _activation_word(config) in ACTIVATIONS else None
-
-
-def block_tensors(family: Family, geometry: BlockGeometry, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of one layer by their names in block.py, from names on disk relative to the layer.
-
-    Views where that can be; transposed matrices take the memory of those that came in, which are lost.
-
-    Raises:
-        ValueError: a tensor that such a layer does not have, or none of those it has.
-    """
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        module, _, kind = name.rpartition(".")
-        if module not in family.names:
-            raise ValueError(f"expected a layer as its family has it, it also has {name}: choose another donor")
-        target = family.names[module]
-        if family.transposed and tensor.ndim == 2:
-            tensor = _transpose_(tensor)
-        if isinstance(target, str):
-            renamed[f"{target}.{kind}"] = tensor
-        else:
-            parts = [f"{part}.{kind}" for part in target]
-            renamed.update(zip(parts, _taken_apart(tensor, parts, geometry, family.by_head)))
-    missing = sorted(set(geometry.tensor_shapes) - set(renamed))
-    if missing:
-        raise ValueError(f"expected {missing} in the layer, found none: download all the model's files")
-    geometry.check_tensors(renamed)
-    return renamed
-
-
-def _transpose_(tensor: Tensor) -> Tensor:
-    """The transposed matrix in the same memory, so that a layer is not held twice."""
-    transposed = tensor.t().contiguous()
-    return tensor.view(-1).copy_(transposed.view(-1)).view(transposed.shape)
-
-
-def _taken_apart(tensor: Tensor, parts: list[str], geometry: BlockGeometry, by_head: bool) -> list[Tensor]:
-    shapes = geometry.tensor_shapes
-    rows = [shapes[part][0] for part in parts if part in shapes]
-    if len(rows) != len(parts) or tensor.shape[0] != sum(rows):
-        raise ValueError(
-            f"expected {' and '.join(parts)} as one tensor of {sum(rows)} rows, got {tensor.shape[0]}: "
-            "the configuration and the weights are not of one model"
-        )
-    if by_head:
-        heads = tensor.view(geometry.num_heads, len(parts), geometry.head_size, *tensor.shape[1:])
-        return [heads[:, i].flatten(0, 1) for i in range(len(parts))]
-    return list(tensor.split(rows))
 
 
 def _activation_word(config: Config) -> str:

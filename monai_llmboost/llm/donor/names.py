@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tensors of a layer are called on disk, family by family, and in block.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from monai_llmboost.llm.geometry import BlockGeometry
+
+Names = dict[str, str | tuple[str, ...]]  # module on disk -> module of block.py, or several that are stored as one
+
+LLAMA: Names = {
+    "input_layernorm": "attention_norm",
+    "self_attn.q_proj": "query",
+    "self_attn.k_proj": "key",
+    "self_attn.v_proj": "value",
+    "self_attn.o_proj": "output",
+    "post_attention_layernorm": "mlp_norm",
+    "mlp.gate_proj": "gate",
+    "mlp.up_proj": "up",
+    "mlp.down_proj": "down",
+}
+QK_NORMS: Names = {"self_attn.q_norm": "query_norm", "self_attn.k_norm": "key_norm"}
+SANDWICH: Names = {
+    "post_attention_layernorm": "attention_post_norm",
+    "pre_feedforward_layernorm": "mlp_norm",
+    "post_feedforward_layernorm": "mlp_post_norm",
+}
+PHI3: Names = {
+    "input_layernorm": "attention_norm",
+    "self_attn.qkv_proj": ("query", "key", "value"),
+    "self_attn.o_proj": "output",
+    "post_attention_layernorm": "mlp_norm",
+    "mlp.gate_up_proj": ("gate", "up"),
+    "mlp.down_proj": "down",
+}
+GPT2: Names = {
+    "ln_1": "attention_norm",
+    "attn.c_attn": ("query", "key", "value"),
+    "attn.c_proj": "output",
+    "ln_2": "mlp_norm",
+    "mlp.c_fc": "up",
+    "mlp.c_proj": "down",
+}
+OPT: Names = {
+    "self_attn_layer_norm": "attention_norm",
+    "self_attn.q_proj": "query",
+    "self_attn.k_proj": "key",
+    "self_attn.v_proj": "value",
+    "self_attn.out_proj": "output",
+    "final_layer_norm": "mlp_norm",
+    "fc1": "up",
+    "fc2": "down",
+}
+GPT_NEOX: Names = {
+    "input_layernorm": "attention_norm",
+    "attention.query_key_value": ("query", "key", "value"),
+    "attention.dense": "output",
+    "post_attention_layernorm": "mlp_norm",
+    "mlp.dense_h_to_4h": "up",
+    "mlp.dense_4h_to_h": "down",
+}
+
+
+def block_tensors(
+    names: Names,
+    geometry: BlockGeometry,
+    tensors: Mapping[str, Tensor],
+    transposed: bool = False,
+    by_head: bool = False,
+) -> dict[str, Tensor]:
+    """Tensors of one layer by their names in block.py, from names on disk relative to the layer.
+
+    Views where that can be; transposed matrices take the memory of those that came in, which are lost.
+
+    Args:
+        names: the family's table.
+        geometry: what the layer must be.
+        tensors: by names on disk.
+        transposed: matrices are stored (in, out).
+        by_head: queries, keys and values stored as one lie head by head, not one after the other.
+
+    Raises:
+        ValueError: a tensor that such a layer does not have, or none of those it has.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        module, _, kind = name.rpartition(".")
+        if module not in names:
+            raise ValueError(f"expected a layer as its family has it, it also has {name}: choose another donor")
+        target = names[module]
+        if transposed and tensor.ndim == 2:
+            tensor = _transpose_(tensor)
+        if isinstance(target, str):
+            renamed[f"{target}.{kind}"] = tensor
+        else:
+            parts = [f"{part}.{kind}" for part in target]
+            renamed.update(zip(parts, _taken_apart(tensor, parts, geometry, by_head)))
+    missing = sorted(set(geometry.tensor_shapes) - set(renamed))
+    if missing:
+        raise ValueError(f"expected {missing} in the layer, found none: download all the model's files")
+    geometry.check_tensors(renamed)
+    return renamed
+
+
+def _transpose_(tensor: Tensor) -> Tensor:
+    """The transposed matrix in the same memory, so that a layer is not held twice."""
+    transposed = tensor.t().contiguous()
+    return tensor.view(-1).copy_(transposed.view(-1)).view(transposed.shape)
+
+
+def _taken_apart(tensor: Tensor, parts: list[str], geometry: BlockGeometry, by_head: bool) -> list[Tensor]:
+    shapes = geometry.tensor_shapes
+    rows = [shapes[part][0] for part in parts if part in shapes]
+    if len(rows) != len(parts) or tensor.shape[0] != sum(rows):
+        raise ValueError(
+            f"expected {' and '.join(parts)} as one tensor of {sum(rows)} rows, got {tensor.shape[0]}: "
+            "the configuration and the weights are not of one model"
+        )
+    if by_head:
+        heads = tensor.view(geometry.num_heads, len(parts), geometry.head_size, *tensor.shape[1:])
+        return [heads[:, i].flatten(0, 1) for i in range(len(parts))]
+    return list(tensor.split(rows))
