@@ -61,7 +61,7 @@ def cost_of_arms(arms: Mapping[str, Sequence[Path]], overrides: Mapping[str, Any
 
 def read_out(network: nn.Module, x: Tensor) -> str:
     """How the booster of a network computes in training what is read of it, in words; ``x`` is a batch of volumes."""
-    booster = network.booster
+    booster = getattr(network, "booster", None)  # another network of somebody's bundle need not have one
     if not isinstance(booster, ResidualBooster):
         return "-"
     calls: list[tuple[Any, ...]] = []

@@ -13,7 +13,9 @@ from monai_llmboost.__main__ import app
 from monai_llmboost.boosters import ResidualBooster
 from monai_llmboost.bundle import bundle_path, job_configs
 from monai_llmboost.llm import BlockGeometry, random_block, read_geometry
+from monai_llmboost.networks import ViT3D
 from monai_llmboost.studies import cost_of_arms, cost_table, costs
+from monai_llmboost.studies.cost import read_out
 from monai_llmboost.studies.measure import checkpoint_bytes, flops, memory_growth, numbers_of_weights, seconds
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning", "ignore::FutureWarning:monai")
@@ -109,6 +111,15 @@ def test_the_table_shows_the_numbers():
         "forward, ratio": "1.25 [1.10, 1.40]", "step, ratio": "1.50 [1.20, 1.90]",
     }  # fmt: skip
     assert table.title.endswith("batches of 4\na device, autocast to torch.bfloat16")
+
+
+def test_how_a_booster_is_read_is_told_of_any_network(geometry):
+    x = torch.rand(2, 1, 8, 8, 8)
+    assert read_out(nn.Flatten(), x) == "-"
+    sizes = {"in_channels": 1, "num_classes": 2, "img_size": 8, "patch_size": 4, "hidden_size": 12, "num_heads": 2}
+    booster = ResidualBooster(12, random_block(geometry))
+    assert read_out(ViT3D(**sizes, booster=booster, pool="mean"), x) == "all tokens are read: whole block"
+    assert read_out(ViT3D(**sizes, booster=booster), x) == booster.way(2, 9, 1)
 
 
 def test_the_device_may_be_a_word():
