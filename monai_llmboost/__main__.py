@@ -17,6 +17,8 @@ from monai_llmboost.bundle import copy_bundle, run_bundle
 
 # As JSON spells them; MONAI's own command would take them for text.
 WORDS = {"true": True, "false": False, "null": None}
+# What is told in one sentence; anything else is a mistake of ours, and a traceback.
+MISTAKES = (ValueError, OSError, TypeError, RuntimeError, ImportError)
 DEFAULT_BUNDLE = "medmnist3d_rllm_classification"
 
 app = typer.Typer(
@@ -129,6 +131,91 @@ def run(
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def predict(
+    context: typer.Context,
+    inputs: Annotated[
+        list[str],
+        typer.Option("--input", "-i", help="Folder, file, quoted pattern or list file of scans; may be repeated."),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The folder to write into; an interrupted run goes on there.")
+    ] = None,
+    bundle: Annotated[
+        str, typer.Option(help="A bundle's folder, or the name of one in this package.")
+    ] = DEFAULT_BUNDLE,
+    arm: Annotated[str | None, typer.Option(help="none, mlp, random or pretrained, as it was trained.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what was found, and what is refused and why, and stop.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    amp: Annotated[bool | None, typer.Option(help="Mixed precision; on a GPU by default, never on a CPU.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Scans that go through the network at once.")] = 8,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read; 0 reads in this one.")] = 0,
+    saliency: Annotated[
+        bool, typer.Option("--saliency", help="For each scan, maps of what the network looked at, and pictures.")
+    ] = False,
+    report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
+    view: Annotated[
+        list[str] | None, typer.Option(help="Case to put into the report's three-plane viewer; may be repeated.")
+    ] = None,
+    dicom: Annotated[
+        bool, typer.Option("--dicom", help="For DICOM scans, also write predictions and maps as DICOM objects.")
+    ] = False,
+    salt: Annotated[
+        str | None, typer.Option(help="A secret word: name cases by salted hashes, and keep no path and no UID.")
+    ] = None,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Follow links to folders, and links out of the input.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Begin anew, and replace what an earlier run wrote into --output.")
+    ] = False,
+) -> None:
+    """Predict folders of NIfTI and DICOM scans; a scan that cannot be read rightly is refused, with the reason.
+
+    Writes predictions.csv, predictions.json, run.json and report.html. Further
+    options are the bundle's own: --ckpt_dir DIR, --block FILE,
+    --intensity_range '[-160,240]', --clip_intensities True, --volume K ...
+
+    Exit status: 0 every scan was predicted, 1 some were refused, 2 none was
+    predicted. Several GPUs: torchrun --nproc_per_node=2 -m monai_llmboost predict ...
+    """
+    from monai_llmboost import predict as predicting
+
+    options, more_inputs = _parted(context.args)
+    inputs += more_inputs
+    try:
+        if dry_run:
+            sys.exit(predicting.dry_run(inputs, output, follow_links))
+        if output is None:
+            raise ValueError("expected a folder to write into: give --output DIR, or --dry-run to see what is there")
+        if device != "auto":
+            options["device"] = predicting.device_named(device)
+        if amp is not None:
+            options["amp"] = amp
+        status = predicting.run_predict(
+            bundle,
+            output,
+            arm,
+            dataset_dir=inputs,
+            batch_size=batch_size,
+            num_workers=workers,
+            saliency=saliency,
+            report=report,
+            view=view or None,
+            dicom=dicom,
+            salt=salt,
+            follow_links=follow_links,
+            overwrite=overwrite,
+            **options,
+        )
+    except MISTAKES as error:
+        _tell(error)
+        sys.exit(predicting.NOTHING_DONE)
+    sys.exit(status)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def cost(
     context: typer.Context,
     bundle: Annotated[
@@ -180,15 +267,30 @@ def cost(
 
 
 def _options_of_bundle(words: list[str]) -> dict[str, Any]:
-    """`--key value` and `--key=value` pairs; values are Python literals where they are some, as MONAI reads them."""
-    options, rest = {}, list(words)
-    while rest:
-        key, equals, value = rest.pop(0).partition("=")
-        if not key.startswith("--") or (not equals and not rest):
-            raise ValueError(f"expected options of the bundle as --key value, got {key!r}")
-        word = value if equals else rest.pop(0)
-        options[key.removeprefix("--")] = WORDS[word] if word in WORDS else DefaultParseValue(word)
+    """`--key value` and `--key=value` pairs, and nothing else."""
+    options, others = _parted(words)
+    if others:
+        raise ValueError(f"expected options of the bundle as --key value, got {others[0]!r}")
     return options
+
+
+def _parted(words: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """`--key value` and `--key=value` pairs, and the words that are neither a key nor its value.
+
+    Values are Python literals where they are some, as MONAI reads them.
+    """
+    options, others, rest = {}, [], list(words)
+    while rest:
+        word = rest.pop(0)
+        key, equals, value = word.partition("=")
+        if not key.startswith("--"):
+            others.append(word)
+            continue
+        if not equals and not rest:
+            raise ValueError(f"expected options of the bundle as --key value, got {key!r}")
+        value = value if equals else rest.pop(0)
+        options[key.removeprefix("--")] = WORDS[value] if value in WORDS else DefaultParseValue(value)
+    return options, others
 
 
 @app.command()
@@ -206,11 +308,15 @@ def main() -> None:
     """Run the command line; an error is one sentence and exit status 1, with MONAI_LLMBOOST_DEBUG=1 a traceback."""
     try:
         app()
-    except (ValueError, OSError, TypeError, RuntimeError, ImportError) as error:
-        if os.environ.get("MONAI_LLMBOOST_DEBUG"):
-            raise
-        typer.echo(f"monai-llmboost: {error}", err=True)
+    except MISTAKES as error:
+        _tell(error)
         sys.exit(1)
+
+
+def _tell(error: BaseException) -> None:
+    if os.environ.get("MONAI_LLMBOOST_DEBUG"):
+        raise error
+    typer.echo(f"monai-llmboost: {error}", err=True)
 
 
 if __name__ == "__main__":

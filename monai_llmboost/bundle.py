@@ -101,25 +101,41 @@ def run_bundle(
         ValueError: an unknown job, arm or key (MONAI itself takes an unknown key without a word).
         Whatever went wrong below MONAI's "Failed to instantiate ..." is raised itself.
     """
+    arguments = monai_arguments(name, job, arm, logging_file, **overrides)
+    from monai.bundle import run as monai_run  # takes seconds to import; a misspelt option should not
+
+    try:
+        monai_run(**arguments)
+    except RuntimeError as error:
+        raise root_cause(error) from error
+
+
+def monai_arguments(
+    name: str | Path,
+    job: str,
+    arm: str | None = None,
+    logging_file: str | bool | None = None,
+    overlays: Iterable[str] = (),
+    **overrides: Any,
+) -> dict[str, Any]:
+    """What ``monai.bundle.run`` and ``create_workflow`` take for a job of a bundle; see :func:`run_bundle`.
+
+    ``overlays`` are configs of the bundle to put on top, such as ``"multi_gpu_inference.json"``.
+    """
     bundle = bundle_path(name)
-    configs = job_configs(bundle, job, arm)
+    configs = [*job_configs(bundle, job, arm), *(bundle / "configs" / overlay for overlay in overlays)]
     check_options(configs, overrides)
     if Path(name).is_dir():
         overrides.setdefault("bundle_root", str(bundle))
-    from monai.bundle import run as monai_run  # takes seconds to import; a misspelt option should not
-
     folder = bundle / "configs"
-    log: Any = str(folder / "logging.conf") if logging_file is None else logging_file  # MONAI's hint leaves out False
-    try:
-        monai_run(
-            config_file=[str(file) for file in configs],
-            meta_file=str(folder / "metadata.json"),
-            logging_file=log,
-            workflow_type="infer" if job == "inference" else "train",
-            **overrides,
-        )
-    except RuntimeError as error:
-        raise root_cause(error) from error
+    log: Any = str(folder / "logging.conf") if logging_file is None else logging_file
+    return {
+        "config_file": [str(file) for file in configs],
+        "meta_file": str(folder / "metadata.json"),
+        "logging_file": log,
+        "workflow_type": "infer" if job == "inference" else "train",
+        **overrides,
+    }
 
 
 def root_cause(error: BaseException) -> BaseException:

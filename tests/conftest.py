@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from monai_llmboost.bundle import run_bundle
+from monai_llmboost.bundle import copy_bundle, run_bundle
 from monai_llmboost.llm import BlockGeometry
 
 # Thousands of operations on tiny tensors: more threads only wait for one another.
@@ -144,3 +144,23 @@ def run_job(tmp_path):
         return Path(options.get("output_dir", tmp_path / "run"))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def trained_bundle(tmp_path_factory):
+    """A copy of the bundle with a small plain network in it, with random weights: quick to ask, different per class."""
+    from monai.bundle import ConfigParser
+
+    folder = tmp_path_factory.mktemp("trained") / "bundle"
+    copy_bundle(BUNDLE, folder)
+    parser = ConfigParser()
+    configs = folder / "configs"
+    parser.read_config([str(configs / "inference.json"), str(configs / "arms" / "none.json")])
+    parser.update({key: value for key, value in SMALL.items() if key != "batch_size"})
+    torch.manual_seed(0)
+    network = parser.get_parsed_content("network_def")
+    with torch.no_grad():
+        network.head.weight.mul_(2)  # so that volumes differ in their probabilities
+    (folder / "models").mkdir()
+    torch.save(network.state_dict(), folder / "models" / "model.pt")
+    return folder

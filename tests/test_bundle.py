@@ -351,7 +351,7 @@ def test_names_come_from_the_checkpoint(run_job, tmp_path):
         ("train", None, {"download": "true"}, "download to be True or False, got 'true'"),
         ("train", None, {"patience": -1}, "patience to be a whole number from 0, got -1"),
         ("evaluate", None, {}, "model.pt: train first, or give the --ckpt_dir"),
-        ("inference", None, {"dataset_dir": "/nothing"}, "no NIfTI files"),
+        ("inference", None, {"dataset_dir": "/nothing"}, "no NIfTI or DICOM scans"),
     ],
 )
 def test_a_mistake_is_one_sentence(run_job, job, arm, options, message):

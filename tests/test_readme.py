@@ -85,7 +85,7 @@ def test_defaults_in_the_model_card_are_those_of_the_config():
 def test_python(code):
     scope = {}
     exec(code, scope)
-    assert scope["logits"].shape == (2, 2)
+    assert scope["logits"].shape == (2, 2) if "logits" in code else callable(scope["load"])
 
 
 def test_what_the_pages_link_to_is_there():

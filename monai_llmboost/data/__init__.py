@@ -1,22 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files <-> tensors: MedMNIST3D, phantoms, NIfTI; batches of them on the device."""
+"""Files <-> tensors: MedMNIST3D, phantoms, scans (NIfTI, DICOM); batches of them on the device."""
 
 from monai_llmboost.data.augment import RandAffineBatchd
 from monai_llmboost.data.batches import BatchedVolumes
 from monai_llmboost.data.labelled import LabelledVolumes, class_names
 from monai_llmboost.data.medmnist3d import medmnist3d_file, medmnist3d_names
-from monai_llmboost.data.nifti import CheckVolumed, NiftiVolumes, find_nifti
 from monai_llmboost.data.phantoms import PHANTOM_CLASSES, phantom_arrays
+from monai_llmboost.data.scans import (
+    BoundedNiftiReader,
+    CheckVolumed,
+    DicomSeriesReader,
+    RefusedScan,
+    Scan,
+    ScanReader,
+    SkippedFile,
+    find_scans,
+)
 
 __all__ = [
     "PHANTOM_CLASSES",
     "BatchedVolumes",
+    "BoundedNiftiReader",
     "CheckVolumed",
+    "DicomSeriesReader",
     "LabelledVolumes",
-    "NiftiVolumes",
     "RandAffineBatchd",
+    "RefusedScan",
+    "Scan",
+    "ScanReader",
+    "SkippedFile",
     "class_names",
-    "find_nifti",
+    "find_scans",
     "medmnist3d_file",
     "medmnist3d_names",
     "phantom_arrays",

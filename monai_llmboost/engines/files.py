@@ -26,8 +26,11 @@ def set_aside(path: Path) -> None:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Any]:
-    """A text file that appears under its name when all of it is written, or not at all; an earlier one is set aside."""
+def written_whole(path: Path, aside: bool = True) -> Iterator[Any]:
+    """A text file that appears under its name when all of it is written, or not at all.
+
+    An earlier one is set aside, or, with ``aside=False``, replaced.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     umask = os.umask(0)
     os.umask(umask)
@@ -41,5 +44,6 @@ def written_whole(path: Path) -> Iterator[Any]:
             Path(file.name).unlink()
             raise
     Path(file.name).chmod(0o666 & ~umask)
-    set_aside(path)
+    if aside:
+        set_aside(path)
     Path(file.name).replace(path)

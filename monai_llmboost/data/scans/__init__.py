@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scans on disk -> checked volumes: found, read or refused with a reason, one by one."""
+
+from monai_llmboost.data.scans.checks import CheckVolumed
+from monai_llmboost.data.scans.dicom_reader import DicomSeriesReader
+from monai_llmboost.data.scans.find import find_scans
+from monai_llmboost.data.scans.nifti_reader import BoundedNiftiReader
+from monai_llmboost.data.scans.reader import ScanReader
+from monai_llmboost.data.scans.scan import RefusedScan, Scan, SkippedFile
+
+__all__ = [
+    "BoundedNiftiReader",
+    "CheckVolumed",
+    "DicomSeriesReader",
+    "RefusedScan",
+    "Scan",
+    "ScanReader",
+    "SkippedFile",
+    "find_scans",
+]

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The check of voxels before a network answers them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from monai.utils import TransformBackends, ensure_tuple_rep
+
+# A volume that uses less of the range than this was most likely scaled before.
+SMALLEST_USE_OF_RANGE = 0.01
+# An image has more different values than this among as many voxels; a map of labels has not.
+FEWEST_VALUES, VOXELS_LOOKED_AT = 16, 1 << 18
+
+
+class CheckVolumed(MapTransform):
+    """Refuse a volume that the network would answer with a confident guess.
+
+    What is odd but can be predicted becomes a sentence in the volume's ``meta["warnings"]``.
+
+    Args:
+        keys: keys of channel-first volumes.
+        channels: number of channels that the network takes.
+        intensity_range: lowest and highest voxel value that the network was trained for.
+        clip_intensities: whether values outside the range are to be clipped (by a later transform) rather than refused.
+        min_size: fewest voxels along each axis, or along (i, j, k).
+
+    Raises:
+        ValueError: from the call, with what was expected and what came; or a wrong option.
+    """
+
+    backend = [TransformBackends.TORCH]  # noqa: RUF012  (as in every transform of MONAI)
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        channels: int = 1,
+        intensity_range: Sequence[float] = (0, 255),
+        clip_intensities: bool = False,
+        min_size: int | Sequence[int] = 2,
+    ) -> None:
+        super().__init__(keys)
+        self.channels = channels
+        self.low, self.high = float(intensity_range[0]), float(intensity_range[1])
+        if not self.low < self.high:
+            raise ValueError(f"expected intensity_range as [low, high], got {list(intensity_range)}")
+        if not isinstance(clip_intensities, bool):  # the word "false" on a command line would be true
+            raise ValueError(f"expected clip_intensities to be True or False, got {clip_intensities!r}")
+        self.clip_intensities = clip_intensities
+        self.min_size = tuple(int(size) for size in ensure_tuple_rep(min_size, 3))
+
+    def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
+        """The data unchanged, if every volume passes."""
+        for key in self.key_iterator(dict(data)):
+            self._check(torch.as_tensor(data[key]))
+            if isinstance(data[key], MetaTensor):
+                _warn(data[key])
+        return dict(data)
+
+    def _check(self, volume: torch.Tensor) -> None:
+        if volume.dim() != 4 or volume.shape[0] != self.channels:
+            raise ValueError(f"expected a volume with {self.channels} channel(s), got shape {tuple(volume.shape)}")
+        if any(size < least for size, least in zip(volume.shape[1:], self.min_size)):
+            raise ValueError(
+                f"expected at least {' x '.join(map(str, self.min_size))} voxels, got "
+                f"{' x '.join(map(str, volume.shape[1:]))}: too small to be predicted, give the whole scan"
+            )
+        if not torch.isfinite(volume).all():
+            raise ValueError(f"expected finite voxels, {int((~torch.isfinite(volume)).sum())} are NaN or infinite")
+        low, high = float(volume.min()), float(volume.max())
+        if low == high:
+            raise ValueError(f"expected an image, every voxel is {low:g}")
+        advice = "if this is right for your data, give --intensity_range '[low,high]' --clip_intensities True"
+        if not self.clip_intensities and (low < self.low or high > self.high):
+            raise ValueError(
+                f"expected voxels from {self.low:g} to {self.high:g}, as in training, got {low:g} to {high:g}: {advice}"
+            )
+        if (high - low) < SMALLEST_USE_OF_RANGE * (self.high - self.low):
+            raise ValueError(
+                f"expected voxels that use the range {self.low:g} to {self.high:g}, got {low:g} to {high:g}, "
+                f"perhaps scaled before: {advice}"
+            )
+
+
+def _warn(volume: MetaTensor) -> None:
+    voxels = volume.as_tensor().flatten()
+    values = len(torch.unique(voxels[:: max(1, len(voxels) // VOXELS_LOOKED_AT)]))
+    if values < FEWEST_VALUES < len(voxels):
+        told = f"it has only {values} different values: perhaps a map of labels rather than an image"
+        volume.meta["warnings"] = [*volume.meta.get("warnings", ()), told]

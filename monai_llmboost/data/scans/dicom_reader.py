@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A reader of DICOM volumes for MONAI's ``LoadImage`` that reads them right or says why not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.config import PathLike
+from monai.data import ImageReader
+from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
+from scipy.ndimage import affine_transform
+
+from monai_llmboost.data.scans.dicom_headers import looks_like_dicom
+from monai_llmboost.data.scans.dicom_pixels import volume_of
+from monai_llmboost.data.scans.dicom_stacks import Stack, dicom_stacks
+from monai_llmboost.data.scans.nifti_headers import LARGEST_VOLUME
+from monai_llmboost.data.scans.scan import RefusedScan, Scan
+
+# Between a path and which of its volumes is meant.
+CHOICE = "::"
+GANTRY_TILT = ("resample", "shear", "refuse")
+# So many volumes are listed where one was expected.
+LISTED = 5
+
+
+def paths_of(scan: Scan) -> list[str]:
+    """What ``LoadImaged`` with a `DicomSeriesReader` takes to read just this scan."""
+    return [f"{path}{CHOICE}{scan.stack}" for path in scan.files]
+
+
+class DicomSeriesReader(ImageReader):
+    """One DICOM volume as MONAI reads a NIfTI file: array (i, j, k), float32, and affine voxel -> RAS+ mm.
+
+    i runs along x of the images, j along y, k from slice to slice in the order of their positions. Values are stored
+    values times slope plus intercept, for each slice its own. Where low values are meant to be bright (MONOCHROME1)
+    stored values are mirrored within their range.
+
+    It takes a folder (searched to its depths; other files in it are passed over), files, one multi-frame file, or any
+    of them followed by ``::`` and a SeriesInstanceUID or the eight characters that a refusal lists for each volume.
+
+    MONAI's ``LoadImage`` passes over what ``read`` raises and tries other readers, which guess. So ``read`` returns a
+    refusal, and ``get_data`` raises it.
+
+    Args:
+        min_slices: fewer are refused.
+        gantry_tilt: slices that are tilted against the direction in which they follow each other are brought onto a
+            rectangular grid that holds all of them, by linear interpolation, with the smallest value outside
+            (``"resample"``); left as they are, with a sheared affine (``"shear"``); or refused (``"refuse"``).
+    """
+
+    def __init__(self, min_slices: int = 2, gantry_tilt: str = "resample") -> None:
+        super().__init__()
+        if not isinstance(min_slices, int) or min_slices < 2:
+            raise ValueError(f"expected min_slices of 2 or more, got {min_slices!r}: a single slice is no volume")
+        if gantry_tilt not in GANTRY_TILT:
+            raise ValueError(f"expected gantry_tilt as one of {', '.join(GANTRY_TILT)}, got {gantry_tilt!r}")
+        self.min_slices = min_slices
+        self.gantry_tilt = gantry_tilt
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """Whether it is a folder with DICOM files, or are DICOM files by their content; DICOM has no suffix."""
+        try:
+            paths, _ = _paths(filename)
+            return any(looks_like_dicom(path) for path in _files(paths))
+        except OSError:
+            return False
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Stack | Exception:
+        """The headers of one volume, or the refusal that ``get_data`` is to raise."""
+        try:
+            return self._one_stack(data)
+        except Exception as error:  # whatever it is: raised here, it would be passed over
+            return error
+
+    def get_data(self, img: Stack | Exception) -> tuple[np.ndarray, dict]:
+        """The volume, (i, j, k) float32, and its meta data as of MONAI's NIfTI reader.
+
+        Beside these: ``series_uid``, ``modality`` and ``warnings`` (a list of sentences). No other tag is copied.
+
+        Raises:
+            RefusedScan: what was given is not one volume that can be read rightly.
+            FileNotFoundError: there is nothing at a path.
+        """
+        if isinstance(img, Exception):
+            raise img
+        layout = img.layout
+        if layout is None:
+            raise RefusedScan(img.refused)
+        volume, affine, warnings = volume_of(img.slices), layout.affine, list(img.warnings)
+        if layout.tilt_deg and self.gantry_tilt == "resample":
+            volume, affine = straighten(volume, affine)
+            warnings.append("resampled onto a rectangular grid")
+        return volume, {
+            MetaKeys.AFFINE: affine,
+            MetaKeys.ORIGINAL_AFFINE: affine.copy(),
+            MetaKeys.SPATIAL_SHAPE: np.array(volume.shape),
+            MetaKeys.SPACE: SpaceKeys.RAS,
+            MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan"),  # "no_channel"
+            "series_uid": img.slices[0].series_uid,
+            "modality": img.slices[0].modality,
+            "warnings": warnings,
+        }
+
+    def _one_stack(self, data: Sequence[PathLike] | PathLike) -> Stack:
+        paths, choice = _paths(data)
+        stacks, skipped = dicom_stacks(_files(paths), self.min_slices)
+        if choice:
+            chosen = [stack for stack in stacks if choice in (stack.digest, stack.slices[0].series_uid)]
+            if not chosen:
+                raise RefusedScan(
+                    f"expected the volume {choice}, got {_listed(stacks)}: write one of these after {CHOICE}"
+                )
+            stacks = chosen
+        if not stacks:
+            first = f", the first: {skipped[0].reason}" if skipped else ""
+            raise RefusedScan(
+                f"expected a DICOM volume, got {len(skipped)} DICOM files that are no part of one{first}: "
+                f"give the folder or the files of one"
+            )
+        if len(stacks) > 1:
+            raise RefusedScan(
+                f"expected one volume, got {len(stacks)}: {_listed(stacks)}: choose one by writing {CHOICE} and its "
+                f"eight characters after the path"
+            )
+        (stack,) = stacks
+        if stack.refused:
+            raise RefusedScan(stack.refused)
+        if stack.layout and stack.layout.tilt_deg and self.gantry_tilt == "refuse":
+            raise RefusedScan(
+                f"expected slices that follow each other at a right angle, got a gantry tilt of "
+                f"{stack.layout.tilt_deg:.1f} degrees: allow it with gantry_tilt='resample'"
+            )
+        return stack
+
+
+def straighten(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A volume of tilted slices on a rectangular grid that holds all of it.
+
+    Each slice is shifted within its plane, linearly interpolated; outside is the smallest value. Shape (i, j, k), of
+    which i and j grow.
+
+    Raises:
+        RefusedScan: the grid would be too large.
+    """
+    x, y, step = affine[:3, :3].T
+    # The shift from slice to slice, in voxels along i and j.
+    shift = np.array([step @ x / (x @ x), step @ y / (y @ y)])
+    last = shift * (volume.shape[2] - 1)
+    low, high = np.floor(np.minimum(last, 0)).astype(int), np.ceil(np.maximum(last, 0)).astype(int)
+    size = tuple(np.array(volume.shape[:2]) + high - low)
+    if (voxels := math.prod(map(int, size)) * volume.shape[2]) > LARGEST_VOLUME:
+        raise RefusedScan(
+            f"expected a tilt that a grid of {LARGEST_VOLUME} voxels can hold, got one for {voxels}: "
+            f"read it with gantry_tilt='shear'"
+        )
+    straight = np.empty((*size, volume.shape[2]), np.float32, order="F")
+    outside = volume.min()
+    for k in range(volume.shape[2]):
+        straight[:, :, k] = affine_transform(
+            volume[:, :, k], np.ones(2), low - k * shift, output_shape=size, order=1, mode="constant", cval=outside
+        )
+    out = affine.copy()
+    out[:3, 2] = step - shift @ [x, y]
+    out[:3, 3] += low @ [x, y]
+    return straight, out
+
+
+def _paths(data: Sequence[PathLike] | PathLike) -> tuple[list[Path], str]:
+    """Paths, and which volume of theirs is meant, if that is said."""
+    paths, choices = [], set()
+    for item in ensure_tuple(data):
+        path, mark, choice = str(item).rpartition(CHOICE)
+        if not mark or Path(item).exists():
+            path, mark = str(item), ""
+        paths.append(Path(path).expanduser())
+        choices |= {choice} if mark else set()
+    if len(choices) > 1:
+        raise RefusedScan(f"expected one volume, got {len(choices)} choices after {CHOICE}: give one")
+    return paths, next(iter(choices), "")
+
+
+def _files(paths: Sequence[Path]) -> Iterator[Path]:
+    """Files as given, which must be DICOM or fail later, and of folders those that look like DICOM."""
+    for path in paths:
+        if path.is_dir():
+            yield from (file for file in path.rglob("*") if file.is_file() and looks_like_dicom(file))
+        elif path.exists():
+            yield path
+        else:
+            raise FileNotFoundError(f"expected DICOM files, got nothing at {path}: give a folder or files")
+
+
+def _listed(stacks: Sequence[Stack]) -> str:
+    def words(stack: Stack) -> str:
+        first = stack.slices[0]
+        what = "refused" if stack.refused else f"{first.columns}x{first.rows}x{len(stack.slices)}"
+        return f"{stack.digest} ({first.modality or 'no modality'}, {what})"
+
+    more = f" and {len(stacks) - LISTED} more" if len(stacks) > LISTED else ""
+    return (", ".join(words(stack) for stack in stacks[:LISTED]) or "none") + more

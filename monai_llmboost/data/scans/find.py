@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scans on disk: found by what files are, not by what they are called, and named so that each is a case of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from monai_llmboost.data.scans.dicom_headers import looks_like_dicom
+from monai_llmboost.data.scans.dicom_stacks import dicom_scans
+from monai_llmboost.data.scans.kinds import ANALYZE, CONVERTIBLE, DICOM_SUFFIXES, first_bytes, kind_of
+from monai_llmboost.data.scans.lists import LISTS, listed
+from monai_llmboost.data.scans.nifti_headers import LARGEST_VOLUME, nifti_scan, partner, sentence
+from monai_llmboost.data.scans.scan import Scan, SkippedFile
+from monai_llmboost.data.scans.walk import opened, refuse_left_out, walk
+
+# What a spreadsheet takes for a formula.
+FORMULA = ("=", "+", "-", "@")
+
+
+@dataclass(frozen=True)
+class _Input:
+    """One thing that was asked for: its files, and how they are named below ``root``."""
+
+    given: str
+    root: Path
+    prefix: str
+    files: Iterable[Path | SkippedFile]
+
+    def name(self, path: Path) -> str:
+        below = Path(os.path.relpath(path, self.root)).as_posix()
+        if below == ".":
+            return self.prefix or self.root.resolve().name
+        return f"{self.prefix}/{below}" if self.prefix else below
+
+
+def find_scans(
+    inputs: Sequence[str | Path] | str | Path,
+    follow_links: bool = False,
+    leave_out: Sequence[Path] = (),
+    max_voxels: int = LARGEST_VOLUME,
+) -> tuple[list[Scan], list[SkippedFile]]:
+    """All scans at the inputs, readable or refused with a reason, and the files that are none.
+
+    A scan is named by its path below the input; with several inputs the input's own name stands before it.
+
+    Args:
+        inputs: folders (searched to their depths), files, glob patterns, or lists of files and folders: .txt with one
+            path a line, .csv with one column or a column ``image``, .json with a list of paths or of objects with
+            ``image``; relative to the list's folder.
+        follow_links: also follow links to folders, and links that lead out of the folder.
+        leave_out: folders below the inputs that are not searched, such as the one that is written into.
+        max_voxels: largest NIfTI volume that is not refused.
+
+    Raises:
+        FileNotFoundError: an input without any scan.
+        ValueError: a list that is none; a folder to be searched that is also to be left out.
+    """
+    several = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
+    if not several:
+        raise FileNotFoundError("no NIfTI or DICOM scans at all: give a folder, a file, a pattern or a list of files")
+    left_out = {Path(path).expanduser().resolve() for path in leave_out}
+    scans: list[Scan] = []
+    skipped: list[SkippedFile] = []
+    seen: set[str] = set()
+    taken: set[str] = set()
+    for source in _inputs(several, follow_links, left_out):
+        found, others, again = _scans(source, seen, follow_links, max_voxels)
+        if not found and not again:
+            raise FileNotFoundError(_nothing(source.given, others))
+        for scan in sorted(found, key=lambda scan: scan.name):
+            name = _unique(_for_a_spreadsheet(scan.name), taken)
+            scans.append(scan if name == scan.name else replace(scan, name=name))
+        skipped += others
+    return scans, skipped
+
+
+def _inputs(several: Sequence[str | Path], follow_links: bool, left_out: set[Path]) -> Iterator[_Input]:
+    paths = [Path(given).expanduser() for given in several]
+    singles = [path for path in paths if _is_single(path)]
+    if singles:  # together, as they may be the files of one series
+        root = Path(os.path.commonpath([path.parent.absolute() for path in singles]))
+        yield _Input(", ".join(map(str, singles[:3])), root, "", singles)
+    prefixes: set[str] = set()
+    for given, path in zip(several, paths):
+        if _is_single(path):
+            continue
+        if path.is_dir():
+            root, files = path, walk(path, path, follow_links, left_out)
+        elif path.suffix.lower() in LISTS and path.is_file():
+            entries = listed(path)
+            root = path.parent.absolute()
+            if not all(entry.is_relative_to(root) for entry in entries):
+                root = Path(os.path.commonpath([entry.parent for entry in entries]))
+            files = (file for entry in entries for file in opened(entry, entry, True, set()))
+        else:
+            known = 0  # leading parts that are folders are taken literally, brackets and all
+            while known < len(path.parts) and Path(*path.parts[: known + 1]).is_dir():
+                known += 1
+            root, pattern = Path(*path.parts[:known]), "/".join(path.parts[known:])
+            refuse_left_out(root, left_out)
+            matches = sorted(root.glob(pattern))
+            files = (file for match in matches for file in opened(match, root, follow_links, left_out))
+        own_name = path.stem if path.is_file() else root.resolve().name
+        prefix = _unique(own_name, prefixes) if len(several) > 1 else ""
+        yield _Input(str(given), root, prefix, files)
+
+
+def _is_single(path: Path) -> bool:
+    """Whether a path is one file, or a pipe or the like, rather than a folder, a list or a pattern."""
+    return path.exists() and not path.is_dir() and not (path.suffix.lower() in LISTS and path.is_file())
+
+
+def _scans(
+    source: _Input, seen: set[str], follow_links: bool, max_voxels: int
+) -> tuple[list[Scan], list[SkippedFile], bool]:
+    """The scans of an input, its other files, and whether it has files that another input had already."""
+    scans: list[Scan] = []
+    skipped: list[SkippedFile] = []
+    dicom: list[Path] = []
+    again = False
+    for path in source.files:
+        if isinstance(path, SkippedFile):
+            skipped.append(path)
+            continue
+        key = str(path.resolve() if follow_links else path.absolute())
+        if key in seen:  # of overlapping inputs, or a list that names it twice
+            again = True
+            continue
+        kind = _kind(path, source.name)
+        if isinstance(kind, SkippedFile):
+            skipped.append(kind)
+            continue
+        seen.add(key)
+        if isinstance(kind, Scan):
+            scans.append(kind)
+        elif kind == "NIfTI":
+            scans.append(nifti_scan(path, source.name(path), max_voxels))
+        elif kind == "DICOM":
+            dicom.append(path)
+    stacks, others = dicom_scans(dicom, source.name) if dicom else ([], [])
+    return [*scans, *stacks], [*skipped, *others], again
+
+
+def _kind(path: Path, name: Callable[[Path], str]) -> str | Scan | SkippedFile:
+    """``"NIfTI"``, ``"DICOM"``, ``"part"`` of a pair, a scan that is refused at once, or a file that is no scan."""
+    lower = path.name.lower()
+    format = "NIfTI" if lower.endswith((".nii", ".nii.gz")) else "DICOM" if lower.endswith(DICOM_SUFFIXES) else ""
+    if lower == "dicomdir":
+        return SkippedFile(path, "an index of DICOM files: the files themselves are searched")
+    try:
+        if path.exists() and not path.is_file():
+            return SkippedFile(path, "no regular file but a pipe, a socket or a device")
+        head, packed = first_bytes(path)
+    except OSError as error:
+        if format or isinstance(error, FileNotFoundError):
+            return Scan(name(path), (path,), format or "NIfTI", refused=sentence(error))
+        return SkippedFile(path, f"cannot be read: {error.strerror}")
+    kind = kind_of(head)
+    if kind == "NIfTI":
+        return kind
+    if kind == "DICOM" and not packed:
+        return kind
+    if lower.startswith("._"):
+        return SkippedFile(path, "a side file of macOS")
+    if lower.endswith((".img", ".img.gz")):
+        return "part" if partner(path, "hdr") else SkippedFile(path, "an .img file whose .hdr is missing")
+    if format == "NIfTI" and head:
+        return format
+    if not packed and kind.startswith("a file") and looks_like_dicom(path):
+        return "DICOM"
+    if format:
+        return Scan(name(path), (path,), format, refused=f"expected a {format} file, got {kind}: copy it again")
+    if kind == ANALYZE and lower.endswith(".hdr"):
+        return "NIfTI"  # which refuses it
+    return SkippedFile(path, kind + (": convert it to NIfTI" if kind in CONVERTIBLE else ""))
+
+
+def _nothing(given: str, skipped: Sequence[SkippedFile]) -> str:
+    seen = (
+        f", only {len(skipped)} other file(s), such as {skipped[0].path.name}, {skipped[0].reason}" if skipped else ""
+    )
+    return (
+        f"no NIfTI or DICOM scans at {given}{seen}: give a folder, a file, a pattern or a list of files (.txt, .csv, "
+        ".json)"
+    )
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    unique, count = name, 1
+    while unique in taken:
+        count += 1
+        unique = f"{name}-{count}"
+    taken.add(unique)
+    return unique
+
+
+def _for_a_spreadsheet(name: str) -> str:
+    """A name in printable Unicode that no spreadsheet takes for a formula."""
+    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    name = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    return f"./{name}" if name.lstrip().startswith(FORMULA) else name

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a file is by its first bytes, whatever its name says."""
+
+from __future__ import annotations
+
+import gzip
+import stat
+import zlib
+from pathlib import Path
+
+# As many as a NIfTI-2 header, the longest of the signatures, needs.
+HEAD = 544
+GZIP = b"\x1f\x8b"
+NIFTI_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz")
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+ANALYZE = "an Analyze file, which does not tell its orientation"
+
+# Where, which bytes, what it is; the first that fits counts.
+SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
+    (344, b"n+1\0", "NIfTI"),
+    (344, b"ni1\0", "NIfTI"),
+    (4, b"n+2\0\r\n\x1a\n", "NIfTI"),
+    (4, b"ni2\0\r\n\x1a\n", "NIfTI"),
+    (128, b"DICM", "DICOM"),
+    (0, b"\x5c\x01\0\0", ANALYZE),
+    (0, b"\0\0\x01\x5c", ANALYZE),
+    (0, GZIP, "a compressed file"),
+    (0, b"NRRD", "an NRRD image"),
+    (0, b"ObjectType", "a MetaImage"),
+    (0, b"NDims", "a MetaImage"),
+    (0, b"MINC", "a MINC image"),
+    (0, b"CDF", "a NetCDF or MINC file"),
+    (0, b"\x89HDF\r\n", "an HDF5 file"),
+    (0, b"\0\0\0\x01\0\0", "an MGH image"),
+    (0, b"\x89PNG", "a PNG picture"),
+    (0, b"\xff\xd8\xff", "a JPEG picture"),
+    (0, b"GIF8", "a GIF picture"),
+    (0, b"BM", "a BMP picture"),
+    (0, b"II*\0", "a TIFF picture"),
+    (0, b"MM\0*", "a TIFF picture"),
+    (0, b"%PDF", "a PDF"),
+    (0, b"PK\x03\x04", "a zip file"),
+    (0, b"BZh", "a bzip2 file"),
+    (0, b"\xfd7zXZ", "an xz file"),
+    (0, b"\x28\xb5\x2f\xfd", "a zstd file"),
+    (0, b"\x93NUMPY", "a NumPy file"),
+    (0, b"\0\x05\x16\x07", "a side file of macOS"),
+    (0, b"version https://git-lfs", "a pointer of Git LFS in place of the file"),
+)
+CONVERTIBLE = ("an NRRD image", "a MetaImage", "a MINC image", "an MGH image", "a NetCDF or MINC file", ANALYZE)
+
+
+def first_bytes(path: Path) -> tuple[bytes, bool]:
+    """The first bytes of a regular file, unpacked if it is a gzip stream, and whether it is one.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file (a pipe would never give its end).
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("expected a regular file, got a pipe, a socket or a device: give the scan itself")
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    if not head.startswith(GZIP):
+        return head, False
+    try:
+        with gzip.open(path) as file:
+            return file.read(HEAD), True
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        return head, True  # not even its beginning can be unpacked
+
+
+def kind_of(head: bytes) -> str:
+    """``"NIfTI"``, ``"DICOM"`` or, in plain words, what else a file is that begins so."""
+    if not head:
+        return "an empty file"
+    for place, signature, kind in SIGNATURES:
+        if head[place : place + len(signature)] == signature:
+            return kind
+    if head.lstrip()[:1] == b"<":
+        return "an HTML or XML file"
+    try:
+        text = head.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # The last character may be cut; anything before means that it is no text.
+        text = head[: error.start].decode() if error.start >= len(head) - 3 else "\0"
+    if all(character.isprintable() or character in "\t\r\n\f" for character in text):
+        return "a text file"
+    return "a file of an unknown kind"

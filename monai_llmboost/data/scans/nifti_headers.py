@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the header of a NIfTI file says, checked before any voxel is read: see https://nifti.nimh.nih.gov/nifti-1."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from nibabel.spatialimages import HeaderDataError
+
+from monai_llmboost.data.scans.kinds import ANALYZE, CONVERTIBLE, NIFTI_SUFFIXES, first_bytes, kind_of
+from monai_llmboost.data.scans.nifti_geometry import nifti_affine, orientation
+from monai_llmboost.data.scans.scan import RefusedScan, Scan
+
+# 4 GiB in float32; a header that asks for more is refused before memory is taken.
+LARGEST_VOLUME = 1 << 30
+# Bytes behind the voxels that a writer may have left there.
+LARGEST_REST = 1 << 20
+# No gzip stream unpacks to more than this many times its length.
+LARGEST_GZIP_RATIO = 1032
+
+
+@dataclass(frozen=True)
+class NiftiHeader:
+    """Where the voxels of a NIfTI file lie, and what they mean.
+
+    Args:
+        voxels: file that holds the voxels: the file itself, or the .img of a pair.
+        packed: whether that is a gzip stream.
+        offset: bytes before the first voxel.
+        dtype: of the stored voxels, with their byte order.
+        shape: voxels along (i, j, k), and volumes if there are several; i varies fastest.
+        slope: value = slope * stored + inter.
+        inter: see ``slope``.
+        affine: (4, 4) float64, voxel (i, j, k) -> RAS+ mm.
+        warnings: what is odd and does not keep the file from being read.
+    """
+
+    voxels: Path
+    packed: bool
+    offset: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    slope: float
+    inter: float
+    affine: np.ndarray
+    warnings: tuple[str, ...]
+
+    @property
+    def end(self) -> int:
+        """Bytes up to the end of the last voxel, in the unpacked file."""
+        return self.offset + math.prod(self.shape) * self.dtype.itemsize
+
+
+def nifti_scan(path: Path, name: str, max_voxels: int = LARGEST_VOLUME) -> Scan:
+    """A NIfTI file as a scan, by its header alone; one that cannot be read rightly has its reason in ``refused``."""
+    try:
+        header = nifti_header(path, max_voxels)
+    except (RefusedScan, OSError) as error:
+        return Scan(name, (path,), "NIfTI", refused=sentence(error))
+    spacing = np.linalg.norm(header.affine[:3, :3], axis=0)
+    return Scan(
+        name,
+        tuple(dict.fromkeys((header_file(path), header.voxels))),
+        "NIfTI",
+        shape=header.shape,
+        spacing_mm=tuple(float(size) for size in spacing),
+        orientation=orientation(header.affine),
+        warnings=header.warnings,
+    )
+
+
+def nifti_header(path: Path, max_voxels: int = LARGEST_VOLUME) -> NiftiHeader:
+    """Read and check a header; nothing is believed that the file's size does not bear out.
+
+    Raises:
+        RefusedScan: the file cannot be read rightly.
+        OSError: it cannot be read at all.
+    """
+    warnings: list[str] = []
+    path = header_file(path)
+    head, packed = first_bytes(path)
+    header = _parsed(head)
+    if path.name.lower().endswith(".gz") != packed:
+        warnings.append(f"its name ends with {path.suffix}, but it is {'' if packed else 'not '}compressed")
+    shape = _shape(header, max_voxels)
+    dtype = _dtype(header, warnings)
+    slope, inter = _scaling(header, warnings)
+    affine = nifti_affine(header, shape, warnings)
+    voxels = path
+    if header["magic"].item() == header.pair_magic:
+        voxels = _partner(path, "img")
+        packed = first_bytes(voxels)[1]
+    offset = _offset(header, voxels == path)
+    found = NiftiHeader(voxels, packed, offset, dtype, shape, slope, inter, affine, tuple(warnings))
+    _check_size(found)
+    return found
+
+
+def sentence(error: Exception) -> str:
+    """Why a file cannot be read; of the system's errors without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"expected a file that can be read, got: {error.strerror}"
+    return str(error)
+
+
+def header_file(path: Path) -> Path:
+    """The file of the header: of the .img of a pair its .hdr, else the file itself."""
+    if path.name.lower().endswith((".img", ".img.gz")):
+        return _partner(path, "hdr")
+    return path
+
+
+def partner(path: Path, kind: str) -> Path | None:
+    """The other file of a pair, ``kind`` being ``"hdr"`` or ``"img"``, if it is there."""
+    stem = path.with_suffix("") if path.name.lower().endswith(".gz") else path
+    for suffix in (f".{kind}", f".{kind}.gz", f".{kind.upper()}"):
+        if (other := stem.with_suffix(suffix)).is_file():
+            return other
+    return None
+
+
+def _partner(path: Path, kind: str) -> Path:
+    other = partner(path, kind)
+    if other is None:
+        raise RefusedScan(
+            f"expected a pair of .hdr and .img, but the .{kind} of {path.name} is missing: put it beside the other"
+        )
+    return other
+
+
+def _parsed(head: bytes) -> nibabel.Nifti1Header:
+    """The header as nibabel parses it, of NIfTI-1 or NIfTI-2, in either byte order."""
+    kind = kind_of(head)
+    if kind != "NIfTI":
+        if kind == ANALYZE and len(head) < 348:
+            raise RefusedScan(f"expected a header of 348 bytes, got {len(head)}: it is cut short, copy the file again")
+        if kind == "a compressed file":
+            raise RefusedScan("expected a NIfTI file, got a gzip stream that is damaged or cut short: copy it again")
+        todo = "convert it to NIfTI" if kind in CONVERTIBLE else "give the scan itself"
+        raise RefusedScan(f"expected a NIfTI file ({', '.join(NIFTI_SUFFIXES[:2])}), got {kind}: {todo}")
+    kinds = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
+    size = 540 if head[4:6] in (b"n+", b"ni") else 348
+    if len(head) < size:
+        raise RefusedScan(f"expected a header of {size} bytes, got {len(head)}: it is cut short, copy the file again")
+    for order in "<>":
+        header = kinds[size](head[:size], endianness=order, check=False)
+        if int(header["sizeof_hdr"]) == size:
+            return header
+    raise RefusedScan(f"expected {size} as the length of its header, got another: it is damaged, copy the file again")
+
+
+def _shape(header: nibabel.Nifti1Header, max_voxels: int) -> tuple[int, ...]:
+    """Voxels along (i, j, k), and volumes if there are several."""
+    dimensions, *sizes = (int(size) for size in header["dim"])
+    if not 1 <= dimensions <= 7:
+        raise RefusedScan(f"expected 3 dimensions, its header says {dimensions}: it is damaged, write the file again")
+    shape = tuple(sizes[:dimensions])
+    if min(shape) < 1:
+        raise RefusedScan(f"expected at least one voxel along each axis, its header says {shape}: it is damaged")
+    if len(shape) < 3 or min(shape[:3]) < 2:
+        raise RefusedScan(f"expected a volume, got an image of shape {shape}: give the whole scan, not a slice of it")
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) > 4:
+        raise RefusedScan(
+            f"expected a volume, got {math.prod(shape[3:])} numbers per voxel in {len(shape)} dimensions (shape "
+            f"{shape}), such as vectors: give the scan itself"
+        )
+    if math.prod(shape[:3]) > max_voxels:
+        raise RefusedScan(
+            f"expected at most {max_voxels} voxels, its header says {math.prod(shape[:3])} (shape {shape}): if this is "
+            "right, raise max_voxels"
+        )
+    return shape
+
+
+def _dtype(header: nibabel.Nifti1Header, warnings: list[str]) -> np.dtype:
+    code = int(header["datatype"])
+    try:
+        dtype = header.get_data_dtype()
+    except (HeaderDataError, KeyError):
+        raise RefusedScan(
+            f"expected a type of voxels that NIfTI knows, its header says {code}: it is damaged"
+        ) from None
+    if dtype.kind not in "iuf":
+        name = "colour" if code in (128, 2304) else str(dtype) if dtype.kind == "c" else f"type {code}"
+        raise RefusedScan(f"expected one number per voxel, got {name}: convert it to one number per voxel")
+    if int(header["bitpix"]) != 8 * dtype.itemsize:
+        warnings.append(f"its header says {int(header['bitpix'])} bits per voxel, but {dtype.name} is taken")
+    return dtype
+
+
+def _scaling(header: nibabel.Nifti1Header, warnings: list[str]) -> tuple[float, float]:
+    """Slope and intercept; without a slope that can be used voxels are as stored, as the standard and nibabel say."""
+    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0 or not math.isfinite(slope):
+        warnings.append(f"its header gives no scaling (slope {slope:g}): voxels are taken as they are stored")
+        return 1.0, 0.0
+    if not math.isfinite(inter):
+        raise RefusedScan(f"expected a finite scl_inter beside slope {slope:g}, got {inter:g}: write the file again")
+    return slope, inter
+
+
+def _offset(header: nibabel.Nifti1Header, single: bool) -> int:
+    offset = float(header["vox_offset"])
+    least = int(header["sizeof_hdr"]) + 4 if single else 0
+    if not math.isfinite(offset) or offset < least:
+        raise RefusedScan(f"expected voxels from byte {least} on, its header says byte {offset:g}: it is damaged")
+    return int(offset)
+
+
+def _check_size(header: NiftiHeader) -> None:
+    size = header.voxels.stat().st_size
+    if size == 0:
+        raise RefusedScan(f"expected {header.end} bytes of voxels, got an empty file: copy it again")
+    most = size * LARGEST_GZIP_RATIO if header.packed else size
+    if most < header.end:
+        came = f"a compressed file of {size} bytes, which cannot hold them" if header.packed else f"{size}"
+        raise RefusedScan(f"expected {header.end} bytes by its header, got {came}: it is cut short, copy it again")
+    if not header.packed and size > header.end + LARGEST_REST:
+        raise RefusedScan(f"expected {header.end} bytes by its header, got {size}: not what it says")

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One reader for whatever a scan is: it looks at the content and hands over."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data import ImageReader
+from monai.utils import ensure_tuple
+
+from monai_llmboost.data.scans.dicom_headers import looks_like_dicom
+from monai_llmboost.data.scans.dicom_reader import DicomSeriesReader
+from monai_llmboost.data.scans.kinds import DICOM_SUFFIXES, first_bytes, kind_of
+from monai_llmboost.data.scans.nifti_headers import LARGEST_VOLUME
+from monai_llmboost.data.scans.nifti_reader import BoundedNiftiReader, refusal
+from monai_llmboost.data.scans.scan import RefusedScan
+
+
+class ScanReader(ImageReader):
+    """Reads one scan, NIfTI or DICOM, as (i, j, k) float32, or refuses it; for ``LoadImaged(reader=...)``.
+
+    Takes a file, a folder with one DICOM series, the files of one series, or ``"path::SeriesInstanceUID"``.
+
+    Args:
+        volume: which volume of a NIfTI file that holds several, from 0.
+        max_voxels: largest NIfTI volume that is read; 4 bytes of memory each.
+        min_slices: fewest slices of a DICOM series.
+        gantry_tilt: what is done with a tilted DICOM series, see :class:`DicomSeriesReader`.
+
+    Raises:
+        ValueError: a wrong option.
+        RefusedScan: from ``get_data``, with what was expected and what came.
+    """
+
+    def __init__(
+        self,
+        volume: int | None = None,
+        max_voxels: int = LARGEST_VOLUME,
+        min_slices: int = 2,
+        gantry_tilt: str = "resample",
+    ) -> None:
+        super().__init__()
+        self.nifti = BoundedNiftiReader(volume, max_voxels)
+        self.dicom = DicomSeriesReader(min_slices=min_slices, gantry_tilt=gantry_tilt)
+
+    def verify_suffix(self, filename: Sequence[str | os.PathLike] | str | os.PathLike) -> bool:
+        """Whether it is for this reader, which tells by the content what it is."""
+        return True
+
+    def read(self, data: Sequence[str | os.PathLike] | str | os.PathLike, **kwargs: Any) -> Any:
+        """The volume, or the refusal; for ``get_data`` only."""
+        try:
+            files = ensure_tuple(data)
+            if not files:
+                raise RefusedScan("expected the files of a scan, got none: give a path, or the paths of one series")
+            reader = self.dicom if _is_dicom(files) else self.nifti
+            return reader, reader.read(files)
+        except Exception as error:  # LoadImage would swallow it and try other readers
+            return self.nifti, refusal(error)
+
+    def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """Voxels (i, j, k) float32, and their meta: affine (voxel -> RAS+ mm), shape, and ``"warnings"``, sentences.
+
+        Raises:
+            RefusedScan: the scan cannot be read rightly.
+        """
+        reader, read = img
+        return reader.get_data(read)
+
+
+def _is_dicom(files: Sequence[Any]) -> bool:
+    """Whether it is for the reader of DICOM: a folder, a series by its UID, or a file whose content says so."""
+    first = Path(files[0])
+    if "::" in str(files[0]) and not first.exists():
+        return True
+    if first.is_dir():
+        return True
+    head, packed = first_bytes(first)
+    kind = kind_of(head)
+    if kind == "NIfTI":
+        return False
+    return (kind == "DICOM" and not packed) or looks_like_dicom(first) or first.name.lower().endswith(DICOM_SUFFIXES)

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one volume on disk is, before its voxels are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class RefusedScan(ValueError):
+    """A scan that cannot be read rightly; the message says what was expected, what came, and what to do."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One volume on disk: a NIfTI file, or the files of one DICOM stack.
+
+    Args:
+        name: its case's name: the path below the folder that was searched, and for DICOM which stack of it.
+        files: the NIfTI file, or the DICOM files in the order of their slices.
+        format: ``"NIfTI"`` or ``"DICOM"``.
+        shape: voxels along (i, j, k), and volumes if there are several; empty where it could not be told.
+        spacing_mm: distance of neighbouring voxels along (i, j, k).
+        orientation: the anatomical directions in which i, j, k grow, such as ``"LPS"``.
+        modality: ``"CT"``, ``"MR"`` ...; of DICOM only.
+        series_uid: SeriesInstanceUID; of DICOM only.
+        stack: eight characters that stand for its slices among those of its files; of DICOM only.
+        warnings: what is odd about it and does not keep it from being read.
+        refused: why it cannot be read rightly; empty if it can, as far as its header tells.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    format: str
+    shape: tuple[int, ...] = ()
+    spacing_mm: tuple[float, ...] = ()
+    orientation: str = ""
+    modality: str = ""
+    series_uid: str = ""
+    stack: str = ""
+    warnings: tuple[str, ...] = ()
+    refused: str = ""
+
+
+@dataclass(frozen=True)
+class SkippedFile:
+    """A file that is no volume to be predicted, and why: a report, a text, a picture, a link that leads away."""
+
+    path: Path
+    reason: str

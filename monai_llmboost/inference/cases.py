@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scans as the cases of a run: each read or refused on its own, and the batches that are still to be predicted."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import Dataset, ImageReader, MetaTensor
+from torch.utils.data import Sampler
+
+from monai_llmboost.data import Scan, SkippedFile, find_scans
+from monai_llmboost.data.scans.dicom_reader import paths_of
+from monai_llmboost.inference.journal import Journal
+from monai_llmboost.inference.provenance import files_digest
+
+
+class ScanCases(Dataset):
+    """Scans found on disk as items, one for each that can be read as far as its header tells.
+
+    An item is ``{"image": (channels, S0, S1, S2) float32, "index": int, "refused": reason or "", "warnings": sentences
+    by line, "seconds": float, "input_sha256": str, "affine": (4, 4) of the image, "input_affine": (4, 4) of the volume
+    as it was read, "input_shape": (3,)}``; affines map voxels to RAS+ mm in float64, and are NaN where the transform
+    leaves none. A scan that cannot be read rightly becomes an item with its reason and an empty image, so that one
+    bad scan among many costs one case and not the run.
+
+    Args:
+        where: a folder, a file, a pattern or a list file, or several of them; see
+            :func:`monai_llmboost.data.find_scans`.
+        transform: MONAI transform from ``{"image": path or paths}`` to ``{"image": (channels, S0, S1, S2)}``.
+        image_shape: shape of the transformed images.
+        reader: what reads the volumes in ``transform``, to read one again for a picture.
+        follow_links: also follow links to folders, and links that lead out of the folder.
+        leave_out: folders that are not searched, such as the one that is written into.
+        salt: a secret word; if given, cases are named by their salted hashes instead of their paths, and no path and no
+            UID is kept.
+
+    Raises:
+        FileNotFoundError: nothing found.
+    """
+
+    def __init__(
+        self,
+        where: str | Path | Sequence[str | Path],
+        transform: Callable,
+        image_shape: Sequence[int],
+        reader: ImageReader | None = None,
+        follow_links: bool = False,
+        leave_out: Sequence[str | Path] | str | Path = (),
+        salt: str | None = None,
+    ) -> None:
+        if not isinstance(follow_links, bool):  # the word "false" on a command line would be true
+            raise ValueError(f"expected follow_links to be True or False, got {follow_links!r}")
+        scans, skipped = find_scans(_several(where), follow_links, [Path(path) for path in _several(leave_out)])
+        if salt is not None:
+            scans = [_hidden(scan, str(salt)) for scan in scans]
+            skipped = [SkippedFile(Path(_hashed(str(file.path), str(salt))), file.reason) for file in skipped]
+        self.scans: list[Scan] = [scan for scan in scans if not scan.refused]
+        self.refused: list[Scan] = [scan for scan in scans if scan.refused]
+        self.skipped: list[SkippedFile] = skipped
+        self.hides_names = salt is not None
+        self.image_shape = tuple(image_shape)
+        self.reader = reader
+        super().__init__(self.scans, transform)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]
+        """One case, read or refused."""
+        start = time.perf_counter()
+        scan = self.scans[index]
+        item: dict[str, Any] = {
+            "image": torch.zeros(self.image_shape),
+            "index": index,
+            "refused": "",
+            "warnings": "\n".join(scan.warnings),
+            "input_sha256": "",
+            "affine": torch.full((4, 4), torch.nan, dtype=torch.float64),
+            "input_affine": torch.full((4, 4), torch.nan, dtype=torch.float64),
+            "input_shape": torch.zeros(3, dtype=torch.int64),
+        }
+        try:
+            item["input_sha256"] = files_digest(scan.files)
+            image = self.transform({"image": _source(scan)})["image"]
+            if tuple(image.shape) != self.image_shape:
+                raise ValueError(f"expected the transforms to give {self.image_shape}, got {tuple(image.shape)}")
+            if not torch.isfinite(torch.as_tensor(image)).all():
+                raise ValueError("expected finite voxels behind the transforms, got NaN or infinite ones")
+            if isinstance(image, MetaTensor):
+                told = [*scan.warnings, *image.meta.get("warnings", ())]
+                item["warnings"] = "\n".join(dict.fromkeys(told))
+                item["affine"] = torch.as_tensor(image.affine, dtype=torch.float64).cpu()
+                item["input_affine"] = torch.as_tensor(image.meta["original_affine"], dtype=torch.float64).cpu()
+                item["input_shape"] = torch.as_tensor(np.asarray(image.meta["spatial_shape"])[:3], dtype=torch.int64)
+                image = image.as_tensor()
+            item["image"] = torch.as_tensor(image, dtype=torch.float32)
+        except Exception as error:  # whatever a reader or a transform raises concerns this case alone
+            item["refused"] = reason_of(error)
+        return {**item, "seconds": time.perf_counter() - start}
+
+    def volume(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """A case's voxels on its own grid, (i, j, k) float32, read again, and their affine to RAS+ mm.
+
+        Raises:
+            ValueError: no reader was given, or it refuses the scan.
+        """
+        if self.reader is None:
+            raise ValueError("expected a reader to read a volume again, got none: give ScanCases its reader")
+        array, meta = self.reader.get_data(self.reader.read(_source(self.scans[index])))
+        return np.asarray(array, dtype=np.float32), np.asarray(meta["affine"])
+
+
+class PendingBatches(Sampler):
+    """Batches of a run that are not yet in its journal, as lists of indices, for ``DataLoader(batch_sampler=...)``.
+
+    The cut into batches depends on the cases alone, and a batch of which any case is missing is predicted as a whole:
+    so a resumed run, and one of several processes, gives exactly the numbers of one that ran through.
+
+    Args:
+        cases: the cases.
+        journal: what is done; a case counts as done if it was predicted from the same bytes.
+        batch_size: cases in a batch.
+        rank: which of the processes this is: it takes every ``world_size``-th batch.
+        world_size: number of processes.
+
+    Raises:
+        ValueError: a wrong batch size.
+    """
+
+    def __init__(self, cases: ScanCases, journal: Journal, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+            raise ValueError(f"expected batch_size to be a whole number from 1, got {batch_size!r}: give --batch_size")
+        super().__init__()
+        done = journal.rows()
+        missing = [not _is_done(scan, done) for scan in cases.scans]
+        batches = [range(start, min(start + batch_size, len(missing))) for start in range(0, len(missing), batch_size)]
+        self.batches = [list(batch) for batch in batches[rank::world_size] if any(missing[i] for i in batch)]
+        self.num_done = len(missing) - sum(missing)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+
+def _is_done(scan: Scan, done: dict[str, dict[str, Any]]) -> bool:
+    row = done.get(scan.name)
+    if row is None:
+        return False
+    try:
+        return row["input_sha256"] == files_digest(scan.files)
+    except OSError:
+        return False  # it will be refused, with the reason, when it is read
+
+
+def _several(where: Any) -> list[Any]:
+    return [where] if isinstance(where, (str, Path)) else list(where)
+
+
+def _source(scan: Scan) -> Any:
+    """What the reader is given for a scan."""
+    return str(scan.files[0]) if scan.format == "NIfTI" else paths_of(scan)
+
+
+def _hashed(text: str, salt: str) -> str:
+    return f"case-{hmac.new(salt.encode(), text.encode(errors='surrogateescape'), hashlib.sha256).hexdigest()[:16]}"
+
+
+def _hidden(scan: Scan, salt: str) -> Scan:
+    return replace(scan, name=_hashed(scan.name, salt), series_uid="")
+
+
+def reason_of(error: BaseException) -> str:
+    """The message at the root of what MONAI wraps ("applying transform ..."), on one line."""
+    while error.__cause__ is not None and str(error).startswith("applying transform"):
+        error = error.__cause__
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)  # a path may name a patient
+    return " ".join((text or type(error).__name__).split())[:300]

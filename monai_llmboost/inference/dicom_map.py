@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A relevance map as a DICOM image on the grid of its scan."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from pydicom import Dataset
+
+from monai_llmboost.inference.dicom_maker import (
+    DISCLAIMER,
+    MAKER,
+    Uids,
+    equipment,
+    highdicom,
+    parameters,
+    refused_by_highdicom,
+    save_whole,
+)
+from monai_llmboost.inference.dicom_sources import NEEDED, lps_planes, read_sources, with_shared_geometry
+
+# Number of the map's series, behind that of the report.
+SERIES_NUMBER = 9002
+
+
+def write_parametric_map(
+    path: str | Path,
+    source_files: Sequence[str | Path | Dataset],
+    relevance: np.ndarray,
+    affine: np.ndarray,
+    label: str,
+    algorithm: Mapping[str, str],
+    quantity: str = "Saliency",
+    frames: Sequence[int] = (),
+    overwrite: bool = False,
+) -> None:
+    """Write a relevance map as a DICOM Parametric Map, a float32 image without unit in the source's frame of reference.
+
+    Each frame is a plane ``relevance[:, :, k]``, placed by ``affine``; where planes are those of the source, frames
+    refer to its images one by one.
+
+    Args:
+        path: the file to write; it appears whole or not at all.
+        source_files: as in :func:`write_structured_report`: single slices, or one multi-frame image.
+        relevance: (i, j, k), i along the rows of the image (from column to column), k from slice to slice.
+        affine: (4, 4), voxels (i, j, k) to RAS+ mm; i and j at right angles, k may be sheared.
+        label: what the map is, such as ``"network"``.
+        algorithm: as in :func:`write_structured_report`.
+        quantity: the code's name in pydicom's DCM dictionary: ``"Saliency"``, ``"GradientWeightedClassActivation"``.
+        frames: of a multi-frame image, the frames from 1 that the scan is made of; all if left out.
+        overwrite: replace a file that is there.
+
+    Raises:
+        ValueError: as in :func:`write_structured_report`; and a map or an affine that is none.
+        ImportError: highdicom is not installed.
+    """
+    hd, codes = highdicom()
+    relevance = np.asarray(relevance, dtype=np.float32)
+    if relevance.ndim != 3 or not relevance.size or not np.isfinite(relevance).all():
+        raise ValueError(
+            f"expected a map of finite numbers (i, j, k), got shape {relevance.shape}: give one of a volume"
+        )
+    spacing_mm, cosines, positions = lps_planes(affine, relevance.shape[2])
+    sources = read_sources(source_files, (*NEEDED, "FrameOfReferenceUID"))
+    planes = np.ascontiguousarray(relevance.transpose(2, 1, 0))  # (k, j, i) = (frames, rows, columns)
+    digest = hashlib.sha256(planes.data).hexdigest()
+    uid = Uids(sources, algorithm, "map", label, quantity, digest, np.round(affine, 6).tolist(), list(frames))
+    code = getattr(codes.DCM, quantity)
+    made_by = equipment(algorithm)
+    with refused_by_highdicom():
+        measures = hd.PixelMeasuresSequence(
+            # Rows first.
+            pixel_spacing=(spacing_mm[1], spacing_mm[0]),
+            slice_thickness=spacing_mm[2],
+            spacing_between_slices=spacing_mm[2],
+        )
+        orientation = hd.PlaneOrientationSequence(hd.CoordinateSystemNames.PATIENT, cosines)
+        result = hd.pm.ParametricMap(
+            source_images=[with_shared_geometry(source, orientation, measures) for source in sources],
+            pixel_array=planes,
+            series_number=SERIES_NUMBER,
+            series_instance_uid=uid("series"),
+            sop_instance_uid=uid("instance"),
+            instance_number=1,
+            contains_recognizable_visual_features=False,
+            real_world_value_mappings=[
+                hd.pm.RealWorldValueMapping(
+                    lut_label=label[:16],
+                    lut_explanation=f"{code.meaning} ({label})"[:64],
+                    unit=codes.UCUM.NoUnits,
+                    value_range=(min(0.0, float(planes.min())), max(1.0, float(planes.max()))),
+                    quantity_definition=code,
+                )
+            ],
+            voi_lut_transformations=[hd.VOILUTTransformation(window_center=0.5, window_width=1.0)],
+            content_label=re.sub(r"[^A-Z0-9]", "_", label.upper())[:16],
+            content_description=DISCLAIMER,
+            pixel_measures=measures,
+            plane_orientation=orientation,
+            plane_positions=[hd.PlanePositionSequence(hd.CoordinateSystemNames.PATIENT, p) for p in positions],
+            derivation=code,
+            series_description=f"{MAKER} {label}"[:64],
+            specific_character_set="ISO_IR 192",
+            **made_by,
+        )
+        if frames:
+            _refer_to(result, frames)
+        # highdicom takes these from the source where they agree in the plane, with whatever the source says of slices.
+        result.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = measures
+        for item in (*result.DimensionIndexSequence, *result.DimensionOrganizationSequence):
+            item.DimensionOrganizationUID = uid("dimensions")  # else by chance
+        result.DerivationDescription = "; ".join((DISCLAIMER, algorithm["name"], *parameters(algorithm)))[:1024]
+    save_whole(result, Path(path), overwrite)
+
+
+def _refer_to(result: Dataset, frames: Sequence[int]) -> None:
+    """Drop references to frames of other volumes in the source's file, which lie at the same places."""
+    for group in result.PerFrameFunctionalGroupsSequence:
+        for derivation in group.get("DerivationImageSequence", ()):
+            images = derivation.SourceImageSequence
+            derivation.SourceImageSequence = [image for image in images if image.ReferencedFrameNumber in frames]

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A prediction as a DICOM structured report."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydicom import Dataset
+
+from monai_llmboost.inference.dicom_maker import (
+    DISCLAIMER,
+    MAKER,
+    Uids,
+    equipment,
+    highdicom,
+    parameters,
+    refused_by_highdicom,
+    save_whole,
+    uid_of,
+)
+from monai_llmboost.inference.dicom_sources import read_sources
+
+# Codes of class names, which no public terminology holds: a code is a digest of its name.
+OWN_CODES = "99LLMBOOST"
+PROCEDURES = {"CT": "CTUnspecifiedBodyRegion", "MR": "MRIUnspecifiedBodyRegion", "PT": "PETUnspecifiedBodyRegion"}
+# Number of the report's series, behind those of scanners.
+SERIES_NUMBER = 9001
+
+
+def write_structured_report(
+    path: str | Path,
+    source_files: Sequence[str | Path | Dataset],
+    class_names: Sequence[str],
+    probabilities: Sequence[float],
+    predicted: str,
+    algorithm: Mapping[str, str],
+    warnings: Sequence[str] = (),
+    frames: Sequence[int] = (),
+    overwrite: bool = False,
+) -> None:
+    """Write a prediction as a DICOM Comprehensive SR, a measurement report (TID 1500).
+
+    A first group holds the predicted class, what predicted it, and texts; then comes a group for each class with its
+    name as the finding and its probability as a measurement without unit. All images of the series are referred to.
+    The report is preliminary, unverified and qualified as research.
+
+    Args:
+        path: the file to write; it appears whole or not at all.
+        source_files: the DICOM files of the scan, or what was read of them.
+        class_names: names of the classes.
+        probabilities: their probabilities, 0 to 1.
+        predicted: the class that was predicted.
+        algorithm: ``name``, ``version``, ``weights_sha256``, ``block_fingerprint``, ``description``; the last two may
+            be left out.
+        warnings: sentences such as a reader's warnings.
+        frames: of a multi-frame image, the frames from 1 that the scan is made of; all if left out.
+        overwrite: replace a file that is there.
+
+    Raises:
+        ValueError: a file that is there; files that are not images of one series or lack what the standard asks for;
+            probabilities that are none or are not those of the classes.
+        ImportError: highdicom is not installed.
+    """
+    hd, codes = highdicom()
+    values = [float(value) for value in probabilities]
+    if len(values) != len(class_names) or not all(0 <= value <= 1 for value in values):
+        raise ValueError(
+            f"expected a probability for each of {len(class_names)} classes, got {values}: give one for each"
+        )
+    if predicted not in class_names:
+        raise ValueError(f"expected one of {list(class_names)} as predicted class, got {predicted!r}: give its name")
+    sources = read_sources(source_files)
+    uid = Uids(sources, algorithm, "report", list(class_names), values, predicted, list(warnings), list(frames))
+    made_by = equipment(algorithm)
+    with refused_by_highdicom():
+        algorithm_id = hd.sr.AlgorithmIdentification(
+            name=algorithm["name"],
+            version=algorithm["version"],
+            parameters=parameters(algorithm),
+            manufacturer=MAKER,
+        )
+        whole = hd.sr.MeasurementsAndQualitativeEvaluations(
+            tracking_identifier=hd.sr.TrackingIdentifier(uid("predicted"), "predicted class"),
+            algorithm_id=algorithm_id,
+            qualitative_evaluations=[hd.sr.QualitativeEvaluation(codes.SCT.Classification, _class_code(predicted))],
+        )
+        for text in (DISCLAIMER, algorithm.get("description"), *warnings):
+            if text:
+                comment = hd.sr.TextContentItem(codes.DCM.Comment, text, hd.sr.RelationshipTypeValues.CONTAINS)
+                whole[0].ContentSequence.append(comment)
+        groups = [
+            hd.sr.MeasurementsAndQualitativeEvaluations(
+                tracking_identifier=hd.sr.TrackingIdentifier(uid("class", index), f"class {index}"),
+                finding_type=_class_code(name),
+                algorithm_id=algorithm_id,
+                measurements=[hd.sr.Measurement(codes.DCM.Probability, value, codes.UCUM.NoUnits)],
+            )
+            for index, (name, value) in enumerate(zip(class_names, values))
+        ]
+        device = hd.sr.DeviceObserverIdentifyingAttributes(
+            uid=uid_of("device", *algorithm.items()),
+            name=algorithm["name"],
+            manufacturer_name=MAKER,
+            model_name=algorithm["name"],
+            serial_number=algorithm["weights_sha256"],
+        )
+        content = hd.sr.MeasurementReport(
+            observation_context=hd.sr.ObservationContext(hd.sr.ObserverContext(codes.DCM.Device, device)),
+            procedure_reported=getattr(codes.cid100, PROCEDURES.get(sources[0].Modality, "ImagingProcedure")),
+            imaging_measurements=[whole, *groups],
+        )
+        content[0].ContentSequence.insert(-1, _image_library(sources, frames))  # in front of the measurements
+        report = hd.sr.ComprehensiveSR(
+            evidence=sources,
+            content=content,
+            series_number=SERIES_NUMBER,
+            series_instance_uid=uid("series"),
+            sop_instance_uid=uid("instance"),
+            instance_number=1,
+            is_complete=True,
+            series_description=f"{MAKER} prediction",
+            content_qualification=hd.ContentQualificationValues.RESEARCH,
+            coding_schemes=[
+                hd.coding_schemes.CodingSchemeIdentificationItem(OWN_CODES, name="monai-llmboost class names")
+            ],
+            specific_character_set="ISO_IR 192",
+            **made_by,
+        )
+    save_whole(report, Path(path), overwrite)
+
+
+def _class_code(name: str) -> Any:
+    from highdicom.sr import CodedConcept
+
+    meaning = " ".join(name.replace("\\", "/").split())  # a backslash parts values
+    meaning = meaning if len(meaning) <= 64 else f"{meaning[:61]}..."
+    return CodedConcept(f"c{hashlib.sha256(name.encode()).hexdigest()[:12]}", OWN_CODES, meaning)
+
+
+def _image_library(sources: Sequence[Dataset], frames: Sequence[int]) -> Any:
+    """References to all images (TID 1600).
+
+    highdicom's own copies each image's geometry into the report, which the template leaves open, takes five times as
+    long, and fails for enhanced images and others that do not have it at their top level.
+    """
+    hd, codes = highdicom()
+    contains = hd.sr.RelationshipTypeValues.CONTAINS
+    library = hd.sr.ContainerContentItem(codes.DCM.ImageLibrary, relationship_type=contains)
+    group = hd.sr.ContainerContentItem(codes.DCM.ImageLibraryGroup, relationship_type=contains)
+    images = [
+        hd.sr.ImageContentItem(
+            codes.SCT.Source,
+            source.SOPClassUID,
+            source.SOPInstanceUID,
+            list(frames) or None,
+            relationship_type=contains,
+        )
+        for source in sources
+    ]
+    group.ContentSequence = hd.sr.ContentSequence(images)
+    library.ContentSequence = hd.sr.ContentSequence([group])
+    return library

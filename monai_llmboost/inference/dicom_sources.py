@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The images that DICOM objects are derived from: read without pixels, checked, and made fit for highdicom.
+
+No pixel is read, and no value of the patient's comes into a message: of what highdicom or pydicom complain of, only
+the words before the first quoted value are passed on.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from pydicom import Dataset, dcmread
+from pydicom.errors import InvalidDicomError
+
+from monai_llmboost.inference.dicom_maker import untold
+
+# What the standard asks of every image (type 1): it cannot be made up.
+NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "Rows", "Columns")
+# What it asks for and lets be empty where it is not known (type 2): many files just leave it out.
+MAY_BE_EMPTY = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
+    *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
+)
+# Cosine of the angle between rows and columns up to which they are at right angles.
+SQUARE = 1e-4
+# Difference of direction cosines up to which slices are parallel to the map.
+PARALLEL = 1e-3
+
+
+def read_sources(files: Sequence[str | Path | Dataset], needed: Sequence[str] = NEEDED) -> list[Dataset]:
+    """The images of one series without their pixels; what may be empty and is left out is added, empty.
+
+    Raises:
+        ValueError: a file that is no DICOM file, lacks what is needed, or is of another series than the first.
+    """
+    sources = [file if isinstance(file, Dataset) else _read(Path(file)) for file in files]
+    if not sources:
+        raise ValueError("expected the DICOM files of a scan, got none: give at least one")
+    with untold():  # values are decoded where they are asked for
+        for source in sources:
+            missing = [keyword for keyword in needed if source.get(keyword) in (None, "")]
+            if missing:
+                raise ValueError(
+                    f"expected a DICOM image with {', '.join(missing)}, which the standard asks for, got one without: "
+                    "correct the file, or run without DICOM objects"
+                )
+            for keyword in MAY_BE_EMPTY:
+                if source.get(keyword) is None:
+                    setattr(source, keyword, None)
+    series = {(source.StudyInstanceUID, source.SeriesInstanceUID) for source in sources}
+    if len(series) > 1:
+        raise ValueError(f"expected images of one series, got {len(series)} series: give the files of one scan")
+    return sources
+
+
+def _read(path: Path) -> Dataset:
+    try:
+        with untold():
+            return dcmread(path, stop_before_pixels=True)
+    except InvalidDicomError as error:
+        raise ValueError(f"expected DICOM files, got {path.name}, which is none: give the files of one scan") from error
+
+
+def with_shared_geometry(source: Dataset, orientation: Sequence[Dataset], measures: Sequence[Dataset]) -> Dataset:
+    """A source as highdicom wants it: slices exactly parallel, and of enhanced images the geometry not per frame."""
+    result = copy.copy(source)
+    if "SharedFunctionalGroupsSequence" in result:
+        shared = Dataset()
+        shared.update(result.SharedFunctionalGroupsSequence[0])
+        for keyword, ours in (("PlaneOrientationSequence", orientation), ("PixelMeasuresSequence", measures)):
+            if keyword not in shared:
+                setattr(shared, keyword, ours)
+        result.SharedFunctionalGroupsSequence = [shared]
+        return result
+    cosines = orientation[0].ImageOrientationPatient
+    if np.allclose(result.get("ImageOrientationPatient") or np.inf, cosines, atol=PARALLEL):
+        result.ImageOrientationPatient = cosines
+    if "SliceThickness" not in result:
+        result.SliceThickness = measures[0].SliceThickness
+    return result
+
+
+def lps_planes(affine: np.ndarray, depth: int) -> tuple[list[float], list[float], np.ndarray]:
+    """The planes k of a volume (i, j, k) as DICOM has them.
+
+    Args:
+        affine: (4, 4), voxels (i, j, k) to RAS+ mm.
+        depth: number of planes.
+
+    Returns:
+        Distance in mm of neighbouring voxels along i and j and of neighbouring planes; the directions of i and j
+        (6,); the places (depth, 3) of voxels (0, 0, k), in LPS+ mm.
+
+    Raises:
+        ValueError: an affine that is none, or whose i and j are not at right angles.
+    """
+    affine = np.asarray(affine, dtype=np.float64)
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        raise ValueError(f"expected an affine (4, 4) that can be inverted, got {affine.tolist()}: give the scan's")
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    distances = np.linalg.norm(lps[:3, :2], axis=0)
+    along_i, along_j = (lps[:3, :2] / distances).T
+    if abs(along_i @ along_j) > SQUARE:
+        raise ValueError(
+            f"expected rows and columns at right angles, got a cosine of {along_i @ along_j:.4f}: DICOM has no such "
+            "images; run without DICOM objects"
+        )
+    between = abs(np.cross(along_i, along_j) @ lps[:3, 2])
+    return (
+        [*distances.tolist(), float(between)],
+        [*along_i, *along_j],
+        (lps[:3, 2:3] * np.arange(depth) + lps[:3, 3:]).T,
+    )

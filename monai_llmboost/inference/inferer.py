@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An inferer for runs that must not end at a batch that does not fit the device's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from monai.inferers import SimpleInferer
+from torch import Tensor
+
+
+class HalvingInferer(SimpleInferer):
+    """Runs the network on a batch; when the device has no memory for it, on its halves, down to single cases.
+
+    A single case that does not fit comes out as NaN, so that it is refused and the others go on.
+
+    Raises:
+        torch.OutOfMemoryError: a single case does not fit, and no case of the batch did, so that there is no output
+            whose shape NaN could take.
+    """
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Images (B, channels, S0, S1, S2) to what the network makes of them, (B, ...)."""
+        outputs = self._halves(inputs, network, *args, **kwargs)
+        known = next((output for output in outputs if output is not None), None)
+        if known is None:
+            raise torch.OutOfMemoryError(
+                f"not even one case fits the memory of {inputs.device}: use --device cpu, or a smaller network"
+            )
+        nan = torch.full_like(known[:1], torch.nan)
+        return torch.cat([nan if output is None else output for output in outputs])
+
+    def _halves(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> list[Any]:
+        try:
+            return [network(inputs, *args, **kwargs)]
+        except torch.OutOfMemoryError:
+            if len(inputs) == 1:
+                return [None]
+        # Outside of the handler, which would keep the failed call's tensors alive.
+        if inputs.is_cuda:
+            torch.cuda.empty_cache()
+        middle = len(inputs) // 2
+        return [
+            out for half in (inputs[:middle], inputs[middle:]) for out in self._halves(half, network, *args, **kwargs)
+        ]

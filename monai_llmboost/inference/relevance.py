@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where in an image the evidence for a class lies: maps over a network's tokens, from gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from monai_llmboost.networks import ViViT
+from monai_llmboost.networks.class_names import unwrap
+
+
+def relevance_maps(network: nn.Module, image: Tensor, class_index: int) -> dict[str, Tensor]:
+    """Where in an image the evidence for a class lies, by one pass through the network and back.
+
+    ``"network"``: ``relu(sum_c x_jc dy/dx_jc)`` with y the class's logit and x_j the patch tokens before positions are
+    added: gradient times input (Shrikumar et al. 2016, arXiv:1605.01713), over the whole network. To first order, it
+    is how much of the logit goes away with a token.
+
+    ``"before_booster"`` and ``"after_booster"``: Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) of the tokens that
+    the booster takes and gives, ``relu(sum_c w_c x_jc)`` with ``w_c = mean_j dy/dx_jc``. The weights are the direction
+    in which a shift of all tokens at once, CLS among them, raises the logit most; the map tells which tokens lie in
+    that direction, *not* which were used. With pool "cls" and position "last" that matters: behind the booster nothing
+    but the CLS token is read, so the other tokens there have no influence at all, and before it they have some through
+    the block's attention alone. There the pair of maps shows what the booster does to tokens, while ``"network"`` is
+    the map that speaks of the prediction. Both are left out where the network has no booster or the booster sees one
+    pooled token (position "head"). In a ViViT tokens of the booster are whole slabs: every patch of a slab has its
+    slab's value.
+
+    A map is no outline of a lesion, and none of them proves a cause: compare maps of a network with random weights
+    (Adebayo et al. 2018, arXiv:1810.03292). The network is run in float32 and ``eval()`` mode; its modes, its hooks and
+    the gradients kept in its parameters stay as they are.
+
+    Args:
+        network: a :class:`monai_llmboost.networks.ViT3D` or :class:`monai_llmboost.networks.ViViT`.
+        image: (1, channels, S0, S1, S2), as the network takes it.
+        class_index: which logit.
+
+    Returns:
+        Maps (G0, G1, G2) over the patches, from 0 to 1, the largest value of each 1 unless it is zero everywhere.
+
+    Raises:
+        TypeError: a network without patch tokens.
+        ValueError: not one image, no such class, or a logit that is not finite.
+    """
+    plain: Any = unwrap(network)
+    plain = getattr(plain, "_orig_mod", plain)  # of a module that went through torch.compile
+    if not isinstance(getattr(plain, "patch_tokens", None), nn.Module):
+        raise TypeError(
+            f"expected a network with patch tokens, such as ViT3D or ViViT, got {type(plain).__name__}: "
+            "run without saliency maps"
+        )
+    if image.dim() != 5 or len(image) != 1:
+        raise ValueError(
+            f"expected one image, (1, channels, S0, S1, S2), got shape {tuple(image.shape)}: give them one by one"
+        )
+    patch = plain.patch_tokens
+    grid = patch.size0 // patch.patch0, patch.size1 // patch.patch1, patch.size2 // patch.patch2
+    device = patch.project.weight.device
+    tokens: list[Tensor] = []
+
+    def cut_here(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        tokens.append(output.detach().requires_grad_())  # no gradient is asked of what comes before
+        return tokens[0]
+
+    with (
+        _in_eval_mode(plain),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+        patch.register_forward_hook(cut_here),
+    ):
+        # A copy, as a tensor made in inference mode takes part in no gradient.
+        before = plain.forward_features(image.detach().clone().to(device, torch.float32))
+        after = plain.booster(before)  # all tokens, also where the prediction asks for the first alone: equal numbers
+        logits = plain.forward_head(after)[0]
+        if not 0 <= class_index < len(logits):
+            raise ValueError(f"expected class_index from 0 to {len(logits) - 1}, got {class_index}: give another class")
+        if not torch.isfinite(logits[class_index]):
+            raise ValueError("expected a finite logit, got NaN or infinity: check the image and the network's weights")
+        of_patches, of_before, of_after = torch.autograd.grad(logits[class_index], [tokens[0], before, after])
+        maps = {"network": _scaled((of_patches * tokens[0]).sum(dim=-1).view(grid))}
+        if isinstance(plain.booster, nn.Identity) or plain.boosts_pooled:
+            return maps
+        for name, x, gradient in (("before_booster", before, of_before), ("after_booster", after, of_after)):
+            # The formula of monai.visualize.GradCAM, whose class would empty the gradients that parameters keep.
+            values = x[0] @ gradient[0].mean(dim=0)  # ([1 +] patches or slabs,)
+            if isinstance(plain, ViViT):
+                values = values[-grid[0] :].repeat_interleave(grid[1] * grid[2])
+            maps[name] = _scaled(values[-math.prod(grid) :].view(grid))
+    return maps
+
+
+def _scaled(values: Tensor) -> Tensor:
+    """Positive parts, the largest of them 1."""
+    values = values.detach().relu()
+    return values / values.max() if values.max() > 0 else values
+
+
+@contextmanager
+def _in_eval_mode(network: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

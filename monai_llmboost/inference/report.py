@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run as one page: every case with its picture, probabilities and warnings, in a file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+from markupsafe import Markup
+
+from monai_llmboost.engines.files import written_whole
+from monai_llmboost.inference.viewer import Viewer, viewer_html
+
+__all__ = ["Viewer", "viewer_html", "write_report"]
+
+HERE = Path(__file__).parent
+NUM_BINS = 20
+# Previews up to this many bytes lie inside the page; a browser still opens that quickly. The others stay beside it.
+PREVIEW_BUDGET = 50_000_000
+
+
+def write_report(
+    path: Path,
+    rows: Sequence[dict[str, Any]],
+    run: dict[str, Any],
+    skipped: Sequence[tuple[str, str]],
+    viewers: Sequence[Viewer] = (),
+    aside: bool = True,
+) -> None:
+    """Write a run as one HTML file, which asks nothing of any server.
+
+    Whatever stands in the rows is shown as text, with control characters and those that turn the direction of reading
+    spelt out. The page forbids its browser every request, and every script but its own.
+
+    Args:
+        path: file to be written. Paths of maps and previews in ``rows`` are relative to its folder.
+        rows: one for each case, predicted or refused: ``case``, ``format``, ``series_uid``, ``modality``, ``shape``
+            (voxels along i, j, k), ``spacing_mm``, ``orientation``, ``probabilities`` (one for each class; none if
+            refused), ``predicted``, ``refused`` (the reason, or empty), ``warnings``, ``seconds``, ``input_sha256``,
+            ``saliency`` (relative path of each map, and of the ``preview``), ``thumbnail`` (PNG in base64, or empty).
+        run: what made the predictions; shown in whole. Needed are ``bundle``, ``class_names``, ``intended_use``,
+            ``started`` (ISO 8601), ``seconds`` and ``cases`` (how many were ``predicted``, ``refused``, ``skipped``).
+        skipped: files that are no scans, each with the reason.
+        viewers: the cases that can be looked through.
+        aside: rename an earlier file of that name; otherwise it is replaced.
+
+    Raises:
+        ValueError: a row without as many finite probabilities as there are classes, or a viewer of no case.
+    """
+    class_names = list(run["class_names"])
+    for row in rows:
+        _check_probabilities(row, class_names)
+    numbers = {row["case"]: number for number, row in enumerate(rows)}
+    for viewer in viewers:
+        if viewer.case not in numbers:
+            raise ValueError(f"expected a viewer of one of the cases, got {viewer.case!r}: give the case's name")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        finalize=_visible,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"address": _address, "number": _number}
+    environment.tests["flat"] = _is_flat
+    previews = _previews(path.parent, rows)
+    script = _text_of("report.js")
+    parts = environment.get_template("report.html").generate(
+        rows=rows,
+        run=run,
+        class_names=class_names,
+        keys=[_keys(row, number, len(class_names)) for number, row in enumerate(rows)],
+        histograms=[_histogram(rows, index, name) for index, name in enumerate(class_names)],
+        skipped=_by_reason(skipped),
+        viewers=viewers,
+        viewer_of={numbers[viewer.case]: index for index, viewer in enumerate(viewers)},
+        previews=previews,
+        embedded=_within_budget(previews),
+        budget=PREVIEW_BUDGET,
+        base64_of=lambda file: base64.b64encode(file.read_bytes()).decode(),
+        style=_text_of("report.css"),
+        script=script,
+        allowed_scripts=_fingerprints([script, *(text for viewer in viewers for text in _scripts(viewer.html))]),
+    )
+    with written_whole(path, aside) as file:
+        file.writelines(parts)
+
+
+def _check_probabilities(row: dict[str, Any], class_names: list[str]) -> None:
+    given = row["probabilities"]
+    if row["refused"] and not given:
+        return
+    if len(given) != len(class_names) or not all(map(math.isfinite, given)):
+        raise ValueError(
+            f"expected {len(class_names)} finite probabilities of {row['case']!r}, one for each class, got {given}: "
+            "give the probabilities in the order of class_names, or the reason why the case is refused"
+        )
+
+
+def _keys(row: dict[str, Any], number: int, num_classes: int) -> list[Any]:
+    """What the page sorts a row by, column by column, null where there is nothing; and whether it was refused."""
+    probabilities = list(row["probabilities"]) or [None] * num_classes
+    return [
+        number,
+        row["case"],
+        f"{row['format']} {row['modality']}",
+        math.prod(row["shape"]) if row["shape"] else None,
+        *probabilities,
+        row["predicted"] or None,
+        len(row["warnings"]),
+        row["seconds"],
+        bool(row["refused"]),
+    ]
+
+
+def _histogram(rows: Sequence[dict[str, Any]], index: int, name: str) -> dict[str, Any]:
+    """How often the probability of a class fell into each of the equal parts of [0, 1]."""
+    counts = [0] * NUM_BINS
+    for row in rows:
+        if row["probabilities"]:
+            counts[min(max(int(row["probabilities"][index] * NUM_BINS), 0), NUM_BINS - 1)] += 1
+    return {"name": name, "counts": counts, "predicted": sum(row["predicted"] == name for row in rows)}
+
+
+def _by_reason(skipped: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+    """Skipped files by reason, the commonest reason first."""
+    groups: dict[str, list[str]] = {}
+    for name, reason in skipped:
+        groups.setdefault(reason, []).append(name)
+    return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
+
+
+def _previews(folder: Path, rows: Sequence[dict[str, Any]]) -> dict[int, Path]:
+    """The previews that there are, by the number of their row."""
+    named = {number: row["saliency"].get("preview") for number, row in enumerate(rows)}
+    return {number: folder / name for number, name in named.items() if name and (folder / name).is_file()}
+
+
+def _within_budget(previews: dict[int, Path]) -> dict[int, Path]:
+    embedded, total = {}, 0
+    for number, file in previews.items():
+        total += file.stat().st_size * 4 // 3  # in base64
+        if total > PREVIEW_BUDGET:
+            break
+        embedded[number] = file
+    return embedded
+
+
+def _text_of(name: str) -> Markup:
+    return Markup((HERE / name).read_text(encoding="utf-8"))
+
+
+def _scripts(html: str) -> list[str]:
+    return re.findall(r"<script[^>]*>(.*?)</script>", html, re.DOTALL | re.IGNORECASE)
+
+
+def _fingerprints(scripts: Sequence[str]) -> str:
+    """The sources that a page's security policy lets run: exactly these texts and no other."""
+    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts)
+    return " ".join(dict.fromkeys(f"'sha256-{digest}'" for digest in digests))
+
+
+def _visible(value: Any) -> Any:
+    """Text with whatever a reader would not see (controls, marks of direction, lone surrogates) spelt out."""
+    if type(value) is not str or value.isprintable():  # markup is the page's own
+        return value
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
+
+
+def _is_flat(value: Any) -> bool:
+    """Whether a value is a list that a line can hold: of words and numbers."""
+    return isinstance(value, (list, tuple)) and not any(isinstance(item, (dict, list, tuple)) for item in value)
+
+
+def _address(path: str) -> str:
+    """A relative path as a link's address."""
+    return quote("./" + path, errors="surrogateescape")
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}g}" if abs(value) < 10 ** (digits - 1) else f"{value:,.0f}"

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A volume to look through: nilearn's three-plane viewer, one page that needs nothing else."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import warnings
+from typing import Any, NamedTuple
+
+import nibabel
+import numpy as np
+from nibabel.affines import apply_affine, voxel_sizes
+from scipy.ndimage import affine_transform
+
+NUM_VOXELS = 128  # along the longest axis of what the page holds: about a megabyte for each volume
+WINDOW = (1, 99)  # percentiles of the voxels that are black and white
+FAINTEST = 0.2  # relevance below this part of its maximum is not drawn
+OPACITY = 0.5
+
+# The viewer's canvas is as wide as its box: the box is kept as narrow as lets the canvas fit in height too.
+STYLE = """<style>
+body { margin: 0; background: #000; color: #ddd; font: 14px system-ui, sans-serif; }
+[id^=div_viewer] { margin: 0 auto; width: min(100vw, calc((100vh - 4.5rem) / RATIO)); }
+[id^=div_viewer] > div { padding-left: 1rem; }
+canvas:focus-visible { outline: 2px solid #7dbfe8; outline-offset: -2px; }
+</style>"""
+# The viewer is moved by clicks alone; so it is for keyboards too, by the same calls that nilearn's slider makes.
+KEYS = """<script>
+const make = brainsprite;
+brainsprite = (params) => {
+  const brain = make(params);
+  const moves = { ArrowLeft: ["X", -1], ArrowRight: ["X", 1], ArrowDown: ["Z", -1], ArrowUp: ["Z", 1],
+    PageDown: ["Y", -1], PageUp: ["Y", 1] };
+  brain.canvas.tabIndex = 0;
+  brain.canvas.setAttribute("role", "img");
+  brain.canvas.setAttribute("aria-label", "Three planes; arrow keys, page up and page down move them");
+  brain.canvas.addEventListener("keydown", (event) => {
+    if (!(event.key in moves)) return;
+    const [axis, step] = moves[event.key];
+    brain.numSlice[axis] = Math.min(Math.max(brain.numSlice[axis] + step, 0), brain.nbSlice[axis] - 1);
+    brain.init();
+    brain.drawAll();
+    event.preventDefault();
+  });
+  return brain;
+};
+</script>"""
+
+
+class Viewer(NamedTuple):
+    """A case that can be looked through: the case's name, and a page as :func:`viewer_html` makes it."""
+
+    case: str
+    html: str
+
+
+def viewer_html(volume: np.ndarray, affine: np.ndarray, relevance: np.ndarray | None, title: str) -> str:
+    """A page that shows a volume in three planes, through the place of highest relevance; clicks and keys move them.
+
+    In the radiological convention, as the previews: the patient's right is on the left of a picture. Volume and
+    relevance are drawn on a grid of cubes along the patient's axes, 128 along the longest.
+
+    Args:
+        volume: voxels (i, j, k) in any unit.
+        affine: (4, 4), voxel to RAS+ mm; may turn, flip and shear.
+        relevance: (i, j, k) on the same grid, from 0, or None to show the volume alone.
+        title: the page's title.
+
+    Returns:
+        The page, as text.
+
+    Raises:
+        ValueError: the volume is not three-dimensional, or the relevance lies on another grid.
+    """
+    if volume.ndim != 3 or min(volume.shape) < 1:
+        raise ValueError(f"expected a volume (i, j, k), got an array of shape {volume.shape}: give one volume")
+    if relevance is not None and relevance.shape != volume.shape:
+        raise ValueError(
+            f"expected relevance on the volume's grid {volume.shape}, got {relevance.shape}: resample it first"
+        )
+    grid, shape = _grid(volume.shape, affine)
+    grey = _on_grid(np.nan_to_num(volume, posinf=0, neginf=0), affine, grid, shape, outside=np.nan)
+    low, high = np.nanpercentile(grey, WINDOW)
+    high = high if high > low else low + 1
+    grey = np.clip(np.nan_to_num(grey, nan=low), low, high)
+    if relevance is None or not relevance.max() > 0:
+        # The volume itself takes the place of the map: so the colour bar tells its values.
+        layers = {"image": grey, "background": None, "cmap": "gray", "threshold": None, "opacity": 1.0}
+        place = (np.array(shape) - 1) / 2
+        span = (float(low), float(high))
+    else:
+        heat = np.clip(_on_grid(relevance / relevance.max(), affine, grid, shape, outside=0.0), 0, 1)
+        # nilearn takes voxels of exactly 0 for no image at all.
+        background = 0.001 + (grey - low) / (high - low)
+        layers = {"image": heat, "background": background, "cmap": "inferno", "threshold": FAINTEST, "opacity": OPACITY}
+        place = np.array(np.unravel_index(int(heat.argmax()), shape))
+        span = (0.0, 1.0)
+    page = _page(grid, apply_affine(grid, place), *span, **layers)
+    return _finished(page, shape, title, opacity=layers["opacity"])
+
+
+def _grid(shape: tuple[int, ...], affine: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+    """A grid of cubes along RAS+ that holds a volume: its affine and shape."""
+    corners = apply_affine(affine, np.array(np.meshgrid(*((-0.5, size - 0.5) for size in shape))).reshape(3, -1).T)
+    start, end = corners.min(0), corners.max(0)
+    voxel_mm = float((end - start).max()) / NUM_VOXELS
+    grid = np.diag([voxel_mm, voxel_mm, voxel_mm, 1.0])
+    grid[:3, 3] = start + voxel_mm / 2
+    size = np.maximum(np.round((end - start) / voxel_mm), 1).astype(int)
+    return grid, tuple(size.tolist())
+
+
+def _on_grid(
+    array: np.ndarray, affine: np.ndarray, grid: np.ndarray, shape: tuple[int, ...], outside: float
+) -> np.ndarray:
+    """An array on another grid, between voxels linearly; each value is the mean of the voxels that it stands for."""
+    to_voxel = np.linalg.inv(affine) @ grid
+    # Whole blocks of voxels are averaged first, so that detail finer than the grid does not turn into noise.
+    step = np.maximum(np.floor(voxel_sizes(grid)[0] / voxel_sizes(affine) + 1e-6), 1).astype(int)
+    step = np.minimum(step, array.shape)
+    size = [count // each for count, each in zip(array.shape, step)]
+    cut = array[tuple(slice(count * each) for count, each in zip(size, step))]
+    (a, b, c), (p, q, r) = size, step
+    blocks = cut.reshape(a, p, b, q, c, r).mean(axis=(1, 3, 5), dtype=np.float32)
+    to_block = np.linalg.inv(np.diag([*step, 1.0])) @ to_voxel
+    to_block[:3, 3] -= (1 - 1 / step) / 2  # block b has its middle at voxel b * step + (step - 1) / 2
+    values = affine_transform(blocks, to_block, output_shape=shape, order=1, mode="nearest")
+    inside = affine_transform(np.ones(size, np.uint8), to_block, output_shape=shape, order=0, mode="grid-constant")
+    return np.where(inside, values, np.float32(outside))
+
+
+def _page(
+    grid: np.ndarray,
+    cut_mm: np.ndarray,
+    vmin: float,
+    vmax: float,
+    image: np.ndarray,
+    background: np.ndarray | None,
+    **options: Any,
+) -> str:
+    from nilearn.plotting import view_img  # imports scikit-learn and pyplot
+
+    with warnings.catch_warnings():
+        # A map that is nowhere faint is drawn whole, as it should be.
+        warnings.filterwarnings("ignore", message="Threshold given was", category=UserWarning)
+        return view_img(
+            nibabel.Nifti1Image(image.astype(np.float32), grid),
+            bg_img=None if background is None else nibabel.Nifti1Image(background.astype(np.float32), grid),
+            cut_coords=tuple(cut_mm.tolist()),
+            black_bg=True,
+            dim=0,
+            radiological=True,
+            symmetric_cmap=False,  # neither voxels nor relevance lie around zero
+            vmin=vmin,
+            vmax=vmax,
+            resampling_interpolation="nearest",  # it is on this very grid already
+            **options,
+        ).html
+
+
+def _finished(page: str, shape: tuple[int, ...], title: str, opacity: float) -> str:
+    """nilearn's page with our title, style and keys, and without the one thing that it would fetch, an icon."""
+    # Width of the canvas: planes of j, i and i voxels side by side; height: the highest of them and the coordinates.
+    ratio = 1.1 * max(shape[1:]) / (shape[1] + 2 * shape[0])
+    head = f"<title>{html.escape(title)}</title>{STYLE.replace('RATIO', f'{ratio:.4f}')}"
+    page = re.sub(r"<link[^>]*>", "", page)
+    page = re.sub(r"<title>.*?</title>", lambda _: head, page, count=1, flags=re.DOTALL)
+    page = re.sub(r"brainsprite\((\{.*?\})\);", _mirrored, page, count=1, flags=re.DOTALL)
+    page = page.replace('value="100"', f'value="{opacity:.0%}"'.replace("%", ""), 1)  # where its slider begins
+    before, start, last_script = page.rpartition("<script>")
+    return before + KEYS + start + last_script
+
+
+def _mirrored(call: re.Match[str]) -> str:
+    """nilearn mirrors the planes alone: so the place and the coordinates are mirrored here."""
+    params = json.loads(call[1])
+    last = params["nbSlice"]["X"] - 1
+    params["numSlice"]["X"] = last - params["numSlice"]["X"]
+    # Coordinates are affine @ (slice + 1): slice i now shows what lies at last - i.
+    mirror = np.diag([-1.0, 1, 1, 1])
+    mirror[0, 3] = last + 2
+    params["affine"] = (np.array(params["affine"]) @ mirror).tolist()
+    return f"brainsprite({json.dumps(params)});"

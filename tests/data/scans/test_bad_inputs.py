@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a folder of scans may hold, one by one, beside a good scan that must be predicted whatever the other is."""
+
+import gzip
+import os
+import re
+
+import nibabel
+import numpy as np
+import pytest
+from monai.data import set_track_meta
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+from nifti_files import (
+    BITPIX,
+    DATATYPE,
+    DIM,
+    PIXDIM,
+    QFORM_CODE,
+    SFORM_CODE,
+    SLOPE,
+    SROW_X,
+    VOX_OFFSET,
+    patched,
+    save,
+    voxels,
+)
+
+from monai_llmboost.data import CheckVolumed, ScanReader, find_scans
+
+GOOD = voxels().astype(np.float32)
+NO_FORM = ((SFORM_CODE, 0, "i2"), (QFORM_CODE, 0, "i2"))
+
+
+def with_voxel(value, dtype="f4"):
+    array = GOOD.astype(dtype)
+    array[1, 2, 3] = value
+    return array
+
+
+def flipped(folder):
+    content = bytearray(gzip.compress(save(folder / "x.nii").read_bytes(), compresslevel=0))
+    (folder / "x.nii").unlink()
+    content[-20] ^= 0xFF
+    (folder / "x.nii.gz").write_bytes(content)
+
+
+def cut(folder, name, length):
+    path = save(folder / name)
+    path.write_bytes(path.read_bytes()[:length])
+
+
+def bomb(folder):
+    """7 MB of a stream whose header asks for 12.6 GiB."""
+    path = patched(folder / "x.nii.gz", (DIM, [3, 1500, 1500, 1500, 1, 1, 1, 1], "i2"), (DATATYPE, [16, 32], "i2"))
+    path.write_bytes(path.read_bytes() + bytes(7 << 20))
+
+
+def colour(folder):
+    save(folder / "x.nii", np.zeros((9, 8, 7), np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])))
+
+
+def pair(folder):
+    nibabel.save(nibabel.Nifti1Pair(voxels(), np.eye(4)), folder / "x.hdr")
+    (folder / "x.img").unlink()
+
+
+def analyze(folder):
+    nibabel.save(nibabel.AnalyzeImage(voxels().astype("i2"), np.eye(4)), folder / "x.img")
+
+
+def linked(folder, target, name="x.nii"):
+    (folder / name).symlink_to(target)
+
+
+def outside(folder):
+    save(folder.parent / "elsewhere" / "secret.nii")
+    linked(folder, folder.parent / "elsewhere" / "secret.nii")
+
+
+def unreadable(folder):
+    save(folder / "x.nii").chmod(0)
+
+
+def renamed(folder, name):
+    save(folder / "plain.nii").rename(folder / name)
+
+
+READ, REFUSED, SKIPPED = "read", "refused", "skipped"
+# The row of the table of bad inputs, how one is made, what becomes of it, and the words for that (for what is read: of
+# the warning, or None).
+CASES = [
+    ("1 truncated .nii.gz", lambda f: cut(f, "x.nii.gz", 300), REFUSED, "cut short"),
+    ("1 truncated in its first bytes", lambda f: cut(f, "x.nii.gz", 12), REFUSED, "cut short"),
+    ("1 without its checksum", lambda f: cut(f, "x.nii.gz", -8), REFUSED, "cut short"),
+    ("2 bit flips in .nii.gz", flipped, REFUSED, "CRC"),
+    ("3 truncated .nii", lambda f: cut(f, "x.nii", -1), REFUSED, "expected 856 bytes by its header, got 855"),
+    ("4 header only", lambda f: cut(f, "x.nii", 352), REFUSED, "expected 856 bytes by its header, got 352"),
+    ("4 part of a header", lambda f: cut(f, "x.nii", 200), REFUSED, "expected a header of 348 bytes, got 200"),
+    ("5 zero bytes", lambda f: (f / "x.nii").write_bytes(b""), REFUSED, "got an empty file"),
+    ("5 zero bytes, .nii.gz", lambda f: (f / "x.nii.gz").write_bytes(b""), REFUSED, "got an empty file"),
+    ("5 zero bytes, .dcm", lambda f: (f / "x.dcm").write_bytes(b""), REFUSED, "got an empty file"),
+    ("6 text", lambda f: (f / "x.nii.gz").write_text("hello"), REFUSED, r"expected a NIfTI file .* got a text file"),
+    ("6 page", lambda f: (f / "x.nii").write_text("<html>404"), REFUSED, "got an HTML or XML file"),
+    ("6 pointer", lambda f: (f / "x.nii").write_text("version https://git-lfs.x"), REFUSED, "pointer of Git LFS"),
+    ("6 picture", lambda f: (f / "x.nii.gz").write_bytes(b"\x89PNG\r\n\x1a\n"), REFUSED, "got a PNG picture"),
+    ("7 .nii named .nii.gz", lambda f: renamed(f, "x.nii.gz"), READ, "ends with .gz, but it is not compressed"),
+    ("7 .nii.gz named .nii", lambda f: save(f / "a.nii.gz").rename(f / "x.nii"), READ, "but it is compressed"),
+    ("8 dims 32767", lambda f: patched(f / "x.nii.gz", (DIM + 2, [32767] * 3, "i2")), REFUSED, "at most 1073741824"),
+    ("9 gzip bomb", bomb, REFUSED, "at most 1073741824 voxels, its header says 3375000000"),
+    ("10 negative dim", lambda f: patched(f / "x.nii", (DIM + 4, -8, "i2")), REFUSED, r"says \(9, -8, 7\)"),
+    ("11 zero-size dim", lambda f: patched(f / "x.nii", (DIM + 4, 0, "i2")), REFUSED, r"at least one voxel .* 0"),
+    ("12 dim[0] = 0", lambda f: patched(f / "x.nii", (DIM, 0, "i2")), REFUSED, "3 dimensions, its header says 0"),
+    ("12 dim[0] = 9", lambda f: patched(f / "x.nii", (DIM, 9, "i2")), REFUSED, "3 dimensions, its header says 9"),
+    (
+        "13 unknown dtype",
+        lambda f: patched(f / "x.nii", (DATATYPE, 77, "i2")),
+        REFUSED,
+        "that NIfTI knows, its header says 77",
+    ),
+    ("14 bitpix", lambda f: patched(f / "x.nii", (BITPIX, 16, "i2")), READ, "16 bits per voxel, but uint8 is taken"),
+    ("15 vox_offset", lambda f: patched(f / "x.nii", (VOX_OFFSET, 1e9, "f4")), REFUSED, "expected 1000000504 bytes"),
+    ("16 slope NaN", lambda f: patched(f / "x.nii", (SLOPE, np.nan, "f4")), READ, "no scaling .slope nan"),
+    ("16 slope inf", lambda f: patched(f / "x.nii", (SLOPE, np.inf, "f4")), READ, "no scaling .slope inf"),
+    ("16 slope 0", lambda f: patched(f / "x.nii", (SLOPE, 0, "f4")), READ, "no scaling .slope 0"),
+    ("17 one NaN", lambda f: save(f / "x.nii", with_voxel(np.nan)), REFUSED, "finite voxels, 1 are NaN or inf"),
+    ("18 one Inf", lambda f: save(f / "x.nii.gz", with_voxel(-np.inf)), REFUSED, "finite voxels, 1 are NaN or inf"),
+    ("18 all NaN", lambda f: save(f / "x.nii", GOOD * np.nan), REFUSED, "504 are NaN or infinite"),
+    ("19 1e300", lambda f: save(f / "x.nii", with_voxel(1e300, "f8")), REFUSED, r"1 are too large \(overflow\)"),
+    ("20 constant", lambda f: save(f / "x.nii", GOOD * 0 + 7), REFUSED, "expected an image, every voxel is 7"),
+    ("21 2-D", lambda f: save(f / "x.nii", GOOD[:, :, 0]), REFUSED, r"a volume, got an image of shape \(9, 8\)"),
+    ("21 one slice", lambda f: save(f / "x.nii", GOOD[:, :, :1]), REFUSED, r"got an image of shape \(9, 8, 1\)"),
+    ("22 1 x 1 x 1", lambda f: save(f / "x.nii", GOOD[:1, :1, :1]), REFUSED, r"got an image of shape \(1, 1, 1\)"),
+    ("22 2 x 2 x 2", lambda f: save(f / "x.nii", GOOD[:2, :2, :2]), REFUSED, "4 x 4 x 4 voxels, got 2 x 2 x 2: too"),
+    ("23 three volumes", lambda f: save(f / "x.nii", np.stack([GOOD] * 3, -1)), REFUSED, "got 3 .* option volume"),
+    ("24 one volume of 4-D", lambda f: save(f / "x.nii", GOOD[..., None]), READ, None),
+    ("25 5-D", lambda f: save(f / "x.nii", np.stack([GOOD] * 3, -1)[..., None, :]), REFUSED, "in 5 dimensions"),
+    ("26 RGB", colour, REFUSED, "one number per voxel, got colour"),
+    ("27 complex", lambda f: save(f / "x.nii", GOOD.astype("c8")), REFUSED, "one number per voxel, got complex64"),
+    ("29 singular affine", lambda f: patched(f / "x.nii", (SROW_X, [0] * 4, "f4")), REFUSED, "can be inverted"),
+    ("30 NaN in sform", lambda f: patched(f / "x.nii", (SROW_X, np.nan, "f4")), REFUSED, "expected a finite sform"),
+    (
+        "30 NaN in sform beside a qform",
+        lambda f: patched(f / "x.nii", (SROW_X, np.nan, "f4"), (QFORM_CODE, 1, "i2")),
+        READ,
+        "the qform is taken",
+    ),
+    ("31 pixdim 0 with a sform", lambda f: patched(f / "x.nii", (PIXDIM + 4, 0, "f4")), READ, "those of the sform"),
+    ("31 pixdim 0", lambda f: patched(f / "x.nii", *NO_FORM, (PIXDIM + 4, 0, "f4")), REFUSED, "sizes above 0 mm"),
+    ("32 no codes", lambda f: patched(f / "x.nii", *NO_FORM), READ, "its orientation is unknown"),
+    (
+        "33 mirrored sform and qform",
+        lambda f: patched(f / "x.nii", (QFORM_CODE, 1, "i2"), (SROW_X + 4, 1, "f4")),
+        READ,
+        r"its sform \(SRA\) and qform \(SLA\) lie up to 16 mm apart",
+    ),
+    ("34 sheared", lambda f: patched(f / "x.nii", (SROW_X, 0.5, "f4")), READ, "not at right angles"),
+    ("35 1e-6 mm", lambda f: save(f / "x.nii", affine=np.diag([1e-6] * 3 + [1])), REFUSED, "perhaps metres or micro"),
+    ("36 1000 mm", lambda f: save(f / "x.nii", affine=np.diag([1000] * 3 + [1])), REFUSED, "0.001 to 100 mm, got 1000"),
+    ("37 LPS storage", lambda f: save(f / "x.nii", affine=np.diag([-2.0, -2, 3, 1])), READ, None),
+    ("38 symlink loop", lambda f: linked(f, f / "x.nii"), SKIPPED, "a link that leads nowhere"),
+    ("38 loop of folders", lambda f: linked(f, f, "again"), SKIPPED, "a link to a folder"),
+    ("39 symlink out of the root", outside, SKIPPED, "a link that leads out of the folder"),
+    ("40 directory named .nii.gz", lambda f: (f / "x.nii.gz").mkdir(), SKIPPED, "a folder, in spite of its name"),
+    ("40 FIFO named .nii.gz", lambda f: os.mkfifo(f / "x.nii.gz"), SKIPPED, "no regular file but a pipe"),
+    ("41 unreadable", unreadable, REFUSED, "Permission denied"),
+    ("42 .hdr without .img", pair, REFUSED, "the .img of x.hdr is missing"),
+    ("42 .img without .hdr", lambda f: (f / "x.img").write_bytes(b"\0\1"), SKIPPED, "whose .hdr is missing"),
+    ("42 Analyze", analyze, REFUSED, "an Analyze file, which does not tell its orientation: convert it to NIfTI"),
+    ("43 no extension", lambda f: renamed(f, "x"), READ, None),
+    ("44 odd name", lambda f: renamed(f, "x [1] Ü $@% ٣.NII"), READ, None),
+    ("45 the same name", lambda f: save(f / "two" / "good.nii"), READ, None),
+    ("  NRRD", lambda f: (f / "x.nrrd").write_bytes(b"NRRD0004\n"), SKIPPED, "an NRRD image: convert it to NIfTI"),
+    ("  MetaImage", lambda f: (f / "x.mha").write_text("ObjectType = Image"), SKIPPED, "a MetaImage: convert it"),
+    ("  a side file", lambda f: (f / "._good.nii").write_bytes(b"\0\5\x16\7"), SKIPPED, "a side file of macOS"),
+]
+
+
+@pytest.fixture
+def transform():
+    set_track_meta(True)
+    return Compose(
+        [
+            LoadImaged("image", reader="monai_llmboost.data.ScanReader"),
+            EnsureChannelFirstd("image"),
+            CheckVolumed("image", min_size=4),
+        ]
+    )
+
+
+def reason(error):
+    while error.__cause__ is not None:  # Compose wraps what a transform raises
+        error = error.__cause__
+    return str(error)
+
+
+@pytest.mark.filterwarnings("ignore:Casting complex")
+@pytest.mark.parametrize(("row", "make", "outcome", "words"), CASES, ids=[case[0].strip() for case in CASES])
+def test_a_bad_input_costs_one_case(tmp_path, transform, row, make, outcome, words):
+    if row.startswith("41") and os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    folder = tmp_path / "scans"
+    save(folder / "good.nii", GOOD)
+    make(folder)
+    scans, skipped = find_scans(folder)
+    told = {file.path.name: (SKIPPED, file.reason) for file in skipped}
+    for scan in scans:
+        if scan.refused:
+            told[scan.name] = (REFUSED, scan.refused)
+            continue
+        files = [str(file) for file in scan.files]
+        try:
+            image = transform({"image": files[0] if len(files) == 1 else files})["image"]
+        except Exception as error:
+            told[scan.name] = (REFUSED, reason(error))
+            continue
+        assert np.array_equal(image[0], GOOD)
+        assert set(scan.warnings) <= set(image.meta["warnings"])
+        told[scan.name] = (READ, " | ".join(image.meta["warnings"]))
+    assert told.pop("good.nii") == (READ, ""), "the good case goes on"
+    ((became, said),) = told.values()
+    assert became == outcome, said
+    assert re.search(words, said) if words else said == ""
+    assert "\n" not in said
+    assert str(tmp_path) not in said, "a path may name a patient"
+
+
+def test_a_refused_scan_is_refused_too_by_who_reads_it_without_looking(tmp_path):
+    """The reader does not rely on the search."""
+    for row, make, outcome, words in CASES:
+        folder = tmp_path / re.sub(r"\W", "-", row)
+        folder.mkdir()
+        if outcome != REFUSED or row.split()[0] in ("20", "22", "41"):  # of which voxels or permissions tell
+            continue
+        make(folder)
+        (file, *_) = sorted(folder.iterdir())
+        reader = ScanReader()
+        with pytest.raises(ValueError, match=words if "dcm" not in row else "."):
+            reader.get_data(reader.read(file))

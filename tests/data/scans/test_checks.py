@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from monai_llmboost.data import CheckVolumed
+
+
+def image(size=(9, 8, 7), seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (1, *size)).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x[:, :, :, 0], r"expected a volume with 1 channel\(s\), got shape \(1, 9, 8\)"),
+        (lambda x: x.repeat(2, 1, 1, 1), r"expected a volume with 1 channel\(s\), got shape \(2, 9, 8, 7\)"),
+        (lambda x: x[:, :, :, :1], "expected at least 2 x 2 x 2 voxels, got 9 x 8 x 1: too small"),
+        (lambda x: torch.where(x == x.max(), torch.nan, x), r"expected finite voxels, \d are NaN or infinite"),
+        (lambda x: torch.where(x == x.max(), -torch.inf, x), r"expected finite voxels, \d are NaN or infinite"),
+        (lambda x: x * 0 + 7, "expected an image, every voxel is 7"),
+        (lambda x: x - 1000, "expected voxels from 0 to 255, as in training, got -1000"),
+        (lambda x: x / 255, "expected voxels that use the range 0 to 255, got 0 to 1, perhaps scaled before"),
+    ],
+)
+def test_a_volume_that_must_not_be_predicted(change, message):
+    with pytest.raises(ValueError, match=message):
+        CheckVolumed("image")({"image": change(image())})
+
+
+def test_other_intensities_can_be_asked_for():
+    scan = image() * 10 - 1000
+    assert CheckVolumed("image", intensity_range=(-1000, 400), clip_intensities=True)({"image": scan})["image"] is scan
+    with pytest.raises(ValueError, match="voxels from -1000 to 400"):
+        CheckVolumed("image", intensity_range=(-1000, 400))({"image": scan})
+    with pytest.raises(ValueError, match="a volume with 2 channel"):
+        CheckVolumed("image", channels=2)({"image": scan})
+    with pytest.raises(ValueError, match=r"intensity_range as \[low, high\], got \[3, 1\]"):
+        CheckVolumed("image", intensity_range=(3, 1))
+    with pytest.raises(ValueError, match="clip_intensities to be True or False, got 'false'"):
+        CheckVolumed("image", clip_intensities="false")
+
+
+def test_the_smallest_size_can_be_asked_for():
+    assert CheckVolumed("image", min_size=7)({"image": image()})
+    assert CheckVolumed("image", min_size=(9, 8, 7))({"image": image()})
+    with pytest.raises(ValueError, match="at least 8 x 8 x 8 voxels, got 9 x 8 x 7"):
+        CheckVolumed("image", min_size=8)({"image": image()})
+    with pytest.raises(ValueError, match="at least 9 x 9 x 7 voxels, got 9 x 8 x 7"):
+        CheckVolumed("image", min_size=(9, 9, 7))({"image": image()})
+
+
+def test_a_map_of_labels_is_warned_of():
+    told = ["from the reader"]
+    labels = MetaTensor(image() // 128 * 128, meta={"warnings": told})
+    out = CheckVolumed("image")({"image": labels})["image"]
+    assert out.meta["warnings"] == ["from the reader", "it has only 2 different values: perhaps a map of labels rather "
+                                    "than an image"]  # fmt: skip
+    assert told == ["from the reader"], "another's list is left alone"
+    assert "warnings" not in CheckVolumed("image")({"image": MetaTensor(image())})["image"].meta
+
+
+def test_values_are_counted_over_the_whole_volume():
+    """An image behind a large constant part is no map of labels."""
+    wide = torch.zeros(1, 128, 64, 64)
+    wide[:, 64:] = image((64, 64, 64))
+    assert "warnings" not in CheckVolumed("image")({"image": MetaTensor(wide)})["image"].meta

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+import random
+import re
+
+import numpy as np
+import pytest
+from dicom_files import SECRETS, dataset, random_volume, save, uid, write_multiframe, write_series
+from pydicom import Dataset, dcmread
+from pydicom.config import disable_value_validation
+from pydicom.uid import (
+    BasicTextSRStorage,
+    DeflatedExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    MediaStorageDirectoryStorage,
+    ParametricMapStorage,
+    RTDoseStorage,
+    SegmentationStorage,
+)
+
+from monai_llmboost.data.scans.dicom_headers import SliceHeader, looks_like_dicom, read_header
+from monai_llmboost.data.scans.dicom_reader import DicomSeriesReader
+from monai_llmboost.data.scans.dicom_stacks import dicom_scans
+from monai_llmboost.data.scans.scan import RefusedScan, SkippedFile
+
+PLANE = np.arange(12, dtype=np.int16).reshape(3, 4)
+
+
+def headless(data, path, implicit):
+    """As before DICOM's part 10: elements from the first byte on."""
+    plain = Dataset()
+    plain.update(data)
+    plain.save_as(path, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
+    return path
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+def test_old_files_without_a_mark_are_known_and_read(tmp_path, implicit):
+    (path, *_) = write_series(tmp_path, random_volume())
+    old = headless(dcmread(path), tmp_path / "old", implicit)
+    assert old.read_bytes()[128:132] != b"DICM"
+    assert looks_like_dicom(path)
+    assert looks_like_dicom(old)
+    (new_header,), (old_header,) = read_header(path), read_header(old)
+    assert old_header.position == new_header.position
+    assert old_header.series_uid == new_header.series_uid == uid("series")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"hello " * 40,
+        bytes(200),
+        b"\x08\x00" + b"\xff" * 200,
+        b"\x08\x00\x05\x00" + b"\xff" * 200,
+        b"\x1f\x8b" * 99,
+    ],
+    ids=["empty", "text", "zeros", "odd element", "long element", "gzip"],
+)
+def test_other_content_does_not_look_like_dicom(tmp_path, content):
+    (tmp_path / "x.dcm").write_bytes(content)
+    assert not looks_like_dicom(tmp_path / "x.dcm")
+    assert isinstance(read_header(tmp_path / "x.dcm"), SkippedFile)
+
+
+def without_pixels(sop_class):
+    data = dataset(PLANE, sop_class=sop_class)
+    for keyword in ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelData"):
+        delattr(data, keyword)
+    return data
+
+
+OTHERS = {
+    "segmentation": (lambda: dataset(PLANE, sop_class=SegmentationStorage), "got a segmentation"),
+    "dose": (lambda: dataset(PLANE, sop_class=RTDoseStorage), "got a radiotherapy dose"),
+    "map": (lambda: dataset(PLANE, sop_class=ParametricMapStorage), "got a parametric map"),
+    "report": (lambda: without_pixels(BasicTextSRStorage), r"another DICOM object \(Basic Text SR Storage\)"),
+    "directory": (lambda: without_pixels(MediaStorageDirectoryStorage), "a DICOMDIR"),
+    "colour": (
+        lambda: dataset(PLANE, PhotometricInterpretation="RGB", SamplesPerPixel=3),
+        "one grey value per voxel, got colours",
+    ),
+    "palette": (
+        lambda: dataset(PLANE, PhotometricInterpretation="PALETTE COLOR"),
+        "one grey value per voxel, got colours",
+    ),
+    "one bit": (lambda: dataset(PLANE, BitsAllocated=1, BitsStored=1, HighBit=0), "8 or 16 bits per voxel, got 1"),
+    "long": (lambda: dataset(PLANE.astype(np.int32)), "8 or 16 bits per voxel, got 32"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_no_image_to_be_predicted_is_skipped_with_its_reason(tmp_path, name):
+    make, reason = OTHERS[name]
+    skipped = read_header(save(make(), tmp_path / "other.dcm"))
+    assert isinstance(skipped, SkippedFile)
+    assert re.search(reason, skipped.reason), skipped.reason
+
+
+def test_a_file_deflated_as_a_whole_is_not_unpacked(tmp_path):
+    data = dataset(PLANE)
+    data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    assert "not deflated as a whole" in read_header(save(data, tmp_path / "x.dcm")).reason
+
+
+def test_damage_anywhere_raises_nothing_and_tells_no_secret(tmp_path, caplog):
+    """Bytes changed and files cut at many places; whatever comes of it is a volume or a reason."""
+    (path, *_) = write_series(tmp_path, random_volume((4, 3, 2)))
+    multi = write_multiframe(tmp_path / "multi.dcm", random_volume((4, 3, 2)))
+    chance = random.Random(0)
+    outcomes: set[str] = set()
+    reader = DicomSeriesReader()
+    for original in (path, multi):
+        content = original.read_bytes()
+        for _ in range(80):
+            broken = bytearray(content[: chance.choice([len(content), chance.randrange(140, len(content))])])
+            for _ in range(3):
+                broken[chance.randrange(132, len(broken))] = chance.randrange(256)
+            (tmp_path / "broken.dcm").write_bytes(bytes(broken))
+            scans, skipped = dicom_scans([tmp_path / "broken.dcm"], str)
+            assert len(scans) + len(skipped) >= 1
+            try:
+                reader.get_data(reader.read(tmp_path / "broken.dcm"))
+            except RefusedScan as refused:
+                outcomes.add(str(refused))
+            told = (repr((scans, skipped)) + " ".join(outcomes) + caplog.text).lower()
+            assert not any(secret.lower() in told for secret in SECRETS.values())
+    assert len(outcomes) > 3, "the damage did something"
+
+
+def test_text_in_the_place_of_a_uid_goes_nowhere(tmp_path, caplog):
+    """As where the length of a UID is damaged, so that the next tags are taken for a part of it."""
+    words = "1.2.3\0Secret^Name"
+    with disable_value_validation():
+        tags = dict.fromkeys(("SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality"), words)
+        write_series(tmp_path, random_volume(), change=lambda data, k: [setattr(data, *tag) for tag in tags.items()])
+        save(without_pixels(words), tmp_path / "other.dcm")
+    scans, skipped = dicom_scans(tmp_path.iterdir(), str)
+    assert [(scan.series_uid, scan.modality, scan.refused) for scan in scans] == [("", "", "")]
+    assert len(skipped) == 1
+    assert "Secret" not in repr((scans, skipped, read_header(tmp_path / "series-001.dcm"))) + caplog.text
+
+
+def test_a_header_has_what_the_file_says(tmp_path):
+    data = dataset(
+        PLANE.astype(np.uint16), instance="7", ImagePositionPatient=["1.5", "-2", "3"], PixelSpacing=["0.5", "0.25"],
+        ImageOrientationPatient=["1", "0", "0", "0", "1", "0"], RescaleSlope="2", RescaleIntercept="-1024",
+        EchoTime="3.5", PhotometricInterpretation="MONOCHROME1",
+    )  # fmt: skip
+    (header,) = read_header(save(data, tmp_path / "x"))
+    assert header == SliceHeader(
+        path=tmp_path / "x", frame=0, frames=1, series_uid=uid("series"), sop_uid=uid("series/7"),
+        frame_of_reference=uid("frame of reference"), modality="CT", rows=3, columns=4, position=(1.5, -2, 3),
+        orientation=(1, 0, 0, 0, 1, 0), pixel_spacing=(0.5, 0.25), slope=2, intercept=-1024, inverted=True,
+        telling=(("EchoTime", "3.5"),), problem="",
+    )  # fmt: skip
+
+
+def test_each_frame_has_its_own_header(tmp_path):
+    frames = read_header(write_multiframe(tmp_path / "m.dcm", random_volume((4, 3, 3)), order=[2, 0, 1]))
+    assert [part.frame for part in frames] == [0, 1, 2]
+    assert [dict(part.telling)["DimensionIndexValues"] for part in frames] == [(1,), (1,), (1,)], (
+        "place is not among it"
+    )
+    assert len({part.position for part in frames}) == 3
+    assert {part.intercept for part in frames} == {-1024}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"RescaleSlope": "0"}, "a finite slope and intercept"),
+        ({"BitsStored": 12, "HighBit": 15}, "12 bits up to bit 15"),
+        ({"PixelData": b"\0" * 20}, "expected 24 bytes of pixels, got at most"),
+        ({"ModalityLUTSequence": [dataset(PLANE)]}, "got a table of values"),
+    ],
+)
+def test_values_that_cannot_be_trusted_are_a_problem_of_the_slice(tmp_path, changes, reason):
+    (header,) = read_header(save(dataset(PLANE, **changes), tmp_path / "x.dcm"))
+    assert reason in header.problem
+
+
+def test_implicit_syntax(tmp_path):
+    data = dataset(PLANE)
+    data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    (header,) = read_header(save(data, tmp_path / "x.dcm"))
+    assert (header.rows, header.columns) == (3, 4)

@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+import io
+import shutil
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from dicom_files import OBLIQUE, dataset, item, random_volume, save, uid, write_multiframe, write_series
+from monai.data import DataLoader, Dataset
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImage, LoadImaged, Orientationd
+from PIL import Image
+from pydicom import dcmread
+from pydicom.encaps import encapsulate
+from pydicom.uid import ExplicitVRBigEndian, JPEG2000Lossless, JPEGLSLossless, MRImageStorage, RLELossless
+
+from monai_llmboost.data.scans.dicom_reader import DicomSeriesReader, paths_of
+from monai_llmboost.data.scans.dicom_stacks import dicom_scans
+from monai_llmboost.data.scans.scan import RefusedScan
+
+VOLUME = random_volume()  # (9, 8, 6)
+NAME = "monai_llmboost.data.scans.dicom_reader.DicomSeriesReader"
+READERS = {"name": lambda: NAME, "class": lambda: DicomSeriesReader, "instance": DicomSeriesReader}
+
+
+def read(path, **options):
+    reader = DicomSeriesReader(**options)
+    return reader.get_data(reader.read(path))
+
+
+def assert_reads_as(path, values, affine=OBLIQUE, **options):
+    array, meta = read(path, **options)
+    assert array.dtype == np.float32
+    np.testing.assert_array_equal(array, np.asarray(values, np.float32))
+    np.testing.assert_allclose(meta["affine"], affine, atol=1e-6)
+    return meta
+
+
+@pytest.mark.parametrize("how", READERS)
+def test_it_reads_as_monai_reads_a_nifti_file_of_the_same_volume(tmp_path, how):
+    write_series(tmp_path / "dicom", VOLUME)
+    nibabel.save(nibabel.Nifti1Image(VOLUME, OBLIQUE), tmp_path / "same.nii")
+    nifti = LoadImage(reader="NibabelReader")(tmp_path / "same.nii")
+    (dicom,) = LoadImaged(["image"], reader=READERS[how]())({"image": tmp_path / "dicom"}).values()
+    assert torch.equal(dicom.as_tensor(), nifti.as_tensor())
+    assert dicom.dtype == nifti.dtype
+    torch.testing.assert_close(dicom.affine, nifti.affine, atol=1e-6, rtol=0)
+    for key in ("affine", "original_affine", "spatial_shape", "original_channel_dim"):
+        assert type(dicom.meta[key]) is type(nifti.meta[key]), key
+        np.testing.assert_allclose(dicom.meta[key], nifti.meta[key], atol=1e-6, err_msg=key)
+    assert dicom.meta["space"] == nifti.meta["space"]
+    assert (dicom.meta["series_uid"], dicom.meta["modality"], dicom.meta["warnings"]) == (uid("series"), "CT", [])
+    assert "secret" not in repr(dicom.meta).lower()
+
+
+def test_what_can_be_given(tmp_path):
+    paths = write_series(tmp_path / "in" / "the" / "depths", VOLUME)
+    (tmp_path / "in" / "notes.txt").write_text("hello")
+    (tmp_path / "in" / "the" / "empty").touch()
+    shutil.copy(paths[0], tmp_path / "in" / "DICOMDIR")
+    save(dataset(np.zeros((2, 2), np.uint8), sop_class="1.2.840.10008.1.3.10"), tmp_path / "in" / "DICOMDIR")
+    for given in (tmp_path / "in", str(tmp_path / "in"), paths, [str(path) for path in paths[::-1]],
+                  f"{tmp_path}/in::{uid('series')}", [f"{path}::{uid('series')}" for path in paths]):  # fmt: skip
+        assert_reads_as(given, VOLUME)
+
+
+def test_a_refusal_comes_through_loadimage(tmp_path):
+    """LoadImage hides what ``read`` raises and lets other readers guess."""
+    write_series(tmp_path, VOLUME, change=lambda data, k: k != 2)
+    with pytest.raises(RefusedScan, match=r"slices 2\.5 mm apart, 1 are missing"):
+        LoadImage(reader=NAME)(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"expected DICOM files, got nothing at .*gone: give a folder or files"):
+        LoadImage(reader=NAME)(tmp_path / "gone")
+
+
+def test_several_volumes_are_listed_and_one_can_be_chosen(tmp_path):
+    write_series(tmp_path, VOLUME, series="one")
+    write_series(tmp_path, VOLUME + 1, series="two")
+    with pytest.raises(
+        RefusedScan, match=r"expected one volume, got 2: \w{8} \(CT, 9x8x6\), \w{8} .*choose one"
+    ) as told:
+        read(tmp_path)
+    assert_reads_as(f"{tmp_path}::{uid('two')}", VOLUME + 1)
+    digest = str(told.value).split("got 2: ")[1][:8]
+    assert read(f"{tmp_path}::{digest}")[1]["series_uid"] in (uid("one"), uid("two"))
+    with pytest.raises(RefusedScan, match=r"expected the volume 1.2.3, got \w{8} \(CT, 9x8x6\).* after ::"):
+        read(f"{tmp_path}::1.2.3")
+
+
+def test_nothing_to_read(tmp_path):
+    (tmp_path / "x.txt").write_text("hello")
+    with pytest.raises(RefusedScan, match="expected a DICOM volume, got 0 DICOM files that are no part of one: give"):
+        read(tmp_path)
+    with pytest.raises(RefusedScan, match=r"expected a DICOM volume, got 1 .*, the first: .* does not begin as one"):
+        read(tmp_path / "x.txt")
+
+
+def test_each_scan_that_is_found_can_be_read_by_itself(tmp_path):
+    """Two echoes as slices, and three times in one shuffled file, all under one folder."""
+    files = write_series(tmp_path, VOLUME, EchoTime="4") + write_series(tmp_path, VOLUME + 1, first=50, EchoTime="9")
+    times = np.stack([VOLUME, VOLUME + 2, VOLUME + 3], axis=-1)
+    files.append(write_multiframe(tmp_path / "m.dcm", times, order=np.random.default_rng(1).permutation(18)))
+    scans, _ = dicom_scans(files, str)
+    arrays = [read(paths_of(scan))[0] for scan in scans]
+    expected = [VOLUME, VOLUME + 1, *(times[..., t] - 1024 for t in range(3))]
+    assert len(arrays) == 5
+    for volume in expected:
+        assert sum(np.array_equal(array, volume) for array in arrays) == 1
+
+
+def test_slope_and_intercept_are_those_of_each_slice(tmp_path):
+    slopes = [1, 0.5, 2, 3, 0.25, 1]
+
+    def change(data, k):
+        data.RescaleSlope, data.RescaleIntercept = str(slopes[k]), str(-k)
+
+    write_series(tmp_path, VOLUME, change=change)
+    assert_reads_as(tmp_path, VOLUME * np.array(slopes) - np.arange(6))
+
+
+def test_slope_of_each_frame_and_shuffled_frames(tmp_path):
+    def change(groups, f):
+        groups.PixelValueTransformationSequence = [item(RescaleSlope=str(f + 1), RescaleIntercept="0.5")]
+
+    path = write_multiframe(tmp_path / "m.dcm", VOLUME, order=[3, 1, 5, 0, 2, 4], change=change)
+    assert_reads_as(path, VOLUME * (np.arange(6) + 1.0) + 0.5)
+
+
+def test_mr_slopes_count_as_well(tmp_path):
+    write_series(tmp_path, VOLUME, SOPClassUID=MRImageStorage, RescaleSlope="2", RescaleIntercept="5")
+    assert_reads_as(tmp_path, VOLUME * 2 + 5)
+
+
+@pytest.mark.parametrize(
+    ("volume", "bits", "mirrored"),
+    [
+        ((VOLUME % 4096).astype(np.uint16), 12, lambda stored: 4095 - stored),
+        (VOLUME, 16, lambda stored: -1 - stored),
+        ((VOLUME % 256).astype(np.uint8), 8, lambda stored: 255 - stored),
+    ],
+    ids=["12 bits", "signed", "8 bits"],
+)
+def test_bright_stays_bright(tmp_path, volume, bits, mirrored):
+    tags = {"PhotometricInterpretation": "MONOCHROME1", "BitsStored": bits, "HighBit": bits - 1, "RescaleSlope": "2"}
+    write_series(tmp_path, volume, **tags)
+    meta = assert_reads_as(tmp_path, mirrored(volume.astype(int)) * 2)
+    assert meta["warnings"] == ["stored with low values bright (MONOCHROME1): mirrored, so that bright is high"]
+
+
+def test_what_lies_in_unused_bits_is_left_out(tmp_path):
+    twelve = (VOLUME % 2048).astype(np.int16)
+    write_series(tmp_path / "a", twelve | (5 << 12), BitsStored=12, HighBit=11)
+    assert_reads_as(tmp_path / "a", twelve)
+    negative = (VOLUME % 4096).astype(np.int16)
+    write_series(tmp_path / "b", negative, BitsStored=12, HighBit=11)
+    assert_reads_as(tmp_path / "b", np.where(negative > 2047, negative - 4096, negative))
+
+
+def jpeg_2000(data):
+    plane = np.frombuffer(data.PixelData, np.uint16).reshape(data.Rows, data.Columns)
+    code = io.BytesIO()
+    Image.fromarray(plane).save(code, format="JPEG2000", no_jp2=True, irreversible=False)
+    data.PixelData = encapsulate([code.getvalue()])
+    data["PixelData"].VR, data["PixelData"].is_undefined_length = "OB", True
+    data.file_meta.TransferSyntaxUID = JPEG2000Lossless
+
+
+def big_endian(data):
+    data.PixelData = np.frombuffer(data.PixelData, "<u2").astype(">u2").tobytes()
+    data.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+
+
+PACKED = {
+    "RLE": lambda data: data.compress(RLELossless, generate_instance_uid=False),
+    "JPEG-LS": lambda data: data.compress(JPEGLSLossless, generate_instance_uid=False),
+    "JPEG 2000": jpeg_2000,
+    "big endian": big_endian,
+}
+
+
+def write_packed(folder, pack):
+    volume = (VOLUME % 4096).astype(np.uint16)
+    write_series(folder, volume, change=lambda data, k: pack(data), RescaleSlope="0.5", RescaleIntercept="-1024")
+    return volume
+
+
+@pytest.mark.parametrize("syntax", PACKED)
+def test_packed_pixels_have_the_same_values(tmp_path, syntax):
+    volume = write_packed(tmp_path, PACKED[syntax])
+    assert_reads_as(tmp_path, volume * 0.5 - 1024)
+
+
+@pytest.mark.parametrize("syntax", ["RLE", "JPEG-LS"])
+def test_packed_frames_with_slopes_of_their_own(tmp_path, syntax):
+    def change(groups, f):
+        groups.PixelValueTransformationSequence = [item(RescaleSlope=str(f + 1), RescaleIntercept="0")]
+
+    signed = VOLUME.astype(np.int16)
+    path = write_multiframe(tmp_path / "m.dcm", signed, order=[3, 1, 5, 0, 2, 4], change=change)
+    data = dcmread(path)
+    PACKED[syntax](data)
+    assert_reads_as(save(data, path), signed * (np.arange(6) + 1.0))
+
+
+def cut(path, count):
+    path.write_bytes(path.read_bytes()[:-count])
+
+
+def shorten_code(path):
+    """The code cut, but wrapped as if it were whole: GDCM fills the rest without a word."""
+    data = dcmread(path)
+    code = data.PixelData[16:-8]
+    data.PixelData = encapsulate([code[: len(code) // 2 // 2 * 2]])
+    save(data, path)
+
+
+@pytest.mark.parametrize("syntax", [*PACKED, "plain"])
+def test_a_file_cut_short_is_refused(tmp_path, syntax):
+    write_packed(tmp_path, PACKED.get(syntax, lambda data: None))
+    cut(tmp_path / "series-003.dcm", 20)
+    with pytest.raises(RefusedScan, match=r"cut short.*copy it again"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("syntax", ["JPEG-LS", "JPEG 2000"])
+def test_a_code_cut_short_is_refused(tmp_path, syntax):
+    write_packed(tmp_path, PACKED[syntax])
+    shorten_code(tmp_path / "series-003.dcm")
+    with pytest.raises(RefusedScan, match=r"series-003\.dcm is damaged, cut short or in an unknown syntax"):
+        read(tmp_path)
+
+
+def test_values_beyond_float32_are_refused(tmp_path):
+    write_series(tmp_path, VOLUME, RescaleSlope="1e300")
+    with pytest.raises(RefusedScan, match="expected finite voxels"):
+        read(tmp_path)
+
+
+def tilted(shift_mm):
+    affine = np.diag([-1.0, -2.0, 3.0, 1.0])
+    affine[:3, 3] = 10, 20, 30
+    affine[:2, 2] = shift_mm
+    return affine
+
+
+def plane_through(affine, shape):
+    """Whole numbers that grow evenly in space, at the voxels of a grid; linear interpolation gives them exactly."""
+    x, y, z = np.einsum("ab,b...->a...", affine, [*np.indices(shape), np.ones(shape)])[:3]
+    return 8 * x + 4 * y + 2 * z
+
+
+@pytest.mark.parametrize("shift_mm", [(0, 1.0), (0.5, -1.5), (-0.25, 0)])
+def test_a_tilted_series_is_brought_onto_a_rectangular_grid_with_true_values(tmp_path, shift_mm):
+    affine, shape = tilted(shift_mm), (9, 8, 6)
+    write_series(tmp_path, plane_through(affine, shape).astype(np.int16), affine)
+    array, meta = read(tmp_path)
+    axes = meta["affine"][:3, :3]
+    np.testing.assert_allclose(axes.T @ axes, np.diag([1, 4, 9]), atol=1e-6)
+    truth = plane_through(meta["affine"], array.shape)
+    inside = np.isclose(array, truth, atol=1e-3)
+    assert ((array == array.min()) | inside).all()
+    for k in range(6):  # of every slice nothing is lost but the rim that has no neighbour
+        assert inside[:, :, k].sum() >= (shape[0] - 1) * (shape[1] - 1)
+    corners = nibabel.affines.apply_affine(affine, [(i, j, k) for i in (0, 8) for j in (0, 7) for k in (0, 5)])
+    places = nibabel.affines.apply_affine(np.linalg.inv(meta["affine"]), corners)
+    assert (places > -1e-6).all()
+    assert (places < np.array(array.shape) - 1 + 1e-6).all()
+    assert len(meta["warnings"]) == 2
+    assert meta["warnings"][1] == "resampled onto a rectangular grid"
+    assert tuple(meta["spatial_shape"]) == array.shape
+
+
+def test_a_tilted_series_can_be_kept_or_refused(tmp_path):
+    affine = tilted((0, 1.0))
+    write_series(tmp_path, VOLUME, affine)
+    meta = assert_reads_as(tmp_path, VOLUME, affine, gantry_tilt="shear")
+    assert meta["warnings"] == ["its slices are tilted by 18.4 degrees (gantry tilt)"]
+    with pytest.raises(RefusedScan, match=r"got a gantry tilt of 18.4 degrees: allow it with gantry_tilt='resample'"):
+        read(tmp_path, gantry_tilt="refuse")
+    assert_reads_as(write_series(tmp_path / "straight", VOLUME)[0].parent, VOLUME, gantry_tilt="refuse")
+
+
+def test_a_tilt_that_would_take_all_memory_is_refused(tmp_path):
+    write_series(tmp_path, VOLUME, tilted((0, 1e8)))
+    with pytest.raises(RefusedScan, match=r"a tilt that a grid of 1073741824 voxels can hold"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gantry_tilt": "ignore"}, "gantry_tilt as one of resample, shear, refuse, got 'ignore'"),
+        ({"min_slices": 1}, "min_slices of 2 or more, got 1: a single slice is no volume"),
+        ({"min_slices": "3"}, "min_slices of 2 or more, got '3'"),
+    ],
+)
+def test_wrong_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        DicomSeriesReader(**options)
+
+
+def test_verify_suffix_looks_at_the_content(tmp_path):
+    paths = write_series(tmp_path / "a", VOLUME, suffix="")
+    (tmp_path / "b.dcm").write_text("hello")
+    reader = DicomSeriesReader()
+    assert all(reader.verify_suffix(given) for given in (paths, paths[0], tmp_path / "a", f"{tmp_path}::1.2"))
+    assert not any(reader.verify_suffix(given) for given in (tmp_path / "b.dcm", tmp_path / "gone"))
+
+
+def test_workers_of_a_dataloader(tmp_path):
+    for case in range(3):
+        write_series(tmp_path / str(case), VOLUME + case)
+    transform = Compose(
+        [LoadImaged("image", reader=NAME), EnsureChannelFirstd("image"), Orientationd("image", "LPS", labels=None)]
+    )
+    items = Dataset([{"image": tmp_path / str(case)} for case in range(3)], transform)
+    (batch,) = DataLoader(items, batch_size=3, num_workers=2)
+    expected = np.stack([VOLUME + case for case in range(3)])[:, None, ::-1, ::-1]
+    assert np.array_equal(batch["image"].numpy(), expected)

@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import os
+import socket
+import time
+
+import pytest
+from dicom_files import random_volume, write_series
+from nifti_files import save
+
+from monai_llmboost.data import find_scans
+
+
+def names(*inputs, **options):
+    scans, _ = find_scans(inputs, **options)
+    assert not [scan.refused for scan in scans if scan.refused]
+    assert all(file.is_file() for scan in scans for file in scan.files)
+    return [scan.name for scan in scans]
+
+
+def reasons(*inputs, **options):
+    return {file.path.name: file.reason for file in find_scans(inputs, **options)[1]}
+
+
+def test_finds_folders_files_and_patterns(tmp_path):
+    for name in ("a/scan.nii.gz", "b/scan.nii.gz", "b/deep/upper.nii", "odd [name] ü.nii"):
+        save(tmp_path / name)
+    (tmp_path / "b/deep/upper.nii").rename(tmp_path / "b/deep/UPPER.NII")
+    (tmp_path / "b/notes.txt").write_text("x")
+    assert names(tmp_path) == ["a/scan.nii.gz", "b/deep/UPPER.NII", "b/scan.nii.gz", "odd [name] ü.nii"]
+    assert reasons(tmp_path) == {"notes.txt": "a text file"}
+    assert names(tmp_path / "a" / "scan.nii.gz") == ["scan.nii.gz"]
+    assert names(tmp_path / "odd [name] ü.nii") == ["odd [name] ü.nii"]
+    assert names(tmp_path / "*" / "scan*") == ["a/scan.nii.gz", "b/scan.nii.gz"]
+    assert names(f"{tmp_path}/**/*.NII") == ["b/deep/UPPER.NII"]
+    assert names(tmp_path / "[ab]") == ["a/scan.nii.gz", "b/deep/UPPER.NII", "b/scan.nii.gz"], "folders by a pattern"
+    assert [scan.name for scan in find_scans(str(tmp_path / "a"))[0]] == ["scan.nii.gz"], "one input may stand alone"
+
+
+def test_brackets_of_a_folder_are_taken_literally(tmp_path):
+    save(tmp_path / "scan[1]" / "right.nii")
+    save(tmp_path / "scan1" / "wrong.nii")
+    assert names(tmp_path / "scan[1]" / "*.nii") == ["right.nii"]
+
+
+def test_nothing_found(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for where in (tmp_path / "empty", tmp_path / "nothing", tmp_path / "*.nii"):
+        with pytest.raises(
+            FileNotFoundError, match=r"no NIfTI or DICOM scans at \S+: give a folder, a file, a pattern"
+        ):
+            find_scans([where])
+    with pytest.raises(FileNotFoundError, match="no NIfTI or DICOM scans at all"):
+        find_scans([])
+    (tmp_path / "x.png").write_bytes(b"\x89PNG")
+    with pytest.raises(FileNotFoundError, match=r"only 1 other file\(s\), such as x.png, a PNG picture"):
+        find_scans([tmp_path])
+    save(tmp_path / "good" / "x.nii")
+    with pytest.raises(FileNotFoundError, match=r"scans at .*nothing:"):  # a typing error must not cost cases
+        find_scans([tmp_path / "good", tmp_path / "nothing"])
+
+
+def test_content_counts_and_not_the_name(tmp_path):
+    save(tmp_path / "a.nii.gz").rename(tmp_path / "a.img.txt")
+    (write_series(tmp_path, random_volume((5, 5, 2)), suffix=".nii")[0]).rename(tmp_path / "slice")
+    scans, skipped = find_scans(tmp_path)
+    assert sorted(scan.format for scan in scans) == ["DICOM", "NIfTI"]
+    assert not skipped
+
+
+def test_dicom_series_are_named_by_their_folders(tmp_path):
+    volume = random_volume((5, 6, 4))
+    write_series(tmp_path / "patients" / "one" / "ct", volume)
+    write_series(tmp_path / "patients" / "two", volume, series="other")
+    (tmp_path / "patients" / "two" / "DICOMDIR").write_bytes(b"")
+    save(tmp_path / "patients" / "three.nii")
+    assert names(tmp_path / "patients") == ["one/ct", "three.nii", "two"]
+    assert names(tmp_path / "patients" / "two") == ["two"], "the folder itself"
+    assert names(tmp_path / "patients" / "two", tmp_path / "patients" / "one") == ["two", "one/ct"]
+    slices = sorted((tmp_path / "patients" / "two").glob("*.dcm"))
+    assert names(*slices) == ["two"], "as a shell gives them for a pattern"
+    assert "index of DICOM files" in reasons(tmp_path / "patients")["DICOMDIR"]
+    scan = find_scans(tmp_path / "patients" / "two")[0][0]
+    assert (scan.format, scan.shape, len(scan.files)) == ("DICOM", (5, 6, 4), 4)
+
+
+def test_several_inputs_keep_their_cases_apart(tmp_path):
+    for name in ("x/data/s.nii", "y/data/s.nii", "z/s.nii"):
+        save(tmp_path / name)
+    x, y = tmp_path / "x" / "data", tmp_path / "y" / "data"
+    assert names(x, y, tmp_path / "z") == ["data/s.nii", "data-2/s.nii", "z/s.nii"]
+    assert names(x / "s.nii", y / "s.nii") == ["x/data/s.nii", "y/data/s.nii"], "as a shell gives them for a pattern"
+    assert names(x / "*.nii", x / "s.nii") == ["s.nii"], "one file is one case"
+
+
+def test_an_input_inside_another_adds_no_case(tmp_path):
+    save(tmp_path / "x" / "deep" / "s.nii")
+    save(tmp_path / "x" / "t.nii")
+    assert names(tmp_path / "x", tmp_path / "x" / "deep") == ["x/deep/s.nii", "x/t.nii"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("=1+1.nii", "./=1+1.nii"),
+        ("+a.nii", "./+a.nii"),
+        ("-a.nii", "./-a.nii"),
+        ("@a.nii", "./@a.nii"),
+        (" =a.nii", "./ =a.nii"),
+        ("\t=a.nii", "\\t=a.nii"),
+        ("a\nb.nii", "a\\nb.nii"),
+        ("a\x1b[2Jb.nii", "a\\x1b[2Jb.nii"),
+        ("$(x) {y} %s.nii", "$(x) {y} %s.nii"),
+        (os.fsdecode(b"caf\xe9.nii"), "caf\\xe9.nii"),
+    ],
+)
+def test_no_name_is_a_formula_or_more_than_a_line(tmp_path, name, shown):
+    save(tmp_path / "x.nii").rename(tmp_path / name)
+    assert names(tmp_path) == [shown]
+    shown.encode("utf-8")
+
+
+def test_escaped_names_stay_different(tmp_path):
+    for name in ("a\nb.nii", "a\\nb.nii"):
+        save(tmp_path / "x.nii").rename(tmp_path / name)
+    assert len(set(names(tmp_path))) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("list.txt", "a/s.nii\nb/s.nii\n"),
+        ("list.txt", "\ufeffa/s.nii\r\n\r\nb/s.nii\r\n"),
+        ("LIST.TXT", "./a/../a/s.nii\n b/s.nii "),
+        ("list.csv", "a/s.nii\nb/s.nii\n"),
+        ("list.csv", "label,Image,age\r\n0,a/s.nii,61\r\n1,b/s.nii,48\r\n"),
+        ("list.csv", '\ufeffimage;label\n"a/s.nii";0\nb/s.nii;1\n'),
+        ("list.json", json.dumps(["a/s.nii", "b/s.nii"])),
+        ("list.json", json.dumps([{"image": "a/s.nii", "label": 0}, {"image": "b/s.nii"}])),
+        ("list.txt", "a\nb\n"),
+    ],
+)
+def test_lists(tmp_path, name, content):
+    for folder in ("a", "b", "c"):
+        save(tmp_path / folder / "s.nii")
+    (tmp_path / name).write_bytes(content.encode())
+    assert names(tmp_path / name) == ["a/s.nii", "b/s.nii"]
+
+
+def test_a_list_may_name_what_lies_elsewhere_or_is_missing(tmp_path):
+    for name in ("one/p/t.nii", "one/q/t.nii"):
+        save(tmp_path / name)
+    (tmp_path / "lists").mkdir()
+    path = tmp_path / "lists" / "l.txt"
+    path.write_text(f"../one/p/t.nii\n{tmp_path}/one/q/t.nii\n../one/r.nii\n../one/p/t.nii\n")
+    scans, _ = find_scans(path)
+    assert [scan.name for scan in scans] == ["p/t.nii", "q/t.nii", "r.nii"]
+    assert [bool(scan.refused) for scan in scans] == [False, False, True]
+    assert "No such file" in scans[2].refused
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("l.csv", b"a,b\n1,2\n", r"one column, or one called 'image', got a, b"),
+        ("l.json", b"{}", "a JSON list of paths, or of objects with 'image'"),
+        ("l.json", b"[1]", "a JSON list of paths"),
+        ("l.json", b"[", "list of paths in UTF-8, got"),
+        ("l.txt", b"\xff\xfe", "list of paths in UTF-8, got"),
+        ("l.txt", b"\n", "to list paths, it is empty"),
+        ("l.csv", b"", "to list paths, it is empty"),
+        ("l.csv", b"image\n", "to list paths, it is empty"),
+    ],
+)
+def test_lists_that_are_none(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        find_scans(tmp_path / name)
+
+
+def test_links_are_followed_on_demand_only_and_never_in_circles(tmp_path):
+    inside = tmp_path / "in"
+    save(inside / "real" / "s.nii")
+    save(tmp_path / "out" / "far.nii")
+    (inside / "same.nii").symlink_to("real/s.nii")
+    (inside / "far.nii").symlink_to(tmp_path / "out" / "far.nii")
+    (inside / "outer").symlink_to(tmp_path / "out")
+    (inside / "real" / "up").symlink_to(inside)
+    (inside / "broken.nii").symlink_to(inside / "nothing")
+    assert names(inside) == ["real/s.nii", "same.nii"]
+    assert reasons(inside) == {
+        "far.nii": "a link that leads out of the folder: set follow_links to follow it",
+        "outer": "a link to a folder: set follow_links to search it too",
+        "up": "a link to a folder: set follow_links to search it too",
+        "broken.nii": "a link that leads nowhere",
+    }
+    assert names(inside, follow_links=True) == ["far.nii", "real/s.nii"], "each file once"
+    assert reasons(inside, follow_links=True)["up"] == "a link to a folder that is searched already"
+    assert names(inside / "*.nii") == ["same.nii"]
+    assert "leads out" in reasons(inside / "*.nii")["far.nii"]
+    assert names(inside / "far.nii") == ["far.nii"], "a link that is named is meant"
+    (tmp_path / "door").symlink_to(inside)
+    assert names(tmp_path / "door") == ["real/s.nii", "same.nii"], "and so is a folder's"
+
+
+def test_what_is_written_there_is_left_out(tmp_path):
+    for name in ("a.nii", "out/map.nii", "b/out/kept.nii"):
+        save(tmp_path / name)
+    out = tmp_path / "out"
+    assert names(tmp_path, leave_out=[out]) == ["a.nii", "b/out/kept.nii"]
+    assert names(tmp_path / "**" / "*.nii", leave_out=[out]) == ["a.nii", "b/out/kept.nii"]
+    assert names(tmp_path / "*", leave_out=[out]) == ["a.nii", "b/out/kept.nii"]
+    assert names(out / "map.nii", leave_out=[out]) == ["map.nii"], "a file that is named is meant"
+    assert names(tmp_path / "b", leave_out=[tmp_path]) == ["out/kept.nii"]
+    for where in (out, out / "*.nii"):
+        with pytest.raises(ValueError, match=r"the folder that is written into to be another than .*out"):
+            find_scans(where, leave_out=[out])
+
+
+def test_what_is_no_file_is_not_opened(tmp_path, monkeypatch):
+    save(tmp_path / "good.nii")
+    os.mkfifo(tmp_path / "pipe.nii")
+    with socket.socket(socket.AF_UNIX) as server:
+        monkeypatch.chdir(tmp_path)  # a socket's path must be short
+        server.bind("socket.nii")
+    assert names(tmp_path) == ["good.nii"]
+    assert all("no regular file" in reason for reason in reasons(tmp_path).values())
+    assert len(reasons(tmp_path)) == 2
+
+
+def test_copies_in_side_folders_are_no_cases(tmp_path):
+    save(tmp_path / "a.nii")
+    save(tmp_path / ".git" / "annex" / "a.nii")
+    save(tmp_path / "__MACOSX" / "a.nii")
+    assert names(tmp_path) == ["a.nii"]
+
+
+def test_a_file_that_may_not_be_read_is_a_refused_case_if_it_is_called_a_scan(tmp_path, monkeypatch):
+    from monai_llmboost.data.scans import find
+
+    for name in ("a.nii.gz", "a.DCM", "a.bin", "b.nii"):
+        save(tmp_path / "x.nii").rename(tmp_path / name)
+    look = find.first_bytes
+
+    def forbidden(path):
+        if path.name.startswith("a."):
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path)
+
+    monkeypatch.setattr(find, "first_bytes", forbidden)
+    scans, skipped = find_scans(tmp_path)
+    denied = "expected a file that can be read, got: Permission denied"
+    assert {scan.name: (scan.format, scan.refused) for scan in scans} == {
+        "a.DCM": ("DICOM", denied),
+        "a.nii.gz": ("NIfTI", denied),
+        "b.nii": ("NIfTI", ""),
+    }
+    assert [file.reason for file in skipped] == ["cannot be read: Permission denied"]
+
+
+def test_many_other_files_cost_little(tmp_path):
+    save(tmp_path / "good.nii")
+    for index in range(1000):
+        (tmp_path / f"{index}.log").write_bytes(b"junk")
+    start = time.perf_counter()
+    scans, skipped = find_scans(tmp_path)
+    assert (len(scans), len(skipped)) == (1, 1000)
+    assert time.perf_counter() - start < 5
+
+
+def test_the_order_does_not_depend_on_the_disk(tmp_path, monkeypatch):
+    for name in ("b/2.nii", "a/1.nii", "c.nii"):
+        save(tmp_path / name)
+    ordered, scandir = names(tmp_path), os.scandir
+
+    class Backwards:
+        def __init__(self, path):
+            with scandir(path) as entries:
+                self.entries = sorted(entries, key=lambda entry: entry.name, reverse=True)
+
+        def __enter__(self):
+            return iter(self.entries)
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(os, "scandir", Backwards)
+    assert names(tmp_path) == ordered == ["a/1.nii", "b/2.nii", "c.nii"]

@@ -1,0 +1,509 @@
+# SPDX-License-Identifier: Apache-2.0
+import os
+import re
+import stat
+import sys
+
+import highdicom
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage
+
+from monai_llmboost.data import DicomSeriesReader
+from monai_llmboost.data.scans.dicom_reader import paths_of
+from monai_llmboost.data.scans.dicom_stacks import dicom_scans
+from monai_llmboost.inference.dicom_maker import refused_by_highdicom
+from monai_llmboost.inference.dicom_map import write_parametric_map
+from monai_llmboost.inference.dicom_out import DicomObjects
+from monai_llmboost.inference.dicom_report import write_structured_report
+
+SIZE = (7, 6, 5)  # columns, rows, slices
+ALGORITHM = {
+    "name": "a network",
+    "version": "1.2",
+    "weights_sha256": "a1" * 32,
+    "block_fingerprint": "b2b2",
+    "description": "Which organ it is",
+}
+NAMES = ["liver", "kidney", "größer \\ 肝臓", "x" * 100]
+PROBABILITIES = [0.1, 1 / 3, 0.5666666507720947, 0.0]
+# What must never be told outside of the objects; without a caret, of which highdicom warns, quoting the name.
+SECRETS = {"PatientName": "Müller-Secret", "PatientID": "secret-id", "PatientBirthDate": "19990102"}
+STUDY, SERIES, FRAME = "1.2.3", "1.2.3.4", "1.2.3.5"
+
+
+def oblique(left_handed=False):
+    """Voxels of a turned grid with three spacings to RAS+ mm; k along the normal of the slices, or against it."""
+    a, b = 0.3, -0.4
+    turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    tip = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ tip @ np.diag([0.7, 0.9, -2.5 if left_handed else 2.5])
+    affine[:3, 3] = -30.25, 41.5, 12.125
+    return affine
+
+
+def in_lps(affine, *voxel):
+    return (np.diag([-1, -1, 1, 1]) @ affine @ [*voxel, 1])[:3]
+
+
+def image(sop_class, number, affine, modality):
+    """What single and multi-frame images have in common."""
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = sop_class
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = f"{SERIES}.{number}"
+    data.SpecificCharacterSet = "ISO_IR 100"
+    data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = STUDY, SERIES, FRAME
+    for keyword, value in SECRETS.items():
+        setattr(data, keyword, value)
+    data.PatientSex, data.Modality, data.StudyDate, data.StudyTime = "F", modality, "20200102", "030405"
+    data.StudyID, data.AccessionNumber, data.PositionReferenceIndicator = "s1", "a1", ""
+    data.SeriesNumber, data.InstanceNumber = 3, 100 - number
+    data.Columns, data.Rows = SIZE[:2]
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
+    return data
+
+
+def geometry(affine):
+    axes = np.stack([in_lps(affine, *voxel) - in_lps(affine, 0, 0, 0) for voxel in ((1, 0, 0), (0, 1, 0))])
+    lengths = np.linalg.norm(axes, axis=1)
+    cosines = [f"{x:.13g}" for x in (axes / lengths[:, None]).ravel()]
+    return cosines, [f"{x:.13g}" for x in lengths[::-1]]
+
+
+def write_series(folder, affine, modality="CT", change=None):
+    """A file for each slice, named against the order of slices; the files in the order of slices."""
+    folder.mkdir(exist_ok=True)
+    files = []
+    for k in range(SIZE[2]):
+        data = image(CTImageStorage if modality == "CT" else MRImageStorage, k + 1, affine, modality)
+        data.ImageOrientationPatient, data.PixelSpacing = geometry(affine)
+        data.ImagePositionPatient = [f"{x:.13g}" for x in in_lps(affine, 0, 0, k)]
+        data.SliceThickness, data.SpacingBetweenSlices = "9", "-8"  # not the distance of the slices
+        data.add_new("PixelData", "OW", np.full(SIZE[:2], 1000 + k, "<u2").tobytes())
+        if change:
+            change(data, k)
+        files.append(folder / f"{50 - k}.dcm")
+        data.save_as(files[-1], enforce_file_format=True)
+    return files
+
+
+def write_multiframe(path, affine, echoes=1):
+    """One file whose frames are shuffled and have their geometry each; several echoes at the same places."""
+    frames = [(echo, k) for echo in range(echoes) for k in range(SIZE[2])]
+    frames = [frames[i] for i in np.random.default_rng(0).permutation(len(frames))]
+    data = image(EnhancedMRImageStorage, 1, affine, "MR")
+    data.NumberOfFrames = len(frames)
+    data.SharedFunctionalGroupsSequence = [Dataset()]
+    groups = []
+    for echo, k in frames:
+        group = Dataset()
+        orientation, measures, position, effective = Dataset(), Dataset(), Dataset(), Dataset()
+        orientation.ImageOrientationPatient, measures.PixelSpacing = geometry(affine)
+        measures.SliceThickness = "9"
+        position.ImagePositionPatient = [f"{x:.13g}" for x in in_lps(affine, 0, 0, k)]
+        effective.EffectiveEchoTime = 10.0 + echo
+        group.PlaneOrientationSequence, group.PixelMeasuresSequence = [orientation], [measures]
+        group.PlanePositionSequence, group.MREchoSequence = [position], [effective]
+        groups.append(group)
+    data.PerFrameFunctionalGroupsSequence = groups
+    data.add_new("PixelData", "OW", np.zeros((len(frames), *SIZE[:2]), "<u2").tobytes())
+    data.save_as(path, enforce_file_format=True)
+    return frames
+
+
+def break_rules(data, keyword, value):
+    delattr(data, keyword)
+    with pydicom.config.disable_value_validation():
+        setattr(data, keyword, value)
+
+
+def relevance(shape=SIZE):
+    return np.random.default_rng(1).random(shape, dtype=np.float32)
+
+
+def report(path, files, **changes):
+    arguments = {"class_names": NAMES, "probabilities": PROBABILITIES, "predicted": NAMES[2], "algorithm": ALGORITHM}
+    write_structured_report(path, files, **{**arguments, **changes})
+    return highdicom.sr.srread(path)
+
+
+def pmap(path, files, values, affine, **changes):
+    write_parametric_map(path, files, values, affine, **{"label": "network", "algorithm": ALGORITHM, **changes})
+    return highdicom.pm.ParametricMap.from_file(path)
+
+
+def texts(content, code):
+    return [item.TextValue for item in highdicom.sr.utils.find_content_items(content, name=code, recursive=True)]
+
+
+def placed(written):
+    """Each voxel of a map by its place in LPS+ mm, as highdicom's volumes have it."""
+    volume = written.get_volume()
+    index = np.indices(volume.spatial_shape).reshape(3, -1).T
+    return index @ volume.affine[:3, :3].T + volume.affine[:3, 3], volume.array.ravel()
+
+
+def assert_same_field(written, values, affine):
+    """Every voxel of the map is at its place with its value, in whatever order it is stored."""
+    places, found = placed(written)
+    index = np.indices(values.shape).reshape(3, -1).T
+    expected = index @ (np.diag([-1, -1, 1, 1]) @ affine)[:3, :3].T + in_lps(affine, 0, 0, 0)
+    distance = np.linalg.norm(places[:, None] - expected[None], axis=2)
+    nearest = distance.argmin(axis=1)
+    assert sorted(nearest) == list(range(values.size))
+    assert distance.min(axis=1).max() < 1e-4  # mm
+    assert np.array_equal(found, values.ravel()[nearest])
+
+
+@pytest.fixture
+def series(tmp_path):
+    return write_series(tmp_path / "series", oblique())
+
+
+def test_report_holds_the_prediction(tmp_path, series, caplog):
+    written = report(tmp_path / "out" / "report.dcm", series, warnings=["something is odd"])
+    first, *groups = written.content.get_image_measurement_groups()
+    codes = pydicom.sr.codedict.codes
+    assert [evaluation.value.meaning for evaluation in first.get_qualitative_evaluations()] == ["größer / 肝臓"]
+    found = [(group.finding_type.meaning, group.get_measurements()[0]) for group in groups]
+    assert [name for name, _ in found] == ["liver", "kidney", "größer / 肝臓", "x" * 61 + "..."]
+    assert [measurement.value for _, measurement in found] == PROBABILITIES
+    assert {measurement.name for _, measurement in found} == {codes.DCM.Probability}
+    assert {measurement.unit for _, measurement in found} == {codes.UCUM.NoUnits}
+    assert first.get_qualitative_evaluations()[0].value == groups[2].finding_type
+    assert len({group.finding_type.value for group in groups}) == 4
+    root = written.content[0]
+    comments = texts(root, codes.DCM.Comment)
+    assert comments == ["For research only; not for diagnosis.", "Which organ it is", "something is odd"]
+    assert texts(root, codes.DCM.AlgorithmName) == ["a network"] * 5
+    told = texts(root, codes.DCM.AlgorithmParameters)
+    assert told[:2] == [f"weights sha256: {'a1' * 32}", "block fingerprint: b2b2"]
+    (observer,) = written.content.get_observer_contexts(codes.DCM.Device)
+    assert observer.observer_identifying_attributes.serial_number == "a1" * 32
+    flags = written.CompletionFlag, written.VerificationFlag, written.PreliminaryFlag, written.ContentQualification
+    assert flags == ("COMPLETE", "UNVERIFIED", "PRELIMINARY", "RESEARCH")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_objects_belong_to_patient_and_study_and_refer_to_every_image(tmp_path, modality):
+    series = write_series(tmp_path / "series", oblique(), modality)
+    images = {(STUDY, SERIES, f"{SERIES}.{k + 1}", pydicom.dcmread(series[0]).SOPClassUID) for k in range(SIZE[2])}
+    written = report(tmp_path / "report.dcm", series)
+    assert set(written.get_evidence()) == images
+    library = highdicom.sr.utils.find_content_items(written.content[0], value_type="IMAGE", recursive=True)
+    assert [item.referenced_sop_instance_uid for item in library] == [f"{SERIES}.{k + 1}" for k in range(SIZE[2])]
+    mapped = pmap(tmp_path / "map.dcm", series, relevance(), oblique())
+    (referred,) = mapped.ReferencedSeriesSequence
+    assert referred.SeriesInstanceUID == SERIES
+    instances = {item.ReferencedSOPInstanceUID for item in referred.ReferencedInstanceSequence}
+    assert instances == {uid for _, _, uid, _ in images}
+    for path in ("report.dcm", "map.dcm"):
+        data = pydicom.dcmread(tmp_path / path)
+        assert {keyword: str(data[keyword].value) for keyword in SECRETS} == SECRETS
+        assert (data.StudyInstanceUID, data.StudyID, data.AccessionNumber) == (STUDY, "s1", "a1")
+        assert data.SeriesInstanceUID != SERIES
+        assert "PixelData" not in data
+    uids = {uid for data in (written, mapped) for uid in (data.SOPInstanceUID, data.SeriesInstanceUID)}
+    assert len(uids) == 4
+    assert mapped.FrameOfReferenceUID == FRAME
+    for uid in uids:
+        assert re.fullmatch(r"2\.25\.[1-9]\d{0,38}", uid) and pydicom.uid.UID(uid).is_valid
+
+
+@pytest.mark.parametrize("left_handed", [False, True])
+def test_map_lies_where_the_affine_says(tmp_path, series, left_handed):
+    affine = oblique(left_handed)
+    files = write_series(tmp_path / "series", affine)
+    values = relevance()
+    written = pmap(tmp_path / "map.dcm", files, values, affine)
+    assert_same_field(written, values, affine)
+    assert written.DimensionOrganizationType == "3D"
+    for group in written.PerFrameFunctionalGroupsSequence:
+        (source,) = group.DerivationImageSequence[0].SourceImageSequence
+        k = int(source.ReferencedSOPInstanceUID.rpartition(".")[2]) - 1
+        assert np.allclose(group.PlanePositionSequence[0].ImagePositionPatient, in_lps(affine, 0, 0, k), atol=1e-4)
+    (measures,) = written.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+    assert float(measures.SpacingBetweenSlices) == pytest.approx(2.5)  # whatever the source says
+    (mapping,) = written.SharedFunctionalGroupsSequence[0].RealWorldValueMappingSequence
+    assert mapping.MeasurementUnitsCodeSequence[0].CodeValue == "1"
+    assert (mapping.RealWorldValueSlope, mapping.RealWorldValueIntercept) == (1, 0)
+    assert mapping.QuantityDefinitionSequence[0].ConceptCodeSequence[0].CodeMeaning == "Saliency"
+
+
+def test_map_is_placed_alike_by_another_library(tmp_path, series):
+    """GDCM reads no floating point pixels, so it is given the same functional groups as an MR of integers."""
+    values, affine = relevance(), oblique()
+    pmap(tmp_path / "map.dcm", series, values, affine)
+    data = pydicom.dcmread(tmp_path / "map.dcm")
+    stored = np.frombuffer(data.FloatPixelData, "<f4")
+    del data.FloatPixelData
+    data.add_new("PixelData", "OW", np.round(stored * 65535).astype("<u2").tobytes())
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = EnhancedMRImageStorage
+    data.save_as(tmp_path / "mr.dcm")
+    read = SimpleITK.ReadImage(tmp_path / "mr.dcm", SimpleITK.sitkFloat32)
+    for voxel in np.ndindex(*SIZE):
+        place = read.TransformIndexToPhysicalPoint([int(x) for x in (*voxel[:2], SIZE[2] - 1 - voxel[2])])
+        assert np.allclose(place, in_lps(affine, *voxel), atol=1e-4)
+    found = SimpleITK.GetArrayFromImage(read)[::-1].T / 65535
+    assert np.allclose(found, values, atol=1e-5)
+
+
+def test_map_on_tilted_slices(tmp_path, series):
+    affine = oblique()
+    affine[:3, 2] += 0.3 * affine[:3, 1]
+    files = write_series(tmp_path / "series", affine)
+    written = pmap(tmp_path / "map.dcm", files, relevance(), affine)
+    assert "DimensionOrganizationType" not in written  # no rectangular grid
+    found = [group.PlanePositionSequence[0].ImagePositionPatient for group in written.PerFrameFunctionalGroupsSequence]
+    expected = [in_lps(affine, 0, 0, k) for k in reversed(range(SIZE[2]))]
+    assert np.allclose(found, expected, atol=1e-4)
+
+
+def test_map_on_a_grid_of_its_own(tmp_path, series):
+    affine = oblique() @ np.diag([2.0, 2, 3, 1])
+    values = relevance((3, 3, 2))
+    assert_same_field(pmap(tmp_path / "map.dcm", series, values, affine), values, affine)
+
+
+def test_multiframe_source(tmp_path):
+    """Geometry frame by frame, and another echo at the same places that the scan has nothing to do with."""
+    frames = write_multiframe(tmp_path / "multi.dcm", oblique(), echoes=2)
+    scan = next(s for s in dicom_scans([tmp_path / "multi.dcm"], str)[0] if not s.refused)
+    mine = [number for number, (echo, _) in enumerate(frames, 1) if echo == 0]
+    row = {"probabilities": PROBABILITIES, "predicted": NAMES[2], "warnings": [], "saliency": {"network": "map.nii"}}
+    nibabel.save(nibabel.Nifti1Image(relevance(), oblique()), tmp_path / "map.nii")
+    made = DicomObjects(tmp_path, {"weights": {"sha256": "c3"}})(scan, row, NAMES)
+    written = highdicom.pm.ParametricMap.from_file(tmp_path / made["network"])
+    assert_same_field(written, relevance(), oblique())
+    groups = written.PerFrameFunctionalGroupsSequence
+    referred = [item for group in groups for item in group.DerivationImageSequence[0].SourceImageSequence]
+    numbers = [int(item.ReferencedFrameNumber) for item in referred]
+    assert len(numbers) == SIZE[2] and (set(numbers) == set(mine) or not set(numbers) & set(mine))
+    echo = frames[numbers[0] - 1][0]
+    assert [frames[number - 1] for number in numbers] == [(echo, k) for k in reversed(range(SIZE[2]))]
+    report_written = highdicom.sr.srread(tmp_path / made["report"])
+    (library,) = highdicom.sr.utils.find_content_items(report_written.content[0], value_type="IMAGE", recursive=True)
+    assert sorted(library.referenced_frame_numbers) == sorted(numbers)
+
+
+def test_the_same_again_has_the_same_uid(tmp_path, series):
+    def without_times(data):
+        data = pydicom.Dataset(data)
+        for keyword in ("InstanceCreationDate", "InstanceCreationTime", "ContentDate", "ContentTime"):
+            delattr(data, keyword)
+        for item in data.ContributingEquipmentSequence:
+            item.pop("ContributionDateTime", None)
+        return data
+
+    for write, change in (
+        (report, {"probabilities": [0.2, 0.3, 0.5, 0.0]}),
+        (report, {"algorithm": {**ALGORITHM, "weights_sha256": "d4" * 32}}),
+        (report, {"warnings": ["odd"]}),
+        (pmap, {"affine": oblique(left_handed=True)}),
+        (pmap, {"values": relevance() / 2}),
+        (pmap, {"label": "other"}),
+    ):
+        more = {} if write is report else {"values": relevance(), "affine": oblique()}
+        one, again, other = (
+            write(tmp_path / name, series, overwrite=True, **{**more, **changes})
+            for name, changes in (("1.dcm", {}), ("2.dcm", {}), ("3.dcm", change))
+        )
+        assert without_times(pydicom.dcmread(tmp_path / "1.dcm")) == without_times(pydicom.dcmread(tmp_path / "2.dcm"))
+        assert one.SOPInstanceUID == again.SOPInstanceUID != other.SOPInstanceUID
+        assert one.SeriesInstanceUID != other.SeriesInstanceUID
+
+
+def test_what_may_be_empty_may_be_left_out(tmp_path):
+    def strip(data, k):
+        for keyword in (*SECRETS, "PatientSex", "StudyDate", "StudyTime", "StudyID", "AccessionNumber"):
+            delattr(data, keyword)
+        del data.SliceThickness, data.SpacingBetweenSlices
+        data.ImageOrientationPatient = [float(x) + 1e-6 * k for x in data.ImageOrientationPatient]
+
+    files = write_series(tmp_path / "series", oblique(), change=strip)
+    assert report(tmp_path / "report.dcm", files).StudyID == ""
+    written = pmap(tmp_path / "map.dcm", files, relevance(), oblique())
+    assert_same_field(written, relevance(), oblique())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data, k: data.pop("FrameOfReferenceUID"), r"DICOM image with FrameOfReferenceUID, .* correct the file"),
+        (lambda data, k: setattr(data, "StudyInstanceUID", ""), "DICOM image with StudyInstanceUID"),
+        (lambda data, k: setattr(data, "SeriesInstanceUID", f"1.9.{k}"), "one series, got 5 series: give the files"),
+        (lambda data, k: data.pop("PixelSpacing"), r"highdicom refuses \(AttributeError: there is no PixelSpacing\)"),
+        (lambda data, k: setattr(data, "PatientSex", "SECRET"), r"refuses \(ValueError: \): correct"),
+        (lambda data, k: break_rules(data, "PatientBirthDate", "SECRET"), r"refuses \(ValueError: .*\): correct"),
+        (lambda data, k: setattr(data, "SOPClassUID", "1.9.9"), r"highdicom refuses \(KeyError: \)"),
+    ],
+)
+def test_poor_sources_are_refused_in_plain_words(tmp_path, change, message, caplog):
+    files = write_series(tmp_path / "series", oblique(), change=change)
+    with pytest.raises(ValueError, match=message) as told:
+        write_parametric_map(tmp_path / "map.dcm", files, relevance(), oblique(), "network", ALGORITHM)
+    assert "secret" not in str(told.value).lower()
+    assert not caplog.records
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["series"]
+
+
+def test_odd_values_are_copied_and_not_told(tmp_path, caplog):
+    files = write_series(
+        tmp_path / "series", oblique(), change=lambda data, k: break_rules(data, "PatientID", "x" * 70)
+    )
+    report(tmp_path / "report.dcm", files)
+    pmap(tmp_path / "map.dcm", files, relevance(), oblique())
+    assert not caplog.records
+    for name in ("report.dcm", "map.dcm"):
+        assert b"x" * 70 in (tmp_path / name).read_bytes()
+
+
+def test_mistakes_of_ours_are_not_the_source_s():
+    with pytest.raises(AttributeError, match="no attribute 'absent'"), refused_by_highdicom():
+        highdicom.absent  # noqa: B018
+    with pytest.raises(OSError, match="disk"), refused_by_highdicom():
+        raise OSError("disk full")
+
+
+def test_wrong_arguments(tmp_path, series):
+    with pytest.raises(ValueError, match=r"a probability for each of 4 classes, got .*: give one for each"):
+        report(tmp_path / "x.dcm", series, probabilities=[0.5])
+    with pytest.raises(ValueError, match="a probability for each of 4 classes"):
+        report(tmp_path / "x.dcm", series, probabilities=[0.5, float("nan"), 0.1, 0.1])
+    with pytest.raises(ValueError, match="as predicted class, got 'spleen': give its name"):
+        report(tmp_path / "x.dcm", series, predicted="spleen")
+    with pytest.raises(ValueError, match="DICOM files of a scan, got none: give at least one"):
+        report(tmp_path / "x.dcm", [])
+    (tmp_path / "no.dcm").write_text("no DICOM")
+    with pytest.raises(ValueError, match=r"expected DICOM files, got no.dcm, which is none: give"):
+        report(tmp_path / "x.dcm", [tmp_path / "no.dcm"])
+    with pytest.raises(ValueError, match=r"a map of finite numbers \(i, j, k\), got shape \(7, 6\): give"):
+        pmap(tmp_path / "x.dcm", series, relevance()[..., 0], oblique())
+    with pytest.raises(ValueError, match="a map of finite numbers"):
+        pmap(tmp_path / "x.dcm", series, np.full(SIZE, np.nan), oblique())
+    with pytest.raises(ValueError, match=r"an affine .* that can be inverted, got .*: give the scan's"):
+        pmap(tmp_path / "x.dcm", series, relevance(), np.full((4, 4), np.nan))
+    skewed = oblique()
+    skewed[:3, 1] += 0.1 * skewed[:3, 0]
+    with pytest.raises(ValueError, match=r"rows and columns at right angles, got a cosine of .*: DICOM has no such"):
+        pmap(tmp_path / "x.dcm", series, relevance(), skewed)
+
+
+def test_files_appear_whole_and_are_not_overwritten(tmp_path, series, monkeypatch):
+    path = tmp_path / "report.dcm"
+    umask = os.umask(0o027)
+    try:
+        report(path, series)
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"expected .*report.dcm to be free, .*: give another path, or overwrite=True"):
+        report(path, series, warnings=["other"])
+    with pytest.raises(ValueError, match="to be free"):
+        report(path / "below" / "report.dcm", series)
+    assert path.read_bytes() == before
+
+    def fails(self, where, **options):
+        where.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pydicom.Dataset, "save_as", fails)
+    with pytest.raises(OSError, match="disk full"):
+        report(path, series, warnings=["other"], overwrite=True)
+    assert path.read_bytes() == before
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["report.dcm", "series"]
+    monkeypatch.undo()
+    assert report(path, series, warnings=["other"], overwrite=True).SOPInstanceUID.encode() not in before
+
+
+def test_without_highdicom(tmp_path, series, monkeypatch):
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    told = r"expected highdicom to write DICOM objects, it is not installed: pip install 'monai-llmboost\[dicom\]'"
+    with pytest.raises(ImportError, match=told):
+        write_structured_report(tmp_path / "x.dcm", series, NAMES, PROBABILITIES, NAMES[0], ALGORITHM)
+    with pytest.raises(ImportError, match=told):
+        DicomObjects(tmp_path, {"weights": {"sha256": "c3"}})
+
+
+def test_objects_of_a_case(tmp_path, series):
+    (scan,) = dicom_scans(series, lambda path: "a folder/case")[0]
+    maps = {}
+    for name in ("network", "before_booster"):
+        maps[name] = f"saliency/{name}.nii.gz"
+        (tmp_path / "saliency").mkdir(exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(relevance(), oblique()), tmp_path / maps[name])
+    row = {
+        "probabilities": PROBABILITIES,
+        "predicted": NAMES[2],
+        "warnings": ["odd"],
+        "saliency": {**maps, "preview": "saliency/preview.png"},
+    }
+    facts = {
+        "bundle": "a bundle",
+        "bundle_version": "3.4",
+        "weights": {"file": "/secret/model.pt", "sha256": "e5" * 32},
+        "block": {"block": "some", "fingerprint": "f6f6"},
+        "task": "Organs",
+    }
+    write = DicomObjects(tmp_path, facts)
+    made = write(scan, row, NAMES)
+    where = "dicom/a folder/case/"
+    assert made == {name: f"{where}{name}.dcm" for name in ("report", "network", "before_booster")}
+    written = highdicom.sr.srread(tmp_path / made["report"])
+    codes = pydicom.sr.codedict.codes
+    assert texts(written.content[0], codes.DCM.AlgorithmParameters)[:2] == [
+        f"weights sha256: {'e5' * 32}",
+        "block fingerprint: f6f6",
+    ]
+    assert written.SoftwareVersions[0] == "3.4"
+    quantities = []
+    for name in maps:
+        mapped = highdicom.pm.ParametricMap.from_file(tmp_path / made[name])
+        assert_same_field(mapped, relevance(), oblique())
+        (mapping,) = mapped.SharedFunctionalGroupsSequence[0].RealWorldValueMappingSequence
+        quantities.append(mapping.QuantityDefinitionSequence[0].ConceptCodeSequence[0].CodeMeaning)
+        assert b"/secret" not in (tmp_path / made[name]).read_bytes()
+    assert quantities == ["Saliency", "Gradient-weighted class activation"]
+
+    assert write(scan, {**row, "warnings": []}, NAMES) == made  # of an interrupted run: its own are replaced
+    assert highdicom.sr.srread(tmp_path / made["report"]).SOPInstanceUID != written.SOPInstanceUID
+    (tmp_path / made["report"]).write_bytes(series[0].read_bytes())
+    with pytest.raises(ValueError, match="to be free"):
+        write(scan, row, NAMES)
+    (tmp_path / made["report"]).write_text("a note")
+    with pytest.raises(ValueError, match="to be free"):
+        write(scan, row, NAMES)
+
+
+def test_real_series(tmp_path, real_data):
+    root = real_data / "volumes" / "dicom"
+    folders = ("mr_torchio_17slices", "ct_philips_headphantom_multiseries/S2010", "ct_dicomseg_dcmqi", "enhanced/In")
+    files = [path for folder in folders for path in (root / folder).rglob("*") if path.is_file()]
+    files = [path for path in files if path.name != "DIRFILE"]
+    scans = [scan for scan in dicom_scans(files, lambda path: str(path.relative_to(root)))[0] if not scan.refused]
+    assert len(scans) >= 10
+    reader = DicomSeriesReader()
+    for number, scan in enumerate(scans):
+        array, meta = reader.get_data(reader.read(paths_of(scan)))
+        folder = tmp_path / str(number)
+        made = report(folder / "report.dcm", scan.files)
+        assert len(made.get_evidence()) == len(scan.files), scan.name
+        step = np.maximum(np.array(array.shape) // 5, 1)  # a coarse grid, which is compared voxel by voxel
+        affine = meta["affine"] @ np.diag([*step, 1.0])
+        values = relevance(tuple(np.array(array.shape) // step))
+        assert_same_field(pmap(folder / "coarse.dcm", scan.files, values, affine), values, affine)
+        full = pmap(folder / "map.dcm", scan.files, np.ones(array.shape, np.float32), meta["affine"])
+        assert (full.Columns, full.Rows, full.NumberOfFrames) == array.shape
+        assert full.FrameOfReferenceUID == pydicom.dcmread(scan.files[0], stop_before_pixels=True).FrameOfReferenceUID

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+import io
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+from report_rows import ROWS, png, row, run_of
+
+from monai_llmboost.inference import report
+from monai_llmboost.inference.report import write_report
+from monai_llmboost.inference.viewer import Viewer, viewer_html
+
+HOSTILE = "\"><script>window.hacked=1</script></script></template><img src=x onerror='window.hacked=1'>&amp;{{ 7*7 }}"
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Writes a report into this test's folder."""
+
+    def write(rows=ROWS, skipped=(), viewers=(), **changes):
+        write_report(tmp_path / "report.html", rows, run_of(rows, **changes), skipped, viewers)
+        return tmp_path / "report.html"
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright to drive a browser with")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium on the PATH to open the page in")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(browser):
+    """Opens a page; in the end nothing may have been asked of the network, and nothing complained of."""
+    contexts, problems = [], []
+
+    def open_page(path, **options):
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(5000)
+        # That nilearn's viewer reads single pixels back is no trouble.
+        page.on("console", lambda message: "readback" in message.text or problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        mine = ("data:", "about:srcdoc", path.as_uri())
+        page.on("request", lambda request: request.url.startswith(mine) or problems.append(request.url))
+        page.goto(path.as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+def cases(page):
+    # Not the inner text: of rows that are far off, or were sorted this moment, the browser lays none out.
+    return page.locator("#cases tbody tr:not([hidden]) th bdi").all_text_contents()
+
+
+def heading(page, name):
+    return page.locator("#cases thead th", has_text=name)
+
+
+def test_sorting_by_a_probability(written, opened):
+    page = opened(written())
+    button = heading(page, "malignant").locator("button")
+    button.click()
+    assert cases(page) == ["case-10", "case-2", "case-1", "case-3", "refused"]
+    assert heading(page, "malignant").get_attribute("aria-sort") == "descending"
+    button.click()
+    assert cases(page) == ["case-3", "case-1", "case-2", "case-10", "refused"]
+    assert heading(page, "malignant").get_attribute("aria-sort") == "ascending"
+    heading(page, "benign").locator("button").click()
+    assert cases(page) == ["case-3", "case-1", "case-2", "case-10", "refused"]
+    assert heading(page, "malignant").get_attribute("aria-sort") == "none"
+
+
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [
+        ("No.", ["case-10", "case-2", "case-1", "refused", "case-3"]),
+        ("Case", ["case-1", "case-2", "case-3", "case-10", "refused"]),
+        ("Predicted", ["case-2", "case-1", "case-3", "case-10", "refused"]),
+        ("Warnings", ["refused", "case-10", "case-1", "case-2", "case-3"]),
+    ],
+)
+def test_sorting_by_keyboard(written, opened, name, order):
+    page = opened(written())
+    heading(page, name).locator("button").focus()
+    page.keyboard.press("Enter")
+    assert cases(page) == order
+
+
+def test_searching_and_choosing(written, opened):
+    page = opened(written())
+    page.get_by_label("with warnings").check()
+    page.get_by_text("3 of 5 cases").wait_for()
+    assert cases(page) == ["case-10", "case-1", "refused"]
+    page.get_by_label("Search").fill("WARNING  case")
+    page.get_by_text("2 of 5 cases").wait_for()
+    assert cases(page) == ["case-10", "case-1"]
+    page.get_by_label("refused", exact=True).check()
+    page.get_by_label("Search").fill("")
+    page.get_by_text("1 of 5 cases").wait_for()
+    assert cases(page) == ["refused"]
+    assert page.locator("#cases tbody tr").evaluate_all("rows => rows.filter(row => row.offsetHeight).length") == 1
+    page.get_by_label("all", exact=True).check()
+    page.get_by_text("5 cases", exact=True).wait_for()
+
+
+@pytest.mark.parametrize("where", [{}, {"viewport": {"width": 390, "height": 800}}])
+def test_readable_without_javascript_and_on_a_phone(written, opened, where):
+    page = opened(written(), java_script_enabled=False, **where)
+    assert cases(page) == [row["case"] for row in ROWS]
+    assert not page.locator("#choose").is_visible()
+    assert page.get_by_text("expected one volume, got 3").is_visible()
+    # Rows and cells stay a table for a screen reader, though they are laid out as grids.
+    tree = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
+    roles = Counter(node["role"]["value"] for node in tree if not node["ignored"])
+    empty_cells = 2 if where else 0  # are left out on a phone, as are the headings
+    assert (roles["table"], roles["rowheader"], roles["cell"]) == (1, 5, 4 * 8 + 6 - empty_cells)
+
+
+def test_hostile_text_stays_text(written, opened):
+    names = [HOSTILE, "\u202egnp.exe", "line\nbreak", "no utf-8 \udcff", "é 中 ok"]
+    rows = [
+        row(name, 0.5, [name], predicted=name, modality=name, series_uid=name, saliency={name: name, "preview": "gone"})
+        for name in names
+    ] + [row("refused", refused=HOSTILE)]
+    page = opened(
+        written(
+            rows,
+            [(name, HOSTILE) for name in names],
+            class_names=[HOSTILE, "b"],
+            bundle=HOSTILE,
+            task={HOSTILE: HOSTILE},
+        ),
+    )
+    assert cases(page) == [HOSTILE, "\\u202egnp.exe", "line\\nbreak", "no utf-8 \\udcff", "é 中 ok", "refused"]
+    assert page.evaluate("[window.hacked, document.querySelectorAll('img[src=x]').length]") == [None, 0]
+    assert page.locator("td.predicted").first.text_content() == HOSTILE
+    assert HOSTILE in page.locator(".reason").text_content()
+    page.get_by_text("0 skipped files").click()
+    assert page.locator(".files li").all_text_contents()[:2] == [HOSTILE, "\\u202egnp.exe"]
+    heading(page, "Case").locator("button").click()
+
+
+def test_previews_lie_inside_up_to_the_budget(written, opened, tmp_path, monkeypatch):
+    for name, width in (("one", 300), ("two #?%", 301), ("three", 302)):
+        (tmp_path / f"{name}.png").write_bytes(png(width, 100))
+    rows = [row(name, 0.5, saliency={"preview": f"{name}.png"}) for name in ("one", "two #?%", "three", "lost")]
+    monkeypatch.setattr(report, "PREVIEW_BUDGET", 2.5 * len(png(300, 100)) * 4 / 3)
+    page = opened(written([*rows, row("none", 0.5)]))
+    assert page.locator("a[data-preview]").count() == 2
+    assert page.locator("td a").evaluate_all("links => links.map(a => a.getAttribute('href'))") == [
+        "./one.png",
+        "./two%20%23%3F%25.png",
+        "./three.png",
+    ]
+    assert page.get_by_text("those of 1 others lie beside it").is_visible()
+    shown = "[...document.querySelectorAll('dialog[open] img')].map(image => image.naturalWidth)"
+    page.locator("a[data-preview]").first.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"{shown}[0] === 300")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function(f"{shown}[0] === 301")
+    assert page.locator("dialog h2").inner_text() == "two #?%"
+    page.keyboard.press("Escape")
+    assert page.evaluate(shown) == []
+    assert page.evaluate("document.activeElement.getAttribute('href')") == "./two%20%23%3F%25.png"
+
+
+def picture(page):
+    """The viewer's canvas as it stands on the screen, (height, width, 3)."""
+    frame = page.frame_locator("#viewer iframe")
+    frame.locator("canvas").wait_for()
+    page.wait_for_timeout(300)
+    return np.asarray(Image.open(io.BytesIO(frame.locator("canvas").screenshot())).convert("RGB"), dtype=float)
+
+
+def test_the_viewer_opens_when_asked_and_draws(written, opened):
+    volume = np.random.default_rng(0).random((9, 10, 11)).astype(np.float32)
+    relevance = np.zeros_like(volume)
+    relevance[3:5, 4:6, 5:7] = 1
+    viewers = [Viewer("case-2", viewer_html(volume, np.eye(4), None, "x")),
+               Viewer("case-1", viewer_html(volume, np.eye(4), relevance, "x"))]  # fmt: skip
+    page = opened(written(viewers=viewers))
+    assert page.locator("#viewer iframe").get_attribute("srcdoc") is None
+    page.locator("#viewer summary").click()
+    plain = picture(page)
+    assert plain.std() > 20
+    page.frame_locator("#viewer iframe").locator("canvas").focus()
+    for _ in range(20):
+        page.keyboard.press("ArrowUp")
+    assert np.abs(picture(page) - plain).mean() > 1, "the planes were moved by keys"
+    page.locator("tr", has_text="case-1").get_by_role("button", name="three planes").focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#viewer iframe").get_attribute("title") == "Three planes of case-1"
+    warm = [(image[..., 0] - image[..., 2] > 60).mean() for image in (plain, picture(page))]
+    assert warm[0] == 0
+    assert warm[1] > 0.005, "relevance is drawn in colour"
+
+
+def test_print_shows_a_table_and_no_controls(written, opened):
+    page = opened(written(), color_scheme="dark")
+    page.emulate_media(media="print")
+    assert not page.locator("#choose").is_visible()
+    styles = (
+        "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.querySelector('thead')).display]"
+    )
+    assert page.evaluate(styles) == ["rgb(255, 255, 255)", "table-header-group"]
