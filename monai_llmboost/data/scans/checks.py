@@ -15,7 +15,7 @@ from monai.utils import TransformBackends, ensure_tuple_rep
 # A volume that uses less of the range than this was most likely scaled before.
 SMALLEST_USE_OF_RANGE = 0.01
 # An image has more different values than this among as many voxels; a map of labels has not.
-FEWEST_VALUES, VOXELS_LOOKED_AT = 16, 1 << 18
+FEWEST_VALUES, VOXELS_LOOKED_AT = 16, 1 << 13
 
 
 class CheckVolumed(MapTransform):

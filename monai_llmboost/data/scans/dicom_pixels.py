@@ -79,7 +79,7 @@ def _planes(path: Path, frames: Sequence[int] | None) -> list[np.ndarray]:
         raise RefusedScan(
             f"expected pixels that can be unpacked, {path.name} is damaged, cut short or in an unknown syntax "
             f"({type(error).__name__}): copy it again, or save it uncompressed"
-        ) from error
+        ) from None  # what shows the root of a chain of errors would show that text
     return [_bright_above_dark(plane, data) for plane in planes]
 
 

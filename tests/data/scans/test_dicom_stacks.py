@@ -167,6 +167,10 @@ TOLD_APART = {
         [{"EchoTime": str(e), "AcquisitionNumber": lambda k, e=e: 10 * e + k} for e in (4, 9)],
         "EchoTime",
     ),
+    "a number for each half as well": (
+        [{"EchoTime": lambda k, i=i: str(2 * i + k // 3), "AcquisitionNumber": i} for i in (1, 2)],
+        "AcquisitionNumber",
+    ),
 }
 
 
@@ -183,10 +187,10 @@ def test_volumes_at_one_place_are_told_apart_by_their_tags(tmp_path, name):
     assert len({scan.name for scan in found}) == len(volumes)
 
 
-@pytest.mark.parametrize("change", [tags(), tags(TriggerTime=lambda k: str(k))], ids=["none", "one for each slice"])
-def test_time_points_that_no_tag_tells_apart_are_refused(tmp_path, change):
-    write_series(tmp_path, VOLUME, change=change)
-    write_series(tmp_path, VOLUME, first=100, change=change)
+@pytest.mark.parametrize("trigger", [lambda k, i: "1", lambda k, i: str(10 * i + k)], ids=["same", "for each slice"])
+def test_time_points_that_no_tag_tells_apart_are_refused(tmp_path, trigger):
+    for i in range(2):
+        write_series(tmp_path, VOLUME, first=100 * i, change=tags(TriggerTime=lambda k, i=i: trigger(k, i)))
     assert "got 12 slices at 6 positions and no tag" in only_scan(tmp_path).refused
 
 
