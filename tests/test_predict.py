@@ -310,3 +310,14 @@ def test_output_inside_of_the_input_is_not_read_again(predict, tmp_path):
         assert predict(scans, output=scans / "out", saliency=True) == 0
     assert [row["case"] for row in rows_of(scans / "out")] == ["scan-000.nii.gz", "scan-001.nii.gz"]
     assert list((scans / "out" / "saliency").rglob("*.nii.gz"))
+
+
+def test_overwrite_leaves_alone_what_is_not_its_own(predict, tmp_path):
+    """The scans may lie in a folder of the output that is called as one of ours."""
+    scans = write_scans(tmp_path / "study" / "dicom", 1)
+    (tmp_path / "study" / "saliency").mkdir()
+    (tmp_path / "study" / "saliency" / "mine.txt").write_text("mine")
+    for _ in range(2):
+        assert predict(scans, output=tmp_path / "study", overwrite=True, saliency=True) == 0
+    assert [path.name for path in scans.iterdir()] == ["scan-000.nii.gz"]
+    assert (tmp_path / "study" / "saliency" / "mine.txt").read_text() == "mine"

@@ -9,7 +9,6 @@ import json
 import logging
 import math
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -45,7 +44,8 @@ class Predictions:
     ``saliency/`` and ``dicom/``. A case whose probabilities are not finite is refused.
 
     Args:
-        output_dir: the folder; what lies in it under these names is renamed, unless it is of this run.
+        output_dir: the folder; what lies in it under these names is renamed, unless it is of this run. Maps and
+            DICOM objects of a case replace those of an earlier run; other files are never touched.
         network: gives the names of its classes, those of the checkpoint it loaded.
         cases: the scans.
         batches: what of them is to be predicted.
@@ -98,9 +98,6 @@ class Predictions:
             if case not in names:
                 raise ValueError(f"expected a case to view among those found, got {case!r}: see the column case")
         self.journal.open()
-        if self.journal.overwrite and self.journal.first:
-            for folder in ("saliency", "dicom"):
-                shutil.rmtree(self.output_dir / folder, ignore_errors=True)
         done = f", {self.batches.num_done} of them done before" if self.batches.num_done else ""
         logger.info(
             f"{len(self.cases.scans)} scans to predict{done}, {len(self.cases.refused)} refused, "

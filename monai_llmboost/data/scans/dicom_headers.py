@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import warnings
@@ -135,9 +136,15 @@ def _begins_as_dicom(head: bytes) -> bool:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without pydicom's warnings and log entries, which quote values; those that matter here are checked."""
-    with warnings.catch_warnings(), disable_value_validation():
-        warnings.simplefilter("ignore")
-        yield
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings(), disable_value_validation():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def read_header(path: Path) -> tuple[SliceHeader, ...] | SkippedFile:
