@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL
+from dicom_files import write_series
 from typer.testing import CliRunner
 
 from monai_llmboost.__main__ import app
@@ -260,8 +261,17 @@ def test_workers_read_alike(predict, tmp_path):
 def test_salted_names_tell_nothing(command, tmp_path):
     scans = write_scans(tmp_path / "Doe^Jane" / "1970-01-01", 2)
     (scans / "Doe.txt").write_text("x")
+    volume = np.random.default_rng(0).integers(0, 255, (9, 8, 7)).astype(np.int16)
+    for k, path in enumerate(write_series(scans / "gap", volume)):
+        path.rename(path.with_name(f"Doe {k}"))
+    shutil.copy(scans / "gap" / "Doe 0", scans / "gap" / "Doe 0 again")
+    (scans / "gap" / "Doe 3").unlink()
     result = command("--input", tmp_path / "Doe^Jane", "--salt", "pepper")
-    assert result.exit_code == 0
+    assert result.exit_code == 1
+    told = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert any("1 are missing, between (a file) and (a file)" in case["refused"] for case in told["cases"]), told
+    assert "a copy of another file" in [file["reason"] for file in told["skipped"]]
+    assert "Doe " not in result.output
     first = [row["case"] for row in rows_of(tmp_path / "out")]
     assert all(re.fullmatch("case-[0-9a-f]{16}", case) for case in first)
     for path in (tmp_path / "out").rglob("*"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -19,7 +20,10 @@ from torch.utils.data import Sampler
 from monai_llmboost.data import Scan, SkippedFile, find_scans
 from monai_llmboost.data.scans.dicom_reader import paths_of
 from monai_llmboost.inference.journal import Journal
-from monai_llmboost.inference.provenance import files_digest
+from monai_llmboost.inference.provenance import files_digest, text_digest
+
+# What a skipped file's reason says of another file.
+COPY_OF = re.compile(r"^a copy of .*")
 
 
 class ScanCases(Dataset):
@@ -61,7 +65,12 @@ class ScanCases(Dataset):
         scans, skipped = find_scans(_several(where), follow_links, [Path(path) for path in _several(leave_out)])
         if salt is not None:
             scans = [_hidden(scan, str(salt)) for scan in scans]
-            skipped = [SkippedFile(Path(_hashed(str(file.path), str(salt))), file.reason) for file in skipped]
+            skipped = [
+                SkippedFile(
+                    Path(_hashed(str(file.path), str(salt))), COPY_OF.sub("a copy of another file", file.reason)
+                )
+                for file in skipped
+            ]
         self.scans: list[Scan] = [scan for scan in scans if not scan.refused]
         self.refused: list[Scan] = [scan for scan in scans if scan.refused]
         self.skipped: list[SkippedFile] = skipped
@@ -85,14 +94,14 @@ class ScanCases(Dataset):
             "input_shape": torch.zeros(3, dtype=torch.int64),
         }
         try:
-            item["input_sha256"] = files_digest(scan.files)
+            item["input_sha256"] = _digest_of(scan)
             image = self.transform({"image": _source(scan)})["image"]
             if tuple(image.shape) != self.image_shape:
                 raise ValueError(f"expected the transforms to give {self.image_shape}, got {tuple(image.shape)}")
             if not torch.isfinite(torch.as_tensor(image)).all():
                 raise ValueError("expected finite voxels behind the transforms, got NaN or infinite ones")
             if isinstance(image, MetaTensor):
-                told = [*scan.warnings, *image.meta.get("warnings", ())]
+                told = [*scan.warnings, *image.meta.get("warnings", "").splitlines()]
                 item["warnings"] = "\n".join(dict.fromkeys(told))
                 item["affine"] = torch.as_tensor(image.affine, dtype=torch.float64).cpu()
                 item["input_affine"] = torch.as_tensor(image.meta["original_affine"], dtype=torch.float64).cpu()
@@ -101,6 +110,8 @@ class ScanCases(Dataset):
             item["image"] = torch.as_tensor(image, dtype=torch.float32)
         except Exception as error:  # whatever a reader or a transform raises concerns this case alone
             item["refused"] = reason_of(error)
+        if self.hides_names:
+            item |= {key: _without_names(item[key], scan) for key in ("refused", "warnings")}
         return {**item, "seconds": time.perf_counter() - start}
 
     def volume(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -154,9 +165,15 @@ def _is_done(scan: Scan, done: dict[str, dict[str, Any]]) -> bool:
     if row is None:
         return False
     try:
-        return row["input_sha256"] == files_digest(scan.files)
+        return row["input_sha256"] == _digest_of(scan)
     except OSError:
         return False  # it will be refused, with the reason, when it is read
+
+
+def _digest_of(scan: Scan) -> str:
+    """Of the bytes of its files, and of which volume in them it is."""
+    digest = files_digest(scan.files)
+    return text_digest([digest, scan.stack]) if scan.stack else digest
 
 
 def _several(where: Any) -> list[Any]:
@@ -173,7 +190,20 @@ def _hashed(text: str, salt: str) -> str:
 
 
 def _hidden(scan: Scan, salt: str) -> Scan:
-    return replace(scan, name=_hashed(scan.name, salt), series_uid="")
+    return replace(
+        scan,
+        name=_hashed(scan.name, salt),
+        series_uid="",
+        warnings=tuple(_without_names(text, scan) for text in scan.warnings),
+        refused=_without_names(scan.refused, scan),
+    )
+
+
+def _without_names(text: str, scan: Scan) -> str:
+    """A sentence without the names of the scan's files, which may be a patient's."""
+    for name in {path.name for path in scan.files}:
+        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "(a file)", text)
+    return text
 
 
 def reason_of(error: BaseException) -> str:

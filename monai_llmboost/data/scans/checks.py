@@ -92,4 +92,4 @@ def _warn(volume: MetaTensor) -> None:
     values = len(torch.unique(voxels[:: max(1, len(voxels) // VOXELS_LOOKED_AT)]))
     if values < FEWEST_VALUES < len(voxels):
         told = f"it has only {values} different values: perhaps a map of labels rather than an image"
-        volume.meta["warnings"] = [*volume.meta.get("warnings", ()), told]
+        volume.meta["warnings"] = "\n".join([*volume.meta.get("warnings", "").splitlines(), told])

@@ -79,7 +79,7 @@ class DicomSeriesReader(ImageReader):
     def get_data(self, img: Stack | Exception) -> tuple[np.ndarray, dict]:
         """The volume, (i, j, k) float32, and its meta data as of MONAI's NIfTI reader.
 
-        Beside these: ``series_uid``, ``modality`` and ``warnings`` (a list of sentences). No other tag is copied.
+        Beside these: ``series_uid``, ``modality`` and ``warnings`` (a sentence a line). No other tag is copied.
 
         Raises:
             RefusedScan: what was given is not one volume that can be read rightly.
@@ -102,7 +102,7 @@ class DicomSeriesReader(ImageReader):
             MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan"),  # "no_channel"
             "series_uid": img.slices[0].series_uid,
             "modality": img.slices[0].modality,
-            "warnings": warnings,
+            "warnings": "\n".join(warnings),  # text, so that scans with unlike ones make a batch
         }
 
     def _one_stack(self, data: Sequence[PathLike] | PathLike) -> Stack:

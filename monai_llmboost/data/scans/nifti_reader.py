@@ -71,7 +71,7 @@ class BoundedNiftiReader(ImageReader):
             return refusal(error)
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """Voxels (i, j, k) float32, and their meta: affine (voxel -> RAS+ mm), shape, and ``"warnings"``, sentences.
+        """Voxels (i, j, k) float32, and their meta: affine (voxel -> RAS+ mm), shape, and ``"warnings"``, a line each.
 
         Raises:
             RefusedScan: the file cannot be read rightly.
@@ -85,7 +85,7 @@ class BoundedNiftiReader(ImageReader):
             MetaKeys.SPATIAL_SHAPE: np.asarray(voxels.shape),
             MetaKeys.SPACE: SpaceKeys.RAS,
             MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan"),  # no channel
-            "warnings": list(header.warnings),
+            "warnings": "\n".join(header.warnings),  # text, so that scans with unlike ones make a batch
         }
         return voxels, meta
 

@@ -63,7 +63,7 @@ class ScanReader(ImageReader):
             return self.nifti, refusal(error)
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """Voxels (i, j, k) float32, and their meta: affine (voxel -> RAS+ mm), shape, and ``"warnings"``, sentences.
+        """Voxels (i, j, k) float32, and their meta: affine (voxel -> RAS+ mm), shape, and ``"warnings"``, a line each.
 
         Raises:
             RefusedScan: the scan cannot be read rightly.

@@ -64,7 +64,7 @@ def test_bright_stays_bright(tmp_path, volume, bits, mirrored):
     tags = {"PhotometricInterpretation": "MONOCHROME1", "BitsStored": bits, "HighBit": bits - 1, "RescaleSlope": "2"}
     write_series(tmp_path, volume, **tags)
     meta = assert_reads_as(tmp_path, mirrored(volume.astype(int)) * 2)
-    assert meta["warnings"] == ["stored with low values bright (MONOCHROME1): mirrored, so that bright is high"]
+    assert meta["warnings"] == "stored with low values bright (MONOCHROME1): mirrored, so that bright is high"
 
 
 def test_what_lies_in_unused_bits_is_left_out(tmp_path):

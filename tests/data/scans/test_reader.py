@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
+import nibabel
 import numpy as np
 import pytest
 from dicom_files import OBLIQUE, random_volume, uid, write_series
+from monai.data import DataLoader, Dataset
 from monai.transforms import LoadImaged
 from nifti_files import AFFINE, save, voxels
 
@@ -82,3 +84,19 @@ def test_files_that_are_no_one_scan(tmp_path):
         load([save(tmp_path / "a.nii"), save(tmp_path / "b.nii")])
     with pytest.raises(RefusedScan, match="expected the files of a scan, got none"):
         load([])
+
+
+def test_scans_with_unlike_warnings_make_a_batch(tmp_path):
+    """In anyone's DataLoader: one has a code of its orientation, the other has none."""
+    volume = np.random.default_rng(0).integers(0, 255, (6, 5, 4)).astype(np.uint8)
+    for name, code in (("known", 1), ("unknown", 0)):
+        image = nibabel.Nifti1Image(volume, np.eye(4))
+        image.set_sform(np.eye(4), code=code)
+        image.set_qform(None, code=0)
+        nibabel.save(image, tmp_path / f"{name}.nii")
+    load = LoadImaged("image", reader="monai_llmboost.data.ScanReader")
+    items = [{"image": str(tmp_path / f"{name}.nii")} for name in ("known", "unknown")]
+    (batch,) = DataLoader(Dataset(items, load), batch_size=2)
+    assert batch["image"].shape == (2, 6, 5, 4)
+    known, unknown = batch["image"].meta["warnings"]
+    assert (known, "orientation is unknown" in unknown) == ("", True)
