@@ -101,13 +101,15 @@ def _show(console: Console, output: Path, results: dict[str, dict[str, Any]]) ->
     console.print("One seed, phantoms, a small donor: this shows that everything runs, not that a block helps.")
     predictions = output / "predictions" / "predictions.csv"
     with predictions.open(newline="") as file:
-        rows = list(csv.reader(file))
-    table = Table(*rows[0], title="Predictions for the NIfTI files (arm pretrained)")
-    for row in rows[1:]:
-        table.add_row(*row)
+        rows = list(csv.DictReader(file))
+    shown = [name for name in rows[0] if name in ("case", "predicted") or name.startswith("p_")]
+    table = Table(*shown, title="Predictions for the NIfTI files (arm pretrained)")
+    for row in rows:
+        table.add_row(*(row[name] for name in shown))
     console.print(table)
     for what, path in {
         "predictions": predictions,
+        "the same as a page to look at": predictions.parent / "report.html",
         "metrics and per-case table of each arm": output / "<arm>",
         "trained weights": output / "<arm>" / "model.pt",
         "learning curves": f"tensorboard --logdir {output}",
