@@ -144,6 +144,24 @@ def epoch() -> str:
     return f"{results_of('epoch-cpu')['device']}:\n\n{markdown(headings, lines)}"
 
 
+def inference() -> str:
+    """A folder of volumes by the command, and in a plain MONAI pipeline."""
+    result, lines = results_of("inference-cpu"), []
+    settings = result["settings"]
+    for row in result["rows"]:
+        if "ms per further volume" in row:
+            seconds = [f"{row['seconds']:.1f} s ({times(row['time / plain'])})", f"{row['ms per further volume']:.1f} ms"]
+            more = row.get("kB per further volume")
+            memory = [megabytes(row.get("peak MB")), "-" if more is None else f"{more:.0f} kB"]
+            lines.append([f"`{row['side']}`" if "predict" in row["side"] else row["side"], *seconds, *memory])
+    volumes = max(row["volumes"] for row in result["rows"])
+    return (
+        f"{volumes} volumes of {settings['size']}\u00b3, batches of {settings['batch']}, one process that also reads, "
+        f"{result['device']}, medians of {settings['rounds']} rounds:\n\n"
+        f"{markdown(['by', 'time', 'a further volume', 'peak memory', 'a further volume'], lines)}"
+    )
+
+
 def model_types() -> str:
     """Which types of language models can be donors."""
     result = results_of("model-types")
@@ -179,7 +197,7 @@ def _reason(text: str) -> str:
     return re.sub(rf"{known}|\blayer \d+ (?=does|is)", "", text)
 
 
-TABLES = {function.__name__: function for function in (cost, growth, booster, published, startup, epoch, model_types)}
+TABLES = {function.__name__: function for function in (cost, growth, booster, published, startup, epoch, inference, model_types)}
 
 
 def with_tables(text: str) -> str:

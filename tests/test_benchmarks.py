@@ -44,6 +44,14 @@ def test_an_epoch_of_the_bundle(tmp_path):
     assert row["epoch / steps"] > 0.5
 
 
+def test_a_folder_of_volumes_by_command_and_in_plain_monai(tmp_path):
+    rows = rows_of("inference", tmp_path / "inference.json", "--few", "2", "--many", "4", "--rounds", "1")
+    assert [row["volumes"] for row in rows] == [2] * 3 + [4] * 3
+    assert {row["side"] for row in rows} == {"predict", "predict --no-report", "plain MONAI"}
+    assert all(row["difference to plain"] < 1e-5 for row in rows)
+    assert all("ms per further volume" in row for row in rows if row["volumes"] == 4)
+
+
 def test_model_types_have_an_outcome_each(tmp_path):
     rows = rows_of("model_types", tmp_path / "types.json", "--types", "phi", "mamba", "gemma3")
     assert {row["type"]: row["outcome"] for row in rows} == {"gemma3": "native", "mamba": "refused", "phi": "general"}

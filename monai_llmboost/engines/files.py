@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that appear whole or not at all, and never in the place of an earlier one."""
+"""Files that appear whole or not at all, and in the place of an earlier one only where that is asked for."""
 
 from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 logger = logging.getLogger("monai_llmboost")
 
@@ -26,24 +25,31 @@ def set_aside(path: Path) -> None:
 
 
 @contextmanager
-def written_whole(path: Path, aside: bool = True) -> Iterator[Any]:
+def placed_whole(path: Path, aside: bool = False) -> Iterator[Path]:
+    """Another path in the same folder to write to, whose file takes its place when it is whole, or not at all.
+
+    An earlier file is replaced, or, with ``aside``, set aside.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"part-{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        if aside:
+            set_aside(path)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_whole(path: Path, aside: bool = True) -> Iterator[TextIO]:
     """A text file that appears under its name when all of it is written, or not at all.
 
     An earlier one is set aside, or, with ``aside=False``, replaced.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    umask = os.umask(0)
-    os.umask(umask)
-    # A file name that is no UTF-8 is written with its odd bytes spelt out, rather than costing the whole table.
-    with tempfile.NamedTemporaryFile(
-        "w", newline="", dir=path.parent, delete=False, encoding="utf-8", errors="backslashreplace"
-    ) as file:
-        try:
-            yield file
-        except BaseException:
-            Path(file.name).unlink()
-            raise
-    Path(file.name).chmod(0o666 & ~umask)
-    if aside:
-        set_aside(path)
-    Path(file.name).replace(path)
+    with (
+        placed_whole(path, aside) as temporary,
+        # A file name that is no UTF-8 is written with its odd bytes spelt out, rather than costing the whole table.
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        yield file

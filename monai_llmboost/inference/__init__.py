@@ -2,13 +2,13 @@
 """A folder of scans -> predictions, maps of what the network looked at, a page to read."""
 
 from monai_llmboost.inference.cases import PendingBatches, ScanCases
-from monai_llmboost.inference.dicom_out import DicomObjects
+from monai_llmboost.inference.dicom.objects import DicomObjects
 from monai_llmboost.inference.inferer import HalvingInferer
 from monai_llmboost.inference.journal import Journal
+from monai_llmboost.inference.maps.saliency import SaliencyMaps, on_input_grid, relevance_maps
+from monai_llmboost.inference.page.report import write_report
 from monai_llmboost.inference.predictions import Predictions
 from monai_llmboost.inference.provenance import run_facts
-from monai_llmboost.inference.report import write_report
-from monai_llmboost.inference.saliency import SaliencyMaps, on_input_grid, relevance_maps
 
 __all__ = [
     "DicomObjects",

@@ -18,7 +18,7 @@ from monai.data import Dataset, ImageReader, MetaTensor
 from torch.utils.data import Sampler
 
 from monai_llmboost.data import Scan, SkippedFile, find_scans
-from monai_llmboost.data.scans.dicom_reader import paths_of
+from monai_llmboost.data.scans.dicom.reader import paths_of
 from monai_llmboost.inference.journal import Journal
 from monai_llmboost.inference.provenance import files_digest, text_digest
 

@@ -23,12 +23,12 @@ from torch import nn
 from monai_llmboost.data import Scan
 from monai_llmboost.engines.files import written_whole
 from monai_llmboost.inference.cases import PendingBatches, ScanCases, reason_of
-from monai_llmboost.inference.dicom_out import DicomObjects
+from monai_llmboost.inference.dicom.objects import DicomObjects
 from monai_llmboost.inference.journal import Journal
-from monai_llmboost.inference.previews import thumbnail
-from monai_llmboost.inference.report import write_report
-from monai_llmboost.inference.saliency import SaliencyMaps
-from monai_llmboost.inference.viewer import Viewer, viewer_html
+from monai_llmboost.inference.maps.previews import thumbnail
+from monai_llmboost.inference.maps.saliency import SaliencyMaps
+from monai_llmboost.inference.page.report import write_report
+from monai_llmboost.inference.page.viewer import Viewer, viewer_html
 from monai_llmboost.networks.class_names import class_names_of
 
 logger = logging.getLogger("monai_llmboost")

@@ -15,12 +15,12 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage
 
 from monai_llmboost.data import DicomSeriesReader
-from monai_llmboost.data.scans.dicom_reader import paths_of
-from monai_llmboost.data.scans.dicom_stacks import dicom_scans
-from monai_llmboost.inference.dicom_maker import refused_by_highdicom
-from monai_llmboost.inference.dicom_map import write_parametric_map
-from monai_llmboost.inference.dicom_out import DicomObjects
-from monai_llmboost.inference.dicom_report import write_structured_report
+from monai_llmboost.data.scans.dicom.reader import paths_of
+from monai_llmboost.data.scans.dicom.stacks import dicom_scans
+from monai_llmboost.inference.dicom.maker import refused_by_highdicom
+from monai_llmboost.inference.dicom.map import write_parametric_map
+from monai_llmboost.inference.dicom.objects import DicomObjects
+from monai_llmboost.inference.dicom.report import write_structured_report
 
 SIZE = (7, 6, 5)  # columns, rows, slices
 ALGORITHM = {

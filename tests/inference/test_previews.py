@@ -11,7 +11,15 @@ import torch
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff
 from PIL import Image
 
-from monai_llmboost.inference.previews import drawable, grey_window, peak_of, planes, save_preview, shortened, thumbnail
+from monai_llmboost.inference.maps.previews import (
+    drawable,
+    grey_window,
+    peak_of,
+    planes,
+    save_preview,
+    shortened,
+    thumbnail,
+)
 
 RAS_SHAPE = (7, 9, 5)
 RAS_AFFINE = np.array([[2.0, 0, 0, -6], [0, 3, 0, 4], [0, 0, 5, 1], [0, 0, 0, 1]])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from report_rows import ROWS, row, run_of
 
-from monai_llmboost.inference.report import write_report
-from monai_llmboost.inference.viewer import Viewer, viewer_html
+from monai_llmboost.inference.page.report import write_report
+from monai_llmboost.inference.page.viewer import Viewer, viewer_html
 
 
 @pytest.fixture

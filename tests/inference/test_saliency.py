@@ -25,7 +25,7 @@ from torch import nn
 
 from monai_llmboost.boosters import ResidualBooster
 from monai_llmboost.inference import SaliencyMaps, on_input_grid, relevance_maps
-from monai_llmboost.inference.saliency import STEP, folder_of
+from monai_llmboost.inference.maps.saliency import STEP, folder_of
 from monai_llmboost.llm import random_block
 from monai_llmboost.networks import ViT3D
 

@@ -11,7 +11,7 @@ from nibabel.affines import apply_affine
 from nibabel.eulerangles import euler2mat
 from PIL import Image
 
-from monai_llmboost.inference.viewer import viewer_html
+from monai_llmboost.inference.page.viewer import viewer_html
 
 OBLIQUE = np.eye(4)
 OBLIQUE[:3, :3] = euler2mat(0.3, -0.2, 0.5) @ np.diag([-0.8, 1.1, 3.0])

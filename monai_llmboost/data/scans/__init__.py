@@ -2,9 +2,9 @@
 """Scans on disk -> checked volumes: found, read or refused with a reason, one by one."""
 
 from monai_llmboost.data.scans.checks import CheckVolumed
-from monai_llmboost.data.scans.dicom_reader import DicomSeriesReader
+from monai_llmboost.data.scans.dicom.reader import DicomSeriesReader
 from monai_llmboost.data.scans.find import find_scans
-from monai_llmboost.data.scans.nifti_reader import BoundedNiftiReader
+from monai_llmboost.data.scans.nifti.reader import BoundedNiftiReader
 from monai_llmboost.data.scans.reader import ScanReader
 from monai_llmboost.data.scans.scan import RefusedScan, Scan, SkippedFile
 

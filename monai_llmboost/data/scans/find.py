@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from monai_llmboost.data.scans.dicom_headers import looks_like_dicom
-from monai_llmboost.data.scans.dicom_stacks import dicom_scans
+from monai_llmboost.data.scans.dicom.headers import looks_like_dicom
+from monai_llmboost.data.scans.dicom.stacks import dicom_scans
 from monai_llmboost.data.scans.kinds import ANALYZE, CONVERTIBLE, DICOM_SUFFIXES, first_bytes, kind_of
 from monai_llmboost.data.scans.lists import LISTS, listed
-from monai_llmboost.data.scans.nifti_headers import LARGEST_VOLUME, nifti_scan, partner, sentence
+from monai_llmboost.data.scans.nifti.headers import LARGEST_VOLUME, nifti_scan, partner, sentence
 from monai_llmboost.data.scans.scan import Scan, SkippedFile
 from monai_llmboost.data.scans.walk import opened, refuse_left_out, walk
 

@@ -12,11 +12,11 @@ import numpy as np
 from monai.data import ImageReader
 from monai.utils import ensure_tuple
 
-from monai_llmboost.data.scans.dicom_headers import looks_like_dicom
-from monai_llmboost.data.scans.dicom_reader import DicomSeriesReader
+from monai_llmboost.data.scans.dicom.headers import looks_like_dicom
+from monai_llmboost.data.scans.dicom.reader import DicomSeriesReader
 from monai_llmboost.data.scans.kinds import DICOM_SUFFIXES, first_bytes, kind_of
-from monai_llmboost.data.scans.nifti_headers import LARGEST_VOLUME
-from monai_llmboost.data.scans.nifti_reader import BoundedNiftiReader, refusal
+from monai_llmboost.data.scans.nifti.headers import LARGEST_VOLUME
+from monai_llmboost.data.scans.nifti.reader import BoundedNiftiReader, refusal
 from monai_llmboost.data.scans.scan import RefusedScan
 
 

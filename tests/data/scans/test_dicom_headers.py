@@ -17,9 +17,10 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-from monai_llmboost.data.scans.dicom_headers import SliceHeader, looks_like_dicom, read_header
-from monai_llmboost.data.scans.dicom_reader import DicomSeriesReader
-from monai_llmboost.data.scans.dicom_stacks import dicom_scans
+from monai_llmboost.data.scans.dicom.headers import looks_like_dicom, read_header
+from monai_llmboost.data.scans.dicom.reader import DicomSeriesReader
+from monai_llmboost.data.scans.dicom.slices import SliceHeader
+from monai_llmboost.data.scans.dicom.stacks import dicom_scans
 from monai_llmboost.data.scans.scan import RefusedScan, SkippedFile
 
 PLANE = np.arange(12, dtype=np.int16).reshape(3, 4)

@@ -9,7 +9,7 @@ from pydicom import dcmread
 from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRBigEndian, JPEG2000Lossless, JPEGLSLossless, MRImageStorage, RLELossless
 
-from monai_llmboost.data.scans.dicom_reader import DicomSeriesReader
+from monai_llmboost.data.scans.dicom.reader import DicomSeriesReader
 from monai_llmboost.data.scans.scan import RefusedScan
 
 VOLUME = random_volume()  # (9, 8, 6)

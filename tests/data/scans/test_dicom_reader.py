@@ -9,12 +9,12 @@ from dicom_files import OBLIQUE, dataset, random_volume, save, uid, write_multif
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImage, LoadImaged, Orientationd
 
-from monai_llmboost.data.scans.dicom_reader import DicomSeriesReader, paths_of
-from monai_llmboost.data.scans.dicom_stacks import dicom_scans
+from monai_llmboost.data.scans.dicom.reader import DicomSeriesReader, paths_of
+from monai_llmboost.data.scans.dicom.stacks import dicom_scans
 from monai_llmboost.data.scans.scan import RefusedScan
 
 VOLUME = random_volume()  # (9, 8, 6)
-NAME = "monai_llmboost.data.scans.dicom_reader.DicomSeriesReader"
+NAME = "monai_llmboost.data.scans.dicom.reader.DicomSeriesReader"
 READERS = {"name": lambda: NAME, "class": lambda: DicomSeriesReader, "instance": DicomSeriesReader}
 
 

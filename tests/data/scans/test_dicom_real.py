@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from monai_llmboost.data.scans.dicom_headers import looks_like_dicom, read_header
-from monai_llmboost.data.scans.dicom_pixels import same_content, volume_of
-from monai_llmboost.data.scans.dicom_reader import DicomSeriesReader, paths_of
-from monai_llmboost.data.scans.dicom_stacks import dicom_scans
+from monai_llmboost.data.scans.dicom.headers import looks_like_dicom, read_header
+from monai_llmboost.data.scans.dicom.pixels import same_content, volume_of
+from monai_llmboost.data.scans.dicom.reader import DicomSeriesReader, paths_of
+from monai_llmboost.data.scans.dicom.stacks import dicom_scans
 
 ONE = "a single slice is no volume"
 CT_MASK, PHANTOM = "ct_dicomseg_dcmqi", "ct_philips_headphantom_multiseries"

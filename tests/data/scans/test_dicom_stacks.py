@@ -8,7 +8,7 @@ from dicom_files import OBLIQUE, SECRETS, dataset, item, random_volume, save, ui
 from pydicom import dcmread
 from pydicom.uid import EnhancedMRImageStorage, RLELossless, generate_uid
 
-from monai_llmboost.data.scans.dicom_stacks import dicom_scans
+from monai_llmboost.data.scans.dicom.stacks import dicom_scans
 
 VOLUME = random_volume()  # (9, 8, 6)
 AXIAL = np.diag([-0.7, -0.9, 2.5, 1])

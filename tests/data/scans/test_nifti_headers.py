@@ -20,7 +20,7 @@ from nifti_files import (
     voxels,
 )
 
-from monai_llmboost.data.scans.nifti_headers import nifti_header, nifti_scan
+from monai_llmboost.data.scans.nifti.headers import nifti_header, nifti_scan
 
 NAN = np.nan
 

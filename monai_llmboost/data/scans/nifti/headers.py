@@ -12,7 +12,7 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
 from monai_llmboost.data.scans.kinds import ANALYZE, CONVERTIBLE, NIFTI_SUFFIXES, first_bytes, kind_of
-from monai_llmboost.data.scans.nifti_geometry import nifti_affine, orientation
+from monai_llmboost.data.scans.nifti.geometry import nifti_affine, orientation
 from monai_llmboost.data.scans.scan import RefusedScan, Scan
 
 # 4 GiB in float32; a header that asks for more is refused before memory is taken.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import uuid
 import warnings
@@ -22,6 +21,7 @@ from typing import Any
 from pydicom import Dataset
 
 from monai_llmboost import __version__
+from monai_llmboost.engines.files import placed_whole
 
 MAKER = "monai-llmboost"
 DISCLAIMER = "For research only; not for diagnosis."
@@ -115,13 +115,7 @@ def save_whole(dataset: Dataset, path: Path, overwrite: bool) -> None:
     if path.is_dir() or (path.exists() and not overwrite):
         raise ValueError(told)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with placed_whole(path) as temporary, refused_by_highdicom():
+            dataset.save_as(temporary, enforce_file_format=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise ValueError(told) from error
-    temporary = path.with_name(f"part-{os.getpid()}-{path.name}")
-    try:
-        with refused_by_highdicom():
-            dataset.save_as(temporary, enforce_file_format=True)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

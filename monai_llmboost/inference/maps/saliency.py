@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nibabel
@@ -17,8 +15,9 @@ from monai.utils import ensure_tuple_rep
 from scipy import ndimage
 from torch import Tensor, nn
 
-from monai_llmboost.inference.previews import save_preview
-from monai_llmboost.inference.relevance import relevance_maps
+from monai_llmboost.engines.files import placed_whole
+from monai_llmboost.inference.maps.previews import save_preview
+from monai_llmboost.inference.maps.relevance import relevance_maps
 
 FOLDER = "saliency"
 PREVIEW = "preview.png"
@@ -188,16 +187,15 @@ class SaliencyMaps:
         if volume.shape != shape:
             raise ValueError(f"expected the volume of shape {shape}, got {volume.shape}: give the one that was read")
         folder = self.output_dir / FOLDER / folder_of(name)
-        folder.mkdir(parents=True, exist_ok=True)
         files = {}
         for what, values in on_grid.items():
             files[what] = folder / f"{what}.nii.gz"
-            with _placed_whole(files[what]) as path:
+            with placed_whole(files[what]) as path:
                 nibabel.save(_nifti(values, input_affine, f"{WHAT[what]}, class {class_index}"), path)
         token_mm = np.linalg.norm(_matrix(affine)[:3, :3], axis=0) * self.image_size / grid
         note = f"token size {' x '.join(f'{size:.1f}' for size in token_mm)} mm"
         files["preview"] = folder / PREVIEW
-        with _placed_whole(files["preview"]) as path:
+        with placed_whole(files["preview"]) as path:
             save_preview(path, volume, input_affine, on_grid, title, note)
         return {what: path.relative_to(self.output_dir).as_posix() for what, path in files.items()}
 
@@ -229,14 +227,3 @@ def _nifti(values: np.ndarray, affine: np.ndarray, descrip: str) -> nibabel.Nift
     image.header["descrip"] = descrip
     image.header["cal_max"] = 1
     return image
-
-
-@contextmanager
-def _placed_whole(path: Path) -> Iterator[Path]:
-    """Another path to write to, whose file takes its place when it is whole."""
-    temporary = path.with_name(f"part-{os.getpid()}-{path.name}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

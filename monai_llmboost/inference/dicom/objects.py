@@ -18,12 +18,12 @@ from pydicom.errors import InvalidDicomError
 
 from monai_llmboost import __version__
 from monai_llmboost.data import Scan
-from monai_llmboost.data.scans.dicom_stacks import dicom_stacks
-from monai_llmboost.inference.dicom_maker import MAKER, highdicom
-from monai_llmboost.inference.dicom_map import write_parametric_map
-from monai_llmboost.inference.dicom_report import write_structured_report
-from monai_llmboost.inference.dicom_sources import read_sources
-from monai_llmboost.inference.saliency import folder_of
+from monai_llmboost.data.scans.dicom.stacks import dicom_stacks
+from monai_llmboost.inference.dicom.maker import MAKER, highdicom
+from monai_llmboost.inference.dicom.map import write_parametric_map
+from monai_llmboost.inference.dicom.report import write_structured_report
+from monai_llmboost.inference.dicom.sources import read_sources
+from monai_llmboost.inference.maps.saliency import folder_of
 
 # What the maps are, by their codes' names; others count as saliency.
 QUANTITIES = {name: "GradientWeightedClassActivation" for name in ("before_booster", "after_booster")}

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from pydicom import Dataset
 
-from monai_llmboost.inference.dicom_maker import (
+from monai_llmboost.inference.dicom.maker import (
     DISCLAIMER,
     MAKER,
     Uids,
@@ -21,7 +21,7 @@ from monai_llmboost.inference.dicom_maker import (
     refused_by_highdicom,
     save_whole,
 )
-from monai_llmboost.inference.dicom_sources import NEEDED, lps_planes, read_sources, with_shared_geometry
+from monai_llmboost.inference.dicom.sources import NEEDED, lps_planes, read_sources, with_shared_geometry
 
 # Number of the map's series, behind that of the report.
 SERIES_NUMBER = 9002

@@ -14,10 +14,10 @@ from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from scipy.ndimage import affine_transform
 
-from monai_llmboost.data.scans.dicom_headers import looks_like_dicom
-from monai_llmboost.data.scans.dicom_pixels import volume_of
-from monai_llmboost.data.scans.dicom_stacks import Stack, dicom_stacks
-from monai_llmboost.data.scans.nifti_headers import LARGEST_VOLUME
+from monai_llmboost.data.scans.dicom.headers import looks_like_dicom
+from monai_llmboost.data.scans.dicom.pixels import volume_of
+from monai_llmboost.data.scans.dicom.stacks import Stack, dicom_stacks
+from monai_llmboost.data.scans.nifti.headers import LARGEST_VOLUME
 from monai_llmboost.data.scans.scan import RefusedScan, Scan
 
 # Between a path and which of its volumes is meant.

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydicom import Dataset
 
-from monai_llmboost.inference.dicom_maker import (
+from monai_llmboost.inference.dicom.maker import (
     DISCLAIMER,
     MAKER,
     Uids,
@@ -21,7 +21,7 @@ from monai_llmboost.inference.dicom_maker import (
     save_whole,
     uid_of,
 )
-from monai_llmboost.inference.dicom_sources import read_sources
+from monai_llmboost.inference.dicom.sources import read_sources
 
 # Codes of class names, which no public terminology holds: a code is a digest of its name.
 OWN_CODES = "99LLMBOOST"

@@ -15,9 +15,10 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from monai_llmboost.data.scans.dicom_geometry import Layout, lay_out, places
-from monai_llmboost.data.scans.dicom_headers import SliceHeader, read_header
-from monai_llmboost.data.scans.dicom_pixels import same_content
+from monai_llmboost.data.scans.dicom.geometry import Layout, lay_out, places
+from monai_llmboost.data.scans.dicom.headers import read_header
+from monai_llmboost.data.scans.dicom.pixels import same_content
+from monai_llmboost.data.scans.dicom.slices import SliceHeader
 from monai_llmboost.data.scans.scan import RefusedScan, Scan, SkippedFile
 
 # Slices belong to one stack if their directions, and relatively their pixel spacings, differ by no more.

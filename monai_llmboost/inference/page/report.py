@@ -16,7 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from monai_llmboost.engines.files import written_whole
-from monai_llmboost.inference.viewer import Viewer, viewer_html
+from monai_llmboost.inference.page.viewer import Viewer, viewer_html
 
 __all__ = ["Viewer", "viewer_html", "write_report"]
 

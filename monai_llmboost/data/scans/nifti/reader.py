@@ -15,7 +15,7 @@ import numpy as np
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
-from monai_llmboost.data.scans.nifti_headers import (
+from monai_llmboost.data.scans.nifti.headers import (
     LARGEST_REST,
     LARGEST_VOLUME,
     NiftiHeader,

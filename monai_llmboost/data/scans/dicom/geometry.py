@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from monai_llmboost.data.scans.dicom_headers import SliceHeader
-from monai_llmboost.data.scans.nifti_headers import LARGEST_VOLUME
+from monai_llmboost.data.scans.dicom.slices import SliceHeader
+from monai_llmboost.data.scans.nifti.headers import LARGEST_VOLUME
 from monai_llmboost.data.scans.scan import RefusedScan
 
 # A slice may lie so far from its place on an even line, in parts of the distance of slices.

@@ -15,7 +15,7 @@ import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 
-from monai_llmboost.inference.dicom_maker import untold
+from monai_llmboost.inference.dicom.maker import untold
 
 # What the standard asks of every image (type 1): it cannot be made up.
 NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "Rows", "Columns")

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DICOM files as slices: what the header says of every image, and why a file is no image to be predicted."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydicom import Dataset, dcmread
+from pydicom.config import disable_value_validation
+from pydicom.uid import (
+    UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    UID_dictionary,
+)
+
+from monai_llmboost.data.scans.dicom.slices import GEOMETRY, TELLING, SliceHeader, slice_of, uid
+from monai_llmboost.data.scans.scan import SkippedFile
+
+# Made from scans and not scans themselves, though they hold pixels in planes.
+DERIVED = {
+    "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
+    "1.2.840.10008.5.1.4.1.1.66.7": "a segmentation",
+    "1.2.840.10008.5.1.4.1.1.30": "a parametric map",
+    "1.2.840.10008.5.1.4.1.1.481.2": "a radiotherapy dose",
+}
+DICOMDIR = "1.2.840.10008.1.3.10"
+DEFLATED = "1.2.840.10008.1.2.1.99"
+IMAGE = (
+    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality", "NumberOfFrames",
+    "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit",
+    "PixelRepresentation", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DimensionIndexSequence",
+)  # fmt: skip
+# Value representations of the first elements of a file.
+FIRST_VRS = (b"UL", b"UI", b"CS", b"OB", b"SH", b"DA", b"TM")
+LARGEST_FIRST_VALUE = 1 << 10
+
+
+def looks_like_dicom(path: Path) -> bool:
+    """Whether the content begins as DICOM does: with its mark, or, as older files do, with a first element."""
+    with Path(path).open("rb") as file:
+        return _begins_as_dicom(file.read(132))
+
+
+def _begins_as_dicom(head: bytes) -> bool:
+    if head[128:132] == b"DICM":
+        return True
+    if len(head) < 132 or head[:2] not in (b"\x08\x00", b"\x02\x00") or head[3] != 0:
+        return False
+    implicit = int.from_bytes(head[4:8], "little") <= LARGEST_FIRST_VALUE
+    return head[4:6] in FIRST_VRS or implicit
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without pydicom's warnings and log entries, which quote values; those that matter here are checked."""
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings(), disable_value_validation():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def read_header(path: Path) -> tuple[SliceHeader, ...] | SkippedFile:
+    """The slices of a DICOM file, one for each frame, or why it holds none that could be part of a scan.
+
+    No tag that could name a patient is read. Never raises over what the file holds.
+    """
+    path = Path(path)
+    try:
+        with quiet():
+            return _read(path)
+    except OSError as error:
+        return SkippedFile(path, f"expected a DICOM file, it cannot be read: {error.strerror or 'cut short'}")
+    except Exception as error:  # whatever a damaged file leads to; its text may quote the patient's tags
+        return SkippedFile(path, f"expected a DICOM file, it is damaged ({type(error).__name__})")
+
+
+def _read(path: Path) -> tuple[SliceHeader, ...] | SkippedFile:
+    with path.open("rb") as file:
+        head = file.read(1 << 10)
+        if not _begins_as_dicom(head):
+            return SkippedFile(path, "expected a DICOM file, its content does not begin as one")
+        # Unpacking the whole file for its header is an invitation to fill the memory.
+        if DEFLATED.encode() in head:
+            return SkippedFile(path, "expected a file that is not deflated as a whole: save it in another syntax")
+        file.seek(0)
+        tags: list[Any] = [*IMAGE, *GEOMETRY, *TELLING]
+        data = dcmread(file, stop_before_pixels=True, force=True, specific_tags=tags)
+        before_pixels = 8 if data.original_encoding[0] else 12  # tag and length, and in explicit syntaxes the type
+        rest = path.stat().st_size - file.tell() - before_pixels
+    sop_class = uid(data.get("SOPClassUID") or data.file_meta.get("MediaStorageSOPClassUID"))
+    if sop_class == DICOMDIR:
+        return SkippedFile(path, "a DICOMDIR: files are found by looking at them, not by this list")
+    if sop_class in DERIVED:
+        return SkippedFile(path, f"expected a scan, got {DERIVED[sop_class]}")
+    if not all(data.get(keyword) for keyword in ("Rows", "Columns", "BitsAllocated", "PhotometricInterpretation")):
+        kind = UID_dictionary[sop_class][0] if sop_class in UID_dictionary else "of no known kind"
+        return SkippedFile(path, f"expected an image, got another DICOM object ({kind})")
+    photometric = str(data.PhotometricInterpretation)
+    if int(data.get("SamplesPerPixel") or 1) != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        return SkippedFile(path, "expected one grey value per voxel, got colours")
+    if data.BitsAllocated not in (8, 16):
+        return SkippedFile(path, f"expected 8 or 16 bits per voxel, got {data.BitsAllocated}")
+    frames = int(data.get("NumberOfFrames") or 1)
+    described = len(data.get("PerFrameFunctionalGroupsSequence") or [])
+    needed = frames * data.Rows * data.Columns * data.BitsAllocated // 8
+    problem = _problem(data)
+    if described != frames and (described or frames != 1):
+        problem = f"expected the place of each of {frames} frames, got {described}: export it as enhanced or as slices"
+    if not transfer_syntax(data).is_encapsulated and rest < needed:
+        problem = f"expected {needed} bytes of pixels, got at most {rest}: the file is cut short, copy it again"
+    # Of frames that are not described there is nothing to tell, and their number may be anything.
+    return tuple(slice_of(path, data, frame, frames, photometric, problem) for frame in range(described or 1))
+
+
+def transfer_syntax(data: Dataset) -> UID:
+    """How a file is written; what old files without a preamble do not name is how they were read."""
+    implicit, little = data.original_encoding
+    explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+    return data.file_meta.get("TransferSyntaxUID") or (ImplicitVRLittleEndian if implicit else explicit)
+
+
+def _problem(data: Dataset) -> str:
+    if data.get("ModalityLUTSequence"):
+        return "expected values with slope and intercept, got a table of values: save it without"
+    stored, high = data.get("BitsStored", data.BitsAllocated), data.get("HighBit")
+    if not 0 < stored <= data.BitsAllocated or (high is not None and high != stored - 1):
+        return f"expected values in the lowest bits, got {stored} bits up to bit {high}: save it in another syntax"
+    return ""

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NIfTI files: headers, geometry, voxels, each checked before it is believed."""
