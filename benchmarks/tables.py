@@ -150,7 +150,10 @@ def inference() -> str:
     settings = result["settings"]
     for row in result["rows"]:
         if "ms per further volume" in row:
-            seconds = [f"{row['seconds']:.1f} s ({times(row['time / plain'])})", f"{row['ms per further volume']:.1f} ms"]
+            seconds = [
+                f"{row['seconds']:.1f} s ({times(row['time / plain'])})",
+                f"{row['ms per further volume']:.1f} ms",
+            ]
             more = row.get("kB per further volume")
             memory = [megabytes(row.get("peak MB")), "-" if more is None else f"{more:.0f} kB"]
             lines.append([f"`{row['side']}`" if "predict" in row["side"] else row["side"], *seconds, *memory])
@@ -197,7 +200,10 @@ def _reason(text: str) -> str:
     return re.sub(rf"{known}|\blayer \d+ (?=does|is)", "", text)
 
 
-TABLES = {function.__name__: function for function in (cost, growth, booster, published, startup, epoch, inference, model_types)}
+TABLES = {
+    function.__name__: function
+    for function in (cost, growth, booster, published, startup, epoch, inference, model_types)
+}
 
 
 def with_tables(text: str) -> str:

@@ -8,6 +8,8 @@ import re
 import nibabel
 import numpy as np
 import pytest
+from dicom_files import dataset, geometry, item, write_series
+from dicom_files import save as save_dicom
 from monai.data import set_track_meta
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from nifti_files import (
@@ -23,6 +25,15 @@ from nifti_files import (
     patched,
     save,
     voxels,
+)
+from pydicom.uid import (
+    BasicTextSRStorage,
+    EncapsulatedPDFStorage,
+    MediaStorageDirectoryStorage,
+    RTPlanStorage,
+    RTStructureSetStorage,
+    SegmentationStorage,
+    TwelveLeadECGWaveformStorage,
 )
 
 from monai_llmboost.data import CheckVolumed, ScanReader, find_scans
@@ -83,6 +94,43 @@ def unreadable(folder):
 
 def renamed(folder, name):
     save(folder / "plain.nii").rename(folder / name)
+
+
+def series(folder, change):
+    write_series(folder / "x", voxels().astype(np.int16), change=change)
+
+
+def uneven(data, k):
+    data.ImagePositionPatient = [0, 0, 3 * k + (k == 4)]
+
+
+def cut_short(data, k):
+    if k == 3:
+        data.PixelData = data.PixelData[:-20]
+
+
+def photographs(data, k):
+    for keyword in geometry(np.eye(4)):
+        delattr(data, keyword)
+
+
+def object_of(folder, sop_class, *without):
+    """A DICOM object, without some of what an image has."""
+    save_dicom(dataset(voxels()[:, :, 0], sop_class=sop_class, **dict.fromkeys(without)), folder / "x.dcm")
+
+
+def no_image(folder, sop_class):
+    object_of(folder, sop_class, "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelData")
+
+
+def index(folder, name):
+    """A list of DICOM files that leads to a series beside the folder."""
+    (path, *_) = write_series(folder.parent / "elsewhere", voxels().astype(np.int16))
+    data = dataset(voxels()[:, :, 0], sop_class=MediaStorageDirectoryStorage)
+    for keyword in ("Rows", "Columns", "PixelData"):
+        delattr(data, keyword)
+    data.DirectoryRecordSequence = [item(DirectoryRecordType="IMAGE", ReferencedFileID=["..", "elsewhere", path.name])]
+    save_dicom(data, folder / name)
 
 
 READ, REFUSED, SKIPPED = "read", "refused", "skipped"
@@ -169,6 +217,18 @@ CASES = [
     ("43 no extension", lambda f: renamed(f, "x"), READ, None),
     ("44 odd name", lambda f: renamed(f, "x [1] Ü $@% ٣.NII"), READ, None),
     ("45 the same name", lambda f: save(f / "two" / "good.nii"), READ, None),
+    ("46 slice missing", lambda f: series(f, lambda data, k: k != 2), REFUSED, "1 are missing, between series-006"),
+    ("46 slices uneven", lambda f: series(f, uneven), REFUSED, "at equal distances, got 2 to 4 mm"),
+    ("48 no geometry", lambda f: series(f, photographs), REFUSED, "position of every slice, got none for 7 of 7"),
+    ("48 segmentation", lambda f: object_of(f, SegmentationStorage), SKIPPED, "expected a scan, got a segmentation"),
+    ("48 report", lambda f: no_image(f, BasicTextSRStorage), SKIPPED, "another DICOM object .Basic Text SR"),
+    ("48 PDF", lambda f: no_image(f, EncapsulatedPDFStorage), SKIPPED, "another DICOM object .Encapsulated PDF"),
+    ("48 ECG", lambda f: no_image(f, TwelveLeadECGWaveformStorage), SKIPPED, "another DICOM object .12-lead ECG"),
+    ("48 plan", lambda f: no_image(f, RTPlanStorage), SKIPPED, "another DICOM object .RT Plan"),
+    ("48 contours", lambda f: no_image(f, RTStructureSetStorage), SKIPPED, "another DICOM object .RT Structure Set"),
+    ("49 truncated pixels", lambda f: series(f, cut_short), REFUSED, "expected 144 bytes of pixels, got at most 124"),
+    ("50 DICOMDIR that leads out", lambda f: index(f, "DICOMDIR"), SKIPPED, "the files themselves are searched"),
+    ("50 the same by another name", lambda f: index(f, "x.dcm"), SKIPPED, "a DICOMDIR: files are found by looking"),
     ("  NRRD", lambda f: (f / "x.nrrd").write_bytes(b"NRRD0004\n"), SKIPPED, "an NRRD image: convert it to NIfTI"),
     ("  MetaImage", lambda f: (f / "x.mha").write_text("ObjectType = Image"), SKIPPED, "a MetaImage: convert it"),
     ("  a side file", lambda f: (f / "._good.nii").write_bytes(b"\0\5\x16\7"), SKIPPED, "a side file of macOS"),
