@@ -211,7 +211,7 @@ def predict(
         )
     except MISTAKES as error:
         _tell(error)
-        sys.exit(predicting.NOTHING_DONE)
+        sys.exit(predicting.SOME_FAILED if isinstance(error, predicting.StoppedEarly) else predicting.NOTHING_DONE)
     sys.exit(status)
 
 

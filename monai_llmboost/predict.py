@@ -21,6 +21,10 @@ ALL_GOOD, SOME_FAILED, NOTHING_DONE = 0, 1, 2
 SHOWN = 20
 
 
+class StoppedEarly(RuntimeError):
+    """A run that came to an end before its last scan; what it had predicted by then is kept."""
+
+
 def run_predict(bundle: str | Path, output: Path, arm: str | None, **options: Any) -> int:
     """Predict scans by a bundle and write tables, facts and page into ``output``; the exit code.
 
@@ -37,6 +41,7 @@ def run_predict(bundle: str | Path, output: Path, arm: str | None, **options: An
 
     Raises:
         ValueError, OSError: nothing was found, the weights do not fit, or the like; nothing was predicted.
+        StoppedEarly: the like, when some were predicted already.
     """
     if options.get("salt") is not None and options.get("dicom"):
         raise ValueError(
@@ -74,10 +79,18 @@ def _run(arguments: dict[str, Any], first: bool) -> dict[str, int]:
     if first:
         found = workflow.parser.get_parsed_content("cases")
         show_inventory([*found.scans, *found.refused], found.skipped, SHOWN)
-    workflow.run()
-    counts = workflow.parser.get_parsed_content("predictions").counts
+    predictions = workflow.parser.get_parsed_content("predictions")
+    try:
+        workflow.run()
+    except (OSError, RuntimeError) as error:
+        cause = root_cause(error)
+        if isinstance(cause, OSError) and predictions.journal.is_open and (kept := len(predictions.journal.rows())):
+            raise StoppedEarly(f"{cause}; {kept} cases are kept: run the same command again to go on") from error
+        raise
+    finally:
+        predictions.journal.close()
     workflow.finalize()
-    return counts
+    return predictions.counts
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def write_nifti(folder, images):
     return folder
 
 
-@pytest.mark.parametrize("arm", [None, "none", "mlp", "random", "pretrained"])
+@pytest.mark.parametrize("arm", [None, "none", "mlp", "random", "pretrained", "pretrained-trained"])
 def test_each_arm_is_trained_judged_and_asked(run_job, block_file, tmp_path, arm):
     options = {"block": str(block_file)} if arm is not None else {}
     run_job("train", arm, epochs=1, **options)
@@ -61,6 +61,7 @@ def test_each_arm_is_trained_judged_and_asked(run_job, block_file, tmp_path, arm
         "none": "none",
         "mlp": "mlp control",
         "random": "random seed 0 like tiny-llama",
+        "pretrained-trained": "trained on from tiny-llama layer 2 (",
     }
     assert metrics["block"].startswith(blocks.get(arm, "tiny-llama layer 2 ("))
     table = rows_of(folder)
@@ -182,6 +183,25 @@ def test_a_finished_run_resumes_to_nothing_and_takes_no_other_options(tmp_path):
         trained(tmp_path, 3, resume=True)
     assert "was begun with epochs 2, this one has 3" in str(root_cause(error.value))
     assert (tmp_path / "last.pt").read_bytes() == before
+
+
+@pytest.mark.usefixtures("few_phantoms")
+def test_last_weights_and_other_splits_are_judged_on_request(tmp_path):
+    options = {**SMALL, "ckpt_dir": str(tmp_path / "run"), "logging_file": False}
+    run_bundle(BUNDLE, "train", "none", epochs=6, learning_rate=0.1, output_dir=str(tmp_path / "run"), **options)
+    judged = {}
+    for weights in ("best", "last"):
+        run_bundle(
+            BUNDLE, "evaluate", "none", weights=weights, split="val", output_dir=str(tmp_path / weights), **options
+        )
+        judged[weights] = json.loads((tmp_path / weights / "metrics.json").read_text())
+        assert (judged[weights]["split"], judged[weights]["cases"]) == ("val", 20)
+    best = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["best"]
+    assert judged["best"]["auc"] == pytest.approx(best["value"])
+    assert best["epoch"] < 6
+    assert rows_of(tmp_path / "best") != rows_of(tmp_path / "last")
+    with pytest.raises(ValueError, match="expected weights of best, last, got 'worst'"):
+        run_bundle(BUNDLE, "evaluate", "none", weights="worst", **options)
 
 
 @pytest.mark.usefixtures("few_phantoms")
@@ -335,7 +355,7 @@ def test_names_come_from_the_checkpoint(run_job, tmp_path):
         ("train", None, {"network_dev#patch_size": 4}, "did you mean --network_def?"),
         ("train", None, {"zzz": 1}, "no option --zzz; it has "),
         ("training", None, {}, "a job of train, evaluate, inference, got 'training'"),
-        ("train", "some", {}, "an arm of mlp, none, pretrained, random, got 'some'"),
+        ("train", "some", {}, "an arm of mlp, none, pretrained, pretrained-trained, random, got 'some'"),
         ("train", None, {"dataset": "liver"}, "dataset to be one of phantom"),
         ("train", "pretrained", {"block": "random"}, "found nothing at random: give --block FILE"),
         ("train", None, {"patch_size": 5}, "img_size to be a multiple of patch_size"),

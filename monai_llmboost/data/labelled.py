@@ -6,7 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from monai.data import Dataset
+from sklearn.model_selection import StratifiedKFold
 
 from monai_llmboost.data.medmnist3d import (
     SPLITS,
@@ -45,9 +47,14 @@ class LabelledVolumes(Dataset):
         root: folder that holds the MedMNIST3D files; unused for phantoms.
         download: fetch a missing MedMNIST3D file by medmnist's own download.
         transform: MONAI transform on the item.
+        folds: 0 for the official splits, or into how many parts the cases of ``"train"`` and ``"val"`` together are
+            dealt, with each class spread evenly; one of them is then ``"val"`` and the others are ``"train"``.
+        fold: which one, from 0.
+        fold_seed: of the dealing.
 
     Raises:
-        FileNotFoundError, ConnectionError, ValueError: see :func:`medmnist3d_file`; an unknown set or split.
+        FileNotFoundError, ConnectionError, ValueError: see :func:`medmnist3d_file`; an unknown set or split; folds
+            that there are not, or more of them than a class has cases.
     """
 
     def __init__(
@@ -58,19 +65,53 @@ class LabelledVolumes(Dataset):
         root: str | Path = "~/.medmnist",
         download: bool = False,
         transform: Callable | None = None,
+        folds: int = 0,
+        fold: int = 0,
+        fold_seed: int = 0,
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"expected split to be one of {', '.join(SPLITS)}, got {split!r}")
         if not isinstance(download, bool):  # the word "false" on a command line would be true
             raise ValueError(f"expected download to be True or False, got {download!r}")
         self.class_names = class_names(dataset)
+        dealt = check_folds(folds, fold) and split != "test"
+        parts = ["train", "val"] if dealt else [split]
         if dataset == PHANTOM:
-            self.images, self.labels = phantom_arrays(split, size)
+            arrays = [phantom_arrays(part, size) for part in parts]
         else:
-            self.images, self.labels = medmnist3d_arrays(medmnist3d_file(dataset, size, root, download), dataset, split)
-        self.cases = [f"{split}-{index:04d}" for index in range(len(self.labels))]
+            file = medmnist3d_file(dataset, size, root, download)
+            arrays = [medmnist3d_arrays(file, dataset, part) for part in parts]
+        images, labels = (np.concatenate(each) if dealt else each[0] for each in zip(*arrays))
+        cases = [f"{part}-{index:04d}" for part, (_, own) in zip(parts, arrays) for index in range(len(own))]
+        if dealt:
+            chosen = _dealt(labels, split, folds, fold, fold_seed)
+            images, labels, cases = images[chosen], labels[chosen], [cases[index] for index in chosen]
+        self.images, self.labels, self.cases = images, labels, cases
         items = [
             {"image": image[None], "label": int(label), "case": case}
-            for image, label, case in zip(self.images, self.labels, self.cases)
+            for image, label, case in zip(images, labels, cases)
         ]
         super().__init__(items, transform)
+
+
+def check_folds(folds: int, fold: int) -> bool:
+    """Whether there are folds.
+
+    Raises:
+        ValueError: a number of folds or a fold that cannot be.
+    """
+    if not isinstance(folds, int) or isinstance(folds, bool) or folds < 0 or folds == 1:
+        raise ValueError(f"expected folds to be 0 (the official splits) or a whole number from 2, got {folds!r}")
+    if not isinstance(fold, int) or not 0 <= fold < max(folds, 1):
+        raise ValueError(f"expected fold to be a whole number from 0 to {max(folds, 1) - 1}, got {fold!r}")
+    return folds > 0
+
+
+def _dealt(labels: np.ndarray, split: str, folds: int, fold: int, seed: int) -> np.ndarray:
+    """Numbers of the cases of a split, in order."""
+    fewest = np.bincount(labels)[np.unique(labels)].min()
+    if folds > fewest:
+        raise ValueError(f"expected no more folds than a class has cases, got {folds} for {fewest}: ask for fewer")
+    dealing = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    train, val = list(dealing.split(labels, labels))[fold]
+    return val if split == "val" else train

@@ -20,6 +20,8 @@ from monai_llmboost.engines.files import set_aside
 from monai_llmboost.networks.class_names import unwrap
 
 logger = logging.getLogger("monai_llmboost")
+# Files of training by whose weights they hold.
+WEIGHTS = {"best": "model.pt", "last": "last.pt"}
 # What torch raises for a file that is cut short or holds more than tensors.
 DAMAGED = (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError)
 
@@ -83,7 +85,7 @@ class TrainingCheckpoints:
             self._restore(engine)
         elif idist.get_rank() == 0:
             self.ckpt_dir.mkdir(parents=True, exist_ok=True)
-            for name in ("model.pt", "last.pt"):
+            for name in WEIGHTS.values():
                 set_aside(self.ckpt_dir / name)
         idist.barrier()
         # Chmod'ed and renamed into place by rank 0 alone.
@@ -159,19 +161,24 @@ class TrainingCheckpoints:
 
 
 class TrainedWeights:
-    """Loads ``model.pt`` strictly when an evaluator starts, and says in one sentence why it cannot.
+    """Loads trained weights strictly when an evaluator starts, and says in one sentence why it cannot.
 
     Args:
-        ckpt_dir: the folder that training wrote ``model.pt`` into.
+        ckpt_dir: the folder that training wrote its checkpoints into.
         network: the network to load into.
+        weights: ``"best"``, those of the epoch that validation chose (``model.pt``), or ``"last"``, those of the last
+            epoch (in ``last.pt``).
 
     Raises:
-        FileNotFoundError: from the run, if there is no ``model.pt``.
-        ValueError: from the run, if it is damaged or was trained with other options, another arm or another block.
+        ValueError: other weights; from the run, if the file is damaged or was trained with other options, another arm
+            or another block.
+        FileNotFoundError: from the run, if there is no such file.
     """
 
-    def __init__(self, ckpt_dir: str | Path, network: nn.Module) -> None:
-        self.path = Path(ckpt_dir) / "model.pt"
+    def __init__(self, ckpt_dir: str | Path, network: nn.Module, weights: str = "best") -> None:
+        if weights not in WEIGHTS:
+            raise ValueError(f"expected weights of {', '.join(WEIGHTS)}, got {weights!r}")
+        self.path = Path(ckpt_dir) / WEIGHTS[weights]
         self.network = network
 
     def attach(self, engine: Engine) -> None:
@@ -184,9 +191,13 @@ class TrainedWeights:
             raise FileNotFoundError(f"there is no {self.path}: train first, or give the --ckpt_dir of the training")
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
-        except DAMAGED as error:
+            if self.path.name == WEIGHTS["last"]:
+                state = state["model"]
+        except (*DAMAGED, KeyError) as error:
+            # Torch's own words tell how to load it all the same, which may run code that is in it.
             raise ValueError(
-                f"cannot read {self.path}: it is damaged or no checkpoint of this kind ({error})"
+                f"expected {self.path} to hold trained weights and nothing else, it is damaged or holds more "
+                f"({type(error).__name__}): copy it again, or train anew"
             ) from error
         network = unwrap(self.network)
         try:

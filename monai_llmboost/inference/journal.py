@@ -88,12 +88,16 @@ class Journal:
         Raises:
             OSError: the disk is full, or the like; what was written before stays good.
         """
-        if not self._mended:
-            self._mend()
-        with self.path.open("a", encoding="ascii") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            if not self._mended:
+                self._mend()
+            with self.path.open("a", encoding="ascii") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in rows))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            told = f"expected to write predictions into {self.folder}, got: {error.strerror}: make room, or see to it"
+            raise OSError(error.errno, told) from error
 
     def _mend(self) -> None:
         """Cut off what a kill left of a line, and see that the first line is the key."""

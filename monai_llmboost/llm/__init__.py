@@ -19,6 +19,7 @@ from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers, Layer, random_layer
 from monai_llmboost.llm.self_test import self_test
 from monai_llmboost.llm.signature import Signature
+from monai_llmboost.llm.trained import TrainedBlock, trained_block
 
 __all__ = [
     "NATIVE",
@@ -29,6 +30,7 @@ __all__ = [
     "FrozenBlock",
     "Layer",
     "Signature",
+    "TrainedBlock",
     "block_width",
     "extract_block",
     "freeze_",
@@ -41,5 +43,6 @@ __all__ = [
     "read_header",
     "read_layers",
     "self_test",
+    "trained_block",
     "write_block",
 ]

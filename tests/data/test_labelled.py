@@ -154,3 +154,42 @@ def test_real_files(real_data):
         for split, count in zip(("train", "val", "test"), counts):
             assert len(LabelledVolumes(name, split, root=real_data / "medmnist")) == count
     assert len(LabelledVolumes("adrenalmnist3d", "val", size=64, root=real_data / "medmnist")) == 98
+
+
+def test_folds_deal_train_and_val_anew():
+    whole = {case for split in ("train", "val") for case in LabelledVolumes("phantom", split).cases}
+    left = set(whole)
+    for fold in range(3):
+        parts = {
+            split: LabelledVolumes("phantom", split, folds=3, fold=fold, fold_seed=1) for split in ("train", "val")
+        }
+        train, val = (set(part.cases) for part in parts.values())
+        assert train | val == whole
+        assert not train & val
+        assert val <= left
+        left -= val
+        for part in parts.values():  # each class is spread evenly
+            assert np.ptp(np.bincount(part.labels)) <= 1
+            original = LabelledVolumes("phantom", part.cases[0].split("-")[0])
+            assert np.array_equal(part.images[0], original.images[int(part.cases[0].split("-")[1])])
+            assert part.data[0]["case"] == part.cases[0]
+    assert not left
+    again = LabelledVolumes("phantom", "val", folds=3, fold=2, fold_seed=1)
+    assert again.cases == parts["val"].cases
+    assert LabelledVolumes("phantom", "val", folds=3, fold=2, fold_seed=2).cases != again.cases
+    assert LabelledVolumes("phantom", "test", folds=3, fold=2).cases == LabelledVolumes("phantom", "test").cases
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"folds": 1}, "expected folds to be 0"),
+        ({"folds": "5"}, "expected folds to be 0"),
+        ({"folds": 3, "fold": 3}, "expected fold to be a whole number from 0 to 2, got 3"),
+        ({"fold": 1}, "expected fold to be a whole number from 0 to 0, got 1"),
+        ({"folds": 100_000}, "expected no more folds than a class has cases, got 100000 for"),
+    ],
+)
+def test_folds_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        LabelledVolumes("phantom", "val", **options)

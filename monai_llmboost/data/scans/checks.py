@@ -15,7 +15,8 @@ from monai.utils import TransformBackends, ensure_tuple_rep
 # A volume that uses less of the range than this was most likely scaled before.
 SMALLEST_USE_OF_RANGE = 0.01
 # An image has more different values than this among as many voxels; a map of labels has not.
-FEWEST_VALUES, VOXELS_LOOKED_AT = 16, 1 << 13
+FEWEST_VALUES, VOXELS_LOOKED_AT = 64, 1 << 13
+EXPORT = "export it anew, or take it out"
 
 
 class CheckVolumed(MapTransform):
@@ -64,32 +65,43 @@ class CheckVolumed(MapTransform):
 
     def _check(self, volume: torch.Tensor) -> None:
         if volume.dim() != 4 or volume.shape[0] != self.channels:
-            raise ValueError(f"expected a volume with {self.channels} channel(s), got shape {tuple(volume.shape)}")
+            raise ValueError(
+                f"expected a volume with {self.channels} channel(s), got shape {tuple(volume.shape)}: give those that "
+                "the network was trained with, and no others"
+            )
         if any(size < least for size, least in zip(volume.shape[1:], self.min_size)):
             raise ValueError(
                 f"expected at least {' x '.join(map(str, self.min_size))} voxels, got "
                 f"{' x '.join(map(str, volume.shape[1:]))}: too small to be predicted, give the whole scan"
             )
         if not torch.isfinite(volume).all():
-            raise ValueError(f"expected finite voxels, {int((~torch.isfinite(volume)).sum())} are NaN or infinite")
+            wrong = int((~torch.isfinite(volume)).sum())
+            raise ValueError(f"expected finite voxels, {wrong} are NaN or infinite: {EXPORT}")
         low, high = float(volume.min()), float(volume.max())
         if low == high:
-            raise ValueError(f"expected an image, every voxel is {low:g}")
-        advice = "if this is right for your data, give --intensity_range '[low,high]' --clip_intensities True"
+            raise ValueError(f"expected an image, every voxel is {low:g}: {EXPORT}")
+        advice = "if this is right for your data, give --intensity_range '[low,high]'"
+        if not self.clip_intensities:
+            advice += " --clip_intensities True"
         if not self.clip_intensities and (low < self.low or high > self.high):
             raise ValueError(
                 f"expected voxels from {self.low:g} to {self.high:g}, as in training, got {low:g} to {high:g}: {advice}"
             )
         if (high - low) < SMALLEST_USE_OF_RANGE * (self.high - self.low):
             raise ValueError(
-                f"expected voxels that use the range {self.low:g} to {self.high:g}, got {low:g} to {high:g}, "
-                f"perhaps scaled before: {advice}"
+                f"expected voxels that use the range {self.low:g} to {self.high:g}, got {low:g} to {high:g}, perhaps "
+                f"{'a map of labels' if _values_looked_at(volume) < FEWEST_VALUES else 'scaled before'}: {advice}"
             )
 
 
 def _warn(volume: MetaTensor) -> None:
-    voxels = volume.as_tensor().flatten()
-    values = len(torch.unique(voxels[:: max(1, len(voxels) // VOXELS_LOOKED_AT)]))
-    if values < FEWEST_VALUES < len(voxels):
-        told = f"it has only {values} different values: perhaps a map of labels rather than an image"
+    values = _values_looked_at(volume.as_tensor())
+    if values < FEWEST_VALUES < volume.numel():
+        told = f"different values in some {VOXELS_LOOKED_AT} voxels: {values}; perhaps it is a map of labels, no image"
         volume.meta["warnings"] = "\n".join([*volume.meta.get("warnings", "").splitlines(), told])
+
+
+def _values_looked_at(volume: torch.Tensor) -> int:
+    """Different values among some voxels, for all of them would take longer than the network."""
+    voxels = volume.flatten()
+    return len(torch.unique(voxels[:: max(1, len(voxels) // VOXELS_LOOKED_AT)]))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -141,7 +142,25 @@ def _scans(
         elif kind == "DICOM":
             dicom.append(path)
     stacks, others = dicom_scans(dicom, source.name) if dicom else ([], [])
-    return [*scans, *stacks], [*skipped, *others], again
+    unread = [file.path for file in others if file.unread] + [file for scan in scans for file in _unread(scan)]
+    beside = Counter(path.parent for path in unread)
+    return [*scans, *(_with_neighbours(stack, beside) for stack in stacks)], [*skipped, *others], again
+
+
+def _unread(scan: Scan) -> tuple[Path, ...]:
+    """The file of a case that is called DICOM and is none."""
+    return scan.files if scan.format == "DICOM" and scan.refused else ()
+
+
+def _with_neighbours(stack: Scan, unread: Counter[Path]) -> Scan:
+    """A DICOM scan, with a warning if first or last slices may be among the unread files of its folders."""
+    lost = sum(unread[folder] for folder in {file.parent for file in stack.files})
+    if not lost or len(stack.files) == 1:
+        return stack
+    told = (
+        f"files beside it that cannot be read: {lost}; if they are of its series, its first or last slices are missing"
+    )
+    return replace(stack, warnings=(*stack.warnings, told))
 
 
 def _kind(path: Path, name: Callable[[Path], str]) -> str | Scan | SkippedFile:

@@ -44,7 +44,14 @@ class Scan:
 
 @dataclass(frozen=True)
 class SkippedFile:
-    """A file that is no volume to be predicted, and why: a report, a text, a picture, a link that leads away."""
+    """A file that is no volume to be predicted, and why: a report, a text, a picture, a link that leads away.
+
+    Args:
+        path: the file.
+        reason: why it is none.
+        unread: whether it may be part of a scan all the same, for what it holds cannot be told.
+    """
 
     path: Path
     reason: str
+    unread: bool = False

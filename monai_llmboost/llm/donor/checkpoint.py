@@ -184,7 +184,8 @@ def _weight_map(files: Files) -> dict[str, str]:
         if files.has(whole):
             return dict.fromkeys(files.tensor_names(whole), whole)
     raise FileNotFoundError(
-        f"expected {' or '.join(WEIGHTS)} in {files.donor}, found neither: download the weights too"
+        f"expected {' or '.join(WEIGHTS)} in {files.donor}, found neither: download the weights too "
+        "(GGUF files are not read)"
     )
 
 

@@ -26,6 +26,7 @@ from nifti_files import (
     save,
     voxels,
 )
+from pydicom.config import disable_value_validation
 from pydicom.uid import (
     BasicTextSRStorage,
     EncapsulatedPDFStorage,
@@ -129,8 +130,10 @@ def index(folder, name):
     data = dataset(voxels()[:, :, 0], sop_class=MediaStorageDirectoryStorage)
     for keyword in ("Rows", "Columns", "PixelData"):
         delattr(data, keyword)
-    data.DirectoryRecordSequence = [item(DirectoryRecordType="IMAGE", ReferencedFileID=["..", "elsewhere", path.name])]
-    save_dicom(data, folder / name)
+    with disable_value_validation():  # no part of it may be ".."
+        file = ["..", "elsewhere", path.name]
+        data.DirectoryRecordSequence = [item(DirectoryRecordType="IMAGE", ReferencedFileID=file)]
+        save_dicom(data, folder / name)
 
 
 READ, REFUSED, SKIPPED = "read", "refused", "skipped"
@@ -218,7 +221,7 @@ CASES = [
     ("44 odd name", lambda f: renamed(f, "x [1] Ü $@% ٣.NII"), READ, None),
     ("45 the same name", lambda f: save(f / "two" / "good.nii"), READ, None),
     ("46 slice missing", lambda f: series(f, lambda data, k: k != 2), REFUSED, "1 are missing, between series-006"),
-    ("46 slices uneven", lambda f: series(f, uneven), REFUSED, "at equal distances, got 2 to 4 mm"),
+    ("46 slices uneven", lambda f: series(f, uneven), REFUSED, r"at equal distances, got 1\.92 to 3\.84 mm"),
     ("48 no geometry", lambda f: series(f, photographs), REFUSED, "position of every slice, got none for 7 of 7"),
     ("48 segmentation", lambda f: object_of(f, SegmentationStorage), SKIPPED, "expected a scan, got a segmentation"),
     ("48 report", lambda f: no_image(f, BasicTextSRStorage), SKIPPED, "another DICOM object .Basic Text SR"),

@@ -56,8 +56,11 @@ def test_a_map_of_labels_is_warned_of():
     out = CheckVolumed("image")({"image": labels})["image"]
     assert out.meta["warnings"].splitlines() == [
         "from the reader",
-        "it has only 2 different values: perhaps a map of labels rather than an image",
+        "different values in some 8192 voxels: 2; perhaps it is a map of labels, no image",
     ]
+    told = r"got 0 to 1, perhaps a map of labels: .* give --intensity_range '.low,high.'$"
+    with pytest.raises(ValueError, match=told):
+        CheckVolumed("image", clip_intensities=True)({"image": image() // 128})
     assert "warnings" not in CheckVolumed("image")({"image": MetaTensor(image())})["image"].meta
 
 

@@ -60,7 +60,7 @@ SKIPPED = {
     f"{OLD}/image_dfl.dcm": "not deflated as a whole",
     f"{OLD}/liver_1frame.dcm": "a segmentation",
     f"{OLD}/meta_missing_tsyntax.dcm": "another DICOM object (of no known kind)",
-    f"{OLD}/no_meta_group_length.dcm": "another DICOM object (RT Image Storage)",
+    f"{OLD}/no_meta_group_length.dcm": "expected rows, columns and bits of an image (RT Image Storage), got none",
     f"{TREE}/DICOMDIR": "a DICOMDIR",
 }
 

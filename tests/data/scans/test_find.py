@@ -249,7 +249,7 @@ def test_a_file_that_may_not_be_read_is_a_refused_case_if_it_is_called_a_scan(tm
 
     monkeypatch.setattr(find, "first_bytes", forbidden)
     scans, skipped = find_scans(tmp_path)
-    denied = "expected a file that can be read, got: Permission denied"
+    denied = "expected a file that can be read, got: Permission denied: see to its permissions, or copy it again"
     assert {scan.name: (scan.format, scan.refused) for scan in scans} == {
         "a.DCM": ("DICOM", denied),
         "a.nii.gz": ("NIfTI", denied),
@@ -286,3 +286,21 @@ def test_the_order_does_not_depend_on_the_disk(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", Backwards)
     assert names(tmp_path) == ordered == ["a/1.nii", "b/2.nii", "c.nii"]
+
+
+@pytest.mark.parametrize("spoilt", [lambda whole: b"", lambda whole: whole[:300], lambda whole: bytes(len(whole))])
+def test_a_series_is_warned_of_unread_files_beside_it(tmp_path, spoilt):
+    """Where the first or the last slice is lost, what is left looks like a whole volume."""
+    volume = random_volume()
+    paths = write_series(tmp_path / "a", volume)
+    write_series(tmp_path / "b", volume, series="other")
+    (tmp_path / "b" / "notes.txt").write_text("no scan, and told as what it is")
+    paths[0].write_bytes(spoilt(paths[0].read_bytes()))
+    scans, _ = find_scans(tmp_path)
+    warnings = {scan.name: scan.warnings for scan in scans if not scan.refused}
+    assert warnings == {
+        "a": (
+            "files beside it that cannot be read: 1; if they are of its series, its first or last slices are missing",
+        ),
+        "b": (),
+    }

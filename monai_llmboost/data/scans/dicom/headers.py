@@ -82,9 +82,9 @@ def read_header(path: Path) -> tuple[SliceHeader, ...] | SkippedFile:
         with quiet():
             return _read(path)
     except OSError as error:
-        return SkippedFile(path, f"expected a DICOM file, it cannot be read: {error.strerror or 'cut short'}")
+        return SkippedFile(path, f"expected a DICOM file, it cannot be read: {error.strerror or 'cut short'}", True)
     except Exception as error:  # whatever a damaged file leads to; its text may quote the patient's tags
-        return SkippedFile(path, f"expected a DICOM file, it is damaged ({type(error).__name__})")
+        return SkippedFile(path, f"expected a DICOM file, it is damaged ({type(error).__name__})", True)
 
 
 def _read(path: Path) -> tuple[SliceHeader, ...] | SkippedFile:
@@ -94,7 +94,8 @@ def _read(path: Path) -> tuple[SliceHeader, ...] | SkippedFile:
             return SkippedFile(path, "expected a DICOM file, its content does not begin as one")
         # Unpacking the whole file for its header is an invitation to fill the memory.
         if DEFLATED.encode() in head:
-            return SkippedFile(path, "expected a file that is not deflated as a whole: save it in another syntax")
+            told = "expected a file that is not deflated as a whole: save it in another syntax"
+            return SkippedFile(path, told, unread=True)
         file.seek(0)
         tags: list[Any] = [*IMAGE, *GEOMETRY, *TELLING]
         data = dcmread(file, stop_before_pixels=True, force=True, specific_tags=tags)
@@ -107,6 +108,9 @@ def _read(path: Path) -> tuple[SliceHeader, ...] | SkippedFile:
         return SkippedFile(path, f"expected a scan, got {DERIVED[sop_class]}")
     if not all(data.get(keyword) for keyword in ("Rows", "Columns", "BitsAllocated", "PhotometricInterpretation")):
         kind = UID_dictionary[sop_class][0] if sop_class in UID_dictionary else "of no known kind"
+        if "Image Storage" in kind:
+            told = f"expected rows, columns and bits of an image ({kind}), got none: it is damaged"
+            return SkippedFile(path, told, unread=True)
         return SkippedFile(path, f"expected an image, got another DICOM object ({kind})")
     photometric = str(data.PhotometricInterpretation)
     if int(data.get("SamplesPerPixel") or 1) != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers of a study in words: whatever is missing, or not finite, is told as such and never as a number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+MINUS = "\N{MINUS SIGN}"
+NOTHING = "\N{EN DASH}"
+
+
+def finite(values: Iterable[Any] | None) -> list[float]:
+    """The numbers among values of which some may be missing."""
+    return [float(v) for v in values or () if isinstance(v, (int, float)) and math.isfinite(v)]
+
+
+def value(statistic: Mapping[str, Any] | None, name: str) -> float | None:
+    """A number of a statistic such as ``{"mean": 0.8, "sd": None}``, or None where there is none."""
+    return next(iter(finite([(statistic or {}).get(name)])), None)
+
+
+def span(ends: Sequence[Any] | None) -> tuple[float, float] | None:
+    """Both ends of an interval, or None unless both are numbers."""
+    low_high = finite(ends)
+    return (low_high[0], low_high[1]) if len(low_high) == 2 else None
+
+
+def number(x: float | None, digits: int = 3) -> str:
+    """Such as 0.812, to as many places."""
+    return signed(x, digits).removeprefix("+")
+
+
+def signed(x: float | None, digits: int = 3) -> str:
+    """Such as +0.004 or -0.011; nothing has no sign."""
+    if x is None:
+        return NOTHING
+    text = f"{x:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", MINUS)
+
+
+def probability(p: float | None) -> str:
+    """Such as 0.013, and never 0."""
+    return NOTHING if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def plain(x: float | None) -> str:
+    """As short as three digits allow, such as 0.0003, 12.5 or 1.2e+06."""
+    return NOTHING if x is None else (MINUS if x < 0 else "") + f"{abs(x):.3g}"
+
+
+def interval(ends: Sequence[Any] | None, digits: int = 3) -> str:
+    """Such as [-0.011, 0.019]."""
+    ends = span(ends)
+    return NOTHING if ends is None else f"[{number(ends[0], digits)}, {number(ends[1], digits)}]"
+
+
+def visible(text: Any) -> Any:
+    """Text with whatever a reader would not see (controls, marks of direction, lone surrogates) spelt out, in depth."""
+    if isinstance(text, str):
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    if isinstance(text, Mapping):
+        return {visible(key): visible(item) for key, item in text.items()}
+    if isinstance(text, (list, tuple)):
+        return [visible(item) for item in text]
+    return text
+
+
+def shortened(text: str, length: int) -> str:
+    """Text of at most so many letters, without its middle if need be: names differ at their ends."""
+    if len(text) <= length:
+        return text
+    return f"{text[: (length - 1) // 2]}…{text[len(text) - length // 2 :]}"
