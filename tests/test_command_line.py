@@ -97,7 +97,7 @@ def test_bundle(command, tmp_path):
         (["run", "train", "--epochs"], "options of the bundle as --key value, got '--epochs'"),
         (["run", "train", "epochs", "3"], "options of the bundle as --key value, got 'epochs'"),
         (["run", "train", "--bundle", "nowhere"], "there is no bundle 'nowhere'"),
-        (["run", "train", "--arm", "both"], "an arm of mlp, none, pretrained, random, got 'both'"),
+        (["run", "train", "--arm", "both"], "an arm of mlp, none, pretrained, pretrained-trained, random, got 'both'"),
         (["extract", "nowhere", "--out", "x.safetensors"], "a model folder or a hub id such as owner/name"),
         (["extract", ".", "--out", "x.bin"], "an output name that ends in .safetensors"),
         (["extract", "nowhere", "--layer", "last", "--out", "x.safetensors"], "a model folder or a hub id"),
