@@ -13,8 +13,9 @@ from conftest import BUNDLE, ROOT
 import monai_llmboost
 
 PACKAGE = ROOT / "monai_llmboost"
-ORDER = ["llm", "boosters", "networks", "data", "engines", "inference", "studies"]
-TOP = ["bundle", "demo", "predict", "__main__"]
+# The finding and running of bundles, a file of its own, is what studies train by.
+ORDER = ["llm", "boosters", "networks", "data", "engines", "inference", "bundle", "studies"]
+TOP = ["demo", "predict", "__main__"]
 
 
 def imported_rooms(file: Path) -> set[str]:

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a booster does to the tokens of a trained network, measured on volumes without their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from monai_llmboost.boosters import ResidualBooster
+
+# Tokens that are compared: more change the third digit and cost time.
+TOKENS = 4096
+# Of all tokens of a volume, those with the largest activation.
+TOP = 0.1
+
+
+def diagnose(network: nn.Module, images: Iterable[Tensor]) -> dict[str, float] | None:
+    """Measure the first booster in a network, or give ``None`` where there is none.
+
+    - ``cka_block``: similarity of the tokens that enter the block and those that leave it, see :func:`linear_cka`; 1 if
+      the block only turns and scales them;
+    - ``cka_booster``: the same before and behind the whole booster;
+    - ``top_tokens_before``, ``top_tokens_after``: the part of all activation that the tenth of the tokens with the
+      largest one has, before and behind the booster; activation is the length of a token from which the volume's mean
+      token is subtracted. Pang et al. (2024, arXiv:2310.12973) argue that a frozen block amplifies the tokens that tell
+      most: it would be larger behind than before. Without a second token, as at position "head", both are left out.
+
+    Args:
+        network: after training, on the device of the images; left in ``eval()``.
+        images: batches (B, channels, S0, S1, S2); as many are taken as ``TOKENS`` tokens need.
+    """
+    booster = next((part for part in network.modules() if isinstance(part, ResidualBooster)), None)
+    if booster is None:
+        return None
+    entered: list[Tensor] = []
+    watch = booster.register_forward_pre_hook(lambda _, arguments: entered.append(arguments[0]))
+    parts: list[dict[str, Tensor]] = []
+    seen = 0
+    try:
+        with torch.inference_mode():
+            for image in images:
+                entered.clear()
+                network.eval()(image)
+                x = entered[0]
+                watched = dict(_tokens(booster, x))
+                parts.append(watched)
+                seen += x.shape[0] * x.shape[1]
+                if seen >= TOKENS:
+                    break
+    finally:
+        watch.remove()
+    whole = {name: torch.cat([part[name] for part in parts]).float() for name in parts[0]}  # (B, N, ...)
+    flat = {name: tokens.flatten(0, 1)[:TOKENS] for name, tokens in whole.items()}
+    told = {
+        "cka_block": linear_cka(flat["encoded"], flat["block"]),
+        "cka_booster": linear_cka(flat["before"], flat["after"]),
+    }
+    if whole["before"].shape[1] > 1:
+        told |= {f"top_tokens_{name}": top_share(whole[name]) for name in ("before", "after")}
+    return told
+
+
+def _tokens(booster: ResidualBooster, x: Tensor) -> Any:
+    """Tokens on their way through the booster, all of them though the network may read the first alone."""
+    forward = type(booster).forward  # without the watching hook
+    yield "before", x
+    yield "encoded", (h := booster.encode(x))
+    yield "block", booster.block_output(h)
+    yield "after", forward(booster, x)
+
+
+def linear_cka(a: Tensor, b: Tensor) -> float:
+    """Linear centred kernel alignment of two descriptions of the same tokens, 0 to 1.
+
+    ``|B'A|^2 / (|A'A| |B'B|)`` in Frobenius norms, columns centred (Kornblith et al. 2019, arXiv:1905.00414); the same
+    for any rotation and scaling of either.
+
+    Args:
+        a: (tokens, features).
+        b: (tokens, other features).
+    """
+    a, b = (x.double() - x.double().mean(dim=0) for x in (a, b))
+    norms = torch.linalg.norm(a.T @ a) * torch.linalg.norm(b.T @ b)
+    return float(torch.linalg.norm(b.T @ a) ** 2 / norms) if norms > 0 else 0.0
+
+
+def top_share(tokens: Tensor) -> float:
+    """The part of a volume's activation that its most active tokens have, the mean over the volumes; (B, N, C)."""
+    activation = torch.linalg.norm(tokens - tokens.mean(dim=1, keepdim=True), dim=-1)  # (B, N)
+    most = activation.topk(max(1, round(TOP * activation.shape[1])), dim=1).values.sum(dim=1)
+    return float((most / activation.sum(dim=1).clamp_min(torch.finfo(activation.dtype).tiny)).mean())

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a study is: which arms are trained on which data, how often, and which run of it is which."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from monai_llmboost.bundle import bundle_path, check_options, job_configs, monai_arguments
+from monai_llmboost.data import class_names
+
+
+class Preset(NamedTuple):
+    """Overlays of a bundle's training, and whose weights are read at its end: "best" or "last"."""
+
+    overlays: tuple[str, ...]
+    weights: str
+
+
+PRESETS = {
+    "rllm": Preset(("published/network.json", "published/training.json"), "best"),
+    "strong": Preset(("strong/training.json",), "last"),
+}
+# Keys of a bundle that differ from run to run, or that say where a run lies.
+OWN = (
+    "dataset", "seed", "block_seed", "folds", "fold", "learning_rate", "resume", "split", "weights", "ckpt_dir",
+    "output_dir", "bundle_root",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: of an arm, on a data set, with a seed and a learning rate (``None``: the bundle's own)."""
+
+    dataset: str
+    arm: str
+    seed: int
+    learning_rate: float | None = None
+    fold: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Its folder below the study's ``runs``."""
+        rate = "" if self.learning_rate is None else f"/lr{self.learning_rate:g}"
+        fold = "" if self.fold is None else f"-fold{self.fold}"
+        return f"{self.dataset}/{self.arm}{rate}/seed{self.seed}{fold}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study: every arm trained on every data set with every seed, and compared with the references.
+
+    Args:
+        bundle: a bundle's folder, or the name of one in this package.
+        arms: overlays of its ``configs/arms``; an earlier one is the reference of a later one.
+        datasets: values of its key ``dataset``.
+        seeds: how many; they are 0, 1, ...
+        folds: 0, or into how many parts training and validation cases are dealt anew for each seed; every part is
+            validated on once, so there are that many times as many runs.
+        lr_grid: learning rates of which validation chooses one for each arm; one alone is taken as it is, and none
+            leaves the bundle's own.
+        lr_seeds: how many of the seeds the choice is made with.
+        preset: a word of ``PRESETS``, or ``None`` for the bundle as it is.
+        references: arms that the others are compared with; those of them that take part.
+        options: further keys of the bundle and their values, the same for every run.
+
+    Raises:
+        ValueError: something that no study can be made of.
+        FileNotFoundError: no such bundle.
+    """
+
+    bundle: str
+    arms: tuple[str, ...]
+    datasets: tuple[str, ...]
+    seeds: int = 5
+    folds: int = 0
+    lr_grid: tuple[float, ...] = ()
+    lr_seeds: int = 1
+    preset: str | None = None
+    references: tuple[str, ...] = ("none", "mlp", "random")
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_different("arms", self.arms, least=2)
+        _check_different("data sets", self.datasets)
+        _check_different("learning rates", self.lr_grid, least=0)
+        if self.preset is not None and self.preset not in PRESETS:
+            raise ValueError(f"expected a preset of {', '.join(PRESETS)}, got {self.preset!r}")
+        _check_whole("seeds", self.seeds, 1)
+        _check_whole("lr_seeds", self.lr_seeds, 1, self.seeds)
+        _check_whole("folds", self.folds, 0)
+        if self.folds == 1:
+            raise ValueError("expected folds to be 0 or from 2, got 1: one part is left out in turn")
+        for rate in self.lr_grid:
+            if not (isinstance(rate, float) and 0 < rate < math.inf):
+                raise ValueError(f"expected learning rates above 0, got {rate!r}")
+        for name in self.datasets:
+            class_names(name)
+        known = [arm for arm in self.references if arm in self.arms]
+        if not known:
+            raise ValueError(f"expected a reference among the arms {', '.join(self.arms)}, got {self.references}")
+        taken = sorted(set(self.options) & set(OWN))
+        if taken:
+            raise ValueError(f"expected options that are the same for every run, got {taken[0]}: the study sets it")
+        for arm in self.arms:
+            configs = self.configs(arm)
+            missing = [file for file in configs if not file.is_file()]
+            if missing:
+                raise ValueError(f"expected {missing[0].name} in the bundle for the preset {self.preset}, found none")
+            check_options(configs, self.options)
+
+    @property
+    def overlays(self) -> tuple[str, ...]:
+        """Configs that the preset puts on top."""
+        return () if self.preset is None else PRESETS[self.preset].overlays
+
+    @property
+    def weights(self) -> str:
+        """Whose weights the results are of: "best", of the epoch that validation chose, or "last"."""
+        return "best" if self.preset is None else PRESETS[self.preset].weights
+
+    @property
+    def beside(self) -> str:
+        """The other weights, which are judged as well and told beside the results."""
+        return "last" if self.weights == "best" else "best"
+
+    def configs(self, arm: str, job: str = "train") -> list[Path]:
+        """Config files of an arm's job."""
+        folder = bundle_path(self.bundle)
+        return [*job_configs(folder, job, arm), *(folder / "configs" / name for name in self.overlays)]
+
+    def searched(self, dataset: str) -> list[Run]:
+        """Runs by which the learning rates are chosen; none where there is nothing to choose."""
+        if len(self.lr_grid) < 2:
+            return []
+        return [run for rate in self.lr_grid for run in self._runs(dataset, dict.fromkeys(self.arms, rate))
+                if run.seed < self.lr_seeds]  # fmt: skip
+
+    def runs(self, dataset: str, chosen: Mapping[str, float | None]) -> list[Run]:
+        """Runs that are compared, with the learning rate of each arm: arms of one seed one after another."""
+        return list(self._runs(dataset, chosen))
+
+    def _runs(self, dataset: str, rates: Mapping[str, float | None]) -> Iterator[Run]:
+        for seed in range(self.seeds):
+            for fold in range(self.folds) if self.folds else (None,):
+                for arm in self.arms:
+                    yield Run(dataset, arm, seed, rates[arm], fold)
+
+    def arguments(self, run: Run, job: str, folder: Path, **more: Any) -> dict[str, Any]:
+        """What ``monai.bundle`` takes for a job of a run whose checkpoints lie in ``folder``."""
+        own: dict[str, Any] = {
+            "dataset": run.dataset,
+            "seed": run.seed,
+            "block_seed": run.seed,
+            "ckpt_dir": str(folder),
+        }
+        if run.learning_rate is not None:
+            own["learning_rate"] = run.learning_rate
+        if run.fold is not None:
+            own |= {"folds": self.folds, "fold": run.fold}
+        options = {**self.options, **own, "output_dir": str(folder), **more}
+        return monai_arguments(self.bundle, job, run.arm, False, self.overlays, **options)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as JSON holds it; two studies are one if these are equal."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+def _check_different(what: str, values: tuple, least: int = 1) -> None:
+    if len(values) < least or len(set(values)) != len(values):
+        raise ValueError(f"expected {least or 'any number of'} or more different {what}, got {list(values)}")
+
+
+def _check_whole(what: str, value: Any, least: int, most: int | None = None) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
+        raise ValueError(
+            f"expected {what} to be a whole number from {least}{f' to {most}' if most else ''}, got {value!r}"
+        )
