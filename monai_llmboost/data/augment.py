@@ -20,7 +20,7 @@ AxisRanges = Sequence[float | Sequence[float]] | None
 
 
 class RandAffineBatchd(MapTransform, RandomizableTransform):
-    """Turns, shifts and scales each volume of a batch by chance, all in one operation on their device.
+    """Turns, shifts, scales and mirrors each volume of a batch by chance, all in one operation on their device.
 
     A voxel at ``x`` (voxels from the volume's centre) takes its value from ``R (scale * x + shift)``, as in MONAI's
     ``RandAffined``: trilinear, zeros outside, R = R0 R1 R2 about the three axes. All keys of a case share one draw.
@@ -31,6 +31,7 @@ class RandAffineBatchd(MapTransform, RandomizableTransform):
         rotate_range: three ranges of angles in radians; each a number ``r`` for -r to r, or a pair; ``None`` for none.
         translate_range: three ranges of ``shift`` in voxels; as above.
         scale_range: three ranges of ``scale - 1``; as above.
+        flip_prob: probability of each axis of a case that is changed to be mirrored, its scale to be negative.
         allow_missing_keys: do not raise if a key is missing.
 
     Raises:
@@ -46,15 +47,18 @@ class RandAffineBatchd(MapTransform, RandomizableTransform):
         rotate_range: AxisRanges = None,
         translate_range: AxisRanges = None,
         scale_range: AxisRanges = None,
+        flip_prob: float = 0.0,
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
-        if not 0 <= prob <= 1:
-            raise ValueError(f"expected prob from 0 to 1, got {prob}: it is the probability of each case")
+        for name, value in (("prob", prob), ("flip_prob", flip_prob)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"expected {name} from 0 to 1, got {value}: it is a probability")
         RandomizableTransform.__init__(self, prob)
         self.rotate_range = _bounds("rotate_range", rotate_range)
         self.translate_range = _bounds("translate_range", translate_range)
         self.scale_range = _bounds("scale_range", scale_range)
+        self.flip_prob = flip_prob
         self.chosen = np.empty(0, dtype=np.int64)
         self.matrices = np.empty((0, 3, 4))
 
@@ -65,8 +69,11 @@ class RandAffineBatchd(MapTransform, RandomizableTransform):
             self.R.uniform(bounds[0], bounds[1], size=(data, 3))[self.chosen]
             for bounds in (self.rotate_range, self.translate_range, self.scale_range)
         )
+        scale = 1 + scale
+        if self.flip_prob:  # without, no number is drawn
+            scale = np.where(self.R.random_sample((data, 3))[self.chosen] < self.flip_prob, -scale, scale)
         turn = Rotation.from_euler("XYZ", angles).as_matrix() if len(self.chosen) else np.empty((0, 3, 3))
-        self.matrices = np.concatenate([turn * (1 + scale)[:, None], turn @ shift[:, :, None]], axis=2)
+        self.matrices = np.concatenate([turn * scale[:, None], turn @ shift[:, :, None]], axis=2)
 
     def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
         """The batch with its chosen cases changed."""

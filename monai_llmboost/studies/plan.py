@@ -14,15 +14,19 @@ from monai_llmboost.data import class_names
 
 
 class Preset(NamedTuple):
-    """Overlays of a bundle's training, and whose weights are read at its end: "best" or "last"."""
+    """Overlays of a bundle: of every job, and of training alone; and whose weights are read then, "best" or "last"."""
 
-    overlays: tuple[str, ...]
+    network: tuple[str, ...]
+    training: tuple[str, ...]
     weights: str
 
 
+AS_IT_IS = Preset((), (), "best")
+
+
 PRESETS = {
-    "rllm": Preset(("published/network.json", "published/training.json"), "best"),
-    "strong": Preset(("strong/training.json",), "last"),
+    "rllm": Preset(("published/network.json",), ("published/training.json",), "best"),
+    "strong": Preset((), ("strong/training.json",), "last"),
 }
 # Keys of a bundle that differ from run to run, or that say where a run lies.
 OWN = (
@@ -113,14 +117,9 @@ class Plan:
             check_options(configs, self.options)
 
     @property
-    def overlays(self) -> tuple[str, ...]:
-        """Configs that the preset puts on top."""
-        return () if self.preset is None else PRESETS[self.preset].overlays
-
-    @property
     def weights(self) -> str:
         """Whose weights the results are of: "best", of the epoch that validation chose, or "last"."""
-        return "best" if self.preset is None else PRESETS[self.preset].weights
+        return self._preset.weights
 
     @property
     def beside(self) -> str:
@@ -130,7 +129,14 @@ class Plan:
     def configs(self, arm: str, job: str = "train") -> list[Path]:
         """Config files of an arm's job."""
         folder = bundle_path(self.bundle)
-        return [*job_configs(folder, job, arm), *(folder / "configs" / name for name in self.overlays)]
+        return [*job_configs(folder, job, arm), *(folder / "configs" / name for name in self._overlays(job))]
+
+    @property
+    def _preset(self) -> Preset:
+        return AS_IT_IS if self.preset is None else PRESETS[self.preset]
+
+    def _overlays(self, job: str) -> tuple[str, ...]:
+        return self._preset.network + (self._preset.training if job == "train" else ())
 
     def searched(self, dataset: str) -> list[Run]:
         """Runs by which the learning rates are chosen; none where there is nothing to choose."""
@@ -162,7 +168,7 @@ class Plan:
         if run.fold is not None:
             own |= {"folds": self.folds, "fold": run.fold}
         options = {**self.options, **own, "output_dir": str(folder), **more}
-        return monai_arguments(self.bundle, job, run.arm, False, self.overlays, **options)
+        return monai_arguments(self.bundle, job, run.arm, False, self._overlays(job), **options)
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON holds it; two studies are one if these are equal."""
