@@ -16,6 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from monai_llmboost.engines.files import written_whole
+from monai_llmboost.inference.page.house import style_of, visible
 from monai_llmboost.inference.page.viewer import Viewer, viewer_html
 
 __all__ = ["Viewer", "viewer_html", "write_report"]
@@ -86,7 +87,7 @@ def write_report(
         embedded=_within_budget(previews),
         budget=PREVIEW_BUDGET,
         base64_of=lambda file: base64.b64encode(file.read_bytes()).decode(),
-        style=_text_of("report.css"),
+        style=style_of(HERE),
         script=script,
         allowed_scripts=_fingerprints([script, *(text for viewer in viewers for text in _scripts(viewer.html))]),
     )
@@ -169,10 +170,7 @@ def _fingerprints(scripts: Sequence[str]) -> str:
 
 
 def _visible(value: Any) -> Any:
-    """Text with whatever a reader would not see (controls, marks of direction, lone surrogates) spelt out."""
-    if type(value) is not str or value.isprintable():  # markup is the page's own
-        return value
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
+    return visible(value) if type(value) is str else value  # markup is the page's own
 
 
 def _is_flat(value: Any) -> bool:

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from monai_llmboost.engines.files import written_whole
-from monai_llmboost.inference import page as page_of_a_run
+from monai_llmboost.inference.page.house import style_of
 from monai_llmboost.studies.cost import ROWS
 from monai_llmboost.studies.page import figures, words
 from monai_llmboost.studies.page.drawing import Look, house_style, keys_of, look_of, svg
@@ -76,7 +75,7 @@ def write_study_report(results: Mapping[str, Any], path: Path) -> None:
             },
             metrics=METRICS,
             cost_rows=ROWS,
-            style=_style(),
+            style=style_of(HERE),
         )
     with written_whole(path, aside=False) as file:
         file.write(text)
@@ -91,12 +90,6 @@ def _check_arms(datasets: Mapping[str, Any], arms: Sequence[str]) -> None:
                 f"expected results of the study's arms {arms}, got those of {unknown} on {name!r}: "
                 "name every arm under study, arms"
             )
-
-
-def _style() -> Markup:
-    """Colours and letters of the page of a run, by day and by night, and what is this page's own."""
-    run = (Path(page_of_a_run.__file__).parent / "report.css").read_text(encoding="utf-8")
-    return Markup(run.partition("/* ---- the head */")[0] + (HERE / "report.css").read_text(encoding="utf-8"))
 
 
 def _finished(group: str, pictures: Iterator[Picture]) -> Iterator[dict[str, Any]]:

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from monai_llmboost.inference.page import house
+
 MINUS = "\N{MINUS SIGN}"
 NOTHING = "\N{EN DASH}"
 
@@ -59,7 +61,7 @@ def interval(ends: Sequence[Any] | None, digits: int = 3) -> str:
 def visible(text: Any) -> Any:
     """Text with whatever a reader would not see (controls, marks of direction, lone surrogates) spelt out, in depth."""
     if isinstance(text, str):
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        return house.visible(text)
     if isinstance(text, Mapping):
         return {visible(key): visible(item) for key, item in text.items()}
     if isinstance(text, (list, tuple)):
