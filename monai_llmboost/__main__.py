@@ -19,6 +19,8 @@ from monai_llmboost.bundle import copy_bundle, run_bundle
 WORDS = {"true": True, "false": False, "null": None}
 # What is told in one sentence; anything else is a mistake of ours, and a traceback.
 MISTAKES = (ValueError, OSError, TypeError, RuntimeError, ImportError)
+# What shells give for ctrl-C.
+INTERRUPTED = 130
 DEFAULT_BUNDLE = "medmnist3d_rllm_classification"
 
 app = typer.Typer(
@@ -113,7 +115,8 @@ def run(
     context: typer.Context,
     job: Annotated[str, typer.Argument(help="train, evaluate or inference.")],
     arm: Annotated[
-        str | None, typer.Option(help="none, mlp, random or pretrained; not given: as --block says.")
+        str | None,
+        typer.Option(help="none, mlp, random, pretrained, pretrained-trained; not given: as --block says."),
     ] = None,
     bundle: Annotated[
         str, typer.Option(help="A bundle's folder, or the name of one in this package.")
@@ -186,7 +189,7 @@ def predict(
     inputs += more_inputs
     try:
         if dry_run:
-            sys.exit(predicting.dry_run(inputs, output, follow_links))
+            sys.exit(predicting.dry_run(inputs, output, follow_links, options.get("volume")))
         if output is None:
             raise ValueError("expected a folder to write into: give --output DIR, or --dry-run to see what is there")
         if device != "auto":
@@ -212,6 +215,9 @@ def predict(
     except MISTAKES as error:
         _tell(error)
         sys.exit(predicting.SOME_FAILED if isinstance(error, predicting.StoppedEarly) else predicting.NOTHING_DONE)
+    except KeyboardInterrupt:
+        typer.echo("monai-llmboost: interrupted; what was predicted is kept, the same command goes on", err=True)
+        sys.exit(INTERRUPTED)
     sys.exit(status)
 
 
@@ -333,7 +339,7 @@ def study(
         sys.exit(studies.NOTHING_DONE)
     except KeyboardInterrupt:
         typer.echo(f"monai-llmboost: interrupted; the same command goes on in {output}", err=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     sys.exit(status)
 
 

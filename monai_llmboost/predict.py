@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,7 @@ def run_predict(bundle: str | Path, output: Path, arm: str | None, **options: An
     if options.get("amp") and str(options.get("device", "")).startswith("cpu"):
         raise ValueError("expected mixed precision on a GPU, got --amp with the device cpu: leave out --amp")
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    _check_places(output, options)
     first = int(os.environ.get("RANK", "0")) == 0
     arguments = monai_arguments(
         bundle,
@@ -60,6 +63,7 @@ def run_predict(bundle: str | Path, output: Path, arm: str | None, **options: An
         output_dir=str(output),
         **options,
     )
+    _check_weights(arguments)
     try:
         with _without_others_words():
             counts = _run(arguments, first)
@@ -72,14 +76,40 @@ def run_predict(bundle: str | Path, output: Path, arm: str | None, **options: An
     return SOME_FAILED if counts["refused"] else ALL_GOOD
 
 
-def _run(arguments: dict[str, Any], first: bool) -> dict[str, int]:
-    from monai.bundle import create_workflow
+def _check_places(output: Path, options: dict[str, Any]) -> None:
+    """What can be told before anything that takes time."""
+    at_fault = next((path for path in (output, *output.parents) if path.exists()), output)
+    if at_fault.exists() and not at_fault.is_dir():
+        raise ValueError(f"expected --output to be a folder, got {at_fault}, a file: give another")
+    given = options.get("dataset_dir", [])
+    for word in [given] if isinstance(given, str) else given:
+        path = Path(word).expanduser()
+        if not path.exists() and not any(character in str(word) for character in "*?["):
+            raise FileNotFoundError(f"expected scans at {word}, found nothing there: correct the path")
 
-    workflow: Any = create_workflow(**arguments)
-    if first:
-        found = workflow.parser.get_parsed_content("cases")
+
+def _check_weights(arguments: dict[str, Any]) -> None:
+    """That there is a checkpoint, where the bundle looks for it as ours do: before the folders are searched."""
+    config = json.loads(Path(arguments["config_file"][0]).read_text())
+    if config.get("ckpt_dir") != "$@bundle_root + '/models'":
+        return
+    folder = Path(arguments.get("ckpt_dir") or Path(arguments.get("bundle_root", ".")) / "models")
+    if not (folder / "model.pt").is_file():
+        raise FileNotFoundError(
+            f"expected trained weights at {folder / 'model.pt'}, found none: train first, or give --ckpt_dir"
+        )
+
+
+def _run(arguments: dict[str, Any], first: bool) -> dict[str, int]:
+    with _console().status("looking at the files"):
+        from monai.bundle import create_workflow
+
+        workflow: Any = create_workflow(**arguments)
+        found = workflow.parser.get_parsed_content("cases") if first else None
+    if found is not None:
         show_inventory([*found.scans, *found.refused], found.skipped, SHOWN)
     predictions = workflow.parser.get_parsed_content("predictions")
+    known = set() if found is None else {scan.name for scan in found.refused}
     try:
         workflow.run()
     except (OSError, RuntimeError) as error:
@@ -90,7 +120,24 @@ def _run(arguments: dict[str, Any], first: bool) -> dict[str, int]:
     finally:
         predictions.journal.close()
     workflow.finalize()
+    if first:
+        _show_refused(predictions.refused, known)
     return predictions.counts
+
+
+def _show_refused(refused: dict[str, str], known: set[str]) -> None:
+    """Why cases were refused that looked well in the inventory, by reason."""
+    reasons: dict[str, list[str]] = {}
+    for case, reason in refused.items():
+        if case not in known:
+            reasons.setdefault(reason, []).append(case)
+    console = _console()
+    for reason, cases in sorted(reasons.items(), key=lambda item: -len(item[1]))[:SHOWN]:
+        console.print(
+            f"  {len(cases)} [red]refused:[/] {_plain(reason)} ({_plain(cases[0])}{' ...' if len(cases) > 1 else ''})"
+        )
+    if len(reasons) > SHOWN:
+        console.print(f"  ... and {len(reasons) - SHOWN} more reasons")
 
 
 @contextmanager
@@ -106,16 +153,25 @@ def _without_others_words() -> Iterator[None]:
             logging.disable(disabled)
 
 
-def dry_run(inputs: Sequence[str], output: Path | None, follow_links: bool) -> int:
-    """Show what would be predicted, and what not and why; no weights are read. The exit code, as of a run."""
-    from monai_llmboost.data import find_scans
+def dry_run(inputs: Sequence[str], output: Path | None, follow_links: bool, volume: int | None = None) -> int:
+    """Show what would be predicted, and what not and why, as far as headers tell. The exit code, as of a run."""
+    with _console().status("looking at the files"):
+        from monai_llmboost.data import find_scans
 
-    scans, skipped = find_scans(inputs, follow_links, [] if output is None else [output])
+        found, skipped = find_scans(inputs, follow_links, [] if output is None else [output])
+    scans = [_one_volume(scan, volume) for scan in found]
     show_inventory(scans, skipped, None)
     refused = sum(bool(scan.refused) for scan in scans)
     if refused == len(scans):
         return NOTHING_DONE
     return SOME_FAILED if refused else ALL_GOOD
+
+
+def _one_volume(scan: Any, volume: int | None) -> Any:
+    """A scan, refused if it holds several volumes of which none was chosen."""
+    if scan.refused or volume is not None or len(scan.shape) < 4 or scan.shape[3] == 1:
+        return scan
+    return replace(scan, refused=f"expected one volume, got {scan.shape[3]}: choose one with --volume K")
 
 
 def device_named(name: str) -> Any:

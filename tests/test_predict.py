@@ -269,7 +269,7 @@ def test_salted_names_tell_nothing(command, tmp_path):
     result = command("--input", tmp_path / "Doe^Jane", "--salt", "pepper")
     assert result.exit_code == 1
     told = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    assert any("1 are missing, between (a file) and (a file)" in case["refused"] for case in told["cases"]), told
+    assert any("missing: 1, between (a file) and (a file)" in case["refused"] for case in told["cases"]), told
     assert "a copy of another file" in [file["reason"] for file in told["skipped"]]
     assert "Doe " not in result.output
     first = [row["case"] for row in rows_of(tmp_path / "out")]
@@ -284,11 +284,11 @@ def test_salted_names_tell_nothing(command, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--input", "/nothing"], "no NIfTI or DICOM scans at /nothing"),
+        (["--input", "/nothing"], "expected scans at /nothing, found nothing there"),
         (["--device", "gpu"], "--device to be auto, cpu, cuda or cuda:1 ..., got 'gpu'"),
         (["--device", "cuda:99"], "got 'cuda:99': there are .* GPUs; try auto"),
         (["--batchsize", "3"], "no option --batchsize: did you mean --batch_size"),
-        (["--ckpt_dir", "/nothing"], "there is no /nothing/model.pt: train first"),
+        (["--ckpt_dir", "/nothing"], "expected trained weights at /nothing/model.pt, found none: train first"),
         (["--view", "other.nii"], "a case to view among those found, got 'other.nii'"),
         (["--intensity_range", "[5,1]"], r"intensity_range as \[low, high\], got \[5, 1\]"),
         (["--amp", "--device", "cpu"], "mixed precision on a GPU, got --amp with the device cpu"),
@@ -331,3 +331,30 @@ def test_overwrite_leaves_alone_what_is_not_its_own(predict, tmp_path):
         assert predict(scans, output=tmp_path / "study", overwrite=True, saliency=True) == 0
     assert [path.name for path in scans.iterdir()] == ["scan-000.nii.gz"]
     assert (tmp_path / "study" / "saliency" / "mine.txt").read_text() == "mine"
+
+
+def test_what_is_refused_while_it_is_read_is_told(trained_bundle, tmp_path):
+    scans = write_scans(tmp_path / "scans", 2)
+    packed = (scans / "scan-001.nii.gz").read_bytes()
+    (scans / "scan-001.nii.gz").write_bytes(packed[: len(packed) // 2])
+    result = CliRunner().invoke(app, words_of(trained_bundle, scans, tmp_path / "out"))
+    assert result.exit_code == 1
+    (line,) = [line for line in result.output.splitlines() if "1 refused: expected a whole gzip stream" in line]
+    assert "scan-001.nii.gz" in line
+
+
+def test_a_dry_run_refuses_several_volumes_of_which_none_is_chosen(tmp_path):
+    nibabel.save(nibabel.Nifti1Image(np.zeros((9, 8, 7, 3), np.int16), np.eye(4)), tmp_path / "x.nii")
+    words = ["predict", "--dry-run", "--input", str(tmp_path)]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2
+    assert "expected one volume, got 3: choose one with --volume K" in result.output
+    assert CliRunner().invoke(app, [*words, "--volume", "1"]).exit_code == 0
+
+
+def test_a_file_in_place_of_the_output_costs_no_time(trained_bundle, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    result = CliRunner().invoke(app, words_of(trained_bundle, write_scans(tmp_path / "scans", 1), tmp_path / "out"))
+    assert result.exit_code == 2
+    assert "expected --output to be a folder, got" in result.output
+    assert (tmp_path / "out").read_text() == "mine"

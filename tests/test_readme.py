@@ -53,7 +53,7 @@ def test_own_commands(command):
     known = get_command(app).commands
     assert verb in known
     names = {option.removeprefix("--") for parameter in known[verb].params for option in parameter.opts}
-    if verb in ("run", "cost"):
+    if verb in ("run", "cost", "study"):
         first = "inference.json" if words[0] == "inference" else "train.json"
         names |= {key for key in json.loads((BUNDLE_FOLDER / "configs" / first).read_text())}
     assert set(options(words)) <= names
@@ -63,7 +63,7 @@ def test_options_in_the_model_card_exist():
     table = PAGES[1].read_text().partition("## Options")[2].partition("## Arms")[0]
     keys = {
         key
-        for name in ("train", "inference")
+        for name in ("train", "evaluate", "inference")
         for key in json.loads((BUNDLE_FOLDER / "configs" / f"{name}.json").read_text())
     }
     named = set(re.findall(r"`--(\w+)", table))

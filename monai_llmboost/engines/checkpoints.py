@@ -204,14 +204,22 @@ class TrainedWeights:
             network.load_state_dict(state, strict=True)
         except RuntimeError as error:
             told = [line.strip() for line in str(error).splitlines() if "made with the" in line]
-            own = network.state_dict()
-            unlike = sorted(
-                set(own) ^ set(state) | {k for k in set(own) & set(state) if own[k].shape != state[k].shape}
-            )
-            reason = (
-                told[0] if told else f"{len(unlike)} weights are missing, unknown or of another size ({unlike[0]} ...)"
-            )
+            reason = told[0] if told else _unlike(network.state_dict(), state)
             raise ValueError(
                 f"{self.path} was trained with other options: {reason}; "
                 "give the --dataset, --size, arm, --block and network options of the training"
             ) from error
+
+
+def _unlike(own: Mapping[str, Any], state: Mapping[str, Any]) -> str:
+    """Which weights of a network and of a file have no counterpart in the other, in words."""
+    kinds = {
+        "only the file has": sorted(state.keys() - own.keys()),
+        "only this network has": sorted(own.keys() - state.keys()),
+        "of another size are": sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape),
+    }
+    return ", ".join(
+        f"{words} {len(names)} weights ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''})"
+        for words, names in kinds.items()
+        if names
+    )

@@ -90,6 +90,7 @@ class Predictions:
         self.view = [view] if isinstance(view, str) else view
         self.begun = datetime.now(timezone.utc)
         self.counts = {"predicted": 0, "refused": 0, "skipped": 0}
+        self.refused: dict[str, str] = {}
 
     def start(self) -> None:
         """Take the output folder; tell what was found."""
@@ -173,7 +174,8 @@ class Predictions:
             {**_about(scan), "refused": scan.refused, "warnings": list(scan.warnings)} for scan in self.cases.refused
         ]
         rows.sort(key=lambda row: row["case"])
-        refused = sum(bool(row["refused"]) for row in rows)
+        self.refused = {row["case"]: row["refused"] for row in rows if row["refused"]}
+        refused = len(self.refused)
         self.counts = {
             "predicted": len(rows) - refused,
             "refused": refused,

@@ -47,9 +47,12 @@ class CheckVolumed(MapTransform):
     ) -> None:
         super().__init__(keys)
         self.channels = channels
-        self.low, self.high = float(intensity_range[0]), float(intensity_range[1])
+        try:
+            self.low, self.high = map(float, intensity_range)
+        except (TypeError, ValueError):
+            self.low = self.high = 0.0
         if not self.low < self.high:
-            raise ValueError(f"expected intensity_range as [low, high], got {list(intensity_range)}")
+            raise ValueError(f"expected intensity_range as [low, high], got {intensity_range!r}")
         if not isinstance(clip_intensities, bool):  # the word "false" on a command line would be true
             raise ValueError(f"expected clip_intensities to be True or False, got {clip_intensities!r}")
         self.clip_intensities = clip_intensities
@@ -60,7 +63,7 @@ class CheckVolumed(MapTransform):
         for key in self.key_iterator(dict(data)):
             self._check(torch.as_tensor(data[key]))
             if isinstance(data[key], MetaTensor):
-                _warn(data[key])
+                self._warn(data[key])
         return dict(data)
 
     def _check(self, volume: torch.Tensor) -> None:
@@ -93,12 +96,19 @@ class CheckVolumed(MapTransform):
                 f"{'a map of labels' if _values_looked_at(volume) < FEWEST_VALUES else 'scaled before'}: {advice}"
             )
 
-
-def _warn(volume: MetaTensor) -> None:
-    values = _values_looked_at(volume.as_tensor())
-    if values < FEWEST_VALUES < volume.numel():
-        told = f"different values in some {VOXELS_LOOKED_AT} voxels: {values}; perhaps it is a map of labels, no image"
-        volume.meta["warnings"] = "\n".join([*volume.meta.get("warnings", "").splitlines(), told])
+    def _warn(self, volume: MetaTensor) -> None:
+        voxels = volume.as_tensor()
+        told = volume.meta.get("warnings", "").splitlines()
+        values = _values_looked_at(voxels)
+        if values < FEWEST_VALUES < volume.numel():
+            told.append(
+                f"different values in some {VOXELS_LOOKED_AT} voxels: {values}; perhaps it is a map of labels, no image"
+            )
+        outside = float(((voxels < self.low) | (voxels > self.high)).float().mean())
+        if outside > 0:
+            told.append(f"clipped to {self.low:g} to {self.high:g}: {100 * outside:.2g} % of the voxels")
+        if told:
+            volume.meta["warnings"] = "\n".join(told)
 
 
 def _values_looked_at(volume: torch.Tensor) -> int:

@@ -191,7 +191,9 @@ def _kind(path: Path, name: Callable[[Path], str]) -> str | Scan | SkippedFile:
     if not packed and kind.startswith("a file") and looks_like_dicom(path):
         return "DICOM"
     if format:
-        return Scan(name(path), (path,), format, refused=f"expected a {format} file, got {kind}: copy it again")
+        return Scan(
+            name(path), (path,), format, refused=f"expected a {format} file, got {kind}: copy or export it again"
+        )
     if kind == ANALYZE and lower.endswith(".hdr"):
         return "NIfTI"  # which refuses it
     return SkippedFile(path, kind + (": convert it to NIfTI" if kind in CONVERTIBLE else ""))

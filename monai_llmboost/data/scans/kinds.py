@@ -56,6 +56,8 @@ def first_bytes(path: Path) -> tuple[bytes, bool]:
     Raises:
         OSError: it cannot be read, or is no regular file (a pipe would never give its end).
     """
+    if path.is_dir():
+        raise IsADirectoryError("expected a file, got a folder: give the file itself")
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError("expected a regular file, got a pipe, a socket or a device: give the scan itself")
     with path.open("rb") as file:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from monai_llmboost.data.scans.scan import SkippedFile
 
+# What a folder of predictions has, whose maps are no scans.
+RUN, JOURNAL = "run.json", "journal"
 # Folders that hold copies or side files of what lies beside them.
 NOT_SEARCHED = (".git", "__MACOSX")
 
@@ -45,6 +47,9 @@ def walk(folder: Path, root: Path, follow_links: bool, left_out: set[Path]) -> I
             yield SkippedFile(path, reason)
         elif _is(path.is_dir):
             if path.name in NOT_SEARCHED or path.resolve() in left_out:
+                continue
+            if _is((path / RUN).is_file) and _is((path / JOURNAL).is_dir):
+                yield SkippedFile(path, "the folder of an earlier run's results")
                 continue
             entered.add(path.resolve())
             if path.name.lower().endswith((".nii", ".nii.gz")):

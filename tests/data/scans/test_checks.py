@@ -36,7 +36,7 @@ def test_other_intensities_can_be_asked_for():
         CheckVolumed("image", intensity_range=(-1000, 400))({"image": scan})
     with pytest.raises(ValueError, match="a volume with 2 channel"):
         CheckVolumed("image", channels=2)({"image": scan})
-    with pytest.raises(ValueError, match=r"intensity_range as \[low, high\], got \[3, 1\]"):
+    with pytest.raises(ValueError, match=r"intensity_range as \[low, high\], got \(3, 1\)"):
         CheckVolumed("image", intensity_range=(3, 1))
     with pytest.raises(ValueError, match="clip_intensities to be True or False, got 'false'"):
         CheckVolumed("image", clip_intensities="false")
@@ -62,6 +62,20 @@ def test_a_map_of_labels_is_warned_of():
     with pytest.raises(ValueError, match=told):
         CheckVolumed("image", clip_intensities=True)({"image": image() // 128})
     assert "warnings" not in CheckVolumed("image")({"image": MetaTensor(image())})["image"].meta
+
+
+def test_what_is_clipped_is_told():
+    wide = image()
+    wide[0, 0] = 300
+    out = CheckVolumed("image", clip_intensities=True)({"image": MetaTensor(wide)})["image"]
+    share = 100 * float((wide > 255).float().mean())
+    assert out.meta["warnings"] == f"clipped to 0 to 255: {share:.2g} % of the voxels"
+
+
+@pytest.mark.parametrize("wrong", ["foo", 3, [1, 2, 3], [None, 2]])
+def test_a_range_that_is_none(wrong):
+    with pytest.raises(ValueError, match=r"expected intensity_range as \[low, high\], got"):
+        CheckVolumed("image", intensity_range=wrong)
 
 
 def test_values_are_counted_over_the_whole_volume():

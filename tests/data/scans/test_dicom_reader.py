@@ -62,7 +62,7 @@ def test_what_can_be_given(tmp_path):
 def test_a_refusal_comes_through_loadimage(tmp_path):
     """LoadImage hides what ``read`` raises and lets other readers guess."""
     write_series(tmp_path, VOLUME, change=lambda data, k: k != 2)
-    with pytest.raises(RefusedScan, match=r"slices 2\.5 mm apart, 1 are missing"):
+    with pytest.raises(RefusedScan, match=r"slices 2\.5 mm apart, missing: 1"):
         LoadImage(reader=NAME)(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"expected DICOM files, got nothing at .*gone: give a folder or files"):
         LoadImage(reader=NAME)(tmp_path / "gone")
@@ -84,7 +84,7 @@ def test_several_volumes_are_listed_and_one_can_be_chosen(tmp_path):
 
 def test_nothing_to_read(tmp_path):
     (tmp_path / "x.txt").write_text("hello")
-    with pytest.raises(RefusedScan, match="expected a DICOM volume, got 0 DICOM files that are no part of one: give"):
+    with pytest.raises(RefusedScan, match="a DICOM volume, got no DICOM files, none of them part of one: give"):
         read(tmp_path)
     with pytest.raises(RefusedScan, match=r"expected a DICOM volume, got 1 .*, the first: .* does not begin as one"):
         read(tmp_path / "x.txt")

@@ -29,7 +29,7 @@ SCANS = {
     f"{TREE}/77654033/CR1/6154": ONE,  # radiographs
     f"{TREE}/77654033/CR2/6247": ONE,
     f"{TREE}/77654033/CR3/6278": ONE,
-    f"{TREE}/77654033/CT2": "161 are missing, between 17106 and 17136 (202.5 mm)",  # InstanceNumber 18, 180, 181, 182
+    f"{TREE}/77654033/CT2": "missing: 161, between 17106 and 17136 (202.5 mm)",  # InstanceNumber 18, 180, 181, 182
     f"{TREE}/98892001/CT2N/6293": ONE,  # two scouts at a right angle
     f"{TREE}/98892001/CT2N/6924": ONE,
     f"{TREE}/98892001/CT5N": ((16, 16, 5), (0.488281, 0.488281, 2.5)),

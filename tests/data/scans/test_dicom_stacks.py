@@ -68,9 +68,9 @@ def in_one(keyword, value):
 REFUSED = {
     "slice missing": (
         lambda data, k: k != 2,
-        r"slices 2.5 mm apart, 1 are missing, between series-005.dcm and series-003.dcm \(5 mm\)",
+        r"slices 2.5 mm apart, missing: 1, between series-005.dcm and series-003.dcm \(5 mm\)",
     ),
-    "two slices missing": (lambda data, k: k not in (1, 4), "2 are missing, the first between series-006.dcm and"),
+    "two slices missing": (lambda data, k: k not in (1, 4), "missing: 2, the first between series-006.dcm and"),
     "uneven": (lambda data, k: moved(data, k, [0, 0, 0.2]), r"at equal distances, got 2.3 to 2.7 mm"),
     "beside": (lambda data, k: moved(data, k, [1, 0, 0]), "even, straight line, got one 1 mm beside its place"),
     "no positions": (lambda data, k: delattr(data, "ImagePositionPatient"), "the position of every slice, got none"),

@@ -156,7 +156,7 @@ def test_a_list_may_name_what_lies_elsewhere_or_is_missing(tmp_path):
     scans, _ = find_scans(path)
     assert [scan.name for scan in scans] == ["p/t.nii", "q/t.nii", "r.nii"]
     assert [bool(scan.refused) for scan in scans] == [False, False, True]
-    assert "No such file" in scans[2].refused
+    assert "a file that is there, got none" in scans[2].refused
 
 
 @pytest.mark.parametrize(
@@ -286,6 +286,19 @@ def test_the_order_does_not_depend_on_the_disk(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", Backwards)
     assert names(tmp_path) == ordered == ["a/1.nii", "b/2.nii", "c.nii"]
+
+
+def test_results_of_an_earlier_run_are_no_scans(tmp_path):
+    save(tmp_path / "x.nii")
+    earlier = tmp_path / "sub" / "out"
+    (earlier / "journal").mkdir(parents=True)
+    (earlier / "run.json").write_text("{}")
+    save(earlier / "saliency.nii.gz")
+    scans, skipped = find_scans(tmp_path)
+    assert [scan.name for scan in scans] == ["x.nii"]
+    assert [(file.path, file.reason) for file in skipped] == [(earlier, "the folder of an earlier run's results")]
+    with pytest.raises(FileNotFoundError, match="only 1 other file.s., such as out, the folder of an earlier run"):
+        find_scans(earlier)
 
 
 @pytest.mark.parametrize("spoilt", [lambda whole: b"", lambda whole: whole[:300], lambda whole: bytes(len(whole))])

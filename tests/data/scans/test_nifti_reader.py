@@ -99,7 +99,7 @@ def test_several_volumes_need_a_choice(tmp_path):
     four = np.stack([voxels(seed=seed) for seed in range(3)], -1)
     for path in (save(tmp_path / "x.nii", four), save(tmp_path / "x.nii.gz", four)):
         assert "expected one volume, got 3" in refused(path)
-        assert "option volume, from 0 to 2" in refused(path)
+        assert "(volume=K in Python), from 0 to 2" in refused(path)
         for volume in range(3):
             array, meta = read(path, volume=volume)
             assert np.array_equal(array, four[..., volume])
@@ -205,7 +205,7 @@ def test_a_pair_of_files_is_one_scan(tmp_path):
 
 
 def test_a_missing_file_is_said(tmp_path):
-    assert "No such file" in refused(tmp_path / "nothing.nii")
+    assert "a file that is there, got none" in refused(tmp_path / "nothing.nii")
 
 
 def test_a_pipe_is_not_read(tmp_path):

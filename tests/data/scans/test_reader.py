@@ -69,7 +69,7 @@ def test_a_refusal_reaches_who_loads(tmp_path):
     files[2].unlink()
     with pytest.raises(RefusedScan, match="missing"):
         load(tmp_path / "series")
-    with pytest.raises(RefusedScan, match="No such file"):
+    with pytest.raises(RefusedScan, match="a file that is there, got none"):
         load(tmp_path / "nothing.nii")
     (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(RefusedScan, match="got a PNG picture"):

@@ -122,7 +122,7 @@ def _check_gaps(slices: Sequence[SliceHeader], gaps: np.ndarray) -> None:
         first = wide[0]
         where = f"between {slices[first].path.name} and {slices[first + 1].path.name}"
         raise RefusedScan(
-            f"expected slices {usual:.4g} mm apart, {int(steps.sum()) - len(gaps)} are missing, "
+            f"expected slices {usual:.4g} mm apart, missing: {int(steps.sum()) - len(gaps)}, "
             f"{'the first ' if len(wide) > 1 else ''}{where} ({gaps[first]:.4g} mm): copy the whole series"
         )
     raise RefusedScan(

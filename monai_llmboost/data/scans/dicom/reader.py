@@ -118,8 +118,8 @@ class DicomSeriesReader(ImageReader):
         if not stacks:
             first = f", the first: {skipped[0].reason}" if skipped else ""
             raise RefusedScan(
-                f"expected a DICOM volume, got {len(skipped)} DICOM files that are no part of one{first}: "
-                f"give the folder or the files of one"
+                f"expected a DICOM volume, got {len(skipped) or 'no'} DICOM files, none of them part of one{first}: "
+                "give the folder or the files of one"
             )
         if len(stacks) > 1:
             raise RefusedScan(

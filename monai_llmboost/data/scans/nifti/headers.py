@@ -102,6 +102,8 @@ def nifti_header(path: Path, max_voxels: int = LARGEST_VOLUME) -> NiftiHeader:
 
 def sentence(error: Exception) -> str:
     """Why a file cannot be read; of the system's errors without its number."""
+    if isinstance(error, FileNotFoundError) and error.strerror:
+        return "expected a file that is there, got none: correct the path"
     if isinstance(error, OSError) and error.strerror:
         return f"expected a file that can be read, got: {error.strerror}: see to its permissions, or copy it again"
     return str(error)

@@ -109,8 +109,8 @@ def read_voxels(header: NiftiHeader, volume: int | None = None) -> np.ndarray:
     volumes = math.prod(header.shape[3:])
     if volume is None and volumes > 1:
         raise RefusedScan(
-            f"expected one volume, got {volumes} (shape {header.shape}): choose one with the option volume, from 0 to "
-            f"{volumes - 1}"
+            f"expected one volume, got {volumes} (shape {header.shape}): choose one with --volume K (volume=K in "
+            f"Python), from 0 to {volumes - 1}"
         )
     if volume is not None and volume >= volumes:
         raise RefusedScan(f"expected volume to be from 0 to {volumes - 1}, got {volume}: choose one that is there")
