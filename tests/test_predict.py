@@ -64,6 +64,12 @@ def predict(trained_bundle, tmp_path):
     return run
 
 
+def words_of(bundle, scans, output, *more):
+    network = [word for key, value in SMALL.items() if key != "batch_size" for word in (f"--{key}", str(value))]
+    places = ["--bundle", str(bundle), "--input", str(scans), "--output", str(output)]
+    return ["predict", *places, "--arm", "none", *network, *more]
+
+
 @pytest.fixture
 def command(trained_bundle, tmp_path):
     """The command line in this process: command("--input", ...) -> result with exit_code and output."""

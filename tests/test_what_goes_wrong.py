@@ -12,10 +12,10 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, llama_config
+from conftest import llama_config
 from dicom_files import write_series
 from safetensors.torch import save_file
-from test_predict import rows_of, write_scans
+from test_predict import rows_of, words_of, write_scans
 from typer.testing import CliRunner
 
 from monai_llmboost.__main__ import app
@@ -27,12 +27,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:monai"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:monai"),
 ]
-
-
-def words_of(bundle, scans, output, *more):
-    network = [word for key, value in SMALL.items() if key != "batch_size" for word in (f"--{key}", str(value))]
-    places = ["--bundle", str(bundle), "--input", str(scans), "--output", str(output)]
-    return ["predict", *places, "--arm", "none", *network, *more]
 
 
 def predict(*arguments):

@@ -297,7 +297,7 @@ def test_results_of_an_earlier_run_are_no_scans(tmp_path):
     scans, skipped = find_scans(tmp_path)
     assert [scan.name for scan in scans] == ["x.nii"]
     assert [(file.path, file.reason) for file in skipped] == [(earlier, "the folder of an earlier run's results")]
-    with pytest.raises(FileNotFoundError, match="only 1 other file.s., such as out, the folder of an earlier run"):
+    with pytest.raises(FileNotFoundError, match=r"only 1 other file\(s\), such as out, the folder of an earlier run"):
         find_scans(earlier)
 
 
