@@ -165,6 +165,26 @@ def inference() -> str:
     )
 
 
+def study() -> str:
+    """What a study of the block found: each arm, then each comparison in a sentence."""
+    result = json.loads((RESULTS / "study" / "results.json").read_text())
+    plan, parts = result["study"], []
+    for name, data in result["datasets"].items():
+        lines = []
+        for arm, found in data["arms"].items():
+            if found["auc"] is None:
+                continue
+            cells = ["{mean:.3f} \u00b1 {sd:.3f}".format(**found[metric]) for metric in ("auc", "acc")]
+            lines.append([arm, cells[0], "[{:.3f}, {:.3f}]".format(*found["auc"]["interval"]), cells[1]])
+        verdicts = [f"- {each['verdict']}" for each in data["comparisons"] if each["metric"] == "auc"]
+        table = markdown(["arm", "AUC", "95 % interval", "ACC"], lines)
+        parts.append(f"**{name}**, {data['cases']['test']} test cases:\n\n{table}\n\n" + "\n".join(verdicts))
+    return (
+        f"{plan['seeds']} seeds, mean \u00b1 standard deviation over the seeds, intervals over seeds and cases; "
+        f"{result['device']}. `{result['command']}`\n\n" + "\n\n".join(parts)
+    )
+
+
 def model_types() -> str:
     """Which types of language models can be donors."""
     result = results_of("model-types")
@@ -202,7 +222,7 @@ def _reason(text: str) -> str:
 
 TABLES = {
     function.__name__: function
-    for function in (cost, growth, booster, published, startup, epoch, inference, model_types)
+    for function in (cost, growth, booster, published, startup, epoch, inference, study, model_types)
 }
 
 

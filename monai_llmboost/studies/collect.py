@@ -103,7 +103,9 @@ def _of_dataset(
     # Pairs are runs of one seed: where one arm has failed, the others' runs of that seed have nothing beside them.
     pairs = [{(run.seed, run.fold) for run in runs} for runs in done.values() if runs]
     paired = set.intersection(*pairs) if pairs else set()
-    whole = {arm: [run for run in runs if (run.seed, run.fold) in paired] for arm, runs in done.items() if runs}
+    whole = {
+        arm: [run for run in runs if (run.seed, run.fold) in paired] for arm, runs in done.items() if runs and paired
+    }
     predictions, labels = _predictions(folder, whole, "test", names)
     beside, _ = _predictions(folder, whole, "beside", names)
     references = [arm for arm in plan.references if arm in predictions]

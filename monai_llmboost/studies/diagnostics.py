@@ -15,6 +15,13 @@ from monai_llmboost.boosters import ResidualBooster
 TOKENS = 4096
 # Of all tokens of a volume, those with the largest activation.
 TOP = 0.1
+# What is measured, in words.
+MEASURES = {
+    "cka_block": "alikeness of tokens before and behind the block (CKA, 0 to 1)",
+    "cka_booster": "alikeness of tokens before and behind the booster (CKA, 0 to 1)",
+    "top_tokens_before": "part of the activation in the top tenth of tokens, before the booster",
+    "top_tokens_after": "the same behind the booster",
+}
 
 
 def diagnose(network: nn.Module, images: Iterable[Tensor]) -> dict[str, float] | None:

@@ -6,18 +6,23 @@ The processes of this machine are forked from one that has imported everything, 
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-LOG, REASON = "run.log", "failed.txt"
+LOG = "run.log"
+# Characters of a reason that are told; the log has all.
+REASON = 1000
 # Seconds between two looks at what the processes have done.
 INTERVAL = 1.0
 PRELOADED = ["monai_llmboost.studies.one_run", "monai.bundle", "monai.engines", "monai.handlers"]
@@ -32,44 +37,64 @@ class Job:
         folder: where its log and its files are; made if need be.
         action: a function of a module, called with ``arguments``.
         arguments: that can be pickled.
+        where: the working directory, by default that of whoever makes the job: relative paths mean the same in both.
     """
 
     name: str
     folder: Path
     action: Callable[..., None]
     arguments: tuple[Any, ...]
+    where: Path = field(default_factory=Path.cwd)
 
 
-def do(job: Job, threads: int, gpu: int | None = None) -> str:
+def do(job: Job, threads: int, gpu: str | None = None) -> str:
     """Do a job in this process, its output into its log; why it failed in one sentence, or nothing."""
     if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     import torch
 
     from monai_llmboost.bundle import root_cause
 
     torch.set_num_threads(threads)
-    job.folder.mkdir(parents=True, exist_ok=True)
-    (job.folder / REASON).unlink(missing_ok=True)
-    with (job.folder / LOG).open("a") as log:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-        try:
-            job.action(*job.arguments)
-        except Exception as error:  # whatever a run may fail by is told beside the others' results
+    try:
+        os.chdir(job.where)
+        job.folder.mkdir(parents=True, exist_ok=True)
+        _write_into(job.folder / LOG)
+        job.action(*job.arguments)
+    except Exception as error:  # whatever a run may fail by is told beside the others' results
+        with suppress(OSError):  # a full disk takes no log
             traceback.print_exc()
-            cause = root_cause(error)
-            reason = str(cause).strip() or type(cause).__name__
-            (job.folder / REASON).write_text(reason)
-            return reason
+        cause = root_cause(error)
+        plain = isinstance(cause, TELLING) and str(cause).strip()
+        return (plain or repr(cause))[:REASON]
     return ""
 
 
-def _process(job: Job, threads: int, gpu: int | None) -> None:
+# Errors whose words are sentences; the words of others, such as a KeyError's, are not.
+TELLING = (ValueError, TypeError, OSError, RuntimeError, ImportError)
+
+
+def _write_into(path: Path) -> None:
+    """Let all output of this process, also of code below Python, go to the end of a file."""
+    with path.open("a") as log:
+        for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+            stream.flush()
+            os.dup2(log.fileno(), number)
+
+
+def _process(job: Job, threads: int, gpu: str | None, answer: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it ends it
-    sys.exit(1 if do(job, threads, gpu) else 0)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    reason = do(job, threads, gpu)
+    answer.send(reason)
+    sys.exit(1 if reason else 0)
+
+
+def _end_with_parent() -> None:
+    """End this process when whoever started it was killed: a study that goes on must be alone in its folders."""
+    parent: Any = multiprocessing.parent_process()
+    parent.join()
+    os._exit(1)
 
 
 def on_this_machine(jobs: Sequence[Job], at_once: int = 1) -> Iterator[dict[str, str] | None]:
@@ -83,39 +108,45 @@ def on_this_machine(jobs: Sequence[Job], at_once: int = 1) -> Iterator[dict[str,
     context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
     if sys.platform != "win32":
         context.set_forkserver_preload(PRELOADED)
-    threads = max(1, (os.cpu_count() or 1) // at_once)
-    gpus = torch.cuda.device_count()
+    threads = max(1, torch.get_num_threads() // at_once)  # which heeds OMP_NUM_THREADS and a container's limits
+    gpus = _gpus(torch.cuda.device_count())
     rest = list(jobs)
-    running: dict[Any, tuple[Job, Any, int]] = {}
+    running: dict[Any, tuple[Job, Any, Any, int]] = {}
     free = list(range(at_once))
     try:
         while rest or running:
             while rest and free:
                 place, job = free.pop(0), rest.pop(0)
-                gpu = place % gpus if gpus > 1 else None
-                process = context.Process(target=_process, args=(job, threads, gpu), name=job.name)
+                gpu = gpus[place % len(gpus)] if len(gpus) > 1 else None
+                answer, sender = context.Pipe(duplex=False)
+                process = context.Process(target=_process, args=(job, threads, gpu, sender), name=job.name)
                 process.start()
-                running[process.sentinel] = (job, process, place)
+                sender.close()
+                running[process.sentinel] = (job, process, answer, place)
             ended = {}
             for sentinel in wait(list(running), timeout=INTERVAL):
-                job, process, place = running.pop(sentinel)
+                job, process, answer, place = running.pop(sentinel)
                 process.join()
                 free.append(place)
-                ended[job.name] = _reason(job, process.exitcode)
+                ended[job.name] = _reason(job, process.exitcode, answer)
             yield ended or None
     finally:
-        for _, process, _ in running.values():
+        for _, process, _, _ in running.values():
             process.terminate()
-        for _, process, _ in running.values():
+        for _, process, _, _ in running.values():
             process.join()
 
 
-def _reason(job: Job, status: int) -> str:
-    if status == 0:
-        return ""
-    file = job.folder / REASON
-    if file.is_file():
-        return file.read_text()
+def _gpus(count: int) -> list[str]:
+    """Names of the GPUs as ``CUDA_VISIBLE_DEVICES`` takes them: of those that this process may use, if it says so."""
+    allowed = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return allowed[:count] if allowed else [str(number) for number in range(count)]
+
+
+def _reason(job: Job, status: int, answer: Any) -> str:
+    with answer, suppress(EOFError):  # of a process that ended without an answer
+        if answer.poll():
+            return answer.recv()
     if status < 0:
         memory = " (the system does so when memory is short: give fewer --jobs)" if status == -signal.SIGKILL else ""
         return f"its process was ended by {signal.Signals(-status).name}{memory}"
@@ -127,8 +158,8 @@ def on_ray(jobs: Sequence[Job], at_once: int, address: str | None = None) -> Ite
 
     Args:
         jobs: to be done.
-        at_once: how many share one machine: each asks for so many parts of this machine's processors, and for a GPU if
-            the cluster has some.
+        at_once: how many share one machine: each asks for that part of the processors of the smallest machine, and for
+            a GPU if the cluster has some.
         address: of the cluster, such as ``"auto"`` or ``"ray://head:10001"``; ``None`` starts one on this machine.
 
     Raises:
@@ -142,8 +173,9 @@ def on_ray(jobs: Sequence[Job], at_once: int, address: str | None = None) -> Ite
             "expected Ray for --engine ray, it is not installed: pip install 'monai-llmboost[ray]'"
         ) from error
     if not ray.is_initialized():
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    threads = max(1, (os.cpu_count() or 1) // at_once)
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    processors = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    threads = max(1, int(min(filter(None, processors), default=1)) // at_once)
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
     # One call a process: what a job leaves in memory, and where its output goes, is no other's.
     remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_calls=1, max_retries=0)(do)

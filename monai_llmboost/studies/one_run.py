@@ -51,10 +51,10 @@ def judge(plan: Plan, run: Run, folder: Path) -> None:
 
 
 def told(folder: Path, file: str) -> dict[str, Any] | None:
-    """What a run wrote at the end of its training or judging, or ``None`` if it is not done."""
+    """What a run wrote at the end of its training or judging, or ``None`` if it is not done or the file is damaged."""
     try:
         return json.loads((folder / file).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (OSError, ValueError):  # done again, the run itself says what is in its way
         return None
 
 

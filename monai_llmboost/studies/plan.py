@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -33,6 +34,8 @@ OWN = (
     "dataset", "seed", "block_seed", "folds", "fold", "learning_rate", "resume", "split", "weights", "ckpt_dir",
     "output_dir", "bundle_root",
 )  # fmt: skip
+# What to give in the place of some.
+INSTEAD = {"learning_rate": "give --lr-grid", "seed": "give --seeds", "fold": "give --folds"}
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,8 @@ class Plan:
     def __post_init__(self) -> None:
         _check_different("arms", self.arms, least=2)
         _check_different("data sets", self.datasets)
-        _check_different("learning rates", self.lr_grid, least=0)
         if self.preset is not None and self.preset not in PRESETS:
-            raise ValueError(f"expected a preset of {', '.join(PRESETS)}, got {self.preset!r}")
+            raise ValueError(f"expected a preset of {', '.join(PRESETS)}, got {self.preset!r}: give one, or none")
         _check_whole("seeds", self.seeds, 1)
         _check_whole("lr_seeds", self.lr_seeds, 1, self.seeds)
         _check_whole("folds", self.folds, 0)
@@ -100,21 +102,28 @@ class Plan:
             raise ValueError("expected folds to be 0 or from 2, got 1: one part is left out in turn")
         for rate in self.lr_grid:
             if not (isinstance(rate, float) and 0 < rate < math.inf):
-                raise ValueError(f"expected learning rates above 0, got {rate!r}")
+                raise ValueError(f"expected learning rates above 0, got {rate!r}: write 0.001 or 1e-3")
+        # By the names of their folders, in which only so many digits tell them apart.
+        _check_different("learning rates", tuple(f"{rate:g}" for rate in self.lr_grid), least=0)
         for name in self.datasets:
             class_names(name)
         known = [arm for arm in self.references if arm in self.arms]
         if not known:
-            raise ValueError(f"expected a reference among the arms {', '.join(self.arms)}, got {self.references}")
+            got = ", ".join(self.references) or "none"
+            raise ValueError(f"expected one of the arms {', '.join(self.arms)} as reference, got {got}: give such")
         taken = sorted(set(self.options) & set(OWN))
         if taken:
-            raise ValueError(f"expected options that are the same for every run, got {taken[0]}: the study sets it")
+            instead = INSTEAD.get(taken[0], "leave it out")
+            raise ValueError(
+                f"expected options that are the same for every run, but the study itself sets {taken[0]}: {instead}"
+            )
         for arm in self.arms:
             configs = self.configs(arm)
             missing = [file for file in configs if not file.is_file()]
             if missing:
                 raise ValueError(f"expected {missing[0].name} in the bundle for the preset {self.preset}, found none")
-            check_options(configs, self.options)
+            for job in ("train", "evaluate"):
+                check_options(self.configs(arm, job), self.options)
 
     @property
     def weights(self) -> str:
@@ -172,12 +181,13 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON holds it; two studies are one if these are equal."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return json.loads(json.dumps(asdict(self), default=str))
 
 
 def _check_different(what: str, values: tuple, least: int = 1) -> None:
     if len(values) < least or len(set(values)) != len(values):
-        raise ValueError(f"expected {least or 'any number of'} or more different {what}, got {list(values)}")
+        number = f"{least} or more " if least else ""
+        raise ValueError(f"expected {number}different {what}, got {', '.join(values) or 'none'}: name each once")
 
 
 def _check_whole(what: str, value: Any, least: int, most: int | None = None) -> None:

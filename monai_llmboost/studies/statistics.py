@@ -54,7 +54,8 @@ def compare_arms(
         ``difference`` (arm minus reference, mean over the seeds) and ``runs`` (of each seed);
         ``standard_error`` and ``df`` of the difference over seeds and cases (``None``: normal distribution);
         ``intervals`` of 95 %: over the ``seeds`` (t; ``None`` for one seed), over the ``cases`` (percentiles of 2000
-        bootstrap draws, the same of all runs), over ``both`` (for one seed over the cases alone, after DeLong);
+        bootstrap draws, the same of all runs), over ``both`` (never
+        narrower than over the cases; for one seed over these alone, after DeLong);
         ``p`` (over both), ``p_holm`` (after Holm 1979 over all pairs of this metric), ``p_delong`` (over the cases
         alone); each is 1 where the standard error is 0, since nothing is then known of the spread;
         ``detectable``: the least true difference that would have been seen with 80 % power, or ``None`` if unknown;
@@ -152,8 +153,9 @@ def correct_for_many(comparisons: Sequence[dict[str, Any]]) -> list[dict[str, An
 def verdict(comparison: Mapping[str, Any]) -> str:
     """What a comparison allows to say, in one sentence.
 
-    Better or worse: the interval over seeds and cases excludes 0, also after Holm. Suggests: only before. Otherwise no
-    difference was seen, and the sentence tells what is excluded, and what difference could have been seen.
+    Better or worse: the interval over seeds and cases excludes 0, and p is small after Holm too. Suggests: p is small
+    before Holm only, or the interval holds 0. Otherwise no difference was seen, and the sentence tells what is
+    excluded, and what difference could have been seen.
     """
     low, high = comparison["intervals"]["both"]
     seeds = len(comparison["runs"])
@@ -167,6 +169,11 @@ def verdict(comparison: Mapping[str, Any]) -> str:
     if comparison["standard_error"] == 0:
         return f"{start} without any spread over seeds or test cases: whether this is a difference cannot be told{few}."
     start += f" [{_plain(low)}, {_plain(high)}]"
+    p, p_holm = comparison["p"], comparison["p_holm"]
+    holm = "" if p_holm is None else f", {_p(p_holm)} corrected for all comparisons"
+    what = "a gain" if comparison["difference"] > 0 else "a loss"
+    if low <= 0 <= high and p < LEVEL:
+        return f"{start}: suggests {what} ({_p(p)}{holm}), but the test cases alone could have made it{few}."
     if low <= 0 <= high:
         seen = (
             f"a true difference of {comparison['detectable']:.3f} would have been seen with {100 * POWER:.0f} % power"
@@ -177,11 +184,8 @@ def verdict(comparison: Mapping[str, Any]) -> str:
             f"gains above {_plain(high)} and losses above {_plain(-low)} are excluded at {100 * (1 - LEVEL):.0f} %"
         )
         return f"{start}: no difference seen; {excluded} ({seen}){few}."
-    p, p_holm = comparison["p"], comparison["p_holm"]
     if p_holm is None or p_holm < LEVEL:
-        holm = "" if p_holm is None else f", {_p(p_holm)} corrected for all comparisons"
         return f"{start}: {'better' if low > 0 else 'worse'} ({_p(p)}{holm}){few}."
-    what = "a gain" if low > 0 else "a loss"
     return f"{start}: suggests {what} ({_p(p)}), but not after correction for all comparisons ({_p(p_holm)}){few}."
 
 
@@ -196,16 +200,21 @@ def _difference(arm: _Runs, reference: _Runs) -> dict[str, Any]:
         over_seeds = _interval(mean, _root(float(runs.var(ddof=1)) / seeds), seeds - 1)
     percentiles = np.quantile(arm.redrawn - reference.redrawn, [LEVEL / 2, 1 - LEVEL / 2])
     spread = _distribution(df)
+    # With few seeds their spread may by chance come out so small that less would be unknown over seeds and cases than
+    # over cases alone. That leaves p right on average, but no single interval may tell it.
+    over_both = _interval(mean, error, df)
+    over_both = [min(over_both[0], float(percentiles[0])), max(over_both[1], float(percentiles[1]))]
+    known = max(error, of_cases)
     return {
         "difference": mean,
         "runs": runs.tolist(),
         "standard_error": error,
         "df": df,
-        "intervals": {"seeds": over_seeds, "cases": percentiles.tolist(), "both": _interval(mean, error, df)},
+        "intervals": {"seeds": over_seeds, "cases": percentiles.tolist(), "both": over_both},
         "p": _p_of(mean, error, df),
         "p_holm": None,
         "p_delong": _p_of(mean, of_cases, None),
-        "detectable": float((spread.ppf(1 - LEVEL / 2) + spread.ppf(POWER)) * error) if error else None,
+        "detectable": float((spread.ppf(1 - LEVEL / 2) + spread.ppf(POWER)) * known) if error else None,
         "verdict": "",
     }
 

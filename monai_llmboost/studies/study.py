@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -45,22 +46,23 @@ def run_study(
         0 if every run was trained and judged, 1 if some were not, 2 if there is nothing to compare.
 
     Raises:
-        ValueError: a wrong engine or number of jobs; the folder holds another study, or another process works in it.
+        ValueError: a wrong engine, number of jobs or path; the folder holds another study, or another one runs there.
     """
     if engine not in ENGINES:
         raise ValueError(f"expected an engine of {', '.join(ENGINES)}, got {engine!r}")
     if not isinstance(jobs, int) or jobs < 1:
         raise ValueError(f"expected jobs to be a whole number from 1, got {jobs!r}")
     output = output.absolute()
+    if "#" in str(output):  # of every value MONAI makes its own separator of ids
+        raise ValueError(f"expected a path without #, which MONAI reads as ::, got {output}: give another --output")
     output.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output / "lock")
     try:
-        lock.acquire(timeout=0)
+        held = FileLock(output / "lock").acquire(timeout=0)
     except Timeout as error:
         raise ValueError(
             f"expected {output} to be free, but another study runs there: give another --output"
         ) from error
-    with lock:
+    with held:
         _keep(plan, output / PLAN)
         return _Study(plan, output, engine, jobs, address).run(cost_rounds)
 
@@ -77,20 +79,22 @@ def redraw(output: Path) -> Path:
         raise FileNotFoundError(f"expected {RESULTS} in {output}, found none: give the folder of a finished study")
     try:
         write_study_report(json.loads(file.read_text(encoding="utf-8")), output / REPORT)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"expected the results of a study in {file}, got something else ({error!r})") from error
     return output / REPORT
 
 
 def _keep(plan: Plan, path: Path) -> None:
     """Write the plan, or see that the one that is there is the same."""
-    asked = json.loads(json.dumps(plan.as_dict(), default=str))
+    asked = plan.as_dict()
     if not path.exists():
         with written_whole(path) as file:
             json.dump(asked, file, indent=1)
             file.write("\n")
         return
-    begun = json.loads(path.read_text(encoding="utf-8"))
+    begun = told(path.parent, path.name)
+    if not isinstance(begun, dict):
+        raise ValueError(f"expected the plan of a study in {path}, got something else: give another --output")
     for name in sorted(begun.keys() | asked.keys()):
         if begun.get(name) != asked.get(name):
             raise ValueError(
@@ -152,13 +156,17 @@ class _Study:
     def _do(self, what: str, runs: Sequence[Run], jobs: Sequence[Job]) -> None:
         if not jobs:
             return
-        engine = on_ray(jobs, self.jobs, self.address) if self.engine == "ray" else on_this_machine(jobs, self.jobs)
+        engine: Any = (
+            on_ray(jobs, self.jobs, self.address) if self.engine == "ray" else on_this_machine(jobs, self.jobs)
+        )
         left = {run.name: run for run in runs}
-        with Progress(*COLUMNS, console=self.console, transient=True) as progress:
+        # Closed at once when interrupted, which ends the processes.
+        with closing(engine), Progress(*COLUMNS, console=self.console, transient=True) as progress:
             bar = progress.add_task(what, total=len(jobs))
             for ended in engine:
                 for name, reason in (ended or {}).items():
                     del left[name]
+                    self.failed.pop(name, None)  # of an earlier stage
                     if reason:
                         self.failed[name] = reason
                     end = reason or ("done" if what == JUDGING else self._end_of(name))

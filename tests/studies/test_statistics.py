@@ -351,3 +351,27 @@ def test_what_is_refused():
         compare_arms(arms, labels, ["c"])
     with pytest.raises(ValueError, match=r"expected a metric of \['auc', 'acc'\], got 'f1': give one of these"):
         arm_summary("f1", a, labels)
+
+
+def test_no_interval_is_narrower_than_that_over_the_cases():
+    """Five seeds that agree by chance do not make few test cases many."""
+    labels = np.arange(60) % 2
+    random = np.random.default_rng(3)
+    shared = labels + random.normal(0, 1.2, 60)
+    worse = shared + random.normal(0, 0.6, 60)
+    arms = {}
+    for name, score in {"none": worse, "mlp": shared}.items():
+        p = 1 / (1 + np.exp(-(score + random.normal(0, 0.01, (5, 60)))))
+        arms[name] = np.stack([1 - p, p], axis=-1)
+    for comparison in compare_arms(arms, labels, ["none"]):
+        cases, both = comparison["intervals"]["cases"], comparison["intervals"]["both"]
+        assert both[0] <= cases[0]
+        assert cases[1] <= both[1]
+
+
+def test_a_small_p_with_zero_in_the_interval_only_suggests():
+    intervals = {"seeds": [-0.035, -0.012], "cases": [-0.049, 0.004], "both": [-0.049, 0.004]}
+    comparison = {**BASE, "difference": -0.023, "p": 0.005, "p_holm": 0.03, "runs": [-0.02] * 5}
+    assert "suggests a loss (p = 0.005, p = 0.030 corrected for all comparisons), but the test cases alone" in verdict(
+        {**comparison, "intervals": intervals}
+    )

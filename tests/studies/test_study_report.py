@@ -253,7 +253,14 @@ def test_tables_tell_of_edges_failures_and_costs(written):
     results = results_of()
     results["datasets"]["vesselmnist3d"]["arms"]["random"]["failed"] = [{"run": "random/seed3", "reason": "no memory"}]
     page = Page(written(results))
-    for told in ("random/seed3:", "no memory", "29.40 M", "202.00 M", "keys from tokens", "cka block"):
+    for told in (
+        "random/seed3:",
+        "no memory",
+        "29.40 M",
+        "202.00 M",
+        "keys from tokens",
+        "before and behind the block",
+    ):
         assert told in page.words
     assert page.words.count("at the grid's edge") == 2
     assert "0.920 [0.91" not in page.words, "diagnostics are short numbers"

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a booster does to the tokens of a network, in numbers that can be checked by hand."""
+
+import pytest
+import torch
+
+from monai_llmboost.boosters import ResidualBooster, mlp_booster
+from monai_llmboost.llm import random_block
+from monai_llmboost.networks import ViT3D
+from monai_llmboost.studies import diagnostics
+from monai_llmboost.studies.diagnostics import diagnose, linear_cka, top_share
+
+NAMES = {"cka_block", "cka_booster", "top_tokens_before", "top_tokens_after"}
+
+
+@pytest.fixture
+def draw():
+    generator = torch.Generator().manual_seed(7)
+    return lambda *shape: torch.randn(*shape, generator=generator)
+
+
+@pytest.fixture
+def images(draw):
+    return [draw(2, 1, 8, 8, 8) for _ in range(3)]
+
+
+def network(booster="random", **changes):
+    torch.manual_seed(0)
+    made = {
+        "random": lambda: ResidualBooster(12, random_block("random")),
+        "mlp": lambda: mlp_booster(12, "random"),
+        "none": lambda: None,
+    }[booster]()
+    sizes = {"hidden_size": 12, "mlp_dim": 20, "num_layers": 2, "num_heads": 3, **changes}
+    return ViT3D(1, 2, img_size=8, patch_size=2, booster=made, **sizes)
+
+
+def test_cka_by_hand():
+    a, b, c = torch.tensor([[[1.0], [0], [-1]], [[1], [-1], [0]], [[1], [-2], [1]]])
+    assert linear_cka(a, b) == pytest.approx(1 / (2 * 2))
+    assert linear_cka(a, c) == pytest.approx(0, abs=1e-12)
+    # Two columns: |B'A|^2 = 1 + 9, |A'A| = |diag(2, 6)| = sqrt(40), |B'B| = 2.
+    assert linear_cka(torch.cat((a, c), 1), b) == pytest.approx(10 / (40**0.5 * 2))
+
+
+def test_cka_is_one_for_rotation_scale_and_shift(draw):
+    a = draw(200, 6)
+    turn = torch.linalg.qr(draw(6, 6))[0]
+    assert linear_cka(a, 3 * a @ turn + 5) == pytest.approx(1, abs=1e-6)
+    assert linear_cka(a, a @ torch.diag(torch.arange(1.0, 7))) < 0.99, "a stretch of some axes is more than that"
+
+
+def test_cka_is_near_zero_for_independent_tokens_and_symmetric(draw):
+    a, b = draw(4000, 6), draw(4000, 9)
+    assert 0 <= linear_cka(a, b) < 0.01
+    assert linear_cka(a, b) == pytest.approx(linear_cka(b, a))
+    assert linear_cka(a, torch.ones(4000, 3)) == 0, "nothing is like what never changes"
+
+
+def test_top_share_by_hand():
+    tokens = torch.zeros(2, 10, 1)
+    tokens[0, 3] = 10  # mean 1: one token at distance 9, nine at 1
+    tokens[1, :5] = 1  # all at one half
+    assert top_share(tokens[:1]) == pytest.approx(9 / 18)
+    assert top_share(tokens[1:]) == pytest.approx(1 / 10)
+    assert top_share(tokens) == pytest.approx((0.5 + 0.1) / 2)
+    assert top_share(torch.ones(1, 4, 3)) == 0
+    assert top_share(torch.tensor([[[0.0], [2.0], [4.0]]])) == pytest.approx(0.5), "of few tokens at least one"
+
+
+@pytest.mark.parametrize("booster", ["random", "mlp"])
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+@pytest.mark.parametrize("position", ["last", "middle"])
+def test_diagnose(images, booster, pool, position):
+    boosted = network(booster, pool=pool, position=position)
+    told = diagnose(boosted, images)
+    assert set(told) == NAMES
+    assert all(type(value) is float and 0 < value <= 1 for value in told.values())
+    with torch.inference_mode():
+        x = torch.cat([boosted.forward_features(image) for image in images])
+        h = boosted.booster.encode(x)
+        expected = {
+            "cka_block": linear_cka(h.flatten(0, 1), boosted.booster.block(h).flatten(0, 1)),
+            "cka_booster": linear_cka(x.flatten(0, 1), boosted.booster(x).flatten(0, 1)),
+            "top_tokens_before": top_share(x),
+            "top_tokens_after": top_share(boosted.booster(x)),
+        }
+    assert told == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_pooled_token_has_no_others_beside_it(images):
+    told = diagnose(network(position="head"), images)
+    assert set(told) == {"cka_block", "cka_booster"}
+
+
+def test_no_booster(images):
+    assert diagnose(network("none"), images) is None
+
+
+def test_only_as_many_volumes_as_are_needed(images, monkeypatch):
+    monkeypatch.setattr(diagnostics, "TOKENS", 100)
+    asked = []
+
+    def watched():
+        for number, image in enumerate(images):
+            asked.append(number)
+            yield image
+
+    diagnose(network(), watched())
+    assert asked == [0], "2 x 65 tokens are enough"
+
+
+def test_it_leaves_the_network_as_it_was_but_for_eval(images):
+    boosted = network().train()
+    before = {name: weight.clone() for name, weight in boosted.state_dict().items()}
+    diagnose(boosted, images)
+    assert not boosted.training
+    assert all(torch.equal(weight, before[name]) for name, weight in boosted.state_dict().items())
+    with pytest.raises(ValueError, match="expected"):
+        diagnose(boosted, [torch.rand(1, 1, 6, 8, 8)])
+    assert not any(part._forward_pre_hooks or part._forward_hooks for part in boosted.modules())
+    assert torch.equal(boosted(images[0]), boosted(images[0]))
+
+
+def test_dropout_is_off(images):
+    assert diagnose(network(dropout_rate=0.5), images) == diagnose(network(dropout_rate=0.5), images)

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Work in other processes: how each ends is told, and none costs another."""
+
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from monai_llmboost.studies import jobs
+from monai_llmboost.studies.jobs import REASON, Job, on_ray, on_this_machine
+
+# A child imports this file and what is named here before it begins.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def wait_for(path: Path, seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < end, f"{path} did not come"
+        time.sleep(0.01)
+
+
+def note(file: str, text: str = "") -> None:
+    print("noted", file)
+    Path(file).write_text(text)
+
+
+def fail(text: str) -> None:
+    raise ValueError(text)
+
+
+def fail_below(text: str) -> None:
+    """As MONAI does where an item of a config cannot be made."""
+    try:
+        raise FileNotFoundError(text)
+    except FileNotFoundError as error:
+        raise RuntimeError("Failed to instantiate something long") from error
+
+
+def key_error() -> None:
+    raise KeyError("epoch")
+
+
+def be_killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave(status: int) -> None:
+    os._exit(status)
+
+
+def environment(file: str) -> None:
+    import torch
+
+    Path(file).write_text(f"{os.environ.get('CUDA_VISIBLE_DEVICES')} {torch.get_num_threads()}")
+
+
+def run_for_ever(started: str) -> None:
+    Path(started).write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def together(mine: str, other: str) -> None:
+    """Ends only where the other runs at the same time."""
+    Path(mine).write_text("here")
+    wait_for(Path(other))
+
+
+def span(file: str) -> None:
+    begin = time.monotonic()
+    time.sleep(0.1)
+    Path(file).write_text(f"{begin} {time.monotonic()}")
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """A job by its action and arguments, in a folder of this test."""
+    monkeypatch.setattr(jobs, "INTERVAL", 0.05)
+    return lambda name, action, *arguments: Job(name, tmp_path / "jobs" / name, action, arguments)
+
+
+def ends_of(engine):
+    return {name: reason for ended in engine for name, reason in (ended or {}).items()}
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def wait_until_gone(pid: int, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not gone(pid):
+        assert time.monotonic() < end, f"{pid} still runs"
+        time.sleep(0.02)
+
+
+def test_each_end_is_told_and_costs_no_other(job, tmp_path):
+    blocked = job("blocked", note, "never")
+    blocked.folder.parent.mkdir()
+    blocked.folder.write_text("a file where the job's folder should be")
+    ends = ends_of(
+        on_this_machine(
+            [
+                job("first", note, str(tmp_path / "first")),
+                job("raises", fail, "no such luck"),
+                job("wrapped", fail_below, "what went wrong"),
+                job("key", key_error),
+                job("long", fail, "x" * 100_000),
+                job("odd", fail, "a file \udcff of odd bytes"),
+                job("killed", be_killed),
+                job("leaves", leave, 7),
+                blocked,
+                job("last", note, str(tmp_path / "last"), "ü"),
+            ],
+            at_once=3,
+        )
+    )
+    assert ends.pop("first") == ends.pop("last") == ""
+    assert (tmp_path / "last").read_text() == "ü"
+    assert "noted" in (tmp_path / "jobs" / "first" / "run.log").read_text()
+    assert ends.pop("raises") == "no such luck"
+    log = (tmp_path / "jobs" / "raises" / "run.log").read_text()
+    assert "Traceback" in log and "no such luck" in log
+    assert ends.pop("wrapped") == "what went wrong"
+    assert ends.pop("key") == "KeyError('epoch')"
+    assert ends.pop("long") == "x" * REASON
+    assert "of odd bytes" in ends.pop("odd")
+    assert "ended by SIGKILL" in ends["killed"] and "give fewer --jobs" in ends.pop("killed")
+    assert ends.pop("leaves") == f"its process ended with status 7: see {tmp_path / 'jobs' / 'leaves' / 'run.log'}"
+    assert "exists" in ends.pop("blocked")
+    assert not ends
+
+
+def test_a_log_goes_on(job, tmp_path):
+    for text in ("once", "again"):
+        assert ends_of(on_this_machine([job("same", fail, text)])) == {"same": text}
+    log = (tmp_path / "jobs" / "same" / "run.log").read_text()
+    assert log.index("once") < log.index("again")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_told(job, tmp_path):
+    full = job("full", note, "/dev/full", "x" * 100_000)
+    full.folder.mkdir(parents=True)
+    (full.folder / "run.log").symlink_to("/dev/full")
+    assert "No space left" in ends_of(on_this_machine([full]))["full"]
+
+
+def test_jobs_run_in_order_one_at_a_time(job, tmp_path):
+    names = ["c", "a", "b"]
+    ends = ends_of(on_this_machine([job(name, span, str(tmp_path / name)) for name in names]))
+    assert list(ends) == names
+    spans = [tuple(map(float, (tmp_path / name).read_text().split())) for name in names]
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
+
+
+def test_several_run_at_once(job, tmp_path):
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    ends = ends_of(on_this_machine([job("a", together, a, b), job("b", together, b, a)], at_once=5))
+    assert ends == {"a": "", "b": ""}
+
+
+def test_no_jobs(job):
+    assert list(on_this_machine([])) == []
+
+
+def test_each_has_a_gpu_that_this_process_may_use(job, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 6)
+
+    def seen():
+        ends = ends_of(on_this_machine([job(n, environment, str(tmp_path / n)) for n in ("a", "b")], at_once=2))
+        assert ends == {"a": "", "b": ""}
+        return sorted((tmp_path / name).read_text() for name in ("a", "b"))
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert seen() == ["0 3", "1 3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-8")
+    assert seen() == ["5 3", "GPU-8 3"]
+
+
+def test_relative_paths_mean_the_same_there(job, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert ends_of(on_this_machine([job("here", note, "found")])) == {"here": ""}
+    assert (tmp_path / "elsewhere" / "found").is_file()
+
+
+def test_closing_ends_the_processes(job, tmp_path):
+    files = [tmp_path / name for name in ("a", "b", "never")]
+    engine = on_this_machine([job(file.name, run_for_ever, str(file)) for file in files], at_once=2)
+    for ended in engine:
+        assert ended is None
+        if all(file.exists() and file.read_text() for file in files[:2]):
+            break
+    pids = [int(file.read_text()) for file in files[:2]]
+    begin = time.monotonic()
+    engine.close()
+    assert time.monotonic() - begin < 10
+    assert all(map(gone, pids))
+    assert not files[2].exists()
+
+
+def start_for_ever(folder: Path) -> None:
+    """A study's process, as it were, that only waits."""
+    jobs.PRELOADED.clear()
+    for _ in on_this_machine([Job("one", folder, run_for_ever, (str(folder / "started"),))]):
+        pass
+
+
+def test_a_process_ends_when_whoever_started_it_is_killed(tmp_path):
+    starter = multiprocessing.get_context("forkserver").Process(target=start_for_ever, args=(tmp_path,))
+    starter.start()
+    wait_for(tmp_path / "started")
+    starter.kill()  # it alone
+    starter.join()
+    wait_until_gone(int((tmp_path / "started").read_text()))
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray = pytest.importorskip("ray", reason="needs Ray: pip install 'monai-llmboost[ray]'")
+    tests = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[1])))
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": tests}})
+    yield ray
+    ray.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("cluster")
+def test_on_ray(job, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    engine = on_ray(
+        [
+            job("raises", fail, "no such luck"),
+            job("dies", leave, 3),
+            job("good", note, "found"),
+            job("forever", run_for_ever, str(tmp_path / "started")),
+        ],
+        at_once=4,
+    )
+    ends = {}
+    for ended in engine:
+        ends |= ended or {}
+        if len(ends) == 3 and (tmp_path / "started").exists():
+            break
+    engine.close()
+    wait_until_gone(int((tmp_path / "started").read_text()))
+    assert ends["good"] == ""
+    assert (tmp_path / "elsewhere" / "found").is_file()
+    assert ends["raises"] == "no such luck"
+    assert "Traceback" in (tmp_path / "jobs" / "raises" / "run.log").read_text()
+    assert ends["dies"].startswith("its process or machine was lost (WorkerCrashedError): see ")
+
+
+def test_without_ray(job, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"expected Ray for --engine ray.*pip install 'monai-llmboost\[ray\]'"):
+        list(on_ray([job("any", note, "x")], 1))

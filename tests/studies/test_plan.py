@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a study is made of: its runs, their names and configs, and what no study can be made of."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import BUNDLE
+
+from monai_llmboost.bundle import copy_bundle
+from monai_llmboost.studies import PRESETS, Plan, Run
+
+ARMS = ("none", "mlp", "pretrained")
+
+
+def plan_of(**changes):
+    return Plan(**{"bundle": BUNDLE, "arms": ARMS, "datasets": ("phantom",), "seeds": 2, **changes})
+
+
+@pytest.mark.parametrize(
+    ("run", "name"),
+    [
+        (Run("phantom", "none", 3), "phantom/none/seed3"),
+        (Run("phantom", "mlp", 0, 1e-3), "phantom/mlp/lr0.001/seed0"),
+        (Run("phantom", "mlp", 0, 0.00001, 2), "phantom/mlp/lr1e-05/seed0-fold2"),
+    ],
+)
+def test_a_runs_name_is_its_folder(run, name):
+    assert run.name == name
+
+
+def test_arms_of_one_seed_come_one_after_another():
+    plan = plan_of(folds=2, datasets=("phantom", "adrenalmnist3d"))
+    runs = plan.runs("phantom", {"none": 0.1, "mlp": 0.2, "pretrained": None})
+    assert [(run.seed, run.fold, run.arm) for run in runs] == [
+        (seed, fold, arm) for seed in (0, 1) for fold in (0, 1) for arm in ARMS
+    ]
+    assert {(run.arm, run.learning_rate) for run in runs} == {("none", 0.1), ("mlp", 0.2), ("pretrained", None)}
+    assert {run.dataset for run in runs} == {"phantom"}
+    assert len({run.name for run in runs}) == len(runs)
+
+
+def test_seeds_that_choose_the_learning_rate_are_among_those_compared():
+    plan = plan_of(seeds=3, lr_grid=(1e-3, 3e-3), lr_seeds=2)
+    searched = plan.searched("phantom")
+    assert {(run.arm, run.learning_rate, run.seed) for run in searched} == {
+        (arm, rate, seed) for arm in ARMS for rate in (1e-3, 3e-3) for seed in (0, 1)
+    }
+    compared = {run.name for run in plan.runs("phantom", dict.fromkeys(ARMS, 1e-3))}
+    assert len(compared & {run.name for run in searched}) == 2 * len(ARMS), "they are not trained twice"
+
+
+@pytest.mark.parametrize("grid", [(), (1e-3,)])
+def test_nothing_is_searched_where_there_is_nothing_to_choose(grid):
+    assert plan_of(lr_grid=grid).searched("phantom") == []
+
+
+def test_a_preset_puts_its_configs_on_top_and_says_whose_weights_are_read():
+    def names(plan, job):
+        return [file.name for file in plan.configs("mlp", job)]
+
+    assert names(plan_of(), "train") == ["train.json", "mlp.json"]
+    assert (plan_of().weights, plan_of().beside) == ("best", "last")
+    rllm = plan_of(preset="rllm")
+    assert names(rllm, "train") == ["train.json", "mlp.json", "network.json", "training.json"]
+    assert names(rllm, "evaluate") == ["train.json", "mlp.json", "evaluate.json", "network.json"], "the same network"
+    assert (rllm.weights, rllm.beside) == ("best", "last")
+    strong = plan_of(preset="strong")
+    assert (strong.weights, strong.beside) == ("last", "best")
+    assert all(file.is_file() for preset in PRESETS for file in plan_of(preset=preset).configs("none"))
+
+
+def test_arguments_of_a_run(tmp_path):
+    plan = plan_of(folds=3, options={"epochs": 2})
+    given = plan.arguments(Run("phantom", "mlp", 1, 1e-3, 2), "evaluate", tmp_path, output_dir="test", split="test")
+    expected = {"dataset": "phantom", "seed": 1, "block_seed": 1, "learning_rate": 1e-3, "folds": 3, "fold": 2}
+    expected |= {"epochs": 2, "ckpt_dir": str(tmp_path), "output_dir": "test", "split": "test"}
+    assert expected.items() <= given.items()
+    assert [Path(file).name for file in given["config_file"]] == ["train.json", "mlp.json", "evaluate.json"]
+    bare = plan_of().arguments(Run("phantom", "none", 0), "train", tmp_path)
+    assert not {"learning_rate", "fold", "folds"} & bare.keys(), "the bundle's own"
+    assert bare["output_dir"] == bare["ckpt_dir"] == str(tmp_path)
+
+
+def test_a_plan_is_json_and_travels_to_other_processes(tmp_path):
+    plan = plan_of(
+        lr_grid=(1e-3, 3e-3), options={"epochs": 2, "dataset_dir": tmp_path, "train#x": (1, 2), "train#y": {3}}
+    )
+    told = plan.as_dict()
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    assert told["options"] == {"epochs": 2, "dataset_dir": str(tmp_path), "train#x": [1, 2], "train#y": "{3}"}
+    assert told["lr_grid"] == [1e-3, 3e-3]
+    assert pickle.loads(pickle.dumps(plan)) == plan
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": ("none",)}, "expected 2 or more different arms, got none"),
+        ({"arms": ("none", "mlp", "none")}, "expected 2 or more different arms, got none, mlp, none: name each once"),
+        ({"arms": ("none", "mlpp")}, "expected an arm of mlp, none, pretrained.*, got 'mlpp'"),
+        ({"arms": ("none", "../train")}, "expected an arm of"),
+        ({"datasets": ()}, "expected 1 or more different data sets, got none"),
+        ({"datasets": ("phantom", "phantom")}, "expected 1 or more different data sets, got phantom, phantom"),
+        ({"datasets": ("lung",)}, "expected dataset to be one of phantom, .*, got 'lung'"),
+        ({"seeds": 0}, "expected seeds to be a whole number from 1, got 0"),
+        ({"seeds": True}, "expected seeds to be a whole number from 1, got True"),
+        ({"seeds": 2.0}, r"expected seeds to be a whole number from 1, got 2\.0"),
+        ({"lr_seeds": 3}, "expected lr_seeds to be a whole number from 1 to 2, got 3"),
+        ({"lr_seeds": 0}, "expected lr_seeds to be a whole number from 1 to 2, got 0"),
+        ({"folds": -1}, "expected folds to be a whole number from 0, got -1"),
+        ({"folds": 1}, "expected folds to be 0 or from 2, got 1: one part is left out in turn"),
+        ({"lr_grid": (0.0,)}, r"expected learning rates above 0, got 0\.0"),
+        ({"lr_grid": (-1e-3,)}, "expected learning rates above 0"),
+        ({"lr_grid": (float("nan"),)}, "expected learning rates above 0, got nan"),
+        ({"lr_grid": (float("inf"),)}, "expected learning rates above 0, got inf"),
+        ({"lr_grid": ("1e-3",)}, "expected learning rates above 0, got '1e-3'"),
+        ({"lr_grid": (1e-3, 0.001)}, r"expected different learning rates, got 0\.001, 0\.001"),
+        ({"lr_grid": (1e-3, 1.0000001e-3)}, r"expected different learning rates, got 0\.001, 0\.001"),
+        ({"preset": "weak"}, "expected a preset of rllm, strong, got 'weak'"),
+        ({"references": ("random",)}, "expected one of the arms none, mlp, pretrained as reference, got random"),
+        ({"references": ()}, "as reference, got none: give such"),
+        ({"options": {"seed": 3}}, "the study itself sets seed: give --seeds"),
+        ({"options": {"learning_rate": 1e-3}}, "the study itself sets learning_rate: give --lr-grid"),
+        ({"options": {"fold": 1}}, "the study itself sets fold: give --folds"),
+        ({"options": {"ckpt_dir": "x"}}, "the study itself sets ckpt_dir: leave it out"),
+        ({"options": {"epoch": 3}}, "the bundle has no option --epoch: did you mean --epochs"),
+        ({"options": {"split": "val"}}, "the study itself sets split"),
+        ({"options": {"average#momentum": 0.1}, "preset": "strong"}, "the bundle has no option --average"),
+    ],
+)
+def test_no_study_can_be_made_of_it(changes, message):
+    with pytest.raises(ValueError, match=message):
+        plan_of(**changes)
+
+
+def test_no_such_bundle():
+    with pytest.raises(FileNotFoundError, match="there is no bundle 'nothing'"):
+        plan_of(bundle="nothing")
+
+
+def test_a_bundle_without_the_preset(tmp_path):
+    copy_bundle(BUNDLE, tmp_path / "bundle")
+    shutil.rmtree(tmp_path / "bundle" / "configs" / "published")
+    with pytest.raises(ValueError, match=r"expected network\.json in the bundle for the preset rllm, found none"):
+        plan_of(bundle=str(tmp_path / "bundle"), preset="rllm")

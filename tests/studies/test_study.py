@@ -1,0 +1,402 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole studies by the command, small: what they leave, what they cost when a run fails, that they go on exactly."""
+
+import csv
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import BUNDLE, SMALL
+from filelock import FileLock
+from typer.testing import CliRunner
+
+from monai_llmboost.__main__ import app
+from monai_llmboost.bundle import copy_bundle
+from monai_llmboost.engines.curves import read_curves
+from monai_llmboost.studies import compare_arms, cost_of_arms
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+NETWORK = [f"--{key}={value}" for key, value in {**SMALL, "size": 8}.items()]
+GRID = ["--arms", "none,pretrained", "--seeds", "2", "--lr-grid", "1e-3,3e-3", "--epochs", "2", "--jobs", "2"]
+
+
+def command(*words):
+    return CliRunner().invoke(app, ["study", *map(str, words)])
+
+
+def results_of(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def bare(results):
+    """Results without what another machine's load or another command line changes."""
+    datasets = {name: {**data, "cost": None} for name, data in results["datasets"].items()}
+    return {**results, "command": None, "datasets": datasets}
+
+
+def predictions_of(folder, names, place="test"):
+    """Probabilities (runs, cases, classes) and labels (cases,) as they lie on the disk."""
+    tables = []
+    for name in names:
+        with (folder / "runs" / name / place / "predictions.csv").open(newline="") as file:
+            tables.append(list(csv.DictReader(file)))
+    classes = [column[2:] for column in tables[0][0] if column.startswith("p_")]
+    labels = np.array([classes.index(row["label"]) for row in tables[0]])
+    return np.array([[[float(row[f"p_{c}"]) for c in classes] for row in rows] for rows in tables]), labels
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """The bundle without the intervals of each run alone, which a study does not read and which take seconds."""
+    folder = tmp_path_factory.mktemp("bundle") / "quick"
+    copy_bundle(BUNDLE, folder)
+    file = folder / "configs" / "evaluate.json"
+    config = json.loads(file.read_text())
+    handlers = config["validate#handlers"]
+    config["validate#handlers"] = [each for each in handlers if "MetricsFile" not in each["_target_"]]
+    assert len(config["validate#handlers"]) == len(handlers) - 1
+    file.write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def words(bundle):
+    return ["--bundle", bundle, *NETWORK]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_timing():
+    """The cost is measured in this process; its rounds are tested elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "monai_llmboost.studies.study.cost_of_arms", lambda arms, options, rounds: cost_of_arms(arms, options, 1)
+        )
+        patch.setattr("monai_llmboost.studies.jobs.INTERVAL", 0.1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, words):
+    """A study that ran undisturbed, and what it said."""
+    folder = tmp_path_factory.mktemp("ünd isturbed @$1") / "study"
+    done = command("--output", folder, *GRID, *words)
+    assert done.exit_code == 0, done.output
+    return folder, done.output
+
+
+def test_it_leaves_everything_beside_its_plan(finished, bundle):
+    folder, output = finished
+    assert {file.name for file in folder.iterdir()} == {
+        "cost.json",
+        "lock",
+        "report.html",
+        "results.json",
+        "runs",
+        "study.json",
+    }
+    plan = json.loads((folder / "study.json").read_text())
+    assert plan["options"] == {**SMALL, "size": 8, "epochs": 2}
+    assert (plan["arms"], plan["lr_grid"], plan["seeds"]) == (["none", "pretrained"], [1e-3, 3e-3], 2)
+    results = results_of(folder)
+    assert results["study"] == {**plan, "chosen_by": "epoch of the best validation AUC"}
+    assert set(results) == {"study", "software", "device", "command", "model_card", "datasets"}
+    assert results["datasets"]["phantom"].keys() == {
+        *("cases", "class_names", "learning_rates", "arms", "comparisons", "curves", "roc", "cost", "diagnostics")
+    }
+    for comparison in results["datasets"]["phantom"]["comparisons"]:
+        assert comparison["metric"] != "auc" or comparison["verdict"] in output
+    assert "pretrained against none: AUC" in (folder / "report.html").read_text()
+    assert json.loads((folder / "results.json").read_text(), parse_constant=pytest.fail), "no NaN"
+
+
+def test_what_it_tells_of_each_arm(finished):
+    folder, _ = finished
+    data = results_of(folder)["datasets"]["phantom"]
+    assert data["cases"] == {"train": 480, "val": 120, "test": 240}
+    for arm, summary in data["arms"].items():
+        rate = data["learning_rates"][arm]["chosen"]
+        runs = [folder / "runs" / "phantom" / arm / f"lr{rate:g}" / f"seed{seed}" for seed in (0, 1)]
+        ends = [json.loads((run / "trained.json").read_text()) for run in runs]
+        assert summary["epochs"] == [end["best"]["epoch"] for end in ends]
+        assert summary["validation_auc"]["runs"] == [end["best"]["validation_auc"] for end in ends]
+        curves = [read_curves(run / "learning_curves.csv") for run in runs]
+        assert data["curves"][arm] == {
+            "epoch": [1, 2],
+            "train_loss": [[row["train_loss"] for row in run] for run in curves],
+            "validation_auc": [[row["val_auc"] for row in run] for run in curves],
+        }
+        assert [max(row["val_auc"] for row in run) for run in curves] == summary["validation_auc"]["runs"]
+        assert summary["failed"] == []
+        assert summary["beside"]["what"] == "last epoch"
+        roc = data["roc"][arm]
+        areas = [np.trapezoid(curve, roc["false_positive_rate"]) for curve in roc["true_positive_rate"]]
+        assert areas == pytest.approx(summary["auc"]["runs"], abs=0.01)
+    assert data["diagnostics"]["none"] is None
+    assert len(data["diagnostics"]["pretrained"]["cka_block"]["runs"]) == 2
+    assert list(data["cost"]["arms"]) == ["none", "pretrained"]
+
+
+def test_its_statistics_are_those_of_the_stored_predictions(finished):
+    folder, _ = finished
+    data = results_of(folder)["datasets"]["phantom"]
+    found = {"test": {}, "beside": {}}
+    for place, arms in found.items():
+        for arm in ("none", "pretrained"):
+            rate = data["learning_rates"][arm]["chosen"]
+            names = [f"phantom/{arm}/lr{rate:g}/seed{seed}" for seed in (0, 1)]
+            arms[arm], labels = predictions_of(folder, names, place)
+    assert found["test"]["none"].shape == (2, 240, 2)
+    assert data["comparisons"] == json.loads(json.dumps(compare_arms(found["test"], labels, ["none"])))
+    for arm in ("none", "pretrained"):
+        area = [np.mean([(p > q) + (p == q) / 2 for p in run[labels == 1, 1] for q in run[labels == 0, 1]])
+                for run in found["test"][arm]]  # fmt: skip
+        assert data["arms"][arm]["auc"]["runs"] == pytest.approx(area)
+
+
+def test_validation_chooses_the_learning_rate(finished):
+    folder, output = finished
+    rates = results_of(folder)["datasets"]["phantom"]["learning_rates"]
+    for arm, rate in rates.items():
+        found = {}
+        for name in ("0.001", "0.003"):
+            end = json.loads((folder / "runs" / "phantom" / arm / f"lr{name}" / "seed0" / "trained.json").read_text())
+            found[name] = end["best"]["validation_auc"]
+        assert rate == {"chosen": float(max(found, key=found.get)), "validation_auc": found, "at_edge": False}
+        assert f"phantom, {arm}: learning rate {rate['chosen']:g}" in output
+
+
+def test_the_test_split_is_read_when_all_training_is_done_and_of_the_chosen_rate_alone(finished):
+    folder, _ = finished
+    trained = list(folder.rglob("trained.json"))
+    predicted = list(folder.rglob("predictions.csv"))
+    assert len(trained) == 2 * 2 + 2, "the seed that chose is not trained again"
+    assert max(file.stat().st_mtime_ns for file in trained) < min(file.stat().st_mtime_ns for file in predicted)
+    rates = results_of(folder)["datasets"]["phantom"]["learning_rates"]
+    assert {file.relative_to(folder / "runs").parent.as_posix() for file in predicted} == {
+        f"phantom/{arm}/lr{rate['chosen']:g}/seed{seed}/{place}"
+        for arm, rate in rates.items() for seed in (0, 1) for place in ("test", "beside")
+    }  # fmt: skip
+
+
+def test_a_finished_study_is_not_run_again(finished, words):
+    folder, _ = finished
+    before = {file: file.stat().st_mtime_ns for file in (folder / "runs").rglob("*")}
+    page = (folder / "report.html").read_bytes()
+    done = command("--output", folder, *GRID, *words)
+    assert done.exit_code == 0
+    assert {file: file.stat().st_mtime_ns for file in (folder / "runs").rglob("*")} == before
+    assert (folder / "report.html").read_bytes() == page
+
+
+def test_its_page_is_drawn_anew(finished):
+    folder, _ = finished
+    page = (folder / "report.html").read_bytes()
+    (folder / "report.html").unlink()
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    done = command("--report", folder)
+    assert (done.exit_code, done.output) == (0, f"drawn anew: {folder / 'report.html'}\n")
+    assert (folder / "report.html").read_bytes() == page
+    assert {f: f.stat().st_mtime_ns for f in folder.rglob("*") if f.name != "report.html"} == before
+
+
+def test_another_plan_is_refused_in_its_folder(finished, words):
+    folder, _ = finished
+    for changed, told in {
+        "--seeds=3": "was begun with seeds 2, this one has 3",
+        "--arms=none,mlp": "was begun with arms",
+        "--epochs=3": "was begun with options",
+    }.items():
+        done = command("--output", folder, *GRID, *words, changed)
+        assert done.exit_code == 2
+        assert told in done.stderr and "give another --output" in done.stderr
+    assert results_of(folder)["study"]["seeds"] == 2
+
+
+def test_two_at_once_are_refused(finished, words):
+    folder, _ = finished
+    with FileLock(folder / "lock"):
+        done = command("--output", folder, *GRID, *words)
+    assert done.exit_code == 2
+    assert "another study runs there: give another --output" in done.stderr
+
+
+def study_in_a_group_of_its_own(output, words):
+    os.setsid()
+    sys.argv = ["monai-llmboost", "study"]
+    app(["study", "--output", str(output), *map(str, [*GRID, *words])])
+
+
+# What is there at the moment when everything is killed, in turn.
+MOMENTS = ["runs/phantom/*/lr0.003/seed0/learning_curves.csv", "runs/phantom/*/lr*/seed*/test/predictions.csv"]
+
+
+def test_killed_and_resumed_it_is_the_same_study(finished, tmp_path, words, monkeypatch):
+    for moment in MOMENTS:
+        starting = multiprocessing.get_context("forkserver")
+        study = starting.Process(target=study_in_a_group_of_its_own, args=(tmp_path, words))
+        study.start()
+        while not list(tmp_path.glob(moment)):
+            assert study.is_alive(), "it ended before it could be killed"
+            time.sleep(0.002)
+        os.killpg(study.pid, signal.SIGKILL)
+        study.join()
+        assert not (tmp_path / "results.json").exists()
+    assert not list(tmp_path.rglob("judged.json")) or len(list(tmp_path.rglob("judged.json"))) < 4
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("monai_llmboost.studies.study.cost_of_arms", interrupted)
+        done = command("--output", tmp_path, *GRID, *words)
+    assert done.exit_code == 130
+    assert f"the same command goes on in {tmp_path}" in done.stderr
+    assert not (tmp_path / "results.json").exists()
+    done = command("--output", tmp_path, *GRID, *words)
+    assert done.exit_code == 0
+    assert bare(results_of(tmp_path)) == bare(results_of(finished[0]))
+
+
+def test_a_run_that_fails_costs_its_seed_only_and_is_tried_again(tmp_path, words):
+    """At first no seed is there of both arms, then one is, then both."""
+    arms = ["--arms", "none,mlp", "--seeds", "2", "--epochs", "1", "--jobs", "3"]
+    runs = tmp_path / "runs" / "phantom"
+    blocked, damaged = runs / "none" / "seed0", runs / "mlp" / "seed1"
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("a file where the run's folder should be")
+    damaged.mkdir(parents=True)
+    (damaged / "last.pt").write_text("no checkpoint")
+
+    done = command("--output", tmp_path, *arms, *words)
+    assert done.exit_code == 2
+    data = results_of(tmp_path)["datasets"]["phantom"]
+    assert data["comparisons"] == []
+    assert [data["arms"][arm]["auc"] for arm in ("none", "mlp")] == [None, None]
+
+    (damaged / "last.pt").unlink()
+    done = command("--output", tmp_path, *arms, *words)
+    assert done.exit_code == 1
+    data = results_of(tmp_path)["datasets"]["phantom"]
+    (failed,) = data["arms"]["none"]["failed"]
+    assert failed["run"] == "phantom/none/seed0"
+    assert "File exists" in failed["reason"]
+    assert data["arms"]["mlp"]["failed"] == []
+    assert f"failed: phantom/none/seed0: {failed['reason']}" in done.output
+    assert "phantom/none/seed0" in (tmp_path / "report.html").read_text()
+    told = {arm: predictions_of(tmp_path, [f"phantom/{arm}/seed1"])[0] for arm in ("none", "mlp")}
+    labels = predictions_of(tmp_path, ["phantom/mlp/seed1"])[1]
+    assert data["comparisons"] == json.loads(json.dumps(compare_arms(told, labels, ["none"]))), "seed 0 is left out"
+    assert len(data["arms"]["mlp"]["auc"]["runs"]) == 1
+
+    blocked.unlink()
+    kept = (runs / "mlp" / "seed0" / "model.pt").stat().st_mtime_ns
+    done = command("--output", tmp_path, *arms, *words)
+    assert done.exit_code == 0
+    data = results_of(tmp_path)["datasets"]["phantom"]
+    assert [len(arm["auc"]["runs"]) for arm in data["arms"].values()] == [2, 2]
+    assert not any(arm["failed"] for arm in data["arms"].values())
+    assert (runs / "mlp" / "seed0" / "model.pt").stat().st_mtime_ns == kept, "what was done is not done again"
+
+
+def test_the_published_preset_with_folds(tmp_path, bundle):
+    """Its network, of 64 features a head, reaches the evaluation; a bundle's relative path reaches the processes."""
+    sizes = {**SMALL, "size": 8, "patch_size": 4, "epochs": 1}
+    options = [f"--{key}={value}" for key, value in sizes.items()]
+    words = ["--preset", "rllm", "--folds", "2", "--seeds", "1", "--arms", "none,random", "--jobs", "2"]
+    here = Path.cwd()
+    os.chdir(bundle.parent)
+    try:
+        done = command("--output", os.path.relpath(tmp_path / "study"), "--bundle", bundle.name, *words, *options)
+    finally:
+        os.chdir(here)
+    assert done.exit_code == 0, done.output
+    results = results_of(tmp_path / "study")
+    data = results["datasets"]["phantom"]
+    assert data["cases"] == {"train": 300, "val": 300, "test": 240}
+    assert (results["study"]["preset"], results["study"]["folds"]) == ("rllm", 2)
+    for summary in data["arms"].values():
+        assert len(summary["auc"]["runs"]) == 2, "one for each fold"
+        assert summary["epochs"] == [1, 1]
+    names = {run.relative_to(tmp_path / "study" / "runs").as_posix() for run in (tmp_path / "study").rglob("seed*")}
+    assert names == {f"phantom/{arm}/seed0-fold{fold}" for arm in ("none", "random") for fold in (0, 1)}
+    (comparison,) = (each for each in data["comparisons"] if each["metric"] == "auc")
+    assert len(comparison["runs"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--arms", "none"], "expected 2 or more different arms"),
+        (["--arms", "none,best"], "expected an arm of mlp, none"),
+        (["--dataset", "lung"], "expected dataset to be one of"),
+        (["--seeds", "0"], "expected seeds to be a whole number from 1"),
+        (["--lr-grid", "1e-3,fast"], "expected learning rates with commas, such as 3e-4,1e-3, got 'fast'"),
+        (["--lr-grid", "1e-3", "--lr-seeds", "9"], "expected lr_seeds to be a whole number from 1 to 5, got 9"),
+        (["--folds", "1"], "expected folds to be 0 or from 2"),
+        (["--preset", "weak"], "expected a preset of rllm, strong, got 'weak'"),
+        (["--references", "random"], "as reference, got random"),
+        (["--learning_rate", "1e-3"], "the study itself sets learning_rate: give --lr-grid"),
+        (["--hidden", "16"], "the bundle has no option --hidden: did you mean --hidden_size"),
+        (["--epochs"], "expected options of the bundle as --key value, got '--epochs'"),
+        (["surprise"], "expected options of the bundle as --key value, got 'surprise'"),
+        (["--bundle", "nothing"], "there is no bundle 'nothing'"),
+        (["--jobs", "0"], "expected jobs to be a whole number from 1, got 0"),
+        (["--engine", "slurm"], "expected an engine of local, ray, got 'slurm'"),
+    ],
+)
+def test_a_wrong_input_is_one_sentence_and_status_2(tmp_path, wrong, message):
+    done = command("--output", tmp_path / "new", "--arms", "none,mlp", *wrong)
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("monai-llmboost: ") and done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_path_that_monai_would_change(tmp_path):
+    done = command("--output", tmp_path / "study #1", "--arms", "none,mlp")
+    assert done.exit_code == 2
+    assert "expected a path without #, which MONAI reads as ::" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_output():
+    done = command("--arms", "none,mlp")
+    assert done.exit_code == 2
+    assert "give --output DIR, or --report DIR" in done.stderr
+
+
+def test_an_output_that_is_no_studys(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "study.json").write_text("[1, 2")
+    for folder, message in {"file": "exists", "other": "expected the plan of a study in"}.items():
+        done = command("--output", tmp_path / folder, "--arms", "none,mlp")
+        assert done.exit_code == 2
+        assert message in done.stderr
+
+
+def test_nothing_to_draw(tmp_path, finished):
+    done = command("--report", tmp_path)
+    assert done.exit_code == 2
+    assert f"expected results.json in {tmp_path}, found none" in done.stderr
+    for wrong in ("{}", "[]", "{", '{"study": 3}'):
+        (tmp_path / "results.json").write_text(wrong)
+        done = command("--report", tmp_path)
+        assert done.exit_code == 2
+        assert "expected the results of a study in" in done.stderr
+
+
+def test_data_that_are_not_there(tmp_path, words):
+    done = command("--output", tmp_path, "--arms", "none,mlp", "--seeds", "1", "--dataset", "nodulemnist3d", *words,
+                   "--dataset_dir", tmp_path, "--size", "28", "--jobs", "2")  # fmt: skip
+    assert done.exit_code == 2
+    assert "no run was finished" in done.output
+    assert done.output.count("nodulemnist3d.npz") >= 2
+    assert not (tmp_path / "results.json").exists()
