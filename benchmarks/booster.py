@@ -29,7 +29,7 @@ from tqdm import tqdm
 from monai_llmboost.boosters import ResidualBooster
 from monai_llmboost.llm import BlockGeometry, DonorLayers, FrozenBlock, Layer, random_block
 from monai_llmboost.networks import ViT3D
-from monai_llmboost.studies.measure import (
+from monai_llmboost.studies.cost.measure import (
     device_name,
     flops,
     forward,

@@ -20,7 +20,7 @@ from monai.bundle import ConfigWorkflow
 from report import RESULTS, save, show
 
 from monai_llmboost.bundle import bundle_path, job_configs
-from monai_llmboost.studies.measure import device_name
+from monai_llmboost.studies.cost.measure import device_name
 
 BUNDLE = "medmnist3d_rllm_classification"
 

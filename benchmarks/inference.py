@@ -235,7 +235,7 @@ def main() -> None:
     import torch
     from report import RESULTS, save, show
 
-    from monai_llmboost.studies.measure import device_name
+    from monai_llmboost.studies.cost.measure import device_name
 
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for the processes: this benchmark is of the CPU
     rows: list[dict[str, Any]] = []

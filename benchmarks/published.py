@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from monai_llmboost.networks import ViT3D, from_published
 from monai_llmboost.networks.published import RESIDUAL_OF_MODE
-from monai_llmboost.studies.measure import (
+from monai_llmboost.studies.cost.measure import (
     checkpoint_bytes,
     device_name,
     flops,

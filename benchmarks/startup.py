@@ -42,7 +42,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from monai_llmboost.llm import FrozenBlock, extract_block, load_block, read_block, read_geometry, read_layers
-from monai_llmboost.studies.measure import device_name, memory_growth
+from monai_llmboost.studies.cost.measure import device_name, memory_growth
 
 # The size of TinyLlama-1.1B.
 SIZES = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_key_value_heads": 4}

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from monai_llmboost.studies.measure import device_name
+from monai_llmboost.studies.cost.measure import device_name
 
 EACH = 20  # one document in so many is held out
 END = "<|endoftext|>"  # stands before each document

@@ -19,10 +19,10 @@ from sklearn.metrics import roc_curve
 
 from monai_llmboost.bundle import bundle_path
 from monai_llmboost.engines.curves import read_curves
-from monai_llmboost.studies.measure import device_name
+from monai_llmboost.studies.cost.measure import device_name
 from monai_llmboost.studies.one_run import JUDGED, TRAINED, told
 from monai_llmboost.studies.plan import Plan, Run
-from monai_llmboost.studies.statistics import arm_summary, compare_arms
+from monai_llmboost.studies.statistics.compare import arm_summary, compare_arms
 
 SOFTWARE = ("monai-llmboost", "monai", "torch", "numpy", "scikit-learn", "scipy", "statsmodels")
 CHOSEN_BY = {"best": "epoch of the best validation AUC", "last": "last epoch"}

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from monai_llmboost.engines.files import written_whole
 from monai_llmboost.studies.collect import chosen_rates, collect
-from monai_llmboost.studies.cost import cost_of_arms
+from monai_llmboost.studies.cost.arms import cost_of_arms
 from monai_llmboost.studies.jobs import Job, on_ray, on_this_machine
 from monai_llmboost.studies.one_run import JUDGED, TRAINED, judge, told, train
 from monai_llmboost.studies.page import write_study_report

@@ -15,8 +15,8 @@ from monai_llmboost.bundle import bundle_path, job_configs
 from monai_llmboost.llm import BlockGeometry, random_block, read_geometry
 from monai_llmboost.networks import ViT3D
 from monai_llmboost.studies import cost_of_arms, cost_table, costs
-from monai_llmboost.studies.cost import read_out
-from monai_llmboost.studies.measure import checkpoint_bytes, flops, memory_growth, numbers_of_weights, seconds
+from monai_llmboost.studies.cost.arms import read_out
+from monai_llmboost.studies.cost.measure import checkpoint_bytes, flops, memory_growth, numbers_of_weights, seconds
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning", "ignore::FutureWarning:monai")
 CPU = torch.device("cpu")
@@ -86,7 +86,7 @@ def test_costs_are_of_what_they_say(monkeypatch):
             seen.add((self.training, torch.is_grad_enabled(), z.dtype))
             return z
 
-    monkeypatch.setattr("monai_llmboost.studies.measure.seconds", lambda *_: {"spy": [8.0, 16.0, 4.0]})
+    monkeypatch.setattr("monai_llmboost.studies.cost.measure.seconds", lambda *_: {"spy": [8.0, 16.0, 4.0]})
     result = costs({"spy": Spy(64, 8)}, torch.randn(16, 64), rounds=3, amp=torch.bfloat16)["spy"]
     assert seen == {(False, False, torch.bfloat16), (True, True, torch.bfloat16)}
     assert result["forward_seconds"] == result["step_seconds"] == 0.5

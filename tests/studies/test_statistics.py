@@ -11,14 +11,14 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from monai_llmboost.engines import medmnist_acc, medmnist_auc
-from monai_llmboost.studies.influence import METRICS, auc_components, auc_redrawn, draws_of_cases
-from monai_llmboost.studies.statistics import (
+from monai_llmboost.studies.statistics.compare import (
     arm_summary,
     compare_arms,
     correct_for_many,
     over_seeds_and_cases,
     verdict,
 )
+from monai_llmboost.studies.statistics.influence import METRICS, auc_components, auc_redrawn, draws_of_cases
 
 KEYS = ["metric", "arm", "reference", "difference", "runs", "standard_error", "df", "intervals"]
 KEYS += ["p", "p_holm", "p_delong", "detectable", "verdict"]

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from monai_llmboost.engines.files import written_whole
 from monai_llmboost.inference.page.house import style_of
-from monai_llmboost.studies.cost import ROWS
+from monai_llmboost.studies.cost.arms import ROWS
 from monai_llmboost.studies.diagnostics import MEASURES
 from monai_llmboost.studies.page import figures, words
 from monai_llmboost.studies.page.drawing import Look, house_style, keys_of, look_of, svg

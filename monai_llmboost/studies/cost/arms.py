@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from monai_llmboost.boosters import ResidualBooster
-from monai_llmboost.studies.measure import costs, device_name
+from monai_llmboost.studies.cost.measure import costs, device_name
 
 
 def cost_of_arms(arms: Mapping[str, Sequence[Path]], overrides: Mapping[str, Any], rounds: int = 5) -> dict[str, Any]:

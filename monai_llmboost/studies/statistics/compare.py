@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from monai_llmboost.studies.influence import METRICS, checked_predictions, draws_of_cases
+from monai_llmboost.studies.statistics.influence import METRICS, checked_predictions, draws_of_cases
 
 LEVEL = 0.05  # two-sided, of all intervals and tests
 POWER = 0.80  # of which the detectable difference is told
@@ -123,7 +123,7 @@ def over_seeds_and_cases(values: np.ndarray, influence: np.ndarray) -> tuple[flo
 
     Args:
         values: (R,) of the seeds, or differences of two arms.
-        influence: (R, cases), see :mod:`monai_llmboost.studies.influence`.
+        influence: (R, cases), see :mod:`monai_llmboost.studies.statistics.influence`.
 
     Returns:
         The standard error (for R = 1 over the cases alone) and df; ``None``: the normal distribution.

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks -> what they cost: weights, operations, memory, time."""
