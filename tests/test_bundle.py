@@ -167,6 +167,19 @@ def test_resumed_equals_uninterrupted(tmp_path, loader):
 
 
 @pytest.mark.usefixtures("few_phantoms")
+def test_averaged_weights_resume_exactly(tmp_path):
+    strong = {"configs": ("train.json", "arms/none.json", "strong/training.json"), "warmup_epochs": 1}
+    whole = trained(tmp_path / "whole", 4, **strong)
+    trained(tmp_path / "parts", 4, stop_after=2, **strong)
+    parts = trained(tmp_path / "parts", 4, resume=True, **strong)
+    for name in ("model", "trained"):
+        state, other = whole["last.pt"][name], parts["last.pt"][name]
+        assert all(torch.equal(value, other[key]) for key, value in state.items())
+    assert not torch.equal(whole["last.pt"]["model"]["head.weight"], whole["last.pt"]["trained"]["head.weight"])
+    assert whole["last.pt"]["best"] == parts["last.pt"]["best"]
+
+
+@pytest.mark.usefixtures("few_phantoms")
 def test_a_finished_run_resumes_to_nothing_and_takes_no_other_options(tmp_path):
     trained(tmp_path, 2)
     before = (tmp_path / "last.pt").read_bytes()

@@ -21,10 +21,12 @@ def medmnist_auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
         labels: (cases,) whole numbers.
 
     Raises:
-        ValueError: a class has no case, so that its area is undefined.
+        ValueError: a class has no case, so that its area is undefined; probabilities that are not finite.
     """
     from medmnist.evaluator import getAUC
 
+    if not np.isfinite(probabilities).all():
+        raise ValueError("expected finite probabilities, got NaN: training has diverged, lower the learning rate")
     absent = sorted(set(range(probabilities.shape[1])) - set(labels.tolist()))
     if absent:
         raise ValueError(f"expected cases of every class for an AUC, none of the class(es) {absent} are there")

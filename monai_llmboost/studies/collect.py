@@ -62,20 +62,22 @@ def collect(
 def chosen_rates(plan: Plan, folder: Path, dataset: str) -> dict[str, dict[str, Any]]:
     """For each arm the learning rate of the largest mean validation AUC, and all means; nothing for arms without runs.
 
-    The means are over the runs that did not fail, of the weights that the study reads.
+    The means are of the weights that the study reads; a rate by which more runs failed than by others is left out.
     """
     rates: dict[str, dict[str, Any]] = {}
     if len(plan.lr_grid) < 2:
         only = plan.lr_grid[0] if plan.lr_grid else None
         return {arm: {"chosen": only, "validation_auc": {}, "at_edge": False} for arm in plan.arms}
     for arm in plan.arms:
-        means = {}
+        means, counts = {}, {}
         for rate in plan.lr_grid:
             runs = [run for run in plan.searched(dataset) if (run.arm, run.learning_rate) == (arm, rate)]
             ends = [told(folder / run.name, TRAINED) for run in runs]
             values = [end[plan.weights]["validation_auc"] for end in ends if end]
             if values:
-                means[rate] = statistics.fmean(values)
+                means[rate], counts[rate] = statistics.fmean(values), len(values)
+        # A rate by which some runs failed is not judged by those that did not.
+        means = {rate: mean for rate, mean in means.items() if counts[rate] == max(counts.values())}
         if means:
             best = max(means, key=means.__getitem__)
             at_edge = best in (min(plan.lr_grid), max(plan.lr_grid)) and len(plan.lr_grid) > 2

@@ -29,6 +29,8 @@ PRESETS = {
     "rllm": Preset(("published/network.json",), ("published/training.json",), "best"),
     "strong": Preset((), ("strong/training.json",), "last"),
 }
+# What arms are compared with unless told otherwise, as far as they take part.
+REFERENCES = ("none", "mlp", "random")
 # Keys of a bundle that differ from run to run, or that say where a run lies.
 OWN = (
     "dataset", "seed", "block_seed", "folds", "fold", "learning_rate", "resume", "split", "weights", "ckpt_dir",
@@ -87,7 +89,7 @@ class Plan:
     lr_grid: tuple[float, ...] = ()
     lr_seeds: int = 1
     preset: str | None = None
-    references: tuple[str, ...] = ("none", "mlp", "random")
+    references: tuple[str, ...] = REFERENCES
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -107,6 +109,9 @@ class Plan:
         _check_different("learning rates", tuple(f"{rate:g}" for rate in self.lr_grid), least=0)
         for name in self.datasets:
             class_names(name)
+        strange = [arm for arm in self.references if arm not in (*self.arms, *REFERENCES)]
+        if strange:
+            raise ValueError(f"expected references among the arms {', '.join(self.arms)}, got {strange[0]}: name such")
         known = [arm for arm in self.references if arm in self.arms]
         if not known:
             got = ", ".join(self.references) or "none"

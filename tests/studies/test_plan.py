@@ -121,6 +121,7 @@ def test_a_plan_is_json_and_travels_to_other_processes(tmp_path):
         ({"lr_grid": (1e-3, 1.0000001e-3)}, r"expected different learning rates, got 0\.001, 0\.001"),
         ({"preset": "weak"}, "expected a preset of rllm, strong, got 'weak'"),
         ({"references": ("random",)}, "expected one of the arms none, mlp, pretrained as reference, got random"),
+        ({"references": ("none", "rnadom")}, "expected references among the arms none, mlp, pretrained, got rnadom"),
         ({"references": ()}, "as reference, got none: give such"),
         ({"options": {"seed": 3}}, "the study itself sets seed: give --seeds"),
         ({"options": {"learning_rate": 1e-3}}, "the study itself sets learning_rate: give --lr-grid"),
