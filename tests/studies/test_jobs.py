@@ -229,9 +229,11 @@ def test_a_process_ends_when_whoever_started_it_is_killed(tmp_path):
 def cluster():
     ray = pytest.importorskip("ray", reason="needs Ray: pip install 'monai-llmboost[ray]'")
     tests = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[1])))
+    handler = signal.getsignal(signal.SIGTERM)
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": tests}})
     yield ray
     ray.shutdown()
+    signal.signal(signal.SIGTERM, handler)  # in whose place Ray puts its own
 
 
 @pytest.mark.filterwarnings("ignore")
