@@ -4,6 +4,7 @@
 import pytest
 import torch
 from conftest import BUNDLE, SMALL
+from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 
 from monai_llmboost.bundle import monai_arguments
@@ -14,18 +15,22 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 def begun(arm, folder, **options):
     arguments = monai_arguments(
-        BUNDLE, "train", arm, False, ckpt_dir=str(folder), output_dir=str(folder), **SMALL, **options
+        BUNDLE, "train", arm, False, ckpt_dir=str(folder), output_dir=str(folder), **{**SMALL, **options}
     )
     workflow = ConfigWorkflow(**arguments)
     workflow.initialize()
     return workflow.parser.get_parsed_content("train#trainer")
 
 
-def batches_seen(trainer, epochs=2):
-    """All that a trainer gives its network and the cases' order, of a few epochs, without the network's work."""
+def batches_seen(trainer):
+    """The cases of each batch that a trainer is given, and their images as augmented."""
     seen = []
-    trainer._process_function = lambda engine, batch: seen.append((batch["image"].clone(), batch["case"])) or {}
-    trainer.run(max_epochs=epochs)
+
+    @trainer.on(Events.ITERATION_STARTED)
+    def _look(engine):
+        seen.append((engine.state.batch["case"], engine.state.batch["image"].clone()))
+
+    trainer.run()
     return seen
 
 
@@ -36,7 +41,7 @@ def few_phantoms(monkeypatch):
 
 @pytest.mark.usefixtures("few_phantoms")
 @pytest.mark.parametrize("seed", [0, 3])
-def test_arms_of_one_seed_begin_alike_and_see_alike(tmp_path, seed):
+def test_arms_of_one_seed_begin_alike(tmp_path, seed):
     trainers = {arm: begun(arm, tmp_path / arm, seed=seed) for arm in ARMS}
     weights = {arm: dict(trainer.network.named_parameters()) for arm, trainer in trainers.items()}
     maps = {"booster.encode.weight", "booster.decode.weight"}
@@ -47,6 +52,17 @@ def test_arms_of_one_seed_begin_alike_and_see_alike(tmp_path, seed):
         assert all(torch.equal(weights[arm][name], weights["mlp"][name]) for name in shared)
         assert arm == "pretrained-trained" or set(weights[arm]) == shared
     assert all(torch.equal(weights["none"][name], weights["mlp"][name]) for name in encoder)
+
+
+@pytest.mark.usefixtures("few_phantoms")
+def test_arms_of_one_seed_see_the_same_volumes_in_the_same_order(tmp_path):
+    options = {"seed": 3, "epochs": 2, "batch_size": 10, "network_def#dropout_rate": 0.2}
+    first, *others = (batches_seen(begun(arm, tmp_path / arm, **options)) for arm in ARMS)
+    assert len(first) == 8
+    assert [case for cases, _ in first[:4] for case in cases] != [case for cases, _ in first[4:] for case in cases]
+    for seen in others:
+        assert [cases for cases, _ in seen] == [cases for cases, _ in first]
+        assert all(torch.equal(mine, theirs) for (_, mine), (_, theirs) in zip(seen, first))
 
 
 @pytest.mark.usefixtures("few_phantoms")
