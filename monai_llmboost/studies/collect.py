@@ -7,6 +7,7 @@ import csv
 import shlex
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -80,7 +81,7 @@ def chosen_rates(plan: Plan, folder: Path, dataset: str) -> dict[str, dict[str, 
         means = {rate: mean for rate, mean in means.items() if counts[rate] == max(counts.values())}
         if means:
             best = max(means, key=means.__getitem__)
-            at_edge = best in (min(plan.lr_grid), max(plan.lr_grid)) and len(plan.lr_grid) > 2
+            at_edge = best in (min(plan.lr_grid), max(plan.lr_grid)) and len(plan.lr_grid) > 1
             values_of = {f"{rate:g}": mean for rate, mean in means.items()}
             rates[arm] = {"chosen": best, "validation_auc": values_of, "at_edge": at_edge}
     return rates
@@ -103,11 +104,10 @@ def _of_dataset(
     }
     done = {arm: [run for run in runs if told(folder / run.name, JUDGED)] for arm, runs in of_arm.items()}
     # Pairs are runs of one seed: where one arm has failed, the others' runs of that seed have nothing beside them.
-    pairs = [{(run.seed, run.fold) for run in runs} for runs in done.values() if runs]
-    paired = set.intersection(*pairs) if pairs else set()
-    whole = {
-        arm: [run for run in runs if (run.seed, run.fold) in paired] for arm, runs in done.items() if runs and paired
-    }
+    folds = plan.folds or 1
+    counts = [Counter(run.seed for run in runs) for runs in done.values() if runs]
+    paired = {seed for seed in range(plan.seeds) if all(count[seed] == folds for count in counts)}
+    whole = {arm: [run for run in runs if run.seed in paired] for arm, runs in done.items() if runs and paired}
     predictions, labels = _predictions(folder, whole, "test", names)
     beside, _ = _predictions(folder, whole, "beside", names)
     references = [arm for arm in plan.references if arm in predictions]
@@ -120,11 +120,11 @@ def _of_dataset(
             continue
         ends = [told(folder / run.name, TRAINED) or {} for run in whole[arm]]
         arms[arm] |= {
-            "auc": arm_summary("auc", predictions[arm], labels),
-            "acc": arm_summary("acc", predictions[arm], labels),
+            "auc": arm_summary("auc", predictions[arm], labels, folds),
+            "acc": arm_summary("acc", predictions[arm], labels, folds),
             "validation_auc": _over_runs([end[plan.weights]["validation_auc"] for end in ends]),
             "epochs": [end[plan.weights]["epoch"] for end in ends],
-            "beside": {"what": CHOSEN_BY[plan.beside], "auc": arm_summary("auc", beside[arm], labels)},
+            "beside": {"what": CHOSEN_BY[plan.beside], "auc": arm_summary("auc", beside[arm], labels, folds)},
         }
         curves[arm] = _curves([read_curves(folder / run.name / "learning_curves.csv") for run in whole[arm]])
         roc[arm] = _roc(predictions[arm], labels)
@@ -134,7 +134,9 @@ def _of_dataset(
         "class_names": names,
         "learning_rates": rates,
         "arms": arms,
-        "comparisons": compare_arms(predictions, labels, references) if references and len(predictions) > 1 else [],
+        "comparisons": compare_arms(predictions, labels, references, folds)
+        if references and len(predictions) > 1
+        else [],
         "curves": curves,
         "roc": roc,
         "cost": costs,

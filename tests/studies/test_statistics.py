@@ -369,9 +369,20 @@ def test_no_interval_is_narrower_than_that_over_the_cases():
         assert cases[1] <= both[1]
 
 
-def test_a_small_p_with_zero_in_the_interval_only_suggests():
+def test_a_small_p_with_zero_in_the_interval_is_no_finding():
     intervals = {"seeds": [-0.035, -0.012], "cases": [-0.049, 0.004], "both": [-0.049, 0.004]}
     comparison = {**BASE, "difference": -0.023, "p": 0.005, "p_holm": 0.03, "runs": [-0.02] * 5}
-    assert "suggests a loss (p = 0.005, p = 0.030 corrected for all comparisons), but the test cases alone" in verdict(
-        {**comparison, "intervals": intervals}
-    )
+    text = verdict({**comparison, "intervals": intervals})
+    assert ": no difference seen; gains above 0.004 and losses above 0.049 are excluded" in text
+
+
+def test_folds_are_not_seeds():
+    arms, labels = simulated(np.random.default_rng(5), {"none": 1.0, "mlp": 1.0}, seeds=6)
+    dealt = compare_arms(arms, labels, ["none"], folds=3)[0]
+    single = compare_arms(arms, labels, ["none"])[0]
+    assert dealt["runs"] == pytest.approx(np.reshape(single["runs"], (2, 3)).mean(axis=1).tolist())
+    assert dealt["difference"] == pytest.approx(single["difference"])
+    assert "from 2 seeds only" in dealt["verdict"]
+    one = {name: p[:3] for name, p in arms.items()}
+    assert "from one seed" in compare_arms(one, labels, ["none"], folds=3)[0]["verdict"]
+    assert arm_summary("auc", one["none"], labels, folds=3)["sd"] is None

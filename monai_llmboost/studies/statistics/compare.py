@@ -37,13 +37,15 @@ class _Runs(NamedTuple):
 
 
 def compare_arms(
-    predictions: Mapping[str, np.ndarray], labels: np.ndarray, references: Sequence[str]
+    predictions: Mapping[str, np.ndarray], labels: np.ndarray, references: Sequence[str], folds: int = 1
 ) -> list[dict[str, Any]]:
     """Compare each pair of arms of which one is a reference, on the test cases of one data set.
 
     Args:
         predictions: for each arm the probabilities (runs, cases, classes); run s of all arms has one seed.
         labels: (cases,), whole numbers from 0.
+        folds: how many runs one after another have one seed; a seed's value is then the mean over them, for folds share
+            most of their training cases and are no samples of their own.
         references: names of the arms that others are compared with. Of a pair the earlier in ``predictions`` is the
             reference.
 
@@ -72,7 +74,10 @@ def compare_arms(
     counts = draws_of_cases(labels)
     comparisons = []
     for metric, (components, redrawn) in METRICS.items():
-        arms = {name: _Runs(*components(p, labels), redrawn(p, labels, counts)) for name, p in arrays.items()}
+        arms = {}
+        for name, p in arrays.items():
+            values, influence = (_of_seeds(each, folds) for each in components(p, labels))
+            arms[name] = _Runs(values, influence, redrawn(p, labels, counts))
         family = [
             {"metric": metric, "arm": arm, "reference": reference, **_difference(arms[arm], arms[reference])}
             for reference, arm in itertools.combinations(arms, 2)
@@ -82,13 +87,14 @@ def compare_arms(
     return comparisons
 
 
-def arm_summary(metric: str, predictions: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def arm_summary(metric: str, predictions: np.ndarray, labels: np.ndarray, folds: int = 1) -> dict[str, Any]:
     """One arm alone: "auc" or "acc" of its runs.
 
     Args:
         metric: "auc" or "acc".
         predictions: (runs, cases, classes).
         labels: (cases,).
+        folds: as in :func:`compare_arms`; ``runs`` are then the seeds.
 
     Returns:
         ``mean``; ``sd`` over the seeds (``None`` for one); ``runs``; ``interval`` of 95 % of the mean over seeds and
@@ -100,7 +106,7 @@ def arm_summary(metric: str, predictions: np.ndarray, labels: np.ndarray) -> dic
     if metric not in METRICS:
         raise ValueError(f"expected a metric of {list(METRICS)}, got {metric!r}: give one of these")
     arrays, labels = checked_predictions({"arm": predictions}, labels)
-    values, influence = METRICS[metric].components(arrays["arm"], labels)
+    values, influence = (_of_seeds(each, folds) for each in METRICS[metric].components(arrays["arm"], labels))
     mean = float(values.mean())
     return {
         "mean": mean,
@@ -108,6 +114,11 @@ def arm_summary(metric: str, predictions: np.ndarray, labels: np.ndarray) -> dic
         "runs": values.tolist(),
         "interval": _interval(mean, *over_seeds_and_cases(values, influence), least=0),
     }
+
+
+def _of_seeds(runs: np.ndarray, folds: int) -> np.ndarray:
+    """Runs (seeds * folds, ...) to the means of each seed's, (seeds, ...)."""
+    return runs.reshape(-1, folds, *runs.shape[1:]).mean(axis=1)
 
 
 def over_seeds_and_cases(values: np.ndarray, influence: np.ndarray) -> tuple[float, float | None]:
@@ -154,7 +165,7 @@ def verdict(comparison: Mapping[str, Any]) -> str:
     """What a comparison allows to say, in one sentence.
 
     Better or worse: the interval over seeds and cases excludes 0, and p is small after Holm too. Suggests: p is small
-    before Holm only, or the interval holds 0. Otherwise no difference was seen, and the sentence tells what is
+    before Holm only. Otherwise no difference was seen, and the sentence tells what is
     excluded, and what difference could have been seen.
     """
     low, high = comparison["intervals"]["both"]
@@ -172,8 +183,6 @@ def verdict(comparison: Mapping[str, Any]) -> str:
     p, p_holm = comparison["p"], comparison["p_holm"]
     holm = "" if p_holm is None else f", {_p(p_holm)} corrected for all comparisons"
     what = "a gain" if comparison["difference"] > 0 else "a loss"
-    if low <= 0 <= high and p < LEVEL:
-        return f"{start}: suggests {what} ({_p(p)}{holm}), but the test cases alone could have made it{few}."
     if low <= 0 <= high:
         seen = (
             f"a true difference of {comparison['detectable']:.3f} would have been seen with {100 * POWER:.0f} % power"
