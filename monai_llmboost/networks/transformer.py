@@ -97,37 +97,58 @@ def network_signature(
     pool: str,
     booster: nn.Module | None = None,
     position: str = "last",
+    stem_channels: int = 0,
 ) -> Signature:
-    """What changes a network's output and cannot be seen in the shapes of its weights, for its checkpoints.
+    """What changes a network's output and is not or badly seen in the shapes of its weights, for its checkpoints.
 
     The position is told where it matters: not of a plain network, and not of a booster behind the last layer.
     """
+    stem = f", stem of {stem_channels} channels" if stem_channels else ""
     place = "" if booster is None or position == "last" else f", booster at position {position}"
     return Signature(
         "network",
-        f"{type(network).__name__}, patches of {patch_size}, {num_heads} heads, pool {pool}{place}",
+        f"{type(network).__name__}, patches of {patch_size}, {num_heads} heads, pool {pool}{stem}{place}",
         "give the options that it was trained with",
     )
 
 
 class PatchTokens(nn.Module):
-    """Volume -> one token per patch: ``LayerNorm(W LayerNorm(patch) + b)``.
+    """Volume -> one token per patch: ``LayerNorm(W LayerNorm(patch) + b)``, of the stem's features if there is a stem.
+
+    The first norm hides how full or how bright a patch is, which a segmented shape is all about; a stem, which looks
+    across the edges of patches too, gives it back (Xiao et al. 2021, arXiv:2106.14881).
 
     Args:
         in_channels: channels of the volume.
         img_size: size along the three axes.
         patch_size: patch size along the three axes.
         hidden_size: features of a token, C.
+        stem_channels: features that a convolution over 3 x 3 x 3 voxels, a norm and a GELU make of each voxel; 0 for no
+            stem, as in the published R-LLM networks.
+
+    Raises:
+        ValueError: fewer channels than 0; in ``forward``, a volume of another size.
     """
 
     def __init__(
-        self, in_channels: int, img_size: tuple[int, ...], patch_size: tuple[int, ...], hidden_size: int
+        self,
+        in_channels: int,
+        img_size: tuple[int, ...],
+        patch_size: tuple[int, ...],
+        hidden_size: int,
+        stem_channels: int = 0,
     ) -> None:
         super().__init__()
+        if stem_channels < 0:
+            raise ValueError(f"expected stem_channels from 0, got {stem_channels}: 0 is for no stem")
         self.in_channels = in_channels
         self.size0, self.size1, self.size2 = img_size
         self.patch0, self.patch1, self.patch2 = patch_size
-        voxels = in_channels * self.patch0 * self.patch1 * self.patch2
+        self.stem: nn.Module = nn.Identity()
+        if stem_channels:
+            convolution = nn.Conv3d(in_channels, stem_channels, kernel_size=3, padding=1)
+            self.stem = nn.Sequential(convolution, nn.GroupNorm(1, stem_channels), nn.GELU())
+        voxels = (stem_channels or in_channels) * self.patch0 * self.patch1 * self.patch2
         self.norm_in = nn.LayerNorm(voxels)
         self.project = nn.Linear(voxels, hidden_size)
         self.norm_out = nn.LayerNorm(hidden_size)
@@ -145,6 +166,7 @@ class PatchTokens(nn.Module):
                 f"expected volumes of shape (batch, {self.in_channels}, {self.size0}, {self.size1}, {self.size2}), "
                 f"got {list(x.shape)}: resize the volumes or build the network with their img_size"
             )
+        x = self.stem(x)
         b, c = x.shape[0], x.shape[1]
         g0, g1, g2 = self.size0 // self.patch0, self.size1 // self.patch1, self.size2 // self.patch2
         x = x.reshape(b, c, g0, self.patch0, g1, self.patch1, g2, self.patch2)

@@ -50,6 +50,8 @@ class ViT3D(nn.Module):
             on each side; the layers behind it need all tokens of the booster. ``"head"``: on the pooled token, just
             before ``head_norm``; that is one token alone, (B, 1, C), so the attention in the booster's block has
             nothing to choose from and passes on the token's own value.
+        stem_channels: features of a convolutional stem before the patches are cut, see
+            :class:`monai_llmboost.networks.transformer.PatchTokens`; 0 for none, as published.
 
     Raises:
         ValueError: sizes that do not fit one another, or no middle; in ``forward``, a volume of another size.
@@ -74,6 +76,7 @@ class ViT3D(nn.Module):
         booster: nn.Module | None = None,
         class_names: Sequence[str] | None = None,
         position: str = "last",
+        stem_channels: int = 0,
     ) -> None:
         super().__init__()
         if min(in_channels, num_classes) < 1:
@@ -84,7 +87,7 @@ class ViT3D(nn.Module):
         self.num_before = layers_before_booster(position, num_layers)
         self.boosts_between, self.boosts_pooled = position == "middle", position == "head"
         num_patches = (size[0] // patch[0]) * (size[1] // patch[1]) * (size[2] // patch[2])
-        self.patch_tokens = PatchTokens(in_channels, size, patch, hidden_size)
+        self.patch_tokens = PatchTokens(in_channels, size, patch, hidden_size, stem_channels)
         self.cls_token = learned_embedding(1, 1, hidden_size)
         self.positions = learned_embedding(1, 1 + num_patches, hidden_size)
         self.drop = nn.Dropout(dropout_rate)
@@ -93,7 +96,7 @@ class ViT3D(nn.Module):
         self.head = nn.Linear(hidden_size, num_classes)
         self.booster = check_booster_fits(booster, hidden_size, position, pool)
         self.reads_cls = position == "last" and pool == "cls" and reads_few(self.booster)
-        self.signature = network_signature(self, patch, num_heads, pool, booster, position)
+        self.signature = network_signature(self, patch, num_heads, pool, booster, position, stem_channels)
         self.class_names = ClassNames(num_classes, class_names)
 
     def pool_tokens(self, x: Tensor) -> Tensor:

@@ -52,6 +52,8 @@ class ViViT(nn.Module):
             tokens of the booster. ``"head"``: on the pooled token, just before ``head``; that is one token alone,
             (B, 1, C), so the attention in the booster's block has nothing to choose from and passes on the token's own
             value.
+        stem_channels: features of a convolutional stem before the patches are cut, see
+            :class:`monai_llmboost.networks.transformer.PatchTokens`; 0 for none, as published.
 
     Raises:
         ValueError: sizes that do not fit one another, or no middle; in ``forward``, a volume of another size.
@@ -77,6 +79,7 @@ class ViViT(nn.Module):
         booster: nn.Module | None = None,
         class_names: Sequence[str] | None = None,
         position: str = "last",
+        stem_channels: int = 0,
     ) -> None:
         super().__init__()
         if min(in_channels, num_classes) < 1:
@@ -90,7 +93,7 @@ class ViViT(nn.Module):
         temporal = transformer_layers(num_temporal_layers, hidden_size, mlp_dim, num_heads, head_size, dropout_rate)
         self.num_before = layers_before_booster(position, num_temporal_layers)
         self.boosts_between, self.boosts_pooled = position == "middle", position == "head"
-        self.patch_tokens = PatchTokens(in_channels, size, patch, hidden_size)
+        self.patch_tokens = PatchTokens(in_channels, size, patch, hidden_size, stem_channels)
         self.positions = learned_embedding(1, num_slabs, per_slab, hidden_size)
         self.spatial_cls_token = learned_embedding(1, cls_tokens, hidden_size)
         self.temporal_cls_token = learned_embedding(1, cls_tokens, hidden_size)
@@ -102,7 +105,7 @@ class ViViT(nn.Module):
         self.head = nn.Linear(hidden_size, num_classes)
         self.booster = check_booster_fits(booster, hidden_size, position, pool)
         self.reads_cls = position == "last" and pool == "cls" and reads_few(self.booster)
-        self.signature = network_signature(self, patch, num_heads, pool, booster, position)
+        self.signature = network_signature(self, patch, num_heads, pool, booster, position, stem_channels)
         self.class_names = ClassNames(num_classes, class_names)
 
     def pool_tokens(self, x: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ AS_IT_IS = Preset((), (), "best")
 
 PRESETS = {
     "rllm": Preset(("published/network.json",), ("published/training.json",), "best"),
-    "strong": Preset((), ("strong/training.json",), "last"),
+    "strong": Preset(("strong/network.json",), ("strong/training.json",), "last"),
 }
 # What arms are compared with unless told otherwise, as far as they take part.
 REFERENCES = ("none", "mlp", "random")

@@ -54,6 +54,25 @@ def test_the_numbers_of_tokens():
     assert ViViT(**VIVIT, pool="mean").forward_features(x).shape == (1, 2, 12)
 
 
+def test_how_full_a_patch_is_is_seen_through_a_stem_only(build):
+    x = torch.zeros(3, 2, 8, 12, 16)
+    x[1, :, :4, :4, :8], x[2, :, :4, :4, :8] = 0.5, 1.0
+    empty, half, full = build().patch_tokens(x)[:, 0, 0]
+    assert torch.equal(empty, half) and torch.equal(half, full)
+    network = build(stem_channels=5)
+    empty, half, full = network.patch_tokens(x)[:, 0, 0]
+    assert min((empty - half).abs().max(), (half - full).abs().max()) > 0.01
+    network(x).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_a_checkpoint_of_another_stem_is_refused_by_name(build):
+    state = build(stem_channels=5).state_dict()
+    build(stem_channels=5).load_state_dict(state)
+    with pytest.raises(RuntimeError, match="pool cls, stem of 5 channels'"):
+        build().load_state_dict(state)
+
+
 def test_one_number_is_a_cube():
     network = ViT3D(1, 2, img_size=8, patch_size=4, hidden_size=12, num_heads=3)
     assert network(torch.randn(1, 1, 8, 8, 8)).shape == (1, 2)
@@ -80,6 +99,7 @@ def test_volumes_of_another_shape(build, shape):
         ({"num_heads": 5}, "num_heads to divide hidden_size, got 5 and 12"),
         ({"num_heads": 0}, "numbers from 1"),
         ({"dropout_rate": 1.0}, "dropout_rate from 0 to below 1"),
+        ({"stem_channels": -1}, "stem_channels from 0, got -1"),
         ({"num_classes": 0}, "in_channels and num_classes from 1"),
         ({"class_names": ["a", "b"]}, r"expected 3 class names, got 2: \['a', 'b'\]"),
         ({"class_names": ["a" * 500, "b", "c"]}, "at most 480 bytes"),
@@ -128,9 +148,9 @@ def test_many_classes_need_no_names(build):
 
 @script_warnings
 @pytest.mark.parametrize("pool", ["cls", "mean"])
-@pytest.mark.parametrize("boosted", [False, True])
-def test_scripts(build, booster, pool, boosted):
-    network = build(pool=pool, booster=booster if boosted else None).eval()
+@pytest.mark.parametrize(("boosted", "stem_channels"), [(False, 0), (True, 0), (True, 5)])
+def test_scripts(build, booster, pool, boosted, stem_channels):
+    network = build(pool=pool, booster=booster if boosted else None, stem_channels=stem_channels).eval()
     scripted = torch.jit.script(copy.deepcopy(network))
     for batch in (1, 3):
         x = torch.randn(batch, 2, 8, 12, 16)

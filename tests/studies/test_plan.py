@@ -68,6 +68,7 @@ def test_a_preset_puts_its_configs_on_top_and_says_whose_weights_are_read():
     assert names(rllm, "evaluate") == ["train.json", "mlp.json", "evaluate.json", "network.json"], "the same network"
     assert (rllm.weights, rllm.beside) == ("best", "last")
     strong = plan_of(preset="strong")
+    assert names(strong, "evaluate") == ["train.json", "mlp.json", "evaluate.json", "network.json"]
     assert (strong.weights, strong.beside) == ("last", "best")
     assert all(file.is_file() for preset in PRESETS for file in plan_of(preset=preset).configs("none"))
 
