@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from monai_llmboost.boosters.normed_keys import attend_normed, multiply_adds_of_normed
 from monai_llmboost.boosters.readout import GramMatrix, attend_encoded, attend_visual, multiply_adds
-from monai_llmboost.llm import DecoderBlock, FrozenBlock, Signature
+from monai_llmboost.llm import DecoderBlock, FrozenBlock, LowRankLinear, Signature
 
 RESIDUALS = ("inner", "outer", "both", "none", "projected")
 
@@ -200,7 +200,7 @@ class ResidualBooster(nn.Module):
         return "no keys and values, encoded tokens" if encoded <= visual else "no keys and values, visual tokens"
 
     def parts_are_plain(self) -> bool:
-        """Whether what is taken apart is nothing but its weights: an adapter such as LoRA, or a hook, is more."""
+        """Whether what is taken apart is nothing but its weights: another library's adapter, or a hook, is more."""
         if torch.jit.is_scripting():
             return True
         layer = self.block.layer
@@ -211,7 +211,7 @@ class ResidualBooster(nn.Module):
         qk_norm = nn.RMSNorm if self.norms_keys else nn.Identity
         around = [layer.attention_norm, layer.query_norm, layer.key_norm, layer, self.block]
         return (
-            all(type(part) is nn.Linear for part in maps)
+            all(type(part) in (nn.Linear, LowRankLinear) for part in maps)
             and self.encode.bias is None
             and (layer.key.bias is None or (self.folds and layer.score_cap == 0))
             and type(layer.attention_norm) is norm

@@ -17,6 +17,7 @@ from monai_llmboost.llm.extract import (
 from monai_llmboost.llm.frozen import SMALL_GEOMETRY, FrozenBlock, freeze_
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers, Layer, random_layer
+from monai_llmboost.llm.lora import LowRankLinear, lora_block
 from monai_llmboost.llm.self_test import self_test
 from monai_llmboost.llm.signature import Signature
 from monai_llmboost.llm.trained import TrainedBlock, trained_block
@@ -29,6 +30,7 @@ __all__ = [
     "DonorLayers",
     "FrozenBlock",
     "Layer",
+    "LowRankLinear",
     "Signature",
     "TrainedBlock",
     "block_width",
@@ -36,6 +38,7 @@ __all__ = [
     "freeze_",
     "frozen_block",
     "load_block",
+    "lora_block",
     "random_block",
     "random_layer",
     "read_block",

@@ -9,7 +9,7 @@ from monai.bundle import ConfigWorkflow
 
 from monai_llmboost.bundle import monai_arguments
 
-ARMS = ["none", "mlp", "random", "pretrained", "pretrained-trained"]
+ARMS = ["none", "mlp", "random", "pretrained", "lora", "pretrained-trained"]
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -50,7 +50,7 @@ def test_arms_of_one_seed_begin_alike(tmp_path, seed):
         shared = encoder | maps
         assert shared <= set(weights[arm])
         assert all(torch.equal(weights[arm][name], weights["mlp"][name]) for name in shared)
-        assert arm == "pretrained-trained" or set(weights[arm]) == shared
+        assert arm in ("lora", "pretrained-trained") or set(weights[arm]) == shared
     assert all(torch.equal(weights["none"][name], weights["mlp"][name]) for name in encoder)
 
 
