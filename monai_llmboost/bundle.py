@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import numbers
+import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,12 @@ JOBS = {"train": ["train.json"], "evaluate": ["train.json", "evaluate.json"], "i
 ARMS_FOLDER = "arms"
 # What `monai.bundle run` itself takes beside a bundle's keys: experiment tracking.
 MONAI_OPTIONS = ("tracking", "tracking_uri", "experiment_name", "run_name", "save_execute_config")
+# The least that numbers of these names can be, and whether they are whole.
+LEAST = {"epochs": 1, "batch_size": 1, "val_interval": 1, "learning_rate": 0.0, "weight_decay": 0.0}
 # What MONAI's own wrappers around a failing config item begin with; the cause below them is what went wrong.
 WRAPPERS = ("Failed to instantiate", "Failed to evaluate", "applying transform")
+# What Python says when a config item, or an option below it, has a key that its class or function does not take.
+UNEXPECTED = re.compile(r"([\w.]+?)(?:\.__init__)?\(\) got an unexpected keyword argument ('\w+')")
 
 
 def bundle_path(name: str | Path) -> Path:
@@ -67,21 +73,78 @@ def job_configs(bundle: Path, job: str, arm: str | None = None) -> list[Path]:
     return [bundle / "configs" / name for name in [first, *overlays, *rest]]
 
 
-def check_options(configs: list[Path], overrides: Iterable[str]) -> None:
-    """Refuse a key that the configs do not have, which MONAI would take without a word.
+def check_options(configs: list[Path], overrides: Mapping[str, Any]) -> None:
+    """Refuse options that MONAI would take without a word, or refuse in words that tell nobody what to do.
 
     Raises:
-        ValueError: names the key and the nearest one there is.
+        ValueError: a key that the configs do not have (the message names the nearest one there is); a key below
+            something that has no parts; no number, or too small a one, where the configs have a number; broken JSON.
     """
-    known = {key.partition("#")[0] for file in configs for key in json.loads(file.read_text())} | set(MONAI_OPTIONS)
-    for key in overrides:
-        first = key.replace("::", "#").partition("#")[0]
+    content = _merged(configs)
+    known = {key.partition("#")[0] for key in content} | set(MONAI_OPTIONS)
+    for given, value in overrides.items():
+        key = given.replace("::", "#")
+        first, above = key.partition("#")[0], key.rpartition("#")[0]
         if first not in known:
             near = difflib.get_close_matches(first, known, n=1)
             raise ValueError(
                 f"the bundle has no option --{first}"
                 + (f": did you mean --{near[0]}?" if near else f"; it has {', '.join(sorted(known))}")
             )
+        if above and not isinstance(there := _value(content, above), (dict, list)):
+            raise ValueError(
+                f"expected {above} to be an object or a list, got {'nothing' if there is None else repr(there)} in "
+                f"{', '.join(file.name for file in configs)}: leave out --{given}"
+            )
+        if value is not None:  # which is as good as not given, for MONAI
+            _check_number(key, value, _value(content, key))
+            content[key] = value
+
+
+def _merged(configs: Iterable[Path]) -> dict[str, Any]:
+    """What configs say together; a key such as ``train#handlers`` stays beside ``train``, a ``+`` is done."""
+    content: dict[str, Any] = {}
+    for file in configs:
+        for given, value in _read(file).items():
+            key = given.removeprefix("+").replace("::", "#")
+            if given.startswith("+"):
+                there = _value(content, key)
+                value = [*(there or []), *value] if isinstance(value, list) else {**(there or {}), **value}
+            content[key] = value
+    return content
+
+
+def _read(config: Path) -> dict[str, Any]:
+    """A file of a bundle's ``configs``, or ValueError with the place of the mistake in it."""
+    try:
+        return json.loads(config.read_text())
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise ValueError(f"expected JSON in {config}, got a mistake at {place} ({error.msg}): correct it") from error
+
+
+def _value(content: Mapping[str, Any], key: str) -> Any:
+    """What merged configs have at a key such as ``train#handlers#0``; ``None`` if nothing."""
+    if key in content:
+        return content[key]
+    above, _, last = key.rpartition("#")
+    parent = _value(content, above) if above else None
+    if isinstance(parent, list):
+        return parent[int(last)] if last.isdecimal() and int(last) < len(parent) else None
+    return parent.get(last) if isinstance(parent, dict) else None
+
+
+def _check_number(key: str, value: Any, usual: Any) -> None:
+    """Refuse what is no number where the configs have one (``usual``), and less than there can be."""
+    computed = isinstance(value, str) and value.startswith(("$", "@", "%"))
+    if computed or isinstance(usual, bool) or not isinstance(usual, (int, float)):
+        return
+    least = LEAST.get(key)
+    whole = isinstance(least, int)
+    fits = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
+    if not fits or (least is not None and not value >= least):
+        words = f"a {'whole ' if whole else ''}number{'' if least is None else f' from {least:g}'}"
+        raise ValueError(f"expected {key} to be {words}, got {value!r}: give one, such as --{key} {usual}")
 
 
 def run_bundle(
@@ -125,6 +188,7 @@ def monai_arguments(
     bundle = bundle_path(name)
     configs = [*job_configs(bundle, job, arm), *(bundle / "configs" / overlay for overlay in overlays)]
     check_options(configs, overrides)
+    _read(bundle / "configs" / "metadata.json")  # MONAI's own words for a mistake in it would not name the file
     if Path(name).is_dir():
         overrides.setdefault("bundle_root", str(bundle))
     folder = bundle / "configs"
@@ -142,4 +206,6 @@ def root_cause(error: BaseException) -> BaseException:
     """What went wrong below the exceptions that MONAI wraps around it."""
     while error.__cause__ is not None and str(error).startswith(WRAPPERS):
         error = error.__cause__
+    if isinstance(error, TypeError) and (found := UNEXPECTED.match(str(error))):
+        return TypeError(f"expected arguments that {found[1]} takes, got {found[2]}: leave it out, or correct its name")
     return error

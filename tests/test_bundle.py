@@ -17,7 +17,7 @@ from conftest import BUNDLE, ROOT, SMALL
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 
-from monai_llmboost.bundle import bundle_path, copy_bundle, root_cause, run_bundle
+from monai_llmboost.bundle import bundle_path, check_options, copy_bundle, monai_arguments, root_cause, run_bundle
 from monai_llmboost.data import LabelledVolumes
 from monai_llmboost.llm import extract_block
 
@@ -368,7 +368,7 @@ def test_names_come_from_the_checkpoint(run_job, tmp_path):
         ("train", None, {"network_dev#patch_size": 4}, "did you mean --network_def?"),
         ("train", None, {"zzz": 1}, "no option --zzz; it has "),
         ("training", None, {}, "a job of train, evaluate, inference, got 'training'"),
-        ("train", "some", {}, "an arm of mlp, none, pretrained, pretrained-trained, random, got 'some'"),
+        ("train", "some", {}, "an arm of lora, mlp, none, pretrained, pretrained-trained, random, got 'some'"),
         ("train", None, {"dataset": "liver"}, "dataset to be one of phantom"),
         ("train", "pretrained", {"block": "random"}, "found nothing at random: give --block FILE"),
         ("train", None, {"patch_size": 5}, "img_size to be a multiple of patch_size"),
@@ -383,13 +383,61 @@ def test_names_come_from_the_checkpoint(run_job, tmp_path):
         ("train", None, {"resume": "false"}, "resume to be True or False, got 'false'"),
         ("train", None, {"download": "true"}, "download to be True or False, got 'true'"),
         ("train", None, {"patience": -1}, "patience to be a whole number from 0, got -1"),
+        ("train", None, {"epochs": 0}, "epochs to be a whole number from 1, got 0: give one, such as --epochs 30"),
+        ("train", None, {"epochs": "two"}, "epochs to be a whole number from 1, got 'two'"),
+        ("train", None, {"epochs": 1.5}, "epochs to be a whole number from 1, got 1.5"),
+        ("train", None, {"batch_size": True}, "batch_size to be a whole number from 1, got True"),
+        ("train", None, {"learning_rate": -1}, "learning_rate to be a number from 0, got -1: give one, such as --l"),
+        ("train", None, {"weight_decay": float("nan")}, "weight_decay to be a number from 0, got nan"),
+        ("train", None, {"size": "two"}, "size to be a number, got 'two': give one, such as --size 28"),
+        ("train", "none", {"booster#gate": True}, "booster to be an object or a list, got nothing in train.json, none"),
+        ("train", "mlp", {"booster#block#seed": 1}, "booster#block to be an object or a list, got nothing in train"),
+        ("train", "random", {"booster::block::seed": 1}, "got '@frozen_block' in .*: leave out --booster::block::seed"),
+        ("train", "mlp", {"booster#block": "x"}, "arguments that mlp_booster takes, got 'block': leave it out"),
+        ("train", None, {"network_def#pol": "cls"}, "expected arguments that ViT3D takes, got 'pol'"),
         ("evaluate", None, {}, "model.pt: train first, or give the --ckpt_dir"),
         ("inference", None, {"dataset_dir": "/nothing"}, "no NIfTI or DICOM scans"),
     ],
 )
 def test_a_mistake_is_one_sentence(run_job, job, arm, options, message):
-    with pytest.raises((ValueError, OSError), match=message.replace("?", r"\?").replace("(", r"\(")):
+    with pytest.raises((ValueError, OSError, TypeError), match=message.replace("?", r"\?").replace("(", r"\(")):
         run_job(job, arm, **options)
+
+
+@pytest.mark.parametrize(
+    ("arm", "options"),
+    [
+        ("none", {"epochs": "$2 + 1", "seed": np.int64(3), "learning_rate": np.float32(0.1), "weight_decay": 0}),
+        ("none", {"epochs": None, "size": "@patch_size", "booster": {"_target_": "x"}, "booster#gate": True}),
+        ("pretrained-trained", {"booster#block#seed": 1, "network_def#pool": "mean", "train#handlers#0#new": 1}),
+    ],
+)
+def test_options_that_are_right_pass(arm, options):
+    arguments = monai_arguments(BUNDLE, "train", arm, overlays=["strong/training.json"], **options)
+    assert {key: arguments[key] for key in options} == options
+
+
+def test_options_are_judged_by_all_configs_together(tmp_path):
+    """Overlays may add to what lies below (with a +), and write :: for #."""
+    (tmp_path / "base.json").write_text('{"train": {"handlers": [{"a": 1}], "step": {"b": 2}}}')
+    (tmp_path / "overlay.json").write_text('{"+train::handlers": [{"c": 3}], "+train#step": {"d": {"e": 4}}}')
+    configs = [tmp_path / "base.json", tmp_path / "overlay.json"]
+    check_options(configs, {"train#handlers#1#c": 5, "train#step#d#e": 6, "train#step#b": 7})
+    for key, value in {"train#handlers#2#c": 5, "train#step#c#e": 6}.items():
+        with pytest.raises(ValueError, match=r"got nothing in base\.json, overlay\.json: leave out --train#"):
+            check_options(configs, {key: value})
+    for key in ("train#handlers#1#c", "train#step#d#e", "train#step#b"):
+        with pytest.raises(ValueError, match=f"expected {key} to be a number, got 'x'"):
+            check_options(configs, {key: "x"})
+
+
+@pytest.mark.parametrize("name", ["train.json", "arms/none.json", "metadata.json"])
+def test_broken_json_is_told_with_its_place(tmp_path, name):
+    copy_bundle(BUNDLE, tmp_path / "mine")
+    file = tmp_path / "mine" / "configs" / name
+    file.write_text('{\n    "one": 1\n    "two": 2\n}\n')
+    with pytest.raises(ValueError, match=rf"expected JSON in {file}, got a mistake at line 3, column 5 \(Expecting"):
+        run_bundle(tmp_path / "mine", "train", "none")
 
 
 def test_bundles_are_found_and_copied(tmp_path):
@@ -397,6 +445,7 @@ def test_bundles_are_found_and_copied(tmp_path):
     copy_bundle(BUNDLE, tmp_path / "mine")
     assert bundle_path(tmp_path / "mine") == tmp_path / "mine"
     assert sorted(file.stem for file in (tmp_path / "mine" / "configs" / "arms").iterdir()) == [
+        "lora",
         "mlp",
         "none",
         "pretrained",

@@ -8,7 +8,8 @@ import pytest
 from conftest import BUNDLE
 
 import monai_llmboost
-from monai_llmboost.__main__ import _options_of_bundle, main
+from monai_llmboost.__main__ import main
+from monai_llmboost.command_line.options import options_of_bundle
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def test_version(command):
     assert importlib.metadata.version("monai-llmboost") == monai_llmboost.__version__
 
 
-@pytest.mark.parametrize("verb", ["extract", "info", "donors", "bundle", "run", "cost", "demo"])
+@pytest.mark.parametrize("verb", ["extract", "info", "donors", "bundle", "run", "predict", "cost", "study", "demo"])
 def test_help(command, verb):
     code, out, _ = command(verb, "--help")
     assert code == 0
@@ -97,7 +98,10 @@ def test_bundle(command, tmp_path):
         (["run", "train", "--epochs"], "options of the bundle as --key value, got '--epochs'"),
         (["run", "train", "epochs", "3"], "options of the bundle as --key value, got 'epochs'"),
         (["run", "train", "--bundle", "nowhere"], "there is no bundle 'nowhere'"),
-        (["run", "train", "--arm", "both"], "an arm of mlp, none, pretrained, pretrained-trained, random, got 'both'"),
+        (["run", "train", "--arm", "both"], "lora, mlp, none, pretrained, pretrained-trained, random, got 'both'"),
+        (["run", "train", "--epochs", "two"], "epochs to be a whole number from 1, got 'two': give one, such as"),
+        (["run", "train", "--arm", "none", "--booster#gate", "True"], "booster to be an object or a list, got nothing"),
+        (["cost", "--booster#gate", "True"], "booster to be an object or a list, got nothing in train.json, none.json"),
         (["extract", "nowhere", "--out", "x.safetensors"], "a model folder or a hub id such as owner/name"),
         (["extract", ".", "--out", "x.bin"], "an output name that ends in .safetensors"),
         (["extract", "nowhere", "--layer", "last", "--out", "x.safetensors"], "a model folder or a hub id"),
@@ -120,4 +124,4 @@ def test_a_wrong_usage_is_status_2(command, words):
 
 def test_values_are_python_literals_as_in_monai():
     words = ["--a", "3", "--b=[1,2]", "--c", "true", "--d", "0.5", "--e", "text", "--f=-1", "--g", "True"]
-    assert _options_of_bundle(words) == {"a": 3, "b": [1, 2], "c": True, "d": 0.5, "e": "text", "f": -1, "g": True}
+    assert options_of_bundle(words) == {"a": 3, "b": [1, 2], "c": True, "d": 0.5, "e": "text", "f": -1, "g": True}

@@ -22,7 +22,7 @@ from conftest import SMALL
 from dicom_files import write_series
 from typer.testing import CliRunner
 
-from monai_llmboost.__main__ import app
+from monai_llmboost.command_line.app import app
 from monai_llmboost.data import phantom_arrays
 from monai_llmboost.predict import run_predict
 
@@ -302,6 +302,8 @@ def test_salted_names_tell_nothing(command, tmp_path):
         (["--volume", "x"], "volume"),
         (["--salt", "x", "--dicom"], "--salt or --dicom, got both"),
         (["--num_heads", "3"], "num_heads"),
+        (["--batch_size", "4"], "expected --batch-size, got --batch_size: so it is named here"),
+        (["--num_workers", "1"], "expected --workers, got --num_workers"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_status_2(command, tmp_path, words, message):

@@ -10,7 +10,7 @@ import pytest
 from conftest import BUNDLE, ROOT
 from typer.main import get_command
 
-from monai_llmboost.__main__ import app
+from monai_llmboost.command_line.app import app
 
 BUNDLE_FOLDER = ROOT / "bundles" / BUNDLE
 PAGES = [ROOT / "README.md", BUNDLE_FOLDER / "docs" / "README.md", ROOT / "benchmarks" / "README.md"]

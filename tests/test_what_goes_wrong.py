@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from test_predict import rows_of, words_of, write_scans
 from typer.testing import CliRunner
 
-from monai_llmboost.__main__ import app
+from monai_llmboost.command_line.app import app
 from monai_llmboost.llm.donor.checkpoint import read_layers
 
 pytestmark = [

@@ -21,7 +21,8 @@ from sklearn.metrics import roc_curve
 from monai_llmboost.bundle import bundle_path
 from monai_llmboost.engines.curves import read_curves
 from monai_llmboost.studies.cost.measure import device_name
-from monai_llmboost.studies.one_run import JUDGED, TRAINED, told
+from monai_llmboost.studies.datasets import parser_of
+from monai_llmboost.studies.one_run import DIVERGED, JUDGED, TRAINED, told
 from monai_llmboost.studies.plan import Plan, Run
 from monai_llmboost.studies.statistics.compare import arm_summary, compare_arms
 
@@ -47,7 +48,7 @@ def collect(
         failed: name of a run -> why it failed.
         costs: what :func:`monai_llmboost.studies.cost_of_arms` measured.
     """
-    parser = _parser(plan, plan.datasets[0])
+    parser = parser_of(plan, plan.datasets[0])
     return {
         "study": {**plan.as_dict(), "chosen_by": CHOSEN_BY[plan.weights]},
         "software": {name: version(name) for name in SOFTWARE},
@@ -63,16 +64,20 @@ def collect(
 def chosen_rates(plan: Plan, folder: Path, dataset: str) -> dict[str, dict[str, Any]]:
     """For each arm the learning rate of the largest mean validation AUC, and all means; nothing for arms without runs.
 
-    The means are of the weights that the study reads; a rate by which more runs failed than by others is left out.
+    The means are of the weights that the study reads. A rate by which a run diverged is never chosen; one by which more
+    runs failed than by others is left out.
     """
     rates: dict[str, dict[str, Any]] = {}
     if len(plan.lr_grid) < 2:
         only = plan.lr_grid[0] if plan.lr_grid else None
-        return {arm: {"chosen": only, "validation_auc": {}, "at_edge": False} for arm in plan.arms}
+        return {arm: {"chosen": only, "validation_auc": {}, "diverged": [], "at_edge": False} for arm in plan.arms}
     for arm in plan.arms:
-        means, counts = {}, {}
+        means, counts, diverged = {}, {}, []
         for rate in plan.lr_grid:
             runs = [run for run in plan.searched(dataset) if (run.arm, run.learning_rate) == (arm, rate)]
+            if any(told(folder / run.name, DIVERGED) for run in runs):
+                diverged.append(rate)
+                continue
             ends = [told(folder / run.name, TRAINED) for run in runs]
             values = [end[plan.weights]["validation_auc"] for end in ends if end]
             if values:
@@ -83,7 +88,7 @@ def chosen_rates(plan: Plan, folder: Path, dataset: str) -> dict[str, dict[str, 
             best = max(means, key=means.__getitem__)
             at_edge = best in (min(plan.lr_grid), max(plan.lr_grid)) and len(plan.lr_grid) > 1
             values_of = {f"{rate:g}": mean for rate, mean in means.items()}
-            rates[arm] = {"chosen": best, "validation_auc": values_of, "at_edge": at_edge}
+            rates[arm] = {"chosen": best, "validation_auc": values_of, "diverged": diverged, "at_edge": at_edge}
     return rates
 
 
@@ -95,7 +100,7 @@ def _of_dataset(
     failed: Mapping[str, str],
     costs: Mapping[str, Any],
 ) -> dict[str, Any]:
-    parser = _parser(plan, dataset)
+    parser = parser_of(plan, dataset)
     names = parser.get_parsed_content("class_names")
     rates = chosen_rates(plan, folder, dataset)
     of_arm: dict[str, list[Run]] = {
@@ -145,13 +150,6 @@ def _of_dataset(
 
 
 SPLITS = {"train": "train#dataset", "val": "validate#dataset"}
-
-
-def _parser(plan: Plan, dataset: str) -> ConfigParser:
-    parser = ConfigParser()
-    parser.read_config([str(file) for file in plan.configs(plan.arms[0])])
-    parser.update({**plan.options, "dataset": dataset, "folds": plan.folds})
-    return parser
 
 
 def _is_of(name: str, dataset: str, arm: str) -> bool:

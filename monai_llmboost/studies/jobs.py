@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import traceback
@@ -19,12 +20,19 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+from tqdm import tqdm
 
 LOG = "run.log"
 # Characters of a reason that are told; the log has all.
 REASON = 1000
 # Seconds between two looks at what the processes have done.
 INTERVAL = 1.0
+# Seconds in which a Ray cluster must answer.
+ANSWER = 10
+# The port of ``ray://`` addresses that name none.
+RAY_PORT = 10001
 PRELOADED = ["monai_llmboost.studies.one_run", "monai.bundle", "monai.engines", "monai.handlers"]
 
 
@@ -84,6 +92,8 @@ def _write_into(path: Path) -> None:
 
 def _process(job: Job, threads: int, gpu: str | None, answer: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it ends it
+    # Progress bars make a lock between processes, which would stay behind in the system when this one is ended.
+    tqdm.set_lock(threading.RLock())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     reason = do(job, threads, gpu)
     answer.send(reason)
@@ -107,7 +117,7 @@ def on_this_machine(jobs: Sequence[Job], at_once: int = 1) -> Iterator[dict[str,
 
     context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
     if sys.platform != "win32":
-        context.set_forkserver_preload(PRELOADED)
+        _start_server()
     threads = max(1, torch.get_num_threads() // at_once)  # which heeds OMP_NUM_THREADS and a container's limits
     gpus = _gpus(torch.cuda.device_count())
     rest = list(jobs)
@@ -137,6 +147,19 @@ def on_this_machine(jobs: Sequence[Job], at_once: int = 1) -> Iterator[dict[str,
             process.join()
 
 
+def _start_server() -> None:
+    """Start the process that the others are forked from, deaf to ctrl-C: that is for this one, which ends them all."""
+    from multiprocessing import forkserver, resource_tracker  # which Windows lacks
+
+    forkserver.set_forkserver_preload(PRELOADED)
+    resource_tracker.ensure_running()  # first, for it lifts what is blocked
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
 def _gpus(count: int) -> list[str]:
     """Names of the GPUs as ``CUDA_VISIBLE_DEVICES`` takes them: of those that this process may use, if it says so."""
     allowed = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
@@ -164,7 +187,7 @@ def on_ray(jobs: Sequence[Job], at_once: int, address: str | None = None) -> Ite
 
     Raises:
         ImportError: Ray is not installed.
-        ConnectionError: there is no cluster at the address.
+        ConnectionError: nobody answers at the address, or it is no cluster.
     """
     try:
         import ray
@@ -173,6 +196,7 @@ def on_ray(jobs: Sequence[Job], at_once: int, address: str | None = None) -> Ite
             "expected Ray for --engine ray, it is not installed: pip install 'monai-llmboost[ray]'"
         ) from error
     if not ray.is_initialized():
+        _check_answer(address or os.environ.get("RAY_ADDRESS", ""))
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     processors = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
     threads = max(1, int(min(filter(None, processors), default=1)) // at_once)
@@ -196,3 +220,16 @@ def on_ray(jobs: Sequence[Job], at_once: int, address: str | None = None) -> Ite
     finally:
         for one in running:
             ray.cancel(one, force=True)
+
+
+def _check_answer(address: str) -> None:
+    """See that somebody listens at an address with a port: Ray itself would wait for minutes."""
+    try:
+        place = urlsplit(address if "://" in address else f"//{address}")
+        port = place.port or (RAY_PORT if place.scheme == "ray" else None)
+        if port is not None:
+            socket.create_connection((place.hostname, port), timeout=ANSWER).close()
+    except (OSError, ValueError) as error:
+        raise ConnectionError(
+            f"expected a Ray cluster at {address}, got no answer ({error}): start it there, or give another --address"
+        ) from error

@@ -10,19 +10,31 @@ from typing import Any
 
 import torch
 
+from monai_llmboost.bundle import root_cause
 from monai_llmboost.engines.curves import read_curves
 from monai_llmboost.engines.files import written_whole
 from monai_llmboost.studies.diagnostics import diagnose
 from monai_llmboost.studies.plan import Plan, Run
 
-TRAINED, JUDGED = "trained.json", "judged.json"
+TRAINED, DIVERGED, JUDGED = "trained.json", "diverged.json", "judged.json"
+# Of the words by which validation tells that the network's output is no number any more.
+DIVERGENCE = "training has diverged"
 
 
 def train(plan: Plan, run: Run, folder: Path) -> None:
-    """Train a run, or go on where it was interrupted; ``trained.json`` is written last and says that it is done."""
+    """Train a run, or go on where it was interrupted; ``trained.json`` is written last and says that it is done.
+
+    If training diverges, ``diverged.json`` says so: done again it would end like that again.
+    """
     from monai.bundle import run as monai_run
 
-    monai_run(**plan.arguments(run, "train", folder, resume=(folder / "last.pt").is_file()))
+    try:
+        monai_run(**plan.arguments(run, "train", folder, resume=(folder / "last.pt").is_file()))
+    except RuntimeError as error:
+        reason = str(root_cause(error))
+        if DIVERGENCE in reason:
+            _write(folder / DIVERGED, {"reason": reason})
+        raise
     state = torch.load(folder / "last.pt", map_location="cpu", weights_only=True)
     curves = read_curves(folder / "learning_curves.csv")
     best = {"epoch": int(state["best"]["epoch"]), "validation_auc": float(state["best"]["value"])}

@@ -16,8 +16,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from monai_llmboost.engines.files import written_whole
 from monai_llmboost.studies.collect import chosen_rates, collect
 from monai_llmboost.studies.cost.arms import cost_of_arms
+from monai_llmboost.studies.datasets import check_datasets
 from monai_llmboost.studies.jobs import Job, on_ray, on_this_machine
-from monai_llmboost.studies.one_run import JUDGED, TRAINED, judge, told, train
+from monai_llmboost.studies.one_run import DIVERGED, JUDGED, TRAINED, judge, told, train
 from monai_llmboost.studies.page import write_study_report
 from monai_llmboost.studies.plan import Plan, Run
 
@@ -32,7 +33,8 @@ def run_study(
     """Run a study, or go on with it where it was interrupted; the exit code.
 
     ``output`` gets ``study.json`` (the plan), ``runs/DATASET/ARM/...`` (a folder for each run, with its log),
-    ``cost.json``, ``results.json`` and ``report.html``. What is done is not done again; what failed is tried again.
+    ``cost.json``, ``results.json`` and ``report.html``. What is done is not done again; what failed is tried again,
+    unless it diverged. A learning rate that diverges is a result, as long as the arm is left with another.
 
     Args:
         plan: what is trained and compared.
@@ -46,7 +48,9 @@ def run_study(
         0 if every run was trained and judged, 1 if some were not, 2 if there is nothing to compare.
 
     Raises:
-        ValueError: a wrong engine, number of jobs or path; the folder holds another study, or another one runs there.
+        ValueError: a wrong engine, number of jobs or path; the folder holds another study, or another one runs there;
+            a data set with too few test cases.
+        FileNotFoundError, ConnectionError: a data set is not there, or cannot be fetched; no Ray at the address.
     """
     if engine not in ENGINES:
         raise ValueError(f"expected an engine of {', '.join(ENGINES)}, got {engine!r}")
@@ -54,7 +58,7 @@ def run_study(
         raise ValueError(f"expected jobs to be a whole number from 1, got {jobs!r}")
     output = output.absolute()
     if "#" in str(output):  # of every value MONAI makes its own separator of ids
-        raise ValueError(f"expected a path without #, which MONAI reads as ::, got {output}: give another --output")
+        raise ValueError(f"expected --output without #, which MONAI reads as ::, got {output}: give another")
     output.mkdir(parents=True, exist_ok=True)
     try:
         held = FileLock(output / "lock").acquire(timeout=0)
@@ -63,6 +67,7 @@ def run_study(
             f"expected {output} to be free, but another study runs there: give another --output"
         ) from error
     with held:
+        check_datasets(plan)
         _keep(plan, output / PLAN)
         return _Study(plan, output, engine, jobs, address).run(cost_rounds)
 
@@ -143,7 +148,12 @@ class _Study:
         return NOTHING_DONE if not compared else SOME_FAILED if self.failed else ALL_GOOD
 
     def _train(self, what: str, runs: Sequence[Run]) -> None:
-        waiting = [run for run in runs if not told(self.folder / run.name, TRAINED)]
+        waiting = []
+        for run in runs:
+            if diverged := told(self.folder / run.name, DIVERGED):
+                self.failed[run.name] = diverged["reason"]
+            elif not told(self.folder / run.name, TRAINED):
+                waiting.append(run)
         self._do(what, waiting, [Job(run.name, self.folder / run.name, train, self._call(run)) for run in waiting])
 
     def _judge(self, runs: Sequence[Run]) -> None:
@@ -188,11 +198,14 @@ class _Study:
         return f"validation AUC {end['validation_auc']:.3f} in epoch {end['epoch']}" if end else "done"
 
     def _chosen(self, dataset: str) -> dict[str, float | None]:
-        rates = chosen_rates(self.plan, self.folder, dataset)
-        if self.plan.searched(dataset):
-            for arm, rate in rates.items():
-                edge = ", at the edge of the grid: widen it" if rate["at_edge"] else ""
-                self.console.print(f"{dataset}, {arm}: learning rate {rate['chosen']:g}{edge}", highlight=False)
+        rates, searched = chosen_rates(self.plan, self.folder, dataset), self.plan.searched(dataset)
+        for run in searched:
+            if run.arm in rates and told(self.folder / run.name, DIVERGED):
+                self.failed.pop(run.name, None)
+        for arm, rate in rates.items() if searched else ():
+            edge = ", at the edge of the grid: widen it" if rate["at_edge"] else ""
+            lost = "".join(f"; {each:g} diverged" for each in rate["diverged"])
+            self.console.print(f"{dataset}, {arm}: learning rate {rate['chosen']:g}{edge}{lost}", highlight=False)
         return {arm: rate["chosen"] for arm, rate in rates.items()}
 
     def _costs(self, rounds: int) -> dict[str, Any]:

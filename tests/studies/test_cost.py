@@ -9,9 +9,9 @@ from conftest import BUNDLE, SMALL
 from torch import nn
 from typer.testing import CliRunner
 
-from monai_llmboost.__main__ import app
 from monai_llmboost.boosters import ResidualBooster
 from monai_llmboost.bundle import bundle_path, job_configs
+from monai_llmboost.command_line.app import app
 from monai_llmboost.llm import BlockGeometry, random_block, read_geometry
 from monai_llmboost.networks import ViT3D
 from monai_llmboost.studies import cost_of_arms, cost_table, costs

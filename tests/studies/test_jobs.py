@@ -4,7 +4,10 @@
 import itertools
 import multiprocessing
 import os
+import re
 import signal
+import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -223,6 +226,92 @@ def test_a_process_ends_when_whoever_started_it_is_killed(tmp_path):
     starter.kill()  # it alone
     starter.join()
     wait_until_gone(int((tmp_path / "started").read_text()))
+
+
+INTERRUPTED = """
+import signal
+import sys
+from contextlib import closing, suppress
+from pathlib import Path
+
+import bars
+from monai_llmboost.studies import jobs
+
+jobs.PRELOADED[:] = [sys.argv[1], "monai_llmboost.studies.jobs"]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # wherever these tests run
+here = Path.cwd()
+work = [jobs.Job(name, here / f"job-{name}", bars.for_ever, (str(here / name),)) for name in "ab"]
+with suppress(KeyboardInterrupt), closing(jobs.on_this_machine(work, at_once=2)) as engine:
+    for _ in engine:
+        pass
+"""
+BARS = """
+import time
+from pathlib import Path
+from tqdm import tqdm
+
+def for_ever(started):
+    with tqdm(total=1):
+        Path(started).write_text("here")
+        time.sleep(600)
+"""
+SLOW = """
+import time
+from pathlib import Path
+
+Path("loading").write_text("here")
+time.sleep(5)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs process groups")
+@pytest.mark.parametrize(
+    ("kill", "preloaded", "begun"),
+    [(os.killpg, "bars", "ab"), (os.kill, "bars", "ab"), (os.killpg, "slow", ["loading"])],
+)
+def test_an_interrupt_leaves_nothing_behind(tmp_path, kill, preloaded, begun):
+    """Neither one that a terminal sends to all processes, nor one to the first alone, nor one before a job begins."""
+    (tmp_path / "bars.py").write_text(BARS)
+    (tmp_path / "slow.py").write_text(SLOW)
+    study = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, preloaded],
+        cwd=tmp_path,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not all((tmp_path / name).exists() for name in begun):
+        assert study.poll() is None, "it ended before it could be interrupted"
+        time.sleep(0.01)
+    kill(study.pid, signal.SIGINT)
+    _, errors = study.communicate()  # until the last process that could write there has ended
+    assert study.returncode == 0, errors
+    assert "leaked" not in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "ray://[::1]:1", "ray://127.0.0.1:none"])
+def test_no_ray_at_the_address(job, monkeypatch, address):
+    ray = pytest.importorskip("ray", reason="needs Ray: pip install 'monai-llmboost[ray]'")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    begin = time.monotonic()
+    with pytest.raises(
+        ConnectionError, match=rf"expected a Ray cluster at {re.escape(address)}, got no answer \(.+\):"
+    ):
+        list(on_ray([job("any", note, "x")], 1, address))
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConnectionError, match="got no answer"):
+        list(on_ray([job("any", note, "x")], 1))
+    assert time.monotonic() - begin < 30
+
+
+def test_whether_ray_answers_is_asked_only_where_there_is_a_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0)
+        jobs._check_answer(f"ray://127.0.0.1:{server.getsockname()[1]}")
+        server.accept()[0].close()  # somebody called
+    for known_to_ray in ("", "auto", "local"):
+        jobs._check_answer(known_to_ray)
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from conftest import BUNDLE, SMALL
 from filelock import FileLock
 from typer.testing import CliRunner
 
-from monai_llmboost.__main__ import app
 from monai_llmboost.bundle import copy_bundle
+from monai_llmboost.command_line.app import app
 from monai_llmboost.engines.curves import read_curves
 from monai_llmboost.studies import compare_arms, cost_of_arms
 
@@ -167,7 +167,8 @@ def test_validation_chooses_the_learning_rate(finished):
         for name in ("0.001", "0.003"):
             end = json.loads((folder / "runs" / "phantom" / arm / f"lr{name}" / "seed0" / "trained.json").read_text())
             found[name] = end["best"]["validation_auc"]
-        assert rate == {"chosen": float(max(found, key=found.get)), "validation_auc": found, "at_edge": True}
+        best = float(max(found, key=found.get))
+        assert rate == {"chosen": best, "validation_auc": found, "diverged": [], "at_edge": True}
         assert f"phantom, {arm}: learning rate {rate['chosen']:g}" in output
 
 
@@ -334,7 +335,7 @@ def test_the_published_preset_with_folds(tmp_path, bundle):
     ("wrong", "message"),
     [
         (["--arms", "none"], "expected 2 or more different arms"),
-        (["--arms", "none,best"], "expected an arm of mlp, none"),
+        (["--arms", "none,best"], "expected an arm of lora, mlp, none"),
         (["--dataset", "lung"], "expected dataset to be one of"),
         (["--seeds", "0"], "expected seeds to be a whole number from 1"),
         (["--lr-grid", "1e-3,fast"], "expected learning rates with commas, such as 3e-4,1e-3, got 'fast'"),
@@ -363,7 +364,7 @@ def test_a_wrong_input_is_one_sentence_and_status_2(tmp_path, wrong, message):
 def test_a_path_that_monai_would_change(tmp_path):
     done = command("--output", tmp_path / "study #1", "--arms", "none,mlp")
     assert done.exit_code == 2
-    assert "expected a path without #, which MONAI reads as ::" in done.stderr
+    assert f"expected --output without #, which MONAI reads as ::, got {tmp_path / 'study #1'}: give" in done.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -394,10 +395,54 @@ def test_nothing_to_draw(tmp_path, finished):
         assert "expected the results of a study in" in done.stderr
 
 
-def test_data_that_are_not_there(tmp_path, words):
-    done = command("--output", tmp_path, "--arms", "none,mlp", "--seeds", "1", "--dataset", "nodulemnist3d", *words,
-                   "--dataset_dir", tmp_path, "--size", "28", "--jobs", "2")  # fmt: skip
+def test_data_that_are_not_there_are_told_before_anything_is_trained(tmp_path, words):
+    done = command("--output", tmp_path, "--arms", "none,mlp", "--dataset", "phantom,nodulemnist3d", *words,
+                   "--dataset_dir", tmp_path, "--size", "28")  # fmt: skip
     assert done.exit_code == 2
-    assert "no run was finished" in done.output
-    assert done.output.count("nodulemnist3d.npz") >= 2
-    assert not (tmp_path / "results.json").exists()
+    assert done.stderr.startswith(f"monai-llmboost: nodulemnist3d.npz is not in {tmp_path}: put the official file")
+    assert done.stderr.count("\n") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["lock"]
+
+
+def test_a_class_of_too_few_test_cases_is_told_before_anything_is_trained(tmp_path, words, monkeypatch):
+    monkeypatch.setattr("monai_llmboost.data.phantoms.PHANTOM_CASES", {"train": 40, "val": 20, "test": 3})
+    done = command("--output", tmp_path, "--arms", "none,mlp", *words)
+    assert done.exit_code == 2
+    assert done.stderr == (
+        "monai-llmboost: expected 2 test cases or more of each class of phantom, got 1 of ring: give more test cases, "
+        "or another data set\n"
+    )
+    assert [file.name for file in tmp_path.iterdir()] == ["lock"]
+
+
+def test_a_learning_rate_that_diverges_is_a_result_as_long_as_there_is_another(tmp_path, words):
+    grid = ["--arms", "none,mlp,random", "--seeds", "1", "--lr-grid", "1e-3,1e30", "--epochs", "1", "--jobs", "2"]
+    runs = tmp_path / "runs" / "phantom"
+    (runs / "mlp" / "lr0.001" / "seed0").mkdir(parents=True)
+    (runs / "mlp" / "lr0.001" / "seed0" / "diverged.json").write_text('{"reason": "training has diverged, too"}')
+    done = command("--output", tmp_path, *grid, *words)
+    assert done.exit_code == 1, "one arm has no rate"
+    assert "phantom, none: learning rate 0.001, at the edge of the grid: widen it; 1e+30 diverged\n" in done.output
+    data = results_of(tmp_path)["datasets"]["phantom"]
+    assert set(data["learning_rates"]) == {"none", "random"}
+    for arm, rate in data["learning_rates"].items():
+        assert (rate["chosen"], rate["diverged"], list(rate["validation_auc"])) == (1e-3, [1e30], ["0.001"])
+        assert data["arms"][arm]["failed"] == []
+    reasons = {failed["run"]: failed["reason"] for failed in data["arms"]["mlp"]["failed"]}
+    assert reasons.pop("phantom/mlp/lr0.001/seed0") == "training has diverged, too"
+    assert "got NaN: training has diverged, lower the learning rate" in reasons.pop("phantom/mlp/lr1e+30/seed0")
+    assert not reasons
+    assert {each["arm"] for each in data["comparisons"]} == {"random"}
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("diverged: 1e+30</small>") == 2
+
+    (runs / "mlp" / "lr0.001" / "seed0" / "diverged.json").unlink()
+    logs = {file: file.read_bytes() for file in runs.glob("*/lr1e+30/seed0/run.log")}
+    assert len(logs) == 3
+    done = command("--output", tmp_path, *grid, *words)
+    assert done.exit_code == 0, done.output
+    data = results_of(tmp_path)["datasets"]["phantom"]
+    assert [rate["diverged"] for rate in data["learning_rates"].values()] == [[1e30]] * 3
+    assert not any(arm["failed"] for arm in data["arms"].values())
+    assert {file: file.read_bytes() for file in logs} == logs, "what diverged is not trained again"
+    assert command("--output", tmp_path, *grid, *words).exit_code == 0

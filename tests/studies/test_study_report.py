@@ -11,9 +11,11 @@ import pytest
 
 from monai_llmboost.studies.page import figures, write_study_report
 from monai_llmboost.studies.page.drawing import house_style, look_of
+from monai_llmboost.studies.page.words import MINUS
 
 ARMS = ("none", "mlp", "random", "pretrained")
 DATASETS = ("adrenalmnist3d", "vesselmnist3d")
+SIDES = ("better", "better →")
 HOSTILE = "\"><script>window.hacked=1</script><img src=x onerror='window.hacked=1'>&amp;{{ 7*7 }}$x$ _]]>"
 
 
@@ -193,7 +195,7 @@ def test_each_picture_is_there_with_its_text(written):
     for name in "abc":
         for metric in ("AUC", "ACC"):
             (forest,) = page.pictures(f"{name}: difference in {metric}")
-            assert len(re.findall(r"against \w+: .?0\.\d{3} \[.?0\.\d{3}, .?0\.\d{3}\]", forest)) == 6
+            assert len(re.findall(r"against \w+: .?0\.\d{3,} \[.?0\.\d{3,}, .?0\.\d{3,}\]", forest)) == 6
         assert len(page.pictures(f"ROC curves on {name}. none: AUC 0.")) == 1
         assert len(page.pictures(f"Training loss by epoch on {name}.")) == 1
         assert len(page.pictures(f"Validation AUC by epoch on {name}.")) == 1
@@ -249,8 +251,21 @@ def test_the_same_results_give_the_same_bytes(written, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"], "the earlier one is replaced"
 
 
+def test_no_rounding_hides_a_sign(written):
+    results = results_of(datasets=("a",))
+    comparison = results["datasets"]["a"]["comparisons"][0]
+    comparison["difference"] = -0.0002
+    comparison["intervals"] = {"both": [-0.05, 0.0004], "seeds": [-0.00003, 0.02], "cases": [0.0, 0.04]}
+    page = Page(written(results))
+    table, forest = (text.replace(MINUS, "-") for text in (page.words, page.pictures("a: difference in AUC")[0]))
+    for told in ("-0.0002", "[-0.050, 0.0004]", "[-0.00003, 0.020]", "[0.000, 0.040]"):
+        assert told in table
+    assert "mlp against none: -0.0002 [-0.050, 0.0004]" in forest
+
+
 def test_tables_tell_of_edges_failures_and_costs(written):
     results = results_of()
+    results["datasets"]["adrenalmnist3d"]["learning_rates"]["mlp"]["diverged"] = [0.03, 0.1]
     results["datasets"]["vesselmnist3d"]["arms"]["random"]["failed"] = [{"run": "random/seed3", "reason": "no memory"}]
     page = Page(written(results))
     for told in (
@@ -260,6 +275,7 @@ def test_tables_tell_of_edges_failures_and_costs(written):
         "202.00 M",
         "keys from tokens",
         "before and behind the block",
+        "diverged: 0.03, 0.1",
     ):
         assert told in page.words
     assert page.words.count("at the grid's edge") == 2
@@ -280,6 +296,20 @@ def test_a_forest_plot_draws_what_the_comparisons_say():
     assert seeds == comparison["intervals"]["seeds"]
     assert (difference, runs, zero) == ([comparison["difference"]], comparison["runs"], [0, 0])
     assert figures.reach([comparison]) >= max(map(abs, both + runs))
+
+
+def test_a_forest_plot_says_on_which_side_the_arm_is_better():
+    comparisons = results_of(datasets=("a",))["datasets"]["a"]["comparisons"][:6]
+    looks = {arm: look_of(number) for number, arm in enumerate(ARMS)}
+
+    def sides(some):
+        with house_style():
+            texts = [text for text in figures.forest(some, looks, 0.1).axes[0].texts if text.get_text().endswith(SIDES)]
+        return {text.get_text(): text.get_ha() for text in texts}
+
+    assert sides(comparisons) == {"← reference better": "left", "arm better →": "right"}
+    assert sides(comparisons[:3]) == {"← none better": "left", "arm better →": "right"}
+    assert sides(comparisons[:1]) == {"← none better": "left", "mlp better →": "right"}
 
 
 def test_mean_curves_go_as_far_as_all_runs_go():
@@ -392,12 +422,17 @@ def opened(browser):
     assert problems == []
 
 
-@pytest.mark.parametrize("width", [400, 1600])
+@pytest.mark.parametrize("width", [400, 1100, 1600])
 def test_in_a_browser_nothing_overflows(written, opened, width):
     arms = [*ARMS, "pretrained-frozen-" + "long" * 20, "sixth"]
     file = written(results_of(arms=arms, datasets=["fracturemnist3d", "synapsemnist3d", "c"]))
     page = opened(file, viewport={"width": width, "height": 900})
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    cut = """[...document.querySelectorAll('table')].filter(table => {
+      const [a, b] = [table.parentElement, table.getBoundingClientRect()];
+      return getComputedStyle(a).overflowX != 'auto' || a.scrollWidth < Math.floor(b.width) || b.left < 0; }).length"""
+    assert page.evaluate(cut) == 0, "a wide table scrolls in its own box"
     outside = """[...document.querySelectorAll('figure svg text')].filter(text => {
       const [a, b] = [text.getBoundingClientRect(), text.closest('figure').getBoundingClientRect()];
       return a.left < b.left - 2 || a.right > b.right + 2; }).map(text => text.textContent)"""

@@ -55,12 +55,9 @@ def forest(comparisons: Sequence[Mapping[str, Any]], looks: Mapping[str, Look], 
     axes.xaxis.set_major_locator(MaxNLocator(5, symmetric=True, steps=STEPS))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: ("+" if x > 0 else "") + plain(round(x, 9))))
     axes.spines["left"].set_visible(False)
-    for key, otherwise, x, align, words in (
-        ("reference", "second arm", 0, "left", "← {} better"),
-        ("arm", "first arm", 1, "right", "{} better →"),
-    ):
+    for key, x, align, words in (("reference", 0, "left", "← {} better"), ("arm", 1, "right", "{} better →")):
         names = {comparison[key] for comparison in comparisons}
-        side = words.format(shortened(names.pop(), 18) if len(names) == 1 else otherwise)
+        side = words.format(shortened(names.pop(), 18) if len(names) == 1 else key)
         axes.annotate(side, (x, 0), (0, -27), "axes fraction", textcoords="offset points", ha=align, color=QUIET)
     return figure
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from monai_llmboost.inference.page import house
+from monai_llmboost.studies.rounding import rounded
 
 MINUS = "\N{MINUS SIGN}"
 NOTHING = "\N{EN DASH}"
@@ -29,17 +30,17 @@ def span(ends: Sequence[Any] | None) -> tuple[float, float] | None:
     return (low_high[0], low_high[1]) if len(low_high) == 2 else None
 
 
-def number(x: float | None, digits: int = 3) -> str:
-    """Such as 0.812, to as many places."""
-    return signed(x, digits).removeprefix("+")
+def number(x: float | None) -> str:
+    """Such as 0.812."""
+    return signed(x).removeprefix("+")
 
 
-def signed(x: float | None, digits: int = 3) -> str:
+def signed(x: float | None) -> str:
     """Such as +0.004 or -0.011; nothing has no sign."""
     if x is None:
         return NOTHING
-    text = f"{x:+.{digits}f}"
-    return text[1:] if float(text) == 0 else text.replace("-", MINUS)
+    text = rounded(x)
+    return f"+{text}" if float(text) > 0 else text.replace("-", MINUS)
 
 
 def probability(p: float | None) -> str:
@@ -52,10 +53,10 @@ def plain(x: float | None) -> str:
     return NOTHING if x is None else (MINUS if x < 0 else "") + f"{abs(x):.3g}"
 
 
-def interval(ends: Sequence[Any] | None, digits: int = 3) -> str:
+def interval(ends: Sequence[Any] | None) -> str:
     """Such as [-0.011, 0.019]."""
     ends = span(ends)
-    return NOTHING if ends is None else f"[{number(ends[0], digits)}, {number(ends[1], digits)}]"
+    return NOTHING if ends is None else f"[{number(ends[0])}, {number(ends[1])}]"
 
 
 def visible(text: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from monai_llmboost.studies.rounding import rounded
 from monai_llmboost.studies.statistics.influence import METRICS, checked_predictions, draws_of_cases
 
 LEVEL = 0.05  # two-sided, of all intervals and tests
@@ -179,18 +180,15 @@ def verdict(comparison: Mapping[str, Any]) -> str:
         few = f"; from {seeds} seeds only, which tell little of the spread between seeds"
     if comparison["standard_error"] == 0:
         return f"{start} without any spread over seeds or test cases: whether this is a difference cannot be told{few}."
-    start += f" [{_plain(low)}, {_plain(high)}]"
+    start += f" [{rounded(low)}, {rounded(high)}]"
     p, p_holm = comparison["p"], comparison["p_holm"]
     holm = "" if p_holm is None else f", {_p(p_holm)} corrected for all comparisons"
     what = "a gain" if comparison["difference"] > 0 else "a loss"
     if low <= 0 <= high:
-        seen = (
-            f"a true difference of {comparison['detectable']:.3f} would have been seen with {100 * POWER:.0f} % power"
-        )
-        if comparison["detectable"] >= 1:
-            seen = f"no true difference would have been seen with {100 * POWER:.0f} % power"
+        detectable, power = comparison["detectable"], f"would have been seen with {100 * POWER:.0f} % power"
+        seen = f"{'no true difference' if detectable >= 1 else f'a true difference of {rounded(detectable)}'} {power}"
         excluded = (
-            f"gains above {_plain(high)} and losses above {_plain(-low)} are excluded at {100 * (1 - LEVEL):.0f} %"
+            f"gains above {rounded(high)} and losses above {rounded(-low)} are excluded at {100 * (1 - LEVEL):.0f} %"
         )
         return f"{start}: no difference seen; {excluded} ({seen}){few}."
     if p_holm is None or p_holm < LEVEL:
@@ -247,12 +245,8 @@ def _root(variance: float) -> float:
     return root if root > NOTHING else 0.0
 
 
-def _plain(number: float) -> str:
-    return f"{round(number, 3) + 0.0:.3f}"  # + 0.0: without it -0.0001 would be "-0.000"
-
-
 def _signed(number: float) -> str:
-    return ("" if _plain(number).startswith("-") else "+") + _plain(number)
+    return ("" if rounded(number).startswith("-") else "+") + rounded(number)
 
 
 def _p(p: float) -> str:

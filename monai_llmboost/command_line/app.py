@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All verbs, in the order of `monai-llmboost --help`, and what they have in common."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from monai_llmboost import __version__
+from monai_llmboost.command_line.blocks import donors, extract, info
+from monai_llmboost.command_line.bundles import bundle, cost, run
+from monai_llmboost.command_line.demo import demo
+from monai_llmboost.command_line.mistakes import MISTAKES, tell
+from monai_llmboost.command_line.predict import predict
+from monai_llmboost.command_line.study import study
+
+# Options that a verb does not know are the bundle's own.
+WITH_BUNDLE_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+app = typer.Typer(
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="A frozen block of a language model as a booster for MONAI networks on 3D medical images.",
+)
+app.command()(extract)
+app.command()(info)
+app.command()(donors)
+app.command()(bundle)
+app.command(context_settings=WITH_BUNDLE_OPTIONS)(run)
+app.command(context_settings=WITH_BUNDLE_OPTIONS)(predict)
+app.command(context_settings=WITH_BUNDLE_OPTIONS)(cost)
+app.command(context_settings=WITH_BUNDLE_OPTIONS)(study)
+app.command()(demo)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; an error is one sentence and exit status 1, with MONAI_LLMBOOST_DEBUG=1 a traceback."""
+    try:
+        app()
+    except MISTAKES as error:
+        tell(error)
+        sys.exit(1)

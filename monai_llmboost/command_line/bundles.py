@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verbs on bundles: bundle (copy one), run, cost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from monai_llmboost.bundle import bundle_path, check_options, copy_bundle, job_configs, root_cause, run_bundle
+from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, options_of_bundle
+
+
+def bundle(
+    to: Annotated[Path, typer.Option(help="The folder to make; it must not be there yet.")],
+    name: Annotated[str, typer.Option(help="Name of a bundle that comes with this package.")] = DEFAULT_BUNDLE,
+) -> None:
+    """Copy a bundle out of the package, to run it and to change it."""
+    copy_bundle(name, to)
+    typer.echo(
+        f"{to}: copied; run it with python -m monai.bundle run --config_file {to}/configs/train.json --bundle_root {to}"
+    )
+
+
+def run(
+    context: typer.Context,
+    job: Annotated[str, typer.Argument(help="train, evaluate or inference.")],
+    arm: Annotated[
+        str | None,
+        typer.Option(help="none, mlp, random, pretrained, pretrained-trained, lora; not given: as --block says."),
+    ] = None,
+    bundle: Bundle = DEFAULT_BUNDLE,
+) -> None:
+    """Run a job of a bundle: `python -m monai.bundle run` with its configs, and a clear sentence when it fails.
+
+    All further options are the bundle's own: --dataset NAME, --dataset_dir DIR,
+    --block FILE, --epochs N, --ckpt_dir DIR, --output_dir DIR, --resume True ...
+    (its docs/README.md lists them). Unless these say otherwise it writes into the
+    folders models and eval, of the bundle's folder or, for a bundle of this
+    package, of the working directory.
+    """
+    run_bundle(bundle, job, arm, **options_of_bundle(context.args))
+
+
+def cost(
+    context: typer.Context,
+    bundle: Bundle = DEFAULT_BUNDLE,
+    donor: Annotated[
+        Path | None,
+        typer.Option(help="config.json of a natively run model, or its folder: a random block of its size."),
+    ] = None,
+    overlay: Annotated[
+        list[str] | None, typer.Option(help="A config of the bundle to put on top, such as published/network.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds of timing; medians are shown.")] = 5,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers into this file.")] = None,
+) -> None:
+    """What each arm costs here: weights, operations, memory and time per volume, before you train.
+
+    All further options are the bundle's own: --block FILE, --size N,
+    --batch_size N, --hidden_size N ... Nothing is trained and no data are read.
+    """
+    options = options_of_bundle(context.args)
+    if donor is not None and "block" in options:
+        raise ValueError("expected --block or --donor, got both: a donor's config stands in for its block")
+    last_arm = "random" if donor is not None or options.get("block") == "random" else "pretrained"
+    folder = bundle_path(bundle)
+    extra = [folder / "configs" / f"{name.removesuffix('.json')}.json" for name in overlay or []]
+    for file in extra:
+        if not file.is_file():
+            raise FileNotFoundError(f"expected an overlay of the bundle, found nothing at {file}")
+    arms = {arm: [*job_configs(folder, "train", arm), *extra] for arm in ("none", "mlp", last_arm)}
+    for configs in arms.values():
+        check_options(configs, options)
+
+    if donor is not None:
+        from monai_llmboost.llm import read_geometry
+
+        options["block"] = read_geometry(donor)
+
+    from rich.console import Console
+
+    from monai_llmboost.studies import cost_of_arms, cost_table  # takes seconds to import; a mistake should not
+
+    try:
+        result = cost_of_arms(arms, options, rounds)
+    except RuntimeError as error:
+        raise root_cause(error) from error
+    Console().print(cost_table(result))
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=2) + "\n")

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verb study."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from monai_llmboost.command_line.mistakes import INTERRUPTED, MISTAKES, tell
+from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, options_of_bundle
+
+
+def study(
+    context: typer.Context,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The study's folder; an interrupted study goes on there.")
+    ] = None,
+    arms: Annotated[
+        str,
+        typer.Option(help="What is compared, with commas: none, mlp, random, pretrained, pretrained-trained, lora."),
+    ] = "none,mlp,random,pretrained",
+    dataset: Annotated[str, typer.Option(help="Data sets, with commas.")] = "phantom",
+    seeds: Annotated[int, typer.Option(help="Runs of each arm; at least 5 for a claim.")] = 5,
+    lr_grid: Annotated[
+        str, typer.Option(help="Learning rates, with commas: validation chooses one for each arm. Empty: the bundle's.")
+    ] = "",
+    lr_seeds: Annotated[int, typer.Option(help="Seeds by which the learning rate is chosen.")] = 1,
+    folds: Annotated[
+        int, typer.Option(help="Deal training and validation cases anew into so many parts for each seed; 0: as given.")
+    ] = 0,
+    preset: Annotated[
+        str | None, typer.Option(help="rllm (as published) or strong; not given: the bundle as it is.")
+    ] = None,
+    references: Annotated[str, typer.Option(help="Arms that the others are compared with.")] = "none,mlp,random",
+    bundle: Bundle = DEFAULT_BUNDLE,
+    jobs: Annotated[int, typer.Option(help="Runs at once on one machine; on several GPUs each has one.")] = 1,
+    engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster; not given: one is started here.")] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Only draw the page of a finished study in this folder anew.")
+    ] = None,
+) -> None:
+    """Does the block help on your data? Train every arm with every seed, and compare them on the test split.
+
+    Runs of one seed differ in their arm alone. Learning rates and epochs are
+    chosen on validation; the test split is read once, at the end. Writes
+    results.json and report.html. Further options are the bundle's own:
+    --dataset_dir DIR, --block FILE, --epochs N, --size N ...
+
+    Exit status: 0 every run was finished, 1 some failed, 2 nothing can be compared.
+    """
+    from monai_llmboost import studies
+
+    try:
+        if report is not None:
+            typer.echo(f"drawn anew: {studies.redraw(report)}")
+            return
+        if output is None:
+            raise ValueError("expected a folder to write into: give --output DIR, or --report DIR to draw a page anew")
+        plan = studies.Plan(
+            bundle,
+            arms=_listed(arms),
+            datasets=_listed(dataset),
+            seeds=seeds,
+            folds=folds,
+            lr_grid=tuple(map(_rate, _listed(lr_grid))),
+            lr_seeds=lr_seeds,
+            preset=preset,
+            references=_listed(references),
+            options=options_of_bundle(context.args),
+        )
+        status = studies.run_study(plan, output, engine, jobs, address)
+    except MISTAKES as error:
+        tell(error)
+        sys.exit(studies.NOTHING_DONE)
+    except KeyboardInterrupt:
+        typer.echo(f"monai-llmboost: interrupted; the same command goes on in {output}", err=True)
+        sys.exit(INTERRUPTED)
+    sys.exit(status)
+
+
+def _listed(words: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in words.split(",") if word.strip())
+
+
+def _rate(word: str) -> float:
+    try:
+        return float(word)
+    except ValueError as error:
+        raise ValueError(f"expected learning rates with commas, such as 3e-4,1e-3, got {word!r}") from error

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is seen to before the runs of a study begin: that its data are there, fetched once, and enough."""
+
+import hashlib
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import medmnist.info
+import numpy as np
+import pytest
+from conftest import BUNDLE
+
+from monai_llmboost.data import LabelledVolumes
+from monai_llmboost.studies import NOTHING_DONE, Plan, run_study
+from monai_llmboost.studies.collect import chosen_rates
+from monai_llmboost.studies.datasets import check_datasets
+from monai_llmboost.studies.plan import Run
+
+CASES = {"train": 4, "val": 4, "test": 4}
+
+
+class Zenodo(SimpleHTTPRequestHandler):
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        super().do_GET()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def zenodo(tmp_path, monkeypatch):
+    """A stand-in on loopback that serves a small "official" file to medmnist's own download."""
+    folder = tmp_path / "zenodo"
+    folder.mkdir()
+    arrays = {}
+    for split, cases in CASES.items():
+        arrays[f"{split}_images"] = np.zeros((cases, 28, 28, 28), np.uint8)
+        arrays[f"{split}_labels"] = np.arange(cases, dtype=np.uint8)[:, None] % 2
+    np.savez_compressed(folder / "adrenalmnist3d.npz", **arrays)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Zenodo, directory=str(folder)))
+    server.asked = []
+    entry = {**medmnist.info.INFO["adrenalmnist3d"], "n_samples": CASES}
+    entry["MD5"] = hashlib.md5((folder / "adrenalmnist3d.npz").read_bytes()).hexdigest()
+    entry["url"] = f"http://127.0.0.1:{server.server_port}/adrenalmnist3d.npz"
+    monkeypatch.setitem(medmnist.info.INFO, "adrenalmnist3d", entry)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def plan_of(datasets=("adrenalmnist3d",), **options):
+    return Plan(BUNDLE, ("none", "mlp"), datasets, seeds=1, options=options)
+
+
+def test_a_download_is_done_once_before_the_first_run_begins(zenodo, tmp_path, monkeypatch):
+    begun = []
+
+    def no_machine(jobs, at_once):
+        begun.extend(zenodo.asked)
+        for job in jobs:
+            assert len(LabelledVolumes("adrenalmnist3d", "train", root=tmp_path / "data", download=True)) == 4
+            yield {job.name: "not trained here"}
+
+    monkeypatch.setattr("monai_llmboost.studies.study.on_this_machine", no_machine)
+    plan = plan_of(download=True, dataset_dir=str(tmp_path / "data"))
+    assert run_study(plan, tmp_path / "study", jobs=2) == NOTHING_DONE
+    assert begun, "it was fetched from the stand-in"
+    assert zenodo.asked == begun
+
+
+def test_a_download_that_fails_is_told_by_its_own_words(zenodo, tmp_path, monkeypatch):
+    monkeypatch.setitem(medmnist.info.INFO["adrenalmnist3d"], "url", "http://127.0.0.1:1/adrenalmnist3d.npz")
+    with pytest.raises(ConnectionError, match=r"cannot download adrenalmnist3d\.npz: check the network, or put"):
+        check_datasets(plan_of(download=True, dataset_dir=str(tmp_path / "data")))
+
+
+def test_nothing_is_fetched_unasked(zenodo, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"adrenalmnist3d\.npz is not in .*add `--download True`"):
+        check_datasets(plan_of(dataset_dir=str(tmp_path / "data")))
+    assert zenodo.asked == []
+
+
+@pytest.mark.parametrize(("cases", "rare"), [(1, "1 of shell, 0 of ring"), (3, "1 of ring"), (4, None)])
+def test_each_class_needs_two_test_cases(monkeypatch, cases, rare):
+    monkeypatch.setattr("monai_llmboost.data.phantoms.PHANTOM_CASES", {"train": 4, "val": 4, "test": cases})
+    plan = plan_of(("phantom",), size=8)
+    if rare is None:
+        check_datasets(plan)
+        return
+    with pytest.raises(ValueError, match=f"expected 2 test cases or more of each class of phantom, got {rare}: give"):
+        check_datasets(plan)
+
+
+def test_a_rate_by_which_one_seed_diverged_is_never_chosen(tmp_path):
+    plan = Plan(BUNDLE, ("none", "mlp"), ("phantom",), seeds=2, lr_grid=(0.001, 0.01, 0.1), lr_seeds=2)
+    told = {0.001: [0.7, 0.7], 0.01: [0.6, 0.6], 0.1: [0.9, None]}
+    for rate, values in told.items():
+        for seed, value in enumerate(values):
+            for arm in plan.arms:
+                folder = tmp_path / Run("phantom", arm, seed, rate).name
+                folder.mkdir(parents=True)
+                if value is None or (arm == "mlp" and seed == 1):
+                    (folder / "diverged.json").write_text('{"reason": "training has diverged"}')
+                else:
+                    end = f'{{"epoch": 1, "validation_auc": {value}}}'
+                    (folder / "trained.json").write_text(f'{{"best": {end}, "last": {end}}}')
+    assert chosen_rates(plan, tmp_path, "phantom") == {
+        "none": {
+            "chosen": 0.001,
+            "validation_auc": {"0.001": 0.7, "0.01": 0.6},
+            "diverged": [0.1],
+            "at_edge": True,
+        }
+    }, "mlp, of which each rate has a seed that diverged, has failed"
