@@ -185,6 +185,20 @@ def study() -> str:
     )
 
 
+def strong() -> str:
+    """The plain network by the strong preset, against the official convolutional one."""
+    result = results_of("strong-cpu")
+    headings = ["set", "AUC by validation", "ResNet-18 (3D), official, test"]
+    lines = [
+        [row["set"], f"{row['AUC']:.3f} \u00b1 {row['sd of folds']:.3f}", f"{row['ResNet-18 (3D), official']:.3f}"]
+        for row in result["rows"]
+    ]
+    return (
+        f"Plain ViT3D, mean \u00b1 standard deviation of {result['settings']['folds']} folds, {result['device']}:\n\n"
+        f"{markdown(headings, lines)}"
+    )
+
+
 def model_types() -> str:
     """Which types of language models can be donors."""
     result = results_of("model-types")
@@ -222,7 +236,7 @@ def _reason(text: str) -> str:
 
 TABLES = {
     function.__name__: function
-    for function in (cost, growth, booster, published, startup, epoch, inference, study, model_types)
+    for function in (cost, growth, booster, published, startup, epoch, inference, study, strong, model_types)
 }
 
 
