@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The strong preset: the validation AUC of the plain network, against that of the official ResNet-18 (3D).
 
-A booster that lifts a weak network proves nothing, so the preset was tuned until the plain ViT3D did as well as the
+A booster that lifts a weak network proves nothing, so the preset is tuned, and here the plain ViT3D stands beside the
 convolutional network of the MedMNIST benchmark (Yang et al. 2023, doi:10.1038/s41597-022-01721-8, at 28 voxels along
 each axis). The official validation splits are too small to say (98 and 191 cases), so training and validation cases are
 dealt into folds, and each is predicted once by a network that did not see it. The AUC is that of the weights behind the

@@ -127,7 +127,7 @@ class PatchTokens(nn.Module):
             stem, as in the published R-LLM networks.
 
     Raises:
-        ValueError: fewer channels than 0; in ``forward``, a volume of another size.
+        ValueError: a stem of no whole number of channels, or of fewer than 0; in ``forward``, a volume of another size.
     """
 
     def __init__(
@@ -139,8 +139,8 @@ class PatchTokens(nn.Module):
         stem_channels: int = 0,
     ) -> None:
         super().__init__()
-        if stem_channels < 0:
-            raise ValueError(f"expected stem_channels from 0, got {stem_channels}: 0 is for no stem")
+        if stem_channels != int(stem_channels) or stem_channels < 0:
+            raise ValueError(f"expected stem_channels as a whole number from 0, got {stem_channels}: 0 is for no stem")
         self.in_channels = in_channels
         self.size0, self.size1, self.size2 = img_size
         self.patch0, self.patch1, self.patch2 = patch_size
