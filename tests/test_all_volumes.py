@@ -73,10 +73,12 @@ REFUSED = {
     "dicom/ct_dicomseg_dcmqi/ct-3slice": f"got 512 x 512 x 3: {THIN}",
     "dicom/ct_philips_headphantom_multiseries/S1000/I10": ONE_SLICE,  # a scout
     "dicom/enhanced/Ref/Siemens_REST1_w_SMS_PF7-8_6.nii": rf"got 4 \(shape \(64, 64, 6, 4\)\): {SEVERAL} .* 3",
-    **{f"{OLD}/{name}.dcm": ONE_SLICE for name in ("693_J2KI", "CT_small", "J2K_pixelrep_mismatch")},
+    **{f"{OLD}/{name}.dcm": ONE_SLICE for name in ("693_J2KI", "CT_small", "J2K_pixelrep_mismatch", "MR_small")},
     f"{OLD}/no_meta.dcm": "a DICOM file, got a file of an unknown kind",  # a byte stands before its first element
-    f"{OLD}_6e19474e": "position of every slice, got none for 2 of 2",  # a whole body from the front, as pictures
-    f"{OLD}_e471b8e0": r"8192 bytes of pixels, got at most 8130: the file is cut short.*\(MR_truncated\.dcm\)",
+    OLD: "position of every slice, got none for 2 of 2",  # a whole body from the front, as pictures
+    "dicom/mr_4d_and_mosaic/ge_4d_epi": f"got 3: {SEVERAL} .* 2",
+    "dicom/mr_4d_and_mosaic/siemens_mosaic_cmrr_hf": f"got 2: {SEVERAL} .* 1",
+    "dicom/mr_4d_and_mosaic/siemens_mosaic_ep2d": f"got 2: {SEVERAL} .* 1",
     **{f"{TREE}/77654033/{name}": ONE_SLICE for name in ("CR1/6154", "CR2/6247", "CR3/6278")},  # radiographs
     f"{TREE}/77654033/CT2": r"slices 1\.25 mm apart, missing: 161, between 17106 and 17136",  # images 18 and 180
     **{f"{TREE}/98892001/CT2N/{name}": ONE_SLICE for name in (6293, 6924)},  # two scouts at a right angle
@@ -87,7 +89,7 @@ REFUSED = {
 }  # fmt: skip
 # Each skipped file is of exactly one of these kinds: a pattern for its path, how many there are, the reason.
 SKIPPED = [
-    (r".*/(LICENSE(\.txt)?|COPYING|README\.txt)", 12, "^a text file$"),
+    (r".*/(LICENSE(\.txt)?|LICENSE_dcm_qa\.txt|COPYING|README\.(txt|md))", 14, "^a text file$"),
     (r"dicom/enhanced/Ref/.*\.(json|bval|bvec)", 10, "^a text file$"),
     (r".*\.nrrd", 2, "^an NRRD image: convert it to NIfTI$"),
     (r"nifti/niivue/mha\.mha", 1, "^a MetaImage: convert it to NIfTI$"),
@@ -97,7 +99,8 @@ SKIPPED = [
     (rf"dicom/ct_dicomseg_.*/label\.seg|{OLD}/liver_1frame\.dcm", 2, "a scan, got a segmentation$"),
     (rf"{OLD}/(badVR|rtdose)\.dcm", 2, "a scan, got a radiotherapy dose$"),
     (rf"{OLD}/693_UNCI\.dcm", 1, r"^a copy of 693_J2KI\.dcm$"),
-    (rf"{OLD}/MR_small_.*\.dcm", 7, r"^a copy of MR_small\.dcm$"),
+    (rf"{OLD}/MR_small_(?!padded).*\.dcm", 6, r"^a copy of MR_small\.dcm$"),
+    (rf"{OLD}/MR_(small_padded|truncated)\.dcm", 2, r"^a damaged copy of MR_small\.dcm$"),  # too long, too short
     (rf"{OLD}/image_dfl\.dcm", 1, "that is not deflated as a whole: save it in another syntax$"),
     (rf"{OLD}/meta_missing_tsyntax\.dcm", 1, r"another DICOM object \(of no known kind\)$"),  # it has no dataset
     (rf"{OLD}/no_meta_group_length\.dcm", 1, "expected rows, columns and bits"),  # it has no pixels either

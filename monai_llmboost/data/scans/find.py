@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from monai_llmboost.data.scans.dicom.headers import looks_like_dicom
 from monai_llmboost.data.scans.dicom.stacks import dicom_scans
-from monai_llmboost.data.scans.kinds import ANALYZE, CONVERTIBLE, DICOM_SUFFIXES, first_bytes, kind_of
+from monai_llmboost.data.scans.kinds import ANALYZE, CONVERTIBLE, DICOM_SUFFIXES, first_bytes, kind_of, may_be_a_slice
 from monai_llmboost.data.scans.lists import LISTS, listed
 from monai_llmboost.data.scans.nifti.headers import LARGEST_VOLUME, nifti_scan, partner, sentence
 from monai_llmboost.data.scans.scan import Scan, SkippedFile
@@ -142,25 +141,34 @@ def _scans(
         elif kind == "DICOM":
             dicom.append(path)
     stacks, others = dicom_scans(dicom, source.name) if dicom else ([], [])
-    unread = [file.path for file in others if file.unread] + [file for scan in scans for file in _unread(scan)]
-    beside = Counter(path.parent for path in unread)
+    beside: dict[Path, list[SkippedFile]] = {}
+    for file in (*skipped, *others, *(file for scan in scans for file in _not_dicom(scan))):
+        beside.setdefault(file.path.parent, []).append(file)
     return [*scans, *(_with_neighbours(stack, beside) for stack in stacks)], [*skipped, *others], again
 
 
-def _unread(scan: Scan) -> tuple[Path, ...]:
+def _not_dicom(scan: Scan) -> list[SkippedFile]:
     """The file of a case that is called DICOM and is none."""
-    return scan.files if scan.format == "DICOM" and scan.refused else ()
+    refused = scan.format == "DICOM" and scan.refused
+    return [SkippedFile(path, scan.refused, unread=True) for path in scan.files] if refused else []
 
 
-def _with_neighbours(stack: Scan, unread: Counter[Path]) -> Scan:
+def _with_neighbours(stack: Scan, beside: dict[Path, list[SkippedFile]]) -> Scan:
     """A DICOM scan, with a warning if first or last slices may be among the unread files of its folders."""
-    lost = sum(unread[folder] for folder in {file.parent for file in stack.files})
-    if not lost or len(stack.files) == 1:
+    if len(stack.files) == 1:
         return stack
-    told = (
+    suffixes = {file.suffix.lower() for file in stack.files}
+    lost = sum(
+        file.unread or may_be_a_slice(file.path.name, file.reason, suffixes)
+        for folder in {file.parent for file in stack.files}
+        for file in beside.get(folder, [])
+    )
+    if not lost:
+        return stack
+    warning = (
         f"files beside it that cannot be read: {lost}; if they are of its series, its first or last slices are missing"
     )
-    return replace(stack, warnings=(*stack.warnings, told))
+    return replace(stack, warnings=(*stack.warnings, warning))
 
 
 def _kind(path: Path, name: Callable[[Path], str]) -> str | Scan | SkippedFile:
@@ -176,7 +184,7 @@ def _kind(path: Path, name: Callable[[Path], str]) -> str | Scan | SkippedFile:
     except OSError as error:
         if format or isinstance(error, FileNotFoundError):
             return Scan(name(path), (path,), format or "NIfTI", refused=sentence(error))
-        return SkippedFile(path, f"cannot be read: {error.strerror}")
+        return SkippedFile(path, f"cannot be read: {error.strerror}", unread=True)
     kind = kind_of(head)
     if kind == "NIfTI":
         return kind
@@ -196,7 +204,10 @@ def _kind(path: Path, name: Callable[[Path], str]) -> str | Scan | SkippedFile:
         )
     if kind == ANALYZE and lower.endswith(".hdr"):
         return "NIfTI"  # which refuses it
-    return SkippedFile(path, kind + (": convert it to NIfTI" if kind in CONVERTIBLE else ""))
+    if kind == "DICOM":
+        return SkippedFile(path, "a compressed DICOM file: unpack it", unread=True)
+    reason = kind + (": convert it to NIfTI" if kind in CONVERTIBLE else "")
+    return SkippedFile(path, reason)
 
 
 def _nothing(given: str, skipped: Sequence[SkippedFile]) -> str:

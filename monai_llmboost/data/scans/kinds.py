@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import stat
 import zlib
 from pathlib import Path
@@ -47,6 +48,17 @@ SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\0\x05\x16\x07", "a side file of macOS"),
     (0, b"version https://git-lfs", "a pointer of Git LFS in place of the file"),
 )
+# What may lie in the place of a slice: nothing of it shows that it is something else.
+UNPROVEN = (
+    "an empty file",
+    "a file of an unknown kind",
+    "a compressed file",
+    "a pointer of Git LFS in place of the file",
+)
+# Words, which prove little under the name of a slice: a server's error, say.
+WORDS = ("a text file", "an HTML or XML file")
+# Files of desktops, and lists of checksums.
+NO_SLICES = re.compile(r"\..*|thumbs\.db|desktop\.ini|.*sums?", re.IGNORECASE)
 CONVERTIBLE = ("an NRRD image", "a MetaImage", "a MINC image", "an MGH image", "a NetCDF or MINC file", ANALYZE)
 
 
@@ -69,6 +81,23 @@ def first_bytes(path: Path) -> tuple[bytes, bool]:
             return file.read(HEAD), True
     except (EOFError, zlib.error, gzip.BadGzipFile):
         return head, True  # not even its beginning can be unpacked
+
+
+def may_be_a_slice(name: str, kind: str, suffixes: set[str]) -> bool:
+    """Whether a file may be what is left of a slice, rather than something else.
+
+    Args:
+        name: of the file.
+        kind: of its content, see :func:`kind_of`.
+        suffixes: of the slices that lie beside it, such as ``".dcm"``.
+    """
+    if NO_SLICES.fullmatch(name):
+        return False
+    if kind in WORDS:  # under the name of a slice, such as IM0012, but not LICENSE or report.txt
+        suffix = Path(name).suffix.lower()
+        own = suffix in suffixes or not suffix.strip(".0123456789")
+        return own and any(character.isdigit() for character in name)
+    return kind in UNPROVEN
 
 
 def kind_of(head: bytes) -> str:

@@ -26,7 +26,7 @@ class ScanReader(ImageReader):
     Takes a file, a folder with one DICOM series, the files of one series, or ``"path::SeriesInstanceUID"``.
 
     Args:
-        volume: which volume of a NIfTI file that holds several, from 0.
+        volume: which volume of a NIfTI file or DICOM series that holds several, from 0.
         max_voxels: largest NIfTI volume that is read; 4 bytes of memory each.
         min_slices: fewest slices of a DICOM series.
         gantry_tilt: what is done with a tilted DICOM series, see :class:`DicomSeriesReader`.
@@ -45,7 +45,7 @@ class ScanReader(ImageReader):
     ) -> None:
         super().__init__()
         self.nifti = BoundedNiftiReader(volume, max_voxels)
-        self.dicom = DicomSeriesReader(min_slices=min_slices, gantry_tilt=gantry_tilt)
+        self.dicom = DicomSeriesReader(min_slices, gantry_tilt, volume)
 
     def verify_suffix(self, filename: Sequence[str | os.PathLike] | str | os.PathLike) -> bool:
         """Whether it is for this reader, which tells by the content what it is."""

@@ -8,7 +8,18 @@ from pathlib import Path
 
 
 class RefusedScan(ValueError):
-    """A scan that cannot be read rightly; the message says what was expected, what came, and what to do."""
+    """A scan that cannot be read rightly; the message says what was expected, what came, and what to do.
+
+    Args:
+        message: the sentence.
+        kind: one word for the kind of reason, such as ``"missing-slices"``; empty for a kind of its own.
+        may_pass: whether the reason may be gone at the next try, such as too little memory.
+    """
+
+    def __init__(self, message: str = "", kind: str = "", may_pass: bool = False) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.may_pass = may_pass
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,7 @@ class Scan:
         stack: eight characters that stand for its slices among those of its files; of DICOM only.
         warnings: what is odd about it and does not keep it from being read.
         refused: why it cannot be read rightly; empty if it can, as far as its header tells.
+        refused_kind: one word for the kind of that reason, see :class:`RefusedScan`.
     """
 
     name: str
@@ -40,6 +52,7 @@ class Scan:
     stack: str = ""
     warnings: tuple[str, ...] = ()
     refused: str = ""
+    refused_kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,8 +63,39 @@ class SkippedFile:
         path: the file.
         reason: why it is none.
         unread: whether it may be part of a scan all the same, for what it holds cannot be told.
+        series_uid: SeriesInstanceUID of an image that cannot be used, where its header names it, and
+        sop_uid: its SOPInstanceUID.
     """
 
     path: Path
     reason: str
     unread: bool = False
+    series_uid: str = ""
+    sop_uid: str = ""
+
+
+def check_volume(volume: int | None) -> None:
+    """Raise ValueError unless it may be the number of a volume among several, from 0, or None."""
+    if volume is not None and (not isinstance(volume, int) or isinstance(volume, bool) or volume < 0):
+        raise ValueError(f"expected volume to be a whole number from 0, got {volume!r}: give the one to be read")
+
+
+def chosen_volume(volume: int | None, count: int, shape: tuple[int, ...] | None = None) -> int:
+    """Which of several volumes of a scan is to be read.
+
+    Raises:
+        RefusedScan: there are several and none is chosen, or the chosen one is not there.
+    """
+    if volume is None and count > 1:
+        where = f" (shape {shape})" if shape else ""
+        raise RefusedScan(
+            f"expected one volume, got {count}{where}: choose one with --volume K (volume=K in Python), from 0 to "
+            f"{count - 1}",
+            kind="several-volumes",
+        )
+    if volume is not None and volume >= count:
+        raise RefusedScan(
+            f"expected volume to be from 0 to {count - 1}, got {volume}: choose one that is there",
+            kind="several-volumes",
+        )
+    return volume or 0

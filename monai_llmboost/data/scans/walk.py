@@ -27,7 +27,7 @@ def refuse_left_out(folder: Path, left_out: set[Path]) -> None:
 def opened(path: Path, root: Path, follow_links: bool, left_out: set[Path]) -> Iterator[Path | SkippedFile]:
     """A path of a list or a pattern: itself, or what is in it."""
     if _is(path.is_symlink) and (reason := _link(path, root.resolve(), follow_links)):
-        yield SkippedFile(path, reason)
+        yield SkippedFile(path, reason, unread=not _is(path.is_dir))
     elif _is(path.is_dir):
         if path.resolve() not in left_out:
             yield from walk(path, root, follow_links, left_out)
@@ -44,7 +44,7 @@ def walk(folder: Path, root: Path, follow_links: bool, left_out: set[Path]) -> I
     while todo:
         path = todo.pop()
         if path != folder and _is(path.is_symlink) and (reason := _link(path, inside, follow_links, entered)):
-            yield SkippedFile(path, reason)
+            yield SkippedFile(path, reason, unread=not _is(path.is_dir))
         elif _is(path.is_dir):
             if path.name in NOT_SEARCHED or path.resolve() in left_out:
                 continue
@@ -58,7 +58,7 @@ def walk(folder: Path, root: Path, follow_links: bool, left_out: set[Path]) -> I
                 with os.scandir(path) as entries:
                     names = sorted((entry.name for entry in entries), reverse=True)
             except OSError as error:
-                yield SkippedFile(path, f"a folder that cannot be read: {error.strerror}")
+                yield SkippedFile(path, f"a folder that cannot be read: {error.strerror}", unread=True)
                 continue
             todo += [path / name for name in names]
         else:

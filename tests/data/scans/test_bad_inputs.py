@@ -229,7 +229,7 @@ CASES = [
     ("48 ECG", lambda f: no_image(f, TwelveLeadECGWaveformStorage), SKIPPED, "another DICOM object .12-lead ECG"),
     ("48 plan", lambda f: no_image(f, RTPlanStorage), SKIPPED, "another DICOM object .RT Plan"),
     ("48 contours", lambda f: no_image(f, RTStructureSetStorage), SKIPPED, "another DICOM object .RT Structure Set"),
-    ("49 truncated pixels", lambda f: series(f, cut_short), REFUSED, "expected 144 bytes of pixels, got at most 124"),
+    ("49 truncated pixels", lambda f: series(f, cut_short), REFUSED, r"expected 144 bytes of pixels .*, got 124"),
     ("50 DICOMDIR that leads out", lambda f: index(f, "DICOMDIR"), SKIPPED, "the files themselves are searched"),
     ("50 the same by another name", lambda f: index(f, "x.dcm"), SKIPPED, "a DICOMDIR: files are found by looking"),
     ("  NRRD", lambda f: (f / "x.nrrd").write_bytes(b"NRRD0004\n"), SKIPPED, "an NRRD image: convert it to NIfTI"),

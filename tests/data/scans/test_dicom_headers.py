@@ -149,18 +149,35 @@ def test_a_header_has_what_the_file_says(tmp_path):
         EchoTime="3.5", PhotometricInterpretation="MONOCHROME1",
     )  # fmt: skip
     (header,) = read_header(save(data, tmp_path / "x"))
+    own = header.identity
+    assert (own.study_uid, own.series_uid, own.series_number) == (uid("study"), uid("series"), "")
+    assert own.frame_of_reference == uid("frame of reference")
     assert header == SliceHeader(
-        path=tmp_path / "x", frame=0, frames=1, series_uid=uid("series"), sop_uid=uid("series/7"),
-        frame_of_reference=uid("frame of reference"), modality="CT", rows=3, columns=4, position=(1.5, -2, 3),
-        orientation=(1, 0, 0, 0, 1, 0), pixel_spacing=(0.5, 0.25), slope=2, intercept=-1024, inverted=True,
-        telling=(("EchoTime", "3.5"),), problem="",
+        path=tmp_path / "x", frame=0, frames=1, identity=own, sop_uid=uid("series/7"), number=None, modality="CT",
+        rows=3, columns=4, position=(1.5, -2, 3), unit=(0.05, 0.5, 0.5), orientation=(1, 0, 0, 0, 1, 0),
+        pixel_spacing=(0.5, 0.25), slope=2, intercept=-1024, bits_stored=16, signed=False, inverted=True, padding=None,
+        corner=None, discriminating=(("EchoTime", "3.5"),), problem="",
     )  # fmt: skip
+
+
+def test_patients_can_be_compared_and_not_be_named(tmp_path):
+    names = {"PatientID": "secret-id", "PatientName": "Secret^Name"}
+    first, same = (read_header(save(dataset(PLANE, **names), tmp_path / str(i)))[0].identity for i in range(2))
+    (other,) = read_header(save(dataset(PLANE, **{**names, "PatientID": "other"}), tmp_path / "other"))
+    (blank,) = read_header(save(dataset(PLANE, **{**names, "PatientID": ""}), tmp_path / "blank"))
+    assert first == same
+    assert first.patient_id != other.identity.patient_id
+    assert first.patient_name == other.identity.patient_name
+    assert blank.identity.patient_id == ""
+    for digest in (first.patient_id, first.patient_name):
+        assert re.fullmatch("[0-9a-f]{16}", digest)
+        assert not any(word.encode().hex() in digest for word in names.values())
 
 
 def test_each_frame_has_its_own_header(tmp_path):
     frames = read_header(write_multiframe(tmp_path / "m.dcm", random_volume((4, 3, 3)), order=[2, 0, 1]))
     assert [part.frame for part in frames] == [0, 1, 2]
-    assert [dict(part.telling)["DimensionIndexValues"] for part in frames] == [(1,), (1,), (1,)], (
+    assert [dict(part.discriminating)["DimensionIndexValues"] for part in frames] == [(1,), (1,), (1,)], (
         "place is not among it"
     )
     assert len({part.position for part in frames}) == 3
@@ -172,13 +189,33 @@ def test_each_frame_has_its_own_header(tmp_path):
     [
         ({"RescaleSlope": "0"}, "a finite slope and intercept"),
         ({"BitsStored": 12, "HighBit": 15}, "12 bits up to bit 15"),
-        ({"PixelData": b"\0" * 20}, "expected 24 bytes of pixels, got at most"),
-        ({"ModalityLUTSequence": [dataset(PLANE)]}, "got a table of values"),
+        ({"PixelData": b"\0" * 20}, r"expected 24 bytes of pixels (1 x 3 x 4, 16 bits), got 20"),
+        ({"PixelData": b"\0" * 28}, r"expected 24 bytes of pixels (1 x 3 x 4, 16 bits), got 28"),
+        ({"NumberOfFrames": 2}, "expected 48 bytes of pixels (2 x 3 x 4, 16 bits), got 24"),
+        ({"PixelRepresentation": None}, "expected PixelRepresentation, signed or unsigned, got none"),
     ],
 )
 def test_values_that_cannot_be_trusted_are_a_problem_of_the_slice(tmp_path, changes, reason):
     (header,) = read_header(save(dataset(PLANE, **changes), tmp_path / "x.dcm"))
     assert reason in header.problem
+
+
+@pytest.mark.parametrize(
+    ("keyword", "values"),
+    [
+        ("ImagePositionPatient", ["0", "0", "7.25"]),
+        ("ImageOrientationPatient", ["1", "0", "0", "0", "7.25", "0"]),
+        ("PixelSpacing", ["7.25", "1"]),
+        ("RescaleSlope", "7.25"),
+        ("RescaleIntercept", "7.25"),
+    ],
+)
+@pytest.mark.parametrize(("written", "what"), [(b"7,25", "decimal commas"), (b"x.25", "something else")])
+def test_numbers_that_are_none_are_named(tmp_path, keyword, values, written, what):
+    path = save(dataset(PLANE, **{keyword: values}), tmp_path / "x.dcm")
+    path.write_bytes(path.read_bytes().replace(b"7.25", written))
+    (header,) = read_header(path)
+    assert header.problem == f"expected numbers in {keyword}, got {what}: export it again"
 
 
 def test_implicit_syntax(tmp_path):

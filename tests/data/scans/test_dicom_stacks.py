@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from dicom_files import OBLIQUE, SECRETS, dataset, item, random_volume, save, uid, write_multiframe, write_series
 from pydicom import dcmread
+from pydicom.encaps import encapsulate
 from pydicom.uid import EnhancedMRImageStorage, RLELossless, generate_uid
 
+from monai_llmboost.data.scans import RefusedScan, ScanReader
+from monai_llmboost.data.scans.dicom.reader import paths_of
 from monai_llmboost.data.scans.dicom.stacks import dicom_scans
 
 VOLUME = random_volume()  # (9, 8, 6)
@@ -65,6 +68,14 @@ def in_one(keyword, value):
     return change
 
 
+def tags(**values):
+    def change(data, k):
+        for keyword, value in values.items():
+            setattr(data, keyword, value(k) if callable(value) else value)
+
+    return change
+
+
 REFUSED = {
     "slice missing": (
         lambda data, k: k != 2,
@@ -83,12 +94,17 @@ REFUSED = {
     ),
     "one left": (lambda data, k: k == 3, "a single slice is no volume"),
     "same place": (
-        lambda data, k: setattr(data, "ImagePositionPatient", [0, 0, 2.5 * (k // 2)]),
+        lambda data, k: tags(ImagePositionPatient=[0, 0, 2.5 * (k // 2)], InstanceNumber=1)(data, k),
         "6 slices at 3 positions and no tag that tells them apart",
+    ),
+    "signs": (in_one("PixelRepresentation", 0), "slices of one sign .* got several"),
+    "scaled and not": (
+        lambda data, k: setattr(data, "RescaleIntercept", "-1024" if k % 2 else ""),
+        r"slices of one way of scaling \(RescaleIntercept\), got several",
     ),
     "cut short": (
         in_one("PixelData", lambda data: data.PixelData[:-20]),
-        r"expected 144 bytes of pixels, got at most 124: .* \(series-003.dcm\)",
+        r"expected 144 bytes of pixels \(1 x 8 x 9, 16 bits\), got 124: header and pixels .* \(series-003.dcm\)",
     ),
     "kinds": (in_one("Modality", "MR"), "slices of one modality, got several"),
     "inverted": (in_one("PhotometricInterpretation", "MONOCHROME1"), "slices of one photometric interpretation"),
@@ -144,14 +160,6 @@ def test_slices_of_another_size_are_a_scan_of_their_own(tmp_path):
     assert [scan.shape for scan in scans_in(tmp_path)[0]] == [(9, 8, 6), (9, 7, 4)]
 
 
-def tags(**values):
-    def change(data, k):
-        for keyword, value in values.items():
-            setattr(data, keyword, value(k) if callable(value) else value)
-
-    return change
-
-
 TOLD_APART = {
     "echoes": ([{"EchoTime": "4.6"}, {"EchoTime": "9.2"}], "EchoTime"),
     "times": ([{"TemporalPositionIdentifier": t} for t in (1, 2, 3)], "TemporalPositionIdentifier"),
@@ -188,10 +196,53 @@ def test_volumes_at_one_place_are_told_apart_by_their_tags(tmp_path, name):
 
 
 @pytest.mark.parametrize("trigger", [lambda k, i: "1", lambda k, i: str(10 * i + k)], ids=["same", "for each slice"])
-def test_time_points_that_no_tag_tells_apart_are_refused(tmp_path, trigger):
+def test_time_points_that_neither_tags_nor_numbers_separate_are_refused(tmp_path, trigger):
     for i in range(2):
-        write_series(tmp_path, VOLUME, first=100 * i, change=tags(TriggerTime=lambda k, i=i: trigger(k, i)))
+        values = {"TriggerTime": lambda k, i=i: trigger(k, i), "InstanceNumber": lambda k, i=i: (k * 5 + i * 7) % 11}
+        write_series(tmp_path, VOLUME, first=100 * i, change=tags(**values))
     assert "got 12 slices at 6 positions and no tag" in only_scan(tmp_path).refused
+
+
+NUMBERED = {
+    "sweep after sweep": lambda k, t: 6 * t + k,
+    "sweeps from above": lambda k, t: 6 * t + 5 - k,
+    "position after position": lambda k, t: 3 * k + t,
+    "interleaved slices": lambda k, t: 6 * t + [0, 3, 1, 4, 2, 5][k],
+}
+
+
+@pytest.mark.parametrize("name", NUMBERED)
+def test_time_points_that_only_their_numbers_separate_are_one_scan_of_several_volumes(tmp_path, name):
+    for t in range(3):
+        change = tags(InstanceNumber=lambda k, t=t: NUMBERED[name](k, t), ContentTime=lambda k, t=t: f"12{t:02}{k:02}")
+        write_series(tmp_path, VOLUME + t, first=100 * t, change=change)
+    scan = only_scan(tmp_path)
+    assert (scan.shape, scan.refused, scan.warnings) == ((9, 8, 6, 3), "", ())
+    for t in range(3):
+        reader = ScanReader(volume=t)
+        np.testing.assert_array_equal(reader.get_data(reader.read(paths_of(scan)))[0], VOLUME + t)
+    reader = ScanReader()
+    with pytest.raises(RefusedScan, match=r"expected one volume, got 3: choose one with --volume K .*, from 0 to 2"):
+        reader.get_data(reader.read(paths_of(scan)))
+    reader = ScanReader(volume=3)
+    with pytest.raises(RefusedScan, match="volume to be from 0 to 2, got 3"):
+        reader.get_data(reader.read(paths_of(scan)))
+
+
+def test_echoes_of_several_time_points_are_scans_of_several_volumes(tmp_path):
+    for t in range(2):
+        for echo in range(2):
+            number = 50 * (2 * t + echo)
+            write_series(tmp_path, VOLUME + 10 * echo + t, first=number, EchoTime=str(4 + echo))
+    found, _ = scans_in(tmp_path)
+    assert [scan.shape for scan in found] == [(9, 8, 6, 2)] * 2
+    assert {scan.warnings for scan in found} == {("one of 2 stacks of its series, told apart by EchoTime",)}
+
+
+def test_a_sweep_that_was_broken_off_is_refused(tmp_path):
+    write_series(tmp_path, VOLUME)
+    write_series(tmp_path, VOLUME, first=100, change=lambda data, k: k < 4)
+    assert "10 slices at 6 positions and no tag" in only_scan(tmp_path).refused
 
 
 def test_one_time_point_with_a_slice_missing_costs_only_itself(tmp_path):
@@ -276,14 +327,14 @@ def test_frames_without_places_are_refused_however_many_there_are_said_to_be(tmp
     assert "expected the place of each of 3 frames, got 0" in only_scan(tmp_path).refused
     frames.NumberOfFrames = 2_000_000_000
     save(frames, tmp_path / "a.dcm")
-    assert "cut short" in only_scan(tmp_path).refused
+    assert "expected 80000000000 bytes of pixels" in only_scan(tmp_path).refused
 
 
 def test_a_volume_too_large_is_refused_before_its_pixels_are_read(tmp_path):
     def change(data, k):
         data.Rows = data.Columns = 60000
         data.file_meta.TransferSyntaxUID = RLELossless
-        data.PixelData = b"\xfe\xff\x00\xe0\x00\x00\x00\x00\xfe\xff\xdd\xe0\x00\x00\x00\x00"
+        data.PixelData = encapsulate([bytes(64)])
         data["PixelData"].is_undefined_length = True
         data.SOPInstanceUID = generate_uid(entropy_srcs=[str(k)])
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the slices of a stack lie: their order, their affine, and what keeps them from being one volume."""
+"""Where slices lie: their order, the line that they make, their affine, and what keeps them from being one volume."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import linprog
 
 from monai_llmboost.data.scans.dicom.slices import SliceHeader
 from monai_llmboost.data.scans.nifti.headers import LARGEST_VOLUME
@@ -14,8 +15,16 @@ from monai_llmboost.data.scans.scan import RefusedScan
 
 # A slice may lie so far from its place on an even line, in parts of the distance of slices.
 SPACING_TOLERANCE = 0.01
+# Where half a unit of the last digit is more than this part of the distance of slices, positions cannot show gaps.
+COARSEST = 0.25
 # Slices closer than this part of a pixel lie at the same place.
 SAME_PLACE = 0.01
+# Slices are of one volume if nowhere in the image their directions and pixel spacings shift a pixel by more than this
+# part of itself.
+SAME_PLANE = 0.1
+# Slices that differ more, but by no more than this (as cosines, and relatively), may be of one volume that was written
+# badly.
+NEARLY_PARALLEL = 0.02
 # Directions of x and y may differ so much from unit length and from a right angle.
 DIRECTION_TOLERANCE = 1e-3
 # Slices may shift sideways by this part of their distance (0.06 degrees) before it is called a tilt.
@@ -40,7 +49,7 @@ class Layout:
 
 def distances(slices: Sequence[SliceHeader]) -> np.ndarray:
     """Places (mm) of the slices along the normal of the first one; all need a position and an orientation."""
-    x, y = np.array(slices[0].orientation).reshape(2, 3)
+    x, y = _directions(slices[0])
     return np.array([part.position for part in slices]) @ np.cross(x, y)
 
 
@@ -53,6 +62,35 @@ def places(slices: Sequence[SliceHeader]) -> np.ndarray:
     return numbers
 
 
+def same_plane(one: SliceHeader, other: SliceHeader) -> bool:
+    """Whether two slices have the same directions and pixel spacings, to a part of a pixel all over the image."""
+    first, second = (_steps(part) * [[part.columns], [part.rows]] for part in (one, other))
+    return bool(np.linalg.norm(first - second, axis=1).max() <= SAME_PLANE * min(_pixel([one]), _pixel([other])))
+
+
+def nearly_parallel(one: SliceHeader, other: SliceHeader) -> bool:
+    """Whether two slices of one size have about the same directions and pixel spacings."""
+    turned = np.abs(_directions(one) - _directions(other)).max()
+    spacings = [np.array(part.pixel_spacing) for part in (one, other)]
+    return bool(turned <= NEARLY_PARALLEL and (np.abs(spacings[0] / spacings[1] - 1) <= NEARLY_PARALLEL).all())
+
+
+def is_even(slices: Sequence[SliceHeader]) -> bool:
+    """Whether placed slices lie on an even, straight line, each at a place of its own."""
+    try:
+        _line(*_in_order(slices))
+    except RefusedScan:
+        return False
+    return True
+
+
+def overlap(one: Sequence[SliceHeader], other: Sequence[SliceHeader]) -> bool:
+    """Whether the extents of two nearly parallel stacks along their common normal have more than an end in common."""
+    normal = np.cross(*_directions(one[0]))
+    first, second = (np.array([part.position for part in stack]) @ normal for stack in (one, other))
+    return bool(first.min() < second.max() and second.min() < first.max())
+
+
 def lay_out(slices: Sequence[SliceHeader], min_slices: int = 2) -> Layout:
     """Order the slices of one stack and give their affine.
 
@@ -60,40 +98,36 @@ def lay_out(slices: Sequence[SliceHeader], min_slices: int = 2) -> Layout:
         RefusedScan: they are not one volume of evenly spaced slices; nothing is guessed.
     """
     if len(slices) == 1:
-        raise RefusedScan("expected several slices, got one: a single slice is no volume, leave it out")
+        raise RefusedScan(
+            "expected several slices, got one: a single slice is no volume, leave it out", kind="single-slice"
+        )
     check_planes(slices)
     if len(slices) < min_slices:
-        raise RefusedScan(f"expected at least {min_slices} slices, got {len(slices)}: use a thicker volume")
+        raise RefusedScan(
+            f"expected at least {min_slices} slices, got {len(slices)}: use a thicker volume", kind="too-small"
+        )
     if (voxels := len(slices) * slices[0].rows * slices[0].columns) > LARGEST_VOLUME:
-        raise RefusedScan(f"expected at most {LARGEST_VOLUME} voxels, got {voxels}: split or shrink the volume")
-    along = distances(slices)
-    order = np.argsort(along, kind="stable")
-    slices, along = [slices[i] for i in order], along[order]
-    if (count := len(set(places(slices)))) < len(slices):
         raise RefusedScan(
-            f"expected one slice at each position, got {len(slices)} slices at {count} positions and no tag "
-            f"that tells them apart: keep the slices of one volume"
+            f"expected at most {LARGEST_VOLUME} voxels, got {voxels}: split or shrink the volume", kind="too-large"
         )
-    _check_gaps(slices, np.diff(along))
-    positions = np.array([part.position for part in slices])
-    step = (positions[-1] - positions[0]) / (len(slices) - 1)
-    off = np.linalg.norm(positions - positions[0] - np.arange(len(slices))[:, None] * step, axis=1).max()
-    if off > SPACING_TOLERANCE * np.linalg.norm(step):
-        raise RefusedScan(
-            f"expected slices on an even, straight line, got one {off:.3g} mm beside its place: export the series again"
-        )
-    x, y = np.array(slices[0].orientation).reshape(2, 3)
+    slices, along = _in_order(slices)
+    origin, step = _line(slices, along)
+    x, y = _directions(slices[0])
     between_rows, between_columns = slices[0].pixel_spacing or ()
     affine = np.eye(4)
-    affine[:3] = np.stack([x * between_columns, y * between_rows, step, positions[0]], axis=1)
+    affine[:3] = np.stack([x * between_columns, y * between_rows, step, origin], axis=1)
     normal = np.cross(x, y)
-    sideways = np.linalg.norm(step - (step @ normal) * normal) / (step @ normal)
-    tilt = float(np.degrees(np.arctan(sideways))) if sideways > TILT_TOLERANCE else 0.0
+    shift = step - (step @ normal) * normal
+    sideways = float(np.linalg.norm(shift))
+    # By so much of it, from slice to slice, rounding of the first and the last position may be the cause.
+    rounding = 2 * _units(slices) @ np.abs(shift) / max(sideways, 1e-12) / (len(slices) - 1)
+    tilted = sideways > TILT_TOLERANCE * (step @ normal) and sideways > rounding
+    tilt = float(np.degrees(np.arctan(sideways / (step @ normal)))) if tilted else 0.0
     return Layout(tuple(slices), LPS_TO_RAS @ affine, tilt)
 
 
 def check_planes(slices: Sequence[SliceHeader]) -> None:
-    """Refuse slices whose place in space is not told.
+    """Refuse slices whose place in space is not known.
 
     Raises:
         RefusedScan: a position, an orientation or a pixel spacing is absent or no such thing.
@@ -103,32 +137,133 @@ def check_planes(slices: Sequence[SliceHeader]) -> None:
         if absent := sum(getattr(part, attribute) is None for part in slices):
             raise RefusedScan(
                 f"expected the {words} of every slice, got none for {absent} of {len(slices)}: "
-                f"export the original images, not pictures of them"
+                f"export the original images, not pictures of them",
+                kind="no-geometry",
             )
-    directions = np.array(slices[0].orientation).reshape(2, 3)
+    directions = _directions(slices[0])
     if np.abs(directions @ directions.T - np.eye(2)).max() > DIRECTION_TOLERANCE:
-        raise RefusedScan("expected directions of x and y at a right angle, got others: export the series again")
+        raise RefusedScan(
+            "expected directions of x and y at a right angle, got others: export the series again", kind="no-geometry"
+        )
     if min(slices[0].pixel_spacing or (0,)) <= 0:
-        raise RefusedScan("expected a pixel spacing above 0 mm, got another: export the series again")
+        raise RefusedScan(
+            "expected a pixel spacing above 0 mm, got another: export the series again", kind="no-geometry"
+        )
 
 
-def _check_gaps(slices: Sequence[SliceHeader], gaps: np.ndarray) -> None:
-    usual = float(np.median(gaps[gaps < 1.5 * gaps.min()]))
-    wide = np.flatnonzero(np.abs(gaps - usual) > SPACING_TOLERANCE * usual)
-    if not len(wide):
-        return
+def _in_order(slices: Sequence[SliceHeader]) -> tuple[list[SliceHeader], np.ndarray]:
+    """The slices along their normal, and their places on it."""
+    along = distances(slices)
+    order = np.argsort(along, kind="stable")
+    return [slices[i] for i in order], along[order]
+
+
+def _line(slices: Sequence[SliceHeader], along: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first position of an even line through the slices, and the step from slice to slice, in mm.
+
+    Positions are believed to half a unit of their last written digit.
+
+    Raises:
+        RefusedScan: they are on none.
+    """
+    if (count := len(set(places(slices)))) < len(slices):
+        raise RefusedScan(
+            f"expected one slice at each position, got {len(slices)} slices at {count} positions and no tag "
+            f"that tells them apart: keep the slices of one volume",
+            kind="several-volumes",
+        )
+    positions = np.array([part.position for part in slices])
+    gaps = np.diff(along)
+    step = (positions[-1] - positions[0]) / (len(slices) - 1)
+    off = np.linalg.norm(positions - positions[0] - np.arange(len(slices))[:, None] * step, axis=1).max()
+    if _same_gaps(gaps) and off <= SPACING_TOLERANCE * np.linalg.norm(step):
+        return positions[0], step
+    units = _units(slices)
+    if (fitted := _fitted_to_rounded(positions, units)) is not None:
+        _check_missing(slices, gaps, 0.0)
+        return fitted
+    if not _same_gaps(gaps):
+        _check_missing(slices, gaps, 2 * float(np.linalg.norm(units)))
+        raise RefusedScan(
+            f"expected slices at equal distances, got {gaps.min():.4g} to {gaps.max():.4g} mm: "
+            f"resample the series to equal distances first",
+            kind="uneven-slices",
+        )
+    raise RefusedScan(
+        f"expected slices on an even, straight line, got one {off:.3g} mm beside its place: export the series again",
+        kind="uneven-slices",
+    )
+
+
+def _units(slices: Sequence[SliceHeader]) -> np.ndarray:
+    """Half a unit of the last digit that positions are written with, in mm, for each coordinate.
+
+    Some writers leave out trailing zeros, so the finest unit of all slices counts.
+    """
+    return np.array([part.unit for part in slices]).min(axis=0)
+
+
+def _fitted_to_rounded(positions: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """An even line that rounds to these positions: its first position and its step; None if there is none.
+
+    For each coordinate p the line a + b k whose largest distance to p_k is smallest (Chebyshev).
+    """
+    if not (units > 0).any():
+        return None
+    count = len(positions)
+    k = np.arange(count, dtype=float)
+    origin, step, off = np.empty(3), np.empty(3), np.empty(3)
+    for axis in range(3):
+        p = positions[:, axis]
+        above = np.stack([-np.ones(count), -k, -np.ones(count)], axis=1)  # p_k - (a + b k) <= e
+        below = np.stack([np.ones(count), k, -np.ones(count)], axis=1)
+        solved = linprog(
+            [0, 0, 1],
+            np.concatenate([above, below]),
+            np.concatenate([-p, p]),
+            bounds=[(None, None), (None, None), (0, None)],
+        )
+        if solved.x is None or solved.x[2] > units[axis] * (1 + 1e-6) + 1e-9:
+            return None
+        origin[axis], step[axis], off[axis] = solved.x
+    distance = np.linalg.norm(step)
+    coarse = max(np.linalg.norm(off), units @ np.abs(step) / distance)
+    return (origin, step) if coarse <= COARSEST * distance else None
+
+
+def _same_gaps(gaps: np.ndarray) -> bool:
+    usual = _usual(gaps)
+    return bool((np.abs(gaps - usual) <= SPACING_TOLERANCE * usual).all())
+
+
+def _check_missing(slices: Sequence[SliceHeader], gaps: np.ndarray, rounding: float) -> None:
+    """Refuse slices whose gaps are all whole numbers of the usual one, some of them several, but for ``rounding``."""
+    usual = _usual(gaps)
+    wide = np.flatnonzero(np.abs(gaps - usual) > SPACING_TOLERANCE * usual + rounding)
     steps = np.round(gaps / usual)
-    if (np.abs(gaps - steps * usual) <= SPACING_TOLERANCE * steps * usual).all():
+    if len(wide) and (np.abs(gaps - steps * usual) <= SPACING_TOLERANCE * steps * usual + rounding).all():
         first = wide[0]
         where = f"between {slices[first].path.name} and {slices[first + 1].path.name}"
         raise RefusedScan(
             f"expected slices {usual:.4g} mm apart, missing: {int(steps.sum()) - len(gaps)}, "
-            f"{'the first ' if len(wide) > 1 else ''}{where} ({gaps[first]:.4g} mm): copy the whole series"
+            f"{'the first ' if len(wide) > 1 else ''}{where} ({gaps[first]:.4g} mm): copy the whole series",
+            kind="missing-slices",
         )
-    raise RefusedScan(
-        f"expected slices at equal distances, got {gaps.min():.4g} to {gaps.max():.4g} mm: "
-        f"resample the series to equal distances first"
-    )
+
+
+def _usual(gaps: np.ndarray) -> float:
+    return float(np.median(gaps[gaps < 1.5 * gaps.min()]))
+
+
+def _directions(part: SliceHeader) -> np.ndarray:
+    """Directions of x and of y of the image, (2, 3)."""
+    return np.array(part.orientation).reshape(2, 3)
+
+
+def _steps(part: SliceHeader) -> np.ndarray:
+    """Steps in mm to the next voxel along x and along y of the image, (2, 3)."""
+    between_rows, between_columns = part.pixel_spacing or (1.0, 1.0)
+    return _directions(part) * [[between_columns], [between_rows]]
 
 
 def _pixel(slices: Sequence[SliceHeader]) -> float:

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,58 +31,114 @@ PIXEL_MODULE = (
 )  # fmt: skip
 
 
-def volume_of(slices: Sequence[SliceHeader]) -> np.ndarray:
+def volume_of(slices: Sequence[SliceHeader]) -> tuple[np.ndarray, int]:
     """The values of the slices, (columns, rows, slices), float32: stored value * slope + intercept of its own slice.
 
-    Where low values are meant to be bright (MONOCHROME1), stored values are mirrored within their range first.
+    Where low values are meant to be bright (MONOCHROME1), stored values are mirrored within their range first. What
+    the header calls padding (PixelPaddingValue) lies outside of the image and gets the volume's lowest other value.
+
+    Returns:
+        The volume, and how many of its voxels are padding.
 
     Raises:
         RefusedScan: the pixels of a file are damaged or cannot be unpacked.
     """
     volume = np.empty((slices[0].columns, slices[0].rows, len(slices)), np.float32, order="F")
+    padding: list[tuple[int, np.ndarray]] = []
     of_file: dict[Path, list[int]] = {}
     for number, part in enumerate(slices):
         of_file.setdefault(part.path, []).append(number)
 
     def fill(path: Path) -> None:
         parts = [slices[number] for number in of_file[path]]
-        for number, part, plane in zip(of_file[path], parts, _planes(path, [part.frame for part in parts])):
-            volume[:, :, number] = (plane.astype(np.float64) * part.slope + part.intercept).T
+        for number, part, plane in zip(of_file[path], parts, _stored(path, parts)):
+            if part.padding is not None and (outside := _within(plane, part.padding)).any():
+                padding.append((number, outside.T))
+            slope, intercept = (default if given is None else given
+                                for given, default in ((part.slope, 1.0), (part.intercept, 0.0)))  # fmt: skip
+            volume[:, :, number] = (_bright_above_dark(plane, part).astype(np.float64) * slope + intercept).T
 
     with quiet(), ThreadPoolExecutor(THREADS) as threads:
         list(threads.map(fill, of_file))
     if not np.isfinite(volume).all():
-        raise RefusedScan("expected finite voxels, got values beyond float32: export the series again")
-    return volume
+        raise RefusedScan("expected finite voxels, got values beyond float32: export the series again", kind="damaged")
+    return volume, _fill_padding(volume, padding)
 
 
-def same_content(one: Path, other: Path) -> bool:
-    """Whether two files hold the same stored values; False as well if one of them cannot be read."""
+def digest_of_pixels(path: Path) -> str:
+    """The sha256 of a file's stored values, however they are packed; empty if they cannot be read."""
+    digest = hashlib.sha256()
     try:
         with quiet():
-            first, second = (_planes(path, None) for path in (one, other))
+            data = _read(path)
+            for frame in range(int(data.get("NumberOfFrames") or 1)):
+                digest.update(np.ascontiguousarray(_plane(path, data, frame).astype("<i4")).tobytes())
     except RefusedScan:
-        return False
-    return len(first) == len(second) and all(np.array_equal(a, b) for a, b in zip(first, second))
+        return ""
+    return digest.hexdigest()
 
 
-def _planes(path: Path, frames: Sequence[int] | None) -> list[np.ndarray]:
-    """Stored values of frames of a file (all if None), each (rows, columns), bright above dark."""
+def _stored(path: Path, parts: Sequence[SliceHeader]) -> Iterator[np.ndarray]:
+    """Stored values of frames or tiles of a file, each (rows, columns)."""
+    data = _read(path)
+    picture = _plane(path, data, 0) if parts[0].corner else None
+    for part in parts:
+        if picture is not None and part.corner is not None:
+            row, column = part.corner
+            yield picture[row : row + part.rows, column : column + part.columns]
+        else:
+            yield _plane(path, data, part.frame)
+
+
+def _fill_padding(volume: np.ndarray, padding: Sequence[tuple[int, np.ndarray]]) -> int:
+    """Give padding the lowest value of all other voxels; the number of voxels that are padding."""
+    count = sum(int(outside.sum()) for _, outside in padding)
+    if 0 < count < volume.size:
+        inside = np.ones(volume.shape, dtype=bool)
+        for number, outside in padding:
+            inside[:, :, number] = ~outside
+        lowest = volume[inside].min()
+        volume[~inside] = lowest
+    return count
+
+
+def _within(plane: np.ndarray, bounds: tuple[int, int]) -> np.ndarray:
+    low, high = bounds
+    return plane == low if low == high else (plane >= low) & (plane <= high)
+
+
+def _read(path: Path) -> Dataset:
     try:
         data = dcmread(path, force=True)
-        if frames is None:
-            frames = range(int(data.get("NumberOfFrames") or 1))
-        data.file_meta.TransferSyntaxUID = syntax = transfer_syntax(data)
+        data.file_meta.TransferSyntaxUID = transfer_syntax(data)
+    except Exception as error:
+        raise _damaged(path, error) from None
+    return data
+
+
+def _plane(path: Path, data: Dataset, frame: int) -> np.ndarray:
+    """Stored values of one frame, (rows, columns)."""
+    try:
+        syntax = data.file_meta.TransferSyntaxUID
         if syntax.is_encapsulated and syntax != RLELossless:
-            planes = [_unpack(data, frame) for frame in frames]
-        else:
-            planes = [pixel_array(data, index=frame, raw=True) for frame in frames]
-    except Exception as error:  # whatever a damaged file leads to; its text may quote the patient's tags
-        raise RefusedScan(
-            f"expected pixels that can be unpacked, {path.name} is damaged, cut short or in an unknown syntax "
-            f"({type(error).__name__}): copy it again, or save it uncompressed"
-        ) from None  # what shows the root of a chain of errors would show that text
-    return [_bright_above_dark(plane, data) for plane in planes]
+            return _unpack(data, frame)
+        return pixel_array(data, index=frame, raw=True)
+    except Exception as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> RefusedScan:
+    """A refusal that says nothing of the error's text, which may quote the patient's tags."""
+    if isinstance(error, MemoryError) or getattr(error, "strerror", None):
+        what = getattr(error, "strerror", None) or "too little memory"
+        return RefusedScan(
+            f"expected {path.name} to be readable, got: {what}: try again, or copy it again", "damaged", may_pass=True
+        )
+    return RefusedScan(
+        f"expected pixels that can be unpacked, {path.name} is damaged, cut short or in an unknown syntax "
+        f"({type(error).__name__}): copy it again, or save it uncompressed",
+        kind="damaged",
+    )
 
 
 def _unpack(data: Dataset, frame: int) -> np.ndarray:
@@ -114,8 +171,8 @@ def _unpack(data: Dataset, frame: int) -> np.ndarray:
     return plane.astype(f"{'i' if data.PixelRepresentation else 'u'}{data.BitsAllocated // 8}")
 
 
-def _bright_above_dark(plane: np.ndarray, data: Dataset) -> np.ndarray:
-    if data.PhotometricInterpretation != "MONOCHROME1":
+def _bright_above_dark(plane: np.ndarray, part: SliceHeader) -> np.ndarray:
+    if not part.inverted:
         return plane
-    lowest_plus_highest = -1 if data.PixelRepresentation else (1 << int(data.get("BitsStored", data.BitsAllocated))) - 1
+    lowest_plus_highest = -1 if part.signed else (1 << part.bits_stored) - 1
     return lowest_plus_highest - plane.astype(np.int32)

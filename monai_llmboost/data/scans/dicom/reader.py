@@ -14,11 +14,12 @@ from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from scipy.ndimage import affine_transform
 
+from monai_llmboost.data.scans.dicom.geometry import Layout
 from monai_llmboost.data.scans.dicom.headers import looks_like_dicom
 from monai_llmboost.data.scans.dicom.pixels import volume_of
 from monai_llmboost.data.scans.dicom.stacks import Stack, dicom_stacks
 from monai_llmboost.data.scans.nifti.headers import LARGEST_VOLUME
-from monai_llmboost.data.scans.scan import RefusedScan, Scan
+from monai_llmboost.data.scans.scan import RefusedScan, Scan, check_volume, chosen_volume
 
 # Between a path and which of its volumes is meant.
 CHOICE = "::"
@@ -50,14 +51,17 @@ class DicomSeriesReader(ImageReader):
         gantry_tilt: slices that are tilted against the direction in which they follow each other are brought onto a
             rectangular grid that holds all of them, by linear interpolation, with the smallest value outside
             (``"resample"``); left as they are, with a sheared affine (``"shear"``); or refused (``"refuse"``).
+        volume: which volume of a series that holds several in time, from 0.
     """
 
-    def __init__(self, min_slices: int = 2, gantry_tilt: str = "resample") -> None:
+    def __init__(self, min_slices: int = 2, gantry_tilt: str = "resample", volume: int | None = None) -> None:
         super().__init__()
+        check_volume(volume)
         if not isinstance(min_slices, int) or min_slices < 2:
             raise ValueError(f"expected min_slices of 2 or more, got {min_slices!r}: a single slice is no volume")
         if gantry_tilt not in GANTRY_TILT:
             raise ValueError(f"expected gantry_tilt as one of {', '.join(GANTRY_TILT)}, got {gantry_tilt!r}")
+        self.volume = volume
         self.min_slices = min_slices
         self.gantry_tilt = gantry_tilt
 
@@ -87,10 +91,14 @@ class DicomSeriesReader(ImageReader):
         """
         if isinstance(img, Exception):
             raise img
-        layout = img.layout
-        if layout is None:
-            raise RefusedScan(img.refused)
-        volume, affine, warnings = volume_of(img.slices), layout.affine, list(img.warnings)
+        layout = self._layout(img)
+        volume, padding = volume_of(layout.slices)
+        affine, warnings = layout.affine, list(img.warnings)
+        if padding:
+            share = 100 * padding / volume.size
+            warnings.append(
+                f"{share:.2g} % of its voxels are padding (PixelPaddingValue): set to the lowest other value"
+            )
         if layout.tilt_deg and self.gantry_tilt == "resample":
             volume, affine = straighten(volume, affine)
             warnings.append("resampled onto a rectangular grid")
@@ -104,6 +112,12 @@ class DicomSeriesReader(ImageReader):
             "modality": img.slices[0].modality,
             "warnings": "\n".join(warnings),  # text, so that scans with unlike ones make a batch
         }
+
+    def _layout(self, stack: Stack) -> Layout:
+        """The slices of the volume that is asked for, and their geometry."""
+        if stack.refused:
+            raise RefusedScan(stack.refused, kind=stack.refused_kind)
+        return stack.layouts[chosen_volume(self.volume, len(stack.layouts))]
 
     def _one_stack(self, data: Sequence[PathLike] | PathLike) -> Stack:
         paths, choice = _paths(data)
@@ -127,12 +141,12 @@ class DicomSeriesReader(ImageReader):
                 f"eight characters after the path"
             )
         (stack,) = stacks
-        if stack.refused:
-            raise RefusedScan(stack.refused)
-        if stack.layout and stack.layout.tilt_deg and self.gantry_tilt == "refuse":
+        layout = self._layout(stack)
+        if layout.tilt_deg and self.gantry_tilt == "refuse":
             raise RefusedScan(
                 f"expected slices that follow each other at a right angle, got a gantry tilt of "
-                f"{stack.layout.tilt_deg:.1f} degrees: allow it with gantry_tilt='resample'"
+                f"{layout.tilt_deg:.1f} degrees: allow it with gantry_tilt='resample'",
+                kind="gantry-tilt",
             )
         return stack
 

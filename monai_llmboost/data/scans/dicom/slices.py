@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One image plane of a DICOM file: where it lies, what its values mean, what tells it from others of its series."""
+"""One image plane of a DICOM file: whom it belongs to, where it lies, what its values mean, what may set it apart."""
 
 from __future__ import annotations
 
 import math
 import re
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset
 from pydicom.uid import RE_VALID_UID
+from pydicom.valuerep import DSfloat
 
-# What tells volumes of one series apart, where they lie at the same place; the most telling ones first.
-TELLING = (
+# What may set volumes of one series apart where they lie at the same place; what does so best comes first.
+DISCRIMINATING = (
     "EchoTime",
     "EchoNumbers",
     "TemporalPositionIdentifier",
@@ -26,9 +29,19 @@ TELLING = (
     "FlipAngle",
     "ImageType",
     "AcquisitionNumber",
+    "ConvolutionKernel",
+    "ContrastBolusAgent",
+    "KVP",
+    "FilterType",
+    "ReconstructionDiameter",
+    "SequenceName",
+    "AcquisitionTime",
+    "AcquisitionDateTime",
+    "IrradiationEventUID",
+    "ContentTime",
 )
 # The same in the functional groups of an enhanced multi-frame file: sequence, attribute.
-TELLING_OF_FRAMES = (
+DISCRIMINATING_OF_FRAMES = (
     ("MREchoSequence", "EffectiveEchoTime"),
     ("FrameContentSequence", "TemporalPositionIndex"),
     ("MRDiffusionSequence", "DiffusionBValue"),
@@ -41,91 +54,199 @@ TELLING_OF_FRAMES = (
 )
 GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 GEOMETRY_OF_FRAMES = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
+SCALING = ("RescaleSlope", "RescaleIntercept")
+IDENTITY = ("PatientID", "PatientName", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "FrameOfReferenceUID")
 # Dimensions along which the slices of one volume are numbered.
 ALONG_THE_STACK = {0x00209057, 0x00200032, 0x00209113}
 MODALITY = re.compile(r"[A-Z]{2,10}")
 LONGEST_UID = 64
+# A key of this process: digests of names can be compared here, and nowhere else be looked up.
+SECRET = secrets.token_bytes(16)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Whom a slice belongs to; each is empty where the header says nothing.
+
+    Args:
+        patient_id: digest of PatientID with a key that is drawn anew in each process; the ID itself is never kept.
+        patient_name: the same of PatientName.
+        study_uid: StudyInstanceUID.
+        series_uid: SeriesInstanceUID.
+        series_number: SeriesNumber.
+        frame_of_reference: FrameOfReferenceUID.
+    """
+
+    patient_id: str = ""
+    patient_name: str = ""
+    study_uid: str = ""
+    series_uid: str = ""
+    series_number: str = ""
+    frame_of_reference: str = ""
 
 
 @dataclass(frozen=True)
 class SliceHeader:
-    """One image plane: a file, or one frame of it; positions and directions in the patient's frame (LPS), in mm.
+    """One image plane: a file, one frame of it, or one tile of a mosaic; in the patient's frame (LPS), in mm.
 
     Args:
         path: the file.
-        frame: number of the frame in the file, from 0.
-        frames: frames in the file.
-        series_uid: SeriesInstanceUID, and ``sop_uid``: SOPInstanceUID; empty if absent.
-        frame_of_reference: FrameOfReferenceUID; empty if absent.
+        frame: number of the frame or tile in the file, from 0.
+        frames: frames or tiles in the file.
+        identity: whom it belongs to.
+        sop_uid: SOPInstanceUID; empty if absent.
+        number: InstanceNumber; None if absent, or of a file of several frames.
         modality: ``"CT"``, ``"MR"`` ...
         rows: voxels along y of the image, and ``columns``: along x.
         position: centre of the first voxel (x, y, z); None if absent.
+        unit: half a unit of the last written digit of each coordinate of ``position``, in mm; 0 where it is exact.
         orientation: direction of x, then of y of the image; None if absent.
         pixel_spacing: distance of rows, then of columns.
-        slope: stored value to value, with ``intercept``.
+        slope: stored value to value, with ``intercept``; None if the header gives neither.
+        intercept: see ``slope``.
+        bits_stored: bits of a stored value, and ``signed``: whether it is signed.
         inverted: whether low values are meant to be bright (MONOCHROME1).
-        telling: what may tell volumes of a series apart, of what is there: (keyword, value), the most telling first.
+        padding: lowest and highest stored value that fills what lies outside of the image; None if there is none.
+        corner: of a tile, its first row and column in the stored picture; None if it is the picture.
+        discriminating: what may set volumes of a series apart, of what is there: (keyword, value), the best first.
         problem: why its values or its place cannot be trusted; empty if they can.
     """
 
     path: Path
     frame: int
     frames: int
-    series_uid: str
+    identity: Identity
     sop_uid: str
-    frame_of_reference: str
+    number: int | None
     modality: str
     rows: int
     columns: int
     position: tuple[float, ...] | None
+    unit: tuple[float, ...]
     orientation: tuple[float, ...] | None
     pixel_spacing: tuple[float, ...] | None
-    slope: float
-    intercept: float
+    slope: float | None
+    intercept: float | None
+    bits_stored: int
+    signed: bool
     inverted: bool
-    telling: tuple[tuple[str, Any], ...]
+    padding: tuple[int, int] | None
+    corner: tuple[int, int] | None
+    discriminating: tuple[tuple[str, Any], ...]
     problem: str
 
+    @property
+    def series_uid(self) -> str:
+        """SeriesInstanceUID; empty if absent."""
+        return self.identity.series_uid
 
-def slice_of(path: Path, data: Dataset, frame: int, frames: int, photometric: str, problem: str) -> SliceHeader:
+    @property
+    def is_placed(self) -> bool:
+        """Whether position, orientation and pixel spacing are all there."""
+        return self.position is not None and self.orientation is not None and self.pixel_spacing is not None
+
+
+def slice_of(path: Path, data: Dataset, frame: int, frames: int, problem: str) -> SliceHeader:
     """One frame of a file; ``problem``: what is wrong with the file as a whole."""
     groups = list(_functional_groups(data, frame))
 
-    def of(sequence: str, keyword: str) -> Any:
+    def value_of(sequence: str, keyword: str) -> Any:
         """An attribute of this frame, of all frames, or of the file."""
         for group in groups:
             for item in group.get(sequence) or []:
                 if item.get(keyword) not in (None, ""):
                     return item.get(keyword)
-        return data.get(keyword)
+        return value(data, keyword)
 
-    position, orientation, spacing = (
-        _numbers(of(sequence, keyword), count)
-        for sequence, keyword, count in zip(GEOMETRY_OF_FRAMES, GEOMETRY, (3, 6, 2))
+    written, orientation, spacing = (
+        value_of(sequence, keyword) for sequence, keyword in zip(GEOMETRY_OF_FRAMES, GEOMETRY)
     )
-    slope = _number(of("PixelValueTransformationSequence", "RescaleSlope"), 1.0)
-    intercept = _number(of("PixelValueTransformationSequence", "RescaleIntercept"), 0.0)
-    if not (math.isfinite(slope) and math.isfinite(intercept)) or slope == 0:
+    scaling = [value_of("PixelValueTransformationSequence", keyword) for keyword in SCALING]
+    for keyword, number in zip((*GEOMETRY, *SCALING), (written, orientation, spacing, *scaling)):
+        problem = problem or _problem_of(keyword, number)
+    position = _numbers(written, 3)
+    slope, intercept = map(_number, scaling)
+    if not all(number is None or math.isfinite(number) for number in (slope, intercept)) or slope == 0:
         problem = problem or "expected a finite slope and intercept, got others: export it again"
     return SliceHeader(
         path=path,
         frame=frame,
         frames=frames,
-        series_uid=uid(data.get("SeriesInstanceUID")),
+        identity=_identity(data),
         sop_uid=uid(data.get("SOPInstanceUID")),
-        frame_of_reference=uid(data.get("FrameOfReferenceUID")),
+        number=_whole(value(data, "InstanceNumber")) if frames == 1 else None,
         modality=modality if MODALITY.fullmatch(modality := str(data.get("Modality") or "")) else "",
         rows=int(data.Rows),
         columns=int(data.Columns),
         position=position,
-        orientation=orientation,
-        pixel_spacing=spacing,
+        unit=(0.0, 0.0, 0.0) if position is None else tuple(half_unit(number) for number in written),
+        orientation=_numbers(orientation, 6),
+        pixel_spacing=_numbers(spacing, 2),
         slope=slope,
         intercept=intercept,
-        inverted=photometric == "MONOCHROME1",
-        telling=tuple({keyword: value for keyword, value in _telling(data, groups, of) if value}.items()),
+        bits_stored=int(data.get("BitsStored") or data.BitsAllocated),
+        signed=bool(data.get("PixelRepresentation")),
+        inverted=data.PhotometricInterpretation == "MONOCHROME1",
+        padding=_padding(data),
+        corner=None,
+        discriminating=tuple({key: value for key, value in _discriminating(data, groups, value_of) if value}.items()),
         problem=problem,
     )
+
+
+def value(data: Dataset, keyword: str) -> Any:
+    """The value of an attribute; None if it is absent, or not what its type says."""
+    try:
+        return data.get(keyword)
+    except (TypeError, ValueError, OverflowError, NotImplementedError):
+        return None
+
+
+def _problem_of(keyword: str, numbers: Any) -> str:
+    """What is wrong with numbers that decide where a slice lies or what its values mean; empty if nothing."""
+    for number in [numbers] if numbers is None or isinstance(numbers, (str, int, float)) else numbers:
+        try:
+            float(number or 0)
+        except ValueError:
+            what = "decimal commas" if "," in str(number) else "something else"
+            return f"expected numbers in {keyword}, got {what}: export it again"
+    return ""
+
+
+def half_unit(number: Any) -> float:
+    """Half a unit of the last digit that a decimal string shows, in its own unit; 0 for binary numbers."""
+    text = getattr(number, "original_string", "") if isinstance(number, DSfloat) else ""
+    found = re.fullmatch(r"\s*[+-]?\d*(?:\.(\d*))?(?:[eE]([+-]?\d+))?\s*", str(text))
+    if not text or found is None:
+        return 0.0
+    return 0.5 * 10.0 ** (int(found[2] or 0) - len(found[1] or ""))
+
+
+def _identity(data: Dataset) -> Identity:
+    def digest(keyword: str) -> str:
+        text = str(value(data, keyword) or "").strip()
+        return blake2b(text.encode(errors="replace"), key=SECRET, digest_size=8).hexdigest() if text else ""
+
+    number = _whole(value(data, "SeriesNumber"))
+    return Identity(
+        patient_id=digest("PatientID"),
+        patient_name=digest("PatientName"),
+        study_uid=uid(data.get("StudyInstanceUID")),
+        series_uid=uid(data.get("SeriesInstanceUID")),
+        series_number="" if number is None else str(number),
+        frame_of_reference=uid(data.get("FrameOfReferenceUID")),
+    )
+
+
+def _padding(data: Dataset) -> tuple[int, int] | None:
+    first, last = (_whole(value(data, keyword)) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
+    if first is None:
+        return None
+    bits = data.BitsAllocated
+    bounds = [first, first if last is None else last]
+    if data.get("PixelRepresentation"):  # some writers note it as an unsigned number all the same
+        bounds = [n - (1 << bits) if n >= 1 << (bits - 1) else n for n in bounds]
+    return min(bounds), max(bounds)
 
 
 def _functional_groups(data: Dataset, frame: int) -> Iterator[Dataset]:
@@ -134,21 +255,22 @@ def _functional_groups(data: Dataset, frame: int) -> Iterator[Dataset]:
     yield from data.get("SharedFunctionalGroupsSequence") or []
 
 
-def _telling(data: Dataset, groups: list[Dataset], of: Any) -> Iterator[tuple[str, Any]]:
+def _discriminating(data: Dataset, groups: list[Dataset], value_of: Any) -> Iterator[tuple[str, Any]]:
     content = next((item for group in groups for item in group.get("FrameContentSequence") or []), Dataset())
     pointers = [int(item.get("DimensionIndexPointer") or 0) for item in data.get("DimensionIndexSequence") or []]
     indices = content.get("DimensionIndexValues")
     indices = [] if indices is None else [indices] if isinstance(indices, int) else list(indices)
     if pointers and len(indices) == len(pointers):
         yield "DimensionIndexValues", tuple(i for i, p in zip(indices, pointers) if p not in ALONG_THE_STACK)
-    for sequence, keyword in TELLING_OF_FRAMES:
-        yield keyword, _plain(of(sequence, keyword))
+    if groups:
+        for sequence, keyword in DISCRIMINATING_OF_FRAMES:
+            yield keyword, _plain(value_of(sequence, keyword))
     directions = [item for group in groups for part in group.get("MRDiffusionSequence") or []
                   for item in part.get("DiffusionGradientDirectionSequence") or []]  # fmt: skip
     if directions:
         yield "DiffusionGradientOrientation", _plain(directions[0].get("DiffusionGradientOrientation"))
-    for keyword in TELLING:
-        yield keyword, _plain(data.get(keyword))
+    for keyword in DISCRIMINATING:
+        yield keyword, _plain(value(data, keyword))
 
 
 def _plain(value: Any) -> Any:
@@ -164,13 +286,27 @@ def uid(value: Any) -> str:
     return text if len(text) <= LONGEST_UID and re.fullmatch(RE_VALID_UID, text) else ""
 
 
-def _number(value: Any, absent: float) -> float:
-    return absent if value in (None, "") else float(value)
+def _number(value: Any) -> float | None:
+    """A number, or None where there is none or something else."""
+    try:
+        return None if value in (None, "") else float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number, or None where there is none or something else."""
+    try:
+        return None if value in (None, "") else int(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def _numbers(values: Any, count: int) -> tuple[float, ...] | None:
     """So many finite numbers, or None."""
     if values in (None, "") or isinstance(values, (int, float, str)) or len(values) != count:
         return None
-    numbers = tuple(float(value) for value in values)
-    return numbers if all(math.isfinite(number) for number in numbers) else None
+    numbers = tuple(_number(value) for value in values)
+    return (
+        tuple(n for n in numbers if n is not None) if all(n is not None and math.isfinite(n) for n in numbers) else None
+    )

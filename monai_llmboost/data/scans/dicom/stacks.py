@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import hashlib
 import os
 from collections import Counter
@@ -15,48 +14,55 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from monai_llmboost.data.scans.dicom.geometry import Layout, lay_out, places
+from monai_llmboost.data.scans.dicom.copies import without_copies
+from monai_llmboost.data.scans.dicom.geometry import Layout, is_even, lay_out, nearly_parallel, overlap, same_plane
 from monai_llmboost.data.scans.dicom.headers import read_header
-from monai_llmboost.data.scans.dicom.pixels import same_content
+from monai_llmboost.data.scans.dicom.identity import Series, series_of
 from monai_llmboost.data.scans.dicom.slices import SliceHeader
+from monai_llmboost.data.scans.dicom.volumes import Volumes, volumes_of
 from monai_llmboost.data.scans.scan import RefusedScan, Scan, SkippedFile
 
-# Slices belong to one stack if their directions, and relatively their pixel spacings, differ by no more.
-ALIKE = 1e-4
-# So many tags at most are taken together to tell volumes of a series apart, such as echo and time.
-MOST_TAGS = 3
-# A tag that leaves fewer slices than this together numbers slices rather than volumes.
-FEWEST = 2
+# Volumes in time have one affine up to this, in mm.
+SAME_AFFINE = 1e-3
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Slices that belong together, laid out as one volume or refused.
+    """Slices that belong together, laid out as one volume, or several in time, or refused.
 
     Args:
-        slices: in the order of k, or as found if refused.
-        layout: their geometry; None if refused.
-        told_apart_by: tags by which it was separated from others at the same place.
+        slices: of a volume in the order of k, of several volume by volume; as found if refused.
+        layouts: the geometry of each volume; empty if refused.
+        separated_by: what separated it from others of its series.
         warnings: what is odd about it and does not keep it from being read.
         refused: why it is no volume; empty if it is.
+        refused_kind: one word for the kind of that reason.
     """
 
     slices: tuple[SliceHeader, ...]
-    layout: Layout | None = None
-    told_apart_by: tuple[str, ...] = ()
+    layouts: tuple[Layout, ...] = ()
+    separated_by: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     refused: str = ""
+    refused_kind: str = ""
 
     @property
     def digest(self) -> str:
         """Eight characters that stand for exactly these slices, wherever they are and whatever lies beside them."""
-        parts = sorted((part.sop_uid or part.path.name, part.frame) for part in self.slices)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
+        names = [(part.sop_uid or part.path.name, part.frame) for part in self.slices]
+        if len(set(names)) < len(names):  # as where all files have one SOPInstanceUID
+            parts = sorted((*name, part.number, part.position) for name, part in zip(names, self.slices))
+            return _digest(parts)
+        return _digest(sorted(names))
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The files, in the order of their first slices."""
         return tuple(dict.fromkeys(part.path for part in self.slices))
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:8]
 
 
 def dicom_scans(
@@ -83,8 +89,8 @@ def dicom_scans(
 def dicom_stacks(files: Iterable[Path], min_slices: int = 2) -> tuple[list[Stack], list[SkippedFile]]:
     """The stacks among DICOM files, and the files that hold no slices or are copies of others.
 
-    A stack has one series, frame of reference, size, spacing and direction. Where several volumes lie at one place
-    they are told apart by echo, time, b-value and the like, never by the number of an image.
+    A stack has one patient, study, series, size, spacing and direction. Where several volumes lie at one place they
+    are separated by echo, b-value and the like, or, as volumes in time, by the order of their numbers.
     """
     headers: list[tuple[SliceHeader, ...]] = []
     skipped: list[SkippedFile] = []
@@ -94,116 +100,168 @@ def dicom_stacks(files: Iterable[Path], min_slices: int = 2) -> tuple[list[Stack
             skipped.append(found)
         else:
             headers.append(found)
-    originals = _copies(headers)
-    skipped += [SkippedFile(copy, f"a copy of {original.name}") for copy, original in originals.items()]
-    slices = [part for file in headers for part in file if part.path not in originals]
-    stacks = [_laid_out(stack, min_slices) for group in _groups(slices) for stack in _volumes(group)]
-    of_series = Counter(_series(stack.slices[0]) for stack in stacks)
+    kept, originals, copies = without_copies(headers)
+    skipped += copies
+    lost = _lost(skipped, {file[0].sop_uid for file in kept})
+    series = series_of(part for file in kept for part in file)
+    stacks = [_without_lost(stack, lost) for one in series for stack in _stacks(one, min_slices)]
+    stacks = _refuse_halves(stacks, lambda part: part.series_uid)
+    stacks = _refuse_halves(stacks, lambda part: part.identity.series_number and part.identity.study_uid)
+    of_series = Counter(stack.slices[0].series_uid for stack in stacks)
     copied = Counter(originals.values())
     return [
-        replace(stack, warnings=tuple(_oddities(stack, of_series[_series(stack.slices[0])], copied)))
+        replace(stack, warnings=tuple(_oddities(stack, of_series[stack.slices[0].series_uid], copied)))
         for stack in stacks
     ], sorted(skipped, key=lambda file: file.path)
 
 
-def _copies(headers: Sequence[tuple[SliceHeader, ...]]) -> dict[Path, Path]:
-    """Files that hold what another one holds under the same SOPInstanceUID: copy -> the one that is kept."""
-    kept: dict[str, list[Path]] = {}
-    copies = {}
-    for path, uid in ((file[0].path, file[0].sop_uid) for file in headers):
-        others = kept.setdefault(uid, []) if uid else []
-        same = (one for one in others if filecmp.cmp(path, one, shallow=False) or same_content(path, one))
-        original = next(same, None)
-        if original is None:
-            others.append(path)
-        else:
-            copies[path] = original
-    return copies
+def _lost(skipped: Iterable[SkippedFile], known: set[str]) -> dict[str, SkippedFile]:
+    """Images that cannot be used, by their series; those that are there a second time are not missed."""
+    return {file.series_uid: file for file in skipped if file.series_uid and file.sop_uid not in known - {""}}
 
 
-def _series(part: SliceHeader) -> str:
-    return part.series_uid or str(part.path.parent)
-
-
-def _groups(slices: Iterable[SliceHeader]) -> Iterator[list[SliceHeader]]:
-    """Slices of one series, size, spacing and direction."""
-    exact: dict[tuple, list[list[SliceHeader]]] = {}
-    for part in slices:
-        key = (_series(part), part.frame_of_reference, part.rows, part.columns, _placed(part))
-        groups = exact.setdefault(key, [])
-        group = next((group for group in groups if not _placed(part) or _alike(part, group[0])), None)
-        if group is None:
-            groups.append([part])
-        else:
-            group.append(part)
-    for groups in exact.values():
-        yield from groups
-
-
-def _placed(part: SliceHeader) -> bool:
-    return part.position is not None and part.orientation is not None and part.pixel_spacing is not None
-
-
-def _alike(one: SliceHeader, other: SliceHeader) -> bool:
-    directions, spacings = (
-        [np.array(getattr(part, attribute)) for part in (one, other)] for attribute in ("orientation", "pixel_spacing")
+def _without_lost(stack: Stack, lost: dict[str, SkippedFile]) -> Stack:
+    """The stack, refused if an image of its series cannot be used: it may be one of its slices."""
+    file = lost.get(stack.slices[0].series_uid)
+    if file is None or stack.refused:
+        return stack
+    return Stack(
+        stack.slices, warnings=stack.warnings, refused=f"{file.reason} ({file.path.name})", refused_kind="damaged"
     )
-    turned = np.abs(directions[0] - directions[1]).max() > ALIKE
-    scaled = (np.abs(spacings[0] - spacings[1]) > ALIKE * np.abs(spacings[1])).any()
-    return not turned and not scaled
 
 
-def _volumes(group: list[SliceHeader]) -> Iterator[Stack]:
-    """The volumes of a group that lie at one place, if the fewest tags tell them apart; else the whole of it."""
-    number = places(group) if _placed(group[0]) else np.arange(len(group))
-    if len(set(number)) == len(group):
-        yield Stack(tuple(group))
+def _stacks(series: Series, min_slices: int) -> Iterator[Stack]:
+    """The stacks of a series, each laid out or refused."""
+    if series.refused:
+        yield Stack(series.slices, warnings=series.warnings, refused=series.refused, refused_kind="unclear")
         return
-    tags = [dict(part.telling) for part in group]
-    telling = [tag for tag in dict.fromkeys(tag for of in tags for tag in of) if len({of.get(tag) for of in tags}) > 1]
-    for count in range(1, MOST_TAGS + 1):
-        splits = []
-        for chosen in combinations(telling, count):
-            parts: dict[tuple, list[int]] = {}
-            for i, of in enumerate(tags):
-                parts.setdefault(tuple(of.get(tag) for tag in chosen), []).append(i)
-            if all(len(part) >= FEWEST and len(set(number[part])) == len(part) for part in parts.values()):
-                splits.append((chosen, parts))
-        if splits:
-            chosen, parts = min(splits, key=lambda split: len(split[1]))
-            for part in parts.values():
-                yield Stack(tuple(group[i] for i in part), told_apart_by=chosen)
-            return
-    yield Stack(tuple(group))
+    sizes: dict[tuple[int, int], list[SliceHeader]] = {}
+    for part in series.slices:
+        sizes.setdefault((part.rows, part.columns), []).append(part)
+    for slices in sizes.values():
+        planes = _planes(slices)
+        stacks = [
+            _laid_out(volumes, series, min_slices)
+            for plane in planes
+            for volumes in (volumes_of(plane, series.nameless) if plane[0].is_placed else [Volumes(tuple(plane))])
+        ]
+        yield from _refuse_fallen_apart(stacks) if len(planes) > 1 else stacks
 
 
-def _laid_out(stack: Stack, min_slices: int) -> Stack:
+def _planes(slices: Sequence[SliceHeader]) -> list[list[SliceHeader]]:
+    """Slices of one size by direction and pixel spacing; all together where the place of one is not known."""
+    if not all(part.is_placed for part in slices):
+        return [sorted(slices, key=lambda part: part.is_placed)]
+    planes: list[list[SliceHeader]] = []
+    for part in slices:
+        plane = next((plane for plane in planes if same_plane(part, plane[0])), None)
+        if plane is None:
+            planes.append([part])
+        else:
+            plane.append(part)
+    return planes
+
+
+def _laid_out(volumes: Volumes, series: Series, min_slices: int) -> Stack:
+    slices = volumes.slices
+    stack = Stack(
+        slices,
+        separated_by=(*series.separated_by, *volumes.separated_by),
+        warnings=(*series.warnings, *([volumes.warning] if volumes.warning else [])),
+    )
     try:
-        bad = next((part for part in stack.slices if part.problem), None)
+        bad = next((part for part in slices if part.problem), None)
         if bad:
-            raise RefusedScan(f"{bad.problem} ({bad.path.name})")
-        for words, values in (
-            ("modality", {part.modality for part in stack.slices}),
-            ("photometric interpretation", {part.inverted for part in stack.slices}),
-        ):
-            if len(values) > 1:
-                raise RefusedScan(f"expected slices of one {words}, got several: keep the slices of one volume")
-        layout = lay_out(stack.slices, min_slices)
+            raise RefusedScan(f"{bad.problem} ({bad.path.name})", kind="damaged")
+        if volumes.refused:
+            raise RefusedScan(volumes.refused, kind="unclear")
+        each = len(slices) // volumes.count
+        layouts = [lay_out(slices[start : start + each], min_slices) for start in range(0, len(slices), each)]
+        if any(np.abs(layout.affine - layouts[0].affine).max() > SAME_AFFINE for layout in layouts):
+            raise RefusedScan(
+                f"expected {volumes.count} volumes at one place, got some that moved: keep one", kind="several-volumes"
+            )
+        _check_alike(slices)
     except RefusedScan as refused:
-        return replace(stack, refused=str(refused))
-    return replace(stack, slices=layout.slices, layout=layout)
+        return replace(stack, refused=str(refused), refused_kind=refused.kind)
+    return replace(stack, slices=tuple(part for layout in layouts for part in layout.slices), layouts=tuple(layouts))
+
+
+def _check_alike(slices: Sequence[SliceHeader]) -> None:
+    """Refuse slices whose values do not mean the same."""
+    for words, values in (
+        ("modality", {part.modality for part in slices} - {""}),
+        ("photometric interpretation", {part.inverted for part in slices}),
+        ("sign (PixelRepresentation)", {part.signed for part in slices}),
+        ("way of scaling (RescaleSlope)", {part.slope is None for part in slices}),
+        ("way of scaling (RescaleIntercept)", {part.intercept is None for part in slices}),
+    ):
+        if len(values) > 1:
+            raise RefusedScan(
+                f"expected slices of one {words}, got several: keep the slices of one volume", kind="mixed"
+            )
+
+
+def _refuse_fallen_apart(stacks: list[Stack]) -> list[Stack]:
+    """The stacks of one series; one refused stack in their place if but for their directions they are one volume."""
+    slices = [part for stack in stacks for part in stack.slices]
+    alike = all(part.is_placed and nearly_parallel(slices[0], part) for part in slices)
+    if len(slices) < 3 or not alike or not is_even(slices):
+        return stacks
+    refused = (
+        "expected slices of one direction and pixel spacing, got some that differ by more than a tenth of a pixel, in "
+        "one even stack: export the series again"
+    )
+    return [Stack(tuple(slices), refused=refused, refused_kind="no-geometry")]
+
+
+def _refuse_halves(stacks: Sequence[Stack], owner: Callable[[SliceHeader], str]) -> list[Stack]:
+    """The stacks, with those of one owner refused as one that are halves of one even stack."""
+    owners: dict[str, list[int]] = {}
+    for i, stack in enumerate(stacks):
+        if stack.slices[0].is_placed and (name := owner(stack.slices[0])):
+            owners.setdefault(name, []).append(i)
+    found: dict[int, Stack] = dict(enumerate(stacks))
+    for several in owners.values():
+        for i, j in combinations(several, 2):
+            if i in found and j in found and _are_halves(found[i], found[j]):
+                refused = (
+                    "expected slices of one patient, study and series, got another one's in every gap, in one even "
+                    "stack: correct the headers"
+                )
+                slices = (*found[i].slices, *found.pop(j).slices)
+                found[i] = Stack(slices, refused=refused, refused_kind="unclear")
+    return list(found.values())
+
+
+def _are_halves(one: Stack, other: Stack) -> bool:
+    """Whether two stacks fill each other's gaps, and neither a tag nor their numbers say that they are two."""
+    first, second = one.slices[0], other.slices[0]
+    tags = {tag for tag, _ in first.discriminating} | {"folder"}
+    if (first.rows, first.columns) != (second.rows, second.columns) or tags & {*one.separated_by, *other.separated_by}:
+        return False
+    slices = (*one.slices, *other.slices)
+    numbers = [{part.number for part in stack.slices} - {None} for stack in (one, other)]
+    return (
+        not (first.series_uid != second.series_uid and numbers[0] & numbers[1])
+        and all(part.is_placed for part in slices)
+        and nearly_parallel(first, second)
+        and overlap(one.slices, other.slices)
+        and is_even(slices)
+    )
 
 
 def _oddities(stack: Stack, of_series: int, copied: Counter[Path]) -> Iterator[str]:
-    if of_series > 1:
-        by = f", told apart by {' and '.join(stack.told_apart_by)}" if stack.told_apart_by else ""
+    if of_series > 1 and stack.slices[0].series_uid:
+        by = f", told apart by {' and '.join(stack.separated_by)}" if stack.separated_by else ""
         yield f"one of {of_series} stacks of its series{by}"
+    yield from stack.warnings
     if copies := sum(copied[path] for path in stack.files):
         yield f"copies of its files were left out: {copies}"
     if stack.slices[0].inverted:
         yield "stored with low values bright (MONOCHROME1): mirrored, so that bright is high"
-    if stack.layout and stack.layout.tilt_deg:
-        yield f"its slices are tilted by {stack.layout.tilt_deg:.1f} degrees (gantry tilt)"
+    if stack.layouts and stack.layouts[0].tilt_deg:
+        yield f"its slices are tilted by {stack.layouts[0].tilt_deg:.1f} degrees (gantry tilt)"
 
 
 def _base(files: Sequence[Path]) -> Path:
@@ -221,13 +279,15 @@ def _scan(stack: Stack, name: str) -> Scan:
         stack=stack.digest,
         warnings=stack.warnings,
         refused=stack.refused,
+        refused_kind=stack.refused_kind,
     )
-    if stack.layout is None:
+    if not stack.layouts:
         return scan
-    affine = stack.layout.affine
+    affine = stack.layouts[0].affine
+    count = len(stack.layouts)
     return replace(
         scan,
-        shape=(first.columns, first.rows, len(stack.slices)),
+        shape=(first.columns, first.rows, len(stack.layouts[0].slices), *([count] if count > 1 else [])),
         spacing_mm=tuple(float(size) for size in nibabel.affines.voxel_sizes(affine)),
         orientation="".join(nibabel.aff2axcodes(affine)),
     )

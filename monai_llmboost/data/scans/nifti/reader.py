@@ -23,7 +23,7 @@ from monai_llmboost.data.scans.nifti.headers import (
     nifti_header,
     sentence,
 )
-from monai_llmboost.data.scans.scan import RefusedScan
+from monai_llmboost.data.scans.scan import RefusedScan, check_volume, chosen_volume
 
 # Voxels that are unpacked and scaled at a time; what a volume needs beyond its float32 is a few times this.
 CHUNK = 1 << 19
@@ -47,9 +47,7 @@ class BoundedNiftiReader(ImageReader):
 
     def __init__(self, volume: int | None = None, max_voxels: int = LARGEST_VOLUME) -> None:
         super().__init__()
-        # ValueError throughout: LoadImage answers a TypeError by a reader without options.
-        if volume is not None and (not isinstance(volume, int) or isinstance(volume, bool) or volume < 0):
-            raise ValueError(f"expected volume to be a whole number from 0, got {volume!r}: give the one to be read")
+        check_volume(volume)  # ValueError throughout: LoadImage answers a TypeError by a reader without options
         if not isinstance(max_voxels, int) or isinstance(max_voxels, bool) or max_voxels < 1:
             raise ValueError(f"expected max_voxels to be a whole number from 1, got {max_voxels!r}: leave it out")
         self.volume = volume
@@ -106,16 +104,9 @@ def read_voxels(header: NiftiHeader, volume: int | None = None) -> np.ndarray:
         RefusedScan: damaged, not what its header says, several volumes and none chosen, or not finite in float32.
         OSError: the file cannot be read.
     """
-    volumes = math.prod(header.shape[3:])
-    if volume is None and volumes > 1:
-        raise RefusedScan(
-            f"expected one volume, got {volumes} (shape {header.shape}): choose one with --volume K (volume=K in "
-            f"Python), from 0 to {volumes - 1}"
-        )
-    if volume is not None and volume >= volumes:
-        raise RefusedScan(f"expected volume to be from 0 to {volumes - 1}, got {volume}: choose one that is there")
+    volume = chosen_volume(volume, math.prod(header.shape[3:]), header.shape)
     size = math.prod(header.shape[:3]) * header.dtype.itemsize
-    start = header.offset + (volume or 0) * size
+    start = header.offset + volume * size
     with header.voxels.open("rb") as raw:
         file = cast(BinaryIO, gzip.GzipFile(fileobj=raw) if header.packed else raw)
         try:

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are there twice: found by what they hold, and only where they are of one image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from monai_llmboost.data.scans.dicom.pixels import digest_of_pixels
+from monai_llmboost.data.scans.dicom.slices import SliceHeader
+from monai_llmboost.data.scans.scan import SkippedFile
+
+File = tuple[SliceHeader, ...]
+
+
+def without_copies(files: Sequence[File]) -> tuple[list[File], dict[Path, Path], list[SkippedFile]]:
+    """The files without those that hold what another one holds.
+
+    A copy agrees with another file in its SOPInstanceUID, identity, number, place, tags and values. A damaged file
+    that agrees in all but the values is a damaged copy. Pixels are read only of files that agree in all else, and of
+    each of these once.
+
+    Returns:
+        The files that stay, copy -> the file that stays, and both kinds of copies as skipped files.
+    """
+    same_header: dict[tuple, list[File]] = {}
+    for file in files:
+        same_header.setdefault(_key(file), []).append(file)
+    kept: list[File] = []
+    originals: dict[Path, Path] = {}
+    skipped: list[SkippedFile] = []
+    for several in same_header.values():
+        if len(several) == 1:
+            kept += several
+            continue
+        whole = [file for file in several if not file[0].problem]
+        damaged = [file for file in several if file[0].problem]
+        by_content: dict[str, Path] = {}
+        for file in whole:
+            path = file[0].path
+            # One that cannot be unpacked is like no other; the reason comes when it is read.
+            original = by_content.setdefault(digest_of_pixels(path) or str(path), path)
+            if original == path:
+                kept.append(file)
+            else:
+                originals[path] = original
+                skipped.append(SkippedFile(path, f"a copy of {original.name}"))
+        for file in damaged:
+            if len(by_content) == 1:
+                (original,) = by_content.values()
+                skipped.append(SkippedFile(file[0].path, f"a damaged copy of {original.name}"))
+            else:
+                kept.append(file)
+    return kept, originals, skipped
+
+
+def _key(file: File) -> tuple:
+    """All that must agree before pixels are compared."""
+    first = file[0]
+    frames = tuple(
+        (part.position, part.orientation, part.pixel_spacing, part.slope, part.intercept, part.discriminating)
+        for part in file
+    )
+    return first.sop_uid, first.identity, first.number, first.inverted, first.rows, first.columns, frames

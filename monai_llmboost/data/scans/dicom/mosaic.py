@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mosaics: all slices of a volume as tiles of one picture, as Siemens scanners wrote functional and diffusion MR.
+
+Tiles lie row by row in a square grid. The header's position is that of a picture of one slice with as many rows and
+columns as the whole grid, around the same centre; direction and distance of the slices are in Siemens' own elements:
+https://nipy.org/nibabel/dicom/dicom_mosaic.html
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydicom import Dataset, dcmread
+
+from monai_llmboost.data.scans.dicom.slices import SliceHeader, value
+
+# Number of slices in a picture of United Imaging scanners, whose geometry is described elsewhere.
+GRID_UIH = (0x0065, 0x1050)
+# Cosine to the picture's normal above which a direction is that of the slices.
+ALONG = 0.99
+# Difference of two distances of slices, as a part of it, up to which they agree.
+SAME_SPACING = 0.01
+SLICE_POSITION = re.compile(
+    r"sSliceArray\.asSlice\[(\d+)\]\.sPosition\.d(Sag|Cor|Tra)\s*=\s*([-+.\deE]+)",
+)
+EXPORT = "export it as enhanced or as separate slices"
+
+
+def is_mosaic(data: Dataset) -> bool:
+    """Whether a file is a picture of many slices as Siemens writes them."""
+    return "MOSAIC" in str(value(data, "ImageType") or "").upper()
+
+
+def is_grid(data: Dataset) -> bool:
+    """Whether a file is a picture of many slices as United Imaging writes them."""
+    count = data.get(GRID_UIH)
+    if count is None:
+        return False
+    text = count.value.decode("ascii", "replace") if isinstance(count.value, bytes) else str(count.value)
+    return text.strip("\0 ") not in ("", "0", "1")
+
+
+def tiles_of(path: Path, picture: SliceHeader) -> tuple[SliceHeader, ...]:
+    """The slices of a mosaic, in the order of its tiles; or the picture with the reason why they cannot be found.
+
+    Args:
+        path: the file.
+        picture: its header as that of one slice.
+    """
+    if picture.problem or not picture.is_placed:
+        return (picture,)
+    data = dcmread(path, stop_before_pixels=True, force=True)
+    image, series = (_csa(data, kind) for kind in ("image", "series"))
+    count = int(next(iter(image.get("NumberOfImagesInMosaic", [])), 0) or 0)
+    if count < 1:
+        return (_refused(picture, "the number of slices in a mosaic"),)
+    side = math.ceil(math.sqrt(count))
+    if picture.rows % side or picture.columns % side:
+        return (replace(picture, problem=f"expected {side} x {side} tiles, got {picture.rows} rows and "
+                        f"{picture.columns} columns: {EXPORT}"),)  # fmt: skip
+    rows, columns = picture.rows // side, picture.columns // side
+    along_rows, along_columns = np.array(picture.orientation).reshape(2, 3)
+    between_rows, between_columns = picture.pixel_spacing or (0.0, 0.0)
+    row, column = along_columns * between_rows, along_rows * between_columns  # one step down, one step to the right
+    first = np.array(picture.position) + (picture.rows - rows) / 2 * row + (picture.columns - columns) / 2 * column
+    centre = first + rows / 2 * row + columns / 2 * column
+    step = _step(data, image, _protocol(series), np.cross(along_rows, along_columns), centre, count)
+    if isinstance(step, str):
+        return (_refused(picture, step),)
+    return tuple(
+        replace(
+            picture,
+            frame=tile,
+            frames=count,
+            rows=rows,
+            columns=columns,
+            position=tuple(float(x) for x in first + tile * step),
+            unit=(0.0, 0.0, 0.0),
+            corner=(tile // side * rows, tile % side * columns),
+        )
+        for tile in range(count)
+    )
+
+
+def _step(
+    data: Dataset, image: Mapping[str, Any], protocol: np.ndarray, normal: np.ndarray, centre: np.ndarray, count: int
+) -> np.ndarray | str:
+    """The way from one tile's slice to the next one's, in mm; or what is not known of it."""
+    written = np.array(image.get("SliceNormalVector", []), dtype=float)
+    sign = np.sign(written @ normal) if written.shape == (3,) and abs(written @ normal) > ALONG else 0.0
+    spacing = float(value(data, "SpacingBetweenSlices") or 0)
+    if len(protocol) == count > 1:
+        mean = (protocol[-1] - protocol[0]) / (count - 1)
+        spacing = spacing or float(np.linalg.norm(mean))
+        ends = [np.linalg.norm(centre - end) < SAME_SPACING * 10 * spacing for end in (protocol[0], protocol[-1])]
+        if ends[0] != ends[1]:  # else the slices were moved after the protocol was written, as for motion correction
+            order = np.sign(mean @ normal) * (1 if ends[0] else -1)
+            if sign and order != sign:
+                return "one order of slices (its protocol and its images disagree)"
+            if abs(np.linalg.norm(mean) - spacing) > SAME_SPACING * spacing:
+                return "one distance of slices (its protocol and its images disagree)"
+            sign = order
+    if not sign:
+        return "the order of slices in a mosaic"
+    if not spacing > 0:
+        return "the distance of slices in a mosaic"
+    return sign * spacing * normal
+
+
+def _csa(data: Dataset, kind: str) -> dict[str, Any]:
+    """Siemens' own header of the image or the series, name -> values; empty if it is absent or damaged."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nibabel calls its reader experimental whenever it is imported
+        from nibabel.nicom import csareader
+    try:
+        header = csareader.get_csa_header(data, kind)
+    except Exception:  # whatever a damaged one leads to
+        header = None
+    return {} if header is None else {name: tag["items"] for name, tag in header["tags"].items()}
+
+
+def _protocol(series: Mapping[str, Any]) -> np.ndarray:
+    """Centres of the slices as they were planned, (slices, 3), in mm; empty if unknown."""
+    text = next(iter(series.get("MrPhoenixProtocol") or series.get("MrProtocol") or []), "")
+    found = [(int(i), ("Sag", "Cor", "Tra").index(axis), float(x)) for i, axis, x in SLICE_POSITION.findall(str(text))]
+    centres = np.zeros((max((i for i, _, _ in found), default=-1) + 1, 3))
+    for i, axis, x in found:
+        centres[i, axis] = x
+    return centres
+
+
+def _refused(picture: SliceHeader, missing: str) -> SliceHeader:
+    return replace(picture, problem=f"expected {missing}, got none that is sure: {EXPORT}")

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pixel data of a DICOM file before they are unpacked: whether as many are there as the header says."""
+
+from __future__ import annotations
+
+import os
+from typing import BinaryIO, Literal
+
+from pydicom import Dataset
+from pydicom.uid import UID
+
+PIXEL_DATA = (0x7FE0, 0x0010)
+ITEM, END_OF_ITEMS = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
+UNDEFINED = 0xFFFFFFFF
+CUT_SHORT = "the file is cut short, copy it again"
+
+
+def problem_of_pixel_data(file: BinaryIO, data: Dataset, syntax: UID, frames: int) -> str:
+    """What keeps the pixels of a file from being those that its header describes; empty if nothing does.
+
+    Args:
+        file: at the first byte of the element of pixel data, where pydicom leaves it.
+        data: the header.
+        syntax: transfer syntax of the file.
+        frames: images that the header promises.
+    """
+    needed = frames * data.Rows * data.Columns * data.BitsAllocated // 8
+    implicit, little = data.original_encoding
+    order: Literal["little", "big"] = "little" if little else "big"
+    end = os.fstat(file.fileno()).st_size
+    head = file.read(8 if implicit else 12)
+    tag = (int.from_bytes(head[:2], order), int.from_bytes(head[2:4], order))
+    if len(head) < (8 if implicit else 12) or tag != PIXEL_DATA:
+        return f"expected {needed} bytes of pixels, got none: {CUT_SHORT}"
+    length = int.from_bytes(head[-4:], order)
+    if syntax.is_encapsulated:
+        return _problem_of_items(file, frames, length, end)
+    rest = end - file.tell()
+    if length == UNDEFINED:
+        return f"expected {needed} bytes of pixels, got a length that is not given: export it again"
+    if rest < length:
+        return f"expected {max(length, needed)} bytes of pixels, got at most {rest}: {CUT_SHORT}"
+    if not needed <= length <= needed + needed % 2:  # an odd number is filled up to an even one
+        return (
+            f"expected {needed} bytes of pixels ({frames} x {data.Rows} x {data.Columns}, {data.BitsAllocated} bits), "
+            f"got {length}: header and pixels are not of one image, export it again"
+        )
+    return ""
+
+
+def _problem_of_items(file: BinaryIO, frames: int, length: int, end: int) -> str:
+    """What is wrong with the list of compressed pieces; the pieces themselves are looked at when they are unpacked."""
+    last = end if length == UNDEFINED else min(end, file.tell() + length)
+    pieces = -1  # the first item is a table of places
+    while True:
+        head = file.read(8)  # items are little-endian in every syntax
+        tag = (int.from_bytes(head[:2], "little"), int.from_bytes(head[2:4], "little"))
+        if tag == END_OF_ITEMS or (length != UNDEFINED and not head):
+            break
+        size = int.from_bytes(head[4:8], "little")
+        if len(head) < 8 or tag != ITEM or file.tell() + size > last:
+            return f"expected compressed pixels up to their end mark, got fewer: {CUT_SHORT}"
+        file.seek(size, os.SEEK_CUR)
+        pieces += 1
+    if pieces < frames:
+        return f"expected compressed pixels of {frames} images, got {max(pieces, 0)}: export it again"
+    return ""
