@@ -63,15 +63,11 @@ class SkippedFile:
         path: the file.
         reason: why it is none.
         unread: whether it may be part of a scan all the same, for what it holds cannot be told.
-        series_uid: SeriesInstanceUID of an image that cannot be used, where its header names it, and
-        sop_uid: its SOPInstanceUID.
     """
 
     path: Path
     reason: str
     unread: bool = False
-    series_uid: str = ""
-    sop_uid: str = ""
 
 
 def check_volume(volume: int | None) -> None:

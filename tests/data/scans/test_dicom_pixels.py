@@ -6,7 +6,7 @@ import pytest
 from dicom_files import OBLIQUE, item, random_volume, save, write_multiframe, write_series
 from PIL import Image
 from pydicom import dcmread
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import ExplicitVRBigEndian, JPEG2000Lossless, JPEGLSLossless, MRImageStorage, RLELossless
 
 from monai_llmboost.data.scans.dicom.reader import DicomSeriesReader
@@ -61,7 +61,8 @@ def test_mr_slopes_count_as_well(tmp_path):
     ids=["12 bits", "signed", "8 bits"],
 )
 def test_bright_stays_bright(tmp_path, volume, bits, mirrored):
-    tags = {"PhotometricInterpretation": "MONOCHROME1", "BitsStored": bits, "HighBit": bits - 1, "RescaleSlope": "2"}
+    tags = {"PhotometricInterpretation": "MONOCHROME1", "BitsStored": bits, "HighBit": bits - 1}
+    tags |= {"RescaleSlope": "2", "RescaleIntercept": "0"}
     write_series(tmp_path, volume, **tags)
     meta = assert_reads_as(tmp_path, mirrored(volume.astype(int)) * 2)
     assert meta["warnings"] == "stored with low values bright (MONOCHROME1): mirrored, so that bright is high"
@@ -152,6 +153,109 @@ def test_a_code_cut_short_is_refused(tmp_path, syntax):
 
 
 def test_values_beyond_float32_are_refused(tmp_path):
-    write_series(tmp_path, VOLUME, RescaleSlope="1e300")
+    write_series(tmp_path, VOLUME, RescaleSlope="1e300", RescaleIntercept="0")
     with pytest.raises(RefusedScan, match="expected finite voxels"):
+        read(tmp_path)
+
+
+def test_padding_is_not_taken_for_tissue(tmp_path):
+    """Outside of the field of view, where bright as well as dark numbers are in use."""
+    corner = np.zeros(VOLUME.shape, bool)
+    corner[:2, :3] = True
+    for name, padding, limit in (("dark", -2000, None), ("bright", 30000, None), ("range", 29000, 31000)):
+        stored = np.where(corner, 30000 if padding > 0 else -2000, VOLUME)
+        tags = {"PixelPaddingValue": padding, "RescaleSlope": "2", "RescaleIntercept": "-10"}
+        if limit is not None:
+            tags["PixelPaddingRangeLimit"] = limit
+        write_series(tmp_path / name, stored.astype(np.int16), **tags)
+        lowest = VOLUME[~corner].min()
+        meta = assert_reads_as(tmp_path / name, np.where(corner, lowest, VOLUME) * 2.0 - 10)
+        assert meta["warnings"] == "8.3 % of its voxels are padding (PixelPaddingValue): set to the lowest other value"
+
+
+def test_padding_that_is_nowhere_changes_nothing(tmp_path):
+    write_series(tmp_path, VOLUME, PixelPaddingValue=-2000)
+    assert assert_reads_as(tmp_path, VOLUME)["warnings"] == ""
+
+
+def test_padding_of_signed_values_may_be_written_as_unsigned(tmp_path):
+    stored = VOLUME.copy()
+    stored[0] = -2000
+
+    def change(data, k):
+        data.add_new("PixelPaddingValue", "US", 65536 - 2000)
+
+    write_series(tmp_path, stored, change=change)
+    expected = stored.copy()
+    expected[0] = stored[1:].min()
+    assert_reads_as(tmp_path, expected)
+
+
+def test_bright_padding_of_inverted_images_is_dark(tmp_path):
+    stored = (VOLUME % 200).astype(np.uint8)
+    stored[0] = 255
+    write_series(tmp_path, stored, PhotometricInterpretation="MONOCHROME1", PixelPaddingValue=255)
+    expected = 255 - stored.astype(int)
+    expected[0] = expected[1:].min()
+    assert_reads_as(tmp_path, expected)
+
+
+def pieces(data, change):
+    """A file's pixels packed by RLE, with the one piece changed."""
+    data.compress(RLELossless, generate_instance_uid=False)
+    code = change(get_frame(data.PixelData, 0, number_of_frames=1))
+    data.PixelData = encapsulate([code + bytes(len(code) % 2)])
+
+
+def without_some(code, at, count):
+    return code[:at] + code[at + count :]
+
+
+@pytest.mark.parametrize("at", [64, 66, 70, 100, -20, -4])
+def test_rle_with_bytes_missing_is_refused(tmp_path, at):
+    """Also where the first piece then takes its end from the second one."""
+
+    def change(data, k):
+        if k == 2:
+            pieces(data, lambda code: without_some(code, at % len(code), 2))
+
+    write_series(tmp_path, np.repeat(VOLUME, 3, axis=0), change=change)
+    with pytest.raises(RefusedScan, match=r"expected pixels that can be unpacked, .* is damaged"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["RLE", "JPEG-LS", "JPEG 2000"])
+def test_packed_pixels_without_their_end_are_refused_by_the_header(tmp_path, kind):
+    write_packed(tmp_path, PACKED[kind])
+    path = sorted(tmp_path.iterdir())[2]
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(RefusedScan, match=r"expected compressed pixels up to their end mark, got fewer: .* cut short"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(("more", "got"), [(b"\0" * 8, 152), (b"\0" * 2, 146)])
+def test_more_pixels_than_the_header_says_are_refused(tmp_path, more, got):
+    def change(data, k):
+        if k == 2:
+            data.PixelData = data.PixelData + more
+
+    write_series(tmp_path, VOLUME, change=change)
+    with pytest.raises(RefusedScan, match=rf"expected 144 bytes of pixels .*, got {got}: header and pixels are not of"):
+        read(tmp_path)
+
+
+def test_an_odd_number_of_bytes_is_filled_up(tmp_path):
+    volume = random_volume((9, 7, 6), 0, 255).astype(np.uint8)
+    write_series(tmp_path, volume, change=lambda data, k: setattr(data, "PixelData", data.PixelData + b"\0"))
+    assert_reads_as(tmp_path, volume)
+
+
+def test_pixels_filled_up_by_padding_behind_them_are_refused(tmp_path):
+    def change(data, k):
+        if k == 2:
+            data.PixelData = data.PixelData[:-20]
+            data.add_new(0xFFFCFFFC, "OB", bytes(20))
+
+    write_series(tmp_path, VOLUME, change=change)
+    with pytest.raises(RefusedScan, match=r"expected 144 bytes of pixels .*, got 124: header and pixels are not of"):
         read(tmp_path)

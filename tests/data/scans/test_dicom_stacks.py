@@ -99,8 +99,12 @@ REFUSED = {
     ),
     "signs": (in_one("PixelRepresentation", 0), "slices of one sign .* got several"),
     "scaled and not": (
-        lambda data, k: setattr(data, "RescaleIntercept", "-1024" if k % 2 else ""),
-        r"slices of one way of scaling \(RescaleIntercept\), got several",
+        lambda data, k: k % 2 and tags(RescaleSlope="1", RescaleIntercept="-1024")(data, k),
+        r"slices of one way of scaling \(RescaleSlope\), got several",
+    ),
+    "scaled in part": (
+        lambda data, k: setattr(data, "RescaleSlope", "2"),
+        r"expected RescaleSlope and RescaleIntercept, got one of them: .* \(series-00\d.dcm\)",
     ),
     "cut short": (
         in_one("PixelData", lambda data: data.PixelData[:-20]),

@@ -17,26 +17,27 @@ def without_copies(files: Sequence[File]) -> tuple[list[File], dict[Path, Path],
     """The files without those that hold what another one holds.
 
     A copy agrees with another file in its SOPInstanceUID, identity, number, place, tags and values. A damaged file
-    that agrees in all but the values is a damaged copy. Pixels are read only of files that agree in all else, and of
-    each of these once.
+    under the SOPInstanceUID of just one whole file of its series is a damaged copy. Pixels are read only of files
+    that agree in all else, and of each of these once.
 
     Returns:
         The files that stay, copy -> the file that stays, and both kinds of copies as skipped files.
     """
-    same_header: dict[tuple, list[File]] = {}
+    whole: dict[tuple, list[File]] = {}
+    damaged: list[File] = []
     for file in files:
-        same_header.setdefault(_key(file), []).append(file)
+        if file[0].problem:
+            damaged.append(file)
+        else:
+            whole.setdefault(_key(file), []).append(file)
     kept: list[File] = []
     originals: dict[Path, Path] = {}
-    skipped: list[SkippedFile] = []
-    for several in same_header.values():
+    for several in whole.values():
         if len(several) == 1:
             kept += several
             continue
-        whole = [file for file in several if not file[0].problem]
-        damaged = [file for file in several if file[0].problem]
         by_content: dict[str, Path] = {}
-        for file in whole:
+        for file in several:
             path = file[0].path
             # One that cannot be unpacked is like no other; the reason comes when it is read.
             original = by_content.setdefault(digest_of_pixels(path) or str(path), path)
@@ -44,14 +45,22 @@ def without_copies(files: Sequence[File]) -> tuple[list[File], dict[Path, Path],
                 kept.append(file)
             else:
                 originals[path] = original
-                skipped.append(SkippedFile(path, f"a copy of {original.name}"))
-        for file in damaged:
-            if len(by_content) == 1:
-                (original,) = by_content.values()
-                skipped.append(SkippedFile(file[0].path, f"a damaged copy of {original.name}"))
-            else:
-                kept.append(file)
+    skipped = [SkippedFile(copy, f"a copy of {original.name}") for copy, original in originals.items()]
+    named: dict[tuple, list[Path]] = {}
+    for file in kept:
+        named.setdefault(_name(file), []).append(file[0].path)
+    for file in damaged:
+        same = named.get(_name(file), []) if file[0].sop_uid else []
+        if len(same) == 1:
+            skipped.append(SkippedFile(file[0].path, f"a damaged copy of {same[0].name}"))
+        else:
+            kept.append(file)
     return kept, originals, skipped
+
+
+def _name(file: File) -> tuple:
+    """What names an image, as far as a damaged header is to be trusted."""
+    return file[0].sop_uid, file[0].series_uid
 
 
 def _key(file: File) -> tuple:

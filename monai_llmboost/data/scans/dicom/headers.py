@@ -12,6 +12,7 @@ from typing import Any
 
 from pydicom import Dataset, dcmread
 from pydicom.config import disable_value_validation
+from pydicom.tag import Tag
 from pydicom.uid import (
     UID,
     ExplicitVRBigEndian,
@@ -29,6 +30,7 @@ from monai_llmboost.data.scans.dicom.slices import (
     SCALING,
     SliceHeader,
     slice_of,
+    slice_without_size,
     uid,
 )
 from monai_llmboost.data.scans.scan import SkippedFile
@@ -49,6 +51,7 @@ IMAGE = (
     "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
     "DimensionIndexSequence",
 )  # fmt: skip
+TAGS: list[Any] = [Tag(tag) for tag in (*IMAGE, *IDENTITY, *GEOMETRY, *SCALING, *DISCRIMINATING, GRID_UIH)]
 # Value representations of the first elements of a file.
 FIRST_VRS = (b"UL", b"UI", b"CS", b"OB", b"SH", b"DA", b"TM")
 LARGEST_FIRST_VALUE = 1 << 10
@@ -74,6 +77,9 @@ def quiet() -> Iterator[None]:
     """Without pydicom's warnings and log entries, which quote values; those that matter here are checked."""
     logger = logging.getLogger("pydicom")
     level = logger.level
+    if level > logging.CRITICAL:  # quiet already, as around many files
+        yield
+        return
     logger.setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings(), disable_value_validation():
@@ -110,11 +116,14 @@ def _read(path: Path) -> tuple[SliceHeader, ...] | SkippedFile:
             told = "expected a file that is not deflated as a whole: save it in another syntax"
             return SkippedFile(path, told, unread=True)
         file.seek(0)
-        tags: list[Any] = [*IMAGE, *IDENTITY, *GEOMETRY, *SCALING, *DISCRIMINATING, GRID_UIH]
-        data = dcmread(file, stop_before_pixels=True, force=True, specific_tags=tags)
+        data = dcmread(file, stop_before_pixels=True, force=True, specific_tags=TAGS)
         sop_class = uid(data.get("SOPClassUID") or data.file_meta.get("MediaStorageSOPClassUID"))
         if skipped := _no_image(path, data, sop_class):
             return skipped
+        if absent := _absent(data):
+            return (
+                slice_without_size(path, data, f"expected {', '.join(absent)} of an image, got none: it is damaged"),
+            )
         frames = int(data.get("NumberOfFrames") or 1)
         described = len(data.get("PerFrameFunctionalGroupsSequence") or [])
         problem = _problem(data)
@@ -130,17 +139,17 @@ def _read(path: Path) -> tuple[SliceHeader, ...] | SkippedFile:
 
 def _no_image(path: Path, data: Dataset, sop_class: str) -> SkippedFile | None:
     """Why an object is no image that could be part of a scan; None if it is one."""
-    series = uid(data.get("SeriesInstanceUID"))
     if sop_class == DICOMDIR:
         return SkippedFile(path, "a DICOMDIR: files are found by looking at them, not by this list")
     if sop_class in DERIVED:
         return SkippedFile(path, f"expected a scan, got {DERIVED[sop_class]}")
-    if not all(data.get(keyword) for keyword in ("Rows", "Columns", "BitsAllocated", "PhotometricInterpretation")):
+    if _absent(data):
         kind = UID_dictionary[sop_class][0] if sop_class in UID_dictionary else "of no known kind"
+        if "Image Storage" in kind and uid(data.get("SeriesInstanceUID")):
+            return None  # which is refused, and with it the series that lacks this image
         if "Image Storage" in kind:
             reason = f"expected rows, columns and bits of an image ({kind}), got none: it is damaged"
-            sop_uid = uid(data.get("SOPInstanceUID"))
-            return SkippedFile(path, reason, unread=True, series_uid=series, sop_uid=sop_uid)
+            return SkippedFile(path, reason, unread=True)
         return SkippedFile(path, f"expected an image, got another DICOM object ({kind})", unread=not sop_class)
     photometric = str(data.PhotometricInterpretation)
     if int(data.get("SamplesPerPixel") or 1) != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
@@ -148,6 +157,12 @@ def _no_image(path: Path, data: Dataset, sop_class: str) -> SkippedFile | None:
     if data.BitsAllocated not in (8, 16):
         return SkippedFile(path, f"expected 8 or 16 bits per voxel, got {data.BitsAllocated}")
     return None
+
+
+def _absent(data: Dataset) -> list[str]:
+    """What an image must say of its size, and this one does not."""
+    keywords = ("Rows", "Columns", "BitsAllocated", "PhotometricInterpretation")
+    return [keyword for keyword in keywords if not data.get(keyword)]
 
 
 def transfer_syntax(data: Dataset) -> UID:

@@ -129,7 +129,8 @@ def _csa(data: Dataset, kind: str) -> dict[str, Any]:
 def _protocol(series: Mapping[str, Any]) -> np.ndarray:
     """Centres of the slices as they were planned, (slices, 3), in mm; empty if unknown."""
     text = next(iter(series.get("MrPhoenixProtocol") or series.get("MrProtocol") or []), "")
-    found = [(int(i), ("Sag", "Cor", "Tra").index(axis), float(x)) for i, axis, x in SLICE_POSITION.findall(str(text))]
+    text = text.decode("latin-1") if isinstance(text, bytes) else str(text)
+    found = [(int(i), ("Sag", "Cor", "Tra").index(axis), float(x)) for i, axis, x in SLICE_POSITION.findall(text)]
     centres = np.zeros((max((i for i, _, _ in found), default=-1) + 1, 3))
     for i, axis, x in found:
         centres[i, axis] = x

@@ -8,11 +8,13 @@ import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset
+from pydicom.datadict import tag_for_keyword
 from pydicom.uid import RE_VALID_UID
 from pydicom.valuerep import DSfloat
 
@@ -141,6 +143,11 @@ class SliceHeader:
         return self.identity.series_uid
 
     @property
+    def has_size(self) -> bool:
+        """Whether the header says how large the image is."""
+        return self.rows > 0
+
+    @property
     def is_placed(self) -> bool:
         """Whether position, orientation and pixel spacing are all there."""
         return self.position is not None and self.orientation is not None and self.pixel_spacing is not None
@@ -168,14 +175,16 @@ def slice_of(path: Path, data: Dataset, frame: int, frames: int, problem: str) -
     slope, intercept = map(_number, scaling)
     if not all(number is None or math.isfinite(number) for number in (slope, intercept)) or slope == 0:
         problem = problem or "expected a finite slope and intercept, got others: export it again"
+    if (slope is None) != (intercept is None):
+        problem = problem or "expected RescaleSlope and RescaleIntercept, got one of them: export it again"
     return SliceHeader(
         path=path,
         frame=frame,
         frames=frames,
         identity=_identity(data),
-        sop_uid=uid(data.get("SOPInstanceUID")),
+        sop_uid=uid(value(data, "SOPInstanceUID")),
         number=_whole(value(data, "InstanceNumber")) if frames == 1 else None,
-        modality=modality if MODALITY.fullmatch(modality := str(data.get("Modality") or "")) else "",
+        modality=modality if MODALITY.fullmatch(modality := str(value(data, "Modality") or "")) else "",
         rows=int(data.Rows),
         columns=int(data.Columns),
         position=position,
@@ -194,12 +203,34 @@ def slice_of(path: Path, data: Dataset, frame: int, frames: int, problem: str) -
     )
 
 
+def slice_without_size(path: Path, data: Dataset, problem: str) -> SliceHeader:
+    """An image whose header does not say how large it is: no slice, but its series lacks it."""
+    size = Dataset()
+    size.update(data)
+    size.Rows = size.Columns = 0
+    size.BitsAllocated = 16
+    size.PhotometricInterpretation = "MONOCHROME2"
+    return slice_of(path, size, 0, 1, problem)
+
+
 def value(data: Dataset, keyword: str) -> Any:
     """The value of an attribute; None if it is absent, or not what its type says."""
+    tag = _tag_of(keyword)
+    keys = data.keys()
+    if tag not in keys:  # asked of the data set itself this takes long, and most tags are not there
+        return None
     try:
-        return data.get(keyword)
+        return data[tag].value
     except (TypeError, ValueError, OverflowError, NotImplementedError):
         return None
+
+
+@cache
+def _tag_of(keyword: str) -> int:
+    tag = tag_for_keyword(keyword)
+    if tag is None:
+        raise ValueError(f"DICOM has no attribute {keyword!r}")
+    return tag
 
 
 def _problem_of(keyword: str, numbers: Any) -> str:
@@ -231,10 +262,10 @@ def _identity(data: Dataset) -> Identity:
     return Identity(
         patient_id=digest("PatientID"),
         patient_name=digest("PatientName"),
-        study_uid=uid(data.get("StudyInstanceUID")),
-        series_uid=uid(data.get("SeriesInstanceUID")),
+        study_uid=uid(value(data, "StudyInstanceUID")),
+        series_uid=uid(value(data, "SeriesInstanceUID")),
         series_number="" if number is None else str(number),
-        frame_of_reference=uid(data.get("FrameOfReferenceUID")),
+        frame_of_reference=uid(value(data, "FrameOfReferenceUID")),
     )
 
 
@@ -250,21 +281,24 @@ def _padding(data: Dataset) -> tuple[int, int] | None:
 
 
 def _functional_groups(data: Dataset, frame: int) -> Iterator[Dataset]:
-    if data.get("PerFrameFunctionalGroupsSequence"):
-        yield data.PerFrameFunctionalGroupsSequence[frame]
-    yield from data.get("SharedFunctionalGroupsSequence") or []
+    if per_frame := value(data, "PerFrameFunctionalGroupsSequence"):
+        yield per_frame[frame]
+    yield from value(data, "SharedFunctionalGroupsSequence") or []
 
 
 def _discriminating(data: Dataset, groups: list[Dataset], value_of: Any) -> Iterator[tuple[str, Any]]:
+    if not groups:
+        for keyword in DISCRIMINATING:
+            yield keyword, _plain(value(data, keyword))
+        return
     content = next((item for group in groups for item in group.get("FrameContentSequence") or []), Dataset())
     pointers = [int(item.get("DimensionIndexPointer") or 0) for item in data.get("DimensionIndexSequence") or []]
     indices = content.get("DimensionIndexValues")
     indices = [] if indices is None else [indices] if isinstance(indices, int) else list(indices)
     if pointers and len(indices) == len(pointers):
         yield "DimensionIndexValues", tuple(i for i, p in zip(indices, pointers) if p not in ALONG_THE_STACK)
-    if groups:
-        for sequence, keyword in DISCRIMINATING_OF_FRAMES:
-            yield keyword, _plain(value_of(sequence, keyword))
+    for sequence, keyword in DISCRIMINATING_OF_FRAMES:
+        yield keyword, _plain(value_of(sequence, keyword))
     directions = [item for group in groups for part in group.get("MRDiffusionSequence") or []
                   for item in part.get("DiffusionGradientDirectionSequence") or []]  # fmt: skip
     if directions:

@@ -16,7 +16,7 @@ import numpy as np
 
 from monai_llmboost.data.scans.dicom.copies import without_copies
 from monai_llmboost.data.scans.dicom.geometry import Layout, is_even, lay_out, nearly_parallel, overlap, same_plane
-from monai_llmboost.data.scans.dicom.headers import read_header
+from monai_llmboost.data.scans.dicom.headers import quiet, read_header
 from monai_llmboost.data.scans.dicom.identity import Series, series_of
 from monai_llmboost.data.scans.dicom.slices import SliceHeader
 from monai_llmboost.data.scans.dicom.volumes import Volumes, volumes_of
@@ -94,17 +94,17 @@ def dicom_stacks(files: Iterable[Path], min_slices: int = 2) -> tuple[list[Stack
     """
     headers: list[tuple[SliceHeader, ...]] = []
     skipped: list[SkippedFile] = []
-    for path in sorted({Path(file) for file in files}):
-        found = read_header(path)
-        if isinstance(found, SkippedFile):
-            skipped.append(found)
-        else:
-            headers.append(found)
+    with quiet():
+        for path in sorted({Path(file) for file in files}):
+            found = read_header(path)
+            if isinstance(found, SkippedFile):
+                skipped.append(found)
+            else:
+                headers.append(found)
     kept, originals, copies = without_copies(headers)
     skipped += copies
-    lost = _lost(skipped, {file[0].sop_uid for file in kept})
     series = series_of(part for file in kept for part in file)
-    stacks = [_without_lost(stack, lost) for one in series for stack in _stacks(one, min_slices)]
+    stacks = _refuse_doubtful(series, [list(_stacks(one, min_slices)) for one in series])
     stacks = _refuse_halves(stacks, lambda part: part.series_uid)
     stacks = _refuse_halves(stacks, lambda part: part.identity.series_number and part.identity.study_uid)
     of_series = Counter(stack.slices[0].series_uid for stack in stacks)
@@ -115,25 +115,31 @@ def dicom_stacks(files: Iterable[Path], min_slices: int = 2) -> tuple[list[Stack
     ], sorted(skipped, key=lambda file: file.path)
 
 
-def _lost(skipped: Iterable[SkippedFile], known: set[str]) -> dict[str, SkippedFile]:
-    """Images that cannot be used, by their series; those that are there a second time are not missed."""
-    return {file.series_uid: file for file in skipped if file.series_uid and file.sop_uid not in known - {""}}
-
-
-def _without_lost(stack: Stack, lost: dict[str, SkippedFile]) -> Stack:
-    """The stack, refused if an image of its series cannot be used: it may be one of its slices."""
-    file = lost.get(stack.slices[0].series_uid)
-    if file is None or stack.refused:
-        return stack
-    return Stack(
-        stack.slices, warnings=stack.warnings, refused=f"{file.reason} ({file.path.name})", refused_kind="damaged"
-    )
+def _refuse_doubtful(series: Sequence[Series], stacks: Sequence[list[Stack]]) -> list[Stack]:
+    """All stacks; those of several owners under one SeriesInstanceUID refused as one if some of them are no volumes."""
+    owners: dict[str, list[int]] = {}
+    for i, one in enumerate(series):
+        if one.separated_by:
+            owners.setdefault(one.slices[0].series_uid, []).append(i)
+    found = list(stacks)
+    for several in owners.values():
+        refused = next((stack for i in several for stack in stacks[i] if stack.refused), None)
+        if refused is not None and len(several) > 1:
+            slices = tuple(part for i in several for part in series[i].slices)
+            found[several[0]] = [Stack(slices, refused=refused.refused, refused_kind="unclear")]
+            for i in several[1:]:
+                found[i] = []
+    return [stack for several in found for stack in several]
 
 
 def _stacks(series: Series, min_slices: int) -> Iterator[Stack]:
     """The stacks of a series, each laid out or refused."""
     if series.refused:
         yield Stack(series.slices, warnings=series.warnings, refused=series.refused, refused_kind="unclear")
+        return
+    if lost := [part for part in series.slices if not part.has_size]:  # it may be any slice of the series
+        refused = f"{lost[0].problem} ({lost[0].path.name})"
+        yield Stack(series.slices, warnings=series.warnings, refused=refused, refused_kind="damaged")
         return
     sizes: dict[tuple[int, int], list[SliceHeader]] = {}
     for part in series.slices:
@@ -194,7 +200,6 @@ def _check_alike(slices: Sequence[SliceHeader]) -> None:
         ("photometric interpretation", {part.inverted for part in slices}),
         ("sign (PixelRepresentation)", {part.signed for part in slices}),
         ("way of scaling (RescaleSlope)", {part.slope is None for part in slices}),
-        ("way of scaling (RescaleIntercept)", {part.intercept is None for part in slices}),
     ):
         if len(values) > 1:
             raise RefusedScan(
@@ -235,20 +240,18 @@ def _refuse_halves(stacks: Sequence[Stack], owner: Callable[[SliceHeader], str])
 
 
 def _are_halves(one: Stack, other: Stack) -> bool:
-    """Whether two stacks fill each other's gaps, and neither a tag nor their numbers say that they are two."""
+    """Whether two stacks are halves of one even stack, and neither a tag nor their numbers say that they are two."""
     first, second = one.slices[0], other.slices[0]
     tags = {tag for tag, _ in first.discriminating} | {"folder"}
     if (first.rows, first.columns) != (second.rows, second.columns) or tags & {*one.separated_by, *other.separated_by}:
         return False
     slices = (*one.slices, *other.slices)
+    if not all(part.is_placed for part in slices) or not nearly_parallel(first, second):
+        return False
     numbers = [{part.number for part in stack.slices} - {None} for stack in (one, other)]
-    return (
-        not (first.series_uid != second.series_uid and numbers[0] & numbers[1])
-        and all(part.is_placed for part in slices)
-        and nearly_parallel(first, second)
-        and overlap(one.slices, other.slices)
-        and is_even(slices)
-    )
+    begin_anew = all(len(own) > 1 for own in numbers) and bool(numbers[0] & numbers[1])
+    interleave = overlap(one.slices, other.slices) and first.series_uid == second.series_uid
+    return (interleave or not begin_anew) and is_even(slices)
 
 
 def _oddities(stack: Stack, of_series: int, copied: Counter[Path]) -> Iterator[str]:

@@ -28,6 +28,10 @@ LAST_RESORT = frozenset(("AcquisitionTime", "AcquisitionDateTime", "IrradiationE
 NOT_OF_PASSES = frozenset(("DimensionIndexValues", "StackID", "ContentTime", "FrameOfReferenceUID"))
 # What volumes in time have in common.
 OF_KIND = ("EchoTime", "EchoNumbers", "ImageType", "InversionTime", "FlipAngle", "FrameOfReferenceUID")
+# What all slices of one volume have in common, wherever they lie.
+OF_ONE_VOLUME = ("EchoTime", "EchoNumbers", "ConvolutionKernel")
+# Relative difference of numbers in headers up to which they are one number.
+ROUNDING = 0.02
 # Passes over one extent, and slices in each of them, that image numbers alone can show.
 MOST_PASSES, FEWEST_IN_PASS = 4, 3
 TAKEN_IN_TURNS = "its slices were taken in turns over the same extent: read as one volume"
@@ -67,7 +71,12 @@ def volumes_of(plane: Sequence[SliceHeader], nameless: bool = False) -> list[Vol
     order = np.argsort(number)
     plane = [plane[i] for i in order]
     even = is_even(plane)
-    return _in_passes(plane, even) or _by_number(plane, even, nameless) or _by_frame_of_reference(plane, even)
+    return (
+        _in_passes(plane, even)
+        or _one_behind_another(plane)
+        or _by_number(plane, even, nameless)
+        or _by_frame_of_reference(plane, even)
+    )
 
 
 def _at_one_place(plane: Sequence[SliceHeader], number: np.ndarray) -> list[Volumes]:
@@ -169,13 +178,35 @@ def _in_passes(plane: Sequence[SliceHeader], even: bool) -> list[Volumes]:
     return [_unclear(plane, f"{len(found)} that interleave, by {words}")]
 
 
+def _one_behind_another(plane: Sequence[SliceHeader]) -> list[Volumes]:
+    """Scans that follow each other along one line and differ in what slices of one volume never differ in."""
+    tags = [_tags(part) for part in plane]
+    for tag in OF_ONE_VOLUME:
+        values = [own[tag] for own in tags if tag in own]
+        if len(values) == len(plane) and not _about_equal(values):
+            parts = [tuple(p for p, v in zip(plane, values) if v == value) for value in dict.fromkeys(values)]
+            if all(len(part) >= FEWEST and is_even(part) for part in parts):
+                return [Volumes(part, separated_by=(tag,)) for part in parts]
+            return [_unclear(plane, f"slices with several values of {tag}")]
+    return []
+
+
+def _about_equal(values: Sequence[object]) -> bool:
+    """Whether values are one text, or numbers that differ by rounding."""
+    try:
+        numbers = [float(str(value)) for value in values]
+    except ValueError:
+        return len(set(values)) == 1
+    return max(numbers) - min(numbers) <= ROUNDING * max(map(abs, numbers))
+
+
 def _by_number(plane: Sequence[SliceHeader], even: bool, nameless: bool) -> list[Volumes]:
     """Scans that only their image numbers, or these and their folders, show; none if the numbers are of one volume."""
     numbers = [part.number for part in plane if part.number is not None]
     often = Counter(numbers)
     folders = len({part.path.parent for part in plane})
     if len(often) > 1 and sum(count for count in often.values() if count > 1) * 2 >= len(plane):
-        return _by_folder(plane) or [_unclear(plane, "image numbers that begin anew")]
+        return (not even and _by_folder(plane)) or [_unclear(plane, "image numbers that begin anew")]
     if nameless and folders > 1 and even and not _numbered_along(plane):
         return [_unclear(plane, f"slices in {folders} folders and neither a SeriesInstanceUID nor numbers in a row")]
     if even and len(numbers) == len(plane) and (passes := _passes_by_number(numbers)):
