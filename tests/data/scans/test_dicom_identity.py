@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whom slices belong to, as in public reports of volumes that were mixed or halved without a word."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+from dicom_files import random_volume, uid, write_series
+from pydicom import dcmread
+from pydicom.uid import generate_uid
+
+from monai_llmboost.data.scans import ScanReader, find_scans
+from monai_llmboost.data.scans.dicom.reader import paths_of
+
+VOLUME, OTHER = random_volume((9, 8, 12)), random_volume((9, 8, 12), seed=1)
+AXIAL = np.diag([-0.7, -0.9, 2.0, 1])
+
+
+def moved(mm):
+    affine = AXIAL.copy()
+    affine[2, 3] = mm
+    return affine
+
+
+def tags(**values):
+    def change(data, k):
+        for keyword, value in values.items():
+            setattr(data, keyword, value(k) if callable(value) else value)
+
+    return change
+
+
+def scans_in(folder):
+    return find_scans(folder)[0]
+
+
+def voxels(scan):
+    reader = ScanReader()
+    return reader.get_data(reader.read(paths_of(scan)))[0]
+
+
+def assert_are(scans, *volumes):
+    """The scans are just these volumes."""
+    assert [scan.refused for scan in scans] == [""] * len(volumes)
+    found = sorted(voxels(scan).tolist() for scan in scans)
+    assert found == sorted(volume.tolist() for volume in volumes)
+
+
+def assert_refused_once(scans, reason):
+    (scan,) = scans
+    assert re.search(reason, scan.refused), scan.refused
+
+
+OWNERS = {
+    "patients": ({"PatientID": "A"}, {"PatientID": "B"}, "PatientID"),
+    "names": ({"PatientName": "A"}, {"PatientName": "B"}, "PatientName"),
+    "studies": ({"StudyInstanceUID": uid("A")}, {"StudyInstanceUID": uid("B")}, "StudyInstanceUID"),
+    "numbers": ({"SeriesNumber": 4}, {"SeriesNumber": 5}, "SeriesNumber"),
+    "both": (
+        {"PatientID": "A", "SeriesNumber": 4},
+        {"PatientID": "B", "SeriesNumber": 5},
+        "PatientID and SeriesNumber",
+    ),
+}
+
+
+@pytest.mark.parametrize("place", [24, 0, 100], ids=["behind", "same", "far"])
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("name", OWNERS)
+def test_scans_of_two_owners_under_one_series_uid_are_two(tmp_path, name, named, place):
+    first, second, by = OWNERS[name]
+    series = {"SeriesInstanceUID": uid("series") if named else ""}
+    write_series(tmp_path / "a", VOLUME, AXIAL, **first, **series)
+    write_series(tmp_path / "b", OTHER, moved(place), series="other", **second, **series)
+    scans = scans_in(tmp_path)
+    assert_are(scans, VOLUME, OTHER)
+    assert [scan.name for scan in scans] == ["a", "b"]
+    if named:
+        (warning,) = {warning for scan in scans for warning in scan.warnings}
+        assert re.fullmatch(f"one of 2 stacks of its series, told apart by {by}", warning)
+
+
+@pytest.mark.parametrize("name", OWNERS)
+def test_slices_of_two_owners_in_each_others_gaps_are_refused_once(tmp_path, name):
+    first, second, _ = OWNERS[name]
+    write_series(tmp_path, VOLUME, AXIAL, change=lambda data, k: tags(**(second if k % 2 else first))(data, k))
+    assert_refused_once(scans_in(tmp_path), "of one patient, study and series, got another one's in every gap")
+
+
+@pytest.mark.parametrize("keyword", ["PatientID", "PatientName"])
+def test_a_patient_of_its_own_in_every_file_is_refused_once(tmp_path, keyword):
+    write_series(tmp_path, VOLUME, AXIAL, change=tags(**{keyword: lambda k: f"p{k}"}))
+    assert_refused_once(
+        scans_in(tmp_path), f"images of one {keyword} under one SeriesInstanceUID, got 12 among 12 files"
+    )
+
+
+@pytest.mark.parametrize("keyword", ["SeriesInstanceUID", "StudyInstanceUID", "SeriesNumber", "FrameOfReferenceUID"])
+def test_what_is_new_in_every_file_says_nothing(tmp_path, keyword):
+    number = keyword == "SeriesNumber"
+    values = {"SeriesNumber": 1, keyword: lambda k: k if number else generate_uid(entropy_srcs=[str(k)])}
+    write_series(tmp_path, VOLUME, AXIAL, change=tags(**values))
+    (scan,) = scans_in(tmp_path)
+    assert_are([scan], VOLUME)
+    assert re.search(r"12 (files|frames of reference)", " ".join(scan.warnings))
+
+
+def test_nobody_knows_whose_a_slice_is_between_two_patients(tmp_path):
+    write_series(tmp_path, VOLUME, AXIAL, change=tags(PatientID=lambda k: "AAAAA BBBBBB"[k].strip()))
+    assert_refused_once(scans_in(tmp_path), "images of one PatientID")
+
+
+def test_a_blank_in_a_series_of_one_patient_is_no_other_patient(tmp_path):
+    blank = tags(PatientID=lambda k: "" if k == 3 else "A", SeriesNumber=lambda k: "" if k % 2 else 1)
+    write_series(tmp_path, VOLUME, AXIAL, change=blank)
+    assert_are(scans_in(tmp_path), VOLUME)
+
+
+def test_slices_without_a_series_uid_join_the_one_that_they_fit(tmp_path):
+    write_series(tmp_path, VOLUME, AXIAL, change=tags(SeriesInstanceUID=lambda k: "" if k in (0, 5) else uid("series")))
+    (scan,) = scans_in(tmp_path)
+    assert_are([scan], VOLUME)
+    assert scan.warnings == ("some of its files have no SeriesInstanceUID: 2",)
+
+
+@pytest.mark.parametrize("numbers", [0, 12], ids=["begin anew", "go on"])
+def test_folders_separate_series_without_uid_where_nothing_else_does(tmp_path, numbers):
+    blank = {"SeriesInstanceUID": ""}
+    write_series(tmp_path / "a", VOLUME, AXIAL, **blank)
+    write_series(tmp_path / "b", OTHER, AXIAL, series="other", first=numbers, **blank)
+    assert_are(scans_in(tmp_path), VOLUME, OTHER)
+
+
+def test_a_series_without_uid_over_two_folders_is_one_if_its_numbers_say_so(tmp_path):
+    for k, path in enumerate(write_series(tmp_path / "x", VOLUME, AXIAL, SeriesInstanceUID="")):
+        (tmp_path / str(k // 6)).mkdir(exist_ok=True)
+        path.rename(tmp_path / str(k // 6) / path.name)
+    assert_are(scans_in(tmp_path), VOLUME)
+    for path in tmp_path.rglob("*.dcm"):
+        data = dcmread(path)
+        data.InstanceNumber = 1
+        data.save_as(path)
+    assert_refused_once(
+        scans_in(tmp_path), "got slices in 2 folders and neither a SeriesInstanceUID nor numbers in a row"
+    )
+
+
+PASSES = {
+    "acquisition": ("AcquisitionNumber", 1, 2),
+    "time": ("AcquisitionTime", "120000", "121500"),
+    "time position": ("TemporalPositionIdentifier", 1, 2),
+    "kernel": ("ConvolutionKernel", "soft", "sharp"),
+    "echo": ("EchoTime", "4", "9"),
+    "contrast": ("ContrastBolusAgent", "none", "iodine"),
+    "kind": ("ImageType", ["ORIGINAL", "PRIMARY", "M"], ["ORIGINAL", "PRIMARY", "P"]),
+}
+
+
+@pytest.mark.parametrize("gap", [1.0, 0.7], ids=["between", "off the middle"])
+@pytest.mark.parametrize("name", PASSES)
+def test_acquisitions_that_interleave_are_two_scans(tmp_path, name, gap):
+    keyword, one, two = PASSES[name]
+    write_series(tmp_path, VOLUME, AXIAL, **{keyword: one})
+    write_series(tmp_path, OTHER, moved(gap), first=12, **{keyword: two})
+    scans = scans_in(tmp_path)
+    assert_are(scans, VOLUME, OTHER)
+    assert {scan.warnings for scan in scans} == {(f"one of 2 stacks of its series, told apart by {keyword}",)}
+
+
+def test_acquisitions_that_interleave_in_one_order_of_numbers_are_refused_once(tmp_path):
+    turns = tags(AcquisitionNumber=lambda k: k % 2, InstanceNumber=lambda k: k)
+    write_series(tmp_path, VOLUME, AXIAL, change=turns)
+    assert_refused_once(scans_in(tmp_path), "of one scan, got 2 that interleave, by AcquisitionNumber")
+
+
+def test_passes_that_only_numbers_show_are_refused_once(tmp_path):
+    write_series(tmp_path, VOLUME, AXIAL)
+    write_series(tmp_path, OTHER, moved(1), first=12)
+    assert_refused_once(scans_in(tmp_path), "of one scan, got 2 that interleave, by their image numbers")
+
+
+@pytest.mark.parametrize("turns", [2, 3])
+@pytest.mark.parametrize("keyword", ["AcquisitionNumber", "AcquisitionTime", "TriggerTime"])
+def test_packages_of_mr_stay_one_volume(tmp_path, keyword, turns):
+    change = tags(Modality="MR", InstanceNumber=lambda k: k, **{keyword: lambda k: str(120001 + k % turns)})
+    write_series(tmp_path, VOLUME, AXIAL, change=change)
+    (scan,) = scans_in(tmp_path)
+    assert_are([scan], VOLUME)
+    assert scan.warnings == ()
+
+
+def test_packages_of_mr_that_are_numbered_one_by_one_are_one_volume_with_a_warning(tmp_path):
+    change = tags(Modality="MR", AcquisitionNumber=lambda k: k % 2, InstanceNumber=lambda k: k // 2 + 6 * (k % 2))
+    write_series(tmp_path, VOLUME, AXIAL, change=change)
+    (scan,) = scans_in(tmp_path)
+    assert_are([scan], VOLUME)
+    assert scan.warnings == ("its slices were taken in turns over the same extent: read as one volume",)
+
+
+def test_scans_behind_each_other_that_differ_in_their_kernel_are_two(tmp_path):
+    write_series(tmp_path, VOLUME, AXIAL, ConvolutionKernel="soft")
+    write_series(tmp_path, OTHER, moved(24), first=12, ConvolutionKernel="sharp")
+    assert_are(scans_in(tmp_path), VOLUME, OTHER)
+
+
+def test_echo_times_that_differ_by_rounding_are_of_one_volume(tmp_path):
+    write_series(tmp_path, VOLUME, AXIAL, change=tags(EchoTime=lambda k: "13.40" if k < 6 else "13.41"))
+    assert_are(scans_in(tmp_path), VOLUME)
+
+
+@pytest.mark.parametrize("turn", [1e-5, 1e-4, 1e-3])
+def test_directions_that_alternate_by_rounding_are_one_volume(tmp_path, turn):
+    def change(data, k):
+        a = turn * (-1) ** k
+        cosines = (math.cos(a), math.sin(a), 0, -math.sin(a), math.cos(a), 0)
+        data.ImageOrientationPatient = [f"{c:.9f}" for c in cosines]
+
+    write_series(tmp_path, VOLUME, AXIAL, change=change)
+    assert_are(scans_in(tmp_path), VOLUME)
+
+
+@pytest.mark.parametrize(
+    "pattern", [lambda k: k % 2, lambda k: k % 3, lambda k: k // 2 % 2, lambda k: k == 5, lambda k: k < 4]
+)
+def test_a_stack_whose_pixel_spacing_alternates_is_refused_once(tmp_path, pattern):
+    write_series(tmp_path, VOLUME, AXIAL, change=tags(PixelSpacing=lambda k: ["0.9", "0.71" if pattern(k) else "0.7"]))
+    assert_refused_once(scans_in(tmp_path), "differ by more than a tenth of a pixel, in one even stack")
+
+
+@pytest.mark.parametrize(("spacing", "digits"), [(0.625, 1), (0.625, 2), (2.5, 0), (0.3333, 2), (1.171875, 1)])
+def test_rounded_positions_are_on_the_line_that_they_round(tmp_path, spacing, digits):
+    volume = random_volume((9, 8, 33))
+
+    def change(data, k):
+        data.ImagePositionPatient = ["-16", "-20", f"{-100 + spacing * k:.{digits}f}"]
+
+    write_series(tmp_path, volume, AXIAL, change=change)
+    (scan,) = scans_in(tmp_path)
+    assert scan.refused == ""
+    assert scan.spacing_mm[2] == pytest.approx(spacing, rel=0.01)
+    assert "tilted" not in " ".join(scan.warnings)
+    np.testing.assert_array_equal(voxels(scan), volume)
+
+
+@pytest.mark.parametrize("lost", [1, 16, 31])
+@pytest.mark.parametrize(("spacing", "digits"), [(0.625, 1), (2.5, 0), (0.625, 3), (1, 1)])
+def test_a_slice_that_is_missing_among_rounded_positions_is_missed(tmp_path, spacing, digits, lost):
+    volume = random_volume((9, 8, 33))
+
+    def change(data, k):
+        data.ImagePositionPatient = ["-16", "-20", f"{-100 + spacing * k:.{digits}f}"]
+        return k != lost
+
+    write_series(tmp_path, volume, AXIAL, change=change)
+    assert_refused_once(scans_in(tmp_path), "missing: 1|at equal distances")
+
+
+def test_positions_too_coarse_for_their_distance_are_refused(tmp_path):
+    write_series(tmp_path, VOLUME, AXIAL, change=tags(ImagePositionPatient=lambda k: ["0", "0", f"{0.4 * k:.0f}"]))
+    assert_refused_once(scans_in(tmp_path), "12 slices at 5 positions")
+
+
+def test_slices_of_air_under_one_sop_uid_are_no_copies(tmp_path):
+    volume = VOLUME.copy()
+    volume[:, :, 8:] = 0
+    write_series(tmp_path, volume, AXIAL, SOPInstanceUID=uid("one for all"))
+    (scan,) = scans_in(tmp_path)
+    assert_are([scan], volume)
+    assert scan.warnings == ()
+
+
+def test_the_same_images_under_two_pseudonyms_are_two_cases(tmp_path):
+    write_series(tmp_path / "a", VOLUME, AXIAL, PatientID="A")
+    write_series(tmp_path / "b", VOLUME, AXIAL, PatientID="B")
+    assert_are(scans_in(tmp_path), VOLUME, VOLUME)
+
+
+def test_a_damaged_copy_elsewhere_hides_nothing(tmp_path):
+    paths = write_series(tmp_path / "scan", VOLUME, AXIAL)
+    (tmp_path / "stray").mkdir()
+    (tmp_path / "stray" / "x").write_bytes(paths[4].read_bytes()[:-60])
+    (scan,), skipped = find_scans(tmp_path)
+    assert scan.name == "scan"
+    assert_are([scan], VOLUME)
+    assert [file.reason for file in skipped] == [f"a damaged copy of {paths[4].name}"]
+
+
+@pytest.mark.parametrize("keyword", ["Rows", "Columns", "BitsAllocated", "PhotometricInterpretation"])
+@pytest.mark.parametrize("lost", [0, 5, 11])
+def test_an_image_that_does_not_say_how_large_it_is_costs_its_series(tmp_path, keyword, lost):
+    write_series(tmp_path, VOLUME, AXIAL, change=lambda data, k: delattr(data, keyword) if k == lost else None)
+    assert_refused_once(scans_in(tmp_path), f"expected {keyword} of an image, got none: it is damaged")
