@@ -71,8 +71,8 @@ def same_plane(one: SliceHeader, other: SliceHeader) -> bool:
 def nearly_parallel(one: SliceHeader, other: SliceHeader) -> bool:
     """Whether two slices of one size have about the same directions and pixel spacings."""
     turned = np.abs(_directions(one) - _directions(other)).max()
-    spacings = [np.array(part.pixel_spacing) for part in (one, other)]
-    return bool(turned <= NEARLY_PARALLEL and (np.abs(spacings[0] / spacings[1] - 1) <= NEARLY_PARALLEL).all())
+    first, second = (np.array(part.pixel_spacing) for part in (one, other))
+    return bool(turned <= NEARLY_PARALLEL and (np.abs(first - second) <= NEARLY_PARALLEL * np.abs(second)).all())
 
 
 def is_even(slices: Sequence[SliceHeader]) -> bool:

@@ -51,8 +51,7 @@ class Stack:
         """Eight characters that stand for exactly these slices, wherever they are and whatever lies beside them."""
         names = [(part.sop_uid or part.path.name, part.frame) for part in self.slices]
         if len(set(names)) < len(names):  # as where all files have one SOPInstanceUID
-            parts = sorted((*name, part.number, part.position) for name, part in zip(names, self.slices))
-            return _digest(parts)
+            return _digest(sorted(repr((*name, part.number, part.position)) for name, part in zip(names, self.slices)))
         return _digest(sorted(names))
 
     @property
