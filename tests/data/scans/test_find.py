@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import gzip
 import json
 import os
 import socket
@@ -317,3 +318,57 @@ def test_a_series_is_warned_of_unread_files_beside_it(tmp_path, spoilt):
         ),
         "b": (),
     }
+
+
+SPOILT = {
+    "empty": lambda whole: b"",
+    "zeros": lambda whole: bytes(len(whole)),
+    "error page": lambda whole: b"<!DOCTYPE html><html><body>502 Bad Gateway</body></html>",
+    "error in words": lambda whole: b"error: object not found\n",
+    "a few bytes": lambda whole: whole[:100],
+    "half a header": lambda whole: whole[:400],
+    "noise": lambda whole: bytes((17 * i * i) % 251 for i in range(900)),
+    "packed": gzip.compress,
+    "pointer": lambda whole: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+}
+
+
+@pytest.mark.parametrize("style", ["IM{:04d}", "I{}", "1.2.840.{}", "{}", "slice{}.mr", "{}.dcm", "{}.IMA"])
+@pytest.mark.parametrize("name", SPOILT)
+def test_what_is_left_of_an_end_slice_is_no_secret(tmp_path, name, style):
+    for end in (0, -1):
+        folder = tmp_path / str(end)
+        paths = [
+            path.rename(path.with_name(style.format(k + 1)))
+            for k, path in enumerate(write_series(folder, random_volume()))
+        ]
+        paths[end].write_bytes(SPOILT[name](paths[end].read_bytes()))
+        scans, _ = find_scans(folder)
+        (warnings,) = (scan.warnings for scan in scans if len(scan.files) > 1)
+        assert "files beside it that cannot be read: 1;" in " ".join(warnings)
+
+
+@pytest.mark.parametrize("where", ["nowhere", "out"])
+def test_a_link_in_the_place_of_a_slice_is_no_secret(tmp_path, where):
+    paths = write_series(tmp_path / "a", random_volume())
+    target = paths[0].rename(tmp_path / "elsewhere")
+    (tmp_path / "a" / paths[0].name).symlink_to(target if where == "out" else tmp_path / "gone")
+    (scan,) = find_scans(tmp_path / "a")[0]
+    assert "files beside it that cannot be read: 1;" in " ".join(scan.warnings)
+
+
+NO_SLICES = {
+    "LICENSE": b"Copyright 2026", "README": b"words", "SHA256SUMS": b"0123  IM1", "report1.txt": b"words",
+    "index2.html": b"<html></html>", "dose3.json": b"{}", "preview4.png": b"\x89PNG\r\n\x1a\n0", "x5.pdf": b"%PDF-1.7",
+    "._IM0001": b"\0\x05\x16\x07", ".DS_Store": bytes(range(256)), "Thumbs.db": bytes(range(256)),
+    "export6.zip": b"PK\x03\x04 and so on", "table7.csv": b"a,b\n1,2\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NO_SLICES)
+def test_what_is_no_slice_raises_no_doubts(tmp_path, name):
+    for k, path in enumerate(write_series(tmp_path, random_volume())):
+        path.rename(path.with_name(f"IM{k:04d}"))
+    (tmp_path / name).write_bytes(NO_SLICES[name])
+    (scan,) = find_scans(tmp_path)[0]
+    assert scan.warnings == ()
