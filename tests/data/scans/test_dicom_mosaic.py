@@ -175,6 +175,14 @@ def test_mosaics_of_several_echoes_are_scans_of_their_own(tmp_path):
     assert [(scan.shape, scan.refused) for scan in scans] == [((*SHAPE, 2), "")] * 2
 
 
+def test_mosaics_with_a_series_number_each_are_scans_of_their_own(tmp_path):
+    volume = random_volume(SHAPE)
+    for i in range(4):
+        write_mosaic(tmp_path / f"{i}.dcm", volume + i, InstanceNumber=1, SeriesNumber=i + 1)
+    scans, _ = find_scans(tmp_path)
+    assert [(scan.shape, scan.refused) for scan in scans] == [(SHAPE, "")] * 4
+
+
 def test_a_grid_of_another_vendor_is_named(tmp_path):
     data = dataset(random_volume((12, 10, 1))[:, :, 0].T, sop_class=MRImageStorage, Manufacturer="UIH")
     data.add_new(0x00650010, "LO", "Image Private Header")

@@ -173,6 +173,13 @@ def test_padding_is_not_taken_for_tissue(tmp_path):
         assert meta["warnings"] == "8.3 % of its voxels are padding (PixelPaddingValue): set to the lowest other value"
 
 
+def test_padding_that_is_dark_already_is_left_alone(tmp_path):
+    stored = (np.abs(VOLUME) + 1).astype(np.int16)
+    stored[:2] = 0
+    write_series(tmp_path, stored, PixelPaddingValue=0)
+    assert assert_reads_as(tmp_path, stored)["warnings"] == ""
+
+
 def test_padding_that_is_nowhere_changes_nothing(tmp_path):
     write_series(tmp_path, VOLUME, PixelPaddingValue=-2000)
     assert assert_reads_as(tmp_path, VOLUME)["warnings"] == ""

@@ -211,6 +211,7 @@ NUMBERED = {
     "sweep after sweep": lambda k, t: 6 * t + k,
     "sweeps from above": lambda k, t: 6 * t + 5 - k,
     "position after position": lambda k, t: 3 * k + t,
+    "slices within phases of slices": lambda k, t: 100 * (k // 3) + 10 * t + k % 3,
     "interleaved slices": lambda k, t: 6 * t + [0, 3, 1, 4, 2, 5][k],
 }
 

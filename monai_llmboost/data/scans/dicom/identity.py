@@ -125,6 +125,7 @@ def _fits(part: SliceHeader, first: SliceHeader, values: dict[str, set[str]]) ->
 def _of_one_identity(series: Series) -> Iterator[Series]:
     """The series, or its parts by patient, study and number; refused as a whole where slices cannot be assigned."""
     files: dict[Path, Identity] = {part.path: part.identity for part in series.slices}
+    single = len(files) == len(series.slices)  # a file of several slices is more than nothing by itself
     warnings = list(series.warnings)
     new_uids = len({identity.series_uid for identity in files.values()} - {""})
     if new_uids > 1:
@@ -134,7 +135,7 @@ def _of_one_identity(series: Series) -> Iterator[Series]:
         values = [value for identity in files.values() if (value := getattr(identity, field))]
         if len(set(values)) < 2:
             continue
-        if len(set(values)) == len(values) >= MANY and not field.startswith("patient"):
+        if single and len(set(values)) == len(values) >= MANY and not field.startswith("patient"):
             warnings.append(f"each of its {len(values)} files has a {keyword} of its own: taken as one series")
             continue
         varying.append(field)

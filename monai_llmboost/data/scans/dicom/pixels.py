@@ -24,6 +24,8 @@ from monai_llmboost.data.scans.scan import RefusedScan
 
 # Reading and unpacking leave the interpreter's lock; more threads than this wait for the disk.
 THREADS = min(8, os.cpu_count() or 1)
+# Padding so little below the lowest other value, as a part of the range of values, is dark enough.
+DARK = 0.01
 # What describes a frame to a decoder.
 PIXEL_MODULE = (
     "SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit",
@@ -91,14 +93,21 @@ def _stored(path: Path, parts: Sequence[SliceHeader]) -> Iterator[np.ndarray]:
 
 
 def _fill_padding(volume: np.ndarray, padding: Sequence[tuple[int, np.ndarray]]) -> int:
-    """Give padding the lowest value of all other voxels; the number of voxels that are padding."""
+    """Give padding the lowest value of all other voxels; the number of voxels that were changed.
+
+    Padding that is as dark as that already, such as 0 in MR, is left alone.
+    """
     count = sum(int(outside.sum()) for _, outside in padding)
-    if 0 < count < volume.size:
-        inside = np.ones(volume.shape, dtype=bool)
-        for number, outside in padding:
-            inside[:, :, number] = ~outside
-        lowest = volume[inside].min()
-        volume[~inside] = lowest
+    if not 0 < count < volume.size:
+        return 0
+    inside = np.ones(volume.shape, dtype=bool)
+    for number, outside in padding:
+        inside[:, :, number] = ~outside
+    lowest, highest = volume[inside].min(), volume[inside].max()
+    filled = volume[~inside]
+    if filled.max() <= lowest and filled.min() >= lowest - DARK * (highest - lowest):
+        return 0
+    volume[~inside] = lowest
     return count
 
 

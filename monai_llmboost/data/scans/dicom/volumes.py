@@ -132,8 +132,7 @@ def _by_sweeps(plane: Sequence[SliceHeader], number: np.ndarray) -> list[Volumes
     if any(part.number is None or (part.frames > 1 and part.corner is None) for part in plane):
         return []
     numbers = np.array([[part.number for part in row] for row in rows])  # (positions, times)
-    by_time, by_position = (table[np.argsort(table[:, 0])] for table in (numbers.T, numbers))
-    if (np.diff(numbers, axis=1) <= 0).any() or not (_one_after_another(by_time) or _one_after_another(by_position)):
+    if (np.diff(numbers, axis=1) <= 0).any() or not _are_counted_alike(numbers):
         return []
     sweeps = [[row[time] for row in rows] for time in range(count)]
     kinds: dict[tuple, list[list[SliceHeader]]] = {}
@@ -149,9 +148,15 @@ def _by_sweeps(plane: Sequence[SliceHeader], number: np.ndarray) -> list[Volumes
     ]
 
 
-def _one_after_another(table: np.ndarray) -> bool:
-    """Whether all numbers of each row come before those of the next."""
-    return bool((table[:-1].max(axis=1) < table[1:].min(axis=1)).all())
+def _are_counted_alike(numbers: np.ndarray) -> bool:
+    """Whether numbers (positions, times) count times at every position in the same way.
+
+    They do where all of a time come before the next time's, all of a position before the next position's, or where
+    from time to time they grow by the same at each position, as in any loop of loops.
+    """
+    by_time, by_position = (table[np.argsort(table[:, 0])] for table in (numbers.T, numbers))
+    in_a_row = [(table[:-1].max(axis=1) < table[1:].min(axis=1)).all() for table in (by_time, by_position)]
+    return any(in_a_row) or bool((np.diff(numbers, axis=1) == np.diff(numbers, axis=1)[0]).all())
 
 
 def _in_passes(plane: Sequence[SliceHeader], even: bool) -> list[Volumes]:
