@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from monai_llmboost.artifacts.weights import TensorArchive
 from monai_llmboost.llm.donor.hub_bytes import HubBytes, reason
-from monai_llmboost.llm.donor.tensor_files import LocalBytes, SafetensorsFile, read_pickled
+from monai_llmboost.llm.donor.tensor_files import LocalBytes, SafetensorsFile, check_found
 
 BAR_BYTES = 5_000_000  # what is smaller is read without a progress bar
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -293,13 +293,12 @@ def _read_licence(path: Path) -> str:
 def _tensor_names(path: Path) -> list[str]:
     if path.suffix == ".safetensors":
         return SafetensorsFile(LocalBytes(path)).names()
-    return list(read_pickled(path, None))
+    return TensorArchive(path).names()
 
 
 def _read_tensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return SafetensorsFile(LocalBytes(path)).read(names)
-    # Off the memory map, and apart from tensors that share their memory.
-    return {
-        name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in read_pickled(path, names).items()
-    }
+    archive, wanted = TensorArchive(path), list(names)
+    check_found(path.name, wanted, archive.names())
+    return archive.read(wanted)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from monai_llmboost.artifacts.weights import TensorArchive
 from monai_llmboost.llm.donor.families import FAMILIES, geometry_of
 from monai_llmboost.llm.donor.hub import LocalFolder
 from monai_llmboost.llm.donor.numbers import whole_number
-from monai_llmboost.llm.donor.tensor_files import read_pickled
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers, Layer
 
@@ -56,10 +56,15 @@ def read_meta(folder: Path, choose: Callable[[int], list[int]]) -> DonorLayers:
         )
     if [path.suffixes[-2] for path in paths] != [f".{part:02d}" for part in range(len(paths))]:
         raise FileNotFoundError(f"expected all parts from consolidated.00.pth on, found {[p.name for p in paths]}")
-    parts = [read_pickled(path, None) for path in paths]
-    layers = [_layer(params, parts, index, folder.name) for index in indices]
-    norm = {"weight": parts[0]["norm.weight"].clone()} if "norm.weight" in parts[0] else {}
+    archives = [TensorArchive(path) for path in paths]
+    layers = [_layer(params, _parts(archives, index), index, folder.name) for index in indices]
+    norm = {"weight": archives[0].read(["norm.weight"])["norm.weight"]} if "norm.weight" in archives[0].names() else {}
     return DonorLayers(tuple(layers), folder.resolve().name, number, final_norm=norm)
+
+
+def _parts(archives: list[TensorArchive], index: int) -> list[dict[str, Tensor]]:
+    prefix = f"layers.{index}."
+    return [archive.read(name for name in archive.names() if name.startswith(prefix)) for archive in archives]
 
 
 def _layer(params: dict[str, Any], parts: list[dict[str, Tensor]], index: int, donor: str) -> Layer:
@@ -69,8 +74,8 @@ def _layer(params: dict[str, Any], parts: list[dict[str, Tensor]], index: int, d
         pieces = [part[prefix + old] for part in parts if prefix + old in part]
         if len(pieces) != len(parts):
             raise ValueError(f"layer {index} of {donor}: expected {old} in every file: download all its files")
-        joined = pieces[0] if pieces[0].ndim == 1 else torch.cat(pieces, dim=1 if new in SPLIT_BY_INPUT else 0)
-        tensors[new] = joined.clone()  # off the memory map, which the file's removal would pull away
+        whole = pieces[0].ndim == 1 or len(pieces) == 1
+        tensors[new] = pieces[0] if whole else torch.cat(pieces, dim=1 if new in SPLIT_BY_INPUT else 0)
     unknown = sorted({n for part in parts for n in part if n.startswith(prefix)} - {prefix + old for old in META})
     unknown = [name for name in unknown if not name.endswith("inv_freq")]
     if unknown:
