@@ -223,15 +223,22 @@ def read_block(file: str | Path) -> DonorLayers:
         elif place.isdecimal() and int(place) < len(parts):
             parts[int(place)][name] = tensor
     geometries = json.loads(header["geometries"])
-    layers = tuple(
-        Layer(part, BlockGeometry.from_json(json.dumps(geometries[i])) if geometries else None, header["config"], index)
-        for i, (part, index) in enumerate(zip(parts, indices))
-    )
+    altered = f"the weights in {file} are not those that were extracted: the file was altered; extract it again"
+    try:
+        layers = tuple(
+            Layer(
+                part,
+                BlockGeometry.from_json(json.dumps(geometries[i])) if geometries else None,
+                header["config"],
+                index,
+            )
+            for i, (part, index) in enumerate(zip(parts, indices))
+        )
+    except ValueError as error:  # a name or a shape
+        raise ValueError(altered) from error
     donor = DonorLayers(layers, header["donor"], int(header["num_layers"]), header["revision"], header["licence"], norm)
     if (donor.fingerprint, digest_of(norm)) != (header["fingerprint"], header["final_norm"]):
-        raise ValueError(
-            f"the weights in {file} are not those that were extracted: the file was altered; extract it again"
-        )
+        raise ValueError(altered)
     return donor
 
 
