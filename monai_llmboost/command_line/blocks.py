@@ -33,7 +33,8 @@ def extract(
     typer.echo(
         f"{out}: {'layer' if len(layers) == 1 else 'layers'} {', '.join(map(str, layers))} of {header['num_layers']} "
         f"of {header['donor']} (counted from 0), width {header['width']}, {int(header['num_weights']):,} weights, "
-        f"{out.stat().st_size / 1e6:.1f} MB, fingerprint {header['fingerprint'][:12]}"
+        + (f"dequantised from {header['quantised']}, " if header.get("quantised") else "")
+        + f"{out.stat().st_size / 1e6:.1f} MB, fingerprint {header['fingerprint'][:12]}"
         + ("" if written else " (was there already; --overwrite extracts it anew)")
     )
 

@@ -78,7 +78,7 @@ def _holds(file: Path, model: str | Path, layer: int | str | Sequence[int], revi
     """Whether a block file is what would be written; of a hub id without asking the hub."""
     try:
         held, header = read_block(file), read_header(file)
-        if Path(model).is_dir():
+        if Path(model).exists():
             return read_layers(model, layer, revision).fingerprint == held.fingerprint
         wanted = layers_of(layer, held.num_layers)
     except (ValueError, OSError):
@@ -111,6 +111,7 @@ def write_block(donor: DonorLayers, out: Path, asked: str = "", overwrite: bool 
         "revision": donor.revision,
         "asked": asked,
         "licence": donor.licence,
+        "quantised": donor.quantised,
         "fingerprint": donor.fingerprint,
         "final_norm": digest_of(donor.final_norm),
     }
@@ -236,7 +237,8 @@ def read_block(file: str | Path) -> DonorLayers:
         )
     except ValueError as error:  # a name or a shape
         raise ValueError(altered) from error
-    donor = DonorLayers(layers, header["donor"], int(header["num_layers"]), header["revision"], header["licence"], norm)
+    numbers = header["donor"], int(header["num_layers"]), header["revision"], header["licence"]
+    donor = DonorLayers(layers, *numbers, norm, header.get("quantised", ""))
     if (donor.fingerprint, digest_of(norm)) != (header["fingerprint"], header["final_norm"]):
         raise ValueError(altered)
     return donor

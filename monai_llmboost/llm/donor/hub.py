@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,14 @@ from typing import Any
 from torch import Tensor
 
 from monai_llmboost.artifacts.weights import TensorArchive
+from monai_llmboost.llm.donor.gguf.file import GgufFile
 from monai_llmboost.llm.donor.hub_bytes import HubBytes, reason
+from monai_llmboost.llm.donor.licences import licence_of_card, licence_of_text
 from monai_llmboost.llm.donor.tensor_files import LocalBytes, SafetensorsFile, check_found
 
+# Files of which single tensors can be read; others are read whole.
+RANGED: dict[str, type[SafetensorsFile] | type[GgufFile]] = {".safetensors": SafetensorsFile, ".gguf": GgufFile}
+LICENCES = re.compile(r"(LICEN[CS]E|COPYING)([-_.][\w.-]+)?", re.IGNORECASE)
 BAR_BYTES = 5_000_000  # what is smaller is read without a progress bar
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -42,19 +47,35 @@ class LocalFolder:
         return _read_json(self._path(name)) if self.has(name) else None
 
     def licence(self) -> str:
-        """The licence that the model's card names, such as ``apache-2.0``; empty if unknown."""
-        return _read_licence(self._path("README.md")) if self.has("README.md") else ""
+        """The licence that the model's card names, such as ``apache-2.0``, else its licence file; empty if unknown."""
+        return _licence(self, lambda name: self._path(name) if self.has(name) else None)
+
+    def names(self) -> list[str] | None:
+        """Return the names of all files."""
+        return sorted(path.name for path in self.path.iterdir() if path.is_file())
+
+    def check_name(self, name: str) -> None:
+        """Raise ValueError if a file's name could lead out of the folder."""
+        _plain(name, self.donor)
+
+    def path_of(self, name: str) -> str:
+        """Return what to give as a model for one of its files."""
+        return str(self.path / name)
 
     def has(self, name: str) -> bool:
         """Whether there is such a file."""
         return self._path(name).is_file()
+
+    def gguf(self, name: str) -> GgufFile:
+        """Return a GGUF file for its header; raises as :meth:`tensors` does."""
+        return GgufFile(LocalBytes(self._weights(name)))
 
     def tensor_names(self, name: str) -> list[str]:
         """Names of all tensors of a weight file; raises as :meth:`tensors` does."""
         return _tensor_names(self._weights(name))
 
     def tensors(self, name: str, names: Iterable[str]) -> dict[str, Tensor]:
-        """The named tensors of a weight file; of a ``.safetensors`` only their bytes are read, others are mapped.
+        """The named tensors of a weight file; of a ``.safetensors`` or ``.gguf`` only their bytes are read.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -72,10 +93,10 @@ class LocalFolder:
 
 
 class HubRepository:
-    """A model's files on the hub, all of one commit; of a ``.safetensors`` only the bytes asked for are fetched.
+    """A model's files on the hub, all of one commit; of a ``.safetensors`` or ``.gguf`` only what is asked for comes.
 
-    Everything else goes whole through the hub's cache on this machine, and a ``.safetensors`` that lies there is read
-    there. When the hub cannot be reached, the cache is all there is.
+    Everything else goes whole through the hub's cache on this machine, and a weight file that lies there is read there.
+    When the hub cannot be reached, the cache is all there is.
 
     Args:
         repo_id: the model, as ``owner/name``.
@@ -91,12 +112,17 @@ class HubRepository:
         self.donor = repo_id
         self._asked = revision
         self._unreachable = ""  # why, once the hub did not answer: from then on only the cache is looked at
-        self._opened: dict[str, SafetensorsFile] = {}
+        self._opened: dict[str, SafetensorsFile | GgufFile] = {}
+        self._names: list[str] | None = None
         with self._translated("config.json"):
             try:
                 self.revision = Path(hf_hub_download(repo_id, "config.json", revision=revision)).parent.name
             except errors.RemoteEntryNotFoundError as error:  # then `json` tells that there is none
                 self.revision = error.response.headers.get("X-Repo-Commit", "")
+            except errors.LocalEntryNotFoundError:
+                self.revision = self._cached_commit(revision)
+                if not self.revision:
+                    raise
         if not COMMIT.fullmatch(self.revision):
             raise ConnectionError(f"expected a commit of {repo_id} from the hub, got {self.revision!r}: try again")
 
@@ -106,12 +132,35 @@ class HubRepository:
         return None if path is None else _read_json(path)
 
     def licence(self) -> str:
-        """The licence that the model's card names, such as ``apache-2.0``; empty if unknown."""
+        """The licence that the model's card names, such as ``apache-2.0``, else its licence file; empty if unknown."""
         try:
-            path = self._download("README.md")
+            return _licence(self, self._download)
         except NotCached:
-            path = None
-        return "" if path is None else _read_licence(path)
+            return ""
+
+    def names(self) -> list[str] | None:
+        """Return the names of all files that lie in no folder; ``None`` if the hub does not say."""
+        if self._names is None:
+            listed = self._listed_in_cache() if self._offline() else self._listed_by_hub()
+            # Of a cache that has no weights nobody knows what the hub has.
+            weights = (".safetensors", ".bin", ".pth", ".gguf")
+            self._names = listed if not self._offline() or any(name.endswith(weights) for name in listed) else []
+        return self._names or None
+
+    def check_name(self, name: str) -> None:
+        """Raise ValueError if a file's name could lead out of the repository."""
+        _plain(name, self.donor)
+
+    def path_of(self, name: str) -> str:
+        """Return what to give as a model for one of its files."""
+        return f"{self.donor}/{name}"
+
+    def gguf(self, name: str) -> GgufFile:
+        """Return a GGUF file for its header; raises as :meth:`tensors` does."""
+        weights = self._weights(name)
+        if isinstance(weights, GgufFile):
+            return weights
+        return GgufFile(LocalBytes(weights) if isinstance(weights, Path) else weights.source)
 
     def has(self, name: str) -> bool:
         """Whether there is such a file."""
@@ -121,7 +170,7 @@ class HubRepository:
             return self._find(name) is not None
         with self._translated(name):
             try:
-                if name.endswith(".safetensors"):
+                if Path(name).suffix in RANGED:
                     self._open(name)
                 else:
                     get_hf_file_metadata(hf_hub_url(self.donor, name, revision=self.revision))
@@ -135,7 +184,7 @@ class HubRepository:
         return _tensor_names(weights) if isinstance(weights, Path) else weights.names()
 
     def tensors(self, name: str, names: Iterable[str]) -> dict[str, Tensor]:
-        """The named tensors of a weight file; of a ``.safetensors`` only their bytes are fetched.
+        """The named tensors of a weight file; of a ``.safetensors`` or ``.gguf`` only their bytes are fetched.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -152,14 +201,14 @@ class HubRepository:
         with self._translated(name), tqdm(total=total, unit="B", unit_scale=True, desc=name, disable=hidden) as bar:
             return weights.read(names, bar.update)
 
-    def _weights(self, name: str) -> Path | SafetensorsFile:
+    def _weights(self, name: str) -> Path | SafetensorsFile | GgufFile:
         """A weight file: whole on this machine, or open on the hub."""
         from huggingface_hub import errors
 
         cached = self._in_cache(name)
         if isinstance(cached, str):
             return Path(cached)
-        if not name.endswith(".safetensors"):
+        if Path(name).suffix not in RANGED:
             path = self._download(name)
             if path is not None:
                 return path
@@ -173,10 +222,37 @@ class HubRepository:
                     pass
         raise FileNotFoundError(f"expected the weight file {name} in {self.donor}, found none: choose another donor")
 
-    def _open(self, name: str) -> SafetensorsFile:
+    def _open(self, name: str) -> SafetensorsFile | GgufFile:
         if name not in self._opened:
-            self._opened[name] = SafetensorsFile(HubBytes(self.donor, name, self.revision))
+            self._opened[name] = RANGED[Path(name).suffix](HubBytes(self.donor, name, self.revision))
         return self._opened[name]
+
+    def _listed_by_hub(self) -> list[str]:
+        from huggingface_hub import HfApi, errors
+
+        try:
+            siblings = HfApi().model_info(self.donor, revision=self.revision).siblings or []
+        except (errors.HTTPError, OSError):  # a mirror without this service, or no hub: asked for each file, it says so
+            return []
+        return sorted(one.rfilename for one in siblings if "/" not in one.rfilename)
+
+    def _listed_in_cache(self) -> list[str]:
+        folder = self._cache_folder() / "snapshots" / self.revision
+        return sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+
+    def _cached_commit(self, revision: str | None) -> str:
+        """The commit of which the cache has files, though perhaps no ``config.json``; empty if there is none."""
+        asked = revision or "main"
+        if COMMIT.fullmatch(asked):
+            return asked if (self._cache_folder() / "snapshots" / asked).is_dir() else ""
+        reference = self._cache_folder() / "refs" / asked
+        return reference.read_text().strip() if reference.is_file() else ""
+
+    def _cache_folder(self) -> Path:
+        from huggingface_hub import constants
+        from huggingface_hub.file_download import repo_folder_name
+
+        return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self.donor, repo_type="model")
 
     def _find(self, name: str) -> Path | None:
         """A small file; ``None`` if the model has none, or if the cache has the model's weights but not this file."""
@@ -185,7 +261,7 @@ class HubRepository:
         except NotCached:
             snapshot = self._in_cache("config.json")
             beside = Path(snapshot).parent.iterdir() if isinstance(snapshot, str) else ()
-            if any(path.suffix in (".safetensors", ".bin") for path in beside):
+            if any(path.suffix in (".safetensors", ".bin", ".gguf") for path in beside):
                 return None
             raise
 
@@ -276,29 +352,25 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_licence(path: Path) -> str:
-    from huggingface_hub import metadata_load
-
-    try:
-        card = metadata_load(path) or {}
-    except Exception:  # a broken card raises nearly any kind, and is no reason to refuse the weights
-        return ""
-    names = card.get("license")
-    names = [name for name in (names if isinstance(names, list) else [names]) if isinstance(name, str)]
-    if names == ["other"] and isinstance(card.get("license_name"), str):
-        names = [f"other ({card['license_name']})"]
-    return " ".join(", ".join(names).split())
+def _licence(files: LocalFolder | HubRepository, find: Callable[[str], Path | None]) -> str:
+    """Return what the card among a model's files says of its licence, else what its licence file is."""
+    if (path := find("README.md")) is not None and (said := licence_of_card(path)):
+        return said
+    for name in files.names() or []:
+        if LICENCES.fullmatch(name) and (path := find(name)) is not None and (said := licence_of_text(path)):
+            return said
+    return ""
 
 
 def _tensor_names(path: Path) -> list[str]:
-    if path.suffix == ".safetensors":
-        return SafetensorsFile(LocalBytes(path)).names()
+    if path.suffix in RANGED:
+        return RANGED[path.suffix](LocalBytes(path)).names()
     return TensorArchive(path).names()
 
 
 def _read_tensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return SafetensorsFile(LocalBytes(path)).read(names)
+    if path.suffix in RANGED:
+        return RANGED[path.suffix](LocalBytes(path)).read(names)
     archive, wanted = TensorArchive(path), list(names)
     check_found(path.name, wanted, archive.names())
     return archive.read(wanted)
