@@ -20,6 +20,7 @@ from monai_llmboost.llm.donor.tensor_files import LocalBytes, SafetensorsFile, c
 
 # Files of which single tensors can be read; others are read whole.
 RANGED: dict[str, type[SafetensorsFile] | type[GgufFile]] = {".safetensors": SafetensorsFile, ".gguf": GgufFile}
+WEIGHTS = (".safetensors", ".bin", ".pth", ".gguf")
 LICENCES = re.compile(r"(LICEN[CS]E|COPYING)([-_.][\w.-]+)?", re.IGNORECASE)
 BAR_BYTES = 5_000_000  # what is smaller is read without a progress bar
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -143,8 +144,7 @@ class HubRepository:
         if self._names is None:
             listed = self._listed_in_cache() if self._offline() else self._listed_by_hub()
             # Of a cache that has no weights nobody knows what the hub has.
-            weights = (".safetensors", ".bin", ".pth", ".gguf")
-            self._names = listed if not self._offline() or any(name.endswith(weights) for name in listed) else []
+            self._names = listed if not self._offline() or any(name.endswith(WEIGHTS) for name in listed) else []
         return self._names or None
 
     def check_name(self, name: str) -> None:
@@ -259,9 +259,7 @@ class HubRepository:
         try:
             return self._download(name)
         except NotCached:
-            snapshot = self._in_cache("config.json")
-            beside = Path(snapshot).parent.iterdir() if isinstance(snapshot, str) else ()
-            if any(path.suffix in (".safetensors", ".bin", ".gguf") for path in beside):
+            if any(name.endswith(WEIGHTS) for name in self._listed_in_cache()):
                 return None
             raise
 

@@ -3,32 +3,40 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
 LONGEST = 200_000  # bytes that are read of a licence file
-# A licence by its title and text: what it must begin with, what must follow in this order, and how long it may be in
-# characters, with words only, so that a text with terms added to it is not taken for the licence itself.
-TEXTS: tuple[tuple[str, str, tuple[str, ...], int], ...] = (
-    ("Apache-2.0", r"(copyright .{0,200}?)?apache license version 2 0 january 2004", (
-        "terms and conditions for use reproduction and distribution", "grant of patent license",
-        "end of terms and conditions"), 11_000),
-    ("MIT", r".{0,300}?permission is hereby granted free of charge to any person obtaining a copy of this software and "
-     r"associated documentation files the software to deal in the software without restriction", (
-        "the above copyright notice and this permission notice shall be included",
-        "the software is provided as is without warranty of any kind", "dealings in the software"), 1_300),
-    ("BSD-3-Clause", r".{0,300}?redistribution and use in source and binary forms with or without modification are "
-     r"permitted provided that the following conditions are met", (
-        "redistributions of source code must retain", "redistributions in binary form must reproduce",
-        "name", "used to endorse or promote products", "possibility of such damage"), 1_800),
-    ("BSD-2-Clause", r".{0,300}?redistribution and use in source and binary forms with or without modification are "
-     r"permitted provided that the following conditions are met", (
-        "redistributions of source code must retain", "redistributions in binary form must reproduce",
-        "possibility of such damage"), 1_600),
-)  # fmt: skip
-# What ends a licence; what stands behind it may be terms that were added.
-ENDS = {"MIT": "dealings in the software", "BSD-3-Clause": "of such damage", "BSD-2-Clause": "of such damage"}
-NOT_BSD = ("advertising materials", "endorse or promote")  # in one of more clauses
+# Licences whose text is the same everywhere, in lower-case words: where the text begins and ends, its sha256 up to its
+# end, and what may follow; before it there may be a title and whose copyright it is.
+TEXTS = {
+    "Apache-2.0": (
+        "terms and conditions for use reproduction and distribution",
+        "end of terms and conditions",
+        "30e4fead14bea27559ab87df4b7e795f30238bd249aae20bc792ba6615939d57",
+        r"( appendix how to apply the apache license to your work .{1,1200} limitations under the license)?",
+    ),
+    "MIT": (
+        "permission is hereby granted free of charge",
+        "dealings in the software",
+        "027375b7d5e155ec836f1ebfc61ec3519477cac4ecb2a987208a070b77747ab7",
+        "",
+    ),
+}
+LONGEST_TITLE = 300
+# The BSD licences name their holders, so that no two texts are the same: what they say in this order, and how long they
+# are at most without title and copyright.
+BSD = (
+    "redistribution and use in source and binary forms with or without modification are permitted",
+    "redistributions of source code must retain",
+    "redistributions in binary form must reproduce",
+)
+THIRD_CLAUSE = (
+    "used to endorse or promote products derived from this software without specific prior written permission"
+)
+BSD_END = "of the possibility of such damage"
+LONGEST_BSD = 1_250, 1_450  # of two clauses, of three
 # Creative Commons by the name of the licence, of which the letters after the version's number are the rest.
 CREATIVE_COMMONS = re.compile(
     r"(?:creative commons (?:legal code )?)?(?:cc )?attribution(?P<nc> noncommercial)?(?P<nd> noderivatives| noderivs)?"
@@ -82,16 +90,24 @@ def _known(words: str) -> str:
         return "-".join(["CC-BY", *(part.upper() for part in parts), match["version"].replace(" ", ".")])
     if words.startswith("creative commons legal code cc0 1 0 universal") or words.startswith("cc0 1 0 universal"):
         return "CC0-1.0"
-    for name, begin, passages, longest in TEXTS:
-        if len(words) <= longest and re.match(begin, words) and _in_order(words, passages):
-            if name in ENDS and not words.endswith(ENDS[name]):
-                continue
-            if (name == "BSD-2-Clause" and any(word in words for word in NOT_BSD)) or (
-                name == "BSD-3-Clause" and NOT_BSD[0] in words
-            ):
-                continue
-            return name
-    return ""
+    for name, (begin, end, digest, rest) in TEXTS.items():
+        first, last = words.find(begin), words.find(end)
+        if 0 <= first <= LONGEST_TITLE and hashlib.sha256(words[first:last].encode()).hexdigest() == digest:
+            return name if re.fullmatch(rest, words[last + len(end) :]) else ""
+    return _bsd(words)
+
+
+def _bsd(words: str) -> str:
+    first = words.find(BSD[0])
+    clauses = 3 if THIRD_CLAUSE in words else 2
+    is_bsd = (
+        0 <= first <= LONGEST_TITLE
+        and len(words) - first <= LONGEST_BSD[clauses - 2]
+        and _in_order(words, BSD)
+        and words.endswith(BSD_END)
+        and "advertising materials" not in words  # of four clauses
+    )
+    return f"BSD-{clauses}-Clause" if is_bsd else ""
 
 
 def _in_order(text: str, passages: tuple[str, ...]) -> bool:
