@@ -11,7 +11,9 @@ import typer
 
 
 def extract(
-    model: Annotated[str, typer.Argument(help="Hugging Face folder or hub id, or folder with consolidated.*.pth.")],
+    model: Annotated[
+        str, typer.Argument(help="Hugging Face folder or hub id, folder with consolidated.*, or GGUF file.")
+    ],
     out: Annotated[Path, typer.Option(help="The block file to write, ending in .safetensors.")],
     layer: Annotated[
         str, typer.Option(help="Which layers: -1 (the last), 3,5 (two), 4:8 (four), -2: (the last two).")

@@ -346,6 +346,17 @@ def test_other_layers_of_mistral_are_named(params, message, tmp_path):
         read_layers(tmp_path / "mistral")
 
 
+@pytest.mark.parametrize(("width", "layers", "factor"), [(4096, 32, 8), (2048, 16, 32), (3072, 28, 32)])
+def test_the_scaled_positions_of_llama_3(width, layers, factor):
+    """The factor is not in params.json; the slowest pair is slowed down by all of it."""
+    from monai_llmboost.llm.donor.meta import _geometry
+
+    params = {"dim": width, "n_layers": layers, "n_heads": 32, "norm_eps": 1e-5, "rope_theta": 5e5}
+    plain, scaled = (_geometry({**params, "use_scaled_rope": on}, 1024).rotary for on in (False, True))
+    assert plain[-1] / scaled[-1] == pytest.approx(factor)
+    assert plain[0] == scaled[0]
+
+
 def test_both_native_forms_that_differ(tmp_path):
     folder = write_meta(tmp_path / "meta", random_layer(GEOMETRY, 1).layers[0].tensors, GEOMETRY, parts=2)
     native(folder, [random_layer(GEOMETRY, seed).layers[0].tensors for seed in (3, 2, 1)])

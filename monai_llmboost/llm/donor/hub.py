@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from monai_llmboost.artifacts.weights import TensorArchive
+from monai_llmboost.llm.donor.digests import check_digest
 from monai_llmboost.llm.donor.gguf.file import GgufFile
 from monai_llmboost.llm.donor.hub_bytes import HubBytes, reason
 from monai_llmboost.llm.donor.licences import licence_of_card, licence_of_text
@@ -341,6 +342,7 @@ def _plain(name: str, donor: str) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    check_digest(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -368,6 +370,7 @@ def _tensor_names(path: Path) -> list[str]:
 
 def _read_tensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
     if path.suffix in RANGED:
+        check_digest(path)
         return RANGED[path.suffix](LocalBytes(path)).read(names)
     archive, wanted = TensorArchive(path), list(names)
     check_found(path.name, wanted, archive.names())

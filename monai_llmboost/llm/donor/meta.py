@@ -29,11 +29,11 @@ META = {
 }
 # A checkpoint of several files splits these along their inputs; the norms are repeated; all else along its outputs.
 SPLIT_BY_INPUT = ("output.weight", "down.weight")
-# What `use_scaled_rope` stands for in Meta's own code for Llama 3.1 (the factor of 3.2 is not in params.json).
+# What `use_scaled_rope` stands for in Meta's own code for Llama 3.1; of the small ones of 3.2, told by width and number
+# of layers, the factor is another, which is not in params.json.
 SCALED = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 8192}  # fmt: skip
-
-
+SMALL, SMALL_FACTOR = ((2048, 16), (3072, 28)), 32.0
 # Keys of params.json that make another layer of it.
 OTHER_LAYERS = {
     "moe": "a mixture of experts",
@@ -125,7 +125,9 @@ def _geometry(params: dict[str, Any], mlp_width: int) -> BlockGeometry:
             f"expected hidden_dim {mlp_width} by the weights, got {params['hidden_dim']}: params.json and weights are "
             "not of one model, download them again"
         )
-    scaling: Any = SCALED if params.get("use_scaled_rope") else None
+    scaling: Any = None
+    if params.get("use_scaled_rope"):
+        scaling = {**SCALED, "factor": SMALL_FACTOR} if (width, params.get("n_layers")) in SMALL else SCALED
     if params.get("yarn"):
         scaling = {"rope_type": "yarn"}
     return geometry_of(
