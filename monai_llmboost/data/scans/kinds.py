@@ -6,11 +6,14 @@ from __future__ import annotations
 import gzip
 import stat
 import zlib
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 # As many as a NIfTI-2 header, the longest of the signatures, needs.
 HEAD = 544
 GZIP = b"\x1f\x8b"
+MOST_TIMES = 10  # gzip streams within one another that are looked into
 NIFTI_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz")
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 ANALYZE = "an Analyze file, which does not tell its orientation"
@@ -69,6 +72,21 @@ def first_bytes(path: Path) -> tuple[bytes, bool]:
             return file.read(HEAD), True
     except (EOFError, zlib.error, gzip.BadGzipFile):
         return head, True  # not even its beginning can be unpacked
+
+
+def times_packed(path: Path) -> int:
+    """How many gzip streams lie within one another, each readable at its beginning; at most ten are looked into."""
+    with ExitStack() as stack:
+        stream: Any = stack.enter_context(path.open("rb"))
+        for times in range(MOST_TIMES):
+            try:
+                if stream.read(len(GZIP)) != GZIP:
+                    return times
+                stream.seek(0)
+                stream = stack.enter_context(gzip.GzipFile(fileobj=stream, mode="rb"))
+            except (EOFError, zlib.error, gzip.BadGzipFile):
+                return times - 1  # what looks like a stream cannot be unpacked
+    return MOST_TIMES
 
 
 def kind_of(head: bytes) -> str:
