@@ -385,6 +385,7 @@ FORMS = {
     "ggml-model-q4_0.bin": r"a file of llama\.cpp from before GGUF",
     "model.nemo": "a NeMo archive",
     "__0_0.distcp": "a checkpoint of distributed training",
+    "model.bin": r"weights under another name \(model\.bin\)",
     "my-weights.safetensors": "weights under another name .*let its name be model.safetensors",
 }
 
@@ -401,6 +402,17 @@ def test_what_is_not_read_is_named(name, has_config, models, tmp_path):
     with pytest.raises(FileNotFoundError, match=rf"^expected .* in model, found {FORMS[name]}") as caught:
         read_layers(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_weights_without_a_configuration(models, tmp_path):
+    single(models[1], tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"expected config\.json .* neither: give the folder of a model's"):
+        read_layers(tmp_path)
+    config(models[1], tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "optimizer.pt").write_bytes(b"content")
+    with pytest.raises(FileNotFoundError, match=r"or pytorch_model\.bin in .*, found neither: download"):
+        read_layers(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -102,11 +102,12 @@ def _forms(files: Files, chosen: str, model: str, layer: int | str | Sequence[in
 
 def _no_form(files: Files, has_config: bool) -> FileNotFoundError:
     """Return what to raise where a model is there in no form that is read."""
+    expected, advice = "config.json (Hugging Face) or params.json (Meta, Mistral)", "give the folder of a model's files"
     if has_config:
-        return no_weights(files.names(), files.donor, " or ".join(USUAL))
-    if files.has("params.json"):
-        return no_weights(files.names(), files.donor, "consolidated.00.pth or consolidated.safetensors")
-    return no_weights(files.names(), files.donor, "config.json (Hugging Face) or params.json (Meta, Mistral)")
+        expected, advice = " or ".join(USUAL), "download the weights too"
+    elif files.has("params.json"):
+        expected, advice = "consolidated.00.pth or consolidated.safetensors", "download the weights too"
+    return no_weights(files.names(), files.donor, expected, advice)
 
 
 def _agreed(forms: Sequence[Form], donor: str) -> DonorLayers:

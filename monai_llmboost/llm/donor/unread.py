@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from monai_llmboost.llm.donor.weight_sets import is_weight_file
+
 OTHER_FORM = "choose the safetensors form of this model"
 EXPORT = "load it where it was trained, then save it with save_pretrained(..., safe_serialization=True)"
 # Names of files, what they are, what to do; the first that fits counts.
@@ -28,7 +30,7 @@ FORMS: tuple[tuple[str, str, str], ...] = (
     (r".*\.distcp|.*_model_states\.pt|.*_optim_states\.pt|pytorch_model_fsdp.*|zero_to_fp32\.py",
      "a checkpoint of distributed training", EXPORT),
     (r".*\.ckpt", "a training checkpoint (.ckpt)", EXPORT),
-    (r"(?!training_args|optimizer|scheduler|rng_state|scaler).*\.(pt|pth|bin|safetensors)",
+    (r"(?!training_args|optimizer|scheduler|rng_state|scaler|consolidated\.).*\.(pt|pth|bin|safetensors)",
      "weights under another name", "if it is the whole model, let its name be model.safetensors or pytorch_model.bin"),
 )  # fmt: skip
 # Keys of a config.json by which a model says that its weights are quantised.
@@ -54,12 +56,12 @@ def refuse_quantised(config: Mapping[str, Any]) -> None:
             )
 
 
-def no_weights(names: Iterable[str] | None, donor: str, expected: str) -> FileNotFoundError:
-    """Return what to raise where a model has no weights that are read, with what it has instead."""
-    for pattern, what, advice in FORMS:
+def no_weights(names: Iterable[str] | None, donor: str, expected: str, advice: str) -> FileNotFoundError:
+    """Return what to raise where a model has no weights that are read, with what it has instead, if it has anything."""
+    for pattern, what, todo in FORMS:
         for name in sorted(names or ()):
-            if re.fullmatch(pattern, name, re.IGNORECASE):
+            if not is_weight_file(name) and re.fullmatch(pattern, name, re.IGNORECASE):
                 return FileNotFoundError(
-                    f"expected {expected} in {donor}, found {what} ({name}), which is not read: {advice}"
+                    f"expected {expected} in {donor}, found {what} ({name}), which is not read: {todo}"
                 )
-    return FileNotFoundError(f"expected {expected} in {donor}, found neither: download the weights too")
+    return FileNotFoundError(f"expected {expected} in {donor}, found neither: {advice}")

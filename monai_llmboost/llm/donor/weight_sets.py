@@ -95,6 +95,12 @@ class WeightSet:
         return tensors
 
 
+def is_weight_file(name: str) -> bool:
+    """Whether a file is weights by its name, as they are read."""
+    stems = ("model", "pytorch_model", "consolidated")
+    return any(_match(pattern, name, stems) for pattern in (SINGLE, PART)) or GGUF.fullmatch(name) is not None
+
+
 def hugging_face_sets(files: Files) -> list[WeightSet]:
     """Return the sets of weights as transformers names them, safetensors first; of one variant, the plain one if there.
 
@@ -161,13 +167,13 @@ def _sets(files: Files, names: Iterable[str], stems: tuple[str, ...]) -> list[We
     indexed, single = [], []
     parts: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for name in sorted(names):
-        if (match := INDEX.fullmatch(name)) and match["stem"] in stems:
+        if (match := _match(INDEX, name, stems)) is not None:
             content = _index(files, name)
             indexed.append(WeightSet(tuple(sorted(set(content.values()))), name, match["variant"] or ""))
-        elif (match := PART.fullmatch(name)) and match["stem"] in stems:
+        elif (match := _match(PART, name, stems)) is not None:
             variant = match["variant"] or match["after"] or ""
             parts[match["stem"], match["kind"], variant, match["of"]].append(name)
-        elif (match := SINGLE.fullmatch(name)) and match["stem"] in stems:
+        elif (match := _match(SINGLE, name, stems)) is not None:
             single.append(WeightSet((name,), variant=match["variant"] or ""))
     whole: list[WeightSet] = []
     torn: list[WeightSet] = []
@@ -181,6 +187,14 @@ def _sets(files: Files, names: Iterable[str], stems: tuple[str, ...]) -> list[We
             f"({torn[0].name}): download the weights again"
         )
     return sorted(found, key=lambda one: not one.is_safetensors)
+
+
+def _match(pattern: re.Pattern[str], name: str, stems: tuple[str, ...]) -> re.Match[str] | None:
+    """Return the match of a name with one of these stems, and with the suffix that goes with it."""
+    match = pattern.fullmatch(name)
+    if match is None or match["stem"] not in stems or (match["kind"] == "bin") != (match["stem"] == "pytorch_model"):
+        return None
+    return match
 
 
 def _probed(files: Files) -> Iterator[WeightSet]:
