@@ -4,7 +4,7 @@
 import pytest
 from conftest import ROOT
 
-from monai_llmboost.llm.donor.hub import LocalFolder
+from monai_llmboost.llm.donor.folder import LocalFolder
 from monai_llmboost.llm.donor.licences import licence_of_text
 
 APACHE = (ROOT / "LICENSE").read_text()

@@ -1,97 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a model, in a folder or on the hub, behind the same few methods."""
+"""The files of a model on the hub, behind the same few methods as those in a folder."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from monai_llmboost.artifacts.weights import TensorArchive
-from monai_llmboost.llm.donor.digests import check_digest
+from monai_llmboost.llm.donor.folder import (
+    RANGED,
+    LocalFolder,
+    licence_of,
+    names_of_tensors,
+    plain_name,
+    read_json,
+    read_tensors,
+)
 from monai_llmboost.llm.donor.gguf.file import GgufFile
 from monai_llmboost.llm.donor.hub_bytes import HubBytes, reason
-from monai_llmboost.llm.donor.licences import licence_of_card, licence_of_text
-from monai_llmboost.llm.donor.tensor_files import LocalBytes, SafetensorsFile, check_found
+from monai_llmboost.llm.donor.tensor_files import LocalBytes, SafetensorsFile
 
-# Files of which single tensors can be read; others are read whole.
-RANGED: dict[str, type[SafetensorsFile] | type[GgufFile]] = {".safetensors": SafetensorsFile, ".gguf": GgufFile}
+__all__ = ["HubRepository", "LocalFolder", "NotCached"]
 WEIGHTS = (".safetensors", ".bin", ".pth", ".gguf")
-LICENCES = re.compile(r"(LICEN[CS]E|COPYING)([-_.][\w.-]+)?", re.IGNORECASE)
 BAR_BYTES = 5_000_000  # what is smaller is read without a progress bar
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class NotCached(ConnectionError):
     """The hub cannot be reached, and its cache on this machine does not have the file."""
-
-
-class LocalFolder:
-    """A model's files in one folder.
-
-    Args:
-        path: the folder.
-    """
-
-    revision = ""
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.donor = self.path.resolve().name
-
-    def json(self, name: str) -> dict[str, Any] | None:
-        """Content of a JSON file, ``None`` if there is no such file; ValueError if it is no JSON object."""
-        return _read_json(self._path(name)) if self.has(name) else None
-
-    def licence(self) -> str:
-        """The licence that the model's card names, such as ``apache-2.0``, else its licence file; empty if unknown."""
-        return _licence(self, lambda name: self._path(name) if self.has(name) else None)
-
-    def names(self) -> list[str] | None:
-        """Return the names of all files."""
-        return sorted(path.name for path in self.path.iterdir() if path.is_file())
-
-    def check_name(self, name: str) -> None:
-        """Raise ValueError if a file's name could lead out of the folder."""
-        _plain(name, self.donor)
-
-    def path_of(self, name: str) -> str:
-        """Return what to give as a model for one of its files."""
-        return str(self.path / name)
-
-    def has(self, name: str) -> bool:
-        """Whether there is such a file."""
-        return self._path(name).is_file()
-
-    def gguf(self, name: str) -> GgufFile:
-        """Return a GGUF file for its header; raises as :meth:`tensors` does."""
-        return GgufFile(LocalBytes(self._weights(name)))
-
-    def tensor_names(self, name: str) -> list[str]:
-        """Names of all tensors of a weight file; raises as :meth:`tensors` does."""
-        return _tensor_names(self._weights(name))
-
-    def tensors(self, name: str, names: Iterable[str]) -> dict[str, Tensor]:
-        """The named tensors of a weight file; of a ``.safetensors`` or ``.gguf`` only their bytes are read.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is damaged, or lacks one of the tensors.
-        """
-        return _read_tensors(self._weights(name), names)
-
-    def _path(self, name: str) -> Path:
-        return self.path / _plain(name, self.donor)
-
-    def _weights(self, name: str) -> Path:
-        if not self.has(name):
-            raise FileNotFoundError(f"expected the weight file {name} beside config.json: download it too")
-        return self._path(name)
 
 
 class HubRepository:
@@ -131,12 +71,12 @@ class HubRepository:
     def json(self, name: str) -> dict[str, Any] | None:
         """Content of a JSON file, ``None`` if there is no such file; ValueError if it is no JSON object."""
         path = self._find(name)
-        return None if path is None else _read_json(path)
+        return None if path is None else read_json(path)
 
     def licence(self) -> str:
         """The licence that the model's card names, such as ``apache-2.0``, else its licence file; empty if unknown."""
         try:
-            return _licence(self, self._download)
+            return licence_of(self.names, self._download)
         except NotCached:
             return ""
 
@@ -150,7 +90,7 @@ class HubRepository:
 
     def check_name(self, name: str) -> None:
         """Raise ValueError if a file's name could lead out of the repository."""
-        _plain(name, self.donor)
+        plain_name(name, self.donor)
 
     def path_of(self, name: str) -> str:
         """Return what to give as a model for one of its files."""
@@ -182,7 +122,7 @@ class HubRepository:
     def tensor_names(self, name: str) -> list[str]:
         """Names of all tensors of a weight file; raises as :meth:`tensors` does."""
         weights = self._weights(name)
-        return _tensor_names(weights) if isinstance(weights, Path) else weights.names()
+        return names_of_tensors(weights) if isinstance(weights, Path) else weights.names()
 
     def tensors(self, name: str, names: Iterable[str]) -> dict[str, Tensor]:
         """The named tensors of a weight file; of a ``.safetensors`` or ``.gguf`` only their bytes are fetched.
@@ -195,7 +135,7 @@ class HubRepository:
 
         weights = self._weights(name)
         if isinstance(weights, Path):
-            return _read_tensors(weights, names)
+            return read_tensors(weights, names)
         names = list(names)
         total = weights.num_bytes(names)
         hidden = True if total < BAR_BYTES else None  # None shows it to a terminal only
@@ -282,7 +222,7 @@ class HubRepository:
         """The path (str) of a file in the cache, ``None`` if it is not there, anything else if the model has none."""
         from huggingface_hub import try_to_load_from_cache
 
-        return try_to_load_from_cache(self.donor, _plain(name, self.donor), revision=self.revision)
+        return try_to_load_from_cache(self.donor, plain_name(name, self.donor), revision=self.revision)
 
     def _offline(self) -> bool:
         from huggingface_hub import constants
@@ -332,46 +272,3 @@ class HubRepository:
             raise ConnectionError(
                 f"cannot reach the hub for {name} of {repo} ({reason(error)}): check the network, then try again"
             ) from error
-
-
-def _plain(name: str, donor: str) -> str:
-    """A file's name, refused if it could lead out of the model's folder."""
-    if name in ("", ".", "..") or re.search(r"[/\\:\0]", name):
-        raise ValueError(f"expected plain file names in {donor}, got {name!r}: do not trust this model")
-    return name
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    check_digest(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"expected JSON in {path.name}, got something else ({error}): download it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"expected a JSON object in {path.name}, got a {type(content).__name__}: download it again")
-    return content
-
-
-def _licence(files: LocalFolder | HubRepository, find: Callable[[str], Path | None]) -> str:
-    """Return what the card among a model's files says of its licence, else what its licence file is."""
-    if (path := find("README.md")) is not None and (said := licence_of_card(path)):
-        return said
-    for name in files.names() or []:
-        if LICENCES.fullmatch(name) and (path := find(name)) is not None and (said := licence_of_text(path)):
-            return said
-    return ""
-
-
-def _tensor_names(path: Path) -> list[str]:
-    if path.suffix in RANGED:
-        return RANGED[path.suffix](LocalBytes(path)).names()
-    return TensorArchive(path).names()
-
-
-def _read_tensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
-    if path.suffix in RANGED:
-        check_digest(path)
-        return RANGED[path.suffix](LocalBytes(path)).read(names)
-    archive, wanted = TensorArchive(path), list(names)
-    check_found(path.name, wanted, archive.names())
-    return archive.read(wanted)
