@@ -84,12 +84,13 @@ def writer_scaling(kind):
     return RopeScalingType(kind)
 
 
-def write_gguf(model, path, kind="F32", licence=None, extra=None, keep=None, **changes):
+def write_gguf(model, path, kind="F32", licence=None, extra=None, keep=None, without=(), **changes):
     """Write a model of `transformers` as a GGUF file.
 
     Args:
         kind: type of the matrices, as ggml spells it; everything else is F32.
         extra: further tensors by name.
+        without: metadata to leave out, below the architecture's name.
         keep: names of the tensors to write; all if ``None``.
         changes: metadata to add or to change, below the architecture's name.
     """
@@ -109,6 +110,9 @@ def write_gguf(model, path, kind="F32", licence=None, extra=None, keep=None, **c
             shard.pop(key, None)
         add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}
         add[type(value)](key, value)
+    for key in without:
+        for shard in writer.kv_data:
+            shard.pop(f"{architecture}.{key}", None)
     tensors = {}
     for name, tensor in model.state_dict().items():
         new = names.get_name(name, try_suffixes=(".weight", ".bias"))

@@ -96,6 +96,10 @@ class TensorArchive:
                 raise Unfit("its numbers are big-endian", _convert(self._name))
             content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
         check_named(content, self._name)
+        if odd := [name for name, tensor in content.items() if tensor.layout != torch.strided or tensor.is_meta]:
+            raise ValueError(
+                f"expected tensors with all their numbers in {self._name}, {odd[0]} is sparse or without any"
+            )
         self._tensors = content
         self._places = _in_memory([member for name, member in members.items() if name.startswith("data/")], content)
         self._compared: set[int] = set()

@@ -212,6 +212,22 @@ def test_unfit_metadata(changes, message, tmp_path):
         read_layers(tmp_path / "x.gguf")
 
 
+def test_the_size_of_a_head_where_no_metadata_give_it(tmp_path):
+    path = write_gguf(tiny_model("llama"), tmp_path / "x.gguf")
+    size = read_layers(path).layers[0].geometry.head_size
+    path = write_gguf(
+        tiny_model("llama"), tmp_path / "y.gguf", without=["attention.key_length", "attention.value_length"]
+    )
+    assert read_layers(path).layers[0].geometry.head_size == size == 8
+
+
+@pytest.mark.parametrize("key", ["embedding_length", "attention.layer_norm_rms_epsilon", "feed_forward_length"])
+def test_a_number_that_is_missing(key, tmp_path):
+    write_gguf(tiny_model("llama"), tmp_path / "x.gguf", without=[key])
+    with pytest.raises(ValueError, match=f"expected {key} in the GGUF file's metadata, found none"):
+        read_layers(tmp_path / "x.gguf")
+
+
 def test_an_architecture_that_is_not_read_is_named(tmp_path):
     path = write_gguf(tiny_model("llama"), tmp_path / "x.gguf")
     path.write_bytes(path.read_bytes().replace(b"llama", b"mamba"))

@@ -369,6 +369,19 @@ def test_both_native_forms_that_differ(tmp_path):
         read_layers(folder)
 
 
+def test_an_incomplete_form_gives_way_to_a_complete_one(models, tmp_path):
+    """Parts of Meta's form next to Hugging Face's, and parts of Hugging Face's next to Mistral's."""
+    new = models[1]
+    new.save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / "params.json").write_text("{}")
+    (tmp_path / "hf" / "consolidated.01.pth").write_bytes(b"")
+    assert torch.equal(read(tmp_path / "hf"), query(new))
+    native(tmp_path / "native", [random_layer(GEOMETRY, 1).layers[0].tensors])
+    config(new, tmp_path / "native")
+    (tmp_path / "native" / "model-00002-of-00002.safetensors").write_bytes(b"")
+    assert read_layers(tmp_path / "native").fingerprint == random_layer(GEOMETRY, 1).fingerprint
+
+
 # Weights that are not read
 
 

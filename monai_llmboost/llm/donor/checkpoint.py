@@ -85,18 +85,28 @@ def _forms(files: Files, chosen: str, model: str, layer: int | str | Sequence[in
     """Return every form that a model is there in, the one that counts first, with how to read it."""
     is_local = isinstance(files, LocalFolder)
     content = None if chosen else files.json("config.json")
-    sets = hugging_face_sets(files) if content is not None else []
+    missing: FileNotFoundError | None = None  # which matters if there is no other form
+    sets: list[WeightSet] = []
+    native: list[list[WeightSet]] = []
+    try:
+        sets = hugging_face_sets(files) if content is not None else []
+    except FileNotFoundError as error:
+        missing = error
     # On the hub all is of one commit, and what is not safetensors comes whole: only sets of one kind are compared.
     sets = [one for one in sets if is_local or one.is_safetensors == sets[0].is_safetensors]
     config = _config(content) if content is not None and sets else {}
     forms: list[Form] = [(one.name, partial(_read_hugging_face, files, config, one, layer)) for one in sets]
     if not chosen and (not sets or (is_local and config["model_type"] in NATIVE_FORM)) and files.has("params.json"):
-        forms += [(parts[0].name, partial(_read_native, files, parts, layer)) for parts in native_sets(files)]
+        try:
+            native = native_sets(files)
+        except FileNotFoundError as error:
+            missing = missing or error
+    forms += [(parts[0].name, partial(_read_native, files, parts, layer)) for parts in native]
     if not forms and (parts := gguf_files(files, chosen)):
         donor = files.donor if not chosen else Path(chosen).stem if is_local else model
         forms = [(parts[0], partial(_read_gguf, files, parts, donor, layer))]
     if not forms:
-        raise _no_form(files, content is not None)
+        raise missing or _no_form(files, content is not None)
     return forms
 
 

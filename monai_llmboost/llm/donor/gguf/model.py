@@ -173,7 +173,7 @@ def _geometry(
     factors: Tensor | None,
     index: int,
 ) -> BlockGeometry:
-    config = _config(architecture, metadata, index)
+    config = _config(architecture, metadata, index, found.get("attn_q.weight"))
     if architecture.family == "gpt2" and "ffn_up.weight" in found:  # the converter writes 4 * width, whatever it is
         config["n_inner"] = found["ffn_up.weight"].shape[0]
     family = FAMILIES[architecture.family]
@@ -194,7 +194,7 @@ def _geometry(
     return geometry
 
 
-def _config(architecture: Architecture, metadata: Metadata, index: int) -> dict[str, Any]:
+def _config(architecture: Architecture, metadata: Metadata, index: int, queries: Tensor | None) -> dict[str, Any]:
     """Return the numbers by the names that families.py reads in a ``config.json``; what is not there is left out."""
 
     def value(key: str) -> Any:
@@ -207,7 +207,8 @@ def _config(architecture: Architecture, metadata: Metadata, index: int) -> dict[
         if value(key) is None:
             raise ValueError(f"expected {key} in the GGUF file's metadata, found none: download it again")
     whole = isinstance(width, int) and isinstance(heads, int) and heads > 0
-    head_size = value("attention.key_length") or (width // heads if whole else None)
+    inner = queries.shape[0] if queries is not None else width  # where no metadata give the size of a head
+    head_size = value("attention.key_length") or (inner // heads if whole else None)
     numbers = {
         "hidden_size": width,
         "n_embd": width,
