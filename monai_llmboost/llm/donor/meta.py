@@ -101,7 +101,10 @@ def _layer(params: dict[str, Any], parts: list[dict[str, Tensor]], index: int, d
     for old, new in META.items():
         pieces = [part[prefix + old] for part in parts if prefix + old in part]
         if len(pieces) != len(parts):
-            raise ValueError(f"layer {index} of {donor}: expected {old} in every file: download all its files")
+            raise ValueError(
+                f"layer {index} of {donor}: expected {old} in every consolidated file, found it in {len(pieces)} of "
+                f"{len(parts)}: download all its files"
+            )
         whole = pieces[0].ndim == 1 or len(pieces) == 1
         tensors[new] = pieces[0] if whole else torch.cat(pieces, dim=1 if new in SPLIT_BY_INPUT else 0)
     unknown = sorted({n for part in parts for n in part if n.startswith(prefix)} - {prefix + old for old in META})

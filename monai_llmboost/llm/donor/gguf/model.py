@@ -105,10 +105,18 @@ def read_gguf(
         tuple(layers),
         donor,
         number,
-        licence=str(metadata.get("general.license") or ""),
+        licence=_licence(metadata),
         final_norm=final,
         quantised=", ".join(sorted(kinds - FLOATS.keys())),
     )
+
+
+def _licence(metadata: Metadata) -> str:
+    """Return the licence as a model's card would name it."""
+    name, more = metadata.get("general.license"), metadata.get("general.license.name")
+    if not isinstance(name, str):
+        return ""
+    return f"other ({more})" if name == "other" and isinstance(more, str) else name
 
 
 def _architecture(metadata: Metadata, donor: str) -> Architecture:
