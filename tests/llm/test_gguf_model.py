@@ -203,6 +203,7 @@ def test_a_model_in_parts(tmp_path):
         ({"attention.value_length": 16}, "layer 3 of x: expected values of 8 features a head, got 16"),
         ({"attention.head_count": 8}, "layer 3 of x: expected query.weight of shape"),
         ({"block_count": 9}, r"layer 8 of x: expected .* in the layer, found none"),
+        ({"block_count": 3}, "expected 3 layers in x by its configuration, the weights have 4"),
         ({"block_count": 0}, "expected block_count in the GGUF file's metadata, got 0"),
     ],
 )

@@ -337,11 +337,12 @@ def test_a_head_size_of_its_own(tmp_path):
     [
         ({"moe": {"num_experts": 8}}, r"a mixture of experts by its params\.json \(moe\)"),
         ({"quantization": {"qformat_weight": "fp8_e4m3"}}, r"a quantised model by its params\.json"),
+        ({"n_layers": 1}, "expected 1 layers in mistral by its configuration, the weights have 2"),
         ({"hidden_dim": 48}, r"expected hidden_dim 40 by the weights, got 48"),
     ],
 )
 def test_other_layers_of_mistral_are_named(params, message, tmp_path):
-    native(tmp_path / "mistral", [random_layer(GEOMETRY, 1).layers[0].tensors], **params)
+    native(tmp_path / "mistral", [random_layer(GEOMETRY, seed).layers[0].tensors for seed in (1, 2)], **params)
     with pytest.raises(ValueError, match=message):
         read_layers(tmp_path / "mistral")
 

@@ -3,31 +3,24 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from monai_llmboost.llm.donor.families import Family, family_of, geometry_of, text_config
+from monai_llmboost.llm.donor.families import family_of, geometry_of, text_config
 from monai_llmboost.llm.donor.gguf.model import read_gguf
 from monai_llmboost.llm.donor.hub import HubRepository, LocalFolder
-from monai_llmboost.llm.donor.meta import native_params, number_of_native_layers, read_native
-from monai_llmboost.llm.donor.names import block_tensors, one_dtype
-from monai_llmboost.llm.donor.unread import no_weights, refuse_quantised
+from monai_llmboost.llm.donor.hugging_face import check_weights, depth_of, language_config, read_hugging_face
+from monai_llmboost.llm.donor.meta import read_native
+from monai_llmboost.llm.donor.unread import no_weights
 from monai_llmboost.llm.donor.weight_sets import USUAL, Files, WeightSet, gguf_files, hugging_face_sets, native_sets
 from monai_llmboost.llm.geometry import BlockGeometry
-from monai_llmboost.llm.layers import DonorLayers, Layer, same_weights
-from monai_llmboost.llm.transformers_model import NOT_WEIGHTS, number_of_layers, stack_of
+from monai_llmboost.llm.layers import DonorLayers, same_weights
 
 logger = logging.getLogger("monai_llmboost")
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+?)(?:/(?P<file>[^/]+\.gguf))?")
 NATIVE_FORM = ("llama", "mistral")  # model types that are also handed out with a params.json
 RANGE = re.compile(r"\s*(-?[0-9]+)?\s*:\s*(-?[0-9]+)?\s*")
@@ -57,7 +50,7 @@ def read_layers(model: str | Path, layer: int | str | Sequence[int] = -1, revisi
         ImportError: a package that this form of model needs is missing.
     """
     files, chosen = _opened(model, revision)
-    donor = _agreed(_forms(files, chosen, str(model), layer), files.donor)
+    donor = _agreed(_forms(files, chosen, str(model), partial(layers_of, layer)), files.donor)
     for one in donor.layers:
         check_weights(one.tensors)
     check_weights({f"the final norm's {name}": tensor for name, tensor in donor.final_norm.items()})
@@ -81,7 +74,7 @@ def _opened(model: str | Path, revision: str | None) -> tuple[Files, str]:
         raise ConnectionError(f"{error} (nor is there a folder {model} here)") from error
 
 
-def _forms(files: Files, chosen: str, model: str, layer: int | str | Sequence[int]) -> list[Form]:
+def _forms(files: Files, chosen: str, model: str, choose: Callable[[int], list[int]]) -> list[Form]:
     """Return every form that a model is there in, the one that counts first, with how to read it."""
     is_local = isinstance(files, LocalFolder)
     content = None if chosen else files.json("config.json")
@@ -94,17 +87,17 @@ def _forms(files: Files, chosen: str, model: str, layer: int | str | Sequence[in
         missing = error
     # On the hub all is of one commit, and what is not safetensors comes whole: only sets of one kind are compared.
     sets = [one for one in sets if is_local or one.is_safetensors == sets[0].is_safetensors]
-    config = _config(content) if content is not None and sets else {}
-    forms: list[Form] = [(one.name, partial(_read_hugging_face, files, config, one, layer)) for one in sets]
+    config = language_config(content) if content is not None and sets else {}
+    forms: list[Form] = [(one.name, partial(read_hugging_face, files, config, one, choose)) for one in sets]
     if not chosen and (not sets or (is_local and config["model_type"] in NATIVE_FORM)) and files.has("params.json"):
         try:
             native = native_sets(files)
         except FileNotFoundError as error:
             missing = missing or error
-    forms += [(parts[0].name, partial(_read_native, files, parts, layer)) for parts in native]
+    forms += [(parts[0].name, partial(read_native, files, parts, choose)) for parts in native]
     if not forms and (parts := gguf_files(files, chosen)):
         donor = files.donor if not chosen else Path(chosen).stem if is_local else model
-        forms = [(parts[0], partial(_read_gguf, files, parts, donor, layer))]
+        forms = [(parts[0], partial(_read_gguf, files, parts, donor, choose))]
     if not forms:
         raise missing or _no_form(files, content is not None)
     return forms
@@ -149,32 +142,9 @@ def _agreed(forms: Sequence[Form], donor: str) -> DonorLayers:
     return first[1]
 
 
-def _read_hugging_face(
-    files: Files, config: Mapping[str, Any], weights: WeightSet, layer: int | str | Sequence[int]
-) -> DonorLayers:
-    family = family_of(config)
-    number = _number_of_layers(config) if family else number_of_layers(config)
-    indices = layers_of(layer, number)
-    stack = family.layers if family else stack_of(config)
-    words = stack.rpartition(".")[2]
-    weight_map = weights.weight_map(files)
-    prefix = _prefix(weight_map, stack, indices[0], files.donor)
-    begins = [f"{prefix}{words}.{index}." for index in indices]
-    norm = f"{prefix}{family.final_norm}." if family else None
-    stored = weights.read(files, weight_map, lambda name: _is_wanted(name, begins, norm))
-    check_weights(stored)
-    layers = [_layer(_under(begin, stored), config, family, i, files.donor) for begin, i in zip(begins, indices)]
-    final_norm = _under(norm, stored) if norm else {}
-    return DonorLayers(tuple(layers), files.donor, number, files.revision, files.licence(), final_norm)
-
-
-def _read_native(files: Files, parts: Sequence[WeightSet], layer: int | str | Sequence[int]) -> DonorLayers:
-    return read_native(files, parts, layers_of(layer, number_of_native_layers(native_params(files))))
-
-
-def _read_gguf(files: Files, parts: Sequence[str], donor: str, layer: int | str | Sequence[int]) -> DonorLayers:
+def _read_gguf(files: Files, parts: Sequence[str], donor: str, choose: Callable[[int], list[int]]) -> DonorLayers:
     opened = {name: files.gguf(name) for name in parts}
-    found = read_gguf(opened, files.tensors, donor, lambda number: layers_of(layer, number))
+    found = read_gguf(opened, files.tensors, donor, choose)
     return replace(found, revision=files.revision, licence=found.licence or files.licence())
 
 
@@ -203,7 +173,7 @@ def read_geometry(model: str | Path) -> BlockGeometry:
             f"expected a family that is run natively, got {config.get('model_type')!r}: extract a layer of it, if it "
             "can be a donor, then give its block file"
         )
-    return geometry_of(family, config, _number_of_layers(config) - 1)
+    return geometry_of(family, config, depth_of(config) - 1)
 
 
 def layers_of(layer: int | str | Sequence[int], number: int) -> list[int]:
@@ -238,70 +208,3 @@ def layers_of(layer: int | str | Sequence[int], number: int) -> list[int]:
     if len(set(indices)) < len(indices):
         raise ValueError(f"expected each layer once, got {layer!r}")
     return indices
-
-
-def check_weights(tensors: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless all are finite floats."""
-    for name, tensor in tensors.items():
-        if tensor.dtype not in FLOATS:
-            raise ValueError(
-                f"expected float weights, got {tensor.dtype} for {name}: choose a donor that is not quantised"
-            )
-        if not all(bound.isfinite() for bound in tensor.aminmax()):  # which hand a NaN on, and copy nothing
-            raise ValueError(f"expected finite weights, {name} has NaN or infinite ones: download the donor again")
-
-
-def _config(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the part of a ``config.json`` that is about the language model; ValueError if it is quantised."""
-    config = text_config(content)
-    for said in (content, config):
-        refuse_quantised(said)
-    return config
-
-
-def _number_of_layers(config: Mapping[str, Any]) -> int:
-    key = "n_layer" if "n_layer" in config else "num_hidden_layers"
-    number = config.get(key)
-    if not isinstance(number, int) or isinstance(number, bool) or not 0 < number < 10_000:
-        raise ValueError(f"expected {key} to be the number of layers, got {number!r}: correct the model's config")
-    return number
-
-
-def _prefix(names: Iterable[str], stack: str, index: int, donor: str) -> str:
-    """What stands before the list of layers in names on disk, such as ``model.``; of several, the language model's."""
-    likely, _, words = stack.rpartition(".")
-    begins = re.compile(rf"((?:.*?\.)?){re.escape(words)}\.{index}\.")
-    found = sorted({match.group(1) for name in names if (match := begins.match(name))})
-    spoken = [prefix for prefix in found if "language_model" in prefix] if len(found) > 1 else found
-    if likely and f"{likely}." in found:
-        spoken = [f"{likely}."]
-    if len(spoken) != 1:
-        raise ValueError(
-            f"expected one stack of layers in {donor}, found {found or f'no tensor of layer {index}'}: "
-            "choose a plain language model, or download all its files"
-        )
-    return spoken[0]
-
-
-def _is_wanted(name: str, begins: list[str], norm: str | None) -> bool:
-    """Whether a tensor is a weight of the layers whose names begin so, or of the final norm."""
-    if norm is not None and name in (f"{norm}weight", f"{norm}bias"):
-        return True
-    return any(name.startswith(begin) and not NOT_WEIGHTS.search(name.removeprefix(begin)) for begin in begins)
-
-
-def _under(begin: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(begin): tensor for name, tensor in tensors.items() if name.startswith(begin)}
-
-
-def _layer(
-    tensors: dict[str, Tensor], config: Mapping[str, Any], family: Family | None, index: int, donor: str
-) -> Layer:
-    if family is None:
-        return Layer(tensors, config=json.dumps(dict(config), sort_keys=True), index=index)
-    try:
-        geometry = geometry_of(family, config, index)
-        ours = block_tensors(family.names, geometry, tensors, family.transposed, family.by_head)
-        return Layer(one_dtype(ours), geometry, index=index)
-    except ValueError as error:
-        raise ValueError(f"layer {index} of {donor}: {error}") from error

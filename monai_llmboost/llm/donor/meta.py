@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from monai_llmboost.llm.donor.families import FAMILIES, geometry_of
-from monai_llmboost.llm.donor.names import halves_apart, one_dtype
+from monai_llmboost.llm.donor.names import check_depth, halves_apart, one_dtype
 from monai_llmboost.llm.donor.numbers import whole_number
 from monai_llmboost.llm.donor.weight_sets import Files, WeightSet
 from monai_llmboost.llm.geometry import BlockGeometry
@@ -42,33 +42,36 @@ OTHER_LAYERS = {
 }
 
 
-def read_native(files: Files, parts: Sequence[WeightSet], indices: Sequence[int]) -> DonorLayers:
+def read_native(files: Files, parts: Sequence[WeightSet], choose: Callable[[int], Sequence[int]]) -> DonorLayers:
     """Return layers of the model whose ``params.json`` lies beside these weights.
 
     Args:
         files: the model.
         parts: the files that its matrices are split over, or the one set that holds them whole.
-        indices: which layers.
+        choose: number of layers -> indices of those that are wanted.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged or says something impossible, or the model is of another kind.
+        ValueError: a file is damaged or says something impossible, the model is of another kind, or ``choose`` refuses.
     """
-    params = native_params(files)
+    params = _params(files)
+    number = whole_number(params, "n_layers")
+    indices = choose(number)
     maps = [part.weight_map(files) for part in parts]
+    check_depth(maps[0], "layers.", number, files.donor)
     layers = [_layer(params, _read(files, parts, maps, f"layers.{index}."), index, files.donor) for index in indices]
     norm = _read(files, parts[:1], maps[:1], "norm.weight")[0]
     return DonorLayers(
         tuple(layers),
         files.donor,
-        number_of_native_layers(params),
+        number,
         files.revision,
         files.licence(),
         {"weight": norm["norm.weight"]} if norm else {},
     )
 
 
-def native_params(files: Files) -> dict[str, Any]:
+def _params(files: Files) -> dict[str, Any]:
     """Return the content of ``params.json``.
 
     Raises:
@@ -81,11 +84,6 @@ def native_params(files: Files) -> dict[str, Any]:
                 f"{files.donor} is {what} by its params.json ({key}), which is not read: choose another donor"
             )
     return params
-
-
-def number_of_native_layers(params: dict[str, Any]) -> int:
-    """Return how many layers the model has."""
-    return whole_number(params, "n_layers")
 
 
 def _read(

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -104,6 +105,24 @@ def block_tensors(
         raise ValueError(f"expected {missing} in the layer, found none: download all the model's files")
     geometry.check_tensors(renamed)
     return renamed
+
+
+def check_depth(names: Iterable[str], begin: str, number: int, donor: str) -> None:
+    """Raise ValueError if there are weights of more layers than the configuration says: the last is another then.
+
+    Args:
+        names: of all tensors.
+        begin: what the name of a layer's tensor begins with, before the layer's number.
+        number: how many layers the configuration says there are.
+        donor: name of the model.
+    """
+    found = [match[1] for name in names if (match := re.match(rf"{re.escape(begin)}(\d+)\.", name))]
+    deepest = max(map(int, found), default=-1)
+    if deepest >= number:
+        raise ValueError(
+            f"expected {number} layers in {donor} by its configuration, the weights have {deepest + 1}: they are not "
+            "of one model"
+        )
 
 
 def halves_apart(weight: Tensor, head_size: int) -> Tensor:

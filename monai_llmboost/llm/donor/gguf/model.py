@@ -11,7 +11,7 @@ from torch import Tensor
 
 from monai_llmboost.llm.donor.families import FAMILIES, geometry_of
 from monai_llmboost.llm.donor.gguf.file import FLOATS, GgufFile
-from monai_llmboost.llm.donor.names import Names, block_tensors, halves_apart, one_dtype
+from monai_llmboost.llm.donor.names import Names, block_tensors, check_depth, halves_apart, one_dtype
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers, Layer
 
@@ -92,6 +92,7 @@ def read_gguf(
     if sum(len(content.entries) for content in files.values()) != len(places):
         raise ValueError(f"the parts of {donor} hold one tensor twice: download them again")
     indices = list(choose(number))
+    check_depth(places, "blk.", number, donor)
     norm = [name for name in ("output_norm.weight", "output_norm.bias") if name in places]
     wanted = [name for name in places if any(name.startswith(f"blk.{index}.") for index in indices)]
     extra = [ROPE_FACTORS] if ROPE_FACTORS in places else []
