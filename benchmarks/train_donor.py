@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from monai_llmboost.artifacts.weights import load_weights
 from monai_llmboost.studies.cost.measure import device_name
 
 EACH = 20  # one document in so many is held out
@@ -174,7 +175,7 @@ def train(model: LlamaForCausalLM, stream: Tensor, held_out: Tensor, options: ar
     state: dict[str, Any] = {"fixed": fixed, "step": 0, "seconds": 0.0, "curve": []}
     file = options.out / CHECKPOINT
     if options.resume:
-        saved = torch.load(file, weights_only=True)
+        saved = load_weights(file)
         state = saved["state"]
         if changed := [name for name in fixed if fixed[name] != state["fixed"].get(name)]:
             raise ValueError(f"expected what the run to resume was given, got another {changed[0]}: start anew")

@@ -14,7 +14,7 @@ import monai_llmboost
 
 PACKAGE = ROOT / "monai_llmboost"
 # The finding and running of bundles, a file of its own, is what studies train by.
-ORDER = ["llm", "boosters", "networks", "data", "engines", "inference", "bundle", "studies"]
+ORDER = ["artifacts", "llm", "boosters", "networks", "data", "engines", "inference", "bundle", "studies"]
 TOP = ["demo", "predict", "command_line", "__main__"]
 
 

@@ -11,7 +11,9 @@ import typer
 
 
 def extract(
-    model: Annotated[str, typer.Argument(help="Hugging Face folder or hub id, or folder with consolidated.*.pth.")],
+    model: Annotated[
+        str, typer.Argument(help="Hugging Face folder or hub id, folder with consolidated.*, or GGUF file.")
+    ],
     out: Annotated[Path, typer.Option(help="The block file to write, ending in .safetensors.")],
     layer: Annotated[
         str, typer.Option(help="Which layers: -1 (the last), 3,5 (two), 4:8 (four), -2: (the last two).")
@@ -33,7 +35,8 @@ def extract(
     typer.echo(
         f"{out}: {'layer' if len(layers) == 1 else 'layers'} {', '.join(map(str, layers))} of {header['num_layers']} "
         f"of {header['donor']} (counted from 0), width {header['width']}, {int(header['num_weights']):,} weights, "
-        f"{out.stat().st_size / 1e6:.1f} MB, fingerprint {header['fingerprint'][:12]}"
+        + (f"dequantised from {header['quantised']}, " if header.get("quantised") else "")
+        + f"{out.stat().st_size / 1e6:.1f} MB, fingerprint {header['fingerprint'][:12]}"
         + ("" if written else " (was there already; --overwrite extracts it anew)")
     )
 

@@ -5,25 +5,22 @@ from __future__ import annotations
 
 import logging
 import math
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
-import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import DiskSaver
 from torch import nn
 
+from monai_llmboost.artifacts.weights import load_weights
 from monai_llmboost.engines.files import set_aside
 from monai_llmboost.networks.class_names import unwrap
 
 logger = logging.getLogger("monai_llmboost")
 # Files of training by whose weights they hold.
 WEIGHTS = {"best": "model.pt", "last": "last.pt"}
-# What torch raises for a file that is cut short or holds more than tensors.
-DAMAGED = (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError)
 
 
 class TrainingCheckpoints:
@@ -131,7 +128,9 @@ class TrainingCheckpoints:
             raise FileNotFoundError(
                 f"nothing to resume: {path} is not there; give the --ckpt_dir of the run, or drop --resume"
             )
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_weights(path, "Copy it again, or start without --resume")
+        if not isinstance(state, Mapping) or not {"options", "progress", "best"} <= state.keys():
+            raise ValueError(f"{path} is not what a training left to resume it: give the --ckpt_dir of the run")
         begun, asked = state["options"], self.options
         for name in sorted(set(begun) | set(asked)):
             if begun.get(name) != asked.get(name):
@@ -189,16 +188,11 @@ class TrainedWeights:
         """Load the weights."""
         if not self.path.is_file():
             raise FileNotFoundError(f"there is no {self.path}: train first, or give the --ckpt_dir of the training")
-        try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
-            if self.path.name == WEIGHTS["last"]:
-                state = state["model"]
-        except (*DAMAGED, KeyError) as error:
-            # Torch's own words tell how to load it all the same, which may run code that is in it.
-            raise ValueError(
-                f"expected {self.path} to hold trained weights and nothing else, it is damaged or holds more "
-                f"({type(error).__name__}): copy it again, or train anew"
-            ) from error
+        state = load_weights(self.path, "Copy it again, or train again")
+        if self.path.name == WEIGHTS["last"] and isinstance(state, Mapping):
+            state = state.get("model")
+        if not isinstance(state, Mapping):
+            raise ValueError(f"{self.path} holds no trained weights: give the --ckpt_dir of a training")
         network = unwrap(self.network)
         try:
             network.load_state_dict(state, strict=True)

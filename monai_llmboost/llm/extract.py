@@ -78,7 +78,7 @@ def _holds(file: Path, model: str | Path, layer: int | str | Sequence[int], revi
     """Whether a block file is what would be written; of a hub id without asking the hub."""
     try:
         held, header = read_block(file), read_header(file)
-        if Path(model).is_dir():
+        if Path(model).exists():
             return read_layers(model, layer, revision).fingerprint == held.fingerprint
         wanted = layers_of(layer, held.num_layers)
     except (ValueError, OSError):
@@ -111,6 +111,7 @@ def write_block(donor: DonorLayers, out: Path, asked: str = "", overwrite: bool 
         "revision": donor.revision,
         "asked": asked,
         "licence": donor.licence,
+        "quantised": donor.quantised,
         "fingerprint": donor.fingerprint,
         "final_norm": digest_of(donor.final_norm),
     }
@@ -223,15 +224,23 @@ def read_block(file: str | Path) -> DonorLayers:
         elif place.isdecimal() and int(place) < len(parts):
             parts[int(place)][name] = tensor
     geometries = json.loads(header["geometries"])
-    layers = tuple(
-        Layer(part, BlockGeometry.from_json(json.dumps(geometries[i])) if geometries else None, header["config"], index)
-        for i, (part, index) in enumerate(zip(parts, indices))
-    )
-    donor = DonorLayers(layers, header["donor"], int(header["num_layers"]), header["revision"], header["licence"], norm)
-    if (donor.fingerprint, digest_of(norm)) != (header["fingerprint"], header["final_norm"]):
-        raise ValueError(
-            f"the weights in {file} are not those that were extracted: the file was altered; extract it again"
+    altered = f"the weights in {file} are not those that were extracted: the file was altered; extract it again"
+    try:
+        layers = tuple(
+            Layer(
+                part,
+                BlockGeometry.from_json(json.dumps(geometries[i])) if geometries else None,
+                header["config"],
+                index,
+            )
+            for i, (part, index) in enumerate(zip(parts, indices))
         )
+    except ValueError as error:  # a name or a shape
+        raise ValueError(altered) from error
+    numbers = header["donor"], int(header["num_layers"]), header["revision"], header["licence"]
+    donor = DonorLayers(layers, *numbers, norm, header.get("quantised", ""))
+    if (donor.fingerprint, digest_of(norm)) != (header["fingerprint"], header["final_norm"]):
+        raise ValueError(altered)
     return donor
 
 

@@ -36,7 +36,8 @@ def block_table(file: str | Path) -> Table:
         "revision": donor.revision or "unknown (a local folder)",
         "licence": donor.licence or "unknown: see the donor's card",
         "layers": f"{indices} of {donor.num_layers} (0 to {donor.num_layers - 1})",
-        "weights": f"{donor.num_weights:,} in {', '.join(dtypes)}",
+        "weights": f"{donor.num_weights:,} in {', '.join(dtypes)}"
+        + (f", dequantised from {donor.quantised}" if donor.quantised else ""),
         "width": str(block.width),
         "layer": describe(donor.layers[-1].geometry, donor.layers[-1].config),
         "its model's final norm": norm,

@@ -72,6 +72,7 @@ class DonorLayers:
         revision: commit it was read at, for a model of the hub.
         licence: the name of the model's licence as its card gives it, such as "apache-2.0".
         final_norm: ``weight`` and perhaps ``bias`` of the norm behind the model's last layer; empty if unknown.
+        quantised: the quantised types that the weights stand for, such as "Q4_K, Q6_K"; empty if they were floats.
     """
 
     layers: tuple[Layer, ...]
@@ -80,6 +81,7 @@ class DonorLayers:
     revision: str = ""
     licence: str = ""
     final_norm: Mapping[str, Tensor] = field(default_factory=dict)
+    quantised: str = ""
 
     @property
     def name(self) -> str:
@@ -166,6 +168,24 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
         if not tensor.is_meta:
             digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def same_weights(one: DonorLayers, other: DonorLayers) -> bool:
+    """Return whether two donors hold the same layers, in any dtype: rounded to the coarser one, all are equal."""
+    pairs = [(a.tensors, b.tensors) for a, b in zip(one.layers, other.layers)]
+    pairs.append((one.final_norm, other.final_norm))
+    return len(one.layers) == len(other.layers) and all(
+        a.keys() == b.keys() and all(_alike(a[name], b[name]) for name in a) for a, b in pairs
+    )
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or one.dtype == other.dtype:
+        return torch.equal(one, other)
+    coarser = max(one.dtype, other.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+    if torch.equal(one.to(coarser), other.to(coarser)):
+        return True
+    return torch.allclose(one.double(), other.double(), rtol=torch.finfo(coarser).eps, atol=1e-7)  # two roundings
 
 
 def random_layer(geometry: BlockGeometry, seed: int = 0) -> DonorLayers:

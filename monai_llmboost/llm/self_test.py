@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
+
+from monai_llmboost.llm.transformers_model import quiet
 
 TOKENS = 8
 SEED = 20240326
@@ -82,8 +86,10 @@ def _measure(block: nn.Module, name: str, in_order: bool, generator: torch.Gener
     # A direction, as the plain sum of what a last LayerNorm gives is constant.
     along = torch.randn(x.shape, generator=generator).to(weight)
     orders = [torch.arange(TOKENS - 1, -1, -1), torch.randperm(TOKENS, generator=generator)]
+    # Where transformers runs the block, it says on running what concerns language models only.
+    loud = "transformers" in sys.modules
     try:
-        with torch.enable_grad():
+        with quiet() if loud else nullcontext(), torch.enable_grad():
             y = block(x)
             if not isinstance(y, Tensor) or y.shape != x.shape:
                 got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from monai_llmboost.llm.transformers_model import on_disk, renamed, skeleton
+from monai_llmboost.llm.transformers_model import on_disk, quiet, renamed, skeleton
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,6 +44,7 @@ class TransformersLayer(nn.Module):
         ImportError: transformers is missing.
     """
 
+    @quiet()
     def __init__(self, config: Mapping[str, Any], tensors: dict[str, Tensor], layer: int) -> None:
         super().__init__()
         model, stack, layers = skeleton(config)

@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import re
-from collections.abc import Mapping
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +31,38 @@ LANGUAGE_PARTS = ("text_config", "decoder")
 CHOICES, ALL = ("index_topk", "index_topk_blocks", "keep_window_size"), 1 << 30
 # Lists of modules that are not the decoder's: within its layers, or for what is not text.
 ELSEWHERE = re.compile(r"\.\d+\.|vision|visual|image|audio")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep off the terminal what transformers logs, warns of and prints: advice on models that are not used as such.
+
+    What goes wrong is raised as ever. A context manager and a decorator.
+    """
+    logger = logging.getLogger("transformers")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _import()  # outside of what follows: its log would stay bound to the stream of this moment
+        level = logger.level
+        try:
+            logger.setLevel(logging.CRITICAL + 1)
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                yield
+        finally:
+            logger.setLevel(level)
+
+
+def _import() -> None:
+    """Import transformers, if it is there, without what it logs meanwhile; who needs it says so when it is not."""
+    if "transformers" not in sys.modules:
+        enabled = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        try:
+            import transformers  # noqa: F401
+        except ImportError:
+            pass
+        finally:
+            logging.disable(enabled)
 
 
 def _read(config: Mapping[str, Any]) -> tuple[PretrainedConfig, type[PreTrainedModel]]:
@@ -92,6 +129,7 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
+@quiet()
 def skeleton(config: Mapping[str, Any]) -> tuple[PreTrainedModel, str, nn.ModuleList]:
     """The whole causal language model without weights, and the name and the list of its decoder layers."""
     known, model_class = _read(config)
@@ -128,6 +166,7 @@ def skeleton(config: Mapping[str, Any]) -> tuple[PreTrainedModel, str, nn.Module
     return model, likely[0], lists[likely[0]]
 
 
+@quiet()
 def on_disk(model: PreTrainedModel, stack: str) -> str:
     """What the list of layers is called in the model's files, which a few types keep in an older form."""
     from transformers.core_model_loading import revert_weight_conversion
@@ -152,6 +191,7 @@ def number_of_layers(config: Mapping[str, Any]) -> int:
     return len(skeleton(config)[2])
 
 
+@quiet()
 def renamed(model: PreTrainedModel, stored: str, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The layer's tensors by the names and in the form of transformers' class, by transformers' own table.
 

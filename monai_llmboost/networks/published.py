@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from monai_llmboost.artifacts.weights import check_named, load_weights
 from monai_llmboost.boosters import IdentityControl, ResidualBooster
 from monai_llmboost.llm import BlockGeometry, DonorLayers, FrozenBlock, Layer
 from monai_llmboost.llm.donor.meta import META
@@ -79,6 +81,12 @@ def _frozen_block(weights: Mapping[str, Tensor], num_heads: int, norm_eps: float
     return FrozenBlock(donor, final_norm="donor" if norm else "unit")
 
 
+def _read(file: str | Path) -> dict[str, Tensor]:
+    content = load_weights(file)
+    check_named(content, str(file))
+    return content
+
+
 def _rename(key: str) -> str:
     for table in (RENAMES, LAYERS):
         for pattern, ours in table:
@@ -89,7 +97,7 @@ def _rename(key: str) -> str:
 
 
 def from_published(
-    state_dict: Mapping[str, Tensor],
+    state_dict: Mapping[str, Tensor] | str | Path,
     *,
     kind: str,
     mode: str,
@@ -115,11 +123,13 @@ def from_published(
 
     The arguments are those of the published constructors (``ViTLLama``, ``ViViTLLama``); ``kind`` is ``"vit3d"`` or
     ``"vivit"``, ``mode`` their ``model_name``: ``llm_in``, ``llm_out``, ``llm_hybrid``, ``llm_out_nn``, ``llm_mlp`` or
-    ``llm``. Their volumes are (B, channels, frames, height, width), which is our (B, channels, S0, S1, S2).
+    ``llm``. Their volumes are (B, channels, frames, height, width), which is our (B, channels, S0, S1, S2). The
+    checkpoint is a state dict, or the file that holds one.
 
     Raises:
-        ValueError: an unknown kind or mode, a depth that is not given, or weights that do not fit the sizes.
+        ValueError: an unknown kind or mode, a depth that is not given, a damaged file, or weights that do not fit.
     """
+    checkpoint = state_dict if isinstance(state_dict, Mapping) else _read(state_dict)
     if mode not in RESIDUAL_OF_MODE:
         raise ValueError(f"expected mode to be one of {', '.join(RESIDUAL_OF_MODE)}, got {mode!r}")
     sizes: dict[str, Any] = {
@@ -135,7 +145,7 @@ def from_published(
     }
     block: nn.Module = IdentityControl(llm_dim)
     if mode != "llm_mlp":
-        block = _frozen_block(state_dict, llm_heads, llm_norm_eps)
+        block = _frozen_block(checkpoint, llm_heads, llm_norm_eps)
         if block.width != llm_dim:
             raise ValueError(
                 f"expected a block of width {llm_dim} (llm_dim), the checkpoint holds one of {block.width}"
@@ -153,7 +163,7 @@ def from_published(
         )
     # Their code always makes the extra map of `llm_out_nn`; in the other modes nothing reads it.
     unused = () if mode == "llm_out_nn" else ("llama_dim_dim_mapper.",)
-    weights = {_rename(key): value for key, value in state_dict.items() if not key.startswith(("llama.", *unused))}
+    weights = {_rename(key): value for key, value in checkpoint.items() if not key.startswith(("llama.", *unused))}
     if heads == 1 and dim_head == dim:  # their attention then has no output projection, ours the identity
         for name in [name for name in network.state_dict() if ".attention.out." in name]:
             weights[name] = torch.eye(dim) if name.endswith("weight") else torch.zeros(dim)

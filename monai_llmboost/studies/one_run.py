@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from monai_llmboost.artifacts.weights import load_weights
 from monai_llmboost.bundle import root_cause
 from monai_llmboost.engines.curves import read_curves
 from monai_llmboost.engines.files import written_whole
@@ -35,7 +34,7 @@ def train(plan: Plan, run: Run, folder: Path) -> None:
         if DIVERGENCE in reason:
             _write(folder / DIVERGED, {"reason": reason})
         raise
-    state = torch.load(folder / "last.pt", map_location="cpu", weights_only=True)
+    state = load_weights(folder / "last.pt")
     curves = read_curves(folder / "learning_curves.csv")
     best = {"epoch": int(state["best"]["epoch"]), "validation_auc": float(state["best"]["value"])}
     validated = [row for row in curves if "val_auc" in row]

@@ -259,6 +259,13 @@ def test_a_configuration_of_another_model_is_refused(llama_folder):
         read_layers(llama_folder)
 
 
+def test_weights_of_more_layers_than_the_configuration_says_are_refused(llama_folder):
+    """Layer -1 would be another than the model's last."""
+    change_config(llama_folder, num_hidden_layers=2)
+    with pytest.raises(ValueError, match="expected 2 layers in tiny-llama by its configuration, the weights have 3"):
+        read_layers(llama_folder)
+
+
 def test_a_pickle_that_runs_code_is_refused(geometry, tmp_path):
     class Evil:
         def __reduce__(self):

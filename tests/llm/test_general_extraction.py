@@ -2,6 +2,11 @@
 """From a checkpoint of a family that is not run natively to a booster, by transformers' own layer class."""
 
 import json
+import logging
+import os
+import subprocess
+import sys
+import warnings
 
 import pytest
 import torch
@@ -17,6 +22,7 @@ from monai_llmboost.llm import (
     read_header,
 )
 from monai_llmboost.llm.info import block_table
+from monai_llmboost.llm.transformers_model import quiet
 
 SMALL = {
     "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 32,
@@ -113,3 +119,28 @@ def test_a_recurrent_layer_is_refused(tmp_path):
     with pytest.raises(ValueError, match="reads tokens in order"):
         extract_block(folder, folder / "block.safetensors")
     assert not (folder / "block.safetensors").exists()
+
+
+def test_what_transformers_says_does_not_reach_the_terminal(tmp_path):
+    """BERT as a decoder is warned of whenever it is made; nothing of it, nor of progress, on either stream."""
+    folder = save("bert", {**SMALL, "is_decoder": False}, tmp_path / "bert")
+    out = tmp_path / "block.safetensors"
+    environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "info"}
+    for words in (["extract", str(folder), "--layer", "0", "--out", str(out)], ["info", str(out)]):
+        command = [sys.executable, "-m", "monai_llmboost", *words]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        assert "transformers]" not in done.stdout
+        assert "is_decoder=True" not in done.stdout
+
+
+def test_transformers_may_speak_again_afterwards(tmp_path):
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    with pytest.raises(RuntimeError, match="inside"), quiet():
+        warnings.warn("said by a library", UserWarning, stacklevel=1)  # an error in tests
+        print("said too")
+        assert not logging.getLogger("transformers.models.bert").isEnabledFor(logging.CRITICAL)
+        raise RuntimeError("inside")
+    assert logger.level == level

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from monai_llmboost.llm import read_layers
 from monai_llmboost.llm.donor import hub
 from monai_llmboost.llm.donor.hub import HubRepository, LocalFolder
 
@@ -36,6 +37,10 @@ class StandIn(BaseHTTPRequestHandler):
         self.answer()
 
     def answer(self):
+        if self.server.lists and self.path.startswith("/api/models/lab/tiny/revision/"):
+            names = [path.relative_to(self.server.folder) for path in self.server.folder.rglob("*") if path.is_file()]
+            listing = {"id": "lab/tiny", "siblings": [{"rfilename": str(name)} for name in names]}
+            return self.send(200, {"Content-Type": "application/json"}, json.dumps(listing).encode())
         owner, repo, _, revision, name = self.path.partition("?")[0].strip("/").split("/", 4)
         asked = SimpleNamespace(method=self.command, name=name, revision=revision, headers={})
         asked.headers = {key.lower(): value for key, value in self.headers.items()}
@@ -109,6 +114,7 @@ def serve(folder, **traits):
     server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
     server.folder, server.commit, server.asked, server.answers = folder, COMMIT, [], []
     server.redirect_to, server.storage, server.sent, server.endless = "", False, 0, 0
+    server.lists = False  # as a mirror without this service
     vars(server).update(traits)
     server.address = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -560,6 +566,154 @@ def test_a_progress_bar_for_what_is_large(server, monkeypatch, terminal, large, 
     repository.tensors(WEIGHTS, ["a", "c"])
     assert (f"{WEIGHTS}: 100%" in written.getvalue()) == shown
     assert ("65.5k/65.5k" in written.getvalue()) == shown
+
+
+# A hub that lists the files of a model
+
+
+@pytest.fixture
+def listed(server):
+    server.lists = True
+    return server
+
+
+def test_names_of_files(listed, folder):
+    (folder / "original").mkdir()
+    (folder / "original" / "consolidated.00.pth").write_bytes(b"")
+    assert HubRepository("lab/tiny").names() == sorted(path.name for path in folder.iterdir() if path.is_file())
+    listed.lists = False
+    assert HubRepository("lab/tiny").names() is None
+
+
+def test_names_in_the_cache(listed, monkeypatch):
+    from huggingface_hub import hf_hub_download
+
+    hf_hub_download("lab/tiny", WEIGHTS)
+    HubRepository("lab/tiny")
+    offline(monkeypatch)
+    assert HubRepository("lab/tiny").names() == ["config.json", WEIGHTS]
+
+
+def hub_model(folder, seed, **options):
+    from conftest import llama_config
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from monai_llmboost.llm import BlockGeometry
+
+    geometry = BlockGeometry(width=32, mlp_width=64, num_heads=4, num_kv_heads=2, head_size=8, norm_eps=1e-5)
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(**llama_config(geometry, pad_token_id=0)))
+    model.save_pretrained(folder, **options)
+    return model
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_safetensors_and_pickles_of_one_repository(server, folder, lists):
+    """The usual hub has both: the pickles would come whole, so they are neither read nor compared."""
+    server.lists = lists
+    model = hub_model(folder, 1)
+    torch.save({name: tensor + 1 for name, tensor in model.state_dict().items()}, folder / "pytorch_model.bin")
+    found = read_layers("lab/tiny").layers[0].tensors["query.weight"]
+    assert torch.equal(found, model.model.layers[2].self_attn.q_proj.weight)
+    assert not any(one.name == "pytorch_model.bin" and one.method == "GET" for one in server.asked)
+
+
+def test_two_sets_of_safetensors_of_one_repository(listed, folder):
+    (folder / WEIGHTS).unlink()
+    hub_model(folder, 0, max_shard_size="9KB")
+    index = (folder / "model.safetensors.index.json").read_text()
+    parts = {path.name: path.read_bytes() for path in folder.glob("model-*")}
+    model = hub_model(folder, 1)
+    (folder / "model.safetensors.index.json").write_text(index)
+    assert torch.equal(
+        read_layers("lab/tiny").layers[0].tensors["query.weight"], model.model.layers[2].self_attn.q_proj.weight
+    ), "an index that names no file there"
+    for name, content in parts.items():
+        (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=r"lab/tiny holds two sets of weights that differ, model\.safetensors\.index"):
+        read_layers("lab/tiny")
+
+
+def gguf_repository(folder, *names):
+    from gguf_models import write_gguf
+
+    for path in list(folder.iterdir()):
+        path.unlink()
+    model = hub_model(folder.parent / "made", 1)
+    for name in names:
+        write_gguf(model, folder / name, "Q8_0")
+    return model
+
+
+def test_a_gguf_file_on_the_hub(listed, folder, tmp_path):
+    gguf_repository(folder, "tiny-Q8_0.gguf", "mmproj-tiny.gguf")
+    donor = read_layers("lab/tiny", 0)
+    assert (donor.donor, donor.revision, donor.quantised) == ("lab/tiny", COMMIT, "Q8_0")
+    assert donor.fingerprint == read_layers(folder / "tiny-Q8_0.gguf", 0).fingerprint
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_one_of_several_gguf_files_on_the_hub(server, folder, lists):
+    server.lists = lists
+    gguf_repository(folder, "tiny-Q8_0.gguf", "tiny-F16.gguf")
+    donor = read_layers("lab/tiny/tiny-F16.gguf")
+    assert donor.donor == "lab/tiny/tiny-F16.gguf"
+    if lists:
+        with pytest.raises(ValueError, match=r"lab/tiny holds several GGUF files: .* as lab/tiny/tiny-F16\.gguf"):
+            read_layers("lab/tiny")
+
+
+def test_of_a_gguf_file_only_the_layer_comes(listed, folder):
+    from gguf_models import write_gguf
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    gguf_repository(folder)
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 12, "vocab_size": 32}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, pad_token_id=0))
+    write_gguf(model, folder / "x.gguf", "F16")
+    donor = read_layers("lab/tiny", 5)
+    layer = 2 * donor.num_weights
+    assert layer < listed.sent < layer + 2**18
+    assert listed.sent < (folder / "x.gguf").stat().st_size / 4
+
+
+def test_a_gguf_file_in_the_cache(listed, folder, monkeypatch):
+    from huggingface_hub import hf_hub_download
+
+    gguf_repository(folder, "x.gguf")
+    hf_hub_download("lab/tiny", "x.gguf")
+    offline(monkeypatch)
+    assert read_layers("lab/tiny").donor == "lab/tiny"
+
+
+def test_mistrals_own_form_on_the_hub(listed, folder):
+    from test_weight_sets import GEOMETRY, native
+
+    from monai_llmboost.llm import random_layer
+
+    for path in list(folder.iterdir()):
+        path.unlink()
+    native(folder, [random_layer(GEOMETRY, seed).layers[0].tensors for seed in (1, 2)])
+    donor = read_layers("lab/tiny")
+    assert (donor.donor, donor.revision) == ("lab/tiny", COMMIT)
+    assert donor.fingerprint == random_layer(GEOMETRY, 2).fingerprint
+
+
+def test_a_repository_without_weights_that_are_read(listed, folder):
+    for path in list(folder.iterdir()):
+        path.unlink()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (folder / "model.onnx").write_bytes(b"onnx")
+    with pytest.raises(FileNotFoundError, match=r"in lab/tiny, found an ONNX model \(model\.onnx\), which is not read"):
+        read_layers("lab/tiny")
+
+
+def test_the_licence_file_of_a_repository(listed, folder):
+    (folder / "README.md").write_text("# Tiny\n")
+    (folder / "LICENSE").write_text(
+        "LLAMA 3.1 COMMUNITY LICENSE AGREEMENT\nLlama 3.1 Version Release Date: July 23, 2024"
+    )
+    assert HubRepository("lab/tiny").licence() == "llama3.1"
 
 
 # The command `extract`, in a process of its own: the environment as a user sets it

@@ -41,6 +41,21 @@ def test_output_and_gradient(file):
     assert not any("llama" in name for name in network.state_dict())
 
 
+def test_a_file_is_checked_before_it_is_used(tmp_path):
+    config, weights, tensors = read(GOLDEN[0])
+    file = tmp_path / "best.pth"
+    torch.save(weights, file)
+    network = from_published(file, **config)
+    assert relative(network(tensors["input"]).detach(), tensors["output"]) < TOLERANCE
+    content = bytearray(file.read_bytes())
+    content[content.find(weights["mlp_head.0.weight"].numpy().tobytes())] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"cannot read .*best\.pth: it is damaged, its checksum of data/\d+ does not match"
+    ):
+        from_published(file, **config)
+
+
 def test_a_single_head_as_wide_as_the_tokens_has_no_output_map_in_the_published_code():
     config, weights, tensors = read(GOLDEN[0])
     width = 24

@@ -7,11 +7,14 @@ import gzip
 import re
 import stat
 import zlib
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 # As many as a NIfTI-2 header, the longest of the signatures, needs.
 HEAD = 544
 GZIP = b"\x1f\x8b"
+MOST_TIMES = 10  # gzip streams within one another that are looked into
 NIFTI_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz")
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 ANALYZE = "an Analyze file, which does not tell its orientation"
@@ -98,6 +101,21 @@ def may_be_a_slice(name: str, kind: str, suffixes: set[str]) -> bool:
         own = suffix in suffixes or not suffix.strip(".0123456789")
         return own and any(character.isdigit() for character in name)
     return kind in UNPROVEN
+
+
+def times_packed(path: Path) -> int:
+    """How many gzip streams lie within one another, each readable at its beginning; at most ten are looked into."""
+    with ExitStack() as stack:
+        stream: Any = stack.enter_context(path.open("rb"))
+        for times in range(MOST_TIMES):
+            try:
+                if stream.read(len(GZIP)) != GZIP:
+                    return times
+                stream.seek(0)
+                stream = stack.enter_context(gzip.GzipFile(fileobj=stream, mode="rb"))
+            except (EOFError, zlib.error, gzip.BadGzipFile):
+                return times - 1  # what looks like a stream cannot be unpacked
+    return MOST_TIMES
 
 
 def kind_of(head: bytes) -> str:

@@ -3,91 +3,165 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from monai_llmboost.llm.donor.families import Family, family_of, geometry_of, text_config
+from monai_llmboost.llm.donor.families import family_of, geometry_of, text_config
+from monai_llmboost.llm.donor.gguf.model import read_gguf
 from monai_llmboost.llm.donor.hub import HubRepository, LocalFolder
-from monai_llmboost.llm.donor.meta import read_meta
-from monai_llmboost.llm.donor.names import block_tensors
+from monai_llmboost.llm.donor.hugging_face import check_weights, depth_of, language_config, read_hugging_face
+from monai_llmboost.llm.donor.meta import read_native
+from monai_llmboost.llm.donor.unread import no_weights
+from monai_llmboost.llm.donor.weight_sets import USUAL, Files, WeightSet, gguf_files, hugging_face_sets, native_sets
 from monai_llmboost.llm.geometry import BlockGeometry
-from monai_llmboost.llm.layers import DonorLayers, Layer
-from monai_llmboost.llm.transformers_model import NOT_WEIGHTS, number_of_layers, stack_of
+from monai_llmboost.llm.layers import DonorLayers, same_weights
 
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# Weights as one file or as parts with an index; safetensors first.
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+logger = logging.getLogger("monai_llmboost")
+HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+?)(?:/(?P<file>[^/]+\.gguf))?")
+NATIVE_FORM = ("llama", "mistral")  # model types that are also handed out with a params.json
 RANGE = re.compile(r"\s*(-?[0-9]+)?\s*:\s*(-?[0-9]+)?\s*")
-Files = LocalFolder | HubRepository
+# What messages call a set of weights, and how its layers are read.
+Form = tuple[str, Callable[[], DonorLayers]]
 
 
 def read_layers(model: str | Path, layer: int | str | Sequence[int] = -1, revision: str | None = None) -> DonorLayers:
     """Read one or several layers of a language model.
 
+    Where a folder holds several sets of weights, such as old shards next to a new file, the layers are read from each:
+    sets that differ are refused, for nobody can say which one is meant. One model in two forms does not differ.
+
     Args:
         model: a folder with ``config.json`` and safetensors or ``pytorch_model*.bin`` files (Hugging Face), a folder
-            with ``params.json`` and ``consolidated.*.pth`` (Meta), or a hub id such as ``HuggingFaceTB/SmolLM2-135M``,
-            of which only the bytes of these layers are fetched.
+            with ``params.json`` and ``consolidated.*`` (Meta, Mistral), a GGUF file or a folder with one, or a hub id
+            such as ``HuggingFaceTB/SmolLM2-135M`` (or ``owner/name/file.gguf``), of which only the bytes of these
+            layers are fetched.
         layer: index of the layer, negative counts from the end; several as a sequence, as text such as ``"3,5"``, or
             as a range that ends before its second number, ``"4:8"`` or ``"-2:"``.
         revision: branch, tag or commit of a hub id.
 
     Raises:
         FileNotFoundError: there is no such folder, or a file of it is missing.
-        ValueError: the model is of a kind that cannot be a donor, damaged, or has no such layer.
+        ValueError: the model is of a kind that cannot be a donor, damaged, there in two versions, or has no such layer.
         ConnectionError: the hub cannot be reached, or does not give this model to you.
+        ImportError: a package that this form of model needs is missing.
     """
-    folder = Path(model)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        if not (folder / "params.json").is_file():
-            raise FileNotFoundError(
-                f"expected config.json (Hugging Face) or params.json (Meta) in {folder}, found neither: "
-                "give the folder that holds the model's files"
-            )
-        donor = read_meta(folder, lambda number: layers_of(layer, number))
-        for one in donor.layers:
-            check_weights(one.tensors)
-        return donor
-    if folder.is_dir() and revision is not None:
-        raise ValueError(f"expected no revision with a folder, got {revision!r}: a folder holds one revision")
-    if not folder.is_dir() and (folder.exists() or not HUB_ID.fullmatch(str(model))):
-        raise FileNotFoundError(f"expected a model folder or a hub id such as owner/name, got {str(model)!r}")
-    files = LocalFolder(folder) if folder.is_dir() else _on_hub(str(model), revision)
-    config = _config(files)
-    family = family_of(config)
-    number = _number_of_layers(config) if family else number_of_layers(config)
-    indices = layers_of(layer, number)
-    stack = family.layers if family else stack_of(config)
-    words = stack.rpartition(".")[2]
-    weight_map = _weight_map(files)
-    prefix = _prefix(weight_map, stack, indices[0], files.donor)
-    begins = [f"{prefix}{words}.{index}." for index in indices]
-    norm = f"{prefix}{family.final_norm}." if family else None
-    stored = _read(files, weight_map, [name for name in weight_map if _is_wanted(name, begins, norm)])
-    check_weights(stored)
-    layers = [_layer(_under(begin, stored), config, family, i, files.donor) for begin, i in zip(begins, indices)]
-    final_norm = _under(norm, stored) if norm else {}
-    return DonorLayers(tuple(layers), files.donor, number, files.revision, files.licence(), final_norm)
+    files, chosen = _opened(model, revision)
+    donor = _agreed(_forms(files, chosen, str(model), partial(layers_of, layer)), files.donor)
+    for one in donor.layers:
+        check_weights(one.tensors)
+    check_weights({f"the final norm's {name}": tensor for name, tensor in donor.final_norm.items()})
+    return donor
+
+
+def _opened(model: str | Path, revision: str | None) -> tuple[Files, str]:
+    """Return the files of a model, and the name of the one that was asked for."""
+    path, on_hub = Path(model), HUB_ID.fullmatch(str(model))
+    if path.is_dir() or (path.is_file() and path.suffix.lower() == ".gguf"):
+        if revision is not None:
+            raise ValueError(f"expected no revision with a folder, got {revision!r}: a folder holds one revision")
+        return (LocalFolder(path), "") if path.is_dir() else (LocalFolder(path.parent), path.name)
+    if path.exists() or on_hub is None:
+        raise FileNotFoundError(
+            f"expected a model folder or a hub id such as owner/name, or a GGUF file, got {str(model)!r}"
+        )
+    try:
+        return HubRepository(on_hub["repository"], revision), on_hub["file"] or ""
+    except ConnectionError as error:
+        raise ConnectionError(f"{error} (nor is there a folder {model} here)") from error
+
+
+def _forms(files: Files, chosen: str, model: str, choose: Callable[[int], list[int]]) -> list[Form]:
+    """Return every form that a model is there in, the one that counts first, with how to read it."""
+    is_local = isinstance(files, LocalFolder)
+    content = None if chosen else files.json("config.json")
+    missing: FileNotFoundError | None = None  # which matters if there is no other form
+    sets: list[WeightSet] = []
+    native: list[list[WeightSet]] = []
+    try:
+        sets = hugging_face_sets(files) if content is not None else []
+    except FileNotFoundError as error:
+        missing = error
+    # On the hub all is of one commit, and what is not safetensors comes whole: only sets of one kind are compared.
+    sets = [one for one in sets if is_local or one.is_safetensors == sets[0].is_safetensors]
+    config = language_config(content) if content is not None and sets else {}
+    forms: list[Form] = [(one.name, partial(read_hugging_face, files, config, one, choose)) for one in sets]
+    if not chosen and (not sets or (is_local and config["model_type"] in NATIVE_FORM)) and files.has("params.json"):
+        try:
+            native = native_sets(files)
+        except FileNotFoundError as error:
+            missing = missing or error
+    forms += [(parts[0].name, partial(read_native, files, parts, choose)) for parts in native]
+    if not forms and (parts := gguf_files(files, chosen)):
+        donor = files.donor if not chosen else Path(chosen).stem if is_local else model
+        forms = [(parts[0], partial(_read_gguf, files, parts, donor, choose))]
+    if not forms:
+        raise missing or _no_form(files, content is not None)
+    return forms
+
+
+def _no_form(files: Files, has_config: bool) -> FileNotFoundError:
+    """Return what to raise where a model is there in no form that is read."""
+    expected, advice = "config.json (Hugging Face) or params.json (Meta, Mistral)", "give the folder of a model's files"
+    if has_config:
+        expected, advice = " or ".join(USUAL), "download the weights too"
+    elif files.has("params.json"):
+        expected, advice = "consolidated.00.pth or consolidated.safetensors", "download the weights too"
+    return no_weights(files.names(), files.donor, expected, advice)
+
+
+def _agreed(forms: Sequence[Form], donor: str) -> DonorLayers:
+    """Return the layers of the first form that is complete, if the others hold the same.
+
+    Raises:
+        ValueError: another form differs; FileNotFoundError: none is complete.
+    """
+    first: tuple[str, DonorLayers] | None = None
+    incomplete: list[FileNotFoundError] = []
+    for name, read in forms:
+        try:
+            found = read()
+        except FileNotFoundError as error:
+            incomplete.append(error)
+        except ValueError as error:
+            if first is None:
+                raise
+            logger.warning(f"{name} next to {first[0]} in {donor} is not compared with it: {error}")
+        else:
+            if first is not None and not same_weights(first[1], found):
+                raise ValueError(
+                    f"{donor} holds two sets of weights that differ, {first[0]} and {name}: remove the one that is out "
+                    "of date"
+                )
+            first = first or (name, found)
+    if first is None:
+        raise incomplete[0]
+    return first[1]
+
+
+def _read_gguf(files: Files, parts: Sequence[str], donor: str, choose: Callable[[int], list[int]]) -> DonorLayers:
+    opened = {name: files.gguf(name) for name in parts}
+    found = read_gguf(opened, files.tensors, donor, choose)
+    return replace(found, revision=files.revision, licence=found.licence or files.licence())
 
 
 def read_geometry(model: str | Path) -> BlockGeometry:
     """The numbers of a model's last layer, from its ``config.json`` alone; no weights are needed.
 
     Args:
-        model: a Hugging Face folder, or the ``config.json`` itself.
+        model: a Hugging Face folder, or the ``config.json`` itself; or a GGUF file, of which the layer is read.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the model's family is not run natively, or the file says something impossible.
     """
     path = Path(model)
+    if path.is_file() and path.suffix.lower() == ".gguf":
+        (layer,) = read_layers(path).layers
+        return layer.geometry or BlockGeometry.from_json("")
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"expected a model's config.json, found nothing at {path}: give the file or its folder")
@@ -99,7 +173,7 @@ def read_geometry(model: str | Path) -> BlockGeometry:
             f"expected a family that is run natively, got {config.get('model_type')!r}: extract a layer of it, if it "
             "can be a donor, then give its block file"
         )
-    return geometry_of(family, config, _number_of_layers(config) - 1)
+    return geometry_of(family, config, depth_of(config) - 1)
 
 
 def layers_of(layer: int | str | Sequence[int], number: int) -> list[int]:
@@ -134,103 +208,3 @@ def layers_of(layer: int | str | Sequence[int], number: int) -> list[int]:
     if len(set(indices)) < len(indices):
         raise ValueError(f"expected each layer once, got {layer!r}")
     return indices
-
-
-def check_weights(tensors: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless all are finite floats."""
-    for name, tensor in tensors.items():
-        if tensor.dtype not in FLOATS:
-            raise ValueError(
-                f"expected float weights, got {tensor.dtype} for {name}: choose a donor that is not quantised"
-            )
-        if not all(bound.isfinite() for bound in tensor.aminmax()):  # which hand a NaN on, and copy nothing
-            raise ValueError(f"expected finite weights, {name} has NaN or infinite ones: download the donor again")
-
-
-def _on_hub(model: str, revision: str | None) -> HubRepository:
-    try:
-        return HubRepository(model, revision)
-    except ConnectionError as error:
-        raise ConnectionError(f"{error} (nor is there a folder {model} here)") from error
-
-
-def _config(files: Files) -> Mapping[str, Any]:
-    content = files.json("config.json")
-    if content is None:
-        raise FileNotFoundError(f"expected config.json in {files.donor}, found none: it is no transformers model")
-    config = text_config(content)
-    if content.get("quantization_config") or config.get("quantization_config"):
-        raise ValueError("expected plain weights, got a quantised model: choose the float version of this donor")
-    return config
-
-
-def _number_of_layers(config: Mapping[str, Any]) -> int:
-    key = "n_layer" if "n_layer" in config else "num_hidden_layers"
-    number = config.get(key)
-    if not isinstance(number, int) or isinstance(number, bool) or not 0 < number < 10_000:
-        raise ValueError(f"expected {key} to be the number of layers, got {number!r}: correct the model's config")
-    return number
-
-
-def _weight_map(files: Files) -> dict[str, str]:
-    """Every tensor's name and the file that holds it."""
-    for whole in WEIGHTS:
-        index = files.json(f"{whole}.index.json")
-        if index is not None:
-            weight_map = index.get("weight_map")
-            if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-                raise ValueError(f"expected a weight_map of file names in {whole}.index.json: download it again")
-            return weight_map
-        if files.has(whole):
-            return dict.fromkeys(files.tensor_names(whole), whole)
-    raise FileNotFoundError(
-        f"expected {' or '.join(WEIGHTS)} in {files.donor}, found neither: download the weights too "
-        "(GGUF files are not read)"
-    )
-
-
-def _prefix(names: Iterable[str], stack: str, index: int, donor: str) -> str:
-    """What stands before the list of layers in names on disk, such as ``model.``; of several, the language model's."""
-    likely, _, words = stack.rpartition(".")
-    begins = re.compile(rf"((?:.*?\.)?){re.escape(words)}\.{index}\.")
-    found = sorted({match.group(1) for name in names if (match := begins.match(name))})
-    spoken = [prefix for prefix in found if "language_model" in prefix] if len(found) > 1 else found
-    if likely and f"{likely}." in found:
-        spoken = [f"{likely}."]
-    if len(spoken) != 1:
-        raise ValueError(
-            f"expected one stack of layers in {donor}, found {found or f'no tensor of layer {index}'}: "
-            "choose a plain language model, or download all its files"
-        )
-    return spoken[0]
-
-
-def _is_wanted(name: str, begins: list[str], norm: str | None) -> bool:
-    """Whether a tensor is a weight of the layers whose names begin so, or of the final norm."""
-    if norm is not None and name in (f"{norm}weight", f"{norm}bias"):
-        return True
-    return any(name.startswith(begin) and not NOT_WEIGHTS.search(name.removeprefix(begin)) for begin in begins)
-
-
-def _under(begin: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(begin): tensor for name, tensor in tensors.items() if name.startswith(begin)}
-
-
-def _layer(
-    tensors: dict[str, Tensor], config: Mapping[str, Any], family: Family | None, index: int, donor: str
-) -> Layer:
-    if family is None:
-        return Layer(tensors, config=json.dumps(dict(config), sort_keys=True), index=index)
-    try:
-        geometry = geometry_of(family, config, index)
-        ours = block_tensors(family.names, geometry, tensors, family.transposed, family.by_head)
-        return Layer(ours, geometry, index=index)
-    except ValueError as error:
-        raise ValueError(f"layer {index} of {donor}: {error}") from error
-
-
-def _read(files: Files, weight_map: Mapping[str, str], names: list[str]) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for file in sorted({weight_map[name] for name in names}):
-        tensors.update(files.tensors(file, [name for name in names if weight_map[name] == file]))
-    return tensors

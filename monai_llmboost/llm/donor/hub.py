@@ -1,21 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a model, in a folder or on the hub, behind the same few methods."""
+"""The files of a model on the hub, behind the same few methods as those in a folder."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from monai_llmboost.llm.donor.folder import (
+    RANGED,
+    LocalFolder,
+    licence_of,
+    names_of_tensors,
+    plain_name,
+    read_json,
+    read_tensors,
+)
+from monai_llmboost.llm.donor.gguf.file import GgufFile
 from monai_llmboost.llm.donor.hub_bytes import HubBytes, reason
-from monai_llmboost.llm.donor.tensor_files import LocalBytes, SafetensorsFile, read_pickled
+from monai_llmboost.llm.donor.tensor_files import LocalBytes, SafetensorsFile
 
+__all__ = ["HubRepository", "LocalFolder", "NotCached"]
+WEIGHTS = (".safetensors", ".bin", ".pth", ".gguf")
 BAR_BYTES = 5_000_000  # what is smaller is read without a progress bar
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -24,58 +34,11 @@ class NotCached(ConnectionError):
     """The hub cannot be reached, and its cache on this machine does not have the file."""
 
 
-class LocalFolder:
-    """A model's files in one folder.
-
-    Args:
-        path: the folder.
-    """
-
-    revision = ""
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.donor = self.path.resolve().name
-
-    def json(self, name: str) -> dict[str, Any] | None:
-        """Content of a JSON file, ``None`` if there is no such file; ValueError if it is no JSON object."""
-        return _read_json(self._path(name)) if self.has(name) else None
-
-    def licence(self) -> str:
-        """The licence that the model's card names, such as ``apache-2.0``; empty if unknown."""
-        return _read_licence(self._path("README.md")) if self.has("README.md") else ""
-
-    def has(self, name: str) -> bool:
-        """Whether there is such a file."""
-        return self._path(name).is_file()
-
-    def tensor_names(self, name: str) -> list[str]:
-        """Names of all tensors of a weight file; raises as :meth:`tensors` does."""
-        return _tensor_names(self._weights(name))
-
-    def tensors(self, name: str, names: Iterable[str]) -> dict[str, Tensor]:
-        """The named tensors of a weight file; of a ``.safetensors`` only their bytes are read, others are mapped.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is damaged, or lacks one of the tensors.
-        """
-        return _read_tensors(self._weights(name), names)
-
-    def _path(self, name: str) -> Path:
-        return self.path / _plain(name, self.donor)
-
-    def _weights(self, name: str) -> Path:
-        if not self.has(name):
-            raise FileNotFoundError(f"expected the weight file {name} beside config.json: download it too")
-        return self._path(name)
-
-
 class HubRepository:
-    """A model's files on the hub, all of one commit; of a ``.safetensors`` only the bytes asked for are fetched.
+    """A model's files on the hub, all of one commit; of a ``.safetensors`` or ``.gguf`` only what is asked for comes.
 
-    Everything else goes whole through the hub's cache on this machine, and a ``.safetensors`` that lies there is read
-    there. When the hub cannot be reached, the cache is all there is.
+    Everything else goes whole through the hub's cache on this machine, and a weight file that lies there is read there.
+    When the hub cannot be reached, the cache is all there is.
 
     Args:
         repo_id: the model, as ``owner/name``.
@@ -91,27 +54,54 @@ class HubRepository:
         self.donor = repo_id
         self._asked = revision
         self._unreachable = ""  # why, once the hub did not answer: from then on only the cache is looked at
-        self._opened: dict[str, SafetensorsFile] = {}
+        self._opened: dict[str, SafetensorsFile | GgufFile] = {}
+        self._names: list[str] | None = None
         with self._translated("config.json"):
             try:
                 self.revision = Path(hf_hub_download(repo_id, "config.json", revision=revision)).parent.name
             except errors.RemoteEntryNotFoundError as error:  # then `json` tells that there is none
                 self.revision = error.response.headers.get("X-Repo-Commit", "")
+            except errors.LocalEntryNotFoundError:
+                self.revision = self._cached_commit(revision)
+                if not self.revision:
+                    raise
         if not COMMIT.fullmatch(self.revision):
             raise ConnectionError(f"expected a commit of {repo_id} from the hub, got {self.revision!r}: try again")
 
     def json(self, name: str) -> dict[str, Any] | None:
         """Content of a JSON file, ``None`` if there is no such file; ValueError if it is no JSON object."""
         path = self._find(name)
-        return None if path is None else _read_json(path)
+        return None if path is None else read_json(path)
 
     def licence(self) -> str:
-        """The licence that the model's card names, such as ``apache-2.0``; empty if unknown."""
+        """The licence that the model's card names, such as ``apache-2.0``, else its licence file; empty if unknown."""
         try:
-            path = self._download("README.md")
+            return licence_of(self.names, self._download)
         except NotCached:
-            path = None
-        return "" if path is None else _read_licence(path)
+            return ""
+
+    def names(self) -> list[str] | None:
+        """Return the names of all files that lie in no folder; ``None`` if the hub does not say."""
+        if self._names is None:
+            listed = self._listed_in_cache() if self._offline() else self._listed_by_hub()
+            # Of a cache that has no weights nobody knows what the hub has.
+            self._names = listed if not self._offline() or any(name.endswith(WEIGHTS) for name in listed) else []
+        return self._names or None
+
+    def check_name(self, name: str) -> None:
+        """Raise ValueError if a file's name could lead out of the repository."""
+        plain_name(name, self.donor)
+
+    def path_of(self, name: str) -> str:
+        """Return what to give as a model for one of its files."""
+        return f"{self.donor}/{name}"
+
+    def gguf(self, name: str) -> GgufFile:
+        """Return a GGUF file for its header; raises as :meth:`tensors` does."""
+        weights = self._weights(name)
+        if isinstance(weights, GgufFile):
+            return weights
+        return GgufFile(LocalBytes(weights) if isinstance(weights, Path) else weights.source)
 
     def has(self, name: str) -> bool:
         """Whether there is such a file."""
@@ -121,7 +111,7 @@ class HubRepository:
             return self._find(name) is not None
         with self._translated(name):
             try:
-                if name.endswith(".safetensors"):
+                if Path(name).suffix in RANGED:
                     self._open(name)
                 else:
                     get_hf_file_metadata(hf_hub_url(self.donor, name, revision=self.revision))
@@ -132,10 +122,10 @@ class HubRepository:
     def tensor_names(self, name: str) -> list[str]:
         """Names of all tensors of a weight file; raises as :meth:`tensors` does."""
         weights = self._weights(name)
-        return _tensor_names(weights) if isinstance(weights, Path) else weights.names()
+        return names_of_tensors(weights) if isinstance(weights, Path) else weights.names()
 
     def tensors(self, name: str, names: Iterable[str]) -> dict[str, Tensor]:
-        """The named tensors of a weight file; of a ``.safetensors`` only their bytes are fetched.
+        """The named tensors of a weight file; of a ``.safetensors`` or ``.gguf`` only their bytes are fetched.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -145,21 +135,21 @@ class HubRepository:
 
         weights = self._weights(name)
         if isinstance(weights, Path):
-            return _read_tensors(weights, names)
+            return read_tensors(weights, names)
         names = list(names)
         total = weights.num_bytes(names)
         hidden = True if total < BAR_BYTES else None  # None shows it to a terminal only
         with self._translated(name), tqdm(total=total, unit="B", unit_scale=True, desc=name, disable=hidden) as bar:
             return weights.read(names, bar.update)
 
-    def _weights(self, name: str) -> Path | SafetensorsFile:
+    def _weights(self, name: str) -> Path | SafetensorsFile | GgufFile:
         """A weight file: whole on this machine, or open on the hub."""
         from huggingface_hub import errors
 
         cached = self._in_cache(name)
         if isinstance(cached, str):
             return Path(cached)
-        if not name.endswith(".safetensors"):
+        if Path(name).suffix not in RANGED:
             path = self._download(name)
             if path is not None:
                 return path
@@ -173,19 +163,44 @@ class HubRepository:
                     pass
         raise FileNotFoundError(f"expected the weight file {name} in {self.donor}, found none: choose another donor")
 
-    def _open(self, name: str) -> SafetensorsFile:
+    def _open(self, name: str) -> SafetensorsFile | GgufFile:
         if name not in self._opened:
-            self._opened[name] = SafetensorsFile(HubBytes(self.donor, name, self.revision))
+            self._opened[name] = RANGED[Path(name).suffix](HubBytes(self.donor, name, self.revision))
         return self._opened[name]
+
+    def _listed_by_hub(self) -> list[str]:
+        from huggingface_hub import HfApi, errors
+
+        try:
+            siblings = HfApi().model_info(self.donor, revision=self.revision).siblings or []
+        except (errors.HTTPError, OSError):  # a mirror without this service, or no hub: asked for each file, it says so
+            return []
+        return sorted(one.rfilename for one in siblings if "/" not in one.rfilename)
+
+    def _listed_in_cache(self) -> list[str]:
+        folder = self._cache_folder() / "snapshots" / self.revision
+        return sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+
+    def _cached_commit(self, revision: str | None) -> str:
+        """The commit of which the cache has files, though perhaps no ``config.json``; empty if there is none."""
+        asked = revision or "main"
+        if COMMIT.fullmatch(asked):
+            return asked if (self._cache_folder() / "snapshots" / asked).is_dir() else ""
+        reference = self._cache_folder() / "refs" / asked
+        return reference.read_text().strip() if reference.is_file() else ""
+
+    def _cache_folder(self) -> Path:
+        from huggingface_hub import constants
+        from huggingface_hub.file_download import repo_folder_name
+
+        return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self.donor, repo_type="model")
 
     def _find(self, name: str) -> Path | None:
         """A small file; ``None`` if the model has none, or if the cache has the model's weights but not this file."""
         try:
             return self._download(name)
         except NotCached:
-            snapshot = self._in_cache("config.json")
-            beside = Path(snapshot).parent.iterdir() if isinstance(snapshot, str) else ()
-            if any(path.suffix in (".safetensors", ".bin") for path in beside):
+            if any(name.endswith(WEIGHTS) for name in self._listed_in_cache()):
                 return None
             raise
 
@@ -207,7 +222,7 @@ class HubRepository:
         """The path (str) of a file in the cache, ``None`` if it is not there, anything else if the model has none."""
         from huggingface_hub import try_to_load_from_cache
 
-        return try_to_load_from_cache(self.donor, _plain(name, self.donor), revision=self.revision)
+        return try_to_load_from_cache(self.donor, plain_name(name, self.donor), revision=self.revision)
 
     def _offline(self) -> bool:
         from huggingface_hub import constants
@@ -257,49 +272,3 @@ class HubRepository:
             raise ConnectionError(
                 f"cannot reach the hub for {name} of {repo} ({reason(error)}): check the network, then try again"
             ) from error
-
-
-def _plain(name: str, donor: str) -> str:
-    """A file's name, refused if it could lead out of the model's folder."""
-    if name in ("", ".", "..") or re.search(r"[/\\:\0]", name):
-        raise ValueError(f"expected plain file names in {donor}, got {name!r}: do not trust this model")
-    return name
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"expected JSON in {path.name}, got something else ({error}): download it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"expected a JSON object in {path.name}, got a {type(content).__name__}: download it again")
-    return content
-
-
-def _read_licence(path: Path) -> str:
-    from huggingface_hub import metadata_load
-
-    try:
-        card = metadata_load(path) or {}
-    except Exception:  # a broken card raises nearly any kind, and is no reason to refuse the weights
-        return ""
-    names = card.get("license")
-    names = [name for name in (names if isinstance(names, list) else [names]) if isinstance(name, str)]
-    if names == ["other"] and isinstance(card.get("license_name"), str):
-        names = [f"other ({card['license_name']})"]
-    return " ".join(", ".join(names).split())
-
-
-def _tensor_names(path: Path) -> list[str]:
-    if path.suffix == ".safetensors":
-        return SafetensorsFile(LocalBytes(path)).names()
-    return list(read_pickled(path, None))
-
-
-def _read_tensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return SafetensorsFile(LocalBytes(path)).read(names)
-    # Off the memory map, and apart from tensors that share their memory.
-    return {
-        name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in read_pickled(path, names).items()
-    }

@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers out of a checkpoint as Meta hands out LLaMA: ``params.json`` and ``consolidated.*.pth``."""
+"""Layers out of a checkpoint as Meta and Mistral hand them out: ``params.json`` and ``consolidated.*``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from monai_llmboost.llm.donor.families import FAMILIES, geometry_of
-from monai_llmboost.llm.donor.hub import LocalFolder
+from monai_llmboost.llm.donor.names import check_depth, halves_apart, one_dtype
 from monai_llmboost.llm.donor.numbers import whole_number
-from monai_llmboost.llm.donor.tensor_files import read_pickled
+from monai_llmboost.llm.donor.weight_sets import Files, WeightSet
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers, Layer
 
@@ -30,36 +29,68 @@ META = {
 }
 # A checkpoint of several files splits these along their inputs; the norms are repeated; all else along its outputs.
 SPLIT_BY_INPUT = ("output.weight", "down.weight")
-# What `use_scaled_rope` stands for in Meta's own code for Llama 3.1 (the factor of 3.2 is not in params.json).
+# What `use_scaled_rope` stands for in Meta's own code for Llama 3.1; of the small ones of 3.2, told by width and number
+# of layers, the factor is another, which is not in params.json.
 SCALED = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 8192}  # fmt: skip
+SMALL, SMALL_FACTOR = ((2048, 16), (3072, 28)), 32.0
+# Keys of params.json that make another layer of it.
+OTHER_LAYERS = {
+    "moe": "a mixture of experts",
+    "quantization": "a quantised model",
+    "q_lora_rank": "a model with latent attention",
+}
 
 
-def read_meta(folder: Path, choose: Callable[[int], list[int]]) -> DonorLayers:
-    """Layers of the model in ``folder``.
+def read_native(files: Files, parts: Sequence[WeightSet], choose: Callable[[int], Sequence[int]]) -> DonorLayers:
+    """Return layers of the model whose ``params.json`` lies beside these weights.
 
     Args:
-        folder: with ``params.json`` and ``consolidated.00.pth`` and so on.
+        files: the model.
+        parts: the files that its matrices are split over, or the one set that holds them whole.
         choose: number of layers -> indices of those that are wanted.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged or says something impossible, or ``choose`` refuses.
+        ValueError: a file is damaged or says something impossible, the model is of another kind, or ``choose`` refuses.
     """
-    params = LocalFolder(folder).json("params.json") or {}
+    params = _params(files)
     number = whole_number(params, "n_layers")
     indices = choose(number)
-    paths = sorted(folder.glob("consolidated.*.pth"))
-    if not paths:
-        raise FileNotFoundError(
-            f"expected consolidated.00.pth beside params.json in {folder}: download the weights too"
-        )
-    if [path.suffixes[-2] for path in paths] != [f".{part:02d}" for part in range(len(paths))]:
-        raise FileNotFoundError(f"expected all parts from consolidated.00.pth on, found {[p.name for p in paths]}")
-    parts = [read_pickled(path, None) for path in paths]
-    layers = [_layer(params, parts, index, folder.name) for index in indices]
-    norm = {"weight": parts[0]["norm.weight"].clone()} if "norm.weight" in parts[0] else {}
-    return DonorLayers(tuple(layers), folder.resolve().name, number, final_norm=norm)
+    maps = [part.weight_map(files) for part in parts]
+    check_depth(maps[0], "layers.", number, files.donor)
+    layers = [_layer(params, _read(files, parts, maps, f"layers.{index}."), index, files.donor) for index in indices]
+    norm = _read(files, parts[:1], maps[:1], "norm.weight")[0]
+    return DonorLayers(
+        tuple(layers),
+        files.donor,
+        number,
+        files.revision,
+        files.licence(),
+        {"weight": norm["norm.weight"]} if norm else {},
+    )
+
+
+def _params(files: Files) -> dict[str, Any]:
+    """Return the content of ``params.json``.
+
+    Raises:
+        ValueError: it describes a model of another kind, or is damaged.
+    """
+    params = files.json("params.json") or {}
+    for key, what in OTHER_LAYERS.items():
+        if params.get(key):
+            raise ValueError(
+                f"{files.donor} is {what} by its params.json ({key}), which is not read: choose another donor"
+            )
+    return params
+
+
+def _read(
+    files: Files, parts: Sequence[WeightSet], maps: Sequence[dict[str, str]], begin: str
+) -> list[dict[str, Tensor]]:
+    """Return the tensors of each part whose names begin so."""
+    return [part.read(files, weight_map, lambda name: name.startswith(begin)) for part, weight_map in zip(parts, maps)]
 
 
 def _layer(params: dict[str, Any], parts: list[dict[str, Tensor]], index: int, donor: str) -> Layer:
@@ -68,32 +99,38 @@ def _layer(params: dict[str, Any], parts: list[dict[str, Tensor]], index: int, d
     for old, new in META.items():
         pieces = [part[prefix + old] for part in parts if prefix + old in part]
         if len(pieces) != len(parts):
-            raise ValueError(f"layer {index} of {donor}: expected {old} in every file: download all its files")
-        joined = pieces[0] if pieces[0].ndim == 1 else torch.cat(pieces, dim=1 if new in SPLIT_BY_INPUT else 0)
-        tensors[new] = joined.clone()  # off the memory map, which the file's removal would pull away
+            raise ValueError(
+                f"layer {index} of {donor}: expected {old} in every consolidated file, found it in {len(pieces)} of "
+                f"{len(parts)}: download all its files"
+            )
+        whole = pieces[0].ndim == 1 or len(pieces) == 1
+        tensors[new] = pieces[0] if whole else torch.cat(pieces, dim=1 if new in SPLIT_BY_INPUT else 0)
     unknown = sorted({n for part in parts for n in part if n.startswith(prefix)} - {prefix + old for old in META})
     unknown = [name for name in unknown if not name.endswith("inv_freq")]
     if unknown:
         raise ValueError(f"layer {index} of {donor}: expected a layer of LLaMA, it also has {unknown}")
     geometry = _geometry(params, tensors["gate.weight"].shape[0])
     geometry.check_tensors(tensors)  # also tells if the last of several files is missing
-    # Meta stores the two halves of each rotary pair side by side, Hugging Face one after the other. Without rotary
-    # positions the order cancels; it is undone so that both forms of one model have one fingerprint.
+    # Without rotary positions the order cancels; it is undone so that both forms of one model have one fingerprint.
     for name in ("query.weight", "key.weight"):
         tensors[name] = halves_apart(tensors[name], geometry.head_size)
-    return Layer(tensors, geometry, index=index)
-
-
-def halves_apart(weight: Tensor, head_size: int) -> Tensor:
-    """Rows of a query or key matrix from pairs side by side to first halves, then second halves, of each head."""
-    pairs = weight.view(-1, head_size // 2, 2, weight.shape[1])
-    return pairs.transpose(1, 2).reshape(weight.shape).contiguous()
+    return Layer(one_dtype(tensors), geometry, index=index)
 
 
 def _geometry(params: dict[str, Any], mlp_width: int) -> BlockGeometry:
     width, heads = whole_number(params, "dim"), whole_number(params, "n_heads")
-    if width % heads:
+    if width % heads and not params.get("head_dim"):
         raise ValueError(f"expected dim to be a multiple of n_heads, got {width} and {heads}: correct params.json")
+    if params.get("hidden_dim") not in (None, mlp_width):
+        raise ValueError(
+            f"expected hidden_dim {mlp_width} by the weights, got {params['hidden_dim']}: params.json and weights are "
+            "not of one model, download them again"
+        )
+    scaling: Any = None
+    if params.get("use_scaled_rope"):
+        scaling = {**SCALED, "factor": SMALL_FACTOR} if (width, params.get("n_layers")) in SMALL else SCALED
+    if params.get("yarn"):
+        scaling = {"rope_type": "yarn"}
     return geometry_of(
         FAMILIES["llama"],
         {
@@ -101,9 +138,10 @@ def _geometry(params: dict[str, Any], mlp_width: int) -> BlockGeometry:
             "intermediate_size": mlp_width,
             "num_attention_heads": heads,
             "num_key_value_heads": params.get("n_kv_heads"),
+            "head_dim": params.get("head_dim"),
             "rms_norm_eps": params.get("norm_eps"),
             "rope_theta": params.get("rope_theta", 10000.0),
-            "rope_scaling": SCALED if params.get("use_scaled_rope") else None,
+            "rope_scaling": scaling,
         },
         0,
     )

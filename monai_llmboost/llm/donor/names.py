@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor
 
 from monai_llmboost.llm.geometry import BlockGeometry
@@ -103,6 +105,47 @@ def block_tensors(
         raise ValueError(f"expected {missing} in the layer, found none: download all the model's files")
     geometry.check_tensors(renamed)
     return renamed
+
+
+def check_depth(names: Iterable[str], begin: str, number: int, donor: str) -> None:
+    """Raise ValueError if there are weights of more layers than the configuration says: the last is another then.
+
+    Args:
+        names: of all tensors.
+        begin: what the name of a layer's tensor begins with, before the layer's number.
+        number: how many layers the configuration says there are.
+        donor: name of the model.
+    """
+    found = [match[1] for name in names if (match := re.match(rf"{re.escape(begin)}(\d+)\.", name))]
+    deepest = max(map(int, found), default=-1)
+    if deepest >= number:
+        raise ValueError(
+            f"expected {number} layers in {donor} by its configuration, the weights have {deepest + 1}: they are not "
+            "of one model"
+        )
+
+
+def halves_apart(weight: Tensor, head_size: int) -> Tensor:
+    """Return the rows of queries or keys with first halves before second halves of each head, from pairs side by side.
+
+    Meta and llama.cpp store the two features of a rotary pair side by side, Hugging Face a half of a head apart.
+    """
+    pairs = weight.view(-1, head_size // 2, 2, *weight.shape[1:])
+    return pairs.transpose(1, 2).reshape(weight.shape).contiguous()
+
+
+def one_dtype(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a layer's tensors in one dtype: that of its matrices if all fit it exactly, else float32 (or float64).
+
+    Some writers keep norms in float32 beside matrices of 16 bits, which no layer runs with.
+    """
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    if len(dtypes) == 1:
+        return dict(tensors)
+    main = max(tensors.values(), key=torch.numel).dtype
+    widest = torch.float64 if torch.float64 in dtypes else torch.float32
+    exact = all(torch.equal(tensor.to(main).to(tensor.dtype), tensor) for tensor in tensors.values())
+    return {name: tensor.to(main if exact else widest) for name, tensor in tensors.items()}
 
 
 def _transpose_(tensor: Tensor) -> Tensor:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator
 from math import prod
 from pathlib import Path
@@ -214,28 +213,3 @@ def _entry(value: Any, start: int) -> Entry:
     if dtype in DTYPES and end - begin != prod(shape) * DTYPES[dtype].itemsize:
         raise ValueError(f"{end - begin} bytes for {dtype} of shape {shape}")
     return Entry(dtype, tuple(shape), start + begin, start + end)
-
-
-def read_pickled(path: Path, names: Iterable[str] | None) -> dict[str, Tensor]:
-    """Tensors of a ``.bin`` or ``.pth``, all of them for ``None``; mapped from the file, so clone what must outlive it.
-
-    Raises:
-        ValueError: damaged, holding anything but tensors by name, or without one of the names.
-    """
-    try:
-        with path.open("rb") as file:
-            zipped = file.read(4) == b"PK\x03\x04"  # torch's format since 1.6; the one before cannot be mapped
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # of a damaged pickle nearly any kind
-        # torch's text goes on with how to read the file all the same, which would run what it says: left out
-        reason = re.split(r"\n|\. Please", str(error).rpartition("WeightsUnpickler error:")[2].strip())[0]
-        raise damaged(path.name, reason or type(error).__name__) from error
-    if not isinstance(content, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
-    ):
-        raise ValueError(f"expected tensors by name in {path.name}, got something else: give the model's weight file")
-    if names is None:
-        return dict(content)
-    wanted = list(dict.fromkeys(names))
-    check_found(path.name, wanted, content)
-    return {name: content[name] for name in wanted}

@@ -121,6 +121,207 @@ def test_a_header_that_cannot_be_right_is_refused(tmp_path, changes, affine, rea
     assert scan.shape == ()
 
 
+TURNED = nibabel.affines.from_matvec(np.diag([-1.0, 1, -1]) @ np.diag([1, 1.2, 2]), [9, -14, 16])  # by 180 degrees
+
+
+def with_qform(path, affine, *changes, image=nibabel.Nifti1Image, order="<"):
+    """A file whose sform and qform are the same, with changes: (field of the header, index, value)."""
+    header = image.header_class(endianness=order)
+    header.set_data_dtype("u1")
+    made = image(voxels(), affine, header)
+    made.set_qform(affine, 1)
+    made.set_sform(affine, 1)
+    content = bytearray(made.to_bytes())
+    header = image.header_class(bytes(content[: 348 if image is nibabel.Nifti1Image else 540]), check=False)
+    for field, index, value in changes:
+        if index is None:
+            header[field] = value
+        else:
+            header[field][index] = value
+    content[: len(header.binaryblock)] = header.binaryblock
+    path.write_bytes(content)
+    return path
+
+
+def scaled(affine, excess):
+    """The quaternion of an affine, made longer so that its square is 1 + excess."""
+    header = nibabel.Nifti2Header()
+    header.set_qform(affine, 1)
+    return [(f"quatern_{part}", None, header[f"quatern_{part}"] * (1 + excess) ** 0.5) for part in "bcd"]
+
+
+NO_SFORM = [("sform_code", None, 0)]
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("image", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("excess", [3.9e-7, 1e-5, 1e-4, 9e-4])
+def test_a_quaternion_that_is_too_long_by_rounding(tmp_path, excess, image, order):
+    path = with_qform(tmp_path / "x.nii", TURNED, *NO_SFORM, *scaled(TURNED, excess), image=image, order=order)
+    header = nifti_header(path)
+    assert np.allclose(header.affine, TURNED, atol=1e-6)
+    (warning,) = header.warnings
+    assert "the quaternion of its qform is too long" in warning
+    assert "it is normalised" in warning
+
+
+def test_a_quaternion_is_only_warned_of_where_it_counts(tmp_path):
+    path = with_qform(tmp_path / "x.nii", TURNED, *scaled(TURNED, 1e-4))
+    assert nifti_header(path).warnings == ()
+    path = with_qform(tmp_path / "x.nii", TURNED, *NO_SFORM, *scaled(TURNED, 0))
+    assert nifti_header(path).warnings == ()
+
+
+@pytest.mark.parametrize("excess", [2e-3, 0.1, 2])
+def test_a_quaternion_that_is_no_rotation_is_refused(tmp_path, excess):
+    path = with_qform(tmp_path / "x.nii", TURNED, *NO_SFORM, *scaled(TURNED, excess))
+    assert "expected a qform that is a rotation, got broken numbers" in nifti_scan(path, "x").refused
+
+
+FLAT = {
+    "all zeros": [("srow_x", None, 0), ("srow_y", None, 0), ("srow_z", None, 0)],
+    "zeros but for the place": [(f"srow_{row}", slice(0, 3), 0) for row in "xyz"],
+    "a row of zeros": [("srow_y", None, 0)],
+    "a column of zeros": [(f"srow_{row}", 2, 0) for row in "xyz"],
+    "two rows alike": [("srow_y", None, [-1, 0, 0, 9])],
+    "directions in one plane": [
+        (f"srow_{row}", None, to) for row, to in zip("xyz", ([1, 0, 1, 0], [0, 1, 1, 0], [1, 1, 2, 0]))
+    ],
+    "NaN": [("srow_x", 1, np.nan)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("name", FLAT)
+def test_a_sform_that_cannot_be_used_gives_way_to_a_good_qform(tmp_path, name, order):
+    path = with_qform(tmp_path / "x.nii", TURNED, *FLAT[name], order=order)
+    header = nifti_header(path)
+    assert np.allclose(header.affine, TURNED, atol=1e-6)
+    (warning,) = header.warnings
+    assert re.search(r"its sform (cannot be inverted|has NaN).*: the qform is taken", warning)
+
+
+@pytest.mark.parametrize("name", FLAT)
+@pytest.mark.parametrize(
+    "changes",
+    [[("qform_code", None, 0)], [("pixdim", 2, 0)], [("quatern_b", None, 3.0)], [("qoffset_x", None, np.nan)]],
+)
+def test_without_a_good_qform_it_is_refused(tmp_path, name, changes):
+    path = with_qform(tmp_path / "x.nii", TURNED, *FLAT[name], *changes)
+    assert re.search("an affine that can be inverted|a finite sform", nifti_scan(path, "x").refused)
+
+
+def test_both_warnings_where_a_flat_sform_gives_way_to_a_rounded_qform(tmp_path):
+    path = with_qform(tmp_path / "x.nii", TURNED, *FLAT["all zeros"], *scaled(TURNED, 1e-4))
+    assert [warning.partition(" ")[2][:5] for warning in nifti_header(path).warnings] == ["sform", "quate"]
+
+
+MIRRORED = TURNED @ np.diag([1, 1, -1, 1])
+
+
+@pytest.mark.parametrize(
+    ("value", "affine", "warning"),
+    [
+        (1, TURNED, None),
+        (-1, MIRRORED, None),
+        (0, TURNED, None),
+        (1.0004, TURNED, "its pixdim[0] is 1.0004, which must be 1 or -1: 1 is taken"),
+        (-0.9999, MIRRORED, "its pixdim[0] is -0.9999, which must be 1 or -1: -1 is taken"),
+        (7, TURNED, "its pixdim[0] is 7, which must be 1 or -1: 1 is taken"),
+        (np.nan, TURNED, "its pixdim[0] is nan, which must be 1 or -1: 1 is taken"),
+    ],
+)
+def test_the_sign_of_the_third_axis(tmp_path, value, affine, warning):
+    header = nifti_header(with_qform(tmp_path / "x.nii", TURNED, *NO_SFORM, ("pixdim", 0, value)))
+    assert np.allclose(header.affine, affine, atol=1e-6)
+    assert header.warnings == ((warning,) if warning else ())
+
+
+def test_a_sign_that_readers_do_not_agree_on_is_refused(tmp_path):
+    """nibabel makes 1 of it, the reference library -1: left and right would be exchanged."""
+    path = with_qform(tmp_path / "x.nii", TURNED, *NO_SFORM, ("pixdim", 0, -3))
+    assert "expected pixdim[0] to be 1 or -1, got -3, of which some readers make 1" in nifti_scan(path, "x").refused
+    path = with_qform(tmp_path / "x.nii", TURNED, ("pixdim", 0, -3))
+    assert np.allclose(nifti_header(path).affine, TURNED), "the sform does not need it"
+
+
+@pytest.mark.parametrize("codes", [[], [("qform_code", None, 0)]])
+def test_negative_voxel_sizes(tmp_path, codes):
+    path = with_qform(tmp_path / "x.nii", TURNED, *NO_SFORM, *codes, ("pixdim", 2, -1.2))
+    header = nifti_header(path)
+    assert np.array_equal(header.affine, nibabel.load(path).affine)
+    assert "its pixdim has negative voxel sizes: they are taken without their sign" in header.warnings
+    path = with_qform(tmp_path / "x.nii", TURNED, ("pixdim", 2, -1.2))
+    assert nifti_header(path).warnings == (), "the sform does not need them"
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape", "warning"),
+    [
+        ([("dim", 0, 4), ("dim", 4, 1)], SIZE, None),
+        ([("dim", 0, 7), ("dim", slice(4, 8), 1)], SIZE, None),
+        ([("dim", 0, 4), ("dim", 4, 0)], SIZE, "0 is taken as 1 behind the third axis"),
+        ([("dim", 0, 7), ("dim", slice(4, 8), 0)], SIZE, "0 is taken as 1 behind the third axis"),
+        ([("dim", 0, 3), ("dim", slice(4, 8), 0)], SIZE, None),
+        ([("dim", 0, 3), ("dim", slice(4, 8), 99)], SIZE, None),
+    ],
+)
+def test_axes_behind_the_third(tmp_path, changes, shape, warning):
+    header = nifti_header(with_qform(tmp_path / "x.nii", TURNED, *changes))
+    assert header.shape == shape
+    assert len(header.warnings) == bool(warning)
+    assert warning is None or warning in header.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("offset", "outcome"),
+    [
+        (352.0, ()),
+        (351.9999, ("its header says that voxels begin at byte 351.9999: 352 is taken",)),
+        (352.25, "expected voxels from a whole byte on, its header says byte 352.25"),
+        (348.0, "expected voxels from byte 352 on, its header says byte 348"),
+    ],
+)
+def test_where_the_voxels_begin(tmp_path, offset, outcome):
+    scan = nifti_scan(with_qform(tmp_path / "x.nii", TURNED, ("vox_offset", None, offset)), "x")
+    assert outcome in scan.refused if isinstance(outcome, str) else scan.refused == ""
+    assert isinstance(outcome, str) or scan.warnings == outcome
+
+
+@pytest.mark.parametrize(("units", "warned"), [(0, False), (2, False), (10, False), (8, False), (5, True), (12, True)])
+def test_units(tmp_path, units, warned):
+    header = nifti_header(with_qform(tmp_path / "x.nii", TURNED, ("xyzt_units", None, units)))
+    assert any("a unit that the standard does not have" in said for said in header.warnings) == warned
+    assert np.allclose(header.affine, TURNED)
+
+
+@pytest.mark.parametrize("name", ["x.nii.gz", "x.nii", "x.NII.GZ"])
+@pytest.mark.parametrize(("times", "word"), [(2, "twice"), (3, "more often")])
+def test_gzip_within_gzip(tmp_path, times, word, name):
+    content = save(tmp_path / "plain.nii").read_bytes()
+    for _ in range(times):
+        content = gzip.compress(content)
+    (tmp_path / name).write_bytes(content)
+    reason = rf"compressed once, got one that is compressed {word} \(gzip within gzip, {times} times\): unpack it"
+    assert re.search(reason, nifti_scan(tmp_path / name, "x").refused)
+
+
+def test_gzip_within_gzip_is_told_from_damage(tmp_path):
+    packed = gzip.compress(save(tmp_path / "plain.nii").read_bytes())
+    (tmp_path / "x.nii.gz").write_bytes(packed[:20])
+    assert "a gzip stream that is damaged or cut short" in nifti_scan(tmp_path / "x.nii.gz", "x").refused
+    (tmp_path / "x.nii.gz").write_bytes(gzip.compress(packed[:20]))
+    assert "compressed" in nifti_scan(tmp_path / "x.nii.gz", "x").refused
+
+
+def test_the_voxels_of_a_pair_compressed_twice(tmp_path):
+    nibabel.save(nibabel.Nifti1Pair(voxels(), AFFINE), tmp_path / "x.hdr")
+    image = tmp_path / "x.img"
+    (tmp_path / "x.img.gz").write_bytes(gzip.compress(gzip.compress(image.read_bytes())))
+    image.unlink()
+    assert "compressed twice" in nifti_scan(tmp_path / "x.hdr", "x").refused
+
+
 def test_a_shear_is_kept_and_told(tmp_path):
     (warning,) = nifti_header(save(tmp_path / "x.nii", affine=SHEAR)).warnings
     assert "sheared by 16.7 degrees" in warning

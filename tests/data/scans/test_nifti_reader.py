@@ -204,6 +204,19 @@ def test_a_pair_of_files_is_one_scan(tmp_path):
     assert "the .hdr of x.img is missing" in refused(image)
 
 
+def test_channels_in_several_files(tmp_path):
+    paths = [save(tmp_path / f"{name}.nii.gz") for name in "abc"]
+    reason = (
+        "got 3 as channels of one image, which is not supported here: give one of them, combine them into a 4-D file"
+    )
+    assert reason in refused(paths)
+    assert "got 2 as channels" in refused([paths[0], paths[0]]), "one file twice is no single channel"
+    assert "MONAI's own LoadImage" in refused(paths)
+    with pytest.raises(RefusedScan, match="as channels of one image"):
+        LoadImage(reader=BoundedNiftiReader())(paths)
+    assert "got none" in refused([])
+
+
 def test_a_missing_file_is_said(tmp_path):
     assert "a file that is there, got none" in refused(tmp_path / "nothing.nii")
 

@@ -11,8 +11,16 @@ import nibabel
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
-from monai_llmboost.data.scans.kinds import ANALYZE, CONVERTIBLE, NIFTI_SUFFIXES, first_bytes, kind_of
-from monai_llmboost.data.scans.nifti.geometry import nifti_affine, orientation
+from monai_llmboost.data.scans.kinds import (
+    ANALYZE,
+    CONVERTIBLE,
+    GZIP,
+    NIFTI_SUFFIXES,
+    first_bytes,
+    kind_of,
+    times_packed,
+)
+from monai_llmboost.data.scans.nifti.geometry import ROUNDED, nifti_affine, orientation
 from monai_llmboost.data.scans.scan import RefusedScan, Scan
 
 # 4 GiB in float32; a header that asks for more is refused before memory is taken.
@@ -83,18 +91,22 @@ def nifti_header(path: Path, max_voxels: int = LARGEST_VOLUME) -> NiftiHeader:
     warnings: list[str] = []
     path = header_file(path)
     head, packed = first_bytes(path)
+    if packed and head.startswith(GZIP):
+        _refuse_twice_packed(path)
     header = _parsed(head)
     if path.name.lower().endswith(".gz") != packed:
         warnings.append(f"its name ends with {path.suffix}, but it is {'' if packed else 'not '}compressed")
-    shape = _shape(header, max_voxels)
+    shape = _shape(header, max_voxels, warnings)
     dtype = _dtype(header, warnings)
     slope, inter = _scaling(header, warnings)
     affine = nifti_affine(header, shape, warnings)
     voxels = path
     if header["magic"].item() == header.pair_magic:
         voxels = _partner(path, "img")
-        packed = first_bytes(voxels)[1]
-    offset = _offset(header, voxels == path)
+        beginning, packed = first_bytes(voxels)
+        if packed and beginning.startswith(GZIP):
+            _refuse_twice_packed(voxels)
+    offset = _offset(header, voxels == path, warnings)
     found = NiftiHeader(voxels, packed, offset, dtype, shape, slope, inter, affine, tuple(warnings))
     _check_size(found)
     return found
@@ -134,6 +146,16 @@ def _partner(path: Path, kind: str) -> Path:
     return other
 
 
+def _refuse_twice_packed(path: Path) -> None:
+    """Raise RefusedScan if what a gzip stream holds is one again."""
+    times = times_packed(path)
+    if times > 1:
+        raise RefusedScan(
+            f"expected a file compressed once, got one that is compressed {'twice' if times == 2 else 'more often'}"
+            f" (gzip within gzip, {times} times): unpack it with gunzip, then give what comes of it"
+        )
+
+
 def _parsed(head: bytes) -> nibabel.Nifti1Header:
     """The header as nibabel parses it, of NIfTI-1 or NIfTI-2, in either byte order."""
     kind = kind_of(head)
@@ -155,12 +177,15 @@ def _parsed(head: bytes) -> nibabel.Nifti1Header:
     raise RefusedScan(f"expected {size} as the length of its header, got another: it is damaged, copy the file again")
 
 
-def _shape(header: nibabel.Nifti1Header, max_voxels: int) -> tuple[int, ...]:
+def _shape(header: nibabel.Nifti1Header, max_voxels: int, warnings: list[str]) -> tuple[int, ...]:
     """Voxels along (i, j, k), and volumes if there are several."""
     dimensions, *sizes = (int(size) for size in header["dim"])
     if not 1 <= dimensions <= 7:
         raise RefusedScan(f"expected 3 dimensions, its header says {dimensions}: it is damaged, write the file again")
     shape = tuple(sizes[:dimensions])
+    if 0 in shape[3:]:  # as some writers leave axes that they do not use
+        warnings.append(f"its header says {shape} voxels: 0 is taken as 1 behind the third axis")
+        shape = (*shape[:3], *(size or 1 for size in shape[3:]))
     if min(shape) < 1:
         raise RefusedScan(f"expected at least one voxel along each axis, its header says {shape}: it is damaged")
     if len(shape) < 3 or min(shape[:3]) < 2:
@@ -207,8 +232,14 @@ def _scaling(header: nibabel.Nifti1Header, warnings: list[str]) -> tuple[float, 
     return slope, inter
 
 
-def _offset(header: nibabel.Nifti1Header, single: bool) -> int:
-    offset = float(header["vox_offset"])
+def _offset(header: nibabel.Nifti1Header, single: bool, warnings: list[str]) -> int:
+    given = offset = float(header["vox_offset"])
+    if math.isfinite(given):
+        offset = round(given)
+        if abs(given - offset) > ROUNDED:
+            raise RefusedScan(f"expected voxels from a whole byte on, its header says byte {given:g}: it is damaged")
+        if given != offset:
+            warnings.append(f"its header says that voxels begin at byte {given:.7g}: {offset} is taken")
     least = int(header["sizeof_hdr"]) + 4 if single else 0
     if not math.isfinite(offset) or offset < least:
         raise RefusedScan(f"expected voxels from byte {least} on, its header says byte {offset:g}: it is damaged")

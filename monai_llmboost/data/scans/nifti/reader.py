@@ -60,10 +60,7 @@ class BoundedNiftiReader(ImageReader):
     def read(self, data: Sequence[str | os.PathLike] | str | os.PathLike, **kwargs: Any) -> Any:
         """The volume and its header, or the refusal; for ``get_data`` only."""
         try:
-            files = tuple(dict.fromkeys(header_file(Path(file)) for file in ensure_tuple(data)))
-            if len(files) != 1:
-                raise RefusedScan(f"expected one NIfTI file, got {len(files)}: give them one by one")
-            header = nifti_header(files[0], self.max_voxels)
+            header = nifti_header(_one_file([Path(file) for file in ensure_tuple(data)]), self.max_voxels)
             return read_voxels(header, self.volume), header
         except Exception as error:  # LoadImage would swallow it
             return refusal(error)
@@ -86,6 +83,23 @@ class BoundedNiftiReader(ImageReader):
             "warnings": "\n".join(header.warnings),  # text, so that scans with unlike ones make a batch
         }
         return voxels, meta
+
+
+def _one_file(paths: Sequence[Path]) -> Path:
+    """Return the file of the header of one scan, of which both files of a pair may be given.
+
+    Raises:
+        RefusedScan: several files, which elsewhere are the channels of one image, or none.
+    """
+    files = {header_file(path) for path in paths}
+    if len(files) == 1 and len(set(paths)) == len(paths):
+        return files.pop()
+    if not paths:
+        raise RefusedScan("expected one NIfTI file, got none: give its path")
+    raise RefusedScan(
+        f"expected one NIfTI file, got {len(paths)} as channels of one image, which is not supported here: give one of "
+        "them, combine them into a 4-D file, or load them with MONAI's own LoadImage"
+    )
 
 
 def refusal(error: Exception) -> RefusedScan:
