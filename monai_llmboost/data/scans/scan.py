@@ -6,9 +6,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+# Words for kinds of refusals, by which a run can be told which ones are usual.
+REFUSED_KINDS = (
+    "single-slice", "several-volumes", "label-map", "no-geometry", "missing-slices", "damaged", "too-small", "range",
+    "colour",
+)  # fmt: skip
+
 
 class RefusedScan(ValueError):
-    """A scan that cannot be read rightly; the message says what was expected, what came, and what to do."""
+    """A scan that cannot be read rightly; the message says what was expected, what came, and what to do.
+
+    Args:
+        message: the sentence.
+        may_pass: whether the reason may be gone when the same is tried again, such as a lack of memory.
+        kind: a short word for the kind of reason, such as ``"single-slice"``; empty if it has none.
+    """
+
+    def __init__(self, message: str = "", *, may_pass: bool = False, kind: str = "") -> None:
+        super().__init__(message)
+        self.may_pass = may_pass
+        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -27,6 +44,7 @@ class Scan:
         stack: eight characters that stand for its slices among those of its files; of DICOM only.
         warnings: what is odd about it and does not keep it from being read.
         refused: why it cannot be read rightly; empty if it can, as far as its header tells.
+        refused_kind: the kind of that reason, a short word; empty if it has none.
     """
 
     name: str
@@ -40,6 +58,7 @@ class Scan:
     stack: str = ""
     warnings: tuple[str, ...] = ()
     refused: str = ""
+    refused_kind: str = ""
 
 
 @dataclass(frozen=True)

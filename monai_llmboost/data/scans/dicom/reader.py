@@ -61,6 +61,11 @@ class DicomSeriesReader(ImageReader):
         self.min_slices = min_slices
         self.gantry_tilt = gantry_tilt
 
+    @property
+    def is_stricter_than_finding(self) -> bool:
+        """Whether a scan that was found may be refused by its headers."""
+        return self.min_slices > 2 or self.gantry_tilt == "refuse"
+
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """Whether it is a folder with DICOM files, or are DICOM files by their content; DICOM has no suffix."""
         try:

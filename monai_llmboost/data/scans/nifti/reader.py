@@ -95,8 +95,27 @@ def refusal(error: Exception) -> RefusedScan:
     if isinstance(error, RefusedScan):
         return error.with_traceback(None)
     if isinstance(error, MemoryError):
-        return RefusedScan("expected a volume that fits the memory, but there is not enough: use a larger machine")
-    return RefusedScan(sentence(error) or type(error).__name__)
+        told = "expected a volume that fits the memory, but there is not enough: use a larger machine"
+        return RefusedScan(told, may_pass=True)
+    of_the_system = isinstance(error, OSError) and error.errno is not None  # and no BadGzipFile or the like
+    return RefusedScan(sentence(error) or type(error).__name__, may_pass=of_the_system)
+
+
+def check_volume(shape: Sequence[int], volume: int | None) -> None:
+    """Refuse several volumes of which none is chosen, and one that is not there.
+
+    Raises:
+        RefusedScan: such a choice.
+    """
+    volumes = math.prod(shape[3:])
+    if volume is None and volumes > 1:
+        raise RefusedScan(
+            f"expected one volume, got {volumes}: choose one with --volume K (volume=K in Python), from 0 to "
+            f"{volumes - 1} (shape {tuple(shape)})",
+            kind="several-volumes",
+        )
+    if volume is not None and volume >= volumes:
+        raise RefusedScan(f"expected volume to be from 0 to {volumes - 1}, got {volume}: choose one that is there")
 
 
 def read_voxels(header: NiftiHeader, volume: int | None = None) -> np.ndarray:
@@ -106,14 +125,7 @@ def read_voxels(header: NiftiHeader, volume: int | None = None) -> np.ndarray:
         RefusedScan: damaged, not what its header says, several volumes and none chosen, or not finite in float32.
         OSError: the file cannot be read.
     """
-    volumes = math.prod(header.shape[3:])
-    if volume is None and volumes > 1:
-        raise RefusedScan(
-            f"expected one volume, got {volumes} (shape {header.shape}): choose one with --volume K (volume=K in "
-            f"Python), from 0 to {volumes - 1}"
-        )
-    if volume is not None and volume >= volumes:
-        raise RefusedScan(f"expected volume to be from 0 to {volumes - 1}, got {volume}: choose one that is there")
+    check_volume(header.shape, volume)
     size = math.prod(header.shape[:3]) * header.dtype.itemsize
     start = header.offset + (volume or 0) * size
     with header.voxels.open("rb") as raw:
