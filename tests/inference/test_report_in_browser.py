@@ -148,7 +148,7 @@ def test_hostile_text_stays_text(written, opened):
     )
     assert cases(page) == [HOSTILE, "\\u202egnp.exe", "line\\nbreak", "no utf-8 \\udcff", "é 中 ok", "refused"]
     assert page.evaluate("[window.hacked, document.querySelectorAll('img[src=x]').length]") == [None, 0]
-    assert page.locator("td.predicted").first.text_content() == HOSTILE
+    assert page.locator("td.predicted bdi").first.text_content() == HOSTILE
     assert HOSTILE in page.locator(".reason").text_content()
     page.get_by_text("0 skipped files").click()
     assert page.locator(".files li").all_text_contents()[:2] == [HOSTILE, "\\u202egnp.exe"]
