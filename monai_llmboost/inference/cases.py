@@ -73,7 +73,9 @@ class ScanCases(Dataset):
             raise ValueError(f"expected follow_links to be True or False, got {follow_links!r}")
         if salt is not None and not str(salt).strip():
             raise ValueError("expected a secret word as salt, got an empty one: give one that nobody can guess")
-        scans, skipped = find_scans(_several(where), follow_links, [Path(path) for path in _several(leave_out)])
+        scans, skipped = find_scans(
+            _several(where), follow_links, [Path(path).absolute() for path in _several(leave_out)]
+        )
         if only is not None:
             scans = _chosen(scans, _several(only), salt)
         checks = [getattr(reader, "check_header", None), _shape_check(transform)]
