@@ -438,7 +438,9 @@ def test_a_network_without_loaded_weights_is_not_written_about(named_otherwise, 
     config["handlers"].pop(0)
     config["facts"]["weights"] = "$@ckpt_dir + '/other.pt'"
     file.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"expected trained weights in the network, none were loaded.*@trained_weights"):
+    with pytest.raises(
+        ValueError, match=r"expected trained weights in the network, none were loaded.*@trained_weights"
+    ):
         run_predict(named_otherwise, tmp_path / "out", "none", dataset_dir=[str(write_scans(tmp_path / "scans", 1))],
                     **NETWORK)  # fmt: skip
     assert not (tmp_path / "out" / "predictions.csv").exists()

@@ -11,7 +11,7 @@ from typing import Any
 from monai_llmboost.data import Scan
 
 # What a spreadsheet takes for a formula.
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+FORMULA = ("=", "+", "-", "@", "\t")
 # Fields of a row that are of the journal or the page, and no columns.
 NOT_IN_TABLES = ("thumbnail", "run", "may_pass")
 
@@ -47,7 +47,7 @@ def refused_row(scan: Scan) -> dict[str, Any]:
 
 def write_csv(file: Any, rows: Sequence[Mapping[str, Any]], names: Sequence[str], columns: Sequence[str]) -> None:
     """Write a row per case; ``columns`` are further ones behind the series' UID."""
-    probabilities = [f"p_{name}" for name in names]
+    probabilities = [f"p_{' '.join(name.splitlines())}" for name in names]
     end = ["predicted", "refused", "refused_kind", "warnings", "seconds"]
     head = ["case", "series_uid", *columns, *probabilities, *end]
     writer = csv.DictWriter(file, head, restval="", extrasaction="ignore", lineterminator="\n")
@@ -70,5 +70,6 @@ def as_shown(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cell(text: str) -> str:
-    """Return a text that no spreadsheet evaluates."""
+    """Return a text on one line that no spreadsheet evaluates."""
+    text = " ".join(text.splitlines())
     return f"'{text}" if text.startswith(FORMULA) else text
