@@ -167,6 +167,7 @@ def parted(monkeypatch):
         (["--a", "", "--b="], {"a": "", "b": ""}),
         (["--a", "one", "--many", "1", "--b", "two", "--many", "2"], {"a": "one", "b": "two"}),
         (["--a", "-5", "--b", "-"], {"a": "-5", "b": "-"}),
+        (["--a", "1", "--b#c=2", "--a=3", "--b::c", "4"], {"a": "3", "b::c": "4"}),
     ],
 )
 def test_values_of_the_bundles_options_are_no_options_of_the_verb(parted, words, typed):
@@ -185,10 +186,8 @@ def test_values_of_the_bundles_options_are_no_options_of_the_verb(parted, words,
         (["-o"], "-o needs a value, got nothing"),
         (["--out="], "--out needs a value, got an empty one"),
         (["--out", " "], "--out needs a value, got an empty one"),
-        (["--out", "1", "-o", "2"], "-o is given twice: give it once"),
         (["--flag", "True"], "--flag takes no value, got 'True': leave it out"),
         (["--switch", "false"], "--switch takes no value, got 'false'"),
-        (["--switch", "--no-switch"], "--no-switch is given twice"),
     ],
 )
 def test_a_mistake_in_the_verbs_own_options_is_named(parted, words, message):
@@ -202,8 +201,7 @@ def test_a_mistake_in_the_verbs_own_options_is_named(parted, words, message):
     [
         (["--epochs", "--seed", "1"], "got '--epochs' and then '--seed=1': give the value"),
         (["--epochs", "--arm", "none"], "got '--epochs' and no value: give the value"),
-        (["--epochs", "1", "--epochs", "2"], "expected --epochs once, got it twice: leave one out"),
-        (["--train#a", "1", "--train::a", "2"], "expected --train::a once, got it twice"),
+        (["--epochs", "1", "--epochs", "two"], "epochs to be a whole number from 1, got 'two'"),
         (["--ckpt_dir="], "expected text for --ckpt_dir, got nothing: give one"),
         (["--name", "x"], "the bundle has no option --name"),
         (["--job", "x"], "the bundle has no option --job"),

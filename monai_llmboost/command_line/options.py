@@ -43,7 +43,6 @@ class BundleCommand(TyperCommand):
                    for name in (*option.opts, *option.secondary_opts)}  # fmt: skip
         own: list[str] = []
         theirs: list[str] = []
-        given: set[str] = set()
         rest = list(words)
         while rest:
             word = rest.pop(0)
@@ -59,9 +58,6 @@ class BundleCommand(TyperCommand):
                 theirs.append(word if equals or missing else f"{key}={rest.pop(0)}")
                 continue
             own.append(word)
-            if not option.multiple and option.name in given:
-                ctx.fail(f"{key} is given twice: give it once")
-            given.add(str(option.name))
             if option.is_flag:
                 if rest and rest[0].lower() in FLAG_VALUES:
                     ctx.fail(f"{key} takes no value, got {rest[0]!r}: leave it out")
@@ -82,7 +78,7 @@ def options_of_bundle(words: list[str], configs: Iterable[Path] = ()) -> dict[st
         configs: those that the options are for: they tell text, which is kept as it was typed, from other values.
 
     Raises:
-        ValueError: a word that is no option, a value that is missing, an option that is given twice.
+        ValueError: a word that is no option, a value that is missing.
     """
     typed, others = parted(words)
     if others:
@@ -93,8 +89,10 @@ def options_of_bundle(words: list[str], configs: Iterable[Path] = ()) -> dict[st
 def parted(words: list[str]) -> tuple[dict[str, str], list[str]]:
     """Return ``--key value`` and ``--key=value`` pairs as they were typed, and the words that are no part of one.
 
+    Of an option that is given twice the last value counts.
+
     Raises:
-        ValueError: a value that is missing, an option that is given twice.
+        ValueError: a value that is missing.
     """
     options: dict[str, str] = {}
     others: list[str] = []
@@ -111,7 +109,7 @@ def parted(words: list[str]) -> tuple[dict[str, str], list[str]]:
                 raise ValueError(f"expected options of the bundle as --key value, got {got}: give the value")
             value = rest.pop(0)
         name = key.removeprefix("--")
-        if name.replace("::", "#") in {known.replace("::", "#") for known in options}:
-            raise ValueError(f"expected {key} once, got it twice: leave one out")
+        for earlier in [known for known in options if known.replace("::", "#") == name.replace("::", "#")]:
+            del options[earlier]  # as with the verb's own options: the last one counts
         options[name] = value
     return options, others

@@ -361,13 +361,6 @@ def test_a_wrong_input_is_one_sentence_and_status_2(tmp_path, wrong, message):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_path_that_monai_would_change(tmp_path):
-    done = command("--output", tmp_path / "study #1", "--arms", "none,mlp")
-    assert done.exit_code == 2
-    assert f"expected --output without #, which MONAI reads as ::, got {tmp_path / 'study #1'}: give" in done.stderr
-    assert not list(tmp_path.iterdir())
-
-
 def test_no_output():
     done = command("--arms", "none,mlp")
     assert done.exit_code == 2
