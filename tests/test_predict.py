@@ -310,6 +310,8 @@ def test_salted_names_tell_nothing(command, tmp_path):
         (["--gantry_tilt", "straight"], "gantry_tilt"),
         (["--volume", "x"], "volume"),
         (["--salt", "x", "--dicom"], "--salt or --dicom, got both"),
+        (["--view", "scan-000.nii.gz", "--no-report"], "--view or --no-report, got both"),
+        (["--accepted", "x"], "the bundle has no option --accepted"),
         (["--num_heads", "3"], "num_heads"),
         (["--batch_size", "4"], "expected --batch-size, got --batch_size: so it is named here"),
         (["--num_workers", "1"], "expected --workers, got --num_workers"),

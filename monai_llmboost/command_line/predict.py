@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from monai_llmboost.bundle import bundle_path, job_configs, merged, typed_values
+from monai_llmboost.bundle import bundle_path, check_options, job_configs, merged, typed_values
 from monai_llmboost.command_line.mistakes import INTERRUPTED, MISTAKES, tell
 from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, parted
 
@@ -89,7 +89,9 @@ def predict(
 
     try:
         typed, more_inputs = parted(context.args)
-        options = typed_values(merged(job_configs(bundle_path(bundle), "inference", arm)), typed)
+        configs = job_configs(bundle_path(bundle), "inference", arm)
+        options = typed_values(merged(configs), typed)
+        check_options(configs, options)  # before they stand in for arguments of run_predict
         if output is None and not dry_run:
             raise ValueError("expected a folder to write into: give --output DIR, or --dry-run to see what is there")
         if device != "auto":
@@ -110,7 +112,7 @@ def predict(
         }
         # Bundles that were copied earlier do not have these.
         own |= {key: value for key, value in (("only", only), ("columns", columns)) if value}
-        for key in {*own, "bundle", "output", "accepted"} & options.keys():
+        for key in own.keys() & options.keys():
             raise ValueError(f"expected --{NAMES.get(key, key.replace('_', '-'))}, got --{key}: so it is named here")
         accepted = predicting.AcceptedRefusals(tuple(accept_refused or ()), known_refused)
         if dry_run:

@@ -56,6 +56,10 @@ def study(
     from monai_llmboost import studies
 
     try:
+        if report is not None and (output is not None or context.args):
+            raise ValueError("expected --report alone, got more: it only draws the page of a finished study again")
+        if engine == "local" and address is not None:
+            raise ValueError("expected --address with --engine ray, got --engine local: leave out --address")
         if report is not None:
             typer.echo(f"drawn anew: {studies.redraw(report)}")
             return

@@ -77,6 +77,8 @@ def _check_together(options: dict[str, Any]) -> None:
         )
     if options.get("salt") is not None and options.get("columns"):
         raise ValueError("expected --salt or --columns, got both: these columns identify a patient")
+    if options.get("view") and options.get("report") is False:
+        raise ValueError("expected --view or --no-report, got both: the viewer is a part of the report")
     if options.get("amp") and str(options.get("device", "")).startswith("cpu"):
         raise ValueError("expected mixed precision on a GPU, got --amp with the device cpu: leave out --amp")
 

@@ -145,6 +145,11 @@ class Plan:
         Raises:
             ValueError: an option without effect.
         """
+        if self.lr_seeds > 1 and len(self.lr_grid) < 2:
+            raise ValueError(
+                f"--lr-seeds {self.lr_seeds} has no effect: there are no learning rates to choose from; give several "
+                "with --lr-grid, or leave it out"
+            )
         given = [name for name in OF_FILES if self.options.get(name)]
         if given and not any(map(reads_files, self.datasets)):
             raise ValueError(

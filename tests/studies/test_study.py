@@ -350,6 +350,9 @@ def test_the_published_preset_with_folds(tmp_path, bundle):
         (["--bundle", "nothing"], "there is no bundle 'nothing'"),
         (["--jobs", "0"], "expected jobs to be a whole number from 1, got 0"),
         (["--engine", "slurm"], "expected an engine of local, ray, got 'slurm'"),
+        (["--address", "auto"], "expected --address with --engine ray, got --engine local"),
+        (["--report", "x"], "expected --report alone, got more"),
+        (["--lr-seeds", "2"], "--lr-seeds 2 has no effect: there are no learning rates to choose from"),
     ],
 )
 def test_a_wrong_input_is_one_sentence_and_status_2(tmp_path, wrong, message):
