@@ -35,9 +35,12 @@ PLAIN = frozenset(string.ascii_letters + string.digits + " /._-+,()[]")
 
 
 def is_text(content: Mapping[str, Any], key: str) -> bool:
-    """Return whether a key of merged configs takes text: a path, a name, a word."""
+    """Return whether a key of merged configs takes text: a path, a name, a word.
+
+    Arguments of components, further down, may take a text or a list of them, so only what is typed tells.
+    """
     usual = value_at(content, key)
-    return key in TEXT or (isinstance(usual, str) and not _is_computed(usual))
+    return key in TEXT or ("#" not in key and isinstance(usual, str) and not _is_computed(usual))
 
 
 def typed_values(content: Mapping[str, Any], typed: Mapping[str, str]) -> dict[str, Any]:

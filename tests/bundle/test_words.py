@@ -62,6 +62,8 @@ def test_plain_text_is_left_as_it_is(content):
         ("network_def#pool", "mean", "mean"),
         ("network_def::pool", "'5'", "5"),
         ("train#note", "a #1", "a #1"),
+        ("train#preprocessing#transforms#0#keys", "['image', 'x']", ["image", "x"]),
+        ("train#dataset#root", "a #1", "a #1"),
         ("dataset_dir", "['a', 'b #1']", ["a", "b #1"]),
         ("dataset_dir", "[a, b]", "[a, b]"),
         ("residual", "None", "None"),
