@@ -42,6 +42,7 @@ def option_without_effect(
 
 def _without_effect(configs: Sequence[Path], options: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
     content = merged(configs)
+    keys = [key for key in keys if key not in content or content[key] != options.get(key)]  # else as if not given
     content |= {key.replace("::", "#"): value for key, value in config_values(content, options).items()}
     try:
         tree = as_tree(content)

@@ -64,6 +64,7 @@ def test_the_text_of_configs_decides(tmp_path):
     assert unused(a=0) is unused(net={}) is unused(d={}) is unused(**{"net#depth": 0}) is unused(**{"d::e": 0}) is None
     assert (unused(b=0), unused(c=0), unused(**{"d#f": 0})) == ("b", "c", "d#f")
     assert unused(c=0, net="$@c") is None, "an option may use another"
+    assert unused(c=3, b=2) is None, "as it is anyway"
     for unreadable in ({"run": ["$@##a"]}, {"net": "%other"}, {"run": None}):
         file.write_text(json.dumps({key: value for key, value in {**config, **unreadable}.items() if value}))
         assert unused(c=0) is None, "where the text does not tell, nothing is refused"
