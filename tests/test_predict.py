@@ -761,6 +761,24 @@ def test_a_dry_run_shows_the_names_that_the_run_would(command, tmp_path):
     assert "case-" in result.output and "scan-000" not in result.output
 
 
+def test_refusals_in_a_journal_of_earlier_versions_are_tried_once_more(predict, tmp_path):
+    """They may be for a lack of memory, and do not say so; what was predicted is not done again."""
+    scans = write_scans(tmp_path / "scans", 2)
+    content = (scans / "scan-001.nii.gz").read_bytes()
+    (scans / "scan-001.nii.gz").write_bytes(content[:-40])
+    assert predict(scans, batch_size=1) == 1
+    journal = tmp_path / "out" / "journal" / "rank-0.jsonl"
+    rows = [json.loads(line) for line in journal.read_text().splitlines()]
+    earlier = [
+        {key: value for key, value in row.items() if key not in ("run", "may_pass", "refused_kind")} for row in rows
+    ]
+    journal.write_text("".join(json.dumps(row) + "\n" for row in earlier))
+    for added in (1, 0):
+        before = journal.read_bytes().count(b"\n")
+        assert predict(scans, batch_size=1) == 1
+        assert journal.read_bytes().count(b"\n") == before + added
+
+
 def test_rows_of_several_processes_are_those_of_the_latest_run(predict, tmp_path):
     """Another process wrote the case's row earlier, of other bytes: what is newer counts, whichever file it is in."""
     scans = write_scans(tmp_path / "scans", 3)

@@ -185,7 +185,8 @@ class PendingBatches(Sampler):
 
 def _is_done(scan: Scan, done: dict[str, dict[str, Any]]) -> bool:
     row = done.get(scan.name)
-    if row is None or row.get("may_pass"):
+    # A refusal in a journal of earlier versions does not say whether it may pass.
+    if row is None or row.get("may_pass", bool(row.get("refused"))):
         return False
     try:
         return row["input_sha256"] == _digest_of(scan)
