@@ -806,7 +806,7 @@ def test_a_dry_run_refuses_several_volumes_of_which_none_is_chosen(tmp_path):
     words = ["predict", "--dry-run", "--input", str(tmp_path)]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 2
-    assert "expected one volume, got 3: choose one with --volume K" in result.output
+    assert "expected one volume, got 3 (shape (9, 8, 7, 3)): choose one with --volume K" in result.output
     assert CliRunner().invoke(app, [*words, "--volume", "1"]).exit_code == 0
 
 

@@ -110,8 +110,8 @@ def check_volume(shape: Sequence[int], volume: int | None) -> None:
     volumes = math.prod(shape[3:])
     if volume is None and volumes > 1:
         raise RefusedScan(
-            f"expected one volume, got {volumes}: choose one with --volume K (volume=K in Python), from 0 to "
-            f"{volumes - 1} (shape {tuple(shape)})",
+            f"expected one volume, got {volumes} (shape {tuple(shape)}): choose one with --volume K (volume=K in "
+            f"Python), from 0 to {volumes - 1}",
             kind="several-volumes",
         )
     if volume is not None and volume >= volumes:
