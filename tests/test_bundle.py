@@ -236,8 +236,8 @@ def test_workflows_have_monais_properties(tmp_path, run_job):
     run_job("train", epochs=1)
     nifti = write_nifti(tmp_path / "nifti", np.random.default_rng(0).integers(0, 256, (2, 28, 28, 28), dtype=np.uint8))
     for kind, files, where in (
-        ("train", ["train.json"], "x"),
-        ("train", ["train.json", "evaluate.json"], "x"),
+        ("train", ["train.json"], "~/.medmnist"),
+        ("train", ["train.json", "evaluate.json"], "~/.medmnist"),
         ("infer", ["inference.json"], str(nifti)),
     ):
         workflow = ConfigWorkflow(

@@ -9,7 +9,8 @@ from conftest import BUNDLE
 
 import monai_llmboost
 from monai_llmboost.__main__ import main
-from monai_llmboost.command_line.options import options_of_bundle
+from monai_llmboost.command_line.options import BundleCommand, options_of_bundle
+from monai_llmboost.command_line.options import parted as split_options
 
 
 @pytest.fixture
@@ -125,3 +126,110 @@ def test_a_wrong_usage_is_status_2(command, words):
 def test_values_are_python_literals_as_in_monai():
     words = ["--a", "3", "--b=[1,2]", "--c", "true", "--d", "0.5", "--e", "text", "--f=-1", "--g", "True"]
     assert options_of_bundle(words) == {"a": 3, "b": [1, 2], "c": True, "d": 0.5, "e": "text", "f": -1, "g": True}
+
+
+@pytest.fixture
+def parted(monkeypatch):
+    """What a verb's command line becomes: Typer's values, and the bundle's options as they were typed."""
+    seen = {}
+
+    def run(*words):
+        import typer
+        from typer.testing import CliRunner
+
+        app = typer.Typer()
+
+        @app.command(cls=BundleCommand, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+        def verb(
+            context: typer.Context,
+            word: str = typer.Argument("none"),
+            out: str = typer.Option("x", "--out", "-o"),
+            many: list[str] = typer.Option([], "--many"),  # noqa: B008
+            flag: bool = typer.Option(False, "--flag"),
+            switch: bool = typer.Option(True),
+        ):
+            seen.update(word=word, out=out, many=many, flag=flag, switch=switch, args=context.args)
+
+        result = CliRunner().invoke(app, list(words))
+        return result.exit_code, seen, " ".join(result.output.split())
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("words", "typed"),
+    [
+        (["--a", "-old"], {"a": "-old"}),
+        (["--a", "-o1", "-o", "y"], {"a": "-o1"}),
+        (["--a=--b", "--c=-o"], {"a": "--b", "c": "-o"}),
+        (["--a", "x=y", "--b=c=d"], {"a": "x=y", "b": "c=d"}),
+        (["--a#b::c", "1"], {"a#b::c": "1"}),
+        (["--a", "", "--b="], {"a": "", "b": ""}),
+        (["--a", "one", "--many", "1", "--b", "two", "--many", "2"], {"a": "one", "b": "two"}),
+        (["--a", "-5", "--b", "-"], {"a": "-5", "b": "-"}),
+        (["--a", "1", "--b#c=2", "--a=3", "--b::c", "4"], {"a": "3", "b::c": "4"}),
+    ],
+)
+def test_values_of_the_bundles_options_are_no_options_of_the_verb(parted, words, typed):
+    for order in (["word", *words], [*words, "word"]):
+        code, seen, said = parted(*order)
+        assert code == 0, said
+        assert seen["word"] == "word" and seen["out"] == ("y" if "-o" in words else "x") and not seen["flag"]
+        assert split_options(seen["args"])[0] == typed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", "--flag"], "--out needs a value, got --flag: give one, or --out=VALUE"),
+        (["--out", "--a", "1"], "--out needs a value, got --a"),
+        (["-o"], "-o needs a value, got nothing"),
+        (["--out="], "--out needs a value, got an empty one"),
+        (["--out", " "], "--out needs a value, got an empty one"),
+        (["--flag", "True"], "--flag takes no value, got 'True': leave it out"),
+        (["--switch", "false"], "--switch takes no value, got 'false'"),
+    ],
+)
+def test_a_mistake_in_the_verbs_own_options_is_named(parted, words, message):
+    code, _, said = parted(*words)
+    assert code == 2
+    assert message in said.replace("│ ", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--epochs", "--seed", "1"], "got '--epochs' and then '--seed=1': give the value"),
+        (["--epochs", "--arm", "none"], "got '--epochs' and no value: give the value"),
+        (["--epochs", "1", "--epochs", "two"], "epochs to be a whole number from 1, got 'two'"),
+        (["--ckpt_dir="], "expected text for --ckpt_dir, got nothing: give one"),
+        (["--name", "x"], "the bundle has no option --name"),
+        (["--job", "x"], "the bundle has no option --job"),
+        (["--overlays", "x"], "the bundle has no option --overlays"),
+        (["--lora_rank", "3"], "--lora_rank has no effect: nothing in train with these options uses it"),
+        (["--dataset_dir", "images"], "--dataset_dir has no effect: the data set 'phantom' is made by code and read"),
+        (["--download", "True"], "--download has no effect: the data set 'phantom' is made by code"),
+        (["--residual", "None"], "residual to be one of inner"),
+    ],
+)
+# What MONAI says of itself on every normal run.
+@pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning:monai")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:monai")
+def test_a_mistake_in_the_bundles_options_is_named(command, words, message):
+    code, _, said = command("run", "train", *words)
+    assert (code, message in said) == (1, True), said
+
+
+@pytest.mark.parametrize("words", [["--dataset_dir", "images"], ["--download", "True"], ["--lora_rank", "3"]])
+@pytest.mark.parametrize("verb", ["study", "cost"])
+def test_options_without_effect_are_refused_by_every_verb(command, tmp_path, verb, words):
+    places = ["--output", tmp_path / "out"] if verb == "study" else []
+    code, _, said = command(verb, *places, *words)
+    assert code == (2 if verb == "study" else 1)
+    assert f"{words[0]} has no effect" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_monais_command_would_misread_is_run_by_ours(command, tmp_path):
+    assert "monai-llmboost run train --bundle" in " ".join(command("bundle", "--to", tmp_path / "mine #1")[1].split())

@@ -2,7 +2,10 @@
 """`monai-llmboost predict` as its users run it: mixed folders, interruptions, mistakes, several processes."""
 
 import csv
+import errno
+import gzip
 import hashlib
+import html
 import json
 import multiprocessing
 import os
@@ -16,15 +19,19 @@ import time
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 import torch
 from conftest import SMALL
-from dicom_files import write_series
+from dicom_files import OBLIQUE, write_series
 from typer.testing import CliRunner
 
+from monai_llmboost.bundle import run_bundle
 from monai_llmboost.command_line.app import app
-from monai_llmboost.data import phantom_arrays
-from monai_llmboost.predict import run_predict
+from monai_llmboost.data import BoundedNiftiReader, RefusedScan, phantom_arrays
+from monai_llmboost.engines import TrainedWeights
+from monai_llmboost.networks import ViT3D
+from monai_llmboost.predict import StoppedEarly, run_predict
 
 pytestmark = [
     # What MONAI, Ignite and torch say of themselves on every normal run (MONAI 1.6.1, torch 2.15).
@@ -32,6 +39,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:monai"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:monai"),
 ]
+# Slices that follow each other sideways: 10 degrees.
+TILTED = np.array([[1, 0, 0.2, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 NETWORK = {key: value for key, value in SMALL.items() if key != "batch_size"}
 
 
@@ -301,6 +310,8 @@ def test_salted_names_tell_nothing(command, tmp_path):
         (["--gantry_tilt", "straight"], "gantry_tilt"),
         (["--volume", "x"], "volume"),
         (["--salt", "x", "--dicom"], "--salt or --dicom, got both"),
+        (["--view", "scan-000.nii.gz", "--no-report"], "--view or --no-report, got both"),
+        (["--accepted", "x"], "the bundle has no option --accepted"),
         (["--num_heads", "3"], "num_heads"),
         (["--batch_size", "4"], "expected --batch-size, got --batch_size: so it is named here"),
         (["--num_workers", "1"], "expected --workers, got --num_workers"),
@@ -341,6 +352,445 @@ def test_overwrite_leaves_alone_what_is_not_its_own(predict, tmp_path):
     assert (tmp_path / "study" / "saliency" / "mine.txt").read_text() == "mine"
 
 
+@pytest.fixture
+def named_otherwise(trained_bundle, tmp_path):
+    """A copy of the bundle whose checkpoint has other names than its config: left, right."""
+    folder = shutil.copytree(trained_bundle, tmp_path / "named")
+    file = folder / "models" / "model.pt"
+    state = torch.load(file, weights_only=True)
+    network = ViT3D(1, 2, 28, 7, 16, mlp_dim=16, num_layers=1, num_heads=2, class_names=["left", "right"])
+    own = {key: value for key, value in network.state_dict().items() if key.startswith("class_names")}
+    torch.save({**state, **own}, file)
+    return folder
+
+
+def names_told(output):
+    """The names of the classes as each of the files has them."""
+    head = (output / "predictions.csv").read_text().split("\n")[0].split(",")
+    told = [json.loads((output / name).read_text())["class_names"] for name in ("predictions.json", "run.json")]
+    page = (output / "report.html").read_text()
+    return [
+        [name[2:] for name in head if name.startswith("p_")],
+        *told,
+        re.findall('class="p"><button[^>]*>(.*?)<', page),
+    ]
+
+
+def as_copied_earlier(bundle):
+    """Make of a bundle what it was before it named its weights: a handler loads them when the evaluator starts."""
+    file = bundle / "configs" / "inference.json"
+    config = json.loads(file.read_text())
+    for key in ("weights", "columns"):
+        del config["predictions"][key]
+    config["handlers"].insert(0, config.pop("trained_weights"))
+    for key in ("only", "columns"):
+        del config[key]
+    del config["cases"]["only"], config["facts"]["about"]["figures"]
+    file.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("copied", ["now", "earlier"])
+@pytest.mark.parametrize("way", ["twice", "all refused", "some done", "anew", "plain MONAI"])
+def test_names_come_from_the_weights_on_every_way_through(named_otherwise, tmp_path, copied, way):
+    if copied == "earlier":
+        as_copied_earlier(named_otherwise)
+    scans = write_scans(tmp_path / "scans", 2)
+    if way == "all refused":
+        for file in scans.iterdir():
+            file.write_bytes(file.read_bytes()[:-40])
+    out = tmp_path / "out"
+    options = {"dataset_dir": [str(scans)], **NETWORK}
+    first = run_predict(named_otherwise, out, "none", **options)
+    assert first == (2 if way == "all refused" else 0)
+    rows = rows_of(out)
+    if way == "some done":
+        write_scans(scans, 1, first=2)
+    if way == "plain MONAI":
+        run_bundle(named_otherwise, "inference", "none", False, output_dir=str(out), **options)
+    else:
+        again = (
+            {"overwrite": True} if way == "anew" else {"view": None if way == "all refused" else ["scan-000.nii.gz"]}
+        )
+        assert run_predict(named_otherwise, out, "none", **options, **again) == first
+    assert names_told(out) == [["left", "right"]] * 4
+    for row, before in zip(rows_of(out), rows):
+        assert {**row, "seconds": ""} == {**before, "seconds": ""}
+
+
+def test_names_come_from_the_weights_where_the_first_process_has_nothing_to_do(named_otherwise, tmp_path):
+    scans = write_scans(tmp_path / "scans", 1)
+    words = [f"--{key}={value}" for key, value in NETWORK.items()]
+    done = subprocess.run(
+        [
+            sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m",
+            "monai_llmboost", "predict", "--bundle", str(named_otherwise), "--arm", "none", "--input", str(scans),
+            "--output", str(tmp_path / "out"), *words, "--rank", "$1 - int(os.environ['RANK'])",
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert names_told(tmp_path / "out") == [["left", "right"]] * 4, done.stderr
+
+
+def test_a_network_without_loaded_weights_is_not_written_about(named_otherwise, tmp_path):
+    as_copied_earlier(named_otherwise)
+    file = named_otherwise / "configs" / "inference.json"
+    config = json.loads(file.read_text())
+    config["handlers"].pop(0)
+    config["facts"]["weights"] = "$@ckpt_dir + '/other.pt'"
+    file.write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match=r"expected trained weights in the network, none were loaded.*@trained_weights"
+    ):
+        run_predict(named_otherwise, tmp_path / "out", "none", dataset_dir=[str(write_scans(tmp_path / "scans", 1))],
+                    **NETWORK)  # fmt: skip
+    assert not (tmp_path / "out" / "predictions.csv").exists()
+
+
+def test_weights_that_do_not_fit_are_refused_before_the_folder_is_taken(predict, trained_bundle, tmp_path):
+    scans = write_scans(tmp_path / "scans", 1)
+    state = torch.load(trained_bundle / "models" / "model.pt", weights_only=True)
+    (tmp_path / "models").mkdir()
+    torch.save({key: value for key, value in state.items() if "head" not in key}, tmp_path / "models" / "model.pt")
+    with pytest.raises(ValueError, match="only this network has 4 weights"):
+        predict(scans, ckpt_dir=str(tmp_path / "models"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_change_while_they_are_read_are_noticed(predict, trained_bundle, tmp_path, monkeypatch):
+    folder = shutil.copytree(trained_bundle / "models", tmp_path / "models")
+    load = TrainedWeights.load
+
+    def replaced(weights):
+        load(weights)
+        state = torch.load(weights.path, weights_only=True)
+        torch.save({**state, "head.bias": state["head.bias"] + 1}, weights.path)
+
+    monkeypatch.setattr(TrainedWeights, "load", replaced)
+    with pytest.raises(ValueError, match="written while it was read: run this again"):
+        predict(write_scans(tmp_path / "scans", 1), ckpt_dir=str(folder))
+
+
+def test_a_page_that_is_asked_for_later_has_its_pictures(predict, tmp_path):
+    scans = write_scans(tmp_path / "scans", 2)
+    predict(scans)
+    predict(scans, report=True)
+    assert (tmp_path / "out" / "report.html").read_text().count('src="data:image/png') == 2
+
+
+ODD = "ck #1 @a %b $c 'q' \"d\" \\e [1], é ::x"
+
+
+def test_odd_names_reach_every_file(trained_bundle, tmp_path, monkeypatch):
+    """Input, output, weights and bundle; what they are called stands in the files as it is."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained_bundle, f"bundle {ODD}")
+    shutil.copytree(trained_bundle / "models", f"models {ODD}")
+    write_scans(tmp_path / "scans" / ODD, 2)
+    words = words_of(f"bundle {ODD}", "scans", f"out {ODD}", "--ckpt_dir", f"models {ODD}", "--view")
+    result = CliRunner().invoke(app, [*words, f"{ODD}/scan-001.nii.gz"])
+    assert result.exit_code == 0, result.output
+    out = tmp_path / f"out {ODD}"
+    assert [row["case"] for row in rows_of(out)] == [f"{ODD}/scan-000.nii.gz", f"{ODD}/scan-001.nii.gz"]
+    run = json.loads((out / "run.json").read_text())
+    assert run["weights"]["file"] == f"models {ODD}/model.pt"
+    page = (out / "report.html").read_text()
+    assert html.unescape(page).count(f"{ODD}/scan-001.nii.gz") >= 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["scans", *(f"{what} {ODD}" for what in ("bundle", "models", "out"))]
+    )
+    result = CliRunner().invoke(app, words_of(f"bundle {ODD}", f"scans/{ODD}", "out #2", "--salt", "$HOME #%@"))
+    assert result.exit_code == 0, result.output
+    other = CliRunner().invoke(app, words_of(f"bundle {ODD}", f"scans/{ODD}", "out #3", "--salt", "$HOME #%"))
+    assert other.exit_code == 0
+    first, second = (rows_of(tmp_path / f"out #{number}")[0]["case"] for number in (2, 3))
+    assert first != second
+
+
+@pytest.mark.parametrize("name", ["2026_11_27", "1e5", "None", "-x", "~"])
+def test_names_that_look_like_something_else(trained_bundle, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained_bundle / "models", tmp_path / name / name)
+    write_scans(tmp_path / "scans" / name, 1)
+    monkeypatch.chdir(tmp_path / "scans")
+    places = [f"--ckpt_dir={tmp_path / name / name}", f"--input={name}", f"--output={name}-out"]
+    network = [f"--{key}={value}" for key, value in NETWORK.items()]
+    result = CliRunner().invoke(app, ["predict", f"--bundle={trained_bundle}", "--arm=none", *places, *network])
+    assert result.exit_code == 0, result.output
+    assert [row["case"] for row in rows_of(tmp_path / "scans" / f"{name}-out")] == ["scan-000.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("error", "tried_again"),
+    [
+        (MemoryError("no room"), True),
+        (OSError(errno.EIO, "Input/output error"), True),
+        (OSError(errno.ESTALE, "Stale file handle"), True),
+        (PermissionError(errno.EACCES, "Permission denied"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), True),
+        (torch.OutOfMemoryError("out of memory"), True),
+        (RefusedScan("expected x, got y: wait", may_pass=True), True),
+        (RefusedScan("expected x, got y: mend it"), False),
+        (ValueError("expected x, got y: mend it"), False),
+        (gzip.BadGzipFile("Not a gzipped file"), False),
+        (EOFError("cut short"), False),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_what_may_pass_is_tried_again_and_nothing_else(predict, tmp_path, monkeypatch, error, tried_again):
+    scans = write_scans(tmp_path / "scans", 2)
+    read, reads = BoundedNiftiReader.get_data, []
+
+    def failing(reader, img):
+        reads.append(1)
+        if img[1].voxels.name == "scan-001.nii.gz":
+            raise error
+        return read(reader, img)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(BoundedNiftiReader, "get_data", failing)
+        for _ in range(2):  # the exit status and the table are right both times
+            before = len(reads)
+            assert predict(scans, batch_size=1) == 1
+            assert [bool(row["refused"]) for row in rows_of(tmp_path / "out")] == [False, True]
+    assert len(reads) - before == (1 if tried_again else 0)
+    assert predict(scans, batch_size=1) == (0 if tried_again else 1)
+    assert [bool(row["predicted"]) for row in rows_of(tmp_path / "out")] == [True, tried_again]
+    told = json.loads((tmp_path / "out" / "predictions.json").read_text())["cases"][0]
+    assert not {"run", "may_pass", "thumbnail"} & set(told)
+
+
+@pytest.mark.parametrize(("fits", "tried_again"), [(False, True), (True, False)])
+def test_a_case_without_room_on_the_device_is_tried_again_and_one_whose_output_is_nan_is_not(
+    predict, tmp_path, monkeypatch, fits, tried_again
+):
+    scans = write_scans(tmp_path / "scans", 2)
+    forward = ViT3D.forward
+
+    def failing(network, x):
+        bad = x.flatten(1).sum(1) == sums[1]
+        if bad.any() and (not fits):
+            raise torch.OutOfMemoryError("out of memory")
+        return torch.where(bad[:, None], torch.nan, forward(network, x))
+
+    sums = []
+    with monkeypatch.context() as broken:
+        broken.setattr(
+            ViT3D, "forward", lambda network, x: sums.extend(x.flatten(1).sum(1).tolist()) or forward(network, x)
+        )
+        predict(scans, output=tmp_path / "sums")
+    with monkeypatch.context() as broken:
+        broken.setattr(ViT3D, "forward", failing)
+        assert predict(scans) == 1
+    (reason,) = [row["refused"] for row in rows_of(tmp_path / "out") if row["refused"]]
+    assert ("fits the memory of the device" in reason) is not fits
+    assert predict(scans) == (0 if tried_again else 1)
+
+
+def test_maps_that_memory_was_short_for_are_drawn_the_next_time(predict, tmp_path, monkeypatch):
+    scans = write_scans(tmp_path / "scans", 1)
+
+    def failing(*_):
+        raise torch.OutOfMemoryError("out of memory")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("monai_llmboost.inference.maps.saliency.relevance_maps", failing)
+        assert predict(scans, saliency=True) == 0
+    assert "no saliency: out of memory" in rows_of(tmp_path / "out")[0]["warnings"]
+    assert predict(scans, saliency=True) == 0
+    assert rows_of(tmp_path / "out")[0]["warnings"] == ""
+    assert list((tmp_path / "out").rglob("preview.webp"))
+
+
+def test_a_run_that_runs_out_of_memory_keeps_what_it_has(predict, tmp_path, monkeypatch):
+    scans = write_scans(tmp_path / "scans", 2)
+    forward, calls = ViT3D.forward, []
+
+    def failing(network, x):
+        calls.append(1)
+        if len(calls) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(network, x)
+
+    monkeypatch.setattr(ViT3D, "forward", failing)
+    with pytest.raises(
+        StoppedEarly, match=r"not even one case fits .*; 1 cases are kept: run the same command again to"
+    ):
+        predict(scans, batch_size=1)
+
+
+def test_only_some_cases(command, tmp_path):
+    scans = write_scans(tmp_path / "scans", 3)
+    write_scans(scans / "deep [1]", 2)
+    result = command("--input", scans, "--only", "scan-00[01]*", "--only", "deep [1]/scan-001.nii.gz")
+    assert result.exit_code == 0, result.output
+    names = ["deep [1]/scan-001.nii.gz", "scan-000.nii.gz", "scan-001.nii.gz"]
+    assert [row["case"] for row in rows_of(tmp_path / "out")] == names
+    result = command("--input", scans, "--only", "scan-00[01]*", "--dry-run")
+    assert result.exit_code == 0 and "2 to predict" in result.output
+    for more in ([], ["--dry-run"]):
+        result = command("--input", scans, "--only", "scan*", "--only", "nothing*", *more)
+        assert result.exit_code == 2
+        assert "expected --only to fit a case, 'nothing*' fits none of 5, such as deep [1]/scan-" in result.output
+    result = command("--input", scans, "--only", "scan-000*", "--salt", "x", "--output", tmp_path / "y", output=False)
+    assert result.exit_code == 0
+    (row,) = rows_of(tmp_path / "y")
+    words = ["--input", scans, "--only", row["case"], "--salt", "x", "--output", tmp_path / "z"]
+    assert command(*words, output=False).exit_code == 0, "the salted name is a name too"
+
+
+def test_usual_refusals_are_accepted_by_kind_or_by_an_earlier_table(command, tmp_path):
+    scans = write_scans(tmp_path / "scans", 1)
+    nibabel.save(nibabel.Nifti1Image(np.zeros((9, 8, 7, 3), np.int16), np.eye(4)), scans / "four.nii")
+    nibabel.save(nibabel.Nifti1Image(np.full((9, 8, 7), 5000, np.int16), np.eye(4)), scans / "hot.nii")
+    result = command("--input", scans)
+    assert result.exit_code == 1
+    rows = {row["case"]: row["refused_kind"] for row in rows_of(tmp_path / "out")}
+    assert rows == {"four.nii": "several-volumes", "hot.nii": "", "scan-000.nii.gz": ""}
+    assert command("--input", scans, "--accept-refused", "several-volumes").exit_code == 1
+    table = shutil.copy(tmp_path / "out" / "predictions.csv", tmp_path / "usual.csv")
+    result = command("--input", scans, "--known-refused", table)
+    assert result.exit_code == 0
+    assert "1 predicted, 2 refused (2 of them accepted)" in result.output
+    nibabel.save(nibabel.Nifti1Image(np.full((9, 8, 7), np.nan, np.float32), np.eye(4)), scans / "new.nii")
+    assert command("--input", scans, "--known-refused", table).exit_code == 1
+    for more in ([], ["--dry-run"]):
+        only = ["--input", scans, "--only", "four.nii", *more]
+        assert command(*only).exit_code == 2
+        assert command(*only, "--accept-refused", "several-volumes").exit_code == 0
+        result = command(*only, "--accept-refused", "several")
+        assert result.exit_code == 2
+        assert "unknown kind of refusal 'several'; choose from single-slice, several-volumes" in result.output
+        result = command(*only, "--known-refused", scans / "hot.nii")
+        assert result.exit_code == 2
+        assert "expected a predictions.csv with the columns case and refused" in result.output
+
+
+def test_columns_that_identify_are_read_where_they_are_asked_for(command, tmp_path):
+    scans = write_scans(tmp_path / "scans", 1)
+    volume = np.random.default_rng(0).integers(0, 255, (9, 8, 7)).astype(np.int16)
+    for path in write_series(scans / "series", volume):
+        data = pydicom.dcmread(path)
+        data.StudyInstanceUID, data.AccessionNumber = "1.2.3.4", "=A1+1"
+        data.save_as(path)
+    assert command("--input", scans).exit_code == 0
+    assert not {"study_uid", "accession_number"} & set(rows_of(tmp_path / "out")[0])
+    result = command("--input", scans, "--columns", "study_uid, accession_number")
+    assert result.exit_code == 0, result.output
+    rows = {row["case"]: (row["study_uid"], row["accession_number"]) for row in rows_of(tmp_path / "out")}
+    assert rows == {"scan-000.nii.gz": ("", ""), "series": ("1.2.3.4", "'=A1+1")}, "no formula"
+    cases = json.loads((tmp_path / "out" / "predictions.json").read_text())["cases"]
+    assert [case["accession_number"] for case in cases] == ["", "=A1+1"]
+    for file in ("run.json", "report.html", "journal/rank-0.jsonl"):
+        assert "A1+1" not in (tmp_path / "out" / file).read_text(), file
+    assert command("--input", scans).exit_code == 0
+    assert "study_uid" not in rows_of(tmp_path / "out")[0]
+    for more, message in (
+        (["--salt", "x"], "expected --salt or --columns, got both"),
+        (["--columns=patient_name"], "unknown column 'patient_name'; choose from study_uid, accession_number"),
+    ):
+        result = command("--input", scans, *(["--columns", "study_uid"] if "--salt" in more else []), *more)
+        assert result.exit_code == 2
+        assert message in result.output
+
+
+def test_names_are_not_hidden_in_a_folder_that_shows_them(command, tmp_path):
+    scans = write_scans(tmp_path / "scans", 1)
+    assert command("--input", scans).exit_code == 0
+    (tmp_path / "out" / "run.json").unlink()  # as if it had been interrupted
+    for more in ([], ["--overwrite"]):
+        result = command("--input", scans, "--salt", "x", *more)
+        assert result.exit_code == 2
+        assert "an earlier run without it wrote into" in result.output
+
+
+@pytest.mark.parametrize("words", [["--salt", ""], ["--salt="], ["--salt", " "]])
+def test_an_empty_salt_hides_nothing(command, tmp_path, words):
+    assert command("--input", write_scans(tmp_path / "scans", 1), *words).exit_code == 2
+
+
+def test_a_dry_run_refuses_what_a_run_refuses_by_the_same_headers(command, tmp_path):
+    scans = tmp_path / "scans"
+    volume = np.random.default_rng(0).integers(0, 255, (9, 8, 7)).astype(np.int16)
+    write_series(scans / "seven", volume)
+    write_series(scans / "tilted", volume, OBLIQUE @ TILTED, series="tilted")
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), scans / "three.nii")
+    nibabel.save(nibabel.Nifti1Image(np.stack([volume] * 3, -1), np.eye(4)), scans / "four.nii")
+    nibabel.save(nibabel.Nifti1Image(volume[:3], np.eye(4)), scans / "small.nii")
+    for number, words in enumerate(
+        (
+            [], ["--volume", "1"], ["--volume", "0"], ["--volume", "5"], ["--min_slices", "8"],
+            ["--gantry_tilt", "refuse"], ["--gantry_tilt", "shear", "--min_slices", "7", "--volume", "2"],
+        )
+    ):  # fmt: skip
+        out = tmp_path / str(number)
+        dry = command("--input", scans, "--dry-run", *words)
+        run = command("--input", scans, "--output", out, *words, output=False)
+        assert dry.exit_code == run.exit_code, words
+        refused = {row["case"]: row["refused"] for row in rows_of(out) if row["refused"]}
+        assert f"{5 - len(refused)} to predict, {len(refused)} refused" in dry.output, words
+        assert all(reason in dry.output for reason in refused.values()), words
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--volum", "1"], "no option --volum: did you mean --volume"),
+        (["--volume", "x"], "expected volume to be a whole number"),
+        (["--gantry_tilt", "no"], "gantry_tilt"),
+        (["--view", "other"], "a case to view among those found, got 'other'"),
+        (["--salt", "x", "--dicom"], "--salt or --dicom, got both"),
+        (["--lora_rank", "3"], "--lora_rank has no effect"),
+        (["--bundle", "nowhere"], "no bundle 'nowhere'"),
+        (["--arm", "all"], "an arm of lora, mlp"),
+        (["--device", "gpu"], "--device to be auto"),
+    ],
+)
+def test_a_dry_run_refuses_the_mistakes_of_a_run(trained_bundle, tmp_path, words, message):
+    scans = write_scans(tmp_path / "scans", 1)
+    usual = [] if "--bundle" in words else ["--bundle", str(trained_bundle)]
+    result = CliRunner().invoke(app, ["predict", "--dry-run", "--input", str(scans), *usual, *words])
+    assert result.exit_code == 2, result.output
+    assert message in result.output.replace("\n", " ")
+
+
+def test_a_dry_run_shows_the_names_that_the_run_would(command, tmp_path):
+    scans = write_scans(tmp_path / "scans", 1)
+    result = command("--input", scans, "--dry-run", "--salt", "x")
+    assert "case-" in result.output and "scan-000" not in result.output
+
+
+def test_refusals_in_a_journal_of_earlier_versions_are_tried_once_more(predict, tmp_path):
+    """They may be for a lack of memory, and do not say so; what was predicted is not done again."""
+    scans = write_scans(tmp_path / "scans", 2)
+    content = (scans / "scan-001.nii.gz").read_bytes()
+    (scans / "scan-001.nii.gz").write_bytes(content[:-40])
+    assert predict(scans, batch_size=1) == 1
+    journal = tmp_path / "out" / "journal" / "rank-0.jsonl"
+    rows = [json.loads(line) for line in journal.read_text().splitlines()]
+    earlier = [
+        {key: value for key, value in row.items() if key not in ("run", "may_pass", "refused_kind")} for row in rows
+    ]
+    journal.write_text("".join(json.dumps(row) + "\n" for row in earlier))
+    for added in (1, 0):
+        before = journal.read_bytes().count(b"\n")
+        assert predict(scans, batch_size=1) == 1
+        assert journal.read_bytes().count(b"\n") == before + added
+
+
+def test_rows_of_several_processes_are_those_of_the_latest_run(predict, tmp_path):
+    """Another process wrote the case's row earlier, of other bytes: what is newer counts, whichever file it is in."""
+    scans = write_scans(tmp_path / "scans", 3)
+    assert predict(scans, rank=1, world_size=2, batch_size=1) == 0
+    (first,) = (row["p_ring"] for row in rows_of(tmp_path / "out"))
+    shutil.copy(scans / "scan-002.nii.gz", scans / "scan-001.nii.gz")
+    assert predict(scans, batch_size=1) == 0
+    rows = {row["case"]: row["p_ring"] for row in rows_of(tmp_path / "out")}
+    assert {path.name for path in (tmp_path / "out" / "journal").glob("*.jsonl")} == {"rank-0.jsonl", "rank-1.jsonl"}
+    assert rows["scan-001.nii.gz"] == rows["scan-002.nii.gz"] != first
+
+
 def test_what_is_refused_while_it_is_read_is_told(trained_bundle, tmp_path):
     scans = write_scans(tmp_path / "scans", 2)
     packed = (scans / "scan-001.nii.gz").read_bytes()
@@ -356,7 +806,7 @@ def test_a_dry_run_refuses_several_volumes_of_which_none_is_chosen(tmp_path):
     words = ["predict", "--dry-run", "--input", str(tmp_path)]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 2
-    assert "expected one volume, got 3: choose one with --volume K" in result.output
+    assert "expected one volume, got 3 (shape (9, 8, 7, 3)): choose one with --volume K" in result.output
     assert CliRunner().invoke(app, [*words, "--volume", "1"]).exit_code == 0
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,11 +13,15 @@ from monai_llmboost.command_line.blocks import donors, extract, info
 from monai_llmboost.command_line.bundles import bundle, cost, run
 from monai_llmboost.command_line.demo import demo
 from monai_llmboost.command_line.mistakes import MISTAKES, tell
+from monai_llmboost.command_line.options import BundleCommand
 from monai_llmboost.command_line.predict import predict
 from monai_llmboost.command_line.study import study
 
-# Options that a verb does not know are the bundle's own.
-WITH_BUNDLE_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
+# The bundle's own options follow the words of the verb.
+WITH_BUNDLE_OPTIONS: dict[str, Any] = {
+    "cls": BundleCommand,
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
+}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,10 +34,10 @@ app.command()(extract)
 app.command()(info)
 app.command()(donors)
 app.command()(bundle)
-app.command(context_settings=WITH_BUNDLE_OPTIONS)(run)
-app.command(context_settings=WITH_BUNDLE_OPTIONS)(predict)
-app.command(context_settings=WITH_BUNDLE_OPTIONS)(cost)
-app.command(context_settings=WITH_BUNDLE_OPTIONS)(study)
+app.command(**WITH_BUNDLE_OPTIONS)(run)
+app.command(**WITH_BUNDLE_OPTIONS)(predict)
+app.command(**WITH_BUNDLE_OPTIONS)(cost)
+app.command(**WITH_BUNDLE_OPTIONS)(study)
 app.command()(demo)
 
 

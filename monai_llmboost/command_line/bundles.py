@@ -4,12 +4,21 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from monai_llmboost.bundle import bundle_path, check_options, copy_bundle, job_configs, root_cause, run_bundle
+from monai_llmboost.bundle import (
+    bundle_path,
+    check_job_effect,
+    check_options,
+    copy_bundle,
+    job_configs,
+    root_cause,
+    run_bundle,
+)
 from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, options_of_bundle
 
 
@@ -19,9 +28,11 @@ def bundle(
 ) -> None:
     """Copy a bundle out of the package, to run it and to change it."""
     copy_bundle(name, to)
-    typer.echo(
-        f"{to}: copied; run it with python -m monai.bundle run --config_file {to}/configs/train.json --bundle_root {to}"
-    )
+    place = shlex.quote(str(to))
+    command = f"python -m monai.bundle run --config_file {place}/configs/train.json --bundle_root {place}"
+    if set(str(to)) & {"#", "$", "@", "%", ","}:  # which MONAI's own command line reads as something else
+        command = f"monai-llmboost run train --bundle {place}"
+    typer.echo(f"{to}: copied; run it with {command}")
 
 
 def run(
@@ -35,13 +46,15 @@ def run(
 ) -> None:
     """Run a job of a bundle: `python -m monai.bundle run` with its configs, and a clear sentence when it fails.
 
-    All further options are the bundle's own: --dataset NAME, --dataset_dir DIR,
-    --block FILE, --epochs N, --ckpt_dir DIR, --output_dir DIR, --resume True ...
-    (its docs/README.md lists them). Unless these say otherwise it writes into the
-    folders models and eval, of the bundle's folder or, for a bundle of this
+    All further options are the bundle's own; they are listed below. Unless these
+    say otherwise it writes into the folders models and eval, of the bundle's folder or, for a bundle of this
     package, of the working directory.
     """
-    run_bundle(bundle, job, arm, **options_of_bundle(context.args))
+    configs = job_configs(bundle_path(bundle), job, arm)
+    options = options_of_bundle(context.args, configs)
+    logging_file = options.pop("logging_file", None)  # an argument of MONAI's, as are those that check_options knows
+    check_options(configs, options)  # before they stand in for arguments of run_bundle
+    run_bundle(bundle, job, arm, logging_file, **options)
 
 
 def cost(
@@ -62,11 +75,11 @@ def cost(
     All further options are the bundle's own: --block FILE, --size N,
     --batch_size N, --hidden_size N ... Nothing is trained and no data are read.
     """
-    options = options_of_bundle(context.args)
+    folder = bundle_path(bundle)
+    options = options_of_bundle(context.args, job_configs(folder, "train"))
     if donor is not None and "block" in options:
         raise ValueError("expected --block or --donor, got both: a donor's config stands in for its block")
     last_arm = "random" if donor is not None or options.get("block") == "random" else "pretrained"
-    folder = bundle_path(bundle)
     extra = [folder / "configs" / f"{name.removesuffix('.json')}.json" for name in overlay or []]
     for file in extra:
         if not file.is_file():
@@ -74,6 +87,9 @@ def cost(
     arms = {arm: [*job_configs(folder, "train", arm), *extra] for arm in ("none", "mlp", last_arm)}
     for configs in arms.values():
         check_options(configs, options)
+    check_job_effect(
+        bundle, "train", list(arms), options, [f"{file.relative_to(folder / 'configs')}" for file in extra]
+    )
 
     if donor is not None:
         from monai_llmboost.llm import read_geometry

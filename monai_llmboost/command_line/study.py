@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from monai_llmboost.bundle import bundle_path, job_configs
 from monai_llmboost.command_line.mistakes import INTERRUPTED, MISTAKES, tell
 from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, options_of_bundle
 
@@ -47,14 +48,18 @@ def study(
 
     Runs of one seed differ in their arm alone. Learning rates and epochs are
     chosen on validation; the test split is read once, at the end. Writes
-    results.json and report.html. Further options are the bundle's own:
-    --dataset_dir DIR, --block FILE, --epochs N, --size N ...
+    results.json and report.html. Further options are the bundle's own; they are
+    listed below.
 
     Exit status: 0 every run was finished, 1 some failed, 2 nothing can be compared.
     """
     from monai_llmboost import studies
 
     try:
+        if report is not None and (output is not None or context.args):
+            raise ValueError("expected --report alone, got more: it only draws the page of a finished study again")
+        if engine == "local" and address is not None:
+            raise ValueError("expected --address with --engine ray, got --engine local: leave out --address")
         if report is not None:
             typer.echo(f"drawn anew: {studies.redraw(report)}")
             return
@@ -70,7 +75,7 @@ def study(
             lr_seeds=lr_seeds,
             preset=preset,
             references=_listed(references),
-            options=options_of_bundle(context.args),
+            options=options_of_bundle(context.args, job_configs(bundle_path(bundle), "evaluate")),
         )
         status = studies.run_study(plan, output, engine, jobs, address)
     except MISTAKES as error:

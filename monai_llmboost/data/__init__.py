@@ -3,7 +3,7 @@
 
 from monai_llmboost.data.augment import RandAffineBatchd
 from monai_llmboost.data.batches import BatchedVolumes
-from monai_llmboost.data.labelled import LabelledVolumes, class_names
+from monai_llmboost.data.labelled import LabelledVolumes, check_source, class_names, reads_files
 from monai_llmboost.data.medmnist3d import medmnist3d_file, medmnist3d_names
 from monai_llmboost.data.phantoms import PHANTOM_CLASSES, phantom_arrays
 from monai_llmboost.data.scans import (
@@ -29,9 +29,11 @@ __all__ = [
     "Scan",
     "ScanReader",
     "SkippedFile",
+    "check_source",
     "class_names",
     "find_scans",
     "medmnist3d_file",
     "medmnist3d_names",
     "phantom_arrays",
+    "reads_files",
 ]

@@ -20,6 +20,8 @@ from monai_llmboost.data.medmnist3d import (
 from monai_llmboost.data.phantoms import PHANTOM_CLASSES, phantom_arrays
 
 PHANTOM = "phantom"
+# Where files are looked for unless another folder is given.
+ROOT = "~/.medmnist"
 
 
 def class_names(dataset: str) -> list[str]:
@@ -35,6 +37,27 @@ def class_names(dataset: str) -> list[str]:
     return medmnist3d_classes(dataset)
 
 
+def reads_files(dataset: str) -> bool:
+    """Return whether a set is read from files, rather than made by code."""
+    return dataset != PHANTOM
+
+
+def check_source(dataset: str, root: str | Path, download: bool) -> None:
+    """Refuse a folder or a download for a set that has no files: most likely another set was meant.
+
+    Raises:
+        ValueError: such a folder or download.
+    """
+    if reads_files(dataset):
+        return
+    for words, given in (("--dataset_dir", root if str(root) != ROOT else ""), ("--download", download)):
+        if given:
+            raise ValueError(
+                f"{words} has no effect: the data set {dataset!r} is made by code and read from no files, got "
+                f"{str(given)!r}; give --dataset NAME too, or leave {words} out"
+            )
+
+
 class LabelledVolumes(Dataset):
     """One split of a set: items ``{"image": (1, S, S, S) uint8, "label": int, "case": "test-0007"}``, then transforms.
 
@@ -44,7 +67,7 @@ class LabelledVolumes(Dataset):
         dataset: ``"phantom"`` (made by code, no files) or one of the six MedMNIST3D sets.
         split: ``"train"``, ``"val"`` or ``"test"``, the official ones.
         size: voxels along each axis; 28 or 64 for MedMNIST3D.
-        root: folder that holds the MedMNIST3D files; unused for phantoms.
+        root: folder that holds the MedMNIST3D files; phantoms have none, and take no folder but the default.
         download: fetch a missing MedMNIST3D file by medmnist's own download.
         transform: MONAI transform on the item.
         folds: 0 for the official splits, or into how many parts the cases of ``"train"`` and ``"val"`` together are
@@ -62,7 +85,7 @@ class LabelledVolumes(Dataset):
         dataset: str,
         split: str,
         size: int = 28,
-        root: str | Path = "~/.medmnist",
+        root: str | Path = ROOT,
         download: bool = False,
         transform: Callable | None = None,
         folds: int = 0,
@@ -74,6 +97,7 @@ class LabelledVolumes(Dataset):
         if not isinstance(download, bool):  # the word "false" on a command line would be true
             raise ValueError(f"expected download to be True or False, got {download!r}")
         self.class_names = class_names(dataset)
+        check_source(dataset, root, download)
         dealt = check_folds(folds, fold) and split != "test"
         parts = ["train", "val"] if dealt else [split]
         if dataset == PHANTOM:

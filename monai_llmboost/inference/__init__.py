@@ -3,6 +3,7 @@
 
 from monai_llmboost.inference.cases import PendingBatches, ScanCases
 from monai_llmboost.inference.dicom.objects import DicomObjects
+from monai_llmboost.inference.figures import figures_of, weights_digest
 from monai_llmboost.inference.inferer import HalvingInferer
 from monai_llmboost.inference.journal import Journal
 from monai_llmboost.inference.maps.saliency import SaliencyMaps, on_input_grid, relevance_maps
@@ -18,8 +19,10 @@ __all__ = [
     "Predictions",
     "SaliencyMaps",
     "ScanCases",
+    "figures_of",
     "on_input_grid",
     "relevance_maps",
     "run_facts",
+    "weights_digest",
     "write_report",
 ]

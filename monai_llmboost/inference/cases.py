@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import hmac
 import re
@@ -17,11 +18,14 @@ import torch
 from monai.data import Dataset, ImageReader, MetaTensor
 from torch.utils.data import Sampler
 
-from monai_llmboost.data import Scan, SkippedFile, find_scans
+from monai_llmboost.data import RefusedScan, Scan, SkippedFile, find_scans
 from monai_llmboost.data.scans.dicom.reader import paths_of
+from monai_llmboost.data.scans.nifti.reader import refusal
 from monai_llmboost.inference.journal import Journal
 from monai_llmboost.inference.provenance import files_digest, text_digest
 
+# Names of cases that are hidden.
+HASHED = re.compile(r"case-[0-9a-f]{16}")
 # What a skipped file's reason says of another file.
 COPY_OF = re.compile(r"^a copy of .*")
 
@@ -29,11 +33,12 @@ COPY_OF = re.compile(r"^a copy of .*")
 class ScanCases(Dataset):
     """Scans found on disk as items, one for each that can be read as far as its header tells.
 
-    An item is ``{"image": (channels, S0, S1, S2) float32, "index": int, "refused": reason or "", "warnings": sentences
-    by line, "seconds": float, "input_sha256": str, "affine": (4, 4) of the image, "input_affine": (4, 4) of the volume
-    as it was read, "input_shape": (3,)}``; affines map voxels to RAS+ mm in float64, and are NaN where the transform
-    leaves none. A scan that cannot be read rightly becomes an item with its reason and an empty image, so that one
-    bad scan among many costs one case and not the run.
+    An item is ``{"image": (channels, S0, S1, S2) float32, "index": int, "refused": reason or "", "refused_kind": short
+    word or "", "may_pass": whether the reason may be gone the next time, "warnings": sentences by line, "seconds":
+    float, "input_sha256": str, "affine": (4, 4) of the image, "input_affine": (4, 4) of the volume as it was read,
+    "input_shape": (3,)}``; affines map voxels to RAS+ mm in float64, and are NaN where the transform leaves none. A
+    scan that cannot be read rightly becomes an item with its reason and an empty image, so that one bad scan among many
+    costs one case and not the run.
 
     Args:
         where: a folder, a file, a pattern or a list file, or several of them; see
@@ -45,9 +50,12 @@ class ScanCases(Dataset):
         leave_out: folders that are not searched, such as the one that is written into.
         salt: a secret word; if given, cases are named by their salted hashes instead of their paths, and no path and no
             UID is kept.
+        only: names of cases, or patterns of names such as ``"site-1/*"``, of which one must fit; ``None`` takes all.
+            With ``salt`` the name before and the one after count.
 
     Raises:
         FileNotFoundError: nothing found.
+        ValueError: an empty salt; a name or pattern that fits no case.
     """
 
     def __init__(
@@ -59,10 +67,19 @@ class ScanCases(Dataset):
         follow_links: bool = False,
         leave_out: Sequence[str | Path] | str | Path = (),
         salt: str | None = None,
+        only: Sequence[str] | str | None = None,
     ) -> None:
         if not isinstance(follow_links, bool):  # the word "false" on a command line would be true
             raise ValueError(f"expected follow_links to be True or False, got {follow_links!r}")
-        scans, skipped = find_scans(_several(where), follow_links, [Path(path) for path in _several(leave_out)])
+        if salt is not None and not str(salt).strip():
+            raise ValueError("expected a secret word as salt, got an empty one: give one that nobody can guess")
+        scans, skipped = find_scans(
+            _several(where), follow_links, [Path(path).absolute() for path in _several(leave_out)]
+        )
+        if only is not None:
+            scans = _chosen(scans, _several(only), salt)
+        checks = [getattr(reader, "check_header", None), _shape_check(transform)]
+        scans = [_checked(scan, checks) for scan in scans]
         if salt is not None:
             scans = [_hidden(scan, str(salt)) for scan in scans]
             skipped = [
@@ -87,6 +104,8 @@ class ScanCases(Dataset):
             "image": torch.zeros(self.image_shape),
             "index": index,
             "refused": "",
+            "refused_kind": "",
+            "may_pass": False,
             "warnings": "\n".join(scan.warnings),
             "input_sha256": "",
             "affine": torch.full((4, 4), torch.nan, dtype=torch.float64),
@@ -109,7 +128,7 @@ class ScanCases(Dataset):
                 image = image.as_tensor()
             item["image"] = torch.as_tensor(image, dtype=torch.float32)
         except Exception as error:  # whatever a reader or a transform raises concerns this case alone
-            item["refused"] = reason_of(error)
+            item |= {"refused": reason_of(error), **_kind_of(error)}
         if self.hides_names:
             item |= {key: _without_names(item[key], scan) for key in ("refused", "warnings")}
         return {**item, "seconds": time.perf_counter() - start}
@@ -118,11 +137,15 @@ class ScanCases(Dataset):
         """A case's voxels on its own grid, (i, j, k) float32, read again, and their affine to RAS+ mm.
 
         Raises:
-            ValueError: no reader was given, or it refuses the scan.
+            ValueError: no reader was given.
+            RefusedScan: the scan is refused, or cannot be read.
         """
         if self.reader is None:
             raise ValueError("expected a reader to read a volume again, got none: give ScanCases its reader")
-        array, meta = self.reader.get_data(self.reader.read(_source(self.scans[index])))
+        try:
+            array, meta = self.reader.get_data(self.reader.read(_source(self.scans[index])))
+        except (OSError, MemoryError) as error:
+            raise refusal(error) from error
         return np.asarray(array, dtype=np.float32), np.asarray(meta["affine"])
 
 
@@ -162,12 +185,50 @@ class PendingBatches(Sampler):
 
 def _is_done(scan: Scan, done: dict[str, dict[str, Any]]) -> bool:
     row = done.get(scan.name)
-    if row is None:
+    # A refusal in a journal of earlier versions does not say whether it may pass.
+    if row is None or row.get("may_pass", bool(row.get("refused"))):
         return False
     try:
         return row["input_sha256"] == _digest_of(scan)
     except OSError:
         return False  # it will be refused, with the reason, when it is read
+
+
+def _chosen(scans: Sequence[Scan], patterns: Sequence[str], salt: str | None) -> list[Scan]:
+    """Return the scans whose name, or salted name, is one of the patterns or fits one.
+
+    Raises:
+        ValueError: a pattern that fits none.
+    """
+    names = [{scan.name} if salt is None else {scan.name, _hashed(scan.name, str(salt))} for scan in scans]
+    chosen: set[int] = set()
+    for pattern in patterns:
+        fits = re.compile(fnmatch.translate(pattern)).match
+        found = {number for number, of in enumerate(names) if pattern in of or any(map(fits, of))}
+        if not found:
+            near = "" if salt else "".join(f", such as {scan.name}" for scan in scans[:1])
+            raise ValueError(f"expected --only to fit a case, {pattern!r} fits none of {len(scans)}{near}: correct it")
+        chosen |= found
+    return [scan for number, scan in enumerate(scans) if number in chosen]
+
+
+def _shape_check(transform: Any) -> Callable[[Scan], None] | None:
+    """Return what the first transform that can check a shape does with that of a scan."""
+    check = next(
+        filter(None, (getattr(one, "check_shape", None) for one in getattr(transform, "transforms", ()))), None
+    )
+    return None if check is None else lambda scan: check(scan.shape[:3]) if scan.shape else None
+
+
+def _checked(scan: Scan, checks: Sequence[Callable[[Scan], None] | None]) -> Scan:
+    """Return a scan, refused if its header alone says that reading it would refuse it."""
+    try:
+        for check in checks:
+            if check is not None and not scan.refused:
+                check(scan)
+    except RefusedScan as error:
+        return replace(scan, refused=reason_of(error), refused_kind=error.kind)
+    return scan
 
 
 def _digest_of(scan: Scan) -> str:
@@ -206,9 +267,35 @@ def _without_names(text: str, scan: Scan) -> str:
     return text
 
 
-def reason_of(error: BaseException) -> str:
-    """The message at the root of what MONAI wraps ("applying transform ..."), on one line."""
+def _cause(error: BaseException) -> BaseException:
+    """Return what MONAI wraps ("applying transform ...")."""
     while error.__cause__ is not None and str(error).startswith("applying transform"):
         error = error.__cause__
+    return error
+
+
+def _kind_of(error: BaseException) -> dict[str, Any]:
+    """Return the kind of a refusal, and whether it may pass, as fields of an item."""
+    error = _cause(error)
+    return {"refused_kind": getattr(error, "kind", ""), "may_pass": may_pass(error)}
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether what went wrong may be gone when the same is tried again: no memory, or an error of the system.
+
+    A scan that is refused for such a reason is not remembered as done, so that the same command tries it again.
+    """
+    error = _cause(error)
+    if isinstance(error, RefusedScan):
+        return error.may_pass
+    if isinstance(error, OSError):
+        return error.errno is not None  # a library's own, such as gzip's of a damaged file, have none
+    # torch has no class of its own for a CPU that has no memory left.
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
+def reason_of(error: BaseException) -> str:
+    """The message at the root of what MONAI wraps ("applying transform ..."), on one line."""
+    error = _cause(error)
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)  # a path may name a patient
     return " ".join((text or type(error).__name__).split())[:300]

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -14,12 +15,16 @@ from torch import Tensor
 class HalvingInferer(SimpleInferer):
     """Runs the network on a batch; when the device has no memory for it, on its halves, down to single cases.
 
-    A single case that does not fit comes out as NaN, so that it is refused and the others go on.
+    A single case that does not fit comes out as NaN, so that it is refused and the others go on; ``unfit`` has the
+    places of such cases in the latest batch.
 
     Raises:
         torch.OutOfMemoryError: a single case does not fit, and no case of the batch did, so that there is no output
             whose shape NaN could take.
     """
+
+    # Of the class until the first batch: what a run is known by is read from the attributes of its objects.
+    unfit: Sequence[int] = ()
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Images (B, channels, S0, S1, S2) to what the network makes of them, (B, ...)."""
@@ -30,6 +35,9 @@ class HalvingInferer(SimpleInferer):
                 f"not even one case fits the memory of {inputs.device}: use --device cpu, or a smaller network"
             )
         nan = torch.full_like(known[:1], torch.nan)
+        sizes = [1 if output is None else len(output) for output in outputs]
+        places = accumulate(sizes, initial=0)
+        self.unfit = [place for place, output in zip(places, outputs) if output is None]
         return torch.cat([nan if output is None else output for output in outputs])
 
     def _halves(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> list[Any]:

@@ -41,24 +41,29 @@ class Journal:
         self.path = self.folder / f"rank-{rank}.jsonl"
         self.first = rank == 0
         self.is_open = False
+        self.run = 1
         self._mended = False
         self._lock: FileLock | None = None
 
     def rows(self) -> dict[str, dict[str, Any]]:
         """The rows so far, by case; of a case that was predicted twice the last."""
-        rows: dict[str, dict[str, Any]] = {}
         if self.overwrite and not self.is_open:
-            return rows
+            return {}
+        rows: list[dict[str, Any]] = []
         for path in sorted(self.folder.glob("rank-*.jsonl")):
-            lines = path.read_text(encoding="ascii").splitlines(keepends=True)
-            whole = [json.loads(line) for line in lines if line.endswith("\n")]
-            if whole and whole[0]["key"] != self.key:
+            whole = _lines(path)
+            if whole and whole[0].get("key") != self.key:
                 raise ValueError(
                     f"expected an empty folder or one of this very run, but {self.output_dir} holds predictions made "
                     "with other weights, block, options or versions: give another folder, or --overwrite"
                 )
-            rows.update((row["case"], row) for row in whole[1:])
-        return rows
+            rows += whole[1:]
+        # The files of ranks know no order among themselves, and another run may have dealt the cases otherwise.
+        return {row["case"]: row for row in sorted(rows, key=lambda row: row.get("run", 0))}
+
+    def names(self) -> set[str]:
+        """Return the names of all cases in the journal, whichever run's they are."""
+        return {row["case"] for path in self.folder.glob("rank-*.jsonl") for row in _lines(path)[1:]}
 
     def open(self) -> None:
         """Take the folder for this run, and make room where it is to be overwritten; all ranks wait for that.
@@ -79,6 +84,8 @@ class Journal:
             if self.overwrite:
                 for path in self.folder.glob("rank-*.jsonl"):
                     path.unlink()
+        if not self.overwrite:
+            self.run = 1 + max((row.get("run", 0) for row in self.rows().values()), default=0)
         idist.barrier()
         self.is_open = True
 
@@ -92,7 +99,7 @@ class Journal:
             if not self._mended:
                 self._mend()
             with self.path.open("a", encoding="ascii") as file:
-                file.write("".join(json.dumps(row) + "\n" for row in rows))
+                file.write("".join(json.dumps({**row, "run": self.run}) + "\n" for row in rows))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -114,3 +121,23 @@ class Journal:
         """Let go of the folder."""
         if self._lock is not None:
             self._lock.release()
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Return the whole lines of a file of a journal; a last one that a kill cut short is left out.
+
+    Raises:
+        ValueError: a line that is no row.
+    """
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            row = json.loads(line)
+            row["key" if number == 1 else "case"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError(
+                f"expected a row of a journal in line {number} of {path}, got something else: it is damaged; give "
+                "another folder, or --overwrite"
+            ) from error
+        rows.append(row)
+    return rows

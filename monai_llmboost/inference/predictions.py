@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import json
 import logging
 import math
@@ -17,19 +16,24 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
 from monai_llmboost.data import Scan
+from monai_llmboost.engines.checkpoints import WEIGHTS, TrainedWeights
 from monai_llmboost.engines.files import written_whole
-from monai_llmboost.inference.cases import PendingBatches, ScanCases, reason_of
+from monai_llmboost.inference.cases import HASHED, PendingBatches, ScanCases, may_pass, reason_of
 from monai_llmboost.inference.dicom.objects import DicomObjects
+from monai_llmboost.inference.identifiers import checked_columns, identifiers
 from monai_llmboost.inference.journal import Journal
 from monai_llmboost.inference.maps.previews import thumbnail
 from monai_llmboost.inference.maps.saliency import SaliencyMaps
 from monai_llmboost.inference.page.report import write_report
 from monai_llmboost.inference.page.viewer import Viewer, viewer_html
-from monai_llmboost.networks.class_names import class_names_of
+from monai_llmboost.inference.provenance import file_digest
+from monai_llmboost.inference.tables import as_shown, refused_row, row_of, write_csv, write_json
+from monai_llmboost.networks.class_names import class_names_of, unwrap
 
 logger = logging.getLogger("monai_llmboost")
 # What a bundle's metadata says of a network that takes images of any kind.
@@ -56,9 +60,15 @@ class Predictions:
         saliency: draws maps of what the network looked at; None draws none.
         dicom: writes DICOM objects for scans that came as DICOM; None writes none.
         view: names of cases for the page's three-plane viewer; None takes the first case if there are maps.
+        weights: loads the weights of ``facts`` into ``network`` when the run starts, so that names and numbers are
+            theirs whether or not anything is left to predict. None is a ``model.pt`` where ``facts`` name one.
+        columns: further columns of the tables, of scans that came as DICOM: ``"study_uid"``, ``"accession_number"``.
 
     Raises:
-        ValueError: a report that is neither True nor False; from :meth:`start`, a case to view that is not there.
+        ValueError: a report that is neither True nor False; an unknown column, or one of cases whose names are hidden;
+            from :meth:`start`, a case to view that is not there, weights that do not fit, or a folder that holds the
+            names that are to be hidden; from the run, a network without loaded weights.
+        FileNotFoundError: from :meth:`start`, there are no weights.
     """
 
     def __init__(
@@ -74,6 +84,8 @@ class Predictions:
         saliency: SaliencyMaps | None = None,
         dicom: DicomObjects | None = None,
         view: Sequence[str] | str | None = None,
+        weights: TrainedWeights | None = None,
+        columns: Sequence[str] | str | None = None,
     ) -> None:
         if not isinstance(report, bool):  # the word "false" on a command line would be true
             raise ValueError(f"expected report to be True or False, got {report!r}")
@@ -88,22 +100,63 @@ class Predictions:
         self.saliency = saliency
         self.dicom = dicom
         self.view = [view] if isinstance(view, str) else view
+        self.weights = weights
+        self.columns = checked_columns(columns)
+        if self.columns and cases.hides_names:
+            raise ValueError(f"expected --salt or --columns, got both: {self.columns[0]} identifies a patient")
+        self.loaded = False
+        unwrap(network).register_load_state_dict_post_hook(self._network_loaded)
         self.begun = datetime.now(timezone.utc)
         self.counts = {"predicted": 0, "refused": 0, "skipped": 0}
         self.refused: dict[str, str] = {}
+        self.refused_kinds: dict[str, str] = {}
+
+    def _network_loaded(self, *_: Any) -> None:
+        self.loaded = True
 
     def start(self) -> None:
-        """Take the output folder; tell what was found."""
+        """Load the weights; take the output folder; tell what was found."""
         names = {scan.name for scan in self.cases.scans}
         for case in self.view or ():
             if case not in names:
                 raise ValueError(f"expected a case to view among those found, got {case!r}: see the column case")
+        self._load()
+        self._check_hidden()
         self.journal.open()
         done = f", {self.batches.num_done} of them done before" if self.batches.num_done else ""
         logger.info(
             f"{len(self.cases.scans)} scans to predict{done}, {len(self.cases.refused)} refused, "
             f"{len(self.cases.skipped)} other files"
         )
+
+    def _load(self) -> None:
+        """Load the weights that ``facts`` tell of, as the first thing, on every way through a run."""
+        file, digest = Path(self.facts["weights"]["file"]), self.facts["weights"]["sha256"]
+        if self.weights is None and file.name == WEIGHTS["best"] and file.is_file():
+            self.weights = TrainedWeights(file.parent, self.network)  # copies of the bundle from before it named them
+        if self.weights is None:
+            return
+        self.weights.load()
+        if digest and file == self.weights.path and file_digest(file) != digest:
+            raise ValueError(f"expected {file} to stay as it is, it was written while it was read: run this again")
+
+    def _check_hidden(self) -> None:
+        """Refuse to hide names in a folder where an earlier run left them."""
+        if not self.cases.hides_names:
+            return
+        told = _read_json(self.output_dir / "run.json")
+        if "command" in told or not all(map(HASHED.fullmatch, self.journal.names())):
+            raise ValueError(
+                f"expected a folder without names of cases for --salt, but an earlier run without it wrote into "
+                f"{self.output_dir}: give another folder"
+            )
+
+    def _check_loaded(self) -> None:
+        if not self.loaded:
+            raise ValueError(
+                "expected trained weights in the network, none were loaded: what it predicts means nothing; "
+                'give Predictions its "weights", such as "@trained_weights"'
+            )
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator that does not decollate, whose batches are of :class:`ScanCases`."""
@@ -114,24 +167,29 @@ class Predictions:
         self._started = time.perf_counter()
 
     def _iteration_completed(self, engine: Engine) -> None:
+        self._check_loaded()
         state: Any = engine.state
         batch, probabilities = state.batch, state.output["pred"].tolist()
+        unfit = getattr(getattr(engine, "inferer", None), "unfit", ())
         share = (time.perf_counter() - self._started) / len(probabilities)
         names = class_names_of(self.network)
         rows = []
         for position, values in enumerate(probabilities):
             item = {key: batch[key][position] for key in batch}
+            item["unfit"] = position in unfit
             rows.append(self._row(item, values, names, share))
         self.journal.append(rows)
 
     def _row(self, item: Mapping[str, Any], values: list[float], names: list[str], share: float) -> dict[str, Any]:
         start = time.perf_counter()
         scan = self.cases.scans[int(item["index"])]
-        refused = item["refused"]
-        if not refused and not all(map(math.isfinite, values)):
-            refused = "expected finite probabilities, the network's output is not (or the case did not fit in memory)"
-        row = {**_about(scan), "refused": refused, "warnings": item["warnings"].split("\n") if item["warnings"] else []}
-        row["input_sha256"] = item["input_sha256"]
+        refused, may_pass = item["refused"], bool(item["may_pass"])
+        if not refused and item["unfit"]:
+            refused, may_pass = "expected a case that fits the memory of the device: use --device cpu", True
+        elif not refused and not all(map(math.isfinite, values)):
+            refused = "expected finite probabilities, the network's output is not: look at the scan, or train again"
+        row = {**row_of(scan), "refused": refused, "warnings": item["warnings"].split("\n") if item["warnings"] else []}
+        row |= {"refused_kind": item["refused_kind"], "may_pass": may_pass, "input_sha256": item["input_sha256"]}
         if not refused:
             predicted = values.index(max(values))
             row |= {"probabilities": values, "predicted": names[predicted]}
@@ -155,8 +213,10 @@ class Predictions:
                     lambda: self.cases.volume(int(item["index"]))[0],
                     f"{scan.name}: {row['predicted']} {max(row['probabilities']):.3f}",
                 )
-            except ValueError as error:  # no geometry behind the user's own transforms, say
+            # No geometry behind the user's own transforms, say; what may pass is tried again, and so is the case.
+            except (ValueError, MemoryError, torch.OutOfMemoryError) as error:
                 row["warnings"].append(f"no saliency: {reason_of(error)}")
+                row["may_pass"] = row["may_pass"] or may_pass(error)
         if self.dicom is not None and scan.format == "DICOM":
             try:
                 row["dicom"] = self.dicom(scan, row, names)
@@ -170,11 +230,10 @@ class Predictions:
         idist.barrier()
         mine = {scan.name for scan in self.cases.scans}
         rows = [row for case, row in self.journal.rows().items() if case in mine]
-        rows += [
-            {**_about(scan), "refused": scan.refused, "warnings": list(scan.warnings)} for scan in self.cases.refused
-        ]
+        rows += [refused_row(scan) for scan in self.cases.refused]
         rows.sort(key=lambda row: row["case"])
         self.refused = {row["case"]: row["refused"] for row in rows if row["refused"]}
+        self.refused_kinds = {row["case"]: row.get("refused_kind", "") for row in rows if row["refused"]}
         refused = len(self.refused)
         self.counts = {
             "predicted": len(rows) - refused,
@@ -187,6 +246,7 @@ class Predictions:
         return self.counts
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
+        self._check_loaded()
         names = class_names_of(self.network)
         run = {
             **self.facts,
@@ -198,25 +258,27 @@ class Predictions:
         if not self.cases.hides_names:
             run["command"] = shlex.join(sys.argv)
         aside = not (self.journal.overwrite or self._is_of_this_run())
+        viewers: list[Viewer] = []
+        if self.report:
+            self._draw_thumbnails(rows)
+            viewers = self._viewers(rows)
+        scans = {scan.name: scan for scan in (*self.cases.scans, *self.cases.refused)}
+        shown = [as_shown(row) | identifiers(scans[row["case"]], self.columns) for row in rows]
         with written_whole(self.output_dir / "predictions.csv", aside) as file:
-            _write_csv(file, rows, names)
-        shown = [{key: value for key, value in row.items() if key != "thumbnail"} for row in rows]
+            write_csv(file, shown, names, self.columns)
         with written_whole(self.output_dir / "predictions.json", aside) as file:
             about = {key: run[key] for key in ("class_names", "intended_use") if key in run}
             skipped = [{"file": str(item.path), "reason": item.reason} for item in self.cases.skipped]
-            _write_json(file, {**about, "cases": shown, "skipped": skipped})
+            write_json(file, {**about, "cases": shown, "skipped": skipped})
         with written_whole(self.output_dir / "run.json", aside) as file:
-            _write_json(file, run)
+            write_json(file, run)
         if self.report:
             skips = [(str(item.path), item.reason) for item in self.cases.skipped]
-            write_report(self.output_dir / "report.html", rows, run, skips, self._viewers(rows), aside)
+            write_report(self.output_dir / "report.html", rows, run, skips, viewers, aside)
         logger.info(f"{self.counts['predicted']} predicted, {self.counts['refused']} refused: {self.output_dir}")
 
     def _is_of_this_run(self) -> bool:
-        try:
-            return json.loads((self.output_dir / "run.json").read_text(encoding="utf-8"))["key"] == self.facts["key"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
+        return _read_json(self.output_dir / "run.json").get("key") == self.facts["key"]
 
     def _viewers(self, rows: list[dict[str, Any]]) -> list[Viewer]:
         drawn = {row["case"]: row for row in rows if not row["refused"]}
@@ -225,12 +287,25 @@ class Predictions:
             wanted = list(drawn)[:1] if self.saliency is not None else []
         index = {scan.name: number for number, scan in enumerate(self.cases.scans)}
         viewers = []
-        for case in wanted:
+        for case in dict.fromkeys(wanted):
             if case in drawn:
-                volume, affine = self.cases.volume(index[case])
-                relevance = self._map_of(drawn[case])
-                viewers.append(Viewer(case, viewer_html(volume, affine, relevance, case)))
+                try:
+                    volume, affine = self.cases.volume(index[case])
+                    html = viewer_html(volume, affine, self._map_of(drawn[case]), case)
+                except ValueError as error:  # it cannot be read any more; its prediction stands
+                    drawn[case]["warnings"].append(f"no viewer: {reason_of(error)}")
+                else:
+                    viewers.append(Viewer(case, html))
         return viewers
+
+    def _draw_thumbnails(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Draw the pictures of cases that were predicted by a run without a page."""
+        index = {scan.name: number for number, scan in enumerate(self.cases.scans)}
+        for row in rows:
+            if row["probabilities"] and not row.get("thumbnail"):
+                item = self.cases[index[row["case"]]]
+                if not item["refused"]:
+                    row["thumbnail"] = base64.b64encode(thumbnail(item["image"])).decode()
 
     def _map_of(self, row: Mapping[str, Any]) -> Any:
         import nibabel
@@ -241,38 +316,10 @@ class Predictions:
         return None if image is None else np.asarray(image.dataobj, dtype=np.float32)
 
 
-def _about(scan: Scan) -> dict[str, Any]:
-    """What is known of a case before it is predicted."""
-    return {
-        "case": scan.name,
-        "format": scan.format,
-        "series_uid": scan.series_uid,
-        "modality": scan.modality,
-        "shape": list(scan.shape),
-        "spacing_mm": [round(float(distance), 6) for distance in scan.spacing_mm],
-        "orientation": scan.orientation,
-        "probabilities": [],
-        "predicted": "",
-        "refused": "",
-        "warnings": [],
-        "seconds": 0.0,
-        "input_sha256": "",
-        "saliency": {},
-        "dicom": {},
-        "thumbnail": "",
-    }
-
-
-def _write_csv(file: Any, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
-    columns = [f"p_{name}" for name in names]
-    head = ["case", "series_uid", *columns, "predicted", "refused", "warnings", "seconds"]
-    writer = csv.DictWriter(file, head, restval="", extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        numbers = {column: f"{p:.9g}" for column, p in zip(columns, row["probabilities"])}
-        writer.writerow({**row, **numbers, "warnings": "; ".join(row["warnings"])})
-
-
-def _write_json(file: Any, value: Any) -> None:
-    json.dump(value, file, indent=1, ensure_ascii=True)
-    file.write("\n")
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a file; an empty one if there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -7,7 +7,7 @@ from collections import Counter
 
 from monai.bundle import ConfigParser
 
-from monai_llmboost.bundle import root_cause
+from monai_llmboost.bundle import config_values, merged, root_cause
 from monai_llmboost.studies.plan import Plan
 
 # Of one case alone nobody knows how much others of its class would differ, so that no interval could be told.
@@ -17,8 +17,10 @@ FEWEST_CASES = 2
 def parser_of(plan: Plan, dataset: str, job: str = "train", **more: str) -> ConfigParser:
     """The bundle's configs of a job on a data set, by its first arm; ``more`` are further keys and their values."""
     parser = ConfigParser()
-    parser.read_config([str(file) for file in plan.configs(plan.arms[0], job)])
-    parser.update({**plan.options, "dataset": dataset, "folds": plan.folds, **more})
+    configs = plan.configs(plan.arms[0], job)
+    parser.read_config([str(file) for file in configs])
+    options = {**plan.options_for(dataset), "dataset": dataset, "folds": plan.folds, **more}
+    parser.update(config_values(merged(configs), options))
     return parser
 
 

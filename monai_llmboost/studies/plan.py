@@ -10,8 +10,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monai_llmboost.bundle import bundle_path, check_options, job_configs, monai_arguments
-from monai_llmboost.data import class_names
+from monai_llmboost.bundle import (
+    MONAI_OPTIONS,
+    bundle_path,
+    check_options,
+    job_configs,
+    monai_arguments,
+    option_without_effect,
+)
+from monai_llmboost.data import class_names, reads_files
 
 
 class Preset(NamedTuple):
@@ -36,6 +43,8 @@ OWN = (
     "dataset", "seed", "block_seed", "folds", "fold", "learning_rate", "resume", "split", "weights", "ckpt_dir",
     "output_dir", "bundle_root",
 )  # fmt: skip
+# Keys that are for data sets read from files.
+OF_FILES = ("dataset_dir", "download")
 # What to give in the place of some.
 INSTEAD = {"learning_rate": "give --lr-grid", "seed": "give --seeds", "fold": "give --folds"}
 
@@ -130,6 +139,35 @@ class Plan:
             for job in ("train", "evaluate"):
                 check_options(self.configs(arm, job), self.options)
 
+    def check_effect(self) -> None:
+        """Refuse options that no run uses.
+
+        Raises:
+            ValueError: an option without effect.
+        """
+        if self.lr_seeds > 1 and len(self.lr_grid) < 2:
+            raise ValueError(
+                f"--lr-seeds {self.lr_seeds} has no effect: there are no learning rates to choose from; give several "
+                "with --lr-grid, or leave it out"
+            )
+        given = [name for name in OF_FILES if self.options.get(name)]
+        if given and not any(map(reads_files, self.datasets)):
+            raise ValueError(
+                f"--{given[0]} has no effect: {', '.join(self.datasets)} is made by code and read from no files; give "
+                "--dataset NAME too, or leave it out"
+            )
+        every = [self.configs(arm, job) for arm in self.arms for job in ("train", "evaluate")]
+        unused = option_without_effect(every, self.options, MONAI_OPTIONS)
+        if unused is not None:
+            raise ValueError(
+                f"--{unused} has no effect: none of the arms {', '.join(self.arms)} uses it; leave it out, or add an "
+                "arm that does"
+            )
+
+    def options_for(self, dataset: str) -> dict[str, Any]:
+        """Return the options of the runs on a data set: one that is made by code takes none of files."""
+        return {name: value for name, value in self.options.items() if name not in OF_FILES or reads_files(dataset)}
+
     @property
     def weights(self) -> str:
         """Whose weights the results are of: "best", of the epoch that validation chose, or "last"."""
@@ -181,7 +219,7 @@ class Plan:
             own["learning_rate"] = run.learning_rate
         if run.fold is not None:
             own |= {"folds": self.folds, "fold": run.fold}
-        options = {**self.options, **own, "output_dir": str(folder), **more}
+        options = {**self.options_for(run.dataset), **own, "output_dir": str(folder), **more}
         return monai_arguments(self.bundle, job, run.arm, False, self._overlays(job), **options)
 
     def as_dict(self) -> dict[str, Any]:

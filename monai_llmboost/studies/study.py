@@ -48,17 +48,16 @@ def run_study(
         0 if every run was trained and judged, 1 if some were not, 2 if there is nothing to compare.
 
     Raises:
-        ValueError: a wrong engine, number of jobs or path; the folder holds another study, or another one runs there;
-            a data set with too few test cases.
+        ValueError: a wrong engine or number of jobs; an option without effect; the folder holds another study, or
+            another one runs there; a data set with too few test cases.
         FileNotFoundError, ConnectionError: a data set is not there, or cannot be fetched; no Ray at the address.
     """
     if engine not in ENGINES:
         raise ValueError(f"expected an engine of {', '.join(ENGINES)}, got {engine!r}")
     if not isinstance(jobs, int) or jobs < 1:
         raise ValueError(f"expected jobs to be a whole number from 1, got {jobs!r}")
+    plan.check_effect()
     output = output.absolute()
-    if "#" in str(output):  # of every value MONAI makes its own separator of ids
-        raise ValueError(f"expected --output without #, which MONAI reads as ::, got {output}: give another")
     output.mkdir(parents=True, exist_ok=True)
     try:
         held = FileLock(output / "lock").acquire(timeout=0)

@@ -193,3 +193,13 @@ def test_folds_deal_train_and_val_anew():
 def test_folds_that_cannot_be(options, message):
     with pytest.raises(ValueError, match=message):
         LabelledVolumes("phantom", "val", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [({"root": "images"}, "--dataset_dir"), ({"download": True}, "--download")]
+)
+def test_phantoms_take_no_folder_and_no_download(options, words):
+    """Somebody who names a folder means the set in it."""
+    with pytest.raises(ValueError, match=rf"{words} has no effect: the data set 'phantom' .*give --dataset NAME too"):
+        LabelledVolumes("phantom", "val", **options)
+    LabelledVolumes("phantom", "val", root="~/.medmnist", download=False, folds=2)

@@ -52,3 +52,17 @@ def test_no_case_that_fits_is_said():
 def test_other_errors_pass():
     with pytest.raises(ZeroDivisionError):
         HalvingInferer()(images(1), lambda x: 1 / 0)
+
+
+def test_places_of_cases_that_do_not_fit():
+    def network(x):
+        if (x < 0).any() or len(x) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return x
+
+    inferer = HalvingInferer()
+    assert not inferer.unfit
+    out = inferer(torch.tensor([1.0, -1.0, 2.0, 3.0, -1.0]), network)
+    assert list(inferer.unfit) == torch.isnan(out).nonzero().flatten().tolist() == [1, 4]
+    inferer(torch.ones(2), network)
+    assert not inferer.unfit

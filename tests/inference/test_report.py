@@ -3,6 +3,7 @@ import base64
 import hashlib
 import re
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -95,3 +96,29 @@ def test_a_page_that_fails_leaves_nothing_and_an_earlier_one_is_kept(written):
     folder = written(rows=[]).parent
     assert sorted(path.name for path in folder.iterdir()) == ["report.1.html", "report.html"]
     assert (folder / "report.1.html").read_text() == first
+
+
+def test_viewers_beyond_the_budget_lie_next_to_the_page(written, monkeypatch):
+    html = viewer_html(np.random.default_rng(0).random((4, 5, 6)), np.eye(4), None, "x")
+    rows = [row("a", 0.5), row("b #1/../c", 0.5)]
+    monkeypatch.setattr("monai_llmboost.inference.page.report.VIEWER_BUDGET", 1.5 * len(html))
+    page = written(rows, viewers=[Viewer("a", html), Viewer("b #1/../c", html)])
+    text = page.read_text()
+    assert text.count('id="viewer-') == 1
+    (address,) = re.findall(r'href="\./(viewers/[^"]*)" target="_blank"', text)
+    (file,) = (page.parent / "viewers").rglob("*.html")
+    assert file == page.parent / unquote(address)
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', file.read_text())
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+
+
+def test_a_class_is_told_with_its_probability_and_what_is_known_of_the_weights(written):
+    rows = [row("a", 0.51)]
+    text = written(rows).read_text()
+    assert re.search(r'<td class="predicted"><bdi>malignant</bdi> <span>0\.510</span></td>', text)
+    assert "No figures of how well these weights do were found" in text
+    figures = {"evaluation": {"dataset": "x", "split": "test", "cases": 9, "auc": 0.5, "acc": 0.25}}
+    assert (
+        "Evaluated on 9 labelled cases (x, test split): AUC 0.500, ACC 0.250."
+        in written(rows, figures=figures).read_text()
+    )

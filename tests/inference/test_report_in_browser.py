@@ -148,7 +148,7 @@ def test_hostile_text_stays_text(written, opened):
     )
     assert cases(page) == [HOSTILE, "\\u202egnp.exe", "line\\nbreak", "no utf-8 \\udcff", "é 中 ok", "refused"]
     assert page.evaluate("[window.hacked, document.querySelectorAll('img[src=x]').length]") == [None, 0]
-    assert page.locator("td.predicted").first.text_content() == HOSTILE
+    assert page.locator("td.predicted bdi").first.text_content() == HOSTILE
     assert HOSTILE in page.locator(".reason").text_content()
     page.get_by_text("0 skipped files").click()
     assert page.locator(".files li").all_text_contents()[:2] == [HOSTILE, "\\u202egnp.exe"]
@@ -220,3 +220,27 @@ def test_print_shows_a_table_and_no_controls(written, opened):
         "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.querySelector('thead')).display]"
     )
     assert page.evaluate(styles) == ["rgb(255, 255, 255)", "table-header-group"]
+
+
+def test_a_viewer_next_to_the_page_opens_in_a_page_of_its_own(written, opened, monkeypatch):
+    monkeypatch.setattr(report, "VIEWER_BUDGET", 0)
+    html = viewer_html(np.random.default_rng(0).random((9, 10, 11)), np.eye(4), None, "x")
+    path = written(viewers=[Viewer("case-2", html)])
+    page = opened(path)
+    assert page.locator("#viewer").count() == 0
+    assert page.locator("tr", has_text="case-2").get_by_role("link", name="three planes").is_visible()
+    viewer = opened(path.parent / "viewers" / "case-2.html")
+    viewer.locator("canvas").wait_for()
+    viewer.wait_for_timeout(300)
+    drawn = np.asarray(Image.open(io.BytesIO(viewer.locator("canvas").screenshot())).convert("RGB"), dtype=float)
+    assert drawn.std() > 20
+
+
+def test_previews_of_either_kind_are_shown(written, opened, tmp_path):
+    Image.new("RGB", (300, 100)).save(tmp_path / "new.webp")
+    (tmp_path / "old.png").write_bytes(png(301, 100))
+    page = opened(written([row(name, 0.5, saliency={"preview": name}) for name in ("new.webp", "old.png")]))
+    page.locator("a[data-preview]").first.click()
+    for width in (300, 301):
+        page.wait_for_function(f"document.querySelector('dialog img').naturalWidth === {width}")
+        page.keyboard.press("ArrowRight")

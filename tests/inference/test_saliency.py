@@ -216,7 +216,7 @@ def test_the_files_of_a_case(write, tmp_path, image, which):
         "network": "saliency/a/x.nii.gz/network.nii.gz",
         "before_booster": "saliency/a/x.nii.gz/before_booster.nii.gz",
         "after_booster": "saliency/a/x.nii.gz/after_booster.nii.gz",
-        "preview": "saliency/a/x.nii.gz/preview.png",
+        "preview": "saliency/a/x.nii.gz/preview.webp",
     }
     run = tmp_path / "run"
     assert {path.relative_to(run).as_posix() for path in run.rglob("*.*") if path.is_file()} == set(files.values())

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from conftest import BUNDLE
+from monai.bundle import ConfigParser
 
 from monai_llmboost.bundle import copy_bundle
 from monai_llmboost.studies import PRESETS, Plan, Run
+from monai_llmboost.studies.datasets import parser_of
 
 ARMS = ("none", "mlp", "pretrained")
 
@@ -148,3 +150,35 @@ def test_a_bundle_without_the_preset(tmp_path):
     shutil.rmtree(tmp_path / "bundle" / "configs" / "published")
     with pytest.raises(ValueError, match=r"expected network\.json in the bundle for the preset rllm, found none"):
         plan_of(bundle=str(tmp_path / "bundle"), preset="rllm")
+
+
+def test_paths_reach_the_configs_as_they_are(tmp_path):
+    plan = plan_of(options={"block": "b #1.safetensors", "dataset_dir": "$x @y"}, datasets=("adrenalmnist3d",))
+    folder = tmp_path / "study #1" / "a::b"
+    arguments = plan.arguments(Run("adrenalmnist3d", "none", 0), "train", folder)
+    parsed = {key: ConfigParser({"x": arguments[key]}).get_parsed_content("x")
+              for key in ("ckpt_dir", "output_dir", "block", "dataset_dir")}  # fmt: skip
+    assert parsed == {"ckpt_dir": str(folder), "output_dir": str(folder), **plan.options}
+    parser = parser_of(plan, "adrenalmnist3d")
+    assert {key: parser.get_parsed_content(key) for key in plan.options} == plan.options
+
+
+def test_options_of_files_are_for_the_sets_that_have_some():
+    options = {"dataset_dir": "images", "download": True, "epochs": 2}
+    plan = plan_of(datasets=("phantom", "adrenalmnist3d"), options=options)
+    plan.check_effect()
+    for dataset, has in (("phantom", False), ("adrenalmnist3d", True)):
+        arguments = plan.arguments(Run(dataset, "none", 0), "train", Path("x"))
+        assert ("dataset_dir" in arguments, "download" in arguments, arguments["epochs"]) == (has, has, 2)
+        assert (parser_of(plan, dataset).get_parsed_content("dataset_dir") == "images") is has
+    for name in ("dataset_dir", "download"):
+        with pytest.raises(ValueError, match=f"--{name} has no effect: phantom is made by code"):
+            plan_of(options={name: options[name]}).check_effect()
+    plan_of(options={"download": False}).check_effect()
+
+
+def test_an_option_has_an_effect_if_any_arm_uses_it():
+    plan_of(options={"gate": True, "block": "x"}).check_effect()
+    with pytest.raises(ValueError, match="--lora_rank has no effect: none of the arms none, mlp, pretrained uses it"):
+        plan_of(options={"lora_rank": 2}).check_effect()
+    plan_of(arms=("none", "lora"), references=("none",), options={"lora_rank": 2}).check_effect()

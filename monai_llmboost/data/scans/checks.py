@@ -12,6 +12,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import TransformBackends, ensure_tuple_rep
 
+from monai_llmboost.data.scans.scan import RefusedScan
+
 # A volume that uses less of the range than this was most likely scaled before.
 SMALLEST_USE_OF_RANGE = 0.01
 # An image has more different values than this among as many voxels; a map of labels has not.
@@ -66,17 +68,26 @@ class CheckVolumed(MapTransform):
                 self._warn(data[key])
         return dict(data)
 
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Refuse a volume by its voxels along (i, j, k), which a header tells.
+
+        Raises:
+            RefusedScan: too few voxels.
+        """
+        if any(size < least for size, least in zip(shape, self.min_size)):
+            raise RefusedScan(
+                f"expected at least {' x '.join(map(str, self.min_size))} voxels, got "
+                f"{' x '.join(map(str, shape))}: too small to be predicted, give the whole scan",
+                kind="too-small",
+            )
+
     def _check(self, volume: torch.Tensor) -> None:
         if volume.dim() != 4 or volume.shape[0] != self.channels:
             raise ValueError(
                 f"expected a volume with {self.channels} channel(s), got shape {tuple(volume.shape)}: give those that "
                 "the network was trained with, and no others"
             )
-        if any(size < least for size, least in zip(volume.shape[1:], self.min_size)):
-            raise ValueError(
-                f"expected at least {' x '.join(map(str, self.min_size))} voxels, got "
-                f"{' x '.join(map(str, volume.shape[1:]))}: too small to be predicted, give the whole scan"
-            )
+        self.check_shape(volume.shape[1:])
         if not torch.isfinite(volume).all():
             wrong = int((~torch.isfinite(volume)).sum())
             raise ValueError(f"expected finite voxels, {wrong} are NaN or infinite: {EXPORT}")
@@ -87,13 +98,14 @@ class CheckVolumed(MapTransform):
         if not self.clip_intensities:
             advice += " --clip_intensities True"
         if not self.clip_intensities and (low < self.low or high > self.high):
-            raise ValueError(
-                f"expected voxels from {self.low:g} to {self.high:g}, as in training, got {low:g} to {high:g}: {advice}"
-            )
+            told = f"expected voxels from {self.low:g} to {self.high:g}, as in training, got {low:g} to {high:g}"
+            raise RefusedScan(f"{told}: {advice}", kind="range")
         if (high - low) < SMALLEST_USE_OF_RANGE * (self.high - self.low):
-            raise ValueError(
+            labels = _values_looked_at(volume) < FEWEST_VALUES
+            raise RefusedScan(
                 f"expected voxels that use the range {self.low:g} to {self.high:g}, got {low:g} to {high:g}, perhaps "
-                f"{'a map of labels' if _values_looked_at(volume) < FEWEST_VALUES else 'scaled before'}: {advice}"
+                f"{'a map of labels' if labels else 'scaled before'}: {advice}",
+                kind="label-map" if labels else "range",
             )
 
     def _warn(self, volume: MetaTensor) -> None:

@@ -13,11 +13,11 @@ from monai.data import ImageReader
 from monai.utils import ensure_tuple
 
 from monai_llmboost.data.scans.dicom.headers import looks_like_dicom
-from monai_llmboost.data.scans.dicom.reader import DicomSeriesReader
+from monai_llmboost.data.scans.dicom.reader import DicomSeriesReader, paths_of
 from monai_llmboost.data.scans.kinds import DICOM_SUFFIXES, first_bytes, kind_of
 from monai_llmboost.data.scans.nifti.headers import LARGEST_VOLUME
 from monai_llmboost.data.scans.nifti.reader import BoundedNiftiReader, refusal
-from monai_llmboost.data.scans.scan import RefusedScan
+from monai_llmboost.data.scans.scan import RefusedScan, Scan, chosen_volume
 
 
 class ScanReader(ImageReader):
@@ -50,6 +50,18 @@ class ScanReader(ImageReader):
     def verify_suffix(self, filename: Sequence[str | os.PathLike] | str | os.PathLike) -> bool:
         """Whether it is for this reader, which tells by the content what it is."""
         return True
+
+    def check_header(self, scan: Scan) -> None:
+        """Refuse a scan as reading it would, as far as its header tells what finding it did not ask.
+
+        Raises:
+            RefusedScan: the scan would be refused.
+        """
+        chosen_volume(self.nifti.volume, scan.shape)
+        if scan.format == "DICOM" and self.dicom.is_stricter_than_finding:
+            read = self.dicom.read(paths_of(scan))
+            if isinstance(read, RefusedScan):
+                raise read
 
     def read(self, data: Sequence[str | os.PathLike] | str | os.PathLike, **kwargs: Any) -> Any:
         """The volume, or the refusal; for ``get_data`` only."""

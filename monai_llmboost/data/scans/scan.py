@@ -3,8 +3,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
+
+# Words for kinds of refusals, by which a run can be told which ones are usual.
+REFUSED_KINDS = (
+    "single-slice", "several-volumes", "missing-slices", "uneven-slices", "no-geometry", "gantry-tilt", "mixed",
+    "unclear", "damaged", "too-small", "too-large", "range", "label-map", "colour",
+)  # fmt: skip
 
 
 class RefusedScan(ValueError):
@@ -12,14 +19,14 @@ class RefusedScan(ValueError):
 
     Args:
         message: the sentence.
-        kind: one word for the kind of reason, such as ``"missing-slices"``; empty for a kind of its own.
-        may_pass: whether the reason may be gone at the next try, such as too little memory.
+        may_pass: whether the reason may be gone when the same is tried again, such as a lack of memory.
+        kind: a short word for the kind of reason, such as ``"single-slice"``; empty if it has none.
     """
 
-    def __init__(self, message: str = "", kind: str = "", may_pass: bool = False) -> None:
+    def __init__(self, message: str = "", *, may_pass: bool = False, kind: str = "") -> None:
         super().__init__(message)
-        self.kind = kind
         self.may_pass = may_pass
+        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class Scan:
         stack: eight characters that stand for its slices among those of its files; of DICOM only.
         warnings: what is odd about it and does not keep it from being read.
         refused: why it cannot be read rightly; empty if it can, as far as its header tells.
-        refused_kind: one word for the kind of that reason, see :class:`RefusedScan`.
+        refused_kind: the kind of that reason, a short word; empty if it has none.
     """
 
     name: str
@@ -63,11 +70,13 @@ class SkippedFile:
         path: the file.
         reason: why it is none.
         unread: whether it may be part of a scan all the same, for what it holds cannot be told.
+        may_pass: whether the reason may be gone when it is read again.
     """
 
     path: Path
     reason: str
     unread: bool = False
+    may_pass: bool = False
 
 
 def check_volume(volume: int | None) -> None:
@@ -76,17 +85,17 @@ def check_volume(volume: int | None) -> None:
         raise ValueError(f"expected volume to be a whole number from 0, got {volume!r}: give the one to be read")
 
 
-def chosen_volume(volume: int | None, count: int, shape: tuple[int, ...] | None = None) -> int:
-    """Which of several volumes of a scan is to be read.
+def chosen_volume(volume: int | None, shape: tuple[int, ...]) -> int:
+    """Which of the volumes of a scan of this shape, (i, j, k) or (i, j, k, volumes), is to be read.
 
     Raises:
         RefusedScan: there are several and none is chosen, or the chosen one is not there.
     """
+    count = math.prod(shape[3:])
     if volume is None and count > 1:
-        where = f" (shape {shape})" if shape else ""
         raise RefusedScan(
-            f"expected one volume, got {count}{where}: choose one with --volume K (volume=K in Python), from 0 to "
-            f"{count - 1}",
+            f"expected one volume, got {count} (shape {shape}): choose one with --volume K (volume=K in Python), "
+            f"from 0 to {count - 1}",
             kind="several-volumes",
         )
     if volume is not None and volume >= count:

@@ -20,7 +20,7 @@ from monai_llmboost.inference.maps.previews import save_preview
 from monai_llmboost.inference.maps.relevance import relevance_maps
 
 FOLDER = "saliency"
-PREVIEW = "preview.png"
+PREVIEW = "preview.webp"
 # Two grids whose axes drift apart by less than this many tokens over the whole volume are parallel.
 PARALLEL = 1e-4
 # Written values are whole multiples of this: the digits below it mean nothing, and would not compress.
@@ -129,7 +129,7 @@ def _inverse(affine: np.ndarray) -> np.ndarray:
 class SaliencyMaps:
     """Writes a case's maps, as NIfTI files on the case's own grid, and a picture of them.
 
-    ``output_dir/saliency/NAME/{network,before_booster,after_booster}.nii.gz`` and ``preview.png``; NAME is the case's
+    ``output_dir/saliency/NAME/{network,before_booster,after_booster}.nii.gz`` and ``preview.webp``; NAME is the case's
     name where every file system takes it, and otherwise one made of it, different for different cases. Each file
     appears whole or not at all. The maps' values are rounded to multiples of 1/256.
 
@@ -207,7 +207,7 @@ def folder_of(name: str) -> Path:
 
 def _folder_part(part: str) -> str:
     kept = re.sub(r"[^\w .,()+=@-]", "_", part)[:LONGEST_PART]
-    own = {PREVIEW, *(f"{what}.nii.gz" for what in WHAT)}
+    own = {PREVIEW, "preview.png", *(f"{what}.nii.gz" for what in WHAT)}
     if kept == part and part not in own and part.strip(". ") and part[-1] not in ". ":
         return part
     digest = hashlib.sha256(part.encode(errors="surrogateescape")).hexdigest()[:12]

@@ -69,7 +69,8 @@
     const row = link.closest("tr");
     dialog.querySelector("h2").textContent = row.querySelector("th bdi").textContent;
     const image = dialog.querySelector("img");
-    image.src = "data:image/png;base64," + document.getElementById("preview-" + link.dataset.preview).textContent;
+    const picture = document.getElementById("preview-" + link.dataset.preview);
+    image.src = "data:" + picture.dataset.type + ";base64," + picture.textContent;
     image.alt = "Preview of " + row.querySelector("th bdi").textContent;
     dialog.querySelector(".before").disabled = !beside(-1);
     dialog.querySelector(".after").disabled = !beside(1);

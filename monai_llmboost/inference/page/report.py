@@ -8,6 +8,7 @@ import hashlib
 import math
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,6 +17,8 @@ import jinja2
 from markupsafe import Markup
 
 from monai_llmboost.engines.files import written_whole
+from monai_llmboost.inference.figures import sentences
+from monai_llmboost.inference.maps.saliency import folder_of
 from monai_llmboost.inference.page.house import style_of, visible
 from monai_llmboost.inference.page.viewer import Viewer, viewer_html
 
@@ -23,8 +26,11 @@ __all__ = ["Viewer", "viewer_html", "write_report"]
 
 HERE = Path(__file__).parent
 NUM_BINS = 20
-# Previews up to this many bytes lie inside the page; a browser still opens that quickly. The others stay beside it.
-PREVIEW_BUDGET = 50_000_000
+# Previews and viewers up to so many bytes lie inside the page, in the order of the cases; the others lie next to it.
+PREVIEW_BUDGET = 20_000_000
+VIEWER_BUDGET = 5_000_000
+VIEWERS = "viewers"
+TYPES = {".png": "image/png", ".webp": "image/webp"}
 
 
 def write_report(
@@ -49,7 +55,8 @@ def write_report(
         run: what made the predictions; shown in whole. Needed are ``bundle``, ``class_names``, ``intended_use``,
             ``started`` (ISO 8601), ``seconds`` and ``cases`` (how many were ``predicted``, ``refused``, ``skipped``).
         skipped: files that are no scans, each with the reason.
-        viewers: the cases that can be looked through.
+        viewers: the cases that can be looked through; those beyond 5 MB are written into the folder ``viewers`` next to
+            the page, each a page of its own. The browser draws one when it is asked for it.
         aside: rename an earlier file of that name; otherwise it is replaced.
 
     Raises:
@@ -73,6 +80,8 @@ def write_report(
     environment.filters |= {"address": _address, "number": _number}
     environment.tests["flat"] = _is_flat
     previews = _previews(path.parent, rows)
+    inside, beside = _parted(viewers)
+    links = {numbers[viewer.case]: _written_beside(path.parent, viewer) for viewer in beside}
     script = _text_of("report.js")
     parts = environment.get_template("report.html").generate(
         rows=rows,
@@ -81,15 +90,18 @@ def write_report(
         keys=[_keys(row, number, len(class_names)) for number, row in enumerate(rows)],
         histograms=[_histogram(rows, index, name) for index, name in enumerate(class_names)],
         skipped=_by_reason(skipped),
-        viewers=viewers,
-        viewer_of={numbers[viewer.case]: index for index, viewer in enumerate(viewers)},
+        viewers=inside,
+        viewer_of={numbers[viewer.case]: index for index, viewer in enumerate(inside)},
+        viewer_files=links,
+        figures=sentences(run.get("figures") or {}),
         previews=previews,
         embedded=_within_budget(previews),
         budget=PREVIEW_BUDGET,
+        type_of=lambda file: TYPES.get(file.suffix, "image/png"),
         base64_of=lambda file: base64.b64encode(file.read_bytes()).decode(),
         style=style_of(HERE),
         script=script,
-        allowed_scripts=_fingerprints([script, *(text for viewer in viewers for text in _scripts(viewer.html))]),
+        allowed_scripts=_fingerprints([script, *(text for viewer in inside for text in _scripts(viewer.html))]),
     )
     with written_whole(path, aside) as file:
         file.writelines(parts)
@@ -153,6 +165,27 @@ def _within_budget(previews: dict[int, Path]) -> dict[int, Path]:
             break
         embedded[number] = file
     return embedded
+
+
+def _parted(viewers: Sequence[Viewer]) -> tuple[list[Viewer], list[Viewer]]:
+    """Return the viewers that lie inside the page, and the others."""
+    sizes = accumulate(len(viewer.html) for viewer in viewers)
+    inside = [viewer for viewer, size in zip(viewers, sizes) if size <= VIEWER_BUDGET]
+    return inside, list(viewers[len(inside) :])
+
+
+def _written_beside(folder: Path, viewer: Viewer) -> str:
+    """Write a viewer as a page of its own, which may ask for nothing either; return its path below the folder."""
+    place = folder / VIEWERS / folder_of(viewer.case)
+    place = place.with_name(f"{place.name}.html")
+    policy = (
+        f"default-src 'none'; script-src {_fingerprints(_scripts(viewer.html))}; style-src 'unsafe-inline'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    meta = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
+    with written_whole(place, aside=False) as file:
+        file.write(re.sub(r"<head[^>]*>", lambda head: head[0] + meta, viewer.html, count=1))
+    return place.relative_to(folder).as_posix()
 
 
 def _text_of(name: str) -> Markup:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import base64
 import html
+import io
 import json
 import re
 import warnings
@@ -12,12 +14,14 @@ from typing import Any, NamedTuple
 import nibabel
 import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
+from PIL import Image
 from scipy.ndimage import affine_transform
 
 NUM_VOXELS = 128  # along the longest axis of what the page holds: about a megabyte for each volume
 WINDOW = (1, 99)  # percentiles of the voxels that are black and white
 FAINTEST = 0.2  # relevance below this part of its maximum is not drawn
 OPACITY = 0.5
+SPRITE = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=\s]+)")
 
 # The viewer's canvas is as wide as its box: the box is kept as narrow as lets the canvas fit in height too.
 STYLE = """<style>
@@ -168,9 +172,24 @@ def _finished(page: str, shape: tuple[int, ...], title: str, opacity: float) -> 
     page = re.sub(r"<link[^>]*>", "", page)
     page = re.sub(r"<title>.*?</title>", lambda _: head, page, count=1, flags=re.DOTALL)
     page = re.sub(r"brainsprite\((\{.*?\})\);", _mirrored, page, count=1, flags=re.DOTALL)
+    page = SPRITE.sub(_packed, page)
     page = page.replace('value="100"', f'value="{opacity:.0%}"'.replace("%", ""), 1)  # where its slider begins
     before, start, last_script = page.rpartition("<script>")
     return before + KEYS + start + last_script
+
+
+def _packed(sprite: re.Match[str]) -> str:
+    """Return a sprite as a WebP without loss, grey ones with one channel, where that is smaller than its PNG."""
+    content = base64.b64decode(sprite[1])
+    picture: Any = Image.open(io.BytesIO(content)).convert("RGBA")
+    *colours, opacity = picture.split()
+    if opacity.getextrema() == (255, 255):
+        picture = colours[0] if colours[0] == colours[1] == colours[2] else picture.convert("RGB")
+    file = io.BytesIO()
+    picture.save(file, "WEBP", lossless=True, quality=50, exact=True)
+    if len(file.getvalue()) >= len(content):
+        return sprite[0]
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _mirrored(call: re.Match[str]) -> str:

@@ -13,6 +13,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from monai_llmboost.boosters import ResidualBooster
+from monai_llmboost.bundle import config_values, merged
+from monai_llmboost.data import check_source
 from monai_llmboost.studies.cost.measure import costs, device_name
 
 
@@ -37,7 +39,8 @@ def cost_of_arms(arms: Mapping[str, Sequence[Path]], overrides: Mapping[str, Any
     for name, files in arms.items():
         parser = ConfigParser()
         parser.read_config([str(file) for file in files])
-        parser.update(dict(overrides))
+        parser.update(config_values(merged(files), overrides))
+        _check_data(parser)
         device = torch.device(parser.get_parsed_content("device"))
         torch.manual_seed(0)
         networks[name] = parser.get_parsed_content("network_def").to(device)
@@ -57,6 +60,13 @@ def cost_of_arms(arms: Mapping[str, Sequence[Path]], overrides: Mapping[str, Any
         "rounds": rounds,
         "arms": results,
     }
+
+
+def _check_data(parser: ConfigParser) -> None:
+    """Refuse options of data that the data set does not use, though no data are read here."""
+    keys = ("dataset", "dataset_dir", "download")
+    if all(key in parser for key in keys):
+        check_source(*(parser.get_parsed_content(key) for key in keys))
 
 
 def read_out(network: nn.Module, x: Tensor) -> str:

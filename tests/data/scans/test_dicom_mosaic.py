@@ -162,7 +162,7 @@ def test_mosaics_of_several_times_are_one_scan_of_several_volumes(tmp_path):
     assert (scan.shape, scan.refused, scan.warnings) == ((*SHAPE, 3), "", ())
     for t in range(3):
         np.testing.assert_array_equal(read(tmp_path, t)[0], volume + t)
-    with pytest.raises(RefusedScan, match="expected one volume, got 3: choose one with --volume K"):
+    with pytest.raises(RefusedScan, match=r"expected one volume, got 3 .*: choose one with --volume K"):
         read(tmp_path)
 
 

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import errno
 import shutil
 
 import nibabel
@@ -184,3 +185,21 @@ def test_workers_of_a_dataloader(tmp_path):
     (batch,) = DataLoader(items, batch_size=3, num_workers=2)
     expected = np.stack([VOLUME + case for case in range(3)])[:, None, ::-1, ::-1]
     assert np.array_equal(batch["image"].numpy(), expected)
+
+
+def test_a_slice_that_cannot_be_read_now_is_a_reason_that_may_pass(tmp_path, monkeypatch):
+    paths = write_series(tmp_path, VOLUME)
+
+    def gone(path, *args, **kwargs):
+        if path == paths[2]:
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(path, *args, **kwargs)
+
+    opened = type(tmp_path).open
+    monkeypatch.setattr(type(tmp_path), "open", gone)
+    reader = DicomSeriesReader()
+    with pytest.raises(
+        RefusedScan, match=r"cannot be read: Input/output error \(series-\d+.dcm\): try again"
+    ) as refused:
+        reader.get_data(reader.read(paths))
+    assert refused.value.may_pass

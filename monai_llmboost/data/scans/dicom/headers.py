@@ -101,7 +101,8 @@ def read_header(path: Path) -> tuple[SliceHeader, ...] | SkippedFile:
         with quiet():
             return _read(path)
     except OSError as error:
-        return SkippedFile(path, f"expected a DICOM file, it cannot be read: {error.strerror or 'cut short'}", True)
+        reason = f"expected a DICOM file, it cannot be read: {error.strerror or 'cut short'}"
+        return SkippedFile(path, reason, unread=True, may_pass=bool(error.strerror))
     except Exception as error:  # whatever a damaged file leads to; its text may quote the patient's tags
         return SkippedFile(path, f"expected a DICOM file, it is damaged ({type(error).__name__})", True)
 

@@ -141,7 +141,9 @@ def _damaged(path: Path, error: Exception) -> RefusedScan:
     if isinstance(error, MemoryError) or getattr(error, "strerror", None):
         what = getattr(error, "strerror", None) or "too little memory"
         return RefusedScan(
-            f"expected {path.name} to be readable, got: {what}: try again, or copy it again", "damaged", may_pass=True
+            f"expected {path.name} to be readable, got: {what}: try again, or copy it again",
+            kind="damaged",
+            may_pass=True,
         )
     return RefusedScan(
         f"expected pixels that can be unpacked, {path.name} is damaged, cut short or in an unknown syntax "

@@ -65,6 +65,11 @@ class DicomSeriesReader(ImageReader):
         self.min_slices = min_slices
         self.gantry_tilt = gantry_tilt
 
+    @property
+    def is_stricter_than_finding(self) -> bool:
+        """Whether a scan that was found may be refused by its headers."""
+        return self.min_slices > 2 or self.gantry_tilt == "refuse"
+
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """Whether it is a folder with DICOM files, or are DICOM files by their content; DICOM has no suffix."""
         try:
@@ -117,11 +122,13 @@ class DicomSeriesReader(ImageReader):
         """The slices of the volume that is asked for, and their geometry."""
         if stack.refused:
             raise RefusedScan(stack.refused, kind=stack.refused_kind)
-        return stack.layouts[chosen_volume(self.volume, len(stack.layouts))]
+        return stack.layouts[chosen_volume(self.volume, _shape(stack))]
 
     def _one_stack(self, data: Sequence[PathLike] | PathLike) -> Stack:
         paths, choice = _paths(data)
         stacks, skipped = dicom_stacks(_files(paths), self.min_slices)
+        if lost := next((file for file in skipped if file.may_pass), None):
+            raise RefusedScan(f"{lost.reason} ({lost.path.name}): try again", kind="damaged", may_pass=True)
         if choice:
             chosen = [stack for stack in stacks if choice in (stack.digest, stack.slices[0].series_uid)]
             if not chosen:
@@ -183,6 +190,11 @@ def straighten(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.n
     return straight, out
 
 
+def _shape(stack: Stack) -> tuple[int, ...]:
+    first, count = stack.layouts[0].slices, len(stack.layouts)
+    return (first[0].columns, first[0].rows, len(first), *([count] if count > 1 else []))
+
+
 def _paths(data: Sequence[PathLike] | PathLike) -> tuple[list[Path], str]:
     """Paths, and which volume of theirs is meant, if that is said."""
     paths, choices = [], set()
@@ -211,7 +223,7 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
 def _listed(stacks: Sequence[Stack]) -> str:
     def words(stack: Stack) -> str:
         first = stack.slices[0]
-        what = "refused" if stack.refused else f"{first.columns}x{first.rows}x{len(stack.slices)}"
+        what = "refused" if stack.refused else "x".join(map(str, _shape(stack)))
         return f"{stack.digest} ({first.modality or 'no modality'}, {what})"
 
     more = f" and {len(stacks) - LISTED} more" if len(stacks) > LISTED else ""

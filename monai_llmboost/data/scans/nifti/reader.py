@@ -107,8 +107,10 @@ def refusal(error: Exception) -> RefusedScan:
     if isinstance(error, RefusedScan):
         return error.with_traceback(None)
     if isinstance(error, MemoryError):
-        return RefusedScan("expected a volume that fits the memory, but there is not enough: use a larger machine")
-    return RefusedScan(sentence(error) or type(error).__name__)
+        told = "expected a volume that fits the memory, but there is not enough: use a larger machine"
+        return RefusedScan(told, may_pass=True)
+    of_the_system = isinstance(error, OSError) and error.errno is not None  # and no BadGzipFile or the like
+    return RefusedScan(sentence(error) or type(error).__name__, may_pass=of_the_system)
 
 
 def read_voxels(header: NiftiHeader, volume: int | None = None) -> np.ndarray:
@@ -118,7 +120,7 @@ def read_voxels(header: NiftiHeader, volume: int | None = None) -> np.ndarray:
         RefusedScan: damaged, not what its header says, several volumes and none chosen, or not finite in float32.
         OSError: the file cannot be read.
     """
-    volume = chosen_volume(volume, math.prod(header.shape[3:]), header.shape)
+    volume = chosen_volume(volume, header.shape)
     size = math.prod(header.shape[:3]) * header.dtype.itemsize
     start = header.offset + volume * size
     with header.voxels.open("rb") as raw:

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import difflib
-import json
 import numbers
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from monai_llmboost.bundle.content import merged, read_config, value_at
+from monai_llmboost.bundle.effect import option_without_effect
+from monai_llmboost.bundle.words import config_values
 
 # Configs of a job, in the order in which MONAI merges them; the arm's overlay comes behind the first.
 JOBS = {"train": ["train.json"], "evaluate": ["train.json", "evaluate.json"], "inference": ["inference.json"]}
@@ -31,7 +34,7 @@ def bundle_path(name: str | Path) -> Path:
     Raises:
         FileNotFoundError: there is no such bundle; the message lists those of the package.
     """
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     # In an installed wheel they lie inside the package, in a checkout (and so an editable install) beside it.
     for place in (Path(), package / "bundles", package.parent / "bundles"):
         if (place / name / "configs" / "metadata.json").is_file():
@@ -66,11 +69,15 @@ def job_configs(bundle: Path, job: str, arm: str | None = None) -> list[Path]:
     if arm is None:
         overlays = []
     else:
-        arms = sorted(file.stem for file in (bundle / "configs" / ARMS_FOLDER).glob("*.json"))
+        arms = _arms(bundle)
         if arm not in arms:
             raise ValueError(f"expected an arm of {', '.join(arms)}, got {arm!r}")
         overlays = [f"{ARMS_FOLDER}/{arm}.json"]
     return [bundle / "configs" / name for name in [first, *overlays, *rest]]
+
+
+def _arms(bundle: Path) -> list[str]:
+    return sorted(file.stem for file in (bundle / "configs" / ARMS_FOLDER).glob("*.json"))
 
 
 def check_options(configs: list[Path], overrides: Mapping[str, Any]) -> None:
@@ -80,7 +87,7 @@ def check_options(configs: list[Path], overrides: Mapping[str, Any]) -> None:
         ValueError: a key that the configs do not have (the message names the nearest one there is); a key below
             something that has no parts; no number, or too small a one, where the configs have a number; broken JSON.
     """
-    content = _merged(configs)
+    content = merged(configs)
     known = {key.partition("#")[0] for key in content} | set(MONAI_OPTIONS)
     for given, value in overrides.items():
         key = given.replace("::", "#")
@@ -91,47 +98,14 @@ def check_options(configs: list[Path], overrides: Mapping[str, Any]) -> None:
                 f"the bundle has no option --{first}"
                 + (f": did you mean --{near[0]}?" if near else f"; it has {', '.join(sorted(known))}")
             )
-        if above and not isinstance(there := _value(content, above), (dict, list)):
+        if above and not isinstance(there := value_at(content, above), (dict, list)):
             raise ValueError(
                 f"expected {above} to be an object or a list, got {'nothing' if there is None else repr(there)} in "
                 f"{', '.join(file.name for file in configs)}: leave out --{given}"
             )
         if value is not None:  # which is as good as not given, for MONAI
-            _check_number(key, value, _value(content, key))
+            _check_number(key, value, value_at(content, key))
             content[key] = value
-
-
-def _merged(configs: Iterable[Path]) -> dict[str, Any]:
-    """What configs say together; a key such as ``train#handlers`` stays beside ``train``, a ``+`` is done."""
-    content: dict[str, Any] = {}
-    for file in configs:
-        for given, value in _read(file).items():
-            key = given.removeprefix("+").replace("::", "#")
-            if given.startswith("+"):
-                there = _value(content, key)
-                value = [*(there or []), *value] if isinstance(value, list) else {**(there or {}), **value}
-            content[key] = value
-    return content
-
-
-def _read(config: Path) -> dict[str, Any]:
-    """A file of a bundle's ``configs``, or ValueError with the place of the mistake in it."""
-    try:
-        return json.loads(config.read_text())
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise ValueError(f"expected JSON in {config}, got a mistake at {place} ({error.msg}): correct it") from error
-
-
-def _value(content: Mapping[str, Any], key: str) -> Any:
-    """What merged configs have at a key such as ``train#handlers#0``; ``None`` if nothing."""
-    if key in content:
-        return content[key]
-    above, _, last = key.rpartition("#")
-    parent = _value(content, above) if above else None
-    if isinstance(parent, list):
-        return parent[int(last)] if last.isdecimal() and int(last) < len(parent) else None
-    return parent.get(last) if isinstance(parent, dict) else None
 
 
 def _check_number(key: str, value: Any, usual: Any) -> None:
@@ -162,15 +136,45 @@ def run_bundle(
 
     Raises:
         ValueError: an unknown job, arm or key (MONAI itself takes an unknown key without a word).
+            Also an option that nothing in the job uses.
         Whatever went wrong below MONAI's "Failed to instantiate ..." is raised itself.
     """
     arguments = monai_arguments(name, job, arm, logging_file, **overrides)
+    check_job_effect(name, job, [arm], overrides)
     from monai.bundle import run as monai_run  # takes seconds to import; a misspelt option should not
 
     try:
         monai_run(**arguments)
     except RuntimeError as error:
         raise root_cause(error) from error
+
+
+def check_job_effect(
+    name: str | Path, job: str, arms: Sequence[str | None], options: Mapping[str, Any], overlays: Iterable[str] = ()
+) -> None:
+    """Refuse options that a job uses with none of the arms; those of the training that is evaluated may be repeated.
+
+    Raises:
+        ValueError: an option without effect; the message names the arms that have a use for it.
+    """
+    folder = bundle_path(name)
+    extra = [folder / "configs" / overlay for overlay in overlays]
+    jobs = ["train", "evaluate"] if job == "evaluate" else [job]
+
+    def unused(*tried: str | None) -> str | None:
+        configs = [[*job_configs(folder, each, arm), *extra] for arm in tried for each in jobs]
+        return option_without_effect(configs, options, MONAI_OPTIONS)
+
+    given = unused(*arms)
+    if given is None:
+        return
+    options = {given: options[given]}
+    useful = [arm for arm in _arms(folder) if unused(arm) is None]
+    where = " or ".join(f"the arm {arm}" for arm in arms if arm) or "these options"
+    raise ValueError(
+        f"--{given} has no effect: nothing in {job} with {where} uses it; leave it out"
+        + (f", or choose the arm {' or '.join(useful)}" if useful else "")
+    )
 
 
 def monai_arguments(
@@ -183,12 +187,13 @@ def monai_arguments(
 ) -> dict[str, Any]:
     """What ``monai.bundle.run`` and ``create_workflow`` take for a job of a bundle; see :func:`run_bundle`.
 
-    ``overlays`` are configs of the bundle to put on top, such as ``"multi_gpu_inference.json"``.
+    ``overlays`` are configs of the bundle to put on top, such as ``"multi_gpu_inference.json"``. Text, such as a path,
+    reaches the configs as it is; see :func:`monai_llmboost.bundle.config_values`.
     """
     bundle = bundle_path(name)
     configs = [*job_configs(bundle, job, arm), *(bundle / "configs" / overlay for overlay in overlays)]
     check_options(configs, overrides)
-    _read(bundle / "configs" / "metadata.json")  # MONAI's own words for a mistake in it would not name the file
+    read_config(bundle / "configs" / "metadata.json")  # MONAI's own words for a mistake in it would not name the file
     if Path(name).is_dir():
         overrides.setdefault("bundle_root", str(bundle))
     folder = bundle / "configs"
@@ -198,7 +203,7 @@ def monai_arguments(
         "meta_file": str(folder / "metadata.json"),
         "logging_file": log,
         "workflow_type": "infer" if job == "inference" else "train",
-        **overrides,
+        **config_values(merged(configs), overrides),
     }
 
 

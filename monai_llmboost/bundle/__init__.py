@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find, copy and run the bundles; options on their way into a bundle's configs."""
+
+from monai_llmboost.bundle.content import merged, value_at
+from monai_llmboost.bundle.effect import option_without_effect
+from monai_llmboost.bundle.run import (
+    MONAI_OPTIONS,
+    bundle_path,
+    check_job_effect,
+    check_options,
+    copy_bundle,
+    job_configs,
+    monai_arguments,
+    root_cause,
+    run_bundle,
+)
+from monai_llmboost.bundle.words import config_values, typed_values
+
+__all__ = [
+    "MONAI_OPTIONS",
+    "bundle_path",
+    "check_job_effect",
+    "check_options",
+    "config_values",
+    "copy_bundle",
+    "job_configs",
+    "merged",
+    "monai_arguments",
+    "option_without_effect",
+    "root_cause",
+    "run_bundle",
+    "typed_values",
+    "value_at",
+]

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options that change nothing: keys that no reference from a job's entry points leads to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai_llmboost.bundle.content import as_tree, merged, value_at
+from monai_llmboost.bundle.words import config_values
+
+# What MONAI evaluates of a config; whatever these refer to has an effect.
+ENTRY_POINTS = ("imports", "initialize", "run", "finalize")
+# Options that are repeated from one command to the next though an arm may have no use for them.
+REPEATED = ("block", "block_seed", "block_dtype", "bundle_root")
+REFERENCE = re.compile(r"@(\w*(?:(?:#|::)\w*)*)")
+RELATIVE = re.compile(r"[@%](?:#|::)")
+
+
+def option_without_effect(
+    jobs: Iterable[Sequence[Path]], options: Mapping[str, Any], exempt: Iterable[str] = ()
+) -> str | None:
+    """Return the first option that none of the jobs uses, or ``None``.
+
+    Args:
+        jobs: the config files of each job.
+        options: keys and their values.
+        exempt: keys that are not looked at.
+    """
+    left = {
+        key.replace("::", "#"): key
+        for key, value in options.items()
+        if value is not None and key not in (*REPEATED, *exempt)
+    }
+    for configs in jobs:
+        if left:
+            left = {key: left[key] for key in _without_effect(configs, options, left)}
+    return next(iter(left.values()), None)
+
+
+def _without_effect(configs: Sequence[Path], options: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
+    content = merged(configs)
+    keys = [key for key in keys if key not in content or content[key] != options.get(key)]  # else as if not given
+    content |= {key.replace("::", "#"): value for key, value in config_values(content, options).items()}
+    try:
+        tree = as_tree(content)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        return []  # MONAI says what is wrong with it
+    reached = _reached(tree)
+    if reached is None:
+        return []
+    return [
+        key for key in keys
+        if not any(f"{key}#".startswith(f"{one}#") or f"{one}#".startswith(f"{key}#") for one in reached)
+    ]  # fmt: skip
+
+
+def _reached(tree: Mapping[str, Any]) -> set[str] | None:
+    """Return the ids that a job's entry points lead to; ``None`` where that cannot be told from the text alone."""
+    todo = [entry for entry in ENTRY_POINTS if entry in tree]
+    if not todo or any(RELATIVE.search(text) or text.startswith("%") for text in _texts(tree)):
+        return None
+    reached: set[str] = set()
+    while todo:
+        one = todo.pop()
+        if one in reached:
+            continue
+        reached.add(one)
+        for text in _texts(value_at(tree, one)):
+            if text.startswith("$") or REFERENCE.fullmatch(text):
+                todo += [found.replace("::", "#") for found in REFERENCE.findall(text)]
+    return reached
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the strings in a config value, in depth, but for those in a component that is switched off."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one)
+    elif isinstance(value, dict) and str(value.get("_disabled_", "")).strip().lower() != "true":
+        for one in value.values():
+            yield from _texts(one)

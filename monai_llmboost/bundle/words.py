@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options on their way into MONAI's configs: text arrives as it was typed, other values as Python literals.
+
+MONAI's config language replaces ``#`` by ``::`` in every string, and evaluates strings that begin with ``$``, ``@`` or
+``%``. So text that holds any of these characters is written as an expression whose value is the text, such as
+``$'ck \\x231'`` for ``ck #1``; nothing here ever decodes it, MONAI does.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import string
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fire.parser import DefaultParseValue
+
+from monai_llmboost.bundle.content import value_at
+
+# Keys that hold text though their default is computed or null. Others hold text if their default is plain text.
+TEXT = (
+    "bundle_root", "dataset", "dataset_dir", "output_dir", "ckpt_dir", "block", "salt", "view", "only", "columns",
+    "tracking", "tracking_uri", "experiment_name", "run_name",
+)  # fmt: skip
+# Those of them that hold several texts as well, if these are written as a Python list: "['a', 'b']".
+SEVERAL = ("dataset_dir", "view", "only", "columns")
+# Arguments of MONAI's workflow, which are no config items.
+NOT_IN_CONFIGS = ("tracking", "save_execute_config")
+# As JSON spells them; MONAI's own command would take them for text.
+JSON_WORDS = {"true": True, "false": False, "null": None}
+SPECIAL = frozenset("#$@%")
+PLAIN = frozenset(string.ascii_letters + string.digits + " /._-+,()[]")
+
+
+def is_text(content: Mapping[str, Any], key: str) -> bool:
+    """Return whether a key of merged configs takes text: a path, a name, a word.
+
+    Arguments of components, further down, may take a text or a list of them, so only what is typed tells.
+    """
+    usual = value_at(content, key)
+    return key in TEXT or ("#" not in key and isinstance(usual, str) and not _is_computed(usual))
+
+
+def typed_values(content: Mapping[str, Any], typed: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values of options as they were typed: text as it is, anything else as a Python literal or text.
+
+    Args:
+        content: the merged configs that the options are for.
+        typed: text by key, as a shell hands it over.
+
+    Raises:
+        ValueError: an empty text.
+    """
+    return {key: _typed(content, key.replace("::", "#"), text) for key, text in typed.items()}
+
+
+def _typed(content: Mapping[str, Any], key: str, text: str) -> Any:
+    if not is_text(content, key):
+        return parsed(text)
+    if not text.strip():
+        raise ValueError(f"expected text for --{key}, got {'nothing' if not text else 'blanks'}: give one")
+    if key in SEVERAL and text.startswith("[") and not Path(text).exists():
+        try:
+            several = ast.literal_eval(text)
+        except (SyntaxError, ValueError):
+            return text
+        return several if all(isinstance(one, str) for one in several) else text
+    return text
+
+
+def parsed(text: str) -> Any:
+    """Return the value of an option that need not be text: a Python literal if it is one, as MONAI reads it."""
+    if text in JSON_WORDS:
+        return JSON_WORDS[text]
+    value = DefaultParseValue(text)
+    quoted = text[:1] in ("'", '"')
+    return text if isinstance(value, str) and not quoted else value  # "a #1" is parsed as a and a comment
+
+
+def config_values(content: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of options as MONAI's configs take them, so that each text comes out as it went in.
+
+    Args:
+        content: the merged configs that the options are for.
+        values: by key. Of keys that take no text, such as ``network``, a string may be an expression.
+    """
+    encoded = {}
+    for key, value in values.items():
+        if key in NOT_IN_CONFIGS:
+            encoded[key] = value
+        else:
+            encoded[key] = _encoded(value, text=is_text(content, key.replace("::", "#")))
+    return encoded
+
+
+def _encoded(value: Any, text: bool) -> Any:
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, (list, tuple)):
+        return [_encoded(one, text) for one in value]
+    if isinstance(value, str) and (text or not _is_computed(value)) and SPECIAL.intersection(value):
+        return _literal(value)
+    return value
+
+
+def _literal(text: str) -> str:
+    """Return an expression without any character of the config language whose value is the text."""
+    codes = ((character, ord(character)) for character in text)
+    return "$'" + "".join(c if c in PLAIN else f"\\x{n:02x}" if n < 256 else f"\\U{n:08x}" for c, n in codes) + "'"
+
+
+def _is_computed(text: str) -> bool:
+    return text.startswith(("$", "@", "%"))

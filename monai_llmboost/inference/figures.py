@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well trained weights did on cases with labels, as far as files next to them prove it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai_llmboost.artifacts.weights import load_weights
+from monai_llmboost.engines.checkpoints import WEIGHTS
+from monai_llmboost.engines.curves import read_curves
+from monai_llmboost.inference.provenance import file_digest
+
+METRICS, CURVES = "metrics.json", "learning_curves.csv"
+# Numbers in two files that are equal but for their digits.
+SAME = 1e-6
+NONE = "No figures of how well these weights do were found: a probability alone does not say how often it is right."
+
+
+def weights_digest(ckpt_dir: str | Path, weights: str = "best") -> str:
+    """Return the sha256 of the weights that an evaluation reads; empty if there are none."""
+    path = Path(ckpt_dir) / WEIGHTS.get(weights, weights)
+    return file_digest(path) if path.is_file() else ""
+
+
+def figures_of(weights: str | Path, folders: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
+    """Return the figures of a file of weights by what they are of, ``"evaluation"`` and ``"validation"``.
+
+    An evaluation counts if its ``metrics.json`` names these very weights by their digest, validation if the
+    ``learning_curves.csv`` agrees with the ``last.pt`` next to the weights, which was written after them.
+
+    Args:
+        weights: the file.
+        folders: where training and evaluation may have written.
+    """
+    path = Path(weights)
+    if not path.is_file():
+        return {}
+    digest, figures = file_digest(path), {}
+    for folder in dict.fromkeys([path.parent, *map(Path, folders)]):
+        metrics = _metrics(folder / METRICS)
+        if "evaluation" not in figures and metrics.get("weights_sha256") == digest:
+            keys = ("dataset", "split", "cases", "auc", "auc_interval_95", "acc", "acc_interval_95")
+            figures["evaluation"] = {key: metrics[key] for key in keys if key in metrics}
+        if "validation" not in figures and (row := _validation(path, folder / CURVES)):
+            figures["validation"] = row
+    return figures
+
+
+def sentences(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the figures in words, or that there are none."""
+    told = []
+    if evaluation := figures.get("evaluation"):
+        of = ", ".join(filter(None, (evaluation.get("dataset"), f"{evaluation.get('split', 'test')} split")))
+        numbers = [_number(evaluation, name) for name in ("auc", "acc") if name in evaluation]
+        told.append(f"Evaluated on {evaluation.get('cases', '?')} labelled cases ({of}): {', '.join(numbers)}.")
+    if validation := figures.get("validation"):
+        numbers = [_number(validation, name) for name in ("auc", "acc") if name in validation]
+        told.append(f"In training, validation gave {', '.join(numbers)} (best epoch, {validation['epoch']}).")
+    return told or [NONE]
+
+
+def _number(figures: Mapping[str, Any], name: str) -> str:
+    interval = figures.get(f"{name}_interval_95")
+    return f"{name.upper()} {figures[name]:.3f}" + (" [{:.3f}, {:.3f}]".format(*interval) if interval else "")
+
+
+def _metrics(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _validation(weights: Path, curves: Path) -> dict[str, Any]:
+    """Return the row of the best epoch, if both files are of the training that the weights come from."""
+    last = weights.with_name(WEIGHTS["last"])
+    try:
+        if weights.name != WEIGHTS["best"] or weights.stat().st_mtime_ns > last.stat().st_mtime_ns:
+            return {}
+        best = load_weights(last)["best"]
+        rows = [row for row in read_curves(curves) if row["epoch"] == best["epoch"] and "val_auc" in row]
+        if not rows or abs(rows[0]["val_auc"] - best["value"]) > SAME:
+            return {}
+    except (OSError, ValueError, LookupError, TypeError):  # of something else, or nothing: then nothing is proven
+        return {}
+    named = {"auc": "val_auc", "acc": "val_acc"}
+    return {"epoch": rows[0]["epoch"], **{name: rows[0][key] for name, key in named.items() if key in rows[0]}}

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Columns that identify a patient's examination, read from DICOM files only where they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydicom import dcmread
+
+from monai_llmboost.data import Scan
+from monai_llmboost.data.scans.dicom.headers import quiet
+
+# Columns by the DICOM attributes that they hold.
+ATTRIBUTES = {"study_uid": "StudyInstanceUID", "accession_number": "AccessionNumber"}
+
+
+def checked_columns(columns: Sequence[str] | str | None) -> tuple[str, ...]:
+    """Return the names of columns, given as a list or as text with commas.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    given = columns.split(",") if isinstance(columns, str) else columns or ()
+    names = tuple(dict.fromkeys(str(name).strip() for name in given))
+    for name in names:
+        if name not in ATTRIBUTES:
+            raise ValueError(f"unknown column {name!r}; choose from {', '.join(ATTRIBUTES)}")
+    return names
+
+
+def identifiers(scan: Scan, columns: Sequence[str]) -> dict[str, str]:
+    """Return the columns of a scan; empty where it is no DICOM scan, or its first file has none."""
+    if not columns or scan.format != "DICOM":
+        return dict.fromkeys(columns, "")
+    tags = [ATTRIBUTES[name] for name in columns]
+    try:
+        with quiet():
+            data = dcmread(scan.files[0], stop_before_pixels=True, force=True, specific_tags=[*tags])
+            return {name: str(data.get(tag) or "").strip() for name, tag in zip(columns, tags)}
+    except Exception:  # whatever a damaged file leads to: its row says why the scan is refused
+        return dict.fromkeys(columns, "")

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exit status of a run, and which refusals do not count against it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+# Every scan was predicted, or its refusal is accepted; some were refused; none was predicted.
+ALL_GOOD, SOME_FAILED, NOTHING_DONE = 0, 1, 2
+
+
+class Refusal(NamedTuple):
+    """Why a case was refused: the sentence, and the short word for its kind."""
+
+    case: str
+    reason: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class AcceptedRefusals:
+    """Refusals that are usual in an archive, so that an exit status of 1 means new ones.
+
+    Args:
+        kinds: short words, as in the column ``refused_kind``.
+        known: an earlier ``predictions.csv``, whose refused cases may be refused again for the same reason.
+
+    Raises:
+        ValueError: from :meth:`split`, an unknown kind or a file that is no such table.
+        OSError: from :meth:`split`, the file cannot be read.
+    """
+
+    kinds: tuple[str, ...] = ()
+    known: Path | None = None
+
+    def check(self) -> None:
+        """Check the kinds and the file, before anything that takes long."""
+        if self.kinds:
+            from monai_llmboost.data.scans.scan import REFUSED_KINDS
+
+            for kind in self.kinds:
+                if kind not in REFUSED_KINDS:
+                    raise ValueError(f"unknown kind of refusal {kind!r}; choose from {', '.join(REFUSED_KINDS)}")
+        self._known()
+
+    def split(self, refusals: Sequence[Refusal]) -> tuple[list[Refusal], list[Refusal]]:
+        """Return the refusals that are accepted, and the others."""
+        known = self._known()
+        accepted = [one for one in refusals if one.kind in self.kinds or (one.case, one.reason) in known]
+        return accepted, [one for one in refusals if one not in accepted]
+
+    def _known(self) -> set[tuple[str, str]]:
+        if self.known is None:
+            return set()
+        with self.known.open(newline="", encoding="utf-8") as file:
+            try:
+                return {(row["case"], row["refused"]) for row in csv.DictReader(file) if row["refused"]}
+            except (KeyError, UnicodeDecodeError, csv.Error) as error:
+                raise ValueError(
+                    f"expected a predictions.csv with the columns case and refused in {self.known}, got another file: "
+                    "give the table of an earlier run"
+                ) from error
+
+
+def status_of(predicted: int, refusals: Sequence[Refusal], accepted: AcceptedRefusals) -> int:
+    """Return the exit status of a run."""
+    usual, others = accepted.split(refusals)
+    if not predicted and (others or not usual):
+        return NOTHING_DONE
+    return SOME_FAILED if others else ALL_GOOD
