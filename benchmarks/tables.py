@@ -83,22 +83,35 @@ def growth() -> str:
 
 def booster() -> str:
     """Every cell of the benchmark that was timed, one line each."""
+    return _booster("booster-cpu")
+
+
+def booster_on_gpu() -> str:
+    """The same on a GPU, where all sides run in bfloat16."""
+    return _booster("booster-cuda")
+
+
+def _booster(name: str) -> str:
     cells: dict[tuple, dict[str, dict[str, Any]]] = {}
-    for row in rows_of("booster-cpu"):
+    for row in rows_of(name):
         cells.setdefault((row["donor"], row["tokens"], row["batch"], row["kind"]), {})[row["side"]] = row
+    timed = [side for side in list(SIDES)[1:] if any("time / plain" in row for row in rows_of(name, side=side))]
     lines = []
     for cell, of in cells.items():
         if "time / plain" not in of["plain"]:
             continue
         operations = [times(of[side]["operations / plain"]) for side in ("ours", "full way")]
-        ratios = [times(of[side].get("time / plain")) for side in list(SIDES)[1:]]
+        ratios = [times(of[side].get("time / plain")) for side in timed]
         memory = [megabytes(of[side].get("peak MB of the batch")) for side in ("plain", "ours", "full way")]
-        lines.append([*cell, f"{of['plain']['GFLOP per volume']:.0f}", *operations, *ratios, *memory])
-    headings = ["donor", "tokens", "batch", "", "GFLOP plain", "ours", "full"]
-    headings += ["time: ours", "bf16", "full", "transformers", "memory: plain", "ours", "full"]
-    result = results_of("booster-cpu")
+        milliseconds = f"{of['plain']['ms per volume']:.3g} ms"
+        lines.append([*cell, f"{of['plain']['GFLOP per volume']:.0f}", milliseconds, *operations, *ratios, *memory])
+    short = {"ours": "time: ours", "ours, bfloat16 block": "bf16", "full way": "full", "transformers": "transformers"}
+    headings = ["donor", "tokens", "batch", "", "GFLOP plain", "a volume", "ours", "full"]
+    headings += [short[side] for side in timed] + ["memory: plain", "ours", "full"]
+    result = results_of(name)
+    dtype = result["settings"]["dtype"].removeprefix("torch.")
     return (
-        f"{result['device']}, float32, medians of {result['settings']['rounds']} rounds:\n\n{markdown(headings, lines)}"
+        f"{result['device']}, {dtype}, medians of {result['settings']['rounds']} rounds:\n\n{markdown(headings, lines)}"
     )
 
 
@@ -135,13 +148,14 @@ def startup() -> str:
 
 
 def epoch() -> str:
-    """An epoch of the bundle against its steps alone."""
+    """An epoch of the bundle against its steps alone, on each device."""
     lines = []
-    for row in rows_of("epoch-cpu"):
-        seconds = [f"{row[key]:.2f} s" for key in ("epoch, s", "its steps alone, s")]
-        lines.append([row["set"], row["volumes"], row["batch"], *seconds, times(row["epoch / steps"])])
-    headings = ["set", "volumes", "batch", "epoch", "its steps alone", "epoch / steps"]
-    return f"{results_of('epoch-cpu')['device']}:\n\n{markdown(headings, lines)}"
+    for name in ("epoch-cpu", "epoch-cuda"):
+        for row in rows_of(name):
+            seconds = [f"{row[key]:.2f} s" for key in ("epoch, s", "its steps alone, s")]
+            numbers = [row["set"], row["volumes"], row["batch"], *seconds, times(row["epoch / steps"])]
+            lines.append([results_of(name)["device"], *numbers])
+    return markdown(["device", "set", "volumes", "batch", "epoch", "its steps alone", "epoch / steps"], lines)
 
 
 def inference() -> str:
@@ -236,7 +250,19 @@ def _reason(text: str) -> str:
 
 TABLES = {
     function.__name__: function
-    for function in (cost, growth, booster, published, startup, epoch, inference, study, strong, model_types)
+    for function in (
+        cost,
+        growth,
+        booster,
+        booster_on_gpu,
+        published,
+        startup,
+        epoch,
+        inference,
+        study,
+        strong,
+        model_types,
+    )
 }
 
 
