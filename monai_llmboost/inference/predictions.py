@@ -21,7 +21,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from monai_llmboost.data import Scan
-from monai_llmboost.engines.files import written_whole
+from monai_llmboost.engines.files import safe_row, written_whole
 from monai_llmboost.inference.cases import PendingBatches, ScanCases, reason_of
 from monai_llmboost.inference.dicom.objects import DicomObjects
 from monai_llmboost.inference.journal import Journal
@@ -270,7 +270,7 @@ def _write_csv(file: Any, rows: Sequence[Mapping[str, Any]], names: Sequence[str
     writer.writeheader()
     for row in rows:
         numbers = {column: f"{p:.9g}" for column, p in zip(columns, row["probabilities"])}
-        writer.writerow({**row, **numbers, "warnings": "; ".join(row["warnings"])})
+        writer.writerow(safe_row({**row, **numbers, "warnings": "; ".join(row["warnings"])}))
 
 
 def _write_json(file: Any, value: Any) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from monai_llmboost.llm import Signature
+from monai_llmboost.networks.wrappers import unwrap
 
 POOLS = ("cls", "mean")
 POSITIONS = ("last", "middle", "head")
@@ -68,8 +69,7 @@ def check_booster_fits(booster: nn.Module | None, hidden_size: int, position: st
 
 def reads_few(booster: nn.Module) -> bool:
     """Whether a booster can be asked for its first few tokens only, ``booster(x, read)``."""
-    original = getattr(booster, "_orig_mod", booster)  # of a module that went through torch.compile
-    return "read" in inspect.signature(original.forward).parameters
+    return "read" in inspect.signature(unwrap(booster).forward).parameters
 
 
 def layers_before_booster(position: str, num_layers: int) -> int:

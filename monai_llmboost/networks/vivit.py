@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from monai_llmboost.networks.class_names import ClassNames
+from monai_llmboost.networks.class_names import ClassNames, Preprocessing
 from monai_llmboost.networks.transformer import (
     PatchTokens,
     check_booster_fits,
@@ -107,6 +107,7 @@ class ViViT(nn.Module):
         self.reads_cls = position == "last" and pool == "cls" and reads_few(self.booster)
         self.signature = network_signature(self, patch, num_heads, pool, booster, position, stem_channels)
         self.class_names = ClassNames(num_classes, class_names)
+        self.preprocessing = Preprocessing()
 
     def pool_tokens(self, x: Tensor) -> Tensor:
         """Tokens (B, N, C) to one (B, C)."""
