@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 from fire.parser import DefaultParseValue
 
+from monai_llmboost.bundle import check_given
+
 DEFAULT_BUNDLE = "medmnist3d_rllm_classification"
 Bundle = Annotated[str, typer.Option(help="A bundle's folder, or the name of one in this package.")]
 # As JSON spells them; MONAI's own command would take them for text.
@@ -38,4 +40,5 @@ def parted(words: list[str]) -> tuple[dict[str, Any], list[str]]:
             raise ValueError(f"expected options of the bundle as --key value, got {key!r}")
         value = value if equals else rest.pop(0)
         options[key.removeprefix("--")] = WORDS[value] if value in WORDS else DefaultParseValue(value)
+    check_given(options)
     return options, others

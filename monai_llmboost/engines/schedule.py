@@ -6,6 +6,8 @@ from __future__ import annotations
 from monai.optimizers import WarmupCosineSchedule
 from torch.optim import Optimizer
 
+from monai_llmboost.llm.geometry import is_whole
+
 
 class HeldWarmupCosine(WarmupCosineSchedule):
     """MONAI's warmup and cosine, which holds the rate of its last step from there on.
@@ -25,7 +27,7 @@ class HeldWarmupCosine(WarmupCosineSchedule):
 
     def __init__(self, optimizer: Optimizer, warmup_steps: int, t_total: int, warmup_multiplier: float = 0.1) -> None:
         for name, value, least in (("warmup_epochs", warmup_steps, 0), ("epochs", t_total, 1)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            if not is_whole(value) or value < least:
                 raise ValueError(f"expected {name} to be a whole number from {least}, got {value!r}: give --{name}")
         if warmup_steps >= t_total:
             raise ValueError(
