@@ -19,6 +19,7 @@ from torch import nn
 from monai_llmboost.data.labels import check_labels
 from monai_llmboost.engines.files import set_aside
 from monai_llmboost.engines.preprocessing import check_preprocessing, training_steps
+from monai_llmboost.engines.resume import check_progress, check_same_run, check_validates, kinds_of
 from monai_llmboost.engines.tracking import MlflowRuns
 from monai_llmboost.llm.signature import KeptText
 from monai_llmboost.networks.class_names import class_names_of
@@ -120,7 +121,8 @@ class TrainingCheckpoints:
             self.steps = training_steps(self.preprocessing, _loader_of(engine), _loader_of(self.evaluator))
         if self.resume:
             self._restore(engine)
-        self._check_validates(engine)
+        if not self.best["epoch"]:
+            check_validates(engine, self.options)
         if not self.resume and idist.get_rank() == 0:
             self.ckpt_dir.mkdir(parents=True, exist_ok=True)
             for name in WEIGHTS.values():
@@ -131,17 +133,6 @@ class TrainingCheckpoints:
         idist.barrier()
         # Chmod'ed and renamed into place by rank 0 alone.
         self.save = DiskSaver(str(self.ckpt_dir), atomic=True, create_dir=True, require_empty=False)
-
-    def _check_validates(self, engine: Engine) -> None:
-        """Refuse a run none of whose epochs is validated, as far as its options tell."""
-        interval = self.options.get("val_interval", 1)
-        # A federated client does a few of the epochs that its schedule has in each round.
-        last = max(engine.state.max_epochs, self.options.get("epochs", 0))
-        if not self.best["epoch"] and last // interval == engine.state.epoch // interval:
-            raise ValueError(
-                f"expected a validation within {last} epochs, got val_interval {interval} after epoch "
-                f"{engine.state.epoch}: lower --val_interval, or give more --epochs"
-            )
 
     def _epoch_started(self, engine: Engine) -> None:
         self.validations = 0
@@ -187,7 +178,7 @@ class TrainingCheckpoints:
         progress = {"epoch": engine.state.epoch, "epoch_length": engine.state.epoch_length}
         about = {"progress": progress, "best": self.best, "waited": self.waited, "options": self.options}
         averaged = {name: int(average.n_averaged) for name, average in self.averages.items()}
-        return {**state, **about, "averaged": averaged, "steps": self.steps, "kinds": _kinds(keepers)}
+        return {**state, **about, "averaged": averaged, "steps": self.steps, "kinds": kinds_of(keepers)}
 
     def _keepers(self, engine: Engine) -> dict[str, Any]:
         scaler = getattr(engine, "scaler", None)
@@ -201,18 +192,8 @@ class TrainingCheckpoints:
             )
         state = torch.load(path, map_location="cpu", weights_only=True)
         keepers = self._keepers(engine)
-        self._check_same(path, state["options"], self.options)
-        if self.steps and state.get("steps"):
-            self._check_same(path, state["steps"], self.steps)
-        self._check_same(path, state.get("kinds", {}), _kinds(keepers) if "kinds" in state else {})
-        epoch, epoch_length = state["progress"]["epoch"], state["progress"]["epoch_length"]
-        if epoch_length != engine.state.epoch_length:
-            raise ValueError(
-                f"the run in {path} has {epoch_length} steps an epoch, this one {engine.state.epoch_length}: "
-                "resume it with its own batch size and number of processes"
-            )
-        if epoch > engine.state.max_epochs:
-            raise ValueError(f"the run in {path} already has {epoch} epochs, {engine.state.max_epochs} are asked for")
+        check_same_run(path, state, {"options": self.options, "steps": self.steps, "kinds": kinds_of(keepers)})
+        epoch, epoch_length = check_progress(path, state, engine)
         for name, keeper in keepers.items():
             if name not in state:
                 raise ValueError(
@@ -232,14 +213,6 @@ class TrainingCheckpoints:
         logger.info(f"resumed after epoch {epoch}")
         if self._waited_enough():
             engine.terminate()
-
-    def _check_same(self, path: Path, begun: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-        for name in sorted(set(begun) | set(asked)):
-            if begun.get(name) != asked.get(name):
-                raise ValueError(
-                    f"the run in {path} was begun with {name} {begun.get(name)!r}, this one has {asked.get(name)!r}: "
-                    "resume it with its own options, or begin anew with another --ckpt_dir"
-                )
 
 
 class TrainedWeights:
@@ -310,23 +283,17 @@ def load_trained(network: nn.Module, state: Mapping[str, Any], path: Path) -> No
     Raises:
         ValueError: they are of another network; the message says in what it differs.
     """
-    network = unwrap(network)
-    state = plain_state(state)
     try:
         load_plain(network, state)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]]
         own = [line for line in lines if not line.startswith(TORCHS_LINES)]
-        reason = own[0] if own else _unlike(plain_state(network.state_dict()), state)
+        mine = saved_state(network)
+        reason = own[0] if own else _unlike(mine, plain_state(state, mine))
         raise ValueError(
             f"{path} was trained with other options: {reason}; "
             "give the --dataset, --size, arm, --block and network options of the training"
         ) from error
-
-
-def _kinds(keepers: Mapping[str, Any]) -> dict[str, str]:
-    """What is kept, by class: one optimizer's state fits another's without a word."""
-    return {name: type(keeper).__name__ for name, keeper in keepers.items()}
 
 
 def _loader_of(engine: Engine) -> Any:
