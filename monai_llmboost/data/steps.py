@@ -113,11 +113,12 @@ def difference(trained: str, steps: Sequence[Step]) -> tuple[str, str] | None:
     """
     wanted = [] if trained == NOTHING else trained.split("\n")
     place = 0
-    for step in steps:
+    for index, step in enumerate(steps):
         if place < len(wanted) and _is(step, wanted[place]):
             place += 1
         elif not step.geometric:
-            return (wanted[place] if place < len(wanted) else f"no {step.name}"), step.text
+            missing = place < len(wanted) and not any(_is(later, wanted[place]) for later in steps[index:])
+            return (wanted[place] if missing else f"no {step.name} in this place"), step.text
     return None if place == len(wanted) else (wanted[place], f"no {wanted[place].partition(' ')[0]} in this place")
 
 

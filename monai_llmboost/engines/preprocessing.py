@@ -57,6 +57,6 @@ def check_preprocessing(trained: str, given: Any, loader: Any, path: Path) -> No
     found = difference(trained, voxel_steps(given if applied is None else applied))
     if found is not None:
         raise ValueError(
-            f"{path} was trained with the preprocessing {found[0]}, this run has {found[1]}: give evaluation and "
-            "inference the deterministic steps of the training"
+            f"expected the preprocessing that {path} was trained with, got another: {found[0]} in training, {found[1]} "
+            "in this run; give evaluation and inference the deterministic steps of the training"
         )
