@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from monai_llmboost.boosters import ResidualBooster
+from monai_llmboost.networks.wrappers import unwrap
 from monai_llmboost.studies.cost.measure import costs, device_name
 
 
@@ -61,7 +62,7 @@ def cost_of_arms(arms: Mapping[str, Sequence[Path]], overrides: Mapping[str, Any
 
 def read_out(network: nn.Module, x: Tensor) -> str:
     """How the booster of a network computes in training what is read of it, in words; ``x`` is a batch of volumes."""
-    booster = getattr(network, "booster", None)  # another network of somebody's bundle need not have one
+    booster = getattr(unwrap(network), "booster", None)  # another network of somebody's bundle need not have one
     if not isinstance(booster, ResidualBooster):
         return "-"
     calls: list[tuple[Any, ...]] = []
