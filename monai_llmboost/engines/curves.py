@@ -118,7 +118,8 @@ class TensorBoardCurves:
         if self.writer is None:
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
-            self.writer = SummaryWriter(str(self.folder), purge_step=engine.state.epoch)
+            earlier = any(self.folder.glob("events.out.tfevents.*"))
+            self.writer = SummaryWriter(str(self.folder), purge_step=engine.state.epoch if earlier else None)
         *_, row = read_curves(self.folder / TABLE)
         for name, value in row.items():
             if name != "epoch":

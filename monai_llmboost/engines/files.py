@@ -61,9 +61,10 @@ def written_whole(path: Path, aside: bool = True) -> Iterator[TextIO]:
 def safe_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row of a CSV file whose texts no spreadsheet takes for formulas: an apostrophe stands before those.
 
-    :func:`plain_cell` takes it away.
+    :func:`plain_cell` takes it away. A carriage return, which the csv module leaves unquoted, becomes a space.
     """
-    return {name: f"'{value}" if _is_formula(value) else value for name, value in row.items()}
+    cells = {name: value.replace("\r", " ") if isinstance(value, str) else value for name, value in row.items()}
+    return {name: f"'{value}" if _is_formula(value) else value for name, value in cells.items()}
 
 
 def plain_cell(text: str) -> str:

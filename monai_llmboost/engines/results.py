@@ -18,7 +18,7 @@ from torch import Tensor, distributed, nn
 
 from monai_llmboost.engines.files import safe_row, written_whole
 from monai_llmboost.engines.metrics import bootstrap_interval, medmnist_acc, medmnist_auc
-from monai_llmboost.networks.class_names import class_names_of, unwrap
+from monai_llmboost.networks.class_names import class_names_of, on_one_line, unwrap
 
 logger = logging.getLogger("monai_llmboost")
 
@@ -58,7 +58,7 @@ class PredictionTable:
         self.names = class_names_of(self.network)
         if not self.names:
             raise ValueError(f"expected a network with class_names, got {type(unwrap(self.network)).__name__}")
-        if self.class_names is not None and list(self.class_names) != self.names:
+        if self.class_names is not None and list(map(on_one_line, self.class_names)) != self.names:
             raise ValueError(
                 f"expected a network trained for the classes {list(self.class_names)}, the checkpoint's are "
                 f"{self.names}: give the --dataset that it was trained on"

@@ -63,7 +63,7 @@ class ClassNames(ReadText):
             raise ValueError(f"expected {num_classes} class names, got {len(names)}: {list(names)}")
         if len(set(names)) < len(names):
             raise ValueError(f"expected different class names, got {list(names)}: a table has a column for each")
-        text = SEPARATOR.join(name.replace(SEPARATOR, " ") for name in names)
+        text = SEPARATOR.join(map(on_one_line, names))
         if len(text.encode()) > TEXT_BYTES:
             raise ValueError(
                 f"expected class names of at most {TEXT_BYTES} bytes in all, got {len(text.encode())}: shorten them"
@@ -86,6 +86,11 @@ class Preprocessing(ReadText):
     what = "preprocessing"
     optional = True
     size = 2048
+
+
+def on_one_line(name: str) -> str:
+    """Return a name as a checkpoint and a table hold it: with spaces in the place of line breaks."""
+    return name.replace("\r", " ").replace("\n", " ")
 
 
 def class_names_of(network: Any) -> list[str]:
