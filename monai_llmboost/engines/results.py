@@ -16,6 +16,7 @@ import numpy as np
 from ignite.engine import Engine, Events
 from torch import Tensor, distributed, nn
 
+from monai_llmboost.data.labels import check_labels
 from monai_llmboost.engines.files import safe_row, written_whole
 from monai_llmboost.engines.metrics import bootstrap_interval, medmnist_acc, medmnist_auc
 from monai_llmboost.networks.class_names import class_names_of, on_one_line, unwrap
@@ -53,7 +54,7 @@ class PredictionTable:
         engine.add_event_handler(Events.COMPLETED, self.write)
 
     def start(self, engine: Engine) -> None:
-        """Learn the names of the classes, once the checkpoint is loaded."""
+        """Learn the names of the classes, once the checkpoint is loaded, and look at the cases' labels."""
         self.rows = []
         self.names = class_names_of(self.network)
         if not self.names:
@@ -63,6 +64,8 @@ class PredictionTable:
                 f"expected a network trained for the classes {list(self.class_names)}, the checkpoint's are "
                 f"{self.names}: give the --dataset that it was trained on"
             )
+        if self.class_names is not None:
+            check_labels(getattr(engine, "data_loader", None), self.names, "evaluated")
 
     def collect(self, engine: Engine) -> None:
         """Take the rows of one batch."""
