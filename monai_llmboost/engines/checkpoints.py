@@ -103,11 +103,11 @@ class TrainingCheckpoints:
         self.evaluator.add_event_handler(Events.COMPLETED, self._validated)
 
     def start(self, engine: Engine) -> None:
-        """Check the run, then restore an interrupted one or make room for a new one; once, however often it starts.
+        """Check the run, then restore an interrupted one or make room for a new one.
 
-        Federated training starts an engine again for each round, which goes on with the same run.
+        Federated training starts an engine again for each round: behind its first epoch that is the same run.
         """
-        if not self.begun:
+        if not self.begun or engine.state.epoch == 0:
             self._begin(engine)
         self.begun = True
         self.tracked.start(engine, self.evaluator)
@@ -117,6 +117,8 @@ class TrainingCheckpoints:
             raise ValueError(f"expected a whole number of epochs, got {engine.state.max_epochs!r}")
         for what, loader in (("training", _loader_of(engine)), ("validation", _loader_of(self.evaluator))):
             check_labels(loader, class_names_of(self.save_dict["model"]), what)
+        self.best, self.waited = {"value": -math.inf, "epoch": 0}, 0
+        self.tracked.records = []
         if self.preprocessing is not None:
             self.steps = training_steps(self.preprocessing, _loader_of(engine), _loader_of(self.evaluator))
         if self.resume:
@@ -284,6 +286,8 @@ def load_trained(network: nn.Module, state: Mapping[str, Any], path: Path) -> No
     Raises:
         ValueError: they are of another network; the message says in what it differs.
     """
+    if not isinstance(state, Mapping):
+        raise ValueError(f"expected weights by their names in {path}, got {type(state).__name__}: train anew")
     try:
         load_plain(network, state)
     except RuntimeError as error:

@@ -66,6 +66,7 @@ class KeptText(nn.Module):
 
     __jit_unused_properties__ = ["code"]  # noqa: RUF012  (torch's own)
     size = CODE_BYTES
+    optional = False  # whether a checkpoint may lack it
 
     def __init__(self, text: str = "", compared: str | None = None) -> None:
         super().__init__()
@@ -77,8 +78,33 @@ class KeptText(nn.Module):
         """The text as a checkpoint holds it, float32 (size,)."""
         return encode(self.text, self.compared, self.size)
 
+    @code.setter
+    def code(self, code: Tensor) -> None:
+        if reason := self.read(code):
+            raise ValueError(reason)
+
+    def read(self, code: Tensor) -> str:
+        """Take in what a checkpoint has; return why that cannot be, or nothing."""
+        raise NotImplementedError
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         destination[prefix + "code"] = self.code
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        key = prefix + "code"
+        if key not in state_dict:
+            missing_keys += [] if self.optional else [key]
+        elif reason := self.read(state_dict[key]):
+            error_msgs.append(reason)
 
 
 class Signature(KeptText):
@@ -97,24 +123,14 @@ class Signature(KeptText):
         self.remedy = remedy
         self.digest = list(hashlib.sha256((text if compared is None else compared).encode()).digest())
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        key = prefix + "code"
-        if key not in state_dict:
-            missing_keys.append(key)
-        elif list((_bytes_of(state_dict[key]) or b"")[:DIGEST_BYTES]) != self.digest:
-            error_msgs.append(
-                f"the checkpoint was made with the {self.what} '{_shown(state_dict[key])}', "
-                f"but this network has the {self.what} '{self.text}': {self.remedy}"
-            )
+    def read(self, code: Tensor) -> str:
+        """Compare what a checkpoint has with what the module is."""
+        if list((_bytes_of(code) or b"")[:DIGEST_BYTES]) == self.digest:
+            return ""
+        return (
+            f"the checkpoint was made with the {self.what} '{_shown(code)}', "
+            f"but this network has the {self.what} '{self.text}': {self.remedy}"
+        )
 
 
 def _shown(code: Tensor) -> str:

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from monai_llmboost.llm.signature import TEXT_BYTES, KeptText, decode
 from monai_llmboost.networks.wrappers import unwrap
 
@@ -19,29 +21,17 @@ class ReadText(KeptText):
     """
 
     what = "text"
-    optional = False
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        key = prefix + "code"
-        if key not in state_dict:
-            if not self.optional:
-                missing_keys.append(key)
-        elif (text := decode(state_dict[key])) is None:
-            error_msgs.append(
+    def read(self, code: Tensor) -> str:
+        """Take over the text of a checkpoint."""
+        text = decode(code)
+        if text is None:
+            return (
                 f"the {self.what} in the checkpoint cannot be read: it is damaged, or an average over networks that "
                 f"differ in their {self.what}; average networks of one kind only, or train anew"
             )
-        else:
-            self.text = text
+        self.text = text
+        return ""
 
 
 class ClassNames(ReadText):

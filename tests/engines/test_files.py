@@ -10,7 +10,7 @@ from ignite.engine import Engine, Events
 from monai.handlers import from_engine
 from torch import nn
 
-from monai_llmboost.engines import MedMNISTAUC, MetricsFile, PredictionTable, TrainingCheckpoints
+from monai_llmboost.engines import MedMNISTAUC, MetricsFile, PredictionTable, TrainedWeights, TrainingCheckpoints
 from monai_llmboost.engines.files import plain_cell, safe_row, written_whole
 from monai_llmboost.networks.class_names import ClassNames
 
@@ -299,3 +299,18 @@ def test_metrics_do_not_depend_on_the_order_of_cases(tmp_path):
             files.append((tmp_path / f"{named}{number}" / "metrics.json").read_text())
     assert files[0] == files[1]
     assert files[2] == files[3]
+
+
+def test_an_engine_that_is_run_again_begins_a_new_run(tmp_path):
+    _, _, run = training(tmp_path, [0.9, 0.8], 2)
+    run()
+    run()
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert (state["best"]["epoch"], state["waited"]) == (1, 1)
+    assert {file.name for file in tmp_path.iterdir()} == {"model.pt", "last.pt", "model.1.pt", "last.1.pt"}
+
+
+def test_a_checkpoint_without_names_is_refused(tmp_path):
+    torch.save([torch.zeros(1)], tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"expected weights by their names in .*model\.pt, got list: train anew"):
+        TrainedWeights(tmp_path, nn.Linear(1, 1)).load()

@@ -16,7 +16,7 @@ from monai_llmboost.boosters import ResidualBooster
 from monai_llmboost.llm import random_block
 from monai_llmboost.llm.signature import decode, encode
 from monai_llmboost.networks import ViT3D, ViViT
-from monai_llmboost.networks.class_names import class_names_of
+from monai_llmboost.networks.class_names import ClassNames, class_names_of
 from monai_llmboost.networks.wrappers import load_plain, plain_state, saved_state, unwrap
 
 NAMES = ["buckle rib fracture", "nondisplacée", "é" * 60, "~}\x7f"]
@@ -246,3 +246,44 @@ def test_a_network_with_a_part_of_that_name_is_left_alone():
         assert unwrap(network) is network
         assert set(saved_state(network)) == set(network.state_dict())
         load_plain(network, network.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", [ViT3D, ViViT])
+def test_exports_and_other_ways_to_keep_weights(kind, tmp_path):
+    from monai.handlers import CheckpointLoader
+    from safetensors.torch import load_model, save_model
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+
+    network, x = network_of(kind=kind).eval(), torch.rand(2, 1, 8, 8, 8)
+    expected = network(x)
+    scripted = torch.jit.script(copy.deepcopy(network))
+    torch.jit.save(scripted, tmp_path / "model.ts")
+    loaded = torch.jit.load(tmp_path / "model.ts")
+    torch.testing.assert_close(loaded(x), expected)
+    assert loaded.class_names.text.split("\n") == NAMES
+    torch.testing.assert_close(torch.jit.trace(network, x, check_trace=False)(x), expected)
+    for strict in (False, True):
+        torch.testing.assert_close(torch.export.export(network, (x,), strict=strict).module()(x), expected)
+    torch.testing.assert_close(torch.func.functional_call(network, network.state_dict(), x), expected)
+
+    others = [network_of(names=None, kind=kind, seed=8).eval() for _ in range(3)]
+    save_model(network, str(tmp_path / "model.safetensors"))
+    load_model(others[0], tmp_path / "model.safetensors")
+    set_model_state_dict(others[1], get_model_state_dict(network))
+    torch.save({"model": network.state_dict()}, tmp_path / "all.pt")
+    engine = Engine(lambda engine, batch: None)
+    CheckpointLoader(str(tmp_path / "all.pt"), {"model": others[2]}, strict=True).attach(engine)
+    engine.run([0])
+    for other in others:
+        assert class_names_of(other) == NAMES
+        torch.testing.assert_close(other(x), expected)
+
+
+def test_networks_on_no_device_or_another():
+    with torch.device("meta"):
+        state = ClassNames(4, NAMES).state_dict()
+    assert decode(state["code"]).split("\n") == NAMES
+    network = network_of().to("meta")
+    assert class_names_of(network) == NAMES
+    assert not network.state_dict()["class_names.code"].is_meta
