@@ -3,11 +3,10 @@
 
 from monai_llmboost.bundle.content import merged, value_at
 from monai_llmboost.bundle.effect import option_without_effect
+from monai_llmboost.bundle.options import MONAI_OPTIONS, check_dataset, check_given, check_options
 from monai_llmboost.bundle.run import (
-    MONAI_OPTIONS,
     bundle_path,
     check_job_effect,
-    check_options,
     copy_bundle,
     job_configs,
     monai_arguments,
@@ -19,6 +18,8 @@ from monai_llmboost.bundle.words import config_values, typed_values
 __all__ = [
     "MONAI_OPTIONS",
     "bundle_path",
+    "check_dataset",
+    "check_given",
     "check_job_effect",
     "check_options",
     "config_values",

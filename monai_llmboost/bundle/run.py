@@ -3,25 +3,20 @@
 
 from __future__ import annotations
 
-import difflib
-import numbers
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_llmboost.bundle.content import merged, read_config, value_at
+from monai_llmboost.bundle.content import merged, read_config
 from monai_llmboost.bundle.effect import option_without_effect
+from monai_llmboost.bundle.options import MONAI_OPTIONS, check_options
 from monai_llmboost.bundle.words import config_values
 
 # Configs of a job, in the order in which MONAI merges them; the arm's overlay comes behind the first.
 JOBS = {"train": ["train.json"], "evaluate": ["train.json", "evaluate.json"], "inference": ["inference.json"]}
 ARMS_FOLDER = "arms"
-# What `monai.bundle run` itself takes beside a bundle's keys: experiment tracking.
-MONAI_OPTIONS = ("tracking", "tracking_uri", "experiment_name", "run_name", "save_execute_config")
-# The least that numbers of these names can be, and whether they are whole.
-LEAST = {"epochs": 1, "batch_size": 1, "val_interval": 1, "learning_rate": 0.0, "weight_decay": 0.0}
 # What MONAI's own wrappers around a failing config item begin with; the cause below them is what went wrong.
 WRAPPERS = ("Failed to instantiate", "Failed to evaluate", "applying transform")
 # What Python says when a config item, or an option below it, has a key that its class or function does not take.
@@ -78,47 +73,6 @@ def job_configs(bundle: Path, job: str, arm: str | None = None) -> list[Path]:
 
 def _arms(bundle: Path) -> list[str]:
     return sorted(file.stem for file in (bundle / "configs" / ARMS_FOLDER).glob("*.json"))
-
-
-def check_options(configs: list[Path], overrides: Mapping[str, Any]) -> None:
-    """Refuse options that MONAI would take without a word, or refuse in words that tell nobody what to do.
-
-    Raises:
-        ValueError: a key that the configs do not have (the message names the nearest one there is); a key below
-            something that has no parts; no number, or too small a one, where the configs have a number; broken JSON.
-    """
-    content = merged(configs)
-    known = {key.partition("#")[0] for key in content} | set(MONAI_OPTIONS)
-    for given, value in overrides.items():
-        key = given.replace("::", "#")
-        first, above = key.partition("#")[0], key.rpartition("#")[0]
-        if first not in known:
-            near = difflib.get_close_matches(first, known, n=1)
-            raise ValueError(
-                f"the bundle has no option --{first}"
-                + (f": did you mean --{near[0]}?" if near else f"; it has {', '.join(sorted(known))}")
-            )
-        if above and not isinstance(there := value_at(content, above), (dict, list)):
-            raise ValueError(
-                f"expected {above} to be an object or a list, got {'nothing' if there is None else repr(there)} in "
-                f"{', '.join(file.name for file in configs)}: leave out --{given}"
-            )
-        if value is not None:  # which is as good as not given, for MONAI
-            _check_number(key, value, value_at(content, key))
-            content[key] = value
-
-
-def _check_number(key: str, value: Any, usual: Any) -> None:
-    """Refuse what is no number where the configs have one (``usual``), and less than there can be."""
-    computed = isinstance(value, str) and value.startswith(("$", "@", "%"))
-    if computed or isinstance(usual, bool) or not isinstance(usual, (int, float)):
-        return
-    least = LEAST.get(key)
-    whole = isinstance(least, int)
-    fits = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
-    if not fits or (least is not None and not value >= least):
-        words = f"a {'whole ' if whole else ''}number{'' if least is None else f' from {least:g}'}"
-        raise ValueError(f"expected {key} to be {words}, got {value!r}: give one, such as --{key} {usual}")
 
 
 def run_bundle(

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from monai_llmboost.bundle import bundle_path, job_configs
+from monai_llmboost.bundle import bundle_path, check_dataset, job_configs
 from monai_llmboost.command_line.mistakes import INTERRUPTED, MISTAKES, tell
 from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, options_of_bundle
 
@@ -53,6 +53,13 @@ def study(
 
     Exit status: 0 every run was finished, 1 some failed, 2 nothing can be compared.
     """
+    try:
+        if report is None:
+            for name in _listed(dataset) or ("",):
+                check_dataset(name)  # before what takes seconds to import
+    except MISTAKES as error:
+        tell(error)
+        sys.exit(2)
     from monai_llmboost import studies
 
     try:

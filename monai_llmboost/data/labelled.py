@@ -18,6 +18,7 @@ from monai_llmboost.data.medmnist3d import (
     medmnist3d_names,
 )
 from monai_llmboost.data.phantoms import PHANTOM_CLASSES, phantom_arrays
+from monai_llmboost.llm.geometry import is_whole
 
 PHANTOM = "phantom"
 # Where files are looked for unless another folder is given.
@@ -73,7 +74,7 @@ class LabelledVolumes(Dataset):
         folds: 0 for the official splits, or into how many parts the cases of ``"train"`` and ``"val"`` together are
             dealt, with each class spread evenly; one of them is then ``"val"`` and the others are ``"train"``.
         fold: which one, from 0.
-        fold_seed: of the dealing.
+        fold_seed: of the dealing, a whole number from 0.
 
     Raises:
         FileNotFoundError, ConnectionError, ValueError: see :func:`medmnist3d_file`; an unknown set or split; folds
@@ -96,6 +97,10 @@ class LabelledVolumes(Dataset):
             raise ValueError(f"expected split to be one of {', '.join(SPLITS)}, got {split!r}")
         if not isinstance(download, bool):  # the word "false" on a command line would be true
             raise ValueError(f"expected download to be True or False, got {download!r}")
+        if not is_whole(fold_seed) or not 0 <= fold_seed < 2**32:
+            raise ValueError(
+                f"expected fold_seed to be a whole number from 0 to 2**32 - 1, got {fold_seed!r}: give --seed 0, say"
+            )
         self.class_names = class_names(dataset)
         check_source(dataset, root, download)
         dealt = check_folds(folds, fold) and split != "test"
@@ -126,7 +131,7 @@ def check_folds(folds: int, fold: int) -> bool:
     """
     if not isinstance(folds, int) or isinstance(folds, bool) or folds < 0 or folds == 1:
         raise ValueError(f"expected folds to be 0 (the official splits) or a whole number from 2, got {folds!r}")
-    if not isinstance(fold, int) or not 0 <= fold < max(folds, 1):
+    if not isinstance(fold, int) or isinstance(fold, bool) or not 0 <= fold < max(folds, 1):
         raise ValueError(f"expected fold to be a whole number from 0 to {max(folds, 1) - 1}, got {fold!r}")
     return folds > 0
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import warnings
 import zipfile
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 
 SIZES = (28, 64)
 SPLITS = ("train", "val", "test")
+# All named sets and their classes, in a file that is also read where medmnist's table would take seconds to import.
+DATASETS: dict[str, list[str]] = json.loads((Path(__file__).parent / "names.json").read_text(encoding="utf-8"))
 
 
 def _info() -> dict[str, dict[str, Any]]:
@@ -24,13 +27,12 @@ def _info() -> dict[str, dict[str, Any]]:
 
 def medmnist3d_names() -> list[str]:
     """The names of the six sets."""
-    return sorted(_info())
+    return [name for name in DATASETS if name.endswith("3d")]
 
 
 def medmnist3d_classes(name: str) -> list[str]:
     """What the labels 0, 1, ... of a set mean."""
-    labels = _info()[name]["label"]
-    return [labels[str(index)] for index in range(len(labels))]
+    return list(DATASETS[name])
 
 
 def medmnist3d_file(name: str, size: int, root: str | Path, download: bool = False) -> Path:

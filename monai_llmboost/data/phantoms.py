@@ -12,6 +12,8 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
+from monai_llmboost.llm.geometry import is_whole
+
 PHANTOM_CLASSES = ["shell", "ring"]
 PHANTOM_CASES = {"train": 480, "val": 120, "test": 240}
 # Lengths in voxels of a 28-voxel cube; either body has a volume of 908 voxels.
@@ -44,6 +46,8 @@ def phantom_arrays(split: str, size: int = 28, cases: int | None = None) -> tupl
     """
     if split not in PHANTOM_CASES:
         raise ValueError(f"expected split to be one of {', '.join(PHANTOM_CASES)}, got {split!r}")
+    if not is_whole(size):
+        raise ValueError(f"expected the size of phantoms as a whole number, got {size!r}: give --size 28, say")
     if size < 8:
         raise ValueError(f"expected phantoms of at least 8 voxels along each axis, got {size}")
     number = PHANTOM_CASES[split] if cases is None else cases

@@ -15,12 +15,20 @@ from ignite.handlers import DiskSaver
 from torch import nn
 
 from monai_llmboost.artifacts.weights import load_weights
+from monai_llmboost.data.labels import check_labels
 from monai_llmboost.engines.files import set_aside
-from monai_llmboost.networks.class_names import unwrap
+from monai_llmboost.engines.preprocessing import check_preprocessing, training_steps
+from monai_llmboost.engines.resume import check_progress, check_same_run, check_validates, kinds_of
+from monai_llmboost.engines.tracking import MlflowRuns
+from monai_llmboost.llm.signature import KeptText
+from monai_llmboost.networks.class_names import class_names_of
+from monai_llmboost.networks.wrappers import average_of, load_plain, plain_state, saved_state, unwrap
 
 logger = logging.getLogger("monai_llmboost")
 # Files of training by whose weights they hold.
 WEIGHTS = {"best": "model.pt", "last": "last.pt"}
+# How torch begins what it says of weights that do not fit; other lines are of our modules.
+TORCHS_LINES = ("Missing key", "Unexpected key", "size mismatch", "While copying")
 
 
 class TrainingCheckpoints:
@@ -31,14 +39,19 @@ class TrainingCheckpoints:
     numbers only (``weights_only`` loading works) and are written atomically. Attach it behind MONAI's
     ``ValidationHandler``, for it reads that epoch's validation, and before :class:`SeededEpochs`.
 
+    Before the first step it refuses labels that are none, a run that validates in no epoch, and a validation that
+    prepares its volumes in another way. MLflow handlers behind it get a run of their own.
+
     Args:
         ckpt_dir: the folder; files of an earlier run in it are renamed, not overwritten.
         save_dict: what to keep, ``"model"`` among them, each with ``state_dict`` and ``load_state_dict``.
         evaluator: the engine that validates.
         metric: name of the evaluator's metric that chooses; larger is better.
-        patience: epochs without a better value before training stops; 0 never stops early.
+        patience: validations without a better value before training stops; 0 never stops early.
         resume: go on from ``last.pt`` in ``ckpt_dir``.
         options: by which the run was begun, such as epochs and batch size; a run is resumed with the same ones only.
+        preprocessing: the training's transforms. Their deterministic steps are kept in the networks' ``preprocessing``,
+            for :class:`TrainedWeights`, and a run is resumed with the same ones only; ``None`` keeps and compares none.
 
     Raises:
         ValueError: a patience below 0, or a resume that is neither True nor False.
@@ -54,50 +67,93 @@ class TrainingCheckpoints:
         patience: int = 0,
         resume: bool = False,
         options: Mapping[str, Any] | None = None,
+        preprocessing: Any = None,
     ) -> None:
         if not isinstance(resume, bool):  # the word "false" on a command line would be true
             raise ValueError(f"expected resume to be True or False, got {resume!r}")
-        if not isinstance(patience, int) or patience < 0:
+        if not isinstance(patience, int) or isinstance(patience, bool) or patience < 0:
             raise ValueError(f"expected patience to be a whole number from 0, got {patience!r}")
         self.ckpt_dir = Path(ckpt_dir)
-        self.save_dict = dict(save_dict)
+        self.save_dict = {name: unwrap(keeper) for name, keeper in save_dict.items()}
+        averages = {name: average_of(keeper) for name, keeper in save_dict.items()}
+        self.averages = {name: average for name, average in averages.items() if average is not None}
         self.evaluator = evaluator
         self.metric = metric
         self.patience = patience
         self.resume = resume
         self.options = dict(options or {})
+        self.preprocessing = preprocessing
+        self.steps: dict[str, str] = {}
         self.best: dict[str, float] = {"value": -math.inf, "epoch": 0}
+        self.waited = 0  # validations since the best one
+        self.begun = False
+        self.validations = 0  # of this epoch; those of an evaluator that others than its engine run are not counted
+        self.counts_validations = False
+        self.tracked = MlflowRuns(self.ckpt_dir, "train", resume)
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""
         engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
         engine.add_event_handler(Events.COMPLETED, self.completed)
+        self.evaluator.add_event_handler(Events.COMPLETED, self._validated)
 
     def start(self, engine: Engine) -> None:
-        """Restore an interrupted run, or make room for a new one."""
+        """Check the run, then restore an interrupted one or make room for a new one.
+
+        Federated training starts an engine again for each round: behind its first epoch that is the same run.
+        """
+        if not self.begun or engine.state.epoch == 0:
+            self._begin(engine)
+        self.begun = True
+        self.tracked.start(engine, self.evaluator)
+
+    def _begin(self, engine: Engine) -> None:
         if not isinstance(engine.state.max_epochs, int):
             raise ValueError(f"expected a whole number of epochs, got {engine.state.max_epochs!r}")
+        for what, loader in (("training", _loader_of(engine)), ("validation", _loader_of(self.evaluator))):
+            check_labels(loader, class_names_of(self.save_dict["model"]), what)
+        self.best, self.waited = {"value": -math.inf, "epoch": 0}, 0
+        self.tracked.records = []
+        if self.preprocessing is not None:
+            self.steps = training_steps(self.preprocessing, _loader_of(engine), _loader_of(self.evaluator))
         if self.resume:
             self._restore(engine)
-        elif idist.get_rank() == 0:
+        if not self.best["epoch"]:
+            check_validates(engine, self.options)
+        if not self.resume and idist.get_rank() == 0:
             self.ckpt_dir.mkdir(parents=True, exist_ok=True)
             for name in WEIGHTS.values():
                 set_aside(self.ckpt_dir / name)
+        for network in (*self.save_dict.values(), unwrap(getattr(engine, "network", None))):
+            if self.steps and isinstance(getattr(network, "preprocessing", None), KeptText):
+                network.preprocessing.text = self.steps["preprocessing"]
         idist.barrier()
         # Chmod'ed and renamed into place by rank 0 alone.
         self.save = DiskSaver(str(self.ckpt_dir), atomic=True, create_dir=True, require_empty=False)
 
+    def _epoch_started(self, engine: Engine) -> None:
+        self.validations = 0
+
+    def _validated(self, engine: Engine) -> None:
+        self.validations += 1
+        self.counts_validations = True
+
     def epoch_completed(self, engine: Engine) -> None:
         """Keep the epoch, and the network if it is the best so far."""
-        value = float(self.evaluator.state.metrics.get(self.metric, -math.inf))  # none before the first validation
+        metrics = self.evaluator.state.metrics  # empty before the first validation
+        value = float(metrics.get(self.metric, -math.inf))
         if value > self.best["value"]:
             self.best = {"value": value, "epoch": engine.state.epoch}
-            self.save(unwrap(self.save_dict["model"]).state_dict(), "model.pt")
+            self.waited = 0
+            self.save(saved_state(self.save_dict["model"]), "model.pt")
+        elif self.validations or (not self.counts_validations and self.metric in metrics):
+            self.waited += 1
         self.save(self._state(engine), "last.pt")
-        if self._waited_enough(engine):
+        if self._waited_enough():
             logger.info(
-                f"no better {self.metric} for {self.patience} epochs: stopping after epoch {engine.state.epoch}; "
+                f"no better {self.metric} in {self.waited} validations: stopping after epoch {engine.state.epoch}; "
                 f"best {self.best['value']:.4f} in epoch {self.best['epoch']}"
             )
             engine.terminate()
@@ -105,22 +161,28 @@ class TrainingCheckpoints:
     def completed(self, engine: Engine) -> None:
         """Say which network was kept, or that there is none to keep."""
         if not self.best["epoch"]:
-            raise ValueError("nothing was validated, so there is no model.pt: lower --val_interval (last.pt is there)")
+            reason = "nothing was validated, so there is no model.pt: lower --val_interval (last.pt is there)"
+            if (engine.state.max_epochs or 0) < self.options.get("epochs", 0):  # a round of federated training
+                logger.warning(reason)
+                return
+            raise ValueError(reason)
         best = f"best {self.metric} {self.best['value']:.4f} in epoch {self.best['epoch']}"
         logger.info(f"{best}: {self.ckpt_dir / 'model.pt'}")
 
-    def _waited_enough(self, engine: Engine) -> bool:
-        return 0 < self.patience <= engine.state.epoch - self.best["epoch"]
+    def _waited_enough(self) -> bool:
+        return 0 < self.patience <= self.waited
 
     def _state(self, engine: Engine) -> dict[str, Any]:
-        state = {name: keeper.state_dict() for name, keeper in self._keepers(engine).items()}
+        keepers = self._keepers(engine)
+        state = {name: saved_state(k) if isinstance(k, nn.Module) else k.state_dict() for name, k in keepers.items()}
         progress = {"epoch": engine.state.epoch, "epoch_length": engine.state.epoch_length}
-        return {**state, "progress": progress, "best": self.best, "options": self.options}
+        about = {"progress": progress, "best": self.best, "waited": self.waited, "options": self.options}
+        averaged = {name: int(average.n_averaged) for name, average in self.averages.items()}
+        return {**state, **about, "averaged": averaged, "steps": self.steps, "kinds": kinds_of(keepers)}
 
     def _keepers(self, engine: Engine) -> dict[str, Any]:
-        keepers = {**self.save_dict, "model": unwrap(self.save_dict["model"])}
         scaler = getattr(engine, "scaler", None)
-        return keepers if scaler is None else {**keepers, "scaler": scaler}
+        return self.save_dict if scaler is None else {**self.save_dict, "scaler": scaler}
 
     def _restore(self, engine: Engine) -> None:
         path = self.ckpt_dir / "last.pt"
@@ -131,58 +193,67 @@ class TrainingCheckpoints:
         state = load_weights(path, "Copy it again, or start without --resume")
         if not isinstance(state, Mapping) or not {"options", "progress", "best"} <= state.keys():
             raise ValueError(f"{path} is not what a training left to resume it: give the --ckpt_dir of the run")
-        begun, asked = state["options"], self.options
-        for name in sorted(set(begun) | set(asked)):
-            if begun.get(name) != asked.get(name):
-                raise ValueError(
-                    f"the run in {path} was begun with {name} {begun.get(name)!r}, this one has {asked.get(name)!r}: "
-                    "resume it with its own options, or begin anew with another --ckpt_dir"
-                )
-        epoch, epoch_length = state["progress"]["epoch"], state["progress"]["epoch_length"]
-        if epoch_length != engine.state.epoch_length:
-            raise ValueError(
-                f"the run in {path} has {epoch_length} steps an epoch, this one {engine.state.epoch_length}: "
-                "resume it with its own batch size and number of processes"
-            )
-        if epoch > engine.state.max_epochs:
-            raise ValueError(f"the run in {path} already has {epoch} epochs, {engine.state.max_epochs} are asked for")
-        for name, keeper in self._keepers(engine).items():
+        keepers = self._keepers(engine)
+        check_same_run(path, state, {"options": self.options, "steps": self.steps, "kinds": kinds_of(keepers)})
+        epoch, epoch_length = check_progress(path, state, engine)
+        for name, keeper in keepers.items():
             if name not in state:
                 raise ValueError(
                     f"expected {name!r} in {path}, found none: it is of another kind of run (AMP on or off?)"
                 )
-            keeper.load_state_dict(state[name])
+            if isinstance(keeper, nn.Module):
+                load_trained(keeper, state[name], path)
+            else:
+                keeper.load_state_dict(state[name])
+        for name, average in self.averages.items():
+            average.n_averaged.fill_(state["averaged"][name])
         engine.state.epoch, engine.state.iteration = epoch, epoch * epoch_length
         self.best = state["best"]
+        # Earlier versions did not count validations.
+        since = (epoch - self.best["epoch"]) // self.options.get("val_interval", 1) if self.best["epoch"] else 0
+        self.waited = state.get("waited", since)
         logger.info(f"resumed after epoch {epoch}")
-        if self._waited_enough(engine):
+        if self._waited_enough():
             engine.terminate()
 
 
 class TrainedWeights:
     """Loads trained weights strictly when an evaluator starts, and says in one sentence why it cannot.
 
+    MLflow handlers of the evaluator get a run of their own.
+
     Args:
         ckpt_dir: the folder that training wrote its checkpoints into.
         network: the network to load into.
         weights: ``"best"``, those of the epoch that validation chose (``model.pt``), or ``"last"``, those of the last
             epoch (in ``last.pt``).
+        preprocessing: the transforms that prepare volumes here; ``None`` compares none. Every deterministic step that
+            the checkpoint names must be there, with its settings. The window of raw values that
+            ``ScaleIntensityRange`` maps is free, for it depends on their units; so are further steps that only move
+            voxels.
 
     Raises:
-        ValueError: other weights; from the run, if the file is damaged or was trained with other options, another arm
-            or another block.
+        ValueError: other weights; from the run, if the file is damaged or was trained with other options, another arm,
+            another block or another preprocessing.
         FileNotFoundError: from the run, if there is no such file.
     """
 
-    def __init__(self, ckpt_dir: str | Path, network: nn.Module, weights: str = "best") -> None:
+    def __init__(
+        self, ckpt_dir: str | Path, network: nn.Module, weights: str = "best", preprocessing: Any = None
+    ) -> None:
         if weights not in WEIGHTS:
             raise ValueError(f"expected weights of {', '.join(WEIGHTS)}, got {weights!r}")
         self.path = Path(ckpt_dir) / WEIGHTS[weights]
         self.network = network
+        self.preprocessing = preprocessing
+        self.loader: Any = None
+        self.tracked = MlflowRuns(self.path.parent, "evaluate")
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator."""
+        self.loader = getattr(engine, "data_loader", None)
         engine.add_event_handler(Events.STARTED, self.load)
+        engine.add_event_handler(Events.STARTED, self.tracked.start)
 
     def load(self) -> None:
         """Load the weights."""
@@ -191,18 +262,40 @@ class TrainedWeights:
         state = load_weights(self.path, "Copy it again, or train again")
         if self.path.name == WEIGHTS["last"] and isinstance(state, Mapping):
             state = state.get("model")
-        if not isinstance(state, Mapping):
-            raise ValueError(f"{self.path} holds no trained weights: give the --ckpt_dir of a training")
-        network = unwrap(self.network)
-        try:
-            network.load_state_dict(state, strict=True)
-        except RuntimeError as error:
-            told = [line.strip() for line in str(error).splitlines() if "made with the" in line]
-            reason = told[0] if told else _unlike(network.state_dict(), state)
-            raise ValueError(
-                f"{self.path} was trained with other options: {reason}; "
-                "give the --dataset, --size, arm, --block and network options of the training"
-            ) from error
+        load_trained(self.network, state, self.path)
+        kept = getattr(unwrap(self.network), "preprocessing", None)
+        if self.preprocessing is not None and isinstance(kept, KeptText) and kept.text:
+            check_preprocessing(kept.text, self.preprocessing, self.loader, self.path)
+
+
+# MonaiAlgo of MONAI's federated learning evaluates the weights it is given, and switches off what is called so.
+TrainedCheckpointLoader = TrainedWeights
+
+
+def load_trained(network: nn.Module, state: Mapping[str, Any], path: Path) -> None:
+    """Load weights strictly, with or without wrappers around the network that wrote them or around this one.
+
+    Raises:
+        ValueError: they are of another network; the message says in what it differs.
+    """
+    if not isinstance(state, Mapping):
+        raise ValueError(f"expected weights by their names in {path}, got {type(state).__name__}: train anew")
+    try:
+        load_plain(network, state)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        own = [line for line in lines if not line.startswith(TORCHS_LINES)]
+        mine = saved_state(network)
+        reason = own[0] if own else _unlike(mine, plain_state(state, mine))
+        raise ValueError(
+            f"{path} was trained with other options: {reason}; "
+            "give the --dataset, --size, arm, --block and network options of the training"
+        ) from error
+
+
+def _loader_of(engine: Engine) -> Any:
+    loader = getattr(engine, "data_loader", None)
+    return engine.state.dataloader if loader is None else loader
 
 
 def _unlike(own: Mapping[str, Any], state: Mapping[str, Any]) -> str:

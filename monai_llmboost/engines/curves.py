@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The course of a training run as a small table: one row for each epoch."""
+"""The course of a training run as a small table, one row for each epoch, and in TensorBoard."""
 
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from ignite.engine import Engine, Events
 from torch import optim
 
 from monai_llmboost.engines.files import placed_whole, set_aside
+
+TABLE = "learning_curves.csv"
 
 
 class LearningCurves:
@@ -25,10 +28,17 @@ class LearningCurves:
         output_dir: the folder; a table of an earlier run in it is renamed, not overwritten.
         evaluator: the engine that validates.
         optimizer: whose first learning rate is written.
+
+    Raises:
+        ValueError: a learning rate by which nothing is trained; from the run, an epoch behind the first whose schedule
+            gives 0, since it ended before the run.
     """
 
     def __init__(self, output_dir: str | Path, evaluator: Engine, optimizer: optim.Optimizer) -> None:
-        self.path = Path(output_dir) / "learning_curves.csv"
+        largest = max(float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups)
+        if not 0 < largest < math.inf:
+            raise ValueError(f"expected a learning rate above 0, got {largest:g}: give --learning_rate 0.001, say")
+        self.path = Path(output_dir) / TABLE
         self.evaluator = evaluator
         self.optimizer = optimizer
         self.rows: list[dict[str, Any]] | None = None
@@ -45,6 +55,11 @@ class LearningCurves:
     def _epoch_started(self, engine: Engine) -> None:
         self.losses = []
         self.learning_rate = self.optimizer.param_groups[0]["lr"]
+        if engine.state.epoch > 1 and not any(group["lr"] for group in self.optimizer.param_groups):
+            raise ValueError(
+                f"expected a learning rate above 0 in epoch {engine.state.epoch}, got 0: its schedule is over; give it "
+                "as many steps as the run has (--epochs), or use monai_llmboost.engines.HeldWarmupCosine"
+            )
 
     def _iteration_completed(self, engine: Engine) -> None:
         output: Any = engine.state.output
@@ -76,6 +91,40 @@ class LearningCurves:
             return [row for row in read_curves(self.path) if row["epoch"] < epoch]
         set_aside(self.path)
         return []
+
+
+class TensorBoardCurves:
+    """Writes the last row of :class:`LearningCurves` to TensorBoard after each epoch, on rank 0.
+
+    Attach it behind :class:`TrainingCheckpoints`: an epoch that an interrupted run did not keep, and that is done again
+    when it is resumed, was not written. Of an earlier run's files in the folder TensorBoard shows no step that this one
+    writes. Nothing is asked of the device in an epoch's steps.
+
+    Args:
+        output_dir: the folder with the table, for the event files too.
+    """
+
+    def __init__(self, output_dir: str | Path) -> None:
+        self.folder = Path(output_dir)
+        self.writer: Any = None
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
+
+    def _epoch_completed(self, engine: Engine) -> None:
+        if idist.get_rank() != 0:
+            return
+        if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+            earlier = any(self.folder.glob("events.out.tfevents.*"))
+            self.writer = SummaryWriter(str(self.folder), purge_step=engine.state.epoch if earlier else None)
+        *_, row = read_curves(self.folder / TABLE)
+        for name, value in row.items():
+            if name != "epoch":
+                self.writer.add_scalar(name, value, row["epoch"])
+        self.writer.flush()
 
 
 def read_curves(path: Path) -> list[dict[str, Any]]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 logger = logging.getLogger("monai_llmboost")
+# What makes a spreadsheet take a cell for a formula, and what a cell that was kept from it begins with.
+FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 
 def set_aside(path: Path) -> None:
@@ -53,3 +56,27 @@ def written_whole(path: Path, aside: bool = True) -> Iterator[TextIO]:
         temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
         yield file
+
+
+def safe_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of a CSV file whose texts no spreadsheet takes for formulas: an apostrophe stands before those.
+
+    :func:`plain_cell` takes it away. A carriage return, which the csv module leaves unquoted, becomes a space.
+    """
+    cells = {name: value.replace("\r", " ") if isinstance(value, str) else value for name, value in row.items()}
+    return {name: f"'{value}" if _is_formula(value) else value for name, value in cells.items()}
+
+
+def plain_cell(text: str) -> str:
+    """Return the text of a cell that :func:`safe_row` wrote."""
+    return text[1:] if text.startswith("'") and _is_formula(text[1:]) else text
+
+
+def _is_formula(value: Any) -> bool:
+    if not isinstance(value, str) or not FORMULA.match(value):
+        return False
+    try:
+        float(value)
+    except ValueError:
+        return True
+    return False  # a number below zero

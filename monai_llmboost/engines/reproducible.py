@@ -11,6 +11,8 @@ from ignite.engine import Engine, Events
 from monai.transforms import Randomizable
 from monai.utils import set_determinism
 
+from monai_llmboost.llm.geometry import is_whole
+
 
 class SeededEpochs:
     """Seeds torch, numpy, random and the training transforms at the beginning of each epoch.
@@ -20,10 +22,17 @@ class SeededEpochs:
     cases just before its iterator is made. Attach it after whatever restores the epoch.
 
     Args:
-        seed: of the whole run.
+        seed: of the whole run, a whole number from 0 to 2**32 - 1.
+
+    Raises:
+        ValueError: another seed, which torch would round.
     """
 
     def __init__(self, seed: int) -> None:
+        if not is_whole(seed) or not 0 <= seed < 2**32:
+            raise ValueError(
+                f"expected seed to be a whole number from 0 to 2**32 - 1, got {seed!r}: give --seed 0, say"
+            )
         self.seed = seed
         self.seeded_epoch = 0
 

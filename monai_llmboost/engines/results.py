@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+import numpy as np
 from ignite.engine import Engine, Events
 from torch import Tensor, distributed, nn
 
-from monai_llmboost.engines.files import written_whole
+from monai_llmboost.data.labels import check_labels
+from monai_llmboost.engines.files import safe_row, written_whole
 from monai_llmboost.engines.metrics import bootstrap_interval, medmnist_acc, medmnist_auc
-from monai_llmboost.networks.class_names import class_names_of, unwrap
+from monai_llmboost.networks.class_names import class_names_of, on_one_line, unwrap
 
 logger = logging.getLogger("monai_llmboost")
 
@@ -52,16 +54,18 @@ class PredictionTable:
         engine.add_event_handler(Events.COMPLETED, self.write)
 
     def start(self, engine: Engine) -> None:
-        """Learn the names of the classes, once the checkpoint is loaded."""
+        """Learn the names of the classes, once the checkpoint is loaded, and look at the cases' labels."""
         self.rows = []
         self.names = class_names_of(self.network)
         if not self.names:
             raise ValueError(f"expected a network with class_names, got {type(unwrap(self.network)).__name__}")
-        if self.class_names is not None and list(self.class_names) != self.names:
+        if self.class_names is not None and list(map(on_one_line, self.class_names)) != self.names:
             raise ValueError(
                 f"expected a network trained for the classes {list(self.class_names)}, the checkpoint's are "
                 f"{self.names}: give the --dataset that it was trained on"
             )
+        if self.class_names is not None:
+            check_labels(getattr(engine, "data_loader", None), self.names, "evaluated")
 
     def collect(self, engine: Engine) -> None:
         """Take the rows of one batch."""
@@ -91,13 +95,16 @@ class PredictionTable:
             with written_whole(self.path) as file:
                 writer = csv.DictWriter(file, max(map(list, rows), key=len), restval="", lineterminator="\n")
                 writer.writeheader()
-                writer.writerows(sorted(rows, key=lambda row: row["case"]))
+                writer.writerows(map(safe_row, sorted(rows, key=lambda row: row["case"])))
             refused = sum(bool(row.get("refused")) for row in rows)
             logger.info(f"{len(rows)} cases, {refused} refused: {self.path}")
 
 
 class MetricsFile:
     """Writes ``metrics.json`` when an evaluator is done: AUC and ACC with 95 % intervals over the cases, on rank 0.
+
+    Cases are sorted by their names first (where batches hold none, by label and probabilities), so that the numbers do
+    not depend on how many processes took part.
 
     Args:
         output_dir: the folder; an earlier ``metrics.json`` in it is renamed, not overwritten.
@@ -109,18 +116,34 @@ class MetricsFile:
         self.path = Path(output_dir) / "metrics.json"
         self.auc = auc
         self.about = dict(about)
+        self.cases: list[str] = []
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator."""
+        engine.add_event_handler(Events.STARTED, self.cases.clear)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
         engine.add_event_handler(Events.COMPLETED, self.write)
+
+    def collect(self, engine: Engine) -> None:
+        """Take the names of one batch's cases."""
+        batch: Any = engine.state.batch
+        columns = [batch] if isinstance(batch, Mapping) else batch if isinstance(batch, list) else []
+        for column in columns:
+            found = column.get("case", ()) if isinstance(column, Mapping) else ()
+            self.cases += [found] if isinstance(found, str) else list(found)
 
     def write(self, engine: Engine) -> None:
         """Write the file."""
+        cases = [case for part in gathered(self.cases) for case in part]
         if idist.get_rank() != 0:
             return
         state: Any = engine.state
         probabilities, labels = (x.cpu().numpy() for x in state.metric_details[self.auc])
         probabilities, labels = probabilities.astype("float64"), labels.reshape(-1)
+        # The metric gathers the ranks in their order, as the names were.
+        keys = [np.array(cases)] if len(cases) == len(labels) else [*probabilities.T, labels]
+        order = np.lexsort(keys)
+        probabilities, labels = probabilities[order], labels[order]
         numbers: dict[str, Any] = {}
         for name, metric in (("auc", medmnist_auc), ("acc", medmnist_acc)):
             numbers[name] = metric(probabilities, labels)

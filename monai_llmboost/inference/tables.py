@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from monai_llmboost.data import Scan
+from monai_llmboost.engines.files import safe_row
 
-# What a spreadsheet takes for a formula.
-FORMULA = ("=", "+", "-", "@", "\t")
 # Fields of a row that are of the journal or the page, and no columns.
 NOT_IN_TABLES = ("thumbnail", "run", "may_pass")
 
@@ -54,8 +53,8 @@ def write_csv(file: Any, rows: Sequence[Mapping[str, Any]], names: Sequence[str]
     writer.writeheader()
     for row in rows:
         numbers = {column: f"{p:.9g}" for column, p in zip(probabilities, row["probabilities"])}
-        texts = {name: _cell(str(row.get(name, ""))) for name in (*columns, "predicted", "refused")}
-        writer.writerow({**row, **numbers, **texts, "warnings": _cell("; ".join(row["warnings"]))})
+        texts = {name: _one_line(str(row.get(name, ""))) for name in (*columns, "predicted", "refused")}
+        writer.writerow(safe_row({**row, **numbers, **texts, "warnings": _one_line("; ".join(row["warnings"]))}))
 
 
 def write_json(file: Any, value: Any) -> None:
@@ -69,7 +68,5 @@ def as_shown(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"refused_kind": "", **{key: value for key, value in row.items() if key not in NOT_IN_TABLES}}
 
 
-def _cell(text: str) -> str:
-    """Return a text on one line that no spreadsheet evaluates."""
-    text = " ".join(text.splitlines())
-    return f"'{text}" if text.startswith(FORMULA) else text
+def _one_line(text: str) -> str:
+    return " ".join(text.splitlines())

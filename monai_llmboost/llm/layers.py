@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_llmboost.llm.block import DecoderBlock
-from monai_llmboost.llm.geometry import BlockGeometry
+from monai_llmboost.llm.geometry import BlockGeometry, is_whole
 from monai_llmboost.llm.transformers_layer import TransformersLayer
 
 
@@ -148,7 +148,7 @@ class DonorLayers:
 
         Drawn in float32 from a generator of its own; the final norm stays.
         """
-        generator = torch.Generator().manual_seed(seed)
+        generator = generator_of(seed)
 
         def drawn(tensor: Tensor) -> Tensor:
             exact = tensor.double()  # whose sums come to the same float32 with any number of threads
@@ -157,6 +157,17 @@ class DonorLayers:
 
         layers = [replace(one, tensors={name: drawn(t) for name, t in one.tensors.items()}) for one in self.layers]
         return replace(self, layers=tuple(layers), donor=f"random seed {seed} like {self.donor}")
+
+
+def generator_of(seed: int) -> torch.Generator:
+    """Return a random generator of its own.
+
+    Raises:
+        ValueError: a seed that is no whole number.
+    """
+    if not is_whole(seed):
+        raise ValueError(f"expected the seed of a block to be a whole number, got {seed!r}: give --block_seed 0, say")
+    return torch.Generator().manual_seed(int(seed))
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
@@ -193,7 +204,7 @@ def random_layer(geometry: BlockGeometry, seed: int = 0) -> DonorLayers:
 
     Matrices have standard deviation ``1 / sqrt(inputs)``, norms do nothing but norm, biases are zero.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_of(seed)
     tensors = {}
     for name, shape in geometry.tensor_shapes.items():
         if len(shape) == 2:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from monai_llmboost.llm.extract import frozen_block
 from monai_llmboost.llm.frozen import FrozenBlock
 from monai_llmboost.llm.geometry import BlockGeometry
+from monai_llmboost.llm.layers import generator_of
 from monai_llmboost.llm.signature import Signature
 
 # Added to the seed, whose own random numbers draw a random block and the maps around it.
@@ -95,7 +96,7 @@ def lora_block(
             "expected a family that is run natively for lora, this layer is run by transformers' own class: choose "
             "another arm or another donor"
         )
-    generator = torch.Generator().manual_seed(seed + STREAM)
+    generator = generator_of(seed + STREAM)
     for layer in (*block.before, block.layer):
         for name in ("query", "key", "value", "output"):
             setattr(layer, name, LowRankLinear(getattr(layer, name), rank, alpha, generator))

@@ -1,48 +1,94 @@
 # SPDX-License-Identifier: Apache-2.0
 """Short texts that travel in a checkpoint as tensors, so that every loader carries them, ``weights_only`` too."""
 
+from __future__ import annotations
+
 import hashlib
+import zlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-DIGEST_BYTES = 32
+DIGEST_BYTES, CRC_BYTES = 32, 4
 # One size for every text, because loaders that skip tensors of another shape (MONAI's `copy_model_state`) would skip
 # the comparison too.
-TEXT_BYTES = 480
+CODE_BYTES = 512
+TEXT_BYTES = CODE_BYTES - DIGEST_BYTES
 
 
-def encode(text: str, compared: str | None = None) -> Tensor:
-    """The sha256 digest of what is compared (``text`` itself by default) and the text's first bytes, uint8 (512,)."""
+def encode(text: str, compared: str | None = None, size: int = CODE_BYTES) -> Tensor:
+    """Return a text with its checksum as float32 (size,), each number a byte: 0 to 255.
+
+    The first 32 are the sha256 digest of ``compared`` (``text`` itself by default), the others the text's first bytes.
+    Where the digest is not that of these bytes, the last four are their CRC-32. Numbers of this size survive a mean in
+    float32 and a cast to float16 or bfloat16; earlier versions kept uint8, which no average does.
+    """
     digest = hashlib.sha256((text if compared is None else compared).encode()).digest()
-    return torch.frombuffer(bytearray(digest + text.encode()[:TEXT_BYTES].ljust(TEXT_BYTES, b"\0")), dtype=torch.uint8)
+    room = size - DIGEST_BYTES
+    kept = text.encode()[:room]
+    if hashlib.sha256(kept).digest() != digest:
+        kept = kept[: room - CRC_BYTES].ljust(room - CRC_BYTES, b"\0")
+        kept += zlib.crc32(kept).to_bytes(CRC_BYTES, "big")
+    return torch.tensor(list(digest + kept.ljust(room, b"\0")), dtype=torch.float32, device="cpu")
 
 
-def decode(code: Tensor) -> str:
-    """The readable part of what :func:`encode` made."""
-    return bytes(code.cpu().tolist())[DIGEST_BYTES:].rstrip(b"\0").decode(errors="replace")
+def decode(code: Tensor) -> str | None:
+    """Return the text that :func:`encode` was given, or ``None`` if its checksum does not fit."""
+    read = _bytes_of(code)
+    if read is None:
+        return None
+    digest, kept = read[:DIGEST_BYTES], read[DIGEST_BYTES:]
+    text = kept.rstrip(b"\0")
+    if hashlib.sha256(text).digest() == digest:
+        return text.decode(errors="replace")
+    body, crc = kept[:-CRC_BYTES], kept[-CRC_BYTES:]
+    return body.rstrip(b"\0").decode(errors="replace") if zlib.crc32(body).to_bytes(CRC_BYTES, "big") == crc else None
 
 
-class Signature(nn.Module):
-    """What a module is, in its checkpoint; a checkpoint that says something else is refused.
+def _bytes_of(code: Tensor) -> bytes | None:
+    """Return the bytes nearest to the numbers of a code, or ``None`` if they are no bytes."""
+    numbers = torch.as_tensor(code).detach().cpu().double().round()
+    fits = numbers.dim() == 1 and numbers.numel() > DIGEST_BYTES and bool(((numbers >= 0) & (numbers <= 255)).all())
+    return bytes(numbers.to(torch.uint8).tolist()) if fits else None
+
+
+class KeptText(nn.Module):
+    """A text that a state dict holds as the tensor ``code``.
+
+    It is no buffer: averages over parameters and buffers (EMA, SWA) do not touch it, nor do ``half()`` and ``to()``.
+    Averages over whole state dicts of networks with one text round back to that text, see :func:`encode`.
 
     Args:
-        what: what the text names, for the message, such as "block".
-        text: what it is, for the message.
-        remedy: what to do when it does not agree, for the message.
-        compared: what must agree; ``None`` is the text.
+        text: the text; a module that reads its own from a checkpoint replaces it.
+        compared: what the digest is of; ``None`` is the text.
     """
 
-    code: Tensor
+    __jit_unused_properties__ = ["code"]  # noqa: RUF012  (torch's own)
+    size = CODE_BYTES
+    optional = False  # whether a checkpoint may lack it
 
-    def __init__(self, what: str, text: str, remedy: str, compared: str | None = None) -> None:
+    def __init__(self, text: str = "", compared: str | None = None) -> None:
         super().__init__()
-        self.what = what
         self.text = text
-        self.remedy = remedy
-        self.digest = encode(text, compared)[:DIGEST_BYTES].tolist()
-        self.register_buffer("code", encode(text, compared))
+        self.compared = compared
+
+    @property
+    def code(self) -> Tensor:
+        """The text as a checkpoint holds it, float32 (size,)."""
+        return encode(self.text, self.compared, self.size)
+
+    @code.setter
+    def code(self, code: Tensor) -> None:
+        if reason := self.read(code):
+            raise ValueError(reason)
+
+    def read(self, code: Tensor) -> str:
+        """Take in what a checkpoint has; return why that cannot be, or nothing."""
+        raise NotImplementedError
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        destination[prefix + "code"] = self.code
 
     def _load_from_state_dict(
         self,
@@ -56,9 +102,40 @@ class Signature(nn.Module):
     ) -> None:
         key = prefix + "code"
         if key not in state_dict:
-            missing_keys.append(key)
-        elif state_dict[key][:DIGEST_BYTES].tolist() != self.digest:
-            error_msgs.append(
-                f"the checkpoint was made with the {self.what} '{decode(state_dict[key])}', "
-                f"but this network has the {self.what} '{self.text}': {self.remedy}"
-            )
+            missing_keys += [] if self.optional else [key]
+        elif reason := self.read(state_dict[key]):
+            error_msgs.append(reason)
+
+
+class Signature(KeptText):
+    """What a module is, in its checkpoint; a checkpoint that says something else is refused.
+
+    Args:
+        what: what the text names, for the message, such as "block".
+        text: what it is, for the message.
+        remedy: what to do when it does not agree, for the message.
+        compared: what must agree; ``None`` is the text.
+    """
+
+    def __init__(self, what: str, text: str, remedy: str, compared: str | None = None) -> None:
+        super().__init__(text, compared)
+        self.what = what
+        self.remedy = remedy
+        self.digest = list(hashlib.sha256((text if compared is None else compared).encode()).digest())
+
+    def read(self, code: Tensor) -> str:
+        """Compare what a checkpoint has with what the module is."""
+        if list((_bytes_of(code) or b"")[:DIGEST_BYTES]) == self.digest:
+            return ""
+        return (
+            f"the checkpoint was made with the {self.what} '{_shown(code)}', "
+            f"but this network has the {self.what} '{self.text}': {self.remedy}"
+        )
+
+
+def _shown(code: Tensor) -> str:
+    """Return a text to be shown, or what stands for one whose checksum does not fit."""
+    text = decode(code)
+    if text is None and torch.as_tensor(code).dtype == torch.uint8:  # of an earlier version, some without a checksum
+        text = (_bytes_of(code) or b"")[DIGEST_BYTES:].rstrip(b"\0").decode(errors="replace")
+    return text or "(unreadable: damaged, or an average over networks that differ in it)"

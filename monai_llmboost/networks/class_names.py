@@ -1,54 +1,89 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a network's logits mean, kept in its checkpoint: whoever loads one gets the names it was trained with."""
+"""What a network's logits mean, and how its volumes were prepared, kept in its checkpoint."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from monai_llmboost.llm.signature import TEXT_BYTES, decode, encode
+from monai_llmboost.llm.signature import TEXT_BYTES, KeptText, decode
+from monai_llmboost.networks.wrappers import unwrap
 
 SEPARATOR = "\n"
 
 
-class ClassNames(nn.Module):
-    """The names of the classes, in the order of the logits, as a buffer that a checkpoint overwrites.
+class ReadText(KeptText):
+    """A text that is replaced by that of a checkpoint when one is loaded.
+
+    A text whose checksum does not fit is refused: it is damaged, or an average over networks with different ones.
+    """
+
+    what = "text"
+
+    def read(self, code: Tensor) -> str:
+        """Take over the text of a checkpoint."""
+        text = decode(code)
+        if text is None:
+            return (
+                f"the {self.what} in the checkpoint cannot be read: it is damaged, or an average over networks that "
+                f"differ in their {self.what}; average networks of one kind only, or train anew"
+            )
+        self.text = text
+        return ""
+
+
+class ClassNames(ReadText):
+    """The names of the classes, in the order of the logits; a checkpoint replaces them.
 
     Args:
         num_classes: number of logits.
         names: their names; ``None`` is "class 0", "class 1" ...
 
     Raises:
-        ValueError: another number of names, or names too long to keep.
+        ValueError: another number of names, the same name twice, or names too long to keep.
     """
 
-    code: Tensor
+    what = "class names"
 
     def __init__(self, num_classes: int, names: Sequence[str] | None = None) -> None:
-        super().__init__()
-        self.num_classes = num_classes
         names = [] if names is None else names
         if names and len(names) != num_classes:
             raise ValueError(f"expected {num_classes} class names, got {len(names)}: {list(names)}")
-        text = SEPARATOR.join(name.replace(SEPARATOR, " ") for name in names)
+        if len(set(names)) < len(names):
+            raise ValueError(f"expected different class names, got {list(names)}: a table has a column for each")
+        text = SEPARATOR.join(map(on_one_line, names))
         if len(text.encode()) > TEXT_BYTES:
             raise ValueError(
                 f"expected class names of at most {TEXT_BYTES} bytes in all, got {len(text.encode())}: shorten them"
             )
-        self.register_buffer("code", encode(text))
+        super().__init__(text)
+        self.num_classes = num_classes
 
     def names(self) -> list[str]:
         """The names, of the checkpoint if one was loaded."""
-        text = decode(self.code)
-        return text.split(SEPARATOR) if text else [f"class {index}" for index in range(self.num_classes)]
+        return self.text.split(SEPARATOR) if self.text else [f"class {index}" for index in range(self.num_classes)]
+
+
+class Preprocessing(ReadText):
+    """The steps that prepared the volumes in training, in words, a line each; empty where they are not known.
+
+    Checkpoints of earlier versions hold none, and load. :class:`monai_llmboost.engines.TrainingCheckpoints` writes the
+    text, :class:`monai_llmboost.engines.TrainedWeights` compares it.
+    """
+
+    what = "preprocessing"
+    optional = True
+    size = 2048
+
+
+def on_one_line(name: str) -> str:
+    """Return a name as a checkpoint and a table hold it: with spaces in the place of line breaks."""
+    return name.replace("\r", " ").replace("\n", " ")
 
 
 def class_names_of(network: Any) -> list[str]:
     """The names of the classes that a network keeps; none for what keeps none."""
     kept = getattr(unwrap(network), "class_names", None)
     return [] if kept is None else kept.names()
-
-
-def unwrap(network: nn.Module) -> nn.Module:
-    """The network inside DistributedDataParallel, or itself."""
-    return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from monai_llmboost.llm import Signature
+from monai_llmboost.llm.geometry import is_whole
+from monai_llmboost.networks.wrappers import unwrap
 
 POOLS = ("cls", "mean")
 POSITIONS = ("last", "middle", "head")
@@ -28,6 +30,8 @@ def grid_of(img_size: Sequence[int] | int, patch_size: Sequence[int] | int) -> t
         size, patch = ensure_tuple_rep(img_size, 3), ensure_tuple_rep(patch_size, 3)
     except ValueError as error:
         raise ValueError(f"expected one or three sizes, got img_size {img_size} and patch_size {patch_size}") from error
+    if not all(map(is_whole, (*size, *patch))):
+        raise ValueError(f"expected sizes as whole numbers, got img_size {size} and patch_size {patch}")
     if min(*size, *patch) < 1:
         raise ValueError(f"expected sizes from 1, got img_size {size} and patch_size {patch}")
     if any(s % p for s, p in zip(size, patch)):
@@ -68,8 +72,7 @@ def check_booster_fits(booster: nn.Module | None, hidden_size: int, position: st
 
 def reads_few(booster: nn.Module) -> bool:
     """Whether a booster can be asked for its first few tokens only, ``booster(x, read)``."""
-    original = getattr(booster, "_orig_mod", booster)  # of a module that went through torch.compile
-    return "read" in inspect.signature(original.forward).parameters
+    return "read" in inspect.signature(unwrap(booster).forward).parameters
 
 
 def layers_before_booster(position: str, num_layers: int) -> int:
@@ -139,7 +142,7 @@ class PatchTokens(nn.Module):
         stem_channels: int = 0,
     ) -> None:
         super().__init__()
-        if stem_channels != int(stem_channels) or stem_channels < 0:
+        if not is_whole(stem_channels) or stem_channels < 0:
             raise ValueError(f"expected stem_channels as a whole number from 0, got {stem_channels}: 0 is for no stem")
         self.in_channels = in_channels
         self.size0, self.size1, self.size2 = img_size
@@ -234,10 +237,11 @@ def transformer_layers(
     Raises:
         ValueError: a number below 1, heads that do not divide the width, or a dropout rate outside 0 to 1.
     """
-    if min(num_layers, hidden_size, mlp_dim, num_heads, 1 if head_size is None else head_size) < 1:
+    counts = (num_layers, hidden_size, mlp_dim, num_heads, 1 if head_size is None else head_size)
+    if not all(map(is_whole, counts)) or min(counts) < 1:
         raise ValueError(
-            f"expected numbers from 1, got num_layers {num_layers}, hidden_size {hidden_size}, mlp_dim {mlp_dim}, "
-            f"num_heads {num_heads}, head_size {head_size}"
+            f"expected whole numbers from 1, got num_layers {num_layers}, hidden_size {hidden_size}, "
+            f"mlp_dim {mlp_dim}, num_heads {num_heads}, head_size {head_size}"
         )
     if head_size is None and hidden_size % num_heads:
         raise ValueError(

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from monai_llmboost.networks.class_names import ClassNames
+from monai_llmboost.llm.geometry import is_whole
+from monai_llmboost.networks.class_names import ClassNames, Preprocessing
 from monai_llmboost.networks.transformer import (
     PatchTokens,
     check_booster_fits,
@@ -82,7 +83,7 @@ class ViViT(nn.Module):
         stem_channels: int = 0,
     ) -> None:
         super().__init__()
-        if min(in_channels, num_classes) < 1:
+        if not (is_whole(in_channels) and is_whole(num_classes)) or min(in_channels, num_classes) < 1:
             raise ValueError(f"expected in_channels and num_classes from 1, got {in_channels} and {num_classes}")
         size, patch = grid_of(img_size, patch_size)
         self.read_mean = check_pool(pool) == "mean"
@@ -107,6 +108,7 @@ class ViViT(nn.Module):
         self.reads_cls = position == "last" and pool == "cls" and reads_few(self.booster)
         self.signature = network_signature(self, patch, num_heads, pool, booster, position, stem_channels)
         self.class_names = ClassNames(num_classes, class_names)
+        self.preprocessing = Preprocessing()
 
     def pool_tokens(self, x: Tensor) -> Tensor:
         """Tokens (B, N, C) to one (B, C)."""

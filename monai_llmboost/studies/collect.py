@@ -20,6 +20,7 @@ from sklearn.metrics import roc_curve
 
 from monai_llmboost.bundle import bundle_path
 from monai_llmboost.engines.curves import read_curves
+from monai_llmboost.engines.files import plain_cell
 from monai_llmboost.studies.cost.measure import device_name
 from monai_llmboost.studies.datasets import parser_of
 from monai_llmboost.studies.one_run import DIVERGED, JUDGED, TRAINED, told
@@ -170,7 +171,7 @@ def _predictions(
         for run in several:
             with (folder / run.name / place / "predictions.csv").open(newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
-            own = [(row["case"], row["label"]) for row in rows]
+            own = [(plain_cell(row["case"]), plain_cell(row["label"])) for row in rows]
             if cases is not None and own != cases:
                 raise ValueError(f"expected the same test cases of every run, {run.name} has others: remove its folder")
             cases = own

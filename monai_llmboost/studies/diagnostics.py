@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_llmboost.boosters import ResidualBooster
+from monai_llmboost.networks.wrappers import unwrap
 
 # Tokens that are compared: more change the third digit and cost time.
 TOKENS = 4096
@@ -39,6 +40,7 @@ def diagnose(network: nn.Module, images: Iterable[Tensor]) -> dict[str, float] |
         network: after training, on the device of the images; left in ``eval()``.
         images: batches (B, channels, S0, S1, S2); as many are taken as ``TOKENS`` tokens need.
     """
+    network = unwrap(network)
     booster = next((part for part in network.modules() if isinstance(part, ResidualBooster)), None)
     if booster is None:
         return None

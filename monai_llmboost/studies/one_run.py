@@ -37,8 +37,9 @@ def train(plan: Plan, run: Run, folder: Path) -> None:
     state = load_weights(folder / "last.pt")
     curves = read_curves(folder / "learning_curves.csv")
     best = {"epoch": int(state["best"]["epoch"]), "validation_auc": float(state["best"]["value"])}
-    validated = [row for row in curves if "val_auc" in row]
-    last = {"epoch": state["progress"]["epoch"], "validation_auc": validated[-1]["val_auc"]}
+    epoch = state["progress"]["epoch"]
+    # Of the last epoch itself: it is not validated where val_interval does not divide it.
+    last = {"epoch": epoch, "validation_auc": {row["epoch"]: row.get("val_auc") for row in curves}.get(epoch)}
     _write(folder / TRAINED, {"best": best, "last": last})
 
 

@@ -138,6 +138,18 @@ class Plan:
                 raise ValueError(f"expected {missing[0].name} in the bundle for the preset {self.preset}, found none")
             for job in ("train", "evaluate"):
                 check_options(self.configs(arm, job), self.options)
+        self._check_last_is_validated()
+
+    def _check_last_is_validated(self) -> None:
+        """Refuse to read the weights of a last epoch that nobody validates: the learning rate is chosen by it."""
+        configs = [json.loads(file.read_text()) for file in self.configs(self.arms[0])]
+        content = {key: value for config in (*configs, self.options) for key, value in config.items()}
+        epochs, interval = content.get("epochs"), content.get("val_interval", 1)
+        if self.weights == "last" and isinstance(epochs, int) and isinstance(interval, int) and epochs % interval:
+            raise ValueError(
+                f"expected val_interval to divide epochs, for the preset {self.preset} reads the weights of the last "
+                f"epoch, got {interval} and {epochs}: give others"
+            )
 
     def check_effect(self) -> None:
         """Refuse options that no run uses.

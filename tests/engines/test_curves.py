@@ -2,10 +2,13 @@
 """The table of a training's course: its columns and numbers, and that a resumed run goes on in it."""
 
 import csv
+import sys
+from collections import Counter
 
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from tensorboard.summary.writer.event_file_writer import AtomicCounter
 from torch import optim
 
 from monai_llmboost.engines import LearningCurves, TrainingCheckpoints
@@ -120,3 +123,84 @@ def test_a_bundles_training_interrupted_and_resumed(run_job, tmp_path, monkeypat
     rates = [row["learning_rate"] for row in read_curves(cut)]
     assert rates == pytest.approx([1e-4, 1e-3, 5e-4]), "warmup, then a cosine"
     assert not (tmp_path / "run" / "learning_curves.1.csv").exists()
+
+
+def test_a_rate_of_nothing_is_refused(tmp_path):
+    evaluator = Engine(lambda engine, _: None)
+    for rate in (0.0, float("inf")):
+        with pytest.raises(ValueError, match=rf"expected a learning rate above 0, got {rate:g}: give --learning_rate"):
+            LearningCurves(tmp_path, evaluator, optim.SGD([torch.zeros(1)], lr=rate))
+    parts = [{"params": [torch.zeros(1)], "lr": 0.0}, {"params": [torch.zeros(1)], "lr": 0.1}]
+    LearningCurves(tmp_path, evaluator, optim.SGD(parts))
+
+
+def scalars_of(folder, one_file=False):
+    """All steps of each curve: as TensorBoard shows the folder, or as they stand in its files."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    if not one_file:
+        events = EventAccumulator(str(folder)).Reload()
+        return {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    steps = {}
+    for file in sorted(folder.glob("events.*"), key=lambda file: file.stat().st_mtime_ns):
+        for event in EventFileLoader(str(file)).Load():
+            for value in event.summary.value:
+                steps.setdefault(value.tag, []).append(event.step)
+    return steps
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("when", ["before the checkpoint", "after it", "in an epoch"])
+def test_tensorboard_has_each_step_once_after_a_resume(run_job, tmp_path, monkeypatch, when):
+    monkeypatch.setattr("monai_llmboost.data.phantoms.PHANTOM_CASES", {"train": 40, "val": 20, "test": 20})
+    # TensorBoard reads files in the order of their names: seconds, process, and a number in it.
+    monkeypatch.setattr("tensorboard.summary.writer.event_file_writer._global_uid", AtomicCounter(0))
+    options = {"epochs": 4, "size": 8, "batch_size": 20}
+    with monkeypatch.context() as patched:
+        keep = TrainingCheckpoints.epoch_completed
+
+        def killed(self, engine):
+            if engine.state.epoch == 3 and when == "before the checkpoint":
+                raise KeyboardInterrupt
+            keep(self, engine)
+            if engine.state.epoch == 2 and when == "after it":
+                raise KeyboardInterrupt
+
+        def step(self, engine):
+            if engine.state.epoch == 3 and when == "in an epoch":
+                raise KeyboardInterrupt
+
+        patched.setattr(TrainingCheckpoints, "epoch_completed", killed)
+        patched.setattr(LearningCurves, "_iteration_completed", step)
+        with pytest.raises(KeyboardInterrupt):
+            run_job("train", "none", **options)
+    folder = run_job("train", "none", **options, resume=True)
+    expected = [1, 2, 3, 4] if when != "after it" else [1, 3, 4]
+    for one_file in (True, False):
+        curves = scalars_of(folder, one_file)
+        assert set(curves) == {"train_loss", "learning_rate", "val_auc", "val_acc"}
+        assert all(steps == expected for steps in curves.values()), curves
+    run_job("train", "none", **options)
+    assert all(steps == [1, 2, 3, 4] for steps in scalars_of(folder).values()), "a new run stands alone"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_no_step_waits_for_the_device(run_job, monkeypatch):
+    """As many values are asked for in an epoch of many steps as in one of few."""
+    asked = []
+    item = torch.Tensor.item
+
+    def watched(self):
+        caller = sys._getframe(1).f_globals["__name__"]
+        asked.extend([caller] if not caller.startswith("torch.optim") else [])  # of its counters, on the CPU
+        return item(self)
+
+    monkeypatch.setattr(torch.Tensor, "item", watched)
+    counts = []
+    for cases in (40, 160):
+        monkeypatch.setattr("monai_llmboost.data.phantoms.PHANTOM_CASES", {"train": cases, "val": 20, "test": 20})
+        asked.clear()
+        run_job("train", "none", epochs=1, size=8, batch_size=20)
+        counts.append(Counter(asked))
+    assert counts[0] == counts[1]

@@ -6,12 +6,12 @@ import stat
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.handlers import from_engine
 from torch import nn
 
-from monai_llmboost.engines import MedMNISTAUC, MetricsFile, PredictionTable, TrainingCheckpoints
-from monai_llmboost.engines.files import written_whole
+from monai_llmboost.engines import MedMNISTAUC, MetricsFile, PredictionTable, TrainedWeights, TrainingCheckpoints
+from monai_llmboost.engines.files import plain_cell, safe_row, written_whole
 from monai_llmboost.networks.class_names import ClassNames
 
 
@@ -195,3 +195,122 @@ def test_an_earlier_run_is_kept(tmp_path):
     training(tmp_path, [0.5], 1)[2]()
     training(tmp_path, [0.5, 0.7], 2)[2]()
     assert (weight(tmp_path, "model.1.pt"), weight(tmp_path)) == (1, 2)
+
+
+def validated_every(folder, interval, epochs, values, **options):
+    """A trainer whose evaluator runs every few epochs, as MONAI's ValidationHandler lets it."""
+    evaluator = Engine(lambda engine, batch: None)
+    trainer = Engine(lambda engine, batch: None)
+
+    @trainer.on(Events.EPOCH_COMPLETED(every=interval))
+    def validate(engine):
+        evaluator.state.metrics["auc"] = values[engine.state.epoch // interval - 1]
+        evaluator.run([0])
+
+    @evaluator.on(Events.COMPLETED)
+    def keep(engine):
+        engine.state.metrics["auc"] = values[trainer.state.epoch // interval - 1]
+
+    options = {"options": {"val_interval": interval, "epochs": epochs}, **options}
+    TrainingCheckpoints(folder, {"model": nn.Linear(1, 1)}, evaluator, "auc", **options).attach(trainer)
+    trainer.run([0], max_epochs=epochs)
+    return trainer.state.epoch, torch.load(folder / "last.pt", weights_only=True)["best"]["epoch"]
+
+
+@pytest.mark.parametrize(
+    ("interval", "patience", "epochs", "ended", "best"),
+    [(5, 3, 10, 10, 5), (5, 1, 20, 10, 5), (2, 2, 20, 6, 2), (1, 3, 20, 4, 1), (5, 2, 17, 15, 5), (3, 0, 11, 11, 3)],
+)
+def test_patience_counts_validations(tmp_path, interval, patience, epochs, ended, best):
+    assert validated_every(tmp_path, interval, epochs, [0.8, *[0.7] * 20], patience=patience) == (ended, best)
+
+
+def test_patience_goes_on_counting_after_a_resume(tmp_path):
+    values = [0.8, *[0.7] * 20]
+    options = {"patience": 3, "options": {"val_interval": 2, "epochs": 20}}
+    validated_every(tmp_path, 2, 5, values, **options)
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert state["waited"] == 1
+    del state["waited"], state["steps"], state["kinds"], state["averaged"]  # as an earlier version wrote it
+    torch.save(state, tmp_path / "last.pt")
+    assert validated_every(tmp_path, 2, 20, values, resume=True, **options) == (8, 2)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_would_never_validate_is_refused_before_its_first_step(tmp_path, resume):
+    if resume:
+        validated_every(tmp_path, 3, 2, [0.5] * 9, options={"val_interval": 3, "epochs": 5})
+    message = "expected a validation within 2 epochs, got val_interval 3 after epoch 0"
+    if resume:
+        state = torch.load(tmp_path / "last.pt", weights_only=True)
+        torch.save({**state, "options": {"val_interval": 7, "epochs": 5}}, tmp_path / "last.pt")
+        message = "expected a validation within 5 epochs, got val_interval 7 after epoch 2"
+    with pytest.raises(ValueError, match=message):
+        if resume:
+            validated_every(tmp_path, 7, 5, [0.5], resume=True)
+        else:
+            validated_every(tmp_path, 3, 2, [0.5])
+    assert resume or not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "names", [["=1+1", "+x"], ["-cmd", "@SUM(A1)"], ["\tx", "\rx"], ["'=x", "a'=b"], ["-1", "1e5"]]
+)
+def test_class_and_case_names_start_no_formula(tmp_path, names):
+    network = nn.Linear(2, 2)
+    network.class_names = ClassNames(2, names)
+    items = [{"case": f"{name}.nii", "pred": [0.9, 0.1], "label": label} for label, name in enumerate(names)]
+    engine, batches = evaluator(items)
+    PredictionTable(tmp_path, network, names).attach(engine)
+    engine.run(batches[:1])
+    rows = rows_of(tmp_path)
+    for cell in (cell for row in rows for cell in [*row, *row.values()]):
+        assert cell[0] not in "=+-@\t\r\n" or cell == "-1"
+    names = [name.replace("\r", " ") for name in names]
+    assert {plain_cell(row["case"]) for row in rows} == {f"{name}.nii" for name in names}
+    assert {plain_cell(row["label"]) for row in rows} == set(names)
+    assert {plain_cell(row["predicted"]) for row in rows} == {names[0]}
+
+
+def test_plain_cells_are_what_was_written():
+    for text in ("=1", "'=1", "''=1", "a", "'a", "", "'", "-1", "'-1", "''-1", "+x", "-inf", "\uff1d1", " =1", "0.5"):
+        (written,) = safe_row({"x": text}).values()
+        assert plain_cell(written) == text
+        assert not written.startswith(("=1", "+x", "\uff1d"))
+    assert safe_row({"x": -1.5, "y": "-1.5", "z": None}) == {"x": -1.5, "y": "-1.5", "z": None}
+
+
+def test_metrics_do_not_depend_on_the_order_of_cases(tmp_path):
+    random = np.random.default_rng(0)
+    p = torch.tensor(random.dirichlet([1, 1], 40))
+    labels = torch.arange(40) % 2
+    files = []
+    for named in (True, False):
+        for number, order in enumerate((np.arange(40), random.permutation(40))):
+
+            def step(engine, index, named=named):
+                engine.state.batch = {"case": [f"case-{i}" for i in index]} if named else {}
+                return {"pred": p[index], "label": labels[index]}
+
+            engine = Engine(step)
+            MedMNISTAUC(from_engine(["pred", "label"])).attach(engine, "auc")
+            MetricsFile(tmp_path / f"{named}{number}", "auc", {}).attach(engine)
+            engine.run([order[:25], order[25:]])
+            files.append((tmp_path / f"{named}{number}" / "metrics.json").read_text())
+    assert files[0] == files[1]
+    assert files[2] == files[3]
+
+
+def test_an_engine_that_is_run_again_begins_a_new_run(tmp_path):
+    _, _, run = training(tmp_path, [0.9, 0.8], 2)
+    run()
+    run()
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert (state["best"]["epoch"], state["waited"]) == (1, 1)
+    assert {file.name for file in tmp_path.iterdir()} == {"model.pt", "last.pt", "model.1.pt", "last.1.pt"}
+
+
+def test_a_checkpoint_without_names_is_refused(tmp_path):
+    torch.save([torch.zeros(1)], tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"expected weights by their names in .*model\.pt, got list: train anew"):
+        TrainedWeights(tmp_path, nn.Linear(1, 1)).load()

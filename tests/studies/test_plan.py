@@ -133,6 +133,13 @@ def test_a_plan_is_json_and_travels_to_other_processes(tmp_path):
         ({"options": {"epoch": 3}}, "the bundle has no option --epoch: did you mean --epochs"),
         ({"options": {"split": "val"}}, "the study itself sets split"),
         ({"options": {"average#momentum": 0.1}, "preset": "strong"}, "the bundle has no option --average"),
+        (
+            {"options": {"val_interval": 3}, "preset": "strong"},
+            "val_interval to divide epochs, .* got 3 and 40",
+        ),
+        ({"options": {"epochs": 2, "val_interval": 3}}, "expected val_interval to be at most epochs, got 3 and 2"),
+        ({"options": {"batch_size": 0}}, "expected batch_size to be a whole number from 1, got 0"),
+        ({"options": {"patience": 1.5}}, r"expected patience to be a whole number from 0, got 1\.5"),
     ],
 )
 def test_no_study_can_be_made_of_it(changes, message):

@@ -49,7 +49,6 @@ def relevance_maps(network: nn.Module, image: Tensor, class_index: int) -> dict[
         ValueError: not one image, no such class, or a logit that is not finite.
     """
     plain: Any = unwrap(network)
-    plain = getattr(plain, "_orig_mod", plain)  # of a module that went through torch.compile
     if not isinstance(getattr(plain, "patch_tokens", None), nn.Module):
         raise TypeError(
             f"expected a network with patch tokens, such as ViT3D or ViViT, got {type(plain).__name__}: "

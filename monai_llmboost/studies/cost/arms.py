@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from monai_llmboost.boosters import ResidualBooster
 from monai_llmboost.bundle import config_values, merged
 from monai_llmboost.data import check_source
+from monai_llmboost.networks.wrappers import unwrap
 from monai_llmboost.studies.cost.measure import costs, device_name
 
 
@@ -71,7 +72,7 @@ def _check_data(parser: ConfigParser) -> None:
 
 def read_out(network: nn.Module, x: Tensor) -> str:
     """How the booster of a network computes in training what is read of it, in words; ``x`` is a batch of volumes."""
-    booster = getattr(network, "booster", None)  # another network of somebody's bundle need not have one
+    booster = getattr(unwrap(network), "booster", None)  # another network of somebody's bundle need not have one
     if not isinstance(booster, ResidualBooster):
         return "-"
     calls: list[tuple[Any, ...]] = []

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""That volumes are prepared in validation, evaluation and inference as they were in training."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from monai_llmboost.data.steps import difference, in_words, transforms_of, voxel_steps
+from monai_llmboost.llm.signature import DIGEST_BYTES
+from monai_llmboost.networks.class_names import Preprocessing
+
+logger = logging.getLogger("monai_llmboost")
+ROOM = Preprocessing.size - DIGEST_BYTES
+
+
+def training_steps(given: Any, loader: Any, validation: Any) -> dict[str, str]:
+    """Return the steps of a training in words: ``preprocessing``, the deterministic ones, and ``augmentation``.
+
+    Args:
+        given: the training's transforms.
+        loader: of the training's cases; what it applies counts where it keeps its transforms.
+        validation: loader of the validation's cases.
+
+    Raises:
+        ValueError: the validation prepares its volumes in another way.
+    """
+    applied = transforms_of(loader)
+    transforms = given if applied is None else applied
+    kept = in_words(voxel_steps(transforms), ROOM)
+    validated = transforms_of(validation)
+    if validated is not None and (found := difference(kept, voxel_steps(validated))) is not None:
+        reason = (
+            f"expected training and validation to prepare volumes alike, got {found[0]} in training and {found[1]} in "
+            "validation: give both the same deterministic steps"
+        )
+        if any(each is given for each in transforms):
+            raise ValueError(reason)
+        logger.warning(reason)  # somebody's own loader, which does not take the bundle's preprocessing
+    return {"preprocessing": kept, "augmentation": in_words(voxel_steps(transforms, random=True), ROOM)}
+
+
+def check_preprocessing(trained: str, given: Any, loader: Any, path: Path) -> None:
+    """Compare the steps that a checkpoint names with those of this run.
+
+    Args:
+        trained: of the checkpoint.
+        given: the transforms of this run.
+        loader: of its cases, or ``None``; what it applies counts where it keeps its transforms.
+        path: of the checkpoint, for the message.
+
+    Raises:
+        ValueError: they differ.
+    """
+    applied = transforms_of(loader)
+    found = difference(trained, voxel_steps(given if applied is None else applied))
+    if found is not None:
+        raise ValueError(
+            f"expected the preprocessing that {path} was trained with, got another: {found[0]} in training, {found[1]} "
+            "in this run; give evaluation and inference the deterministic steps of the training"
+        )

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MLflow runs that say what happened: one for each start, continued when it is resumed, FAILED when it fails."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+from monai.handlers import MLFlowHandler
+
+from monai_llmboost.engines.files import written_whole
+
+logger = logging.getLogger("monai_llmboost")
+# Next to the checkpoints: which MLflow runs a training writes.
+RECORD = "mlflow.json"
+# Tags of a run: whose folder and job it is, and which process writes it.
+FOLDER, JOB, PROCESS = (f"monai_llmboost.{name}" for name in ("folder", "job", "process"))
+RUNNING, FINISHED, FAILED = "RUNNING", "FINISHED", "FAILED"
+
+
+class MlflowRuns:
+    """Give the MLflow handlers of an engine, however they came there, a run of their own.
+
+    MONAI's handler continues any run that is not finished, so a start after a crash is written into the crashed run.
+    Here handlers of one store, experiment and run name share a new run. It ends as FINISHED or FAILED; if its process
+    was killed, the next start with the same folder ends it. Without such handlers (rank 0 alone has them) nothing is
+    done.
+
+    Args:
+        folder: of the checkpoints; a training keeps ``mlflow.json`` there.
+        job: ``"train"`` or ``"evaluate"``.
+        resume: continue the run that ``mlflow.json`` names.
+    """
+
+    def __init__(self, folder: Path, job: str, resume: bool = False) -> None:
+        self.folder = folder
+        self.job = job
+        self.resume = resume
+        self.records: list[dict[str, str]] = []
+        self.open: list[tuple[Any, str]] = []
+
+    def start(self, engine: Engine, *others: Engine) -> None:
+        """Open the runs, when ``engine`` starts and before its MLflow handlers do; ``others`` run inside it."""
+        handlers = list(_handlers_of(engine, *others))
+        if not handlers:
+            return
+        earlier = self.records or self._read()  # of this object's last start: a round of federated training
+        known = earlier if self.records or self.resume else []
+        self.open, self.records = [], []
+        runs: dict[tuple[str, ...], str] = {}
+        for handler in handlers:
+            handler._set_experiment()
+            key = (handler.client.tracking_uri, handler.experiment_name, handler.run_name or "")
+            if key not in runs:
+                runs[key] = self._continued(handler, known) or self._created(handler)
+                self.open.append((handler.client, runs[key]))
+                self.records.append({"store": _store(key[0]), "experiment": key[1], "name": key[2], "run": runs[key]})
+            handler.cur_run = handler.client.get_run(runs[key])
+        for record in earlier:
+            if record["run"] not in runs.values() and "://" in record["store"]:
+                _end_stale(_client(record["store"]), record["run"])
+        if self.job == "train":
+            with written_whole(self.folder / RECORD, aside=False) as file:
+                json.dump(self.records, file, indent=1)
+        if not engine.has_event_handler(self.failed, Events.EXCEPTION_RAISED):
+            engine.add_event_handler(Events.COMPLETED, self.completed)
+            engine.add_event_handler(Events.EXCEPTION_RAISED, self.failed)
+            listeners = engine._event_handlers[Events.EXCEPTION_RAISED]
+            listeners.insert(0, listeners.pop())  # others raise the error, which ends the row
+
+    def completed(self) -> None:
+        """End the runs as finished."""
+        for client, run in self.open:
+            client.set_terminated(run, FINISHED)
+
+    def failed(self, engine: Engine, error: BaseException) -> None:
+        """End the runs as failed, and let the error go on."""
+        for client, run in self.open:
+            try:
+                client.set_terminated(run, FAILED)
+            except Exception as second:  # the store may be what failed
+                logger.warning(f"the MLflow run {run} was not ended ({second}): the next start does it")
+        if len(engine._event_handlers[Events.EXCEPTION_RAISED]) == 1:  # with a listener ignite does not raise it
+            raise error
+
+    def _read(self) -> list[dict[str, str]]:
+        if self.job != "train":
+            return []
+        try:
+            records = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
+            return [{name: str(record[name]) for name in ("store", "experiment", "name", "run")} for record in records]
+        except (OSError, ValueError, LookupError, TypeError):
+            return []
+
+    def _continued(self, handler: MLFlowHandler, known: list[dict[str, str]]) -> str | None:
+        """Open an earlier run again, if there is one and it was not deleted."""
+        store = _store(handler.client.tracking_uri)
+        fitting = [each for each in known if (each["store"], each["experiment"]) == (store, handler.experiment_name)]
+        named = [each for each in fitting if each["name"] == (handler.run_name or "")] or fitting[:1]
+        if not named:
+            return None
+        run = named[0]["run"]
+        try:
+            if handler.client.get_run(run).info.lifecycle_stage != "active":
+                raise LookupError("it was deleted")
+            handler.client.update_run(run, status=RUNNING)
+            handler.client.set_tag(run, PROCESS, _process())
+        except Exception as error:  # MLflow's own, of several kinds
+            logger.warning(f"the MLflow run {run} cannot be continued ({error}): this start gets a new one")
+            return None
+        return run
+
+    def _created(self, handler: Any) -> str:
+        client, experiment, folder = handler.client, handler.experiment.experiment_id, str(self.folder.absolute())
+        for run in client.search_runs([experiment], f"attributes.status = '{RUNNING}' and tags.`{JOB}` = '{self.job}'"):
+            if run.data.tags.get(FOLDER) == folder:
+                _end_stale(client, run.info.run_id)
+        name = handler.run_name or f"run_{time.strftime('%Y%m%d_%H%M%S')}"  # as MONAI names it
+        tags = {FOLDER: folder, JOB: self.job, PROCESS: _process()}
+        return client.create_run(experiment, tags=tags, run_name=name).info.run_id
+
+
+def _handlers_of(*engines: Engine) -> Iterator[MLFlowHandler]:
+    """Give the MLflow handlers of engines; ignite has no public list of handlers."""
+    for engine in engines:
+        for function, *_ in engine._event_handlers.get(Events.STARTED, ()):
+            owner = getattr(function, "__self__", None)
+            if isinstance(owner, MLFlowHandler):
+                yield owner
+
+
+def _end_stale(client: Any, run: str) -> None:
+    """End a run as failed if it is open and its process is gone."""
+    try:
+        found = client.get_run(run)
+        if found.info.status == RUNNING and not _is_alive(found.data.tags):
+            client.set_terminated(run, FAILED)
+            logger.info(f"the MLflow run {found.info.run_name} was interrupted: it is {FAILED} now")
+    except Exception as error:  # the store is away, or the run was deleted: no reason not to train
+        logger.warning(f"the MLflow run {run} was not ended ({error})")
+
+
+def _client(uri: str) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def _store(uri: str) -> str:
+    """Return a store's address as it may lie in a file: a digest of one that holds a password."""
+    return hashlib.sha256(uri.encode()).hexdigest() if "@" in uri else uri
+
+
+def _process() -> str:
+    """Return what tells this process from others, on this machine and on those that share the store."""
+    return f"{platform.node()} {os.getpid()} {_begun(os.getpid())}"
+
+
+def _is_alive(tags: Mapping[str, str]) -> bool:
+    """Whether another process of this machine writes a run.
+
+    Of other machines nobody knows: a run of theirs that is ended too early is FINISHED when it ends by itself.
+    """
+    node, _, rest = tags.get(PROCESS, "").partition(" ")
+    pid, _, begun = rest.partition(" ")
+    other = node == platform.node() and pid.isdecimal() and pid != str(os.getpid())
+    return other and begun != "-" and _begun(int(pid)) == begun
+
+
+def _begun(pid: int) -> str:
+    """Return when a process of this machine began (Linux); "-" if it has ended, or where this cannot be told."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "-"
+    return "-" if fields[0] in "ZX" else fields[19]  # a zombie has ended; field 22 is the start

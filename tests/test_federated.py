@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Federated training of the bundle by MONAI's own client: more rounds than epochs, rates and names as they must be."""
+
+import csv
+import json
+
+import pytest
+import torch
+from conftest import BUNDLE, SMALL
+from monai.fl.client import MonaiAlgo
+from monai.fl.utils.constants import ExtraItems, WeightType
+from monai.fl.utils.exchange_object import ExchangeObject
+
+from monai_llmboost.bundle import copy_bundle
+from monai_llmboost.engines.curves import read_curves
+from monai_llmboost.networks.class_names import class_names_of
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning:monai"),
+    pytest.mark.filterwarnings("ignore:(parsing|executing).*config:UserWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:monai"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:monai"),
+]
+
+
+@pytest.fixture
+def few_phantoms(monkeypatch):
+    monkeypatch.setattr("monai_llmboost.data.phantoms.PHANTOM_CASES", {"train": 24, "val": 12, "test": 12})
+
+
+def client(folder, number, diff, **options):
+    copy_bundle(BUNDLE, folder / f"client{number}")
+    options = {**SMALL, "size": 8, "batch_size": 12, "seed": number, "dataset": "phantom", **options}
+    algo = MonaiAlgo(
+        str(folder / f"client{number}"), send_weight_diff=diff, train_kwargs=dict(options), eval_kwargs=dict(options)
+    )
+    algo.initialize({ExtraItems.CLIENT_NAME: f"client{number}"})
+    return algo
+
+
+def averaged(weights, answers, diff, parts=(0.3, 0.7)):
+    """What a server makes of the clients' answers."""
+    new = {}
+    for name, value in weights.items():
+        mean = sum(part * answer.weights[name].float() for part, answer in zip(parts, answers))
+        new[name] = value + mean if diff else mean
+    return new
+
+
+@pytest.mark.usefixtures("few_phantoms")
+@pytest.mark.parametrize("diff", [True, False])
+@pytest.mark.parametrize("epochs", [1, 2, 30])
+def test_four_rounds_of_two_clients(tmp_path, diff, epochs):
+    clients = [client(tmp_path, number, diff, epochs=epochs) for number in range(2)]
+    weights = {name: value.clone() for name, value in clients[0].trainer.network.state_dict().items()}
+    for _ in range(4):
+        answers = []
+        for each in clients:
+            each.train(ExchangeObject(weights={name: value.clone() for name, value in weights.items()}))
+            answers.append(each.get_weights())
+            kind = WeightType.WEIGHT_DIFF if diff else WeightType.WEIGHTS
+            assert answers[-1].weight_type == kind
+            moved = answers[-1].weights["head.weight"] - (0 if diff else weights["head.weight"])
+            assert moved.abs().max() > 0, "it was trained"
+        weights = averaged(weights, answers, diff)
+    for number, each in enumerate(clients):
+        rows = read_curves(tmp_path / f"client{number}" / "eval" / "learning_curves.csv")
+        assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+        assert all(row["learning_rate"] >= 1e-4 for row in rows), rows
+        models = tmp_path / f"client{number}" / "models"
+        assert {file.name for file in models.iterdir()} == {"model.pt", "last.pt"}, "one run, nothing set aside"
+        answer = each.evaluate(ExchangeObject(weights=weights))
+        assert 0 <= answer.metrics["val_auc"] <= 1
+        network = each.evaluator.network
+        assert torch.equal(network.head.weight, weights["head.weight"]), "the server's weights, not the client's best"
+        assert class_names_of(network) == ["shell", "ring"]
+        assert network.preprocessing.text == "ScaleIntensityRange b_max 1, b_min 0"
+        with (tmp_path / f"client{number}" / "eval" / "predictions.csv").open(newline="") as file:
+            assert {"p_shell", "p_ring"} <= set(csv.DictReader(file).fieldnames)
+        metrics = json.loads((tmp_path / f"client{number}" / "eval" / "metrics.json").read_text())
+        assert metrics["cases"] == 12
+
+
+@pytest.mark.usefixtures("few_phantoms")
+def test_rounds_before_the_first_validation(tmp_path):
+    algo = client(tmp_path, 0, False, epochs=4, val_interval=2)
+    weights = algo.trainer.network.state_dict()
+    algo.train(ExchangeObject(weights=weights))
+    assert not (tmp_path / "client0" / "models" / "model.pt").exists()
+    algo.train(ExchangeObject(weights=weights))
+    assert torch.load(tmp_path / "client0" / "models" / "last.pt", weights_only=True)["best"]["epoch"] == 2
+
+
+@pytest.mark.usefixtures("few_phantoms")
+def test_a_schedule_that_ends_is_refused(tmp_path):
+    """MONAI's own, as bundles of earlier versions have it: 0 behind its end, where nothing would be trained."""
+    own = {"lr_scheduler#_target_": "monai.optimizers.WarmupCosineSchedule"}
+    algo = client(tmp_path, 0, False, epochs=2, **own)
+    weights = algo.trainer.network.state_dict()
+    for _ in range(2):
+        algo.train(ExchangeObject(weights=weights))
+    with pytest.raises(ValueError, match="learning rate above 0 in epoch 3, got 0: its schedule is over"):
+        algo.train(ExchangeObject(weights=weights))

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options that cannot be are refused in one sentence, before anything heavy is imported, whatever the verb."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import BUNDLE
+from typer.testing import CliRunner
+
+from monai_llmboost.bundle import check_dataset, check_options, copy_bundle, job_configs, monai_arguments
+from monai_llmboost.command_line.app import app
+from monai_llmboost.data import class_names, medmnist3d_names
+from monai_llmboost.data.medmnist3d import DATASETS
+from monai_llmboost.data.phantoms import PHANTOM_CLASSES
+
+WHOLE = {
+    "epochs": 1, "batch_size": 1, "val_interval": 1, "patience": 0, "seed": 0, "block_seed": 0, "folds": 0, "fold": 0,
+    "size": 1, "patch_size": 1, "hidden_size": 1, "mlp_dim": 1, "num_layers": 1, "num_heads": 1, "stem_channels": 0,
+    "lora_rank": 1, "warmup_epochs": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", WHOLE)
+@pytest.mark.parametrize("value", [1.5, -1, True, "two", "none", float("nan"), float("inf"), [1], "0"])
+def test_whole_numbers(key, value):
+    with pytest.raises(ValueError, match=rf"expected {key} to be a (whole )?number.*, got ") as error:
+        monai_arguments(BUNDLE, "train", **{key: value})
+    assert repr(value) in str(error.value)
+    least = WHOLE[key]
+    if least:
+        with pytest.raises(ValueError, match=rf"expected {key} to be a whole number from 1, got 0"):
+            monai_arguments(BUNDLE, "train", **{key: 0})
+    allowed = {"val_interval": 1, "warmup_epochs": 1}.get(key, max(least, 2))
+    monai_arguments(BUNDLE, "train", **{key: allowed})
+    monai_arguments(BUNDLE, "train", **{key: "$1 + 1"})
+
+
+@pytest.mark.parametrize("key", ["num_workers", "volume", "min_slices", "batch_size", "size"])
+@pytest.mark.parametrize("value", [1.5, -1, True, "two"])
+def test_whole_numbers_of_inference(key, value):
+    with pytest.raises(ValueError, match=rf"expected {key} to be a (whole )?number.*, got "):
+        monai_arguments(BUNDLE, "inference", **{key: value})
+    monai_arguments(BUNDLE, "inference", **{key: 2})
+
+
+@pytest.mark.parametrize("key", ["learning_rate", "weight_decay"])
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "x", True])
+def test_rates(key, value):
+    with pytest.raises(ValueError, match=f"expected {key} to be a number from 0, got "):
+        monai_arguments(BUNDLE, "train", **{key: value})
+
+
+def test_a_rate_of_nothing():
+    with pytest.raises(ValueError, match="expected learning_rate to be above 0, got 0: nothing would be trained"):
+        monai_arguments(BUNDLE, "train", learning_rate=0)
+    monai_arguments(BUNDLE, "train", weight_decay=0)
+
+
+@pytest.mark.parametrize("key", ["resume", "download", "gate", "causal", "rotary", "amp"])
+@pytest.mark.parametrize("value", ["false", "no", 1, 0, "True "])
+def test_truth_values(key, value):
+    with pytest.raises(ValueError, match=f"expected {key} to be True or False, got "):
+        monai_arguments(BUNDLE, "train", **{key: value})
+    monai_arguments(BUNDLE, "train", **{key: False})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"val_interval": 31},
+            "expected val_interval to be at most epochs, got 31 and 30: lower --val_interval, or ra",
+        ),
+        ({"epochs": 3, "val_interval": 5}, "got 5 and 3"),
+        ({"warmup_epochs": 30}, "expected warmup_epochs to be below epochs, got 30 and 30"),
+        ({"epochs": 1, "warmup_epochs": 1}, "got 1 and 1"),
+        ({"seed": 2**32}, "expected seed to be a whole number from 0 to 4294967295, got 4294967296"),
+    ],
+)
+def test_numbers_that_do_not_fit_one_another(options, message):
+    with pytest.raises(ValueError, match=message):
+        monai_arguments(BUNDLE, "train", **options)
+
+
+def test_numbers_in_somebodys_own_configs(tmp_path):
+    copy_bundle(BUNDLE, tmp_path / "mine")
+    file = tmp_path / "mine" / "configs" / "train.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "seed": 1.5}))
+    with pytest.raises(ValueError, match=r"expected seed to be a whole number from 0 to 4294967295, got 1\.5"):
+        monai_arguments(str(tmp_path / "mine"), "train")
+    # Of a bundle with data of its own these words may mean something else.
+    own = {"class_names": ["a", "b"], "size": [8, 8, 4], "dataset": "liver", "seed": 1.5}
+    file.write_text(json.dumps({**content, **own}))
+    monai_arguments(str(tmp_path / "mine"), "train", size=[4, 4, 4], dataset="lung")
+
+
+@pytest.mark.parametrize("word", ["None", "null"])
+def test_a_number_left_empty(word):
+    for key in ("batch_size", "seed", "size"):
+        result = CliRunner().invoke(app, ["run", "train", f"--{key}", word])
+        assert result.exit_code == 1
+        assert f"expected --{key} to be a number, got none: leave the option out" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("foo", ""), ("", ""), ("AdrenalMNIST3D", "adrenalmnist3d"), ("data/adrenal", ""), ("adrenal", "adrenalmnist3d"),
+     (3, ""), (["phantom"], "phantom"), ("phantoms", "phantom")],
+)  # fmt: skip
+def test_an_unknown_data_set(name, hint):
+    with pytest.raises(ValueError, match="expected dataset to be one of phantom, adrenalmnist3d, ") as error:
+        check_dataset(name)
+    assert str(error.value).endswith(f"got {name!r}" + (f": did you mean {hint}?" if hint else ""))
+    with pytest.raises(ValueError, match="expected dataset to be one of phantom"):
+        check_options(job_configs_of(), {"dataset": name})
+
+
+def job_configs_of():
+    from monai_llmboost.bundle import bundle_path
+
+    return job_configs(bundle_path(BUNDLE), "train")
+
+
+HEAVY = ("torch", "monai.bundle", "medmnist", "pandas", "numpy")
+VERBS = {
+    "run": ["run", "train"],
+    "evaluate": ["run", "evaluate"],
+    "study": ["study", "--output", "x"],
+    "cost": ["cost"],
+    "predict": ["predict", "-i", ".", "-o", "x"],
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_unknown_data_set_costs_no_time(verb, tmp_path):
+    code = (
+        f"import sys, time, resource; from monai_llmboost.command_line.app import main; sys.argv[1:] = {VERBS[verb]} + "
+        "['--dataset', 'liver']\ntry: main()\n"
+        f"finally: print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
+    )
+    begun = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode in (1, 2)
+    assert "expected dataset to be one of phantom, adrenalmnist3d" in done.stderr
+    assert done.stderr.endswith("[]\n"), "nothing heavy was imported"
+    assert time.perf_counter() - begun < 20
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_table_of_data_sets_is_medmnists():
+    from medmnist.info import INFO
+
+    theirs = {name: entry["label"] for name, entry in INFO.items() if name.endswith("3d")}
+    assert list(DATASETS) == ["phantom", *sorted(theirs)] == ["phantom", *medmnist3d_names()]
+    assert class_names("phantom") == DATASETS["phantom"] == PHANTOM_CLASSES
+    for name, labels in theirs.items():
+        assert class_names(name) == [labels[str(index)] for index in range(len(labels))]
