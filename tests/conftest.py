@@ -15,6 +15,10 @@ from monai_llmboost.llm import BlockGeometry
 # Thousands of operations on tiny tensors: more threads only wait for one another.
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
+# For jobs of two processes: where there are not as many GPUs, they run on the CPU.
+TWO_PROCESSES = {} if torch.cuda.device_count() > 1 else {"CUDA_VISIBLE_DEVICES": ""}
+# Differences of one case's probabilities in batches of other sizes: in float32, or, on a GPU, in bfloat16.
+PRECISION = 1e-2 if torch.cuda.is_available() else 2e-6
 BUNDLE = "medmnist3d_rllm_classification"
 # A network and a schedule that train in a second or two; the shapes of the data stay real.
 SMALL = {"hidden_size": 16, "mlp_dim": 16, "num_layers": 1, "num_heads": 2, "batch_size": 120}

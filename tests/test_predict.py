@@ -22,7 +22,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, TWO_PROCESSES
 from dicom_files import OBLIQUE, write_series
 from typer.testing import CliRunner
 
@@ -252,7 +252,7 @@ def test_two_processes_give_one_result(predict, trained_bundle, tmp_path):
         ],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **TWO_PROCESSES},
     )  # fmt: skip
     one, two = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
     assert len(two) == 8, done.stderr
@@ -428,7 +428,7 @@ def test_names_come_from_the_weights_where_the_first_process_has_nothing_to_do(n
         ],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **TWO_PROCESSES},
     )  # fmt: skip
     assert names_told(tmp_path / "out") == [["left", "right"]] * 4, done.stderr
 
