@@ -145,13 +145,14 @@ class TrainingCheckpoints:
 
     def epoch_completed(self, engine: Engine) -> None:
         """Keep the epoch, and the network if it is the best so far."""
-        metrics = self.evaluator.state.metrics  # empty before the first validation
+        metrics = self.evaluator.state.metrics  # of the last validation, or empty
         value = float(metrics.get(self.metric, -math.inf))
-        if value > self.best["value"]:
+        validated = self.validations > 0 or (not self.counts_validations and self.metric in metrics)
+        if validated and value > self.best["value"]:
             self.best = {"value": value, "epoch": engine.state.epoch}
             self.waited = 0
             self.save(saved_state(self.save_dict["model"]), "model.pt")
-        elif self.validations or (not self.counts_validations and self.metric in metrics):
+        elif validated:
             self.waited += 1
         self.save(self._state(engine), "last.pt")
         if self._waited_enough():
