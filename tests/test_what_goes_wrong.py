@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -43,7 +44,8 @@ def test_a_checkpoint_that_runs_code_is_refused(trained_bundle, tmp_path):
     torch.save({"head.bias": Evil()}, bundle / "models" / "model.pt")
     result = predict(bundle, write_scans(tmp_path / "scans", 1), tmp_path / "out")
     assert result.exit_code == 2
-    assert "it holds print, and only tensors, numbers and text are read" in result.output
+    # Ray, once it was imported, has put its own function in the place of print.
+    assert re.search(r"it holds \S*print, and only tensors, numbers and text are read", result.output)
     assert "weights_only" not in result.output, "no advice to run it all the same"
     assert "was run" not in result.output
     assert "Traceback" not in result.output

@@ -95,7 +95,7 @@ def _check_number(key: str, value: Any, usual: Any) -> None:
     """Refuse what is no number, or no truth value, where the configs have one (``usual``), or one that cannot be."""
     if _is_computed(value) or value is None:
         return
-    if isinstance(usual, bool) or key in SWITCHES:
+    if isinstance(usual, bool) or (key in SWITCHES and _is_computed(usual)):
         if not isinstance(value, bool):  # the word "false" would be true
             raise ValueError(f"expected {key} to be True or False, got {value!r}: write it with a capital letter")
         return

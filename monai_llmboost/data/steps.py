@@ -222,6 +222,8 @@ def _word(value: Any) -> str:
         return words[0] if len(set(words)) == 1 else f"[{', '.join(words)}]"
     if isinstance(value, dict):
         return ", ".join(f"{key} {_word(each)}" for key, each in value.items())
+    if isinstance(value, (set, frozenset)):
+        return _word(sorted(map(_word, value)))
     if isinstance(value, Transform):
         return f"({_step(value).text})"
     if isinstance(value, functools.partial):
@@ -232,7 +234,7 @@ def _word(value: Any) -> str:
     if " at 0x" not in shown:
         return shown
     name = getattr(value, "__qualname__", type(value).__qualname__)
-    settings = {} if isinstance(value, (type, types.BuiltinFunctionType)) else vars(value)
+    settings = {} if isinstance(value, (type, types.BuiltinFunctionType)) else getattr(value, "__dict__", {})
     return f"({name} {_word({key: each for key, each in settings.items() if _is_plain(each)})})"
 
 

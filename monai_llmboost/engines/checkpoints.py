@@ -17,18 +17,17 @@ from torch import nn
 from monai_llmboost.artifacts.weights import load_weights
 from monai_llmboost.data.labels import check_labels
 from monai_llmboost.engines.files import set_aside
+from monai_llmboost.engines.loading import load_trained
 from monai_llmboost.engines.preprocessing import check_preprocessing, training_steps
 from monai_llmboost.engines.resume import check_progress, check_same_run, check_validates, kinds_of
 from monai_llmboost.engines.tracking import MlflowRuns
 from monai_llmboost.llm.signature import KeptText
 from monai_llmboost.networks.class_names import class_names_of
-from monai_llmboost.networks.wrappers import average_of, load_plain, plain_state, saved_state, unwrap
+from monai_llmboost.networks.wrappers import average_of, saved_state, unwrap
 
 logger = logging.getLogger("monai_llmboost")
 # Files of training by whose weights they hold.
 WEIGHTS = {"best": "model.pt", "last": "last.pt"}
-# How torch begins what it says of weights that do not fit; other lines are of our modules.
-TORCHS_LINES = ("Missing key", "Unexpected key", "size mismatch", "While copying")
 
 
 class TrainingCheckpoints:
@@ -142,13 +141,14 @@ class TrainingCheckpoints:
 
     def epoch_completed(self, engine: Engine) -> None:
         """Keep the epoch, and the network if it is the best so far."""
-        metrics = self.evaluator.state.metrics  # empty before the first validation
+        metrics = self.evaluator.state.metrics  # of the last validation, or empty
         value = float(metrics.get(self.metric, -math.inf))
-        if value > self.best["value"]:
+        validated = self.validations > 0 or (not self.counts_validations and self.metric in metrics)
+        if validated and value > self.best["value"]:
             self.best = {"value": value, "epoch": engine.state.epoch}
             self.waited = 0
             self.save(saved_state(self.save_dict["model"]), "model.pt")
-        elif self.validations or (not self.counts_validations and self.metric in metrics):
+        elif validated:
             self.waited += 1
         self.save(self._state(engine), "last.pt")
         if self._waited_enough():
@@ -272,41 +272,6 @@ class TrainedWeights:
 TrainedCheckpointLoader = TrainedWeights
 
 
-def load_trained(network: nn.Module, state: Mapping[str, Any], path: Path) -> None:
-    """Load weights strictly, with or without wrappers around the network that wrote them or around this one.
-
-    Raises:
-        ValueError: they are of another network; the message says in what it differs.
-    """
-    if not isinstance(state, Mapping):
-        raise ValueError(f"expected weights by their names in {path}, got {type(state).__name__}: train anew")
-    try:
-        load_plain(network, state)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:]]
-        own = [line for line in lines if not line.startswith(TORCHS_LINES)]
-        mine = saved_state(network)
-        reason = own[0] if own else _unlike(mine, plain_state(state, mine))
-        raise ValueError(
-            f"{path} was trained with other options: {reason}; "
-            "give the --dataset, --size, arm, --block and network options of the training"
-        ) from error
-
-
 def _loader_of(engine: Engine) -> Any:
     loader = getattr(engine, "data_loader", None)
     return engine.state.dataloader if loader is None else loader
-
-
-def _unlike(own: Mapping[str, Any], state: Mapping[str, Any]) -> str:
-    """Which weights of a network and of a file have no counterpart in the other, in words."""
-    kinds = {
-        "only the file has": sorted(state.keys() - own.keys()),
-        "only this network has": sorted(own.keys() - state.keys()),
-        "of another size are": sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape),
-    }
-    return ", ".join(
-        f"{words} {len(names)} weights ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''})"
-        for words, names in kinds.items()
-        if names
-    )

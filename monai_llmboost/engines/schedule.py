@@ -26,7 +26,7 @@ class HeldWarmupCosine(WarmupCosineSchedule):
     """
 
     def __init__(self, optimizer: Optimizer, warmup_steps: int, t_total: int, warmup_multiplier: float = 0.1) -> None:
-        for name, value, least in (("warmup_epochs", warmup_steps, 0), ("epochs", t_total, 1)):
+        for name, value, least in (("epochs", t_total, 1), ("warmup_epochs", warmup_steps, 0)):
             if not is_whole(value) or value < least:
                 raise ValueError(f"expected {name} to be a whole number from {least}, got {value!r}: give --{name}")
         if warmup_steps >= t_total:

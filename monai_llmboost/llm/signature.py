@@ -72,15 +72,16 @@ class KeptText(nn.Module):
         super().__init__()
         self.text = text
         self.compared = compared
+        self.register_buffer("code_device", torch.empty(0), persistent=False)  # the device of the network around it
 
     @property
     def code(self) -> Tensor:
         """The text as a checkpoint holds it, float32 (size,)."""
-        return encode(self.text, self.compared, self.size)
+        return encode(self.text, self.compared, self.size).to(self.get_buffer("code_device").device)
 
     @code.setter
     def code(self, code: Tensor) -> None:
-        if reason := self.read(code):
+        if not code.is_meta and (reason := self.read(code)):
             raise ValueError(reason)
 
     def read(self, code: Tensor) -> str:

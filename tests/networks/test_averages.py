@@ -280,10 +280,12 @@ def test_exports_and_other_ways_to_keep_weights(kind, tmp_path):
         torch.testing.assert_close(other(x), expected)
 
 
-def test_networks_on_no_device_or_another():
-    with torch.device("meta"):
-        state = ClassNames(4, NAMES).state_dict()
-    assert decode(state["code"]).split("\n") == NAMES
+def test_a_state_dict_is_on_the_device_of_its_network():
     network = network_of().to("meta")
+    assert {value.device.type for value in network.state_dict().values()} == {"meta"}
     assert class_names_of(network) == NAMES
-    assert not network.state_dict()["class_names.code"].is_meta
+    torch.func.functional_call(network, network.state_dict(), torch.rand(1, 1, 8, 8, 8, device="meta"))
+    with torch.device("meta"):
+        names = ClassNames(4, NAMES)
+    names.to_empty(device="cpu")
+    assert decode(names.state_dict()["code"]).split("\n") == NAMES

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trained weights into a network, or one sentence that says why they are not its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from monai_llmboost.networks.wrappers import load_plain, plain_state, saved_state
+
+# How torch begins what it says of weights that do not fit; other lines are of our modules.
+TORCHS_LINES = ("Missing key", "Unexpected key", "size mismatch", "While copying")
+
+
+def load_trained(network: nn.Module, state: Mapping[str, Any], path: Path) -> None:
+    """Load weights strictly, with or without wrappers around the network that wrote them or around this one.
+
+    Raises:
+        ValueError: they are of another network; the message says in what it differs.
+    """
+    if not isinstance(state, Mapping):
+        raise ValueError(f"expected weights by their names in {path}, got {type(state).__name__}: train anew")
+    try:
+        load_plain(network, state)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        own = [line for line in lines if not line.startswith(TORCHS_LINES)]
+        mine = saved_state(network)
+        reason = own[0] if own else _unlike(mine, plain_state(state, mine))
+        raise ValueError(
+            f"{path} was trained with other options: {reason}; "
+            "give the --dataset, --size, arm, --block and network options of the training"
+        ) from error
+
+
+def _unlike(own: Mapping[str, Any], state: Mapping[str, Any]) -> str:
+    """Which weights of a network and of a file have no counterpart in the other, in words."""
+    kinds = {
+        "only the file has": sorted(state.keys() - own.keys()),
+        "only this network has": sorted(own.keys() - state.keys()),
+        "of another size are": sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape),
+    }
+    return ", ".join(
+        f"{words} {len(names)} weights ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''})"
+        for words, names in kinds.items()
+        if names
+    )
