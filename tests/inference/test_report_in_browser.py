@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import expect, sync_playwright
 from report_rows import ROWS, png, row, run_of
 
 from monai_llmboost.inference.page import report
@@ -28,11 +29,10 @@ def written(tmp_path):
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright to drive a browser with")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no chromium on the PATH to open the page in")
-    with playwright.sync_playwright() as driver:
+    with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -168,17 +168,17 @@ def test_previews_lie_inside_up_to_the_budget(written, opened, tmp_path, monkeyp
         "./three.png",
     ]
     assert page.get_by_text("those of 1 others lie beside it").is_visible()
-    shown = "[...document.querySelectorAll('dialog[open] img')].map(image => image.naturalWidth)"
+    shown = page.locator("dialog[open] img")
     page.locator("a[data-preview]").first.focus()
     page.keyboard.press("Enter")
-    page.wait_for_function(f"{shown}[0] === 300")
+    expect(shown).to_have_js_property("naturalWidth", 300)
     page.keyboard.press("ArrowRight")
-    page.wait_for_function(f"{shown}[0] === 301")
+    expect(shown).to_have_js_property("naturalWidth", 301)
     assert page.locator("dialog h2").inner_text() == "two #?%"
     page.keyboard.press("Escape")
-    assert page.evaluate(shown) == []
+    assert shown.count() == 0
     # The event that a dialog closed comes a moment after it did.
-    page.wait_for_function("document.activeElement.getAttribute('href') === './two%20%23%3F%25.png'")
+    expect(page.locator("td a[href='./two%20%23%3F%25.png']")).to_be_focused()
 
 
 def picture(page):
@@ -242,5 +242,5 @@ def test_previews_of_either_kind_are_shown(written, opened, tmp_path):
     page = opened(written([row(name, 0.5, saliency={"preview": name}) for name in ("new.webp", "old.png")]))
     page.locator("a[data-preview]").first.click()
     for width in (300, 301):
-        page.wait_for_function(f"document.querySelector('dialog img').naturalWidth === {width}")
+        expect(page.locator("dialog[open] img")).to_have_js_property("naturalWidth", width)
         page.keyboard.press("ArrowRight")
