@@ -242,7 +242,7 @@ def test_killed_ten_times_at_random_moments_ends_as_if_undisturbed(trained_bundl
 def test_two_processes_give_one_result(predict, trained_bundle, tmp_path):
     scans = write_scans(tmp_path / "scans", 7)
     (scans / "broken.nii").write_bytes(b"x" * 400)
-    predict(scans, output=tmp_path / "one", batch_size=2)
+    predict(scans, output=tmp_path / "one", batch_size=2, device="cpu" if TWO_PROCESSES else "cuda")
     words = [f"--{key}={value}" for key, value in NETWORK.items()]
     done = subprocess.run(
         [

@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import BUNDLE, SMALL
+from conftest import BUNDLE, PRECISION, SMALL
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 
@@ -64,7 +64,7 @@ def test_each_job_with_a_wrapper(run_job, tmp_path, wrap):
     for name, own in (("as it was", network), ("bare", {})):
         out = {"ckpt_dir": str(folder), "output_dir": str(tmp_path / f"evaluated {name}")}
         answers[name] = probabilities(run_job("evaluate", **SIZE, **out, **own))
-    assert answers["bare"] == pytest.approx(answers["as it was"], abs=1e-6)
+    assert answers["bare"] == pytest.approx(answers["as it was"], abs=PRECISION)
     (tmp_path / "scans").mkdir()
     voxels = np.random.default_rng(0).integers(0, 256, (8, 8, 8)).astype(np.uint8)
     nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / "scans" / "a.nii.gz")
@@ -73,7 +73,7 @@ def test_each_job_with_a_wrapper(run_job, tmp_path, wrap):
         probabilities(run_job("inference", **SIZE, **asked, **own, output_dir=str(tmp_path / f"asked{number}")))
         for number, own in enumerate(({}, network))
     )
-    assert one == pytest.approx(other, abs=1e-6)
+    assert one == pytest.approx(other, abs=PRECISION)
 
 
 def trained(folder, stop_after=None, overlay=None, **options):
