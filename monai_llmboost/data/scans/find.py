@@ -142,15 +142,15 @@ def _scans(
             dicom.append(path)
     stacks, others = dicom_scans(dicom, source.name) if dicom else ([], [])
     beside: dict[Path, list[SkippedFile]] = {}
-    for file in (*skipped, *others, *(file for scan in scans for file in _not_dicom(scan))):
+    for file in (*skipped, *others, *(file for scan in (*scans, *stacks) for file in _lost(scan))):
         beside.setdefault(file.path.parent, []).append(file)
     return [*scans, *(_with_neighbours(stack, beside) for stack in stacks)], [*skipped, *others], again
 
 
-def _not_dicom(scan: Scan) -> list[SkippedFile]:
-    """The file of a case that is called DICOM and is none."""
-    refused = scan.format == "DICOM" and scan.refused
-    return [SkippedFile(path, scan.refused, unread=True) for path in scan.files] if refused else []
+def _lost(scan: Scan) -> list[SkippedFile]:
+    """The file of a case that is called DICOM and is none, or is damaged: a slice of another case, it may be."""
+    damaged = scan.format == "DICOM" and len(scan.files) == 1 and scan.refused_kind in ("", "damaged")
+    return [SkippedFile(scan.files[0], scan.refused, unread=True)] if damaged and scan.refused else []
 
 
 def _with_neighbours(stack: Scan, beside: dict[Path, list[SkippedFile]]) -> Scan:

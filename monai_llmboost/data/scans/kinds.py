@@ -60,6 +60,8 @@ UNPROVEN = (
 )
 # Words, which prove little under the name of a slice: a server's error, say.
 WORDS = ("a text file", "an HTML or XML file")
+# What programs put behind the name of what they have not fetched, or what a server sent in its place.
+OF_DOWNLOADS = (".part", ".partial", ".tmp", ".crdownload", ".download", ".filepart", ".html", ".htm")
 # Files of desktops, and lists of checksums.
 NO_SLICES = re.compile(r"\..*|thumbs\.db|desktop\.ini|.*sums?", re.IGNORECASE)
 CONVERTIBLE = ("an NRRD image", "a MetaImage", "a MINC image", "an MGH image", "a NetCDF or MINC file", ANALYZE)
@@ -96,10 +98,12 @@ def may_be_a_slice(name: str, kind: str, suffixes: set[str]) -> bool:
     """
     if NO_SLICES.fullmatch(name):
         return False
-    if kind in WORDS:  # under the name of a slice, such as IM0012, but not LICENSE or report.txt
-        suffix = Path(name).suffix.lower()
+    if kind in WORDS:  # under the name of a slice, such as IM0012, but not LICENSE, report.html or report.txt
+        path = Path(name)
+        stem = Path(path.stem) if path.suffix.lower() in OF_DOWNLOADS and Path(path.stem).suffix else path
+        suffix = stem.suffix.lower()
         own = suffix in suffixes or not suffix.strip(".0123456789")
-        return own and any(character.isdigit() for character in name)
+        return own and (kind == WORDS[1] or any(character.isdigit() for character in name))
     return kind in UNPROVEN
 
 

@@ -71,12 +71,14 @@ class SkippedFile:
         reason: why it is none.
         unread: whether it may be part of a scan all the same, for what it holds cannot be told.
         may_pass: whether the reason may be gone when it is read again.
+        series_uid: SeriesInstanceUID of a DICOM image plane; empty if it is none, or unknown.
     """
 
     path: Path
     reason: str
     unread: bool = False
     may_pass: bool = False
+    series_uid: str = ""
 
 
 def check_volume(volume: int | None) -> None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes DICOM files of known truth: a volume of stored values, and voxel (i, j, k) -> RAS+ mm."""
+"""Makes DICOM files of known truth, a volume of stored values and voxel (i, j, k) -> RAS+ mm; and what is found."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,9 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.tag import Tag
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian
+
+from monai_llmboost.data.scans import ScanReader, find_scans
+from monai_llmboost.data.scans.dicom.reader import paths_of
 
 # Must never be seen in a message, a name or an output.
 SECRETS = {"PatientName": "Secret^Name", "PatientID": "secret-id", "PatientBirthDate": "19990102",
@@ -134,3 +138,42 @@ def item(**tags):
     for keyword, value in tags.items():
         setattr(data, keyword, value)
     return data
+
+
+VOLUME, OTHER = random_volume((9, 8, 12)), random_volume((9, 8, 12), seed=1)
+AXIAL = np.diag([-0.7, -0.9, 2.0, 1])
+
+
+def moved(mm):
+    affine = AXIAL.copy()
+    affine[2, 3] = mm
+    return affine
+
+
+def tags(**values):
+    def change(data, k):
+        for keyword, value in values.items():
+            setattr(data, keyword, value(k) if callable(value) else value)
+
+    return change
+
+
+def scans_in(folder):
+    return find_scans(folder)[0]
+
+
+def voxels(scan):
+    reader = ScanReader()
+    return reader.get_data(reader.read(paths_of(scan)))[0]
+
+
+def assert_are(scans, *volumes):
+    """The scans are just these volumes."""
+    assert [scan.refused for scan in scans] == [""] * len(volumes)
+    found = sorted(voxels(scan).tolist() for scan in scans)
+    assert found == sorted(volume.tolist() for volume in volumes)
+
+
+def assert_refused_once(scans, reason):
+    (scan,) = scans
+    assert re.search(reason, scan.refused), scan.refused

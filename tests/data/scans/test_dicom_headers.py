@@ -146,7 +146,7 @@ def test_a_header_has_what_the_file_says(tmp_path):
     data = dataset(
         PLANE.astype(np.uint16), instance="7", ImagePositionPatient=["1.5", "-2", "3"], PixelSpacing=["0.5", "0.25"],
         ImageOrientationPatient=["1", "0", "0", "0", "1", "0"], RescaleSlope="2", RescaleIntercept="-1024",
-        EchoTime="3.5", PhotometricInterpretation="MONOCHROME1",
+        RescaleType="HU", EchoTime="3.5", PhotometricInterpretation="MONOCHROME1",
     )  # fmt: skip
     (header,) = read_header(save(data, tmp_path / "x"))
     own = header.identity
@@ -155,8 +155,8 @@ def test_a_header_has_what_the_file_says(tmp_path):
     assert header == SliceHeader(
         path=tmp_path / "x", frame=0, frames=1, identity=own, sop_uid=uid("series/7"), number=None, modality="CT",
         rows=3, columns=4, position=(1.5, -2, 3), unit=(0.05, 0.5, 0.5), orientation=(1, 0, 0, 0, 1, 0),
-        pixel_spacing=(0.5, 0.25), slope=2, intercept=-1024, bits_stored=16, signed=False, inverted=True, padding=None,
-        corner=None, discriminating=(("EchoTime", "3.5"),), problem="",
+        pixel_spacing=(0.5, 0.25), slope=2, intercept=-1024, units=("", "HU"), bits_stored=16, signed=False,
+        inverted=True, padding=None, corner=None, discriminating=(("EchoTime", "3.5"),), problem="",
     )  # fmt: skip
 
 

@@ -6,51 +6,24 @@ import re
 
 import numpy as np
 import pytest
-from dicom_files import random_volume, uid, write_series
+from dicom_files import (
+    AXIAL,
+    OTHER,
+    VOLUME,
+    assert_are,
+    assert_refused_once,
+    moved,
+    random_volume,
+    scans_in,
+    tags,
+    uid,
+    voxels,
+    write_series,
+)
 from pydicom import dcmread
 from pydicom.uid import generate_uid
 
-from monai_llmboost.data.scans import ScanReader, find_scans
-from monai_llmboost.data.scans.dicom.reader import paths_of
-
-VOLUME, OTHER = random_volume((9, 8, 12)), random_volume((9, 8, 12), seed=1)
-AXIAL = np.diag([-0.7, -0.9, 2.0, 1])
-
-
-def moved(mm):
-    affine = AXIAL.copy()
-    affine[2, 3] = mm
-    return affine
-
-
-def tags(**values):
-    def change(data, k):
-        for keyword, value in values.items():
-            setattr(data, keyword, value(k) if callable(value) else value)
-
-    return change
-
-
-def scans_in(folder):
-    return find_scans(folder)[0]
-
-
-def voxels(scan):
-    reader = ScanReader()
-    return reader.get_data(reader.read(paths_of(scan)))[0]
-
-
-def assert_are(scans, *volumes):
-    """The scans are just these volumes."""
-    assert [scan.refused for scan in scans] == [""] * len(volumes)
-    found = sorted(voxels(scan).tolist() for scan in scans)
-    assert found == sorted(volume.tolist() for volume in volumes)
-
-
-def assert_refused_once(scans, reason):
-    (scan,) = scans
-    assert re.search(reason, scan.refused), scan.refused
-
+from monai_llmboost.data.scans import find_scans
 
 OWNERS = {
     "patients": ({"PatientID": "A"}, {"PatientID": "B"}, "PatientID"),
@@ -85,7 +58,7 @@ def test_scans_of_two_owners_under_one_series_uid_are_two(tmp_path, name, named,
 def test_slices_of_two_owners_in_each_others_gaps_are_refused_once(tmp_path, name):
     first, second, _ = OWNERS[name]
     write_series(tmp_path, VOLUME, AXIAL, change=lambda data, k: tags(**(second if k % 2 else first))(data, k))
-    assert_refused_once(scans_in(tmp_path), "of one patient, study and series, got another one's in every gap")
+    assert_refused_once(scans_in(tmp_path), "expected one patient, study and series in an even stack")
 
 
 @pytest.mark.parametrize("keyword", ["PatientID", "PatientName"])
@@ -141,9 +114,7 @@ def test_a_series_without_uid_over_two_folders_is_one_if_its_numbers_say_so(tmp_
         data = dcmread(path)
         data.InstanceNumber = 1
         data.save_as(path)
-    assert_refused_once(
-        scans_in(tmp_path), "got slices in 2 folders and neither a SeriesInstanceUID nor numbers in a row"
-    )
+    assert_refused_once(scans_in(tmp_path), "got slices in 2 folders, no SeriesInstanceUID and no numbers in a row")
 
 
 PASSES = {
@@ -291,3 +262,99 @@ def test_a_damaged_copy_elsewhere_hides_nothing(tmp_path):
 def test_an_image_that_does_not_say_how_large_it_is_costs_its_series(tmp_path, keyword, lost):
     write_series(tmp_path, VOLUME, AXIAL, change=lambda data, k: delattr(data, keyword) if k == lost else None)
     assert_refused_once(scans_in(tmp_path), f"expected {keyword} of an image, got none: it is damaged")
+
+
+TURNS = {"two": lambda k: k % 2, "three": lambda k: k % 3, "four": lambda k: k % 4, "pairs": lambda k: k // 2}
+ENDS = {"the last": lambda k: int(k == 11), "the last two": lambda k: int(k > 9), "thirds": lambda k: k // 4}
+EACH = {"each": lambda k: k}
+
+
+@pytest.mark.parametrize("known", ["all", "no study", "no number"])
+@pytest.mark.parametrize("name", [*TURNS, *ENDS, *EACH])
+def test_series_uids_that_differ_within_a_scan_that_is_numbered_through(tmp_path, name, known):
+    which = (TURNS | ENDS | EACH)[name]
+    values = {"SeriesNumber": None if known == "no number" else 4}
+    if known == "no study":
+        values["StudyInstanceUID"] = ""
+    write_series(tmp_path, VOLUME, AXIAL, change=tags(SeriesInstanceUID=lambda k: uid(str(which(k))), **values))
+    (scan,) = scans_in(tmp_path)
+    if not scan.refused:
+        assert_are([scan], VOLUME)
+
+
+@pytest.mark.parametrize("name", TURNS)
+def test_studies_and_patients_that_take_turns_within_a_scan_that_is_numbered_through(tmp_path, name):
+    def change(data, k):
+        own = str(TURNS[name](k))
+        for keyword in ("SeriesInstanceUID", "StudyInstanceUID"):
+            setattr(data, keyword, uid(keyword + own))
+        data.PatientID, data.SeriesNumber = own, int(own) + 1
+
+    write_series(tmp_path, VOLUME, AXIAL, change=change)
+    if name == "pairs":  # they do not take turns, and all says that they are six scans
+        assert [scan.shape for scan in scans_in(tmp_path)] == [(9, 8, 2)] * 6
+    else:
+        assert_refused_once(scans_in(tmp_path), "expected one patient, study and series in an even stack")
+
+
+@pytest.mark.parametrize("keyword", ["PatientID", "StudyInstanceUID", "SeriesNumber", "Modality"])
+@pytest.mark.parametrize("which", [lambda k: k % 2, lambda k: k == 11], ids=["in turns", "the last"])
+@pytest.mark.parametrize("uids", ["blank", "new"])
+def test_a_blank_among_files_that_have_no_series_uid_in_common(tmp_path, keyword, which, uids):
+    def change(data, k):
+        data.SeriesNumber = 4
+        data.SeriesInstanceUID = "" if uids == "blank" else uid(str(k))
+        if which(k):
+            setattr(data, keyword, None)
+
+    write_series(tmp_path, VOLUME, AXIAL, change=change)
+    (scan,) = scans_in(tmp_path)
+    if not scan.refused:
+        assert_are([scan], VOLUME)
+
+
+@pytest.mark.parametrize("which", [lambda k: k % 2, lambda k: k == 11], ids=["in turns", "the last"])
+def test_blank_series_uids_in_another_folder(tmp_path, which):
+    def change(data, k):
+        if which(k):
+            data.SeriesInstanceUID = ""
+
+    for k, path in enumerate(write_series(tmp_path / "x", VOLUME, AXIAL, change=change)):
+        if which(k):
+            (tmp_path / "y").mkdir(exist_ok=True)
+            path.rename(tmp_path / "y" / path.name)
+    assert_refused_once(scans_in(tmp_path), "expected one patient, study and series in an even stack")
+
+
+@pytest.mark.parametrize("number", [3, None], ids=["numbers go on", "no numbers"])
+@pytest.mark.parametrize("place", [24, 1], ids=["behind", "between"])
+def test_two_series_that_say_so_are_two_though_together_they_were_even(tmp_path, place, number):
+    shared = {} if number else {"InstanceNumber": None}
+    write_series(tmp_path / "a", VOLUME, AXIAL, "a", SeriesNumber=2, **shared)
+    write_series(tmp_path / "b", OTHER, moved(place), "b", first=12, SeriesNumber=3, **shared)
+    if place == 1 and not number:  # nothing tells which slice is whose but the UIDs that may be wrong
+        assert_refused_once(scans_in(tmp_path), "expected one patient, study and series in an even stack")
+    else:
+        assert_are(scans_in(tmp_path), VOLUME, OTHER)
+
+
+def test_single_slices_of_several_series_are_single_slices(tmp_path):
+    for i in range(3):
+        write_series(tmp_path, VOLUME[..., :1], moved(30 * i), f"scout {i}", SeriesNumber=i)
+    write_series(tmp_path, VOLUME, moved(-40), "scan", SeriesNumber=7)
+    kinds = [scan.refused_kind for scan in scans_in(tmp_path)]
+    assert sorted(kinds) == ["", "single-slice", "single-slice", "single-slice"]
+
+
+@pytest.mark.parametrize("names", [("Doe^John", "DOE^JOHN"), ("Doe^John^^", "Doe^John"), (" Doe", "Doe ")])
+def test_ways_of_writing_a_name_are_one_patient(tmp_path, names):
+    write_series(tmp_path, VOLUME, AXIAL, change=tags(PatientID="", PatientName=lambda k: names[k % 2]))
+    assert_are(scans_in(tmp_path), VOLUME)
+
+
+@pytest.mark.parametrize("written", ["0 1e1 2e1 3e1 45 55", "0 1e+01 2E1 30 4.5e1 5.5e1"])
+def test_positions_in_exponents_are_exact(tmp_path, written):
+    places = tags(ImagePositionPatient=lambda k: ["0", "0", written.split()[k]])
+    write_series(tmp_path, random_volume(), AXIAL, change=places)
+    (scan,) = scans_in(tmp_path)
+    assert scan.refused_kind == "uneven-slices"

@@ -3,12 +3,13 @@ import io
 
 import numpy as np
 import pytest
-from dicom_files import OBLIQUE, item, random_volume, save, write_multiframe, write_series
+from dicom_files import OBLIQUE, dataset, item, random_volume, save, write_multiframe, write_series
 from PIL import Image
 from pydicom import dcmread
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import ExplicitVRBigEndian, JPEG2000Lossless, JPEGLSLossless, MRImageStorage, RLELossless
 
+from monai_llmboost.data.scans.dicom.headers import quiet
 from monai_llmboost.data.scans.dicom.reader import DicomSeriesReader
 from monai_llmboost.data.scans.scan import RefusedScan
 
@@ -265,4 +266,74 @@ def test_pixels_filled_up_by_padding_behind_them_are_refused(tmp_path):
 
     write_series(tmp_path, VOLUME, change=change)
     with pytest.raises(RefusedScan, match=r"expected 144 bytes of pixels .*, got 124: header and pixels are not of"):
+        read(tmp_path)
+
+
+BAD_SCALING = {
+    "two slopes": {"RescaleSlope": ["2", "2"], "RescaleIntercept": ["0", "0"]},
+    "two intercepts": {"RescaleSlope": "2", "RescaleIntercept": ["0", "0"]},
+}
+
+
+@pytest.mark.parametrize("name", BAD_SCALING)
+def test_scaling_that_is_no_number_is_refused(tmp_path, name):
+    write_series(tmp_path, VOLUME, **BAD_SCALING[name])
+    with pytest.raises(RefusedScan, match="expected one Rescale"):
+        read(tmp_path)
+
+
+def test_scaling_of_another_type_is_refused(tmp_path):
+    write_series(tmp_path, VOLUME, change=lambda data, k: data.add_new(0x00281053, "SQ", [item(KVP="1")]))
+    with pytest.raises(RefusedScan, match="expected numbers in RescaleSlope, got something else"):
+        read(tmp_path)
+
+
+UNLIKE = {
+    "Units": lambda k: {"Units": "CNTS" if k else "BQML"},
+    "RescaleType": lambda k: {"RescaleType": "US" if k else "HU"},
+    "MONOCHROME1": lambda k: {
+        "PhotometricInterpretation": "MONOCHROME1", "BitsStored": 16 - 4 * (k == 0), "HighBit": 15 - 4 * (k == 0),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_values_that_do_not_mean_the_same_are_refused(tmp_path, name):
+    def change(data, k):
+        for keyword, value in UNLIKE[name](k).items():
+            setattr(data, keyword, value)
+
+    write_series(tmp_path, VOLUME, change=change)
+    with pytest.raises(RefusedScan, match=rf"expected slices of one [a-z ]+\({name}\), got several"):
+        read(tmp_path)
+
+
+def test_a_unit_that_only_some_slices_name_is_theirs_all(tmp_path):
+    write_series(tmp_path, VOLUME, change=lambda data, k: k < 2 or setattr(data, "RescaleType", "HU"))
+    assert_reads_as(tmp_path, VOLUME)
+
+
+def test_the_photometric_interpretation_may_be_in_small_letters(tmp_path):
+    with quiet():
+        write_series(tmp_path, VOLUME, PhotometricInterpretation="monochrome2")
+    assert_reads_as(tmp_path, VOLUME)
+
+
+def test_a_file_written_anew_between_its_header_and_its_pixels_is_refused_for_now(tmp_path):
+    paths = write_series(tmp_path, VOLUME)
+    reader = DicomSeriesReader()
+    found = reader.read(tmp_path)
+    for shape in ((1, 1), (4, 4), (9, 8)):
+        save(dataset(np.full(shape, 77, np.int16)), paths[2])
+        with pytest.raises(RefusedScan, match="written anew meanwhile") as refused:
+            reader.get_data(found)
+        assert refused.value.may_pass
+
+
+@pytest.mark.parametrize("lost", [[3], [0, 2, 4], [5]])
+def test_damaged_slices_under_one_sop_uid_are_no_copies(tmp_path, lost):
+    paths = write_series(tmp_path, VOLUME, SOPInstanceUID="1.2.3")
+    for k in lost:
+        paths[k].write_bytes(paths[k].read_bytes()[:-40])
+    with pytest.raises(RefusedScan, match="cut short"):
         read(tmp_path)

@@ -180,7 +180,7 @@ TOLD_APART = {
         "EchoTime",
     ),
     "a number for each half as well": (
-        [{"EchoTime": lambda k, i=i: str(2 * i + k // 3), "AcquisitionNumber": i} for i in (1, 2)],
+        [{"FlipAngle": lambda k, i=i: str(2 * i + k // 3), "AcquisitionNumber": i} for i in (1, 2)],
         "AcquisitionNumber",
     ),
 }

@@ -5,8 +5,10 @@ import os
 import socket
 import time
 
+import numpy as np
 import pytest
-from dicom_files import random_volume, write_series
+from dicom_files import dataset, random_volume, write_series
+from dicom_files import save as save_dicom
 from nifti_files import save
 
 from monai_llmboost.data import find_scans
@@ -372,3 +374,58 @@ def test_what_is_no_slice_raises_no_doubts(tmp_path, name):
     (tmp_path / name).write_bytes(NO_SLICES[name])
     (scan,) = find_scans(tmp_path)[0]
     assert scan.warnings == ()
+
+
+@pytest.mark.parametrize("kept", range(100, 1001, 30))
+def test_an_end_slice_cut_anywhere_is_no_secret(tmp_path, kept):
+    paths = write_series(tmp_path, random_volume((20, 20, 6)))
+    paths[-1].write_bytes(paths[-1].read_bytes()[:kept])
+    for scan in find_scans(tmp_path)[0]:
+        assert scan.refused or "cannot be read: 1" in " ".join(scan.warnings)
+
+
+NO_SLICE = {
+    "colours": {"PhotometricInterpretation": "RGB"},
+    "a palette": {"PhotometricInterpretation": "PALETTE COLOR"},
+    "three samples": {"SamplesPerPixel": 3},
+    "32 bits": {"BitsAllocated": 32},
+    "a segmentation": {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66.4"},
+}
+
+
+@pytest.mark.parametrize("name", NO_SLICE)
+def test_an_image_of_a_series_that_cannot_be_a_slice_of_it_is_told(tmp_path, name):
+    def change(data, k):
+        for keyword, value in NO_SLICE[name].items() if k == 5 else ():
+            setattr(data, keyword, value)
+
+    write_series(tmp_path, random_volume(), change=change)
+    ((scan,), (skipped,)) = find_scans(tmp_path)
+    assert "files of its series that are no grey slices: 1; some of its slices may be missing" in scan.warnings
+    assert skipped.reason.startswith("expected")
+
+
+@pytest.mark.parametrize(
+    "sop_class", ["1.2.840.10008.5.1.4.1.1.11.1", "1.2.840.10008.5.1.4.1.1.66", "1.3.46.670589.5.0.9"]
+)
+def test_a_presentation_state_in_a_series_is_no_news(tmp_path, sop_class):
+    write_series(tmp_path, random_volume())
+    data = dataset(np.zeros((2, 2), np.uint16), sop_class=sop_class, Rows=None, Columns=None)
+    save_dicom(data, tmp_path / "state")
+    ((scan,), (skipped,)) = find_scans(tmp_path)
+    assert (scan.refused, scan.warnings) == ("", ())
+    assert "another DICOM object" in skipped.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "lost"),
+    [
+        ("LAST", b"<html>", True), ("I7.dcm.part", b"DICOM", True), ("7.dcm.html", b"<html>", True),
+        ("README", b"words", False), ("report.html", b"<html>", False), ("labels.csv", b"a,1", False),
+    ],
+)  # fmt: skip
+def test_pages_and_pieces_in_place_of_a_slice(tmp_path, name, content, lost):
+    write_series(tmp_path, random_volume())
+    (tmp_path / name).write_bytes(content)
+    ((scan,), _) = find_scans(tmp_path)
+    assert bool(scan.warnings) == lost

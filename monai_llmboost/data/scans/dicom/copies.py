@@ -16,9 +16,9 @@ File = tuple[SliceHeader, ...]
 def without_copies(files: Sequence[File]) -> tuple[list[File], dict[Path, Path], list[SkippedFile]]:
     """The files without those that hold what another one holds.
 
-    A copy agrees with another file in its SOPInstanceUID, identity, number, place, tags and values. A damaged file
-    under the SOPInstanceUID of just one whole file of its series is a damaged copy. Pixels are read only of files
-    that agree in all else, and of each of these once.
+    A copy agrees with another file in its SOPInstanceUID, identity, number, place, tags and values. A damaged file is
+    a damaged copy of the one whole file of its series under its SOPInstanceUID, unless it lies at another place.
+    Pixels are read only of files that agree in all else, and of each of these once.
 
     Returns:
         The files that stay, copy -> the file that stays, and both kinds of copies as skipped files.
@@ -46,13 +46,13 @@ def without_copies(files: Sequence[File]) -> tuple[list[File], dict[Path, Path],
             else:
                 originals[path] = original
     skipped = [SkippedFile(copy, f"a copy of {original.name}") for copy, original in originals.items()]
-    named: dict[tuple, list[Path]] = {}
+    named: dict[tuple, list[SliceHeader]] = {}
     for file in kept:
-        named.setdefault(_name(file), []).append(file[0].path)
+        named.setdefault(_name(file), []).append(file[0])
     for file in damaged:
         same = named.get(_name(file), []) if file[0].sop_uid else []
-        if len(same) == 1:
-            skipped.append(SkippedFile(file[0].path, f"a damaged copy of {same[0].name}"))
+        if len(same) == 1 and file[0].position in (None, same[0].position):
+            skipped.append(SkippedFile(file[0].path, f"a damaged copy of {same[0].path.name}"))
         else:
             kept.append(file)
     return kept, originals, skipped

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy.optimize import linprog
@@ -77,11 +78,28 @@ def nearly_parallel(one: SliceHeader, other: SliceHeader) -> bool:
 
 def is_even(slices: Sequence[SliceHeader]) -> bool:
     """Whether placed slices lie on an even, straight line, each at a place of its own."""
+    return not _why_uneven(slices)
+
+
+def lacks_slices(slices: Sequence[SliceHeader]) -> bool:
+    """Whether placed slices lie on an even, straight line but for some that are missing between them."""
+    return _why_uneven(slices) == "missing-slices"
+
+
+def _why_uneven(slices: Sequence[SliceHeader]) -> str:
+    """The kind of refusal of slices that are on no even line; empty if they are on one."""
     try:
         _line(*_in_order(slices))
-    except RefusedScan:
-        return False
-    return True
+    except RefusedScan as refused:
+        return refused.kind
+    return ""
+
+
+def counted_along(slices: Sequence[SliceHeader]) -> bool:
+    """Whether placed slices have image numbers that grow, or fall, from slice to slice along their normal."""
+    numbers = [part.number for part in _in_order(slices)[0]]
+    steps = {b > a for a, b in pairwise(numbers) if a is not None and b is not None and a != b}
+    return None not in numbers and len(set(numbers)) == len(numbers) and len(steps) == 1
 
 
 def overlap(one: Sequence[SliceHeader], other: Sequence[SliceHeader]) -> bool:

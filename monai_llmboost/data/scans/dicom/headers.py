@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ from monai_llmboost.data.scans.dicom.slices import (
     GEOMETRY,
     IDENTITY,
     SCALING,
+    UNITS,
     SliceHeader,
+    photometric_of,
     slice_of,
     slice_without_size,
     uid,
@@ -51,7 +54,7 @@ IMAGE = (
     "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
     "DimensionIndexSequence",
 )  # fmt: skip
-TAGS: list[Any] = [Tag(tag) for tag in (*IMAGE, *IDENTITY, *GEOMETRY, *SCALING, *DISCRIMINATING, GRID_UIH)]
+TAGS: list[Any] = [Tag(tag) for tag in (*IMAGE, *IDENTITY, *GEOMETRY, *SCALING, *UNITS, *DISCRIMINATING, GRID_UIH)]
 # Value representations of the first elements of a file.
 FIRST_VRS = (b"UL", b"UI", b"CS", b"OB", b"SH", b"DA", b"TM")
 LARGEST_FIRST_VALUE = 1 << 10
@@ -120,7 +123,8 @@ def _read(path: Path) -> tuple[SliceHeader, ...] | SkippedFile:
         data = dcmread(file, stop_before_pixels=True, force=True, specific_tags=TAGS)
         sop_class = uid(data.get("SOPClassUID") or data.file_meta.get("MediaStorageSOPClassUID"))
         if skipped := _no_image(path, data, sop_class):
-            return skipped
+            is_plane = data.get("Rows") or data.get("ImagePositionPatient")  # unlike a report or a presentation state
+            return replace(skipped, series_uid=uid(data.get("SeriesInstanceUID")) if is_plane else "")
         if absent := _absent(data):
             return (
                 slice_without_size(path, data, f"expected {', '.join(absent)} of an image, got none: it is damaged"),
@@ -145,15 +149,15 @@ def _no_image(path: Path, data: Dataset, sop_class: str) -> SkippedFile | None:
     if sop_class in DERIVED:
         return SkippedFile(path, f"expected a scan, got {DERIVED[sop_class]}")
     if _absent(data):
+        lost = sop_class not in UID_dictionary and not uid(data.get("SeriesInstanceUID"))
         kind = UID_dictionary[sop_class][0] if sop_class in UID_dictionary else "of no known kind"
         if "Image Storage" in kind and uid(data.get("SeriesInstanceUID")):
             return None  # which is refused, and with it the series that lacks this image
         if "Image Storage" in kind:
             reason = f"expected rows, columns and bits of an image ({kind}), got none: it is damaged"
             return SkippedFile(path, reason, unread=True)
-        return SkippedFile(path, f"expected an image, got another DICOM object ({kind})", unread=not sop_class)
-    photometric = str(data.PhotometricInterpretation)
-    if int(data.get("SamplesPerPixel") or 1) != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        return SkippedFile(path, f"expected an image, got another DICOM object ({kind})", unread=lost)
+    if int(data.get("SamplesPerPixel") or 1) != 1 or photometric_of(data) not in ("MONOCHROME1", "MONOCHROME2"):
         return SkippedFile(path, "expected one grey value per voxel, got colours")
     if data.BitsAllocated not in (8, 16):
         return SkippedFile(path, f"expected 8 or 16 bits per voxel, got {data.BitsAllocated}")

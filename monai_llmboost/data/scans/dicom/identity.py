@@ -103,6 +103,12 @@ def _with_blank_uids(pools: list[Series], nameless: Sequence[SliceHeader]) -> li
     return found + [_nameless(pool) for pool in others.values()]
 
 
+def contradictions(one: Identity, other: Identity) -> list[str]:
+    """The fields in which two identities both say something, and not the same."""
+    values = ((field, getattr(one, field), getattr(other, field)) for field in (*STRONG, "series_uid"))
+    return [field for field, first, second in values if first and second and first != second]
+
+
 def _nameless(slices: Sequence[SliceHeader]) -> Series:
     return Series(tuple(slices), nameless=True, warnings=("it has no SeriesInstanceUID",))
 

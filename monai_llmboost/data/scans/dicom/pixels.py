@@ -19,7 +19,7 @@ from pydicom.pixels import pixel_array
 from pydicom.uid import UID, RLELossless, SecondaryCaptureImageStorage
 
 from monai_llmboost.data.scans.dicom.headers import quiet, transfer_syntax
-from monai_llmboost.data.scans.dicom.slices import SliceHeader
+from monai_llmboost.data.scans.dicom.slices import SliceHeader, photometric_of
 from monai_llmboost.data.scans.scan import RefusedScan
 
 # Reading and unpacking leave the interpreter's lock; more threads than this wait for the disk.
@@ -54,6 +54,9 @@ def volume_of(slices: Sequence[SliceHeader]) -> tuple[np.ndarray, int]:
     def fill(path: Path) -> None:
         parts = [slices[number] for number in of_file[path]]
         for number, part, plane in zip(of_file[path], parts, _stored(path, parts)):
+            if plane.shape != (part.rows, part.columns):
+                what = f"expected {path.name} as it was found, it was written anew meanwhile: try again"
+                raise RefusedScan(what, kind="damaged", may_pass=True)
             if part.padding is not None and (outside := _within(plane, part.padding)).any():
                 padding.append((number, outside.T))
             slope, intercept = (default if given is None else given
@@ -120,6 +123,7 @@ def _read(path: Path) -> Dataset:
     try:
         data = dcmread(path, force=True)
         data.file_meta.TransferSyntaxUID = transfer_syntax(data)
+        data.PhotometricInterpretation = photometric_of(data)
     except Exception as error:
         raise _damaged(path, error) from None
     return data

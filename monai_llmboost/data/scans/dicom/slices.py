@@ -15,6 +15,7 @@ from typing import Any
 
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
+from pydicom.sequence import Sequence
 from pydicom.uid import RE_VALID_UID
 from pydicom.valuerep import DSfloat
 
@@ -39,6 +40,7 @@ DISCRIMINATING = (
     "SequenceName",
     "AcquisitionTime",
     "AcquisitionDateTime",
+    "FrameReferenceTime",
     "IrradiationEventUID",
     "ContentTime",
 )
@@ -53,10 +55,23 @@ DISCRIMINATING_OF_FRAMES = (
     ("CTImageFrameTypeSequence", "FrameType"),
     ("FrameContentSequence", "StackID"),
     ("FrameContentSequence", "FrameAcquisitionNumber"),
+    ("MRTimingAndRelatedParametersSequence", "FlipAngle"),
+    ("MRModifierSequence", "InversionTimes"),
+    ("MRArterialSpinLabelingSequence", "ASLContext"),
+    ("MRVelocityEncodingSequence", "VelocityEncodingDirection"),
+    ("CTReconstructionSequence", "ConvolutionKernel"),
+    ("CTReconstructionSequence", "ReconstructionDiameter"),
+    ("CTXRayDetailsSequence", "KVP"),
+    ("CTXRayDetailsSequence", "FilterType"),
+    ("ContrastBolusUsageSequence", "ContrastBolusAgentPhase"),
+    ("TemporalPositionSequence", "TemporalPositionTimeOffset"),
+    ("FrameContentSequence", "FrameAcquisitionDateTime"),
+    ("FrameContentSequence", "FrameReferenceDateTime"),
 )
 GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 GEOMETRY_OF_FRAMES = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
 SCALING = ("RescaleSlope", "RescaleIntercept")
+UNITS = ("Units", "RescaleType")
 IDENTITY = ("PatientID", "PatientName", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "FrameOfReferenceUID")
 # Dimensions along which the slices of one volume are numbered.
 ALONG_THE_STACK = {0x00209057, 0x00200032, 0x00209113}
@@ -106,6 +121,7 @@ class SliceHeader:
         pixel_spacing: distance of rows, then of columns.
         slope: stored value to value, with ``intercept``; None if the header gives neither.
         intercept: see ``slope``.
+        units: what values are measured in, as far as the header says so.
         bits_stored: bits of a stored value, and ``signed``: whether it is signed.
         inverted: whether low values are meant to be bright (MONOCHROME1).
         padding: lowest and highest stored value that fills what lies outside of the image; None if there is none.
@@ -129,6 +145,7 @@ class SliceHeader:
     pixel_spacing: tuple[float, ...] | None
     slope: float | None
     intercept: float | None
+    units: tuple[str, ...]
     bits_stored: int
     signed: bool
     inverted: bool
@@ -170,7 +187,7 @@ def slice_of(path: Path, data: Dataset, frame: int, frames: int, problem: str) -
     )
     scaling = [value_of("PixelValueTransformationSequence", keyword) for keyword in SCALING]
     for keyword, number in zip((*GEOMETRY, *SCALING), (written, orientation, spacing, *scaling)):
-        problem = problem or _problem_of(keyword, number)
+        problem = problem or _problem_of(keyword, b"" if number is None and _is_unreadable(data, keyword) else number)
     position = _numbers(written, 3)
     slope, intercept = map(_number, scaling)
     if not all(number is None or math.isfinite(number) for number in (slope, intercept)) or slope == 0:
@@ -193,9 +210,10 @@ def slice_of(path: Path, data: Dataset, frame: int, frames: int, problem: str) -
         pixel_spacing=_numbers(spacing, 2),
         slope=slope,
         intercept=intercept,
+        units=tuple(str(value(data, keyword) or "").strip() for keyword in UNITS),
         bits_stored=int(data.get("BitsStored") or data.BitsAllocated),
         signed=bool(data.get("PixelRepresentation")),
-        inverted=data.PhotometricInterpretation == "MONOCHROME1",
+        inverted=photometric_of(data) == "MONOCHROME1",
         padding=_padding(data),
         corner=None,
         discriminating=tuple({key: value for key, value in _discriminating(data, groups, value_of) if value}.items()),
@@ -213,6 +231,11 @@ def slice_without_size(path: Path, data: Dataset, problem: str) -> SliceHeader:
     return slice_of(path, size, 0, 1, problem)
 
 
+def photometric_of(data: Dataset) -> str:
+    """PhotometricInterpretation as the standard writes it."""
+    return str(data.get("PhotometricInterpretation") or "").strip().upper()
+
+
 def value(data: Dataset, keyword: str) -> Any:
     """The value of an attribute; None if it is absent, or not what its type says."""
     tag = _tag_of(keyword)
@@ -225,6 +248,12 @@ def value(data: Dataset, keyword: str) -> Any:
         return None
 
 
+def _is_unreadable(data: Dataset, keyword: str) -> bool:
+    """Whether an attribute is there, not empty, and not what its type says."""
+    tag = _tag_of(keyword)
+    return tag in data.keys() and value(data, keyword) is None and bool(data.get_item(tag).value)  # noqa: SIM118
+
+
 @cache
 def _tag_of(keyword: str) -> int:
     tag = tag_for_keyword(keyword)
@@ -235,10 +264,15 @@ def _tag_of(keyword: str) -> int:
 
 def _problem_of(keyword: str, numbers: Any) -> str:
     """What is wrong with numbers that decide where a slice lies or what its values mean; empty if nothing."""
-    for number in [numbers] if numbers is None or isinstance(numbers, (str, int, float)) else numbers:
+    several = [numbers] if numbers is None or isinstance(numbers, (str, int, float)) else numbers
+    if isinstance(several, (bytes, Sequence)):
+        return f"expected numbers in {keyword}, got something else: export it again"
+    if keyword in SCALING and len(several) > 1:
+        return f"expected one {keyword}, got {len(several)}: export it again"
+    for number in several:
         try:
             float(number or 0)
-        except ValueError:
+        except (TypeError, ValueError):
             what = "decimal commas" if "," in str(number) else "something else"
             return f"expected numbers in {keyword}, got {what}: export it again"
     return ""
@@ -250,12 +284,12 @@ def half_unit(number: Any) -> float:
     found = re.fullmatch(r"\s*[+-]?\d*(?:\.(\d*))?(?:[eE]([+-]?\d+))?\s*", str(text))
     if not text or found is None:
         return 0.0
-    return 0.5 * 10.0 ** (int(found[2] or 0) - len(found[1] or ""))
+    return 0.5 * 10.0 ** min(int(found[2] or 0) - len(found[1] or ""), 0)  # 1e1 may be 10.0 in short
 
 
 def _identity(data: Dataset) -> Identity:
     def digest(keyword: str) -> str:
-        text = str(value(data, keyword) or "").strip()
+        text = str(value(data, keyword) or "").strip().rstrip("^").casefold()
         return blake2b(text.encode(errors="replace"), key=SECRET, digest_size=8).hexdigest() if text else ""
 
     number = _whole(value(data, "SeriesNumber"))
@@ -308,10 +342,15 @@ def _discriminating(data: Dataset, groups: list[Dataset], value_of: Any) -> Iter
 
 
 def _plain(value: Any) -> Any:
-    """A value that can be compared and sorted: text, or a tuple of texts."""
-    if value is None or isinstance(value, (str, int, float)):
-        return "" if value is None else str(value)
-    return tuple(str(part) for part in value)
+    """A value that can be compared and sorted: text, or a tuple of texts; 4 and 4.0 are one."""
+    if value is None or isinstance(value, str):
+        return (value or "").strip()
+    if isinstance(value, (int, float)):
+        return f"{float(value):.12g}"
+    texts = [_plain(part) for part in value]
+    while texts and not texts[-1]:  # an empty last value is padding
+        texts.pop()
+    return tuple(texts)
 
 
 def uid(value: Any) -> str:

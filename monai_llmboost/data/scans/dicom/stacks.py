@@ -8,20 +8,25 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 
 from monai_llmboost.data.scans.dicom.copies import without_copies
-from monai_llmboost.data.scans.dicom.geometry import Layout, is_even, lay_out, nearly_parallel, overlap, same_plane
+from monai_llmboost.data.scans.dicom.geometry import Layout, is_even, lay_out, nearly_parallel, same_plane
 from monai_llmboost.data.scans.dicom.headers import quiet, read_header
 from monai_llmboost.data.scans.dicom.identity import Series, series_of
-from monai_llmboost.data.scans.dicom.slices import SliceHeader
+from monai_llmboost.data.scans.dicom.pieces import pieces_of_one
+from monai_llmboost.data.scans.dicom.slices import UNITS, SliceHeader
 from monai_llmboost.data.scans.dicom.volumes import Volumes, volumes_of
 from monai_llmboost.data.scans.scan import RefusedScan, Scan, SkippedFile
 
+SET_APART = (
+    "expected one patient, study and series in an even stack of slices, got several: correct the headers, or keep the "
+    "slices of one"
+)
 # Volumes in time have one affine up to this, in mm.
 SAME_AFFINE = 1e-3
 
@@ -104,13 +109,14 @@ def dicom_stacks(files: Iterable[Path], min_slices: int = 2) -> tuple[list[Stack
     skipped += copies
     series = series_of(part for file in kept for part in file)
     stacks = _refuse_doubtful(series, [list(_stacks(one, min_slices)) for one in series])
-    stacks = _refuse_halves(stacks, lambda part: part.series_uid)
-    stacks = _refuse_halves(stacks, lambda part: part.identity.series_number and part.identity.study_uid)
+    stacks = _refuse_pieces(stacks)
     of_series = Counter(stack.slices[0].series_uid for stack in stacks)
+    others = Counter(file.series_uid for file in skipped if file.series_uid)
     copied = Counter(originals.values())
     return [
-        replace(stack, warnings=tuple(_oddities(stack, of_series[stack.slices[0].series_uid], copied)))
+        replace(stack, warnings=tuple(_oddities(stack, of_series[uid], others[uid], copied)))
         for stack in stacks
+        for uid in [stack.slices[0].series_uid]
     ], sorted(skipped, key=lambda file: file.path)
 
 
@@ -172,7 +178,7 @@ def _laid_out(volumes: Volumes, series: Series, min_slices: int) -> Stack:
     stack = Stack(
         slices,
         separated_by=(*series.separated_by, *volumes.separated_by),
-        warnings=(*series.warnings, *([volumes.warning] if volumes.warning else [])),
+        warnings=(*series.warnings, *volumes.warnings),
     )
     try:
         bad = next((part for part in slices if part.problem), None)
@@ -194,12 +200,15 @@ def _laid_out(volumes: Volumes, series: Series, min_slices: int) -> Stack:
 
 def _check_alike(slices: Sequence[SliceHeader]) -> None:
     """Refuse slices whose values do not mean the same."""
-    for words, values in (
+    meanings: list[tuple[str, set[Any]]] = [
         ("modality", {part.modality for part in slices} - {""}),
         ("photometric interpretation", {part.inverted for part in slices}),
         ("sign (PixelRepresentation)", {part.signed for part in slices}),
         ("way of scaling (RescaleSlope)", {part.slope is None for part in slices}),
-    ):
+        ("number of bits (MONOCHROME1)", {part.bits_stored for part in slices if part.inverted}),
+    ]
+    meanings += [(f"unit ({keyword})", {part.units[i] for part in slices} - {""}) for i, keyword in enumerate(UNITS)]
+    for words, values in meanings:
         if len(values) > 1:
             raise RefusedScan(
                 f"expected slices of one {words}, got several: keep the slices of one volume", kind="mixed"
@@ -219,45 +228,24 @@ def _refuse_fallen_apart(stacks: list[Stack]) -> list[Stack]:
     return [Stack(tuple(slices), refused=refused, refused_kind="no-geometry")]
 
 
-def _refuse_halves(stacks: Sequence[Stack], owner: Callable[[SliceHeader], str]) -> list[Stack]:
-    """The stacks, with those of one owner refused as one that are halves of one even stack."""
-    owners: dict[str, list[int]] = {}
-    for i, stack in enumerate(stacks):
-        if stack.slices[0].is_placed and (name := owner(stack.slices[0])):
-            owners.setdefault(name, []).append(i)
-    found: dict[int, Stack] = dict(enumerate(stacks))
-    for several in owners.values():
-        for i, j in combinations(several, 2):
-            if i in found and j in found and _are_halves(found[i], found[j]):
-                refused = (
-                    "expected slices of one patient, study and series, got another one's in every gap, in one even "
-                    "stack: correct the headers"
-                )
-                slices = (*found[i].slices, *found.pop(j).slices)
-                found[i] = Stack(slices, refused=refused, refused_kind="unclear")
-    return list(found.values())
+def _refuse_pieces(stacks: Sequence[Stack]) -> list[Stack]:
+    """The stacks, with those refused as one that are pieces of one even stack though their headers set them apart."""
+    found = list(stacks)
+    for several in pieces_of_one([(stack.slices, stack.separated_by) for stack in stacks]):
+        slices = tuple(part for i in several for part in stacks[i].slices)
+        found[several[0]] = Stack(slices, refused=SET_APART, refused_kind="unclear")
+        for i in several[1:]:
+            found[i] = Stack(())
+    return [stack for stack in found if stack.slices]
 
 
-def _are_halves(one: Stack, other: Stack) -> bool:
-    """Whether two stacks are halves of one even stack, and neither a tag nor their numbers say that they are two."""
-    first, second = one.slices[0], other.slices[0]
-    tags = {tag for tag, _ in first.discriminating} | {"folder"}
-    if (first.rows, first.columns) != (second.rows, second.columns) or tags & {*one.separated_by, *other.separated_by}:
-        return False
-    slices = (*one.slices, *other.slices)
-    if not all(part.is_placed for part in slices) or not nearly_parallel(first, second):
-        return False
-    numbers = [{part.number for part in stack.slices} - {None} for stack in (one, other)]
-    begin_anew = all(len(own) > 1 for own in numbers) and bool(numbers[0] & numbers[1])
-    interleave = overlap(one.slices, other.slices) and first.series_uid == second.series_uid
-    return (interleave or not begin_anew) and is_even(slices)
-
-
-def _oddities(stack: Stack, of_series: int, copied: Counter[Path]) -> Iterator[str]:
+def _oddities(stack: Stack, of_series: int, others: int, copied: Counter[Path]) -> Iterator[str]:
     if of_series > 1 and stack.slices[0].series_uid:
         by = f", told apart by {' and '.join(stack.separated_by)}" if stack.separated_by else ""
         yield f"one of {of_series} stacks of its series{by}"
     yield from stack.warnings
+    if others:
+        yield f"files of its series that are no grey slices: {others}; some of its slices may be missing"
     if copies := sum(copied[path] for path in stack.files):
         yield f"copies of its files were left out: {copies}"
     if stack.slices[0].inverted:

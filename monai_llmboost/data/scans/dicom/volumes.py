@@ -4,37 +4,35 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import combinations, pairwise
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, combinations, pairwise
 
 import numpy as np
 
-from monai_llmboost.data.scans.dicom.geometry import is_even, overlap, places
+from monai_llmboost.data.scans.dicom.geometry import counted_along, is_even, lacks_slices, overlap, places
 from monai_llmboost.data.scans.dicom.slices import SliceHeader
+from monai_llmboost.data.scans.dicom.tags import OF_ACQUISITION, separations, tags_of
 
-# So many tags at most are taken together to separate volumes of a series, such as echo and time.
-MOST_TAGS = 3
 # A tag that leaves fewer slices than this together numbers slices rather than volumes.
 FEWEST = 2
-# What differs where slices are taken at different times; slices of one MR volume are often taken in turns.
-OF_ACQUISITION = frozenset((
-    "AcquisitionNumber", "FrameAcquisitionNumber", "TriggerTime", "NominalCardiacTriggerDelayTime",
-    "AcquisitionTime", "AcquisitionDateTime", "IrradiationEventUID",
-))  # fmt: skip
+# Two slices are always an even stack; so many at least show that they are one.
+FEWEST_IN_PASS = 3
 # What separates volumes at one place only where nothing else does.
-LAST_RESORT = frozenset(("AcquisitionTime", "AcquisitionDateTime", "IrradiationEventUID", "ContentTime"))
+LAST_RESORT = frozenset((
+    "AcquisitionTime", "AcquisitionDateTime", "FrameAcquisitionDateTime", "FrameReferenceDateTime",
+    "FrameReferenceTime", "IrradiationEventUID", "ContentTime",
+))  # fmt: skip
 # What says nothing of passes over one extent: counters, and times of writing.
 NOT_OF_PASSES = frozenset(("DimensionIndexValues", "StackID", "ContentTime", "FrameOfReferenceUID"))
 # What volumes in time have in common.
-OF_KIND = ("EchoTime", "EchoNumbers", "ImageType", "InversionTime", "FlipAngle", "FrameOfReferenceUID")
+OF_KIND = (
+    "EchoTime", "EffectiveEchoTime", "EchoNumbers", "ImageType", "InversionTime", "FlipAngle", "FrameOfReferenceUID",
+)  # fmt: skip
 # What all slices of one volume have in common, wherever they lie.
-OF_ONE_VOLUME = ("EchoTime", "EchoNumbers", "ConvolutionKernel")
-# Relative difference of numbers in headers up to which they are one number.
-ROUNDING = 0.02
-# Passes over one extent, and slices in each of them, that image numbers alone can show.
-MOST_PASSES, FEWEST_IN_PASS = 4, 3
+OF_ONE_VOLUME = ("EchoTime", "EffectiveEchoTime", "EchoNumbers", "ConvolutionKernel")
 TAKEN_IN_TURNS = "its slices were taken in turns over the same extent: read as one volume"
+IN_DISORDER = "its image numbers do not follow its slices"
 
 
 @dataclass(frozen=True)
@@ -45,14 +43,14 @@ class Volumes:
         slices: volume by volume if there are several.
         count: number of volumes in time, each of as many slices.
         separated_by: tags that set it apart from others at its place.
-        warning: what is odd about it.
+        warnings: what is odd about it.
         refused: why it is not clear what it is; empty if it is.
     """
 
     slices: tuple[SliceHeader, ...]
     count: int = 1
     separated_by: tuple[str, ...] = ()
-    warning: str = ""
+    warnings: tuple[str, ...] = ()
     refused: str = ""
 
 
@@ -64,60 +62,63 @@ def volumes_of(plane: Sequence[SliceHeader], nameless: bool = False) -> list[Vol
         nameless: whether they have no SeriesInstanceUID that says that they are of one series.
     """
     number = places(plane)
-    if len(set(number)) < len(plane):
-        return _at_one_place(plane, number)
-    if len(plane) < 2 * FEWEST:
-        return [Volumes(tuple(plane))]
-    order = np.argsort(number)
-    plane = [plane[i] for i in order]
-    even = is_even(plane)
-    return (
-        _in_passes(plane, even)
-        or _one_behind_another(plane)
-        or _by_number(plane, even, nameless)
-        or _by_frame_of_reference(plane, even)
-    )
+    if len(set(number)) == len(plane):
+        return _at_places_of_their_own(plane, nameless)
+    found = []
+    for outer in _at_one_place(plane, number):
+        if outer.count > 1 or not outer.separated_by:
+            found.append(outer)
+            continue
+        found += [
+            replace(
+                inner,
+                separated_by=(*outer.separated_by, *inner.separated_by),
+                warnings=(*outer.warnings, *inner.warnings),
+            )
+            for inner in _at_places_of_their_own(outer.slices, nameless)
+        ]
+    return found
 
 
 def _at_one_place(plane: Sequence[SliceHeader], number: np.ndarray) -> list[Volumes]:
     """Volumes of which several lie at one place: by the fewest tags, by folder, or by the order of their numbers."""
-
-    def is_volume(part: list[int]) -> bool:
-        return len(part) >= FEWEST and len(set(number[part])) == len(part)
-
     of_time = OF_ACQUISITION | {"TemporalPositionIdentifier"} if plane[0].corner else frozenset()
-    if found := _separated(plane, is_volume, LAST_RESORT | of_time):
-        return found
+    splits = []
+    for split in separations(plane, LAST_RESORT | of_time, fewest=FEWEST, at=number):
+        splits.append(split)
+        if len({frozenset(number[part]) for part in split[1]}) == 1:
+            return _split(plane, *split, number)
     if found := _by_folder(plane, at_one_place=True) or _by_sweeps(plane, number):
         return found
-    return _separated(plane, is_volume, frozenset()) or [Volumes(tuple(plane))]
+    for split in chain(splits, separations(plane, frozenset(), fewest=FEWEST, at=number)):
+        if not _are_pieces(plane, split[1], number):
+            return _split(plane, *split, number)
+    return [Volumes(tuple(plane))]
 
 
-def _separated(
-    plane: Sequence[SliceHeader], is_volume: Callable[[list[int]], bool], ignored: frozenset[str]
+def _split(
+    plane: Sequence[SliceHeader], tags: tuple[str, ...], parts: Sequence[np.ndarray], number: np.ndarray
 ) -> list[Volumes]:
-    """The volumes that the fewest tags separate; none if no few tags do."""
-    tags = [_tags(part) for part in plane]
-    varying = [tag for tag in dict.fromkeys(tag for own in tags for tag in own) if tag not in ignored]
-    counts = {tag: len({own.get(tag) for own in tags}) for tag in varying}
-    varying = [tag for tag in varying if 1 < counts[tag] <= len(plane) // FEWEST]
-    for count in range(1, MOST_TAGS + 1):
-        splits = []
-        for chosen in combinations(varying, count):
-            parts: dict[tuple, list[int]] = {}
-            for i, own in enumerate(tags):
-                parts.setdefault(tuple(own.get(tag) for tag in chosen), []).append(i)
-            if all(map(is_volume, parts.values())):
-                splits.append((chosen, list(parts.values())))
-        if splits:
-            chosen, found = min(splits, key=lambda split: len(split[1]))
-            return [Volumes(tuple(plane[i] for i in part), separated_by=chosen) for part in found]
-    return []
+    """Volumes at one place, with a warning for those that lack slices of another one."""
+    extents = [frozenset(number[part]) for part in parts]
+    found = []
+    for part, own in zip(parts, extents):
+        lost = max(len(other - own) for other in extents if own <= other)
+        warning = f"another volume at its place has {lost} more slices: some of it may be missing"
+        found.append(Volumes(tuple(plane[i] for i in part), 1, tags, (warning,) if lost else ()))
+    return found
 
 
-def _tags(part: SliceHeader) -> dict[str, object]:
-    frame = part.identity.frame_of_reference
-    return {**({"FrameOfReferenceUID": frame} if frame else {}), **dict(part.discriminating)}
+def _are_pieces(plane: Sequence[SliceHeader], parts: Sequence[np.ndarray], number: np.ndarray) -> bool:
+    """Whether some of the parts are pieces of one volume: they take turns, or make up a third one's extent."""
+    extents = [frozenset(number[part]) for part in parts]
+    for (i, one), (j, other) in combinations(enumerate(extents), 2):
+        if one & other:
+            continue
+        first, second = ([plane[k] for k in parts[n]] for n in (i, j))
+        if overlap(first, second) or any(one | other <= third for third in extents):
+            return True
+    return False
 
 
 def _by_sweeps(plane: Sequence[SliceHeader], number: np.ndarray) -> list[Volumes]:
@@ -134,10 +135,11 @@ def _by_sweeps(plane: Sequence[SliceHeader], number: np.ndarray) -> list[Volumes
     numbers = np.array([[part.number for part in row] for row in rows])  # (positions, times)
     if (np.diff(numbers, axis=1) <= 0).any() or not _are_counted_alike(numbers):
         return []
+    tags = {(part.path, part.frame): own for part, own in zip(plane, tags_of(plane, rounded=True))}
     sweeps = [[row[time] for row in rows] for time in range(count)]
     kinds: dict[tuple, list[list[SliceHeader]]] = {}
     for sweep in sweeps:
-        own = {tuple(_tags(part).get(tag) for tag in OF_KIND) for part in sweep}
+        own = {tuple(tags[part.path, part.frame].get(tag) for tag in OF_KIND) for part in sweep}
         if len(own) > 1:
             return []
         kinds.setdefault(next(iter(own)), []).append(sweep)
@@ -159,78 +161,99 @@ def _are_counted_alike(numbers: np.ndarray) -> bool:
     return any(in_a_row) or bool((np.diff(numbers, axis=1) == np.diff(numbers, axis=1)[0]).all())
 
 
+def _at_places_of_their_own(plane: Sequence[SliceHeader], nameless: bool) -> list[Volumes]:
+    """The volumes among slices none of which lies where another one does."""
+    if len(plane) < 2 * FEWEST:
+        return [Volumes(tuple(plane))]
+    plane = [plane[i] for i in np.argsort(places(plane))]
+    even = is_even(plane)
+    return (
+        _in_passes(plane, even)
+        or _one_behind_another(plane)
+        or _by_file(plane)
+        or _by_number(plane, even, nameless)
+        or _by_frame_of_reference(plane, even)
+    )
+
+
 def _in_passes(plane: Sequence[SliceHeader], even: bool) -> list[Volumes]:
     """Scans that interleave, each even, over overlapping extents: separated, one volume after all, or refused."""
 
-    def is_pass(part: list[int]) -> bool:
-        return len(part) >= FEWEST and is_even([plane[i] for i in part])
+    def passes(ignored: frozenset[str]) -> Iterator[tuple[tuple[str, ...], list[tuple[SliceHeader, ...]]]]:
+        for tags, parts in separations(plane, NOT_OF_PASSES | ignored, fewest=FEWEST):
+            stacks = [tuple(plane[i] for i in part) for part in parts]
+            if all(map(is_even, stacks)):
+                yield tags, stacks
 
-    found = _separated(plane, is_pass, NOT_OF_PASSES | OF_ACQUISITION) or _separated(plane, is_pass, NOT_OF_PASSES)
-    if not found or not any(overlap(one.slices, other.slices) for one, other in combinations(found, 2)):
+    found = next(passes(OF_ACQUISITION), None) or next(passes(frozenset()), None)
+    if found is None or not any(overlap(one, other) for one, other in combinations(found[1], 2)):
         return []
-    (tags,) = {volume.separated_by for volume in found}
-    words = " and ".join(tags)
+    tags, stacks = found
+    # A tag of more values than each has slices counts slices rather than scans.
+    known = min(map(len, stacks)) >= max(FEWEST_IN_PASS, len(stacks))
     if OF_ACQUISITION.issuperset(tags):
-        if even and plane[0].modality == "MR":
-            return [Volumes(tuple(plane), warning="" if _numbered_along(plane) else TAKEN_IN_TURNS)]
-        known = all(len(volume.slices) >= FEWEST_IN_PASS for volume in found)
-        numbers = [sorted(part.number or 0 for part in volume.slices) for volume in found]
-        apart = all(one[-1] < other[0] for one, other in pairwise(sorted(numbers)))
+        if plane[0].modality == "MR" and even:
+            return [Volumes(tuple(plane), warnings=() if counted_along(plane) else (TAKEN_IN_TURNS,))]
+        if plane[0].modality == "MR" and lacks_slices(plane):
+            return []
+        numbers = [sorted(part.number or 0 for part in stack) for stack in stacks]
+        apart = all(one[-1] < other[0] for one, other in pairwise(sorted(numbers))) and bool(plane[0].modality)
     else:
-        known = apart = all(_tags(part).get(tag) is not None for part in plane for tag in tags)
+        apart = all(tag in own for own in tags_of(plane) for tag in tags)
     if known and apart:
-        return found
-    return [_unclear(plane, f"{len(found)} that interleave, by {words}")]
+        return [Volumes(stack, separated_by=tags) for stack in stacks]
+    return [_unclear(plane, f"{len(stacks)} that interleave, by {' and '.join(tags)}")]
 
 
 def _one_behind_another(plane: Sequence[SliceHeader]) -> list[Volumes]:
     """Scans that follow each other along one line and differ in what slices of one volume never differ in."""
-    tags = [_tags(part) for part in plane]
+    tags = tags_of(plane, rounded=True)
     for tag in OF_ONE_VOLUME:
         values = [own[tag] for own in tags if tag in own]
-        if len(values) == len(plane) and not _about_equal(values):
+        if len(values) == len(plane) and len(set(values)) > 1:
             parts = [tuple(p for p, v in zip(plane, values) if v == value) for value in dict.fromkeys(values)]
-            if all(len(part) >= FEWEST and is_even(part) for part in parts):
+            if all(len(part) >= FEWEST_IN_PASS and is_even(part) for part in parts):
                 return [Volumes(part, separated_by=(tag,)) for part in parts]
             return [_unclear(plane, f"slices with several values of {tag}")]
     return []
 
 
-def _about_equal(values: Sequence[object]) -> bool:
-    """Whether values are one text, or numbers that differ by rounding."""
-    try:
-        numbers = [float(str(value)) for value in values]
-    except ValueError:
-        return len(set(values)) == 1
-    return max(numbers) - min(numbers) <= ROUNDING * max(map(abs, numbers))
+def _by_file(plane: Sequence[SliceHeader]) -> list[Volumes]:
+    """A refusal of files of several slices each that interleave; none of files that follow each other."""
+    files: dict[object, list[SliceHeader]] = {}
+    for part in plane:
+        files.setdefault(part.path, []).append(part)
+    several = [own for own in files.values() if len(own) >= FEWEST]
+    if any(overlap(one, other) for one, other in combinations(several, 2)):
+        return [_unclear(plane, f"files of several slices that interleave, {len(several)} of them")]
+    return []
 
 
 def _by_number(plane: Sequence[SliceHeader], even: bool, nameless: bool) -> list[Volumes]:
     """Scans that only their image numbers, or these and their folders, show; none if the numbers are of one volume."""
     numbers = [part.number for part in plane if part.number is not None]
+    numbered = len(numbers) == len(plane)
     often = Counter(numbers)
-    folders = len({part.path.parent for part in plane})
+    folders: dict[object, list[SliceHeader]] = {}
+    for part in plane:
+        folders.setdefault(part.path.parent, []).append(part)
     if len(often) > 1 and sum(count for count in often.values() if count > 1) * 2 >= len(plane):
         return (not even and _by_folder(plane)) or [_unclear(plane, "image numbers that begin anew")]
-    if nameless and folders > 1 and even and not _numbered_along(plane):
-        return [_unclear(plane, f"slices in {folders} folders and neither a SeriesInstanceUID nor numbers in a row")]
-    if even and len(numbers) == len(plane) and (passes := _passes_by_number(numbers)):
-        if plane[0].modality == "MR":
-            return [Volumes(tuple(plane), warning=TAKEN_IN_TURNS)]
+    if nameless and len(folders) > 1 and even and not counted_along(plane):
+        return [_unclear(plane, f"slices in {len(folders)} folders, no SeriesInstanceUID and no numbers in a row")]
+    of_folders = len(folders) > 1 and all(len(own) >= FEWEST_IN_PASS and is_even(own) for own in folders.values())
+    if even and not numbered and of_folders:
+        return [_unclear(plane, f"slices in {len(folders)} folders, and no numbers that count them through")]
+    if even and numbered and (passes := _passes_by_number(numbers)):
+        if plane[0].modality == "MR" and not (of_folders and len(folders) == passes):
+            return [Volumes(tuple(plane), warnings=(TAKEN_IN_TURNS,))]
         return [_unclear(plane, f"{passes} that interleave, by their image numbers")]
     return []
 
 
-def _numbered_along(plane: Sequence[SliceHeader]) -> bool:
-    """Whether image numbers grow, or fall, from slice to slice in the order of places."""
-    numbers = [part.number for part in plane]
-    steps = {b > a for a, b in pairwise(numbers) if a is not None and b is not None and a != b}
-    return None not in numbers and len(set(numbers)) == len(numbers) and len(steps) == 1
-
-
 def _passes_by_number(numbers: Sequence[int]) -> int:
     """How many sweeps of numbers take turns from slice to slice; 0 if there is one."""
-    for passes in range(2, min(MOST_PASSES, len(numbers) // FEWEST_IN_PASS) + 1):
+    for passes in range(2, len(numbers) // FEWEST_IN_PASS + 1):
         parts = sorted(sorted(numbers[start::passes]) for start in range(passes))
         if all(one[-1] < other[0] for one, other in pairwise(parts)):
             return passes
@@ -260,15 +283,19 @@ def _by_frame_of_reference(plane: Sequence[SliceHeader], even: bool) -> list[Vol
     frames: dict[str, list[SliceHeader]] = {}
     for part in plane:
         frames.setdefault(part.identity.frame_of_reference, []).append(part)
-    if len(frames.keys() - {""}) < 2:
-        return [Volumes(tuple(plane))]
-    if even:
-        warning = f"its slices name {len(frames)} frames of reference, but are one even stack: read as one volume"
-        return [Volumes(tuple(plane), warning=warning)]
-    apart = not any(overlap(one, other) for one, other in combinations(frames.values(), 2))
-    if apart and all(len(part) >= FEWEST and is_even(part) for part in frames.values()):
-        return [Volumes(tuple(part), separated_by=("FrameOfReferenceUID",)) for part in frames.values()]
-    return [Volumes(tuple(plane))]
+    several = len(frames.keys() - {""}) > 1
+    if several and not even:
+        apart = not any(overlap(one, other) for one, other in combinations(frames.values(), 2))
+        if apart and all(len(part) >= FEWEST and is_even(part) for part in frames.values()):
+            return [Volumes(tuple(part), separated_by=("FrameOfReferenceUID",)) for part in frames.values()]
+    warnings = []
+    if several and even:
+        warnings.append(
+            f"its slices name {len(frames)} frames of reference, but are one even stack: read as one volume"
+        )
+    if plane[0].modality != "MR" and len({part.number for part in plane} - {None}) > 1 and not counted_along(plane):
+        warnings.append(IN_DISORDER)
+    return [Volumes(tuple(plane), warnings=tuple(warnings))]
 
 
 def _unclear(plane: Sequence[SliceHeader], what: str) -> Volumes:
