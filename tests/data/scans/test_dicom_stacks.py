@@ -2,6 +2,7 @@
 import re
 import shutil
 
+import nibabel
 import numpy as np
 import pytest
 from dicom_files import OBLIQUE, SECRETS, dataset, item, random_volume, save, uid, write_multiframe, write_series
@@ -345,3 +346,12 @@ def test_a_volume_too_large_is_refused_before_its_pixels_are_read(tmp_path):
 
     write_series(tmp_path, VOLUME, change=change)
     assert "voxels, got 21600000000" in only_scan(tmp_path).refused
+
+
+def test_localizers_in_many_directions_are_planes_of_their_own(tmp_path):
+    for i in range(40):
+        turned = np.eye(4)
+        turned[:3, :3] = nibabel.eulerangles.euler2mat(0.05 * (i % 20)) * [0.7, 0.9, 2.0]
+        write_series(tmp_path, VOLUME[..., :1], turned, f"s{i}", SeriesInstanceUID=uid("series"))
+    scans, _ = dicom_scans(tmp_path.iterdir(), str)
+    assert [(scan.refused_kind, len(scan.files)) for scan in scans] == [("several-volumes", 2)] * 20

@@ -63,10 +63,25 @@ def places(slices: Sequence[SliceHeader]) -> np.ndarray:
     return numbers
 
 
-def same_plane(one: SliceHeader, other: SliceHeader) -> bool:
-    """Whether two slices have the same directions and pixel spacings, to a part of a pixel all over the image."""
-    first, second = (_steps(part) * [[part.columns], [part.rows]] for part in (one, other))
-    return bool(np.linalg.norm(first - second, axis=1).max() <= SAME_PLANE * min(_pixel([one]), _pixel([other])))
+def by_plane(slices: Sequence[SliceHeader]) -> list[list[SliceHeader]]:
+    """Placed slices of one size by directions and pixel spacings, to a part of a pixel all over the image."""
+    kinds = {(part.orientation, part.pixel_spacing) for part in slices}
+    corners, pixels = np.empty((len(kinds), 2, 3)), np.empty(len(kinds))
+    planes: list[list[SliceHeader]] = []
+    of_kind: dict[tuple, list[SliceHeader]] = {}
+    for part in slices:
+        kind = part.orientation, part.pixel_spacing
+        if kind not in of_kind:
+            count = len(planes)
+            own, pixel = _steps(part) * [[part.columns], [part.rows]], _pixel([part])
+            off = np.linalg.norm(corners[:count] - own, axis=2).max(axis=1)
+            same = np.flatnonzero(off <= SAME_PLANE * np.minimum(pixels[:count], pixel))
+            if not len(same):
+                corners[count], pixels[count] = own, pixel
+                planes.append([])
+            of_kind[kind] = planes[same[0] if len(same) else count]
+        of_kind[kind].append(part)
+    return planes
 
 
 def nearly_parallel(one: SliceHeader, other: SliceHeader) -> bool:
@@ -107,6 +122,16 @@ def overlap(one: Sequence[SliceHeader], other: Sequence[SliceHeader]) -> bool:
     normal = np.cross(*_directions(one[0]))
     first, second = (np.array([part.position for part in stack]) @ normal for stack in (one, other))
     return bool(first.min() < second.max() and second.min() < first.max())
+
+
+def any_overlap(stacks: Sequence[Sequence[SliceHeader]]) -> bool:
+    """Whether any two of several nearly parallel stacks overlap."""
+    normal = np.cross(*_directions(stacks[0][0]))
+    extents = sorted(
+        (along.min(), along.max()) for along in (np.array([p.position for p in stack]) @ normal for stack in stacks)
+    )
+    furthest = np.maximum.accumulate([end for _, end in extents])
+    return any(start < end for (start, _), end in zip(extents[1:], furthest))
 
 
 def lay_out(slices: Sequence[SliceHeader], min_slices: int = 2) -> Layout:

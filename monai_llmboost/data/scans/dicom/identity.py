@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from monai_llmboost.data.scans.dicom.geometry import is_even, nearly_parallel, places
@@ -87,7 +88,9 @@ def _with_blank_uids(pools: list[Series], nameless: Sequence[SliceHeader]) -> li
     fitting: dict[int, list[SliceHeader]] = {}
     others: dict[tuple, list[SliceHeader]] = {}
     for part in nameless:
-        fits = [i for i in near.get(part.path.parent, ()) if _fits(part, pools[i].slices[0], values[i])]
+        fits = list(
+            islice((i for i in near.get(part.path.parent, ()) if _fits(part, pools[i].slices[0], values[i])), 2)
+        )
         if len(fits) == 1:
             fitting.setdefault(fits[0], []).append(part)
         else:
@@ -152,7 +155,8 @@ def _of_one_identity(series: Series) -> Iterator[Series]:
     keys = {path: tuple(getattr(identity, field) for field in varying) for path, identity in files.items()}
     whole = {key for key in keys.values() if all(key)}
     for part in series.slices:
-        fits = [key for key in whole if all(own in ("", other) for own, other in zip(keys[part.path], key))]
+        own = keys[part.path]
+        fits = [own] if own in whole else [key for key in whole if all(a in ("", b) for a, b in zip(own, key))]
         parts.setdefault(fits[0] if len(fits) == 1 else None, []).append(part)
     words = " and ".join(STRONG[field] for field in varying)
     if None in parts or any(len(part) == 1 for part in parts.values()):

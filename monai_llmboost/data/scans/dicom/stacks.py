@@ -15,7 +15,7 @@ import nibabel
 import numpy as np
 
 from monai_llmboost.data.scans.dicom.copies import without_copies
-from monai_llmboost.data.scans.dicom.geometry import Layout, is_even, lay_out, nearly_parallel, same_plane
+from monai_llmboost.data.scans.dicom.geometry import Layout, by_plane, is_even, lay_out, nearly_parallel
 from monai_llmboost.data.scans.dicom.headers import quiet, read_header
 from monai_llmboost.data.scans.dicom.identity import Series, series_of
 from monai_llmboost.data.scans.dicom.pieces import pieces_of_one
@@ -163,14 +163,7 @@ def _planes(slices: Sequence[SliceHeader]) -> list[list[SliceHeader]]:
     """Slices of one size by direction and pixel spacing; all together where the place of one is not known."""
     if not all(part.is_placed for part in slices):
         return [sorted(slices, key=lambda part: part.is_placed)]
-    planes: list[list[SliceHeader]] = []
-    for part in slices:
-        plane = next((plane for plane in planes if same_plane(part, plane[0])), None)
-        if plane is None:
-            planes.append([part])
-        else:
-            plane.append(part)
-    return planes
+    return by_plane(slices)
 
 
 def _laid_out(volumes: Volumes, series: Series, min_slices: int) -> Stack:

@@ -10,7 +10,7 @@ from itertools import chain, combinations, pairwise
 
 import numpy as np
 
-from monai_llmboost.data.scans.dicom.geometry import counted_along, is_even, lacks_slices, overlap, places
+from monai_llmboost.data.scans.dicom.geometry import any_overlap, counted_along, is_even, lacks_slices, overlap, places
 from monai_llmboost.data.scans.dicom.slices import SliceHeader
 from monai_llmboost.data.scans.dicom.tags import OF_ACQUISITION, separations, tags_of
 
@@ -186,14 +186,15 @@ def _in_passes(plane: Sequence[SliceHeader], even: bool) -> list[Volumes]:
                 yield tags, stacks
 
     found = next(passes(OF_ACQUISITION), None) or next(passes(frozenset()), None)
-    if found is None or not any(overlap(one, other) for one, other in combinations(found[1], 2)):
+    if found is None or not any_overlap(found[1]):
         return []
     tags, stacks = found
     # A tag of more values than each has slices counts slices rather than scans.
     known = min(map(len, stacks)) >= max(FEWEST_IN_PASS, len(stacks))
     if OF_ACQUISITION.issuperset(tags):
         if plane[0].modality == "MR" and even:
-            return [Volumes(tuple(plane), warnings=() if counted_along(plane) else (TAKEN_IN_TURNS,))]
+            known = counted_along(plane) or len({part.path for part in plane}) == 1
+            return [Volumes(tuple(plane), warnings=() if known else (TAKEN_IN_TURNS,))]
         if plane[0].modality == "MR" and lacks_slices(plane):
             return []
         numbers = [sorted(part.number or 0 for part in stack) for stack in stacks]
@@ -224,7 +225,7 @@ def _by_file(plane: Sequence[SliceHeader]) -> list[Volumes]:
     for part in plane:
         files.setdefault(part.path, []).append(part)
     several = [own for own in files.values() if len(own) >= FEWEST]
-    if any(overlap(one, other) for one, other in combinations(several, 2)):
+    if several and any_overlap(several):
         return [_unclear(plane, f"files of several slices that interleave, {len(several)} of them")]
     return []
 
@@ -284,10 +285,9 @@ def _by_frame_of_reference(plane: Sequence[SliceHeader], even: bool) -> list[Vol
     for part in plane:
         frames.setdefault(part.identity.frame_of_reference, []).append(part)
     several = len(frames.keys() - {""}) > 1
-    if several and not even:
-        apart = not any(overlap(one, other) for one, other in combinations(frames.values(), 2))
-        if apart and all(len(part) >= FEWEST and is_even(part) for part in frames.values()):
-            return [Volumes(tuple(part), separated_by=("FrameOfReferenceUID",)) for part in frames.values()]
+    apart = several and not even and not any_overlap(list(frames.values()))
+    if apart and all(len(part) >= FEWEST and is_even(part) for part in frames.values()):
+        return [Volumes(tuple(part), separated_by=("FrameOfReferenceUID",)) for part in frames.values()]
     warnings = []
     if several and even:
         warnings.append(
