@@ -358,3 +358,11 @@ def test_positions_in_exponents_are_exact(tmp_path, written):
     write_series(tmp_path, random_volume(), AXIAL, change=places)
     (scan,) = scans_in(tmp_path)
     assert scan.refused_kind == "uneven-slices"
+
+
+def test_whole_numbers_beside_fractions_are_exact(tmp_path):
+    """A slice that is shifted by 1 mm is not on the line that a writer of whole numbers would have rounded."""
+    shifted = tags(ImagePositionPatient=lambda k: [str(int(k == 11)), "0", f"{2.5 * k:g}"])
+    write_series(tmp_path, VOLUME, np.diag([-0.7, -0.9, 2.5, 1]), change=shifted)
+    (scan,) = scans_in(tmp_path)
+    assert scan.refused_kind == "uneven-slices"

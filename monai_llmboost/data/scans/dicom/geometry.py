@@ -18,6 +18,8 @@ from monai_llmboost.data.scans.scan import RefusedScan
 SPACING_TOLERANCE = 0.01
 # Where half a unit of the last digit is more than this part of the distance of slices, positions cannot show gaps.
 COARSEST = 0.25
+# Half a unit of the last digit of a whole number.
+HALF_OF_ONE = 0.5
 # Slices closer than this part of a pixel lie at the same place.
 SAME_PLACE = 0.01
 # Slices are of one volume if nowhere in the image their directions and pixel spacings shift a pixel by more than this
@@ -241,9 +243,11 @@ def _line(slices: Sequence[SliceHeader], along: np.ndarray) -> tuple[np.ndarray,
 def _units(slices: Sequence[SliceHeader]) -> np.ndarray:
     """Half a unit of the last digit that positions are written with, in mm, for each coordinate.
 
-    Some writers leave out trailing zeros, so the finest unit of all slices counts.
+    Some writers leave out trailing zeros, so the finest unit of all slices counts; of a coordinate that is whole in all
+    slices, the finest of the others.
     """
-    return np.array([part.unit for part in slices]).min(axis=0)
+    units = np.array([part.unit for part in slices]).min(axis=0)
+    return np.where(units >= HALF_OF_ONE, units.min(), units)
 
 
 def _fitted_to_rounded(positions: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
