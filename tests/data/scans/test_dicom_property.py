@@ -119,7 +119,17 @@ def blank(chance, files):
     return files
 
 
-CHANGES = [rename, renumber, new_uids, round_positions, round_directions, spread, blank]
+def jitter(chance, files):
+    """Measured numbers that differ by rounding, and ways of writing one number."""
+    keyword = chance.choice(["EchoTime", "InversionTime", "FlipAngle", "KVP", "ReconstructionDiameter"])
+    written = chance.choice([["13.40", "13.41"], ["120", "120.0"], ["350", "351", "352"], ["5.00", "5.05"]])
+    how = chance.choice([lambda k: k, lambda k: 2 * k // len(files), lambda k: chance.randrange(3)])
+    for k, data in enumerate(files.values()):
+        setattr(data, keyword, written[how(k) % len(written)])
+    return files
+
+
+CHANGES = [rename, renumber, new_uids, round_positions, round_directions, spread, blank, jitter]
 
 
 def write(folder, files):

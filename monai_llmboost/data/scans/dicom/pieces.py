@@ -24,7 +24,8 @@ def pieces_of_one(stacks: Sequence[Piece]) -> list[list[int]]:
     """The groups of stacks that together are one even stack; of each stack its number in ``stacks``.
 
     Stacks of several series are where image numbers count through all of them, or where they take turns in one study
-    and have no numbers; stacks of one series where neither a tag nor their numbers say that they are several.
+    under one SeriesNumber or without numbers; stacks of one series where neither a tag nor their numbers say that they
+    are several.
     """
     placed = [i for i, (slices, _) in enumerate(stacks) if all(part.is_placed for part in slices)]
     groups = []
@@ -33,8 +34,8 @@ def pieces_of_one(stacks: Sequence[Piece]) -> list[list[int]]:
         if len(slices) >= FEWEST and counted_along(slices) and is_even(slices):
             groups.append(group)
     taken = {i for group in groups for i in group}
-    for i, j in _neighbours(stacks, placed):
-        if not {i, j} & taken and _are_halves(stacks[i], stacks[j]):
+    for i, j, one_series in _neighbours(stacks, placed):
+        if not {i, j} & taken and _are_halves(stacks[i], stacks[j], one_series):
             groups.append([i, j])
             taken |= {i, j}
     return groups
@@ -83,22 +84,28 @@ def _tags(slices: Sequence[SliceHeader]) -> set[str]:
     return {tag for tag, _ in slices[0].discriminating} | {"folder"}
 
 
-def _neighbours(stacks: Sequence[Piece], placed: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Pairs of stacks of one series, or, of what has no image numbers, of one study or folder."""
-    owners: dict[tuple[str, str], list[int]] = {}
+def _neighbours(stacks: Sequence[Piece], placed: Sequence[int]) -> Iterator[tuple[int, int, bool]]:
+    """Pairs of stacks that may be halves of one scan, and whether they are of one series.
+
+    They have one SeriesInstanceUID, or one study and SeriesNumber, or no image numbers and one study or folder.
+    """
+    owners: dict[tuple[str, ...], list[int]] = {}
     for i in placed:
-        first = stacks[i][0][0]
-        if first.series_uid:
-            owners.setdefault(("series", first.series_uid), []).append(i)
+        own = stacks[i][0][0].identity
+        if own.series_uid:
+            owners.setdefault((own.series_uid,), []).append(i)
+        if own.study_uid:
+            owners.setdefault((own.study_uid, own.series_number), []).append(i)
         if all(part.number is None for part in stacks[i][0]):
-            owners.setdefault(("study", first.identity.study_uid or str(first.path.parent)), []).append(i)
-    for several in owners.values():
+            owners.setdefault((own.study_uid or str(stacks[i][0][0].path.parent), "", ""), []).append(i)
+    for owner, several in owners.items():
+        one_series = len(owner) == 1 or bool(owner[1])
         for i, j in combinations(several, 2):
             if len(stacks[i][0]) + len(stacks[j][0]) >= FEWEST:
-                yield i, j
+                yield i, j, one_series
 
 
-def _are_halves(one: Piece, other: Piece) -> bool:
+def _are_halves(one: Piece, other: Piece, one_series: bool) -> bool:
     """Whether two stacks are halves of one even stack, and neither a tag nor their numbers say that they are two."""
     (slices, by), (others, by_other) = one, other
     first, second = slices[0], others[0]
@@ -108,5 +115,4 @@ def _are_halves(one: Piece, other: Piece) -> bool:
         return False
     numbers = [{part.number for part in own} - {None} for own in (slices, others)]
     begin_anew = all(len(own) > 1 for own in numbers) and bool(numbers[0] & numbers[1])
-    one_series = first.series_uid == second.series_uid
     return (overlap(slices, others) or (one_series and not begin_anew)) and is_even((*slices, *others))
