@@ -507,3 +507,37 @@ def test_real_series(tmp_path, real_data):
         full = pmap(folder / "map.dcm", scan.files, np.ones(array.shape, np.float32), meta["affine"])
         assert (full.Columns, full.Rows, full.NumberOfFrames) == array.shape
         assert full.FrameOfReferenceUID == pydicom.dcmread(scan.files[0], stop_before_pixels=True).FrameOfReferenceUID
+
+
+@pytest.mark.parametrize("volume", [0, 1, 2])
+def test_objects_of_a_volume_in_time_refer_to_its_own_images(tmp_path, volume):
+    def later(data, k, time):
+        data.InstanceNumber = time * SIZE[2] + k + 1
+        data.SOPInstanceUID = f"{data.SOPInstanceUID}.{time}"
+
+    for time in range(3):
+        for path in write_series(tmp_path / "made", oblique(), "MR", lambda data, k, time=time: later(data, k, time)):
+            path.rename(tmp_path / f"{time}-{path.name}")
+    (scan,) = dicom_scans(tmp_path.glob("*.dcm"), str)[0]
+    assert scan.shape == (*SIZE, 3)
+    row = {"probabilities": PROBABILITIES, "predicted": NAMES[2], "warnings": [], "saliency": {}}
+    made = DicomObjects(tmp_path / "out", {"weights": {"sha256": "c3"}}, volume=volume)(scan, row, NAMES)
+    referred = highdicom.sr.srread(tmp_path / "out" / made["report"]).get_evidence()
+    assert {str(uids[2]).rsplit(".", 1)[1] for uids in referred} == {str(volume)}
+    assert len(referred) == SIZE[2]
+
+
+@pytest.mark.parametrize("name", ["ge_4d_epi", "siemens_mosaic_cmrr_hf"])
+def test_objects_of_a_real_volume_in_time(tmp_path, real_data, name):
+    files = (real_data / "volumes" / "dicom" / "mr_4d_and_mosaic" / name).rglob("*.dcm")
+    (scan,) = dicom_scans(files, lambda path: "case")[0]
+    reader = DicomSeriesReader(volume=1)
+    array, meta = reader.get_data(reader.read(paths_of(scan)))
+    step = np.array(array.shape) // 5
+    affine, values = meta["affine"] @ np.diag([*step, 1.0]), relevance(tuple(np.array(array.shape) // step))
+    nibabel.save(nibabel.Nifti1Image(values, affine), tmp_path / "map.nii")
+    row = {"probabilities": PROBABILITIES, "predicted": NAMES[2], "warnings": [], "saliency": {"network": "map.nii"}}
+    made = DicomObjects(tmp_path, {"weights": {"sha256": "c3"}}, volume=1)(scan, row, NAMES)
+    assert_same_field(highdicom.pm.ParametricMap.from_file(tmp_path / made["network"]), values, affine)
+    referred = highdicom.sr.srread(tmp_path / made["report"]).get_evidence()
+    assert len(referred) == len(scan.files) // scan.shape[3]

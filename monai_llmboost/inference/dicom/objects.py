@@ -35,13 +35,15 @@ class DicomObjects:
     Args:
         output_dir: folder of the run.
         facts: what makes the predictions, see :func:`monai_llmboost.inference.run_facts`.
+        volume: which of the volumes of a scan is predicted, as the reader is told.
 
     Raises:
         ImportError: highdicom is not installed.
     """
 
-    def __init__(self, output_dir: str | Path, facts: Mapping[str, Any]) -> None:
+    def __init__(self, output_dir: str | Path, facts: Mapping[str, Any], volume: int | None = None) -> None:
         highdicom()
+        self.volume = volume
         self.output_dir = Path(output_dir)
         self.algorithm = {
             "name": str(facts.get("bundle") or MAKER),
@@ -63,7 +65,8 @@ class DicomObjects:
         Raises:
             ValueError: see :func:`write_structured_report`; also a file in the way that is not from here.
         """
-        sources, frames = read_sources(scan.files), _frames_of(scan)
+        paths, frames = _images_of(scan, self.volume)
+        sources = read_sources(paths)
         folder = self.output_dir / "dicom" / folder_of(scan.name)
         files = {"report": folder / "report.dcm"}
         write_structured_report(
@@ -96,13 +99,16 @@ class DicomObjects:
         return {name: path.relative_to(self.output_dir).as_posix() for name, path in files.items()}
 
 
-def _frames_of(scan: Scan) -> list[int]:
-    """The frames of a multi-frame file, from 1, that a scan is made of; of single slices none."""
-    if len(scan.files) > 1:
-        return []
+def _images_of(scan: Scan, volume: int | None) -> tuple[list[Path], list[int]]:
+    """The files that a volume of a scan is made of, and its frames, from 1, in a multi-frame file; else none."""
+    if len(scan.files) > 1 and len(scan.shape) == 3:
+        return list(scan.files), []
     stacks, _ = dicom_stacks(scan.files)
     (stack,) = (stack for stack in stacks if stack.digest == scan.stack)
-    return [part.frame + 1 for part in stack.slices]
+    slices = stack.layouts[volume or 0].slices
+    files = list(dict.fromkeys(part.path for part in slices))
+    of_frames = len(files) == 1 and slices[0].corner is None  # a mosaic is one picture
+    return files, [part.frame + 1 for part in slices] if of_frames else []
 
 
 def _is_from_here(path: Path) -> bool:
