@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where slices lie: their order, the line that they make, their affine, and what keeps them from being one volume."""
+"""Where slices lie: in which plane, in which order, and on which line."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from scipy.optimize import linprog
 
 from monai_llmboost.data.scans.dicom.slices import SliceHeader
-from monai_llmboost.data.scans.nifti.headers import LARGEST_VOLUME
 from monai_llmboost.data.scans.scan import RefusedScan
 
 # A slice may lie so far from its place on an even line, in parts of the distance of slices.
@@ -28,31 +26,11 @@ SAME_PLANE = 0.1
 # Slices that differ more, but by no more than this (as cosines, and relatively), may be of one volume that was written
 # badly.
 NEARLY_PARALLEL = 0.02
-# Directions of x and y may differ so much from unit length and from a right angle.
-DIRECTION_TOLERANCE = 1e-3
-# Slices may shift sideways by this part of their distance (0.06 degrees) before it is called a tilt.
-TILT_TOLERANCE = 1e-3
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The slices in order, and voxel (i, j, k) -> RAS+ mm, where i runs along x of the images, j along y.
-
-    Args:
-        slices: in the order of k, along the cross product of the images' x and y.
-        affine: 4 x 4; sheared if the slices are tilted.
-        tilt_deg: angle between the step from slice to slice and the normal of the slices; 0 if within tolerance.
-    """
-
-    slices: tuple[SliceHeader, ...]
-    affine: np.ndarray
-    tilt_deg: float
 
 
 def distances(slices: Sequence[SliceHeader]) -> np.ndarray:
     """Places (mm) of the slices along the normal of the first one; all need a position and an orientation."""
-    x, y = _directions(slices[0])
+    x, y = directions_of(slices[0])
     return np.array([part.position for part in slices]) @ np.cross(x, y)
 
 
@@ -88,7 +66,7 @@ def by_plane(slices: Sequence[SliceHeader]) -> list[list[SliceHeader]]:
 
 def nearly_parallel(one: SliceHeader, other: SliceHeader) -> bool:
     """Whether two slices of one size have about the same directions and pixel spacings."""
-    turned = np.abs(_directions(one) - _directions(other)).max()
+    turned = np.abs(directions_of(one) - directions_of(other)).max()
     first, second = (np.array(part.pixel_spacing) for part in (one, other))
     return bool(turned <= NEARLY_PARALLEL and (np.abs(first - second) <= NEARLY_PARALLEL * np.abs(second)).all())
 
@@ -106,7 +84,7 @@ def lacks_slices(slices: Sequence[SliceHeader]) -> bool:
 def _why_uneven(slices: Sequence[SliceHeader]) -> str:
     """The kind of refusal of slices that are on no even line; empty if they are on one."""
     try:
-        _line(*_in_order(slices))
+        line_through(*in_order(slices))
     except RefusedScan as refused:
         return refused.kind
     return ""
@@ -114,21 +92,21 @@ def _why_uneven(slices: Sequence[SliceHeader]) -> str:
 
 def counted_along(slices: Sequence[SliceHeader]) -> bool:
     """Whether placed slices have image numbers that grow, or fall, from slice to slice along their normal."""
-    numbers = [part.number for part in _in_order(slices)[0]]
+    numbers = [part.number for part in in_order(slices)[0]]
     steps = {b > a for a, b in pairwise(numbers) if a is not None and b is not None and a != b}
     return None not in numbers and len(set(numbers)) == len(numbers) and len(steps) == 1
 
 
 def overlap(one: Sequence[SliceHeader], other: Sequence[SliceHeader]) -> bool:
     """Whether the extents of two nearly parallel stacks along their common normal have more than an end in common."""
-    normal = np.cross(*_directions(one[0]))
+    normal = np.cross(*directions_of(one[0]))
     first, second = (np.array([part.position for part in stack]) @ normal for stack in (one, other))
     return bool(first.min() < second.max() and second.min() < first.max())
 
 
 def any_overlap(stacks: Sequence[Sequence[SliceHeader]]) -> bool:
     """Whether any two of several nearly parallel stacks overlap."""
-    normal = np.cross(*_directions(stacks[0][0]))
+    normal = np.cross(*directions_of(stacks[0][0]))
     extents = sorted(
         (along.min(), along.max()) for along in (np.array([p.position for p in stack]) @ normal for stack in stacks)
     )
@@ -136,74 +114,14 @@ def any_overlap(stacks: Sequence[Sequence[SliceHeader]]) -> bool:
     return any(start < end for (start, _), end in zip(extents[1:], furthest))
 
 
-def lay_out(slices: Sequence[SliceHeader], min_slices: int = 2) -> Layout:
-    """Order the slices of one stack and give their affine.
-
-    Raises:
-        RefusedScan: they are not one volume of evenly spaced slices; nothing is guessed.
-    """
-    if len(slices) == 1:
-        raise RefusedScan(
-            "expected several slices, got one: a single slice is no volume, leave it out", kind="single-slice"
-        )
-    check_planes(slices)
-    if len(slices) < min_slices:
-        raise RefusedScan(
-            f"expected at least {min_slices} slices, got {len(slices)}: use a thicker volume", kind="too-small"
-        )
-    if (voxels := len(slices) * slices[0].rows * slices[0].columns) > LARGEST_VOLUME:
-        raise RefusedScan(
-            f"expected at most {LARGEST_VOLUME} voxels, got {voxels}: split or shrink the volume", kind="too-large"
-        )
-    slices, along = _in_order(slices)
-    origin, step = _line(slices, along)
-    x, y = _directions(slices[0])
-    between_rows, between_columns = slices[0].pixel_spacing or ()
-    affine = np.eye(4)
-    affine[:3] = np.stack([x * between_columns, y * between_rows, step, origin], axis=1)
-    normal = np.cross(x, y)
-    shift = step - (step @ normal) * normal
-    sideways = float(np.linalg.norm(shift))
-    # By so much of it, from slice to slice, rounding of the first and the last position may be the cause.
-    rounding = 2 * _units(slices) @ np.abs(shift) / max(sideways, 1e-12) / (len(slices) - 1)
-    tilted = sideways > TILT_TOLERANCE * (step @ normal) and sideways > rounding
-    tilt = float(np.degrees(np.arctan(sideways / (step @ normal)))) if tilted else 0.0
-    return Layout(tuple(slices), LPS_TO_RAS @ affine, tilt)
-
-
-def check_planes(slices: Sequence[SliceHeader]) -> None:
-    """Refuse slices whose place in space is not known.
-
-    Raises:
-        RefusedScan: a position, an orientation or a pixel spacing is absent or no such thing.
-    """
-    named = {"position": "position", "orientation": "orientation", "pixel_spacing": "pixel spacing"}
-    for attribute, words in named.items():
-        if absent := sum(getattr(part, attribute) is None for part in slices):
-            raise RefusedScan(
-                f"expected the {words} of every slice, got none for {absent} of {len(slices)}: "
-                f"export the original images, not pictures of them",
-                kind="no-geometry",
-            )
-    directions = _directions(slices[0])
-    if np.abs(directions @ directions.T - np.eye(2)).max() > DIRECTION_TOLERANCE:
-        raise RefusedScan(
-            "expected directions of x and y at a right angle, got others: export the series again", kind="no-geometry"
-        )
-    if min(slices[0].pixel_spacing or (0,)) <= 0:
-        raise RefusedScan(
-            "expected a pixel spacing above 0 mm, got another: export the series again", kind="no-geometry"
-        )
-
-
-def _in_order(slices: Sequence[SliceHeader]) -> tuple[list[SliceHeader], np.ndarray]:
+def in_order(slices: Sequence[SliceHeader]) -> tuple[list[SliceHeader], np.ndarray]:
     """The slices along their normal, and their places on it."""
     along = distances(slices)
     order = np.argsort(along, kind="stable")
     return [slices[i] for i in order], along[order]
 
 
-def _line(slices: Sequence[SliceHeader], along: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def line_through(slices: Sequence[SliceHeader], along: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The first position of an even line through the slices, and the step from slice to slice, in mm.
 
     Positions are believed to half a unit of their last written digit.
@@ -223,7 +141,7 @@ def _line(slices: Sequence[SliceHeader], along: np.ndarray) -> tuple[np.ndarray,
     off = np.linalg.norm(positions - positions[0] - np.arange(len(slices))[:, None] * step, axis=1).max()
     if _same_gaps(gaps) and off <= SPACING_TOLERANCE * np.linalg.norm(step):
         return positions[0], step
-    units = _units(slices)
+    units = units_of(slices)
     if (fitted := _fitted_to_rounded(positions, units)) is not None:
         _check_missing(slices, gaps, 0.0)
         return fitted
@@ -240,7 +158,7 @@ def _line(slices: Sequence[SliceHeader], along: np.ndarray) -> tuple[np.ndarray,
     )
 
 
-def _units(slices: Sequence[SliceHeader]) -> np.ndarray:
+def units_of(slices: Sequence[SliceHeader]) -> np.ndarray:
     """Half a unit of the last digit that positions are written with, in mm, for each coordinate.
 
     Some writers leave out trailing zeros, so the finest unit of all slices counts; of a coordinate that is whole in all
@@ -302,7 +220,7 @@ def _usual(gaps: np.ndarray) -> float:
     return float(np.median(gaps[gaps < 1.5 * gaps.min()]))
 
 
-def _directions(part: SliceHeader) -> np.ndarray:
+def directions_of(part: SliceHeader) -> np.ndarray:
     """Directions of x and of y of the image, (2, 3)."""
     return np.array(part.orientation).reshape(2, 3)
 
@@ -310,7 +228,7 @@ def _directions(part: SliceHeader) -> np.ndarray:
 def _steps(part: SliceHeader) -> np.ndarray:
     """Steps in mm to the next voxel along x and along y of the image, (2, 3)."""
     between_rows, between_columns = part.pixel_spacing or (1.0, 1.0)
-    return _directions(part) * [[between_columns], [between_rows]]
+    return directions_of(part) * [[between_columns], [between_rows]]
 
 
 def _pixel(slices: Sequence[SliceHeader]) -> float:

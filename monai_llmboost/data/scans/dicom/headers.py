@@ -31,11 +31,10 @@ from monai_llmboost.data.scans.dicom.slices import (
     SCALING,
     UNITS,
     SliceHeader,
-    photometric_of,
     slice_of,
     slice_without_size,
-    uid,
 )
+from monai_llmboost.data.scans.dicom.values import photometric_of, uid
 from monai_llmboost.data.scans.scan import SkippedFile
 
 # Made from scans and not scans themselves, though they hold pixels in planes.

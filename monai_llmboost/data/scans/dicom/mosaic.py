@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from pydicom import Dataset, dcmread
 
-from monai_llmboost.data.scans.dicom.slices import SliceHeader, value
+from monai_llmboost.data.scans.dicom.slices import SliceHeader
+from monai_llmboost.data.scans.dicom.values import value
 
 # Number of slices in a picture of United Imaging scanners, whose geometry is described elsewhere.
 GRID_UIH = (0x0065, 0x1050)

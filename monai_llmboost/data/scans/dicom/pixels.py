@@ -19,7 +19,8 @@ from pydicom.pixels import pixel_array
 from pydicom.uid import UID, RLELossless, SecondaryCaptureImageStorage
 
 from monai_llmboost.data.scans.dicom.headers import quiet, transfer_syntax
-from monai_llmboost.data.scans.dicom.slices import SliceHeader, photometric_of
+from monai_llmboost.data.scans.dicom.slices import SliceHeader
+from monai_llmboost.data.scans.dicom.values import photometric_of
 from monai_llmboost.data.scans.scan import RefusedScan
 
 # Reading and unpacking leave the interpreter's lock; more threads than this wait for the disk.

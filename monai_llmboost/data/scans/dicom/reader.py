@@ -14,8 +14,8 @@ from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from scipy.ndimage import affine_transform
 
-from monai_llmboost.data.scans.dicom.geometry import Layout
 from monai_llmboost.data.scans.dicom.headers import looks_like_dicom
+from monai_llmboost.data.scans.dicom.layout import Layout
 from monai_llmboost.data.scans.dicom.pixels import volume_of
 from monai_llmboost.data.scans.dicom.stacks import Stack, dicom_stacks
 from monai_llmboost.data.scans.nifti.headers import LARGEST_VOLUME

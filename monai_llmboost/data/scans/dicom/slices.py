@@ -8,16 +8,24 @@ import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset
-from pydicom.datadict import tag_for_keyword
-from pydicom.sequence import Sequence
-from pydicom.uid import RE_VALID_UID
-from pydicom.valuerep import DSfloat
+
+from monai_llmboost.data.scans.dicom.values import (
+    half_unit,
+    is_unreadable,
+    photometric_of,
+    problem_of_numbers,
+    to_number,
+    to_numbers,
+    to_plain,
+    to_whole,
+    uid,
+    value,
+)
 
 # What may set volumes of one series apart where they lie at the same place; what does so best comes first.
 DISCRIMINATING = (
@@ -76,7 +84,6 @@ IDENTITY = ("PatientID", "PatientName", "StudyInstanceUID", "SeriesInstanceUID",
 # Dimensions along which the slices of one volume are numbered.
 ALONG_THE_STACK = {0x00209057, 0x00200032, 0x00209113}
 MODALITY = re.compile(r"[A-Z]{2,10}")
-LONGEST_UID = 64
 # A key of this process: digests of names can be compared here, and nowhere else be looked up.
 SECRET = secrets.token_bytes(16)
 
@@ -187,9 +194,10 @@ def slice_of(path: Path, data: Dataset, frame: int, frames: int, problem: str) -
     )
     scaling = [value_of("PixelValueTransformationSequence", keyword) for keyword in SCALING]
     for keyword, number in zip((*GEOMETRY, *SCALING), (written, orientation, spacing, *scaling)):
-        problem = problem or _problem_of(keyword, b"" if number is None and _is_unreadable(data, keyword) else number)
-    position = _numbers(written, 3)
-    slope, intercept = map(_number, scaling)
+        found = b"" if number is None and is_unreadable(data, keyword) else number
+        problem = problem or problem_of_numbers(keyword, found, one=keyword in SCALING)
+    position = to_numbers(written, 3)
+    slope, intercept = map(to_number, scaling)
     if not all(number is None or math.isfinite(number) for number in (slope, intercept)) or slope == 0:
         problem = problem or "expected a finite slope and intercept, got others: export it again"
     if (slope is None) != (intercept is None):
@@ -200,14 +208,14 @@ def slice_of(path: Path, data: Dataset, frame: int, frames: int, problem: str) -
         frames=frames,
         identity=_identity(data),
         sop_uid=uid(value(data, "SOPInstanceUID")),
-        number=_whole(value(data, "InstanceNumber")) if frames == 1 else None,
+        number=to_whole(value(data, "InstanceNumber")) if frames == 1 else None,
         modality=modality if MODALITY.fullmatch(modality := str(value(data, "Modality") or "")) else "",
         rows=int(data.Rows),
         columns=int(data.Columns),
         position=position,
         unit=(0.0, 0.0, 0.0) if position is None else tuple(half_unit(number) for number in written),
-        orientation=_numbers(orientation, 6),
-        pixel_spacing=_numbers(spacing, 2),
+        orientation=to_numbers(orientation, 6),
+        pixel_spacing=to_numbers(spacing, 2),
         slope=slope,
         intercept=intercept,
         units=tuple(str(value(data, keyword) or "").strip() for keyword in UNITS),
@@ -231,68 +239,12 @@ def slice_without_size(path: Path, data: Dataset, problem: str) -> SliceHeader:
     return slice_of(path, size, 0, 1, problem)
 
 
-def photometric_of(data: Dataset) -> str:
-    """PhotometricInterpretation as the standard writes it."""
-    return str(data.get("PhotometricInterpretation") or "").strip().upper()
-
-
-def value(data: Dataset, keyword: str) -> Any:
-    """The value of an attribute; None if it is absent, or not what its type says."""
-    tag = _tag_of(keyword)
-    keys = data.keys()
-    if tag not in keys:  # asked of the data set itself this takes long, and most tags are not there
-        return None
-    try:
-        return data[tag].value
-    except (TypeError, ValueError, OverflowError, NotImplementedError):
-        return None
-
-
-def _is_unreadable(data: Dataset, keyword: str) -> bool:
-    """Whether an attribute is there, not empty, and not what its type says."""
-    tag = _tag_of(keyword)
-    return tag in data.keys() and value(data, keyword) is None and bool(data.get_item(tag).value)  # noqa: SIM118
-
-
-@cache
-def _tag_of(keyword: str) -> int:
-    tag = tag_for_keyword(keyword)
-    if tag is None:
-        raise ValueError(f"DICOM has no attribute {keyword!r}")
-    return tag
-
-
-def _problem_of(keyword: str, numbers: Any) -> str:
-    """What is wrong with numbers that decide where a slice lies or what its values mean; empty if nothing."""
-    several = [numbers] if numbers is None or isinstance(numbers, (str, int, float)) else numbers
-    if isinstance(several, (bytes, Sequence)):
-        return f"expected numbers in {keyword}, got something else: export it again"
-    if keyword in SCALING and len(several) > 1:
-        return f"expected one {keyword}, got {len(several)}: export it again"
-    for number in several:
-        try:
-            float(number or 0)
-        except (TypeError, ValueError):
-            what = "decimal commas" if "," in str(number) else "something else"
-            return f"expected numbers in {keyword}, got {what}: export it again"
-    return ""
-
-
-def half_unit(number: Any) -> float:
-    """Half a unit of the last digit that a decimal string shows, in its own unit; 0 for binary numbers."""
-    text = getattr(number, "original_string", "") if isinstance(number, DSfloat) else ""
-    found = re.fullmatch(r"\s*[+-]?\d*(?:\.(\d*))?(?:[eE]([+-]?\d+))?\s*", str(text))
-    if not text or found is None:
-        return 0.0
-    return 0.5 * 10.0 ** min(int(found[2] or 0) - len(found[1] or ""), 0)  # 1e1 may be 10.0 in short
-
-
 def _identity(data: Dataset) -> Identity:
     def digest(keyword: str) -> str:
         text = str(value(data, keyword) or "").strip().rstrip("^").casefold()
         return blake2b(text.encode(errors="replace"), key=SECRET, digest_size=8).hexdigest() if text else ""
 
-    number = _whole(value(data, "SeriesNumber"))
+    number = to_whole(value(data, "SeriesNumber"))
     return Identity(
         patient_id=digest("PatientID"),
         patient_name=digest("PatientName"),
@@ -304,7 +256,7 @@ def _identity(data: Dataset) -> Identity:
 
 
 def _padding(data: Dataset) -> tuple[int, int] | None:
-    first, last = (_whole(value(data, keyword)) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
+    first, last = (to_whole(value(data, keyword)) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
     if first is None:
         return None
     bits = data.BitsAllocated
@@ -323,7 +275,7 @@ def _functional_groups(data: Dataset, frame: int) -> Iterator[Dataset]:
 def _discriminating(data: Dataset, groups: list[Dataset], value_of: Any) -> Iterator[tuple[str, Any]]:
     if not groups:
         for keyword in DISCRIMINATING:
-            yield keyword, _plain(value(data, keyword))
+            yield keyword, to_plain(value(data, keyword))
         return
     content = next((item for group in groups for item in group.get("FrameContentSequence") or []), Dataset())
     pointers = [int(item.get("DimensionIndexPointer") or 0) for item in data.get("DimensionIndexSequence") or []]
@@ -332,54 +284,10 @@ def _discriminating(data: Dataset, groups: list[Dataset], value_of: Any) -> Iter
     if pointers and len(indices) == len(pointers):
         yield "DimensionIndexValues", tuple(i for i, p in zip(indices, pointers) if p not in ALONG_THE_STACK)
     for sequence, keyword in DISCRIMINATING_OF_FRAMES:
-        yield keyword, _plain(value_of(sequence, keyword))
+        yield keyword, to_plain(value_of(sequence, keyword))
     directions = [item for group in groups for part in group.get("MRDiffusionSequence") or []
                   for item in part.get("DiffusionGradientDirectionSequence") or []]  # fmt: skip
     if directions:
-        yield "DiffusionGradientOrientation", _plain(directions[0].get("DiffusionGradientOrientation"))
+        yield "DiffusionGradientOrientation", to_plain(directions[0].get("DiffusionGradientOrientation"))
     for keyword in DISCRIMINATING:
-        yield keyword, _plain(value(data, keyword))
-
-
-def _plain(value: Any) -> Any:
-    """A value that can be compared and sorted: text, or a tuple of texts; 4 and 4.0 are one."""
-    if value is None or isinstance(value, str):
-        return (value or "").strip()
-    if isinstance(value, (int, float)):
-        return f"{float(value):.12g}"
-    texts = [_plain(part) for part in value]
-    while texts and not texts[-1]:  # an empty last value is padding
-        texts.pop()
-    return tuple(texts)
-
-
-def uid(value: Any) -> str:
-    """A UID, or nothing: where a length is damaged there may be anything, such as the next tags with a name in them."""
-    text = str(value or "")
-    return text if len(text) <= LONGEST_UID and re.fullmatch(RE_VALID_UID, text) else ""
-
-
-def _number(value: Any) -> float | None:
-    """A number, or None where there is none or something else."""
-    try:
-        return None if value in (None, "") else float(value)
-    except (TypeError, ValueError):
-        return None
-
-
-def _whole(value: Any) -> int | None:
-    """A whole number, or None where there is none or something else."""
-    try:
-        return None if value in (None, "") else int(value)
-    except (TypeError, ValueError):
-        return None
-
-
-def _numbers(values: Any, count: int) -> tuple[float, ...] | None:
-    """So many finite numbers, or None."""
-    if values in (None, "") or isinstance(values, (int, float, str)) or len(values) != count:
-        return None
-    numbers = tuple(_number(value) for value in values)
-    return (
-        tuple(n for n in numbers if n is not None) if all(n is not None and math.isfinite(n) for n in numbers) else None
-    )
+        yield keyword, to_plain(value(data, keyword))

@@ -15,9 +15,10 @@ import nibabel
 import numpy as np
 
 from monai_llmboost.data.scans.dicom.copies import without_copies
-from monai_llmboost.data.scans.dicom.geometry import Layout, by_plane, is_even, lay_out, nearly_parallel
+from monai_llmboost.data.scans.dicom.geometry import by_plane, is_even, nearly_parallel
 from monai_llmboost.data.scans.dicom.headers import quiet, read_header
 from monai_llmboost.data.scans.dicom.identity import Series, series_of
+from monai_llmboost.data.scans.dicom.layout import Layout, lay_out
 from monai_llmboost.data.scans.dicom.pieces import pieces_of_one
 from monai_llmboost.data.scans.dicom.slices import UNITS, SliceHeader
 from monai_llmboost.data.scans.dicom.volumes import Volumes, volumes_of
