@@ -667,6 +667,18 @@ def test_usual_refusals_are_accepted_by_kind_or_by_an_earlier_table(command, tmp
         assert "expected a predictions.csv with the columns case and refused" in result.output
 
 
+def test_a_table_that_the_run_replaces_is_read_before(command, tmp_path):
+    scans = write_scans(tmp_path / "scans", 1)
+    (scans / "old.nii").write_bytes(b"")
+    assert command("--input", scans).exit_code == 1
+    table = tmp_path / "out" / "predictions.csv"
+    assert command("--input", scans, "--known-refused", table).exit_code == 0
+    (scans / "new.nii").write_bytes(b"")
+    result = command("--input", scans, "--known-refused", table)
+    assert result.exit_code == 1, result.output
+    assert "2 refused (1 of them accepted)" in result.output
+
+
 def test_columns_that_identify_are_read_where_they_are_asked_for(command, tmp_path):
     scans = write_scans(tmp_path / "scans", 1)
     volume = np.random.default_rng(0).integers(0, 255, (9, 8, 7)).astype(np.int16)
