@@ -23,8 +23,9 @@ from torch import nn
 from monai_llmboost.data import Scan
 from monai_llmboost.engines.checkpoints import WEIGHTS, TrainedWeights
 from monai_llmboost.engines.files import written_whole
-from monai_llmboost.inference.cases import HASHED, PendingBatches, ScanCases, may_pass, reason_of
+from monai_llmboost.inference.cases import PendingBatches, ScanCases, may_pass
 from monai_llmboost.inference.dicom.objects import DicomObjects
+from monai_llmboost.inference.hidden import HASHED
 from monai_llmboost.inference.identifiers import checked_columns, identifiers
 from monai_llmboost.inference.journal import Journal
 from monai_llmboost.inference.maps.previews import thumbnail
@@ -215,13 +216,13 @@ class Predictions:
                 )
             # No geometry behind the user's own transforms, say; what may pass is tried again, and so is the case.
             except (ValueError, MemoryError, torch.OutOfMemoryError) as error:
-                row["warnings"].append(f"no saliency: {reason_of(error)}")
+                row["warnings"].append(f"no saliency: {self.cases.reason(error)}")
                 row["may_pass"] = row["may_pass"] or may_pass(error)
         if self.dicom is not None and scan.format == "DICOM":
             try:
                 row["dicom"] = self.dicom(scan, row, names)
             except ValueError as error:  # the source lacks what the standard asks for
-                row["warnings"].append(f"no DICOM objects: {reason_of(error)}")
+                row["warnings"].append(f"no DICOM objects: {self.cases.reason(error)}")
         if self.report:
             row["thumbnail"] = base64.b64encode(thumbnail(item["image"].cpu())).decode()
 
@@ -293,7 +294,7 @@ class Predictions:
                     volume, affine = self.cases.volume(index[case])
                     html = viewer_html(volume, affine, self._map_of(drawn[case]), case)
                 except ValueError as error:  # it cannot be read any more; its prediction stands
-                    drawn[case]["warnings"].append(f"no viewer: {reason_of(error)}")
+                    drawn[case]["warnings"].append(f"no viewer: {self.cases.reason(error)}")
                 else:
                     viewers.append(Viewer(case, html))
         return viewers

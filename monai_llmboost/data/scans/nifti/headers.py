@@ -95,7 +95,8 @@ def nifti_header(path: Path, max_voxels: int = LARGEST_VOLUME) -> NiftiHeader:
         _refuse_twice_packed(path)
     header = _parsed(head)
     if path.name.lower().endswith(".gz") != packed:
-        warnings.append(f"its name ends with {path.suffix}, but it is {'' if packed else 'not '}compressed")
+        odd = "does not end with .gz, but it is compressed" if packed else "ends with .gz, but it is not compressed"
+        warnings.append(f"its name {odd}")
     shape = _shape(header, max_voxels, warnings)
     dtype = _dtype(header, warnings)
     slope, inter = _scaling(header, warnings)
