@@ -605,6 +605,28 @@ def test_maps_that_memory_was_short_for_are_drawn_the_next_time(predict, tmp_pat
     assert list((tmp_path / "out").rglob("preview.webp"))
 
 
+@pytest.mark.parametrize("gone", ["saliency", "saliency/scan-001.nii.gz/preview.webp", "dicom"])
+def test_cases_whose_outputs_were_deleted_are_done_again(predict, tmp_path, gone):
+    scans = write_scans(tmp_path / "scans", 2)
+    options = {"saliency": True, "report": True, "batch_size": 1}
+    if gone == "dicom":
+        pytest.importorskip("highdicom")
+        write_series(scans / "series", np.random.default_rng(0).integers(0, 255, (9, 8, 7)).astype(np.int16))
+        options["dicom"] = True
+    assert predict(scans, **options) == 0
+    out = tmp_path / "out"
+    before = {path for path in out.rglob("*") if path.is_file()}
+    rows = [{**row, "seconds": ""} for row in rows_of(out)]
+    path = out / gone
+    assert path.exists()
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert predict(scans, **options) == 0
+    assert before <= {path for path in out.rglob("*") if path.is_file()}
+    assert [{**row, "seconds": ""} for row in rows_of(out)] == rows
+    again = (out / "journal" / "rank-0.jsonl").read_text().splitlines()[1 + len(rows) :]
+    assert len(again) == (2 if gone == "saliency" else 1), "of the others nothing was lost"
+
+
 def test_a_run_that_runs_out_of_memory_keeps_what_it_has(predict, tmp_path, monkeypatch):
     scans = write_scans(tmp_path / "scans", 2)
     forward, calls = ViT3D.forward, []

@@ -153,7 +153,8 @@ class PendingBatches(Sampler):
 
     Args:
         cases: the cases.
-        journal: what is done; a case counts as done if it was predicted from the same bytes.
+        journal: what is done; a case counts as done if it was predicted from the same bytes, and its maps and DICOM
+            objects are still there.
         batch_size: cases in a batch.
         rank: which of the processes this is: it takes every ``world_size``-th batch.
         world_size: number of processes.
@@ -167,7 +168,7 @@ class PendingBatches(Sampler):
             raise ValueError(f"expected batch_size to be a whole number from 1, got {batch_size!r}: give --batch_size")
         super().__init__()
         done = journal.rows()
-        missing = [not _is_done(scan, done) for scan in cases.scans]
+        missing = [not _is_done(scan, done, journal) for scan in cases.scans]
         batches = [range(start, min(start + batch_size, len(missing))) for start in range(0, len(missing), batch_size)]
         self.batches = [list(batch) for batch in batches[rank::world_size] if any(missing[i] for i in batch)]
         self.num_done = len(missing) - sum(missing)
@@ -179,13 +180,13 @@ class PendingBatches(Sampler):
         return iter(self.batches)
 
 
-def _is_done(scan: Scan, done: dict[str, dict[str, Any]]) -> bool:
+def _is_done(scan: Scan, done: dict[str, dict[str, Any]], journal: Journal) -> bool:
     row = done.get(scan.name)
     # A refusal in a journal of earlier versions does not say whether it may pass.
     if row is None or row.get("may_pass", bool(row.get("refused"))):
         return False
     try:
-        return row["input_sha256"] == _digest_of(scan)
+        return row["input_sha256"] == _digest_of(scan) and journal.has_files(row)
     except OSError:
         return False  # it will be refused, with the reason, when it is read
 

@@ -293,7 +293,7 @@ class Predictions:
                 try:
                     volume, affine = self.cases.volume(index[case])
                     html = viewer_html(volume, affine, self._map_of(drawn[case]), case)
-                except ValueError as error:  # it cannot be read any more; its prediction stands
+                except (ValueError, OSError) as error:  # it cannot be read any more; its prediction stands
                     drawn[case]["warnings"].append(f"no viewer: {self.cases.reason(error)}")
                 else:
                     viewers.append(Viewer(case, html))
