@@ -307,6 +307,10 @@ def test_salted_names_tell_nothing(command, tmp_path):
         (["--view", "other.nii"], "a case to view among those found, got 'other.nii'"),
         (["--intensity_range", "[5,1]"], r"intensity_range as \[low, high\], got \[5, 1\]"),
         (["--amp", "--device", "cpu"], "mixed precision on a GPU, got --amp with the device cpu"),
+        pytest.param(
+            *(["--amp"], "mixed precision on a GPU, got --amp, and there is none here: leave out --amp"),
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
         (["--gantry_tilt", "straight"], "gantry_tilt"),
         (["--volume", "x"], "volume"),
         (["--salt", "x", "--dicom"], "--salt or --dicom, got both"),

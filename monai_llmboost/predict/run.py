@@ -79,8 +79,6 @@ def _check_together(options: dict[str, Any]) -> None:
         raise ValueError("expected --salt or --columns, got both: these columns identify a patient")
     if options.get("view") and options.get("report") is False:
         raise ValueError("expected --view or --no-report, got both: the viewer is a part of the report")
-    if options.get("amp") and str(options.get("device", "")).startswith("cpu"):
-        raise ValueError("expected mixed precision on a GPU, got --amp with the device cpu: leave out --amp")
 
 
 def _check_places(output: Path, options: dict[str, Any]) -> None:
