@@ -389,7 +389,9 @@ def as_copied_earlier(bundle):
     for key in ("weights", "columns"):
         del config["predictions"][key]
     config["handlers"].insert(0, config.pop("trained_weights"))
-    for key in ("only", "columns"):
+    del config["handlers"][0]["weights"]
+    config["facts"]["weights"] = "$@ckpt_dir + '/model.pt'"
+    for key in ("only", "columns", "weights"):
         del config[key]
     del config["cases"]["only"], config["facts"]["about"]["figures"]
     file.write_text(json.dumps(config))
@@ -476,6 +478,33 @@ def test_weights_that_change_while_they_are_read_are_noticed(predict, trained_bu
     monkeypatch.setattr(TrainedWeights, "load", replaced)
     with pytest.raises(ValueError, match="written while it was read: run this again"):
         predict(write_scans(tmp_path / "scans", 1), ckpt_dir=str(folder))
+
+
+def test_weights_of_the_last_epoch_are_read_where_they_are_asked_for(command, trained_bundle, tmp_path):
+    scans = write_scans(tmp_path / "scans", 1)
+    folder = shutil.copytree(trained_bundle / "models", tmp_path / "models")
+    words = ["--input", scans, "--ckpt_dir", folder]
+    result = command(*words, "--weights", "last")
+    assert result.exit_code == 2 and f"expected trained weights at {folder}/last.pt, found none" in result.output
+    state = torch.load(folder / "model.pt", weights_only=True)
+    state["head.bias"] = state["head.bias"] + torch.tensor([0.0, 1.0])
+    torch.save({"model": state}, folder / "last.pt")
+    told = {}
+    for weights, file in (("best", "model.pt"), ("last", "last.pt")):
+        out = tmp_path / weights
+        given = [] if weights == "best" else ["--weights", weights]
+        result = command(*words, *given, "--output", out, output=False)
+        assert result.exit_code == 0, result.output
+        assert f"weights: {folder / file}" in result.output
+        run = json.loads((out / "run.json").read_text())
+        assert run["weights"] == {
+            "file": str(folder / file),
+            "sha256": hashlib.sha256((folder / file).read_bytes()).hexdigest(),
+        }
+        told[weights] = float(rows_of(out)[0]["p_ring"])
+    assert told["last"] > told["best"] + 0.05
+    result = command(*words, "--weights", "lats")
+    assert result.exit_code == 2 and "expected weights of best, last, got 'lats'" in result.output
 
 
 def test_a_page_that_is_asked_for_later_has_its_pictures(predict, tmp_path):

@@ -61,11 +61,11 @@ def run_predict(
     accepted.check()
     try:
         with _without_others_words():
-            counts, refusals, figures = _run(arguments, first)
+            counts, refusals, told = _run(arguments, first)
     except RuntimeError as error:
         raise root_cause(error) from error
     if first:
-        show_result(output, counts, len(accepted.split(refusals)[0]), figures)
+        show_result(output, counts, len(accepted.split(refusals)[0]), told)
     return status_of(counts["predicted"], refusals, accepted)
 
 
@@ -99,11 +99,12 @@ def _check_weights(arguments: dict[str, Any], options: dict[str, Any]) -> None:
     if config.get("ckpt_dir") != "$@bundle_root + '/models'":
         return
     root = Path(arguments["config_file"][0]).parents[1] if "bundle_root" in arguments else Path()
+    from monai_llmboost.engines.checkpoints import WEIGHTS
+
     folder = Path(options.get("ckpt_dir") or Path(options.get("bundle_root", root)) / "models")
-    if not (folder / "model.pt").is_file():
-        raise FileNotFoundError(
-            f"expected trained weights at {folder / 'model.pt'}, found none: train first, or give --ckpt_dir"
-        )
+    file = folder / WEIGHTS.get(options.get("weights") or config.get("weights", "best"), WEIGHTS["best"])
+    if not file.is_file():
+        raise FileNotFoundError(f"expected trained weights at {file}, found none: train first, or give --ckpt_dir")
 
 
 def _run(arguments: dict[str, Any], first: bool) -> tuple[dict[str, int], list[Refusal], list[str]]:
@@ -133,7 +134,8 @@ def _run(arguments: dict[str, Any], first: bool) -> tuple[dict[str, int], list[R
         show_refused(predictions.refused, known)
     kinds = getattr(predictions, "refused_kinds", {})
     refusals = [Refusal(case, reason, kinds.get(case, "")) for case, reason in predictions.refused.items()]
-    return predictions.counts, refusals, sentences(predictions.facts.get("figures") or {})
+    used = f"weights: {predictions.facts['weights']['file']}"
+    return predictions.counts, refusals, [used, *sentences(predictions.facts.get("figures") or {})]
 
 
 def _looked(arguments: dict[str, Any], search: bool = True) -> tuple[Any, Any]:
