@@ -159,8 +159,12 @@ def test_only_what_is_new_or_changed_is_predicted_again(predict, tmp_path):
     rows = rows_of(tmp_path / "out")
     assert rows[1]["p_ring"] == rows[3]["p_ring"] != first[1]["p_ring"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "journal", "predictions.csv", "predictions.json", "run.json",
+        "journal", "predictions.1.csv", "predictions.1.json", "predictions.csv", "predictions.json", "run.1.json",
+        "run.json",
     ]  # fmt: skip
+    write_scans(scans, 1, first=5)
+    assert predict(scans, batch_size=1) == 0
+    assert not (tmp_path / "out" / "predictions.2.csv").exists(), "nothing of the earlier table is lost"
 
 
 def test_other_weights_or_transforms_are_not_mixed_in(predict, trained_bundle, tmp_path):
@@ -184,6 +188,34 @@ def test_tables_of_something_else_are_set_aside(predict, tmp_path):
     (tmp_path / "out" / "predictions.csv").write_text("case\nmine\n")
     predict(write_scans(tmp_path / "scans", 1))
     assert (tmp_path / "out" / "predictions.1.csv").read_text() == "case\nmine\n"
+
+
+@pytest.mark.parametrize("name", ["scan-001.nii.gz", "scan-000.nii.gz"])
+@pytest.mark.parametrize("report", [True, False])
+def test_tables_with_cases_of_another_input_are_set_aside(predict, tmp_path, name, report):
+    """Another case, or another file of the same name."""
+    write_scans(tmp_path / "a", 1)
+    write_scans(tmp_path / "b", 1, first=1)
+    other = (tmp_path / "b" / "scan-001.nii.gz").rename(tmp_path / "b" / name)
+    out = tmp_path / "out"
+    assert predict(tmp_path / "a" / "scan-000.nii.gz", report=True) == 0
+    kept = {file: (out / file).read_bytes() for file in ("predictions.csv", "predictions.json", "report.html")}
+    assert predict(other, report=report) == 0
+    assert [row["case"] for row in rows_of(out)] == [name]
+    for file, content in kept.items():
+        stem, _, suffix = file.partition(".")
+        assert (out / f"{stem}.1.{suffix}").read_bytes() == content
+    assert (out / "report.html").exists() is report
+    assert predict(other, report=report) == 0
+    assert not (out / "predictions.2.csv").exists()
+
+
+def test_a_page_of_what_is_overwritten_is_set_aside(predict, tmp_path):
+    write_scans(tmp_path / "a", 1)
+    write_scans(tmp_path / "b", 1, first=1)
+    assert predict(tmp_path / "a", report=True) == 0
+    assert predict(tmp_path / "b", overwrite=True) == 0
+    assert {path.name for path in (tmp_path / "out").glob("report*")} == {"report.1.html"}
 
 
 def asked_in_a_process_of_its_own(arguments):
@@ -675,6 +707,15 @@ def test_a_run_that_runs_out_of_memory_keeps_what_it_has(predict, tmp_path, monk
         StoppedEarly, match=r"not even one case fits .*; 1 cases are kept: run the same command again to"
     ):
         predict(scans, batch_size=1)
+
+
+def test_a_viewer_of_a_case_that_is_refused_is_reported_missing(command, tmp_path):
+    scans = write_scans(tmp_path / "scans", 1)
+    nibabel.save(nibabel.Nifti1Image(np.full((9, 8, 7), np.nan, np.float32), np.eye(4)), scans / "nan.nii")
+    result = command("--input", scans, "--view", "nan.nii")
+    assert result.exit_code == 1
+    assert "no viewer of nan.nii: it is refused" in result.output
+    assert rows_of(tmp_path / "out")[0]["warnings"] == "no viewer: the case is refused"
 
 
 def test_only_some_cases(command, tmp_path):

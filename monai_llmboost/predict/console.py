@@ -29,6 +29,12 @@ def show_refused(refused: Mapping[str, str], known: set[str]) -> None:
         console.print(f"  ... and {len(reasons) - SHOWN} more reasons")
 
 
+def show_without_viewer(cases: Sequence[str]) -> None:
+    """Cases that were to have a viewer, and were refused."""
+    for case in cases:
+        a_console().print(f"no viewer of {_plain(case)}: it is refused", highlight=False)
+
+
 def show_inventory(scans: Sequence[Any], skipped: Sequence[Any], shown: int | None) -> None:
     """A table of scans (all, or the first ``shown``), and how many other files there are, by reason."""
     console = a_console()

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from monai_llmboost.bundle import check_job_effect, monai_arguments, root_cause
-from monai_llmboost.predict.console import SHOWN, a_console, show_inventory, show_refused, show_result
+from monai_llmboost.predict.console import (
+    SHOWN,
+    a_console,
+    show_inventory,
+    show_refused,
+    show_result,
+    show_without_viewer,
+)
 from monai_llmboost.predict.status import AcceptedRefusals, Refusal, status_of
 
 OVERLAY = "multi_gpu_inference.json"
@@ -132,6 +139,7 @@ def _run(arguments: dict[str, Any], first: bool) -> tuple[dict[str, int], list[R
     workflow.finalize()
     if first:
         show_refused(predictions.refused, known)
+        show_without_viewer([case for case in predictions.view or () if case in predictions.refused])
     kinds = getattr(predictions, "refused_kinds", {})
     refusals = [Refusal(case, reason, kinds.get(case, "")) for case, reason in predictions.refused.items()]
     used = f"weights: {predictions.facts['weights']['file']}"
