@@ -745,8 +745,10 @@ def test_usual_refusals_are_accepted_by_kind_or_by_an_earlier_table(command, tmp
     result = command("--input", scans)
     assert result.exit_code == 1
     rows = {row["case"]: row["refused_kind"] for row in rows_of(tmp_path / "out")}
-    assert rows == {"four.nii": "several-volumes", "hot.nii": "", "scan-000.nii.gz": ""}
+    assert rows == {"four.nii": "several-volumes", "hot.nii": "constant", "scan-000.nii.gz": ""}
     assert command("--input", scans, "--accept-refused", "several-volumes").exit_code == 1
+    words = ["--accept-refused", "several-volumes", "--accept-refused", "constant"]
+    assert command("--input", scans, *words).exit_code == 0
     table = shutil.copy(tmp_path / "out" / "predictions.csv", tmp_path / "usual.csv")
     result = command("--input", scans, "--known-refused", table)
     assert result.exit_code == 0

@@ -19,6 +19,7 @@ from torch.utils.data import Sampler
 from monai_llmboost.data import RefusedScan, Scan, SkippedFile, find_scans
 from monai_llmboost.data.scans.dicom.reader import paths_of
 from monai_llmboost.data.scans.nifti.reader import refusal
+from monai_llmboost.data.scans.scan import refused_kind
 from monai_llmboost.inference.hidden import HiddenNames, hashed
 from monai_llmboost.inference.journal import Journal
 from monai_llmboost.inference.provenance import files_digest, text_digest
@@ -112,9 +113,11 @@ class ScanCases(Dataset):
             item["input_sha256"] = _digest_of(scan)
             image = self.transform({"image": _source(scan)})["image"]
             if tuple(image.shape) != self.image_shape:
-                raise ValueError(f"expected the transforms to give {self.image_shape}, got {tuple(image.shape)}")
+                wrong = f"expected the transforms to give {self.image_shape}, got {tuple(image.shape)}"
+                raise RefusedScan(wrong, kind="transforms")
             if not torch.isfinite(torch.as_tensor(image)).all():
-                raise ValueError("expected finite voxels behind the transforms, got NaN or infinite ones")
+                wrong = "expected finite voxels behind the transforms, got NaN or infinite ones"
+                raise RefusedScan(wrong, kind="not-finite")
             if isinstance(image, MetaTensor):
                 told = [*scan.warnings, *image.meta.get("warnings", "").splitlines()]
                 item["warnings"] = "\n".join(dict.fromkeys(told))
@@ -234,7 +237,7 @@ def _checked(scan: Scan, checks: Sequence[Callable[[Scan], None] | None]) -> Sca
             if check is not None and not scan.refused:
                 check(scan)
     except RefusedScan as error:
-        return replace(scan, refused=reason_of(error), refused_kind=error.kind)
+        return replace(scan, refused=reason_of(error), refused_kind=refused_kind(error))
     return scan
 
 
@@ -263,7 +266,8 @@ def _cause(error: BaseException) -> BaseException:
 def _kind_of(error: BaseException) -> dict[str, Any]:
     """Return the kind of a refusal, and whether it may pass, as fields of an item."""
     error = _cause(error)
-    return {"refused_kind": getattr(error, "kind", ""), "may_pass": may_pass(error)}
+    kind = "memory" if isinstance(error, torch.OutOfMemoryError) else refused_kind(error, "transforms")
+    return {"refused_kind": kind, "may_pass": may_pass(error)}
 
 
 def may_pass(error: BaseException) -> bool:

@@ -185,13 +185,15 @@ class Predictions:
     def _row(self, item: Mapping[str, Any], values: list[float], names: list[str], share: float) -> dict[str, Any]:
         start = time.perf_counter()
         scan = self.cases.scans[int(item["index"])]
-        refused, may_pass = item["refused"], bool(item["may_pass"])
+        refused, kind, may_pass = item["refused"], item["refused_kind"], bool(item["may_pass"])
         if not refused and item["unfit"]:
-            refused, may_pass = "expected a case that fits the memory of the device: use --device cpu", True
+            refused = "expected a case that fits the memory of the device: use --device cpu"
+            kind, may_pass = "memory", True
         elif not refused and not all(map(math.isfinite, values)):
             refused = "expected finite probabilities, the network's output is not: look at the scan, or train again"
+            kind = "not-finite"
         row = {**row_of(scan), "refused": refused, "warnings": item["warnings"].split("\n") if item["warnings"] else []}
-        row |= {"refused_kind": item["refused_kind"], "may_pass": may_pass, "input_sha256": item["input_sha256"]}
+        row |= {"refused_kind": kind, "may_pass": may_pass, "input_sha256": item["input_sha256"]}
         if not refused:
             predicted = values.index(max(values))
             row |= {"probabilities": values, "predicted": names[predicted]}
