@@ -351,6 +351,8 @@ def test_salted_names_tell_nothing(command, tmp_path):
         (["--num_heads", "3"], "num_heads"),
         (["--batch_size", "4"], "expected --batch-size, got --batch_size: so it is named here"),
         (["--num_workers", "1"], "expected --workers, got --num_workers"),
+        (["--columns", "bogus"], "unknown column 'bogus'; choose from study_uid, accession_number"),
+        (["--columns", "bogus", "--dry-run"], "unknown column 'bogus'; choose from study_uid, accession_number"),
         (["--class_names", "[1, 2]"], r"expected class names as a list of texts, got \[1, 2\]"),
         (["--class_names", '["a\\nb", "a b"]'], "expected different class names"),
     ],

@@ -84,6 +84,10 @@ def _check_together(options: dict[str, Any]) -> None:
         )
     if options.get("salt") is not None and options.get("columns"):
         raise ValueError("expected --salt or --columns, got both: these columns identify a patient")
+    if options.get("columns"):
+        from monai_llmboost.inference.identifiers import checked_columns
+
+        checked_columns(options["columns"])
     if options.get("view") and options.get("report") is False:
         raise ValueError("expected --view or --no-report, got both: the viewer is a part of the report")
 
