@@ -2,10 +2,14 @@
 """`monai-llmboost`: verbs, exit codes, one sentence for a mistake."""
 
 import importlib.metadata
+import io
 import json
+import shlex
+import sys
 
 import pytest
 from conftest import BUNDLE
+from fire.parser import DefaultParseValue
 
 import monai_llmboost
 from monai_llmboost.__main__ import main
@@ -233,3 +237,27 @@ def test_options_without_effect_are_refused_by_every_verb(command, tmp_path, ver
 
 def test_a_place_that_monais_command_would_misread_is_run_by_ours(command, tmp_path):
     assert "monai-llmboost run train --bundle" in " ".join(command("bundle", "--to", tmp_path / "mine #1")[1].split())
+
+
+@pytest.mark.parametrize("name", ["1e3", "2026_11_27", "None", "(1)", "-x", "~", "mine"])
+def test_the_command_that_is_shown_for_a_copy_finds_it(command, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = command("bundle", f"--to={name}")
+    assert status == 0
+    words = shlex.split(out.partition("run it with python -m monai.bundle run ")[2])
+    assert words[::2] == ["--config_file", "--bundle_root"]
+    assert (tmp_path / words[1]).is_file()
+    for word in words[1::2]:
+        assert DefaultParseValue(word) == word and not word.startswith(("-", "~"))
+
+
+def test_an_output_that_knows_fewer_characters_costs_no_run(tmp_path, monkeypatch):
+    written = io.BytesIO()
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(written, encoding="ascii", write_through=True))
+    (tmp_path / "é٣.nii").write_bytes(b"")
+    monkeypatch.setattr(sys, "argv", ["monai-llmboost", "predict", "--dry-run", "--input", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert b"\\xe9\\u0663.nii" in written.getvalue()

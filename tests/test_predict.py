@@ -159,8 +159,12 @@ def test_only_what_is_new_or_changed_is_predicted_again(predict, tmp_path):
     rows = rows_of(tmp_path / "out")
     assert rows[1]["p_ring"] == rows[3]["p_ring"] != first[1]["p_ring"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "journal", "predictions.csv", "predictions.json", "run.json",
+        "journal", "predictions.1.csv", "predictions.1.json", "predictions.csv", "predictions.json", "run.1.json",
+        "run.json",
     ]  # fmt: skip
+    write_scans(scans, 1, first=5)
+    assert predict(scans, batch_size=1) == 0
+    assert not (tmp_path / "out" / "predictions.2.csv").exists(), "nothing of the earlier table is lost"
 
 
 def test_other_weights_or_transforms_are_not_mixed_in(predict, trained_bundle, tmp_path):
@@ -184,6 +188,34 @@ def test_tables_of_something_else_are_set_aside(predict, tmp_path):
     (tmp_path / "out" / "predictions.csv").write_text("case\nmine\n")
     predict(write_scans(tmp_path / "scans", 1))
     assert (tmp_path / "out" / "predictions.1.csv").read_text() == "case\nmine\n"
+
+
+@pytest.mark.parametrize("name", ["scan-001.nii.gz", "scan-000.nii.gz"])
+@pytest.mark.parametrize("report", [True, False])
+def test_tables_with_cases_of_another_input_are_set_aside(predict, tmp_path, name, report):
+    """Another case, or another file of the same name."""
+    write_scans(tmp_path / "a", 1)
+    write_scans(tmp_path / "b", 1, first=1)
+    other = (tmp_path / "b" / "scan-001.nii.gz").rename(tmp_path / "b" / name)
+    out = tmp_path / "out"
+    assert predict(tmp_path / "a" / "scan-000.nii.gz", report=True) == 0
+    kept = {file: (out / file).read_bytes() for file in ("predictions.csv", "predictions.json", "report.html")}
+    assert predict(other, report=report) == 0
+    assert [row["case"] for row in rows_of(out)] == [name]
+    for file, content in kept.items():
+        stem, _, suffix = file.partition(".")
+        assert (out / f"{stem}.1.{suffix}").read_bytes() == content
+    assert (out / "report.html").exists() is report
+    assert predict(other, report=report) == 0
+    assert not (out / "predictions.2.csv").exists()
+
+
+def test_a_page_of_what_is_overwritten_is_set_aside(predict, tmp_path):
+    write_scans(tmp_path / "a", 1)
+    write_scans(tmp_path / "b", 1, first=1)
+    assert predict(tmp_path / "a", report=True) == 0
+    assert predict(tmp_path / "b", overwrite=True) == 0
+    assert {path.name for path in (tmp_path / "out").glob("report*")} == {"report.1.html"}
 
 
 def asked_in_a_process_of_its_own(arguments):
@@ -285,7 +317,7 @@ def test_salted_names_tell_nothing(command, tmp_path):
     assert result.exit_code == 1
     told = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert any("missing: 1, between (a file) and (a file)" in case["refused"] for case in told["cases"]), told
-    assert "a copy of another file" in [file["reason"] for file in told["skipped"]]
+    assert "a copy of (a file)" in [file["reason"] for file in told["skipped"]]
     assert "Doe " not in result.output
     first = [row["case"] for row in rows_of(tmp_path / "out")]
     assert all(re.fullmatch("case-[0-9a-f]{16}", case) for case in first)
@@ -307,6 +339,10 @@ def test_salted_names_tell_nothing(command, tmp_path):
         (["--view", "other.nii"], "a case to view among those found, got 'other.nii'"),
         (["--intensity_range", "[5,1]"], r"intensity_range as \[low, high\], got \[5, 1\]"),
         (["--amp", "--device", "cpu"], "mixed precision on a GPU, got --amp with the device cpu"),
+        pytest.param(
+            *(["--amp"], "mixed precision on a GPU, got --amp, and there is none here: leave out --amp"),
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
         (["--gantry_tilt", "straight"], "gantry_tilt"),
         (["--volume", "x"], "volume"),
         (["--salt", "x", "--dicom"], "--salt or --dicom, got both"),
@@ -315,6 +351,10 @@ def test_salted_names_tell_nothing(command, tmp_path):
         (["--num_heads", "3"], "num_heads"),
         (["--batch_size", "4"], "expected --batch-size, got --batch_size: so it is named here"),
         (["--num_workers", "1"], "expected --workers, got --num_workers"),
+        (["--columns", "bogus"], "unknown column 'bogus'; choose from study_uid, accession_number"),
+        (["--columns", "bogus", "--dry-run"], "unknown column 'bogus'; choose from study_uid, accession_number"),
+        (["--class_names", "[1, 2]"], r"expected class names as a list of texts, got \[1, 2\]"),
+        (["--class_names", '["a\\nb", "a b"]'], "expected different class names"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_status_2(command, tmp_path, words, message):
@@ -383,7 +423,9 @@ def as_copied_earlier(bundle):
     for key in ("weights", "columns"):
         del config["predictions"][key]
     config["handlers"].insert(0, config.pop("trained_weights"))
-    for key in ("only", "columns"):
+    del config["handlers"][0]["weights"]
+    config["facts"]["weights"] = "$@ckpt_dir + '/model.pt'"
+    for key in ("only", "columns", "weights"):
         del config[key]
     del config["cases"]["only"], config["facts"]["about"]["figures"]
     file.write_text(json.dumps(config))
@@ -470,6 +512,33 @@ def test_weights_that_change_while_they_are_read_are_noticed(predict, trained_bu
     monkeypatch.setattr(TrainedWeights, "load", replaced)
     with pytest.raises(ValueError, match="written while it was read: run this again"):
         predict(write_scans(tmp_path / "scans", 1), ckpt_dir=str(folder))
+
+
+def test_weights_of_the_last_epoch_are_read_where_they_are_asked_for(command, trained_bundle, tmp_path):
+    scans = write_scans(tmp_path / "scans", 1)
+    folder = shutil.copytree(trained_bundle / "models", tmp_path / "models")
+    words = ["--input", scans, "--ckpt_dir", folder]
+    result = command(*words, "--weights", "last")
+    assert result.exit_code == 2 and f"expected trained weights at {folder}/last.pt, found none" in result.output
+    state = torch.load(folder / "model.pt", weights_only=True)
+    state["head.bias"] = state["head.bias"] + torch.tensor([0.0, 1.0])
+    torch.save({"model": state}, folder / "last.pt")
+    told = {}
+    for weights, file in (("best", "model.pt"), ("last", "last.pt")):
+        out = tmp_path / weights
+        given = [] if weights == "best" else ["--weights", weights]
+        result = command(*words, *given, "--output", out, output=False)
+        assert result.exit_code == 0, result.output
+        assert f"weights: {folder / file}" in result.output
+        run = json.loads((out / "run.json").read_text())
+        assert run["weights"] == {
+            "file": str(folder / file),
+            "sha256": hashlib.sha256((folder / file).read_bytes()).hexdigest(),
+        }
+        told[weights] = float(rows_of(out)[0]["p_ring"])
+    assert told["last"] > told["best"] + 0.05
+    result = command(*words, "--weights", "lats")
+    assert result.exit_code == 2 and "expected weights of best, last, got 'lats'" in result.output
 
 
 def test_a_page_that_is_asked_for_later_has_its_pictures(predict, tmp_path):
@@ -603,6 +672,28 @@ def test_maps_that_memory_was_short_for_are_drawn_the_next_time(predict, tmp_pat
     assert list((tmp_path / "out").rglob("preview.webp"))
 
 
+@pytest.mark.parametrize("gone", ["saliency", "saliency/scan-001.nii.gz/preview.webp", "dicom"])
+def test_cases_whose_outputs_were_deleted_are_done_again(predict, tmp_path, gone):
+    scans = write_scans(tmp_path / "scans", 2)
+    options = {"saliency": True, "report": True, "batch_size": 1}
+    if gone == "dicom":
+        pytest.importorskip("highdicom")
+        write_series(scans / "series", np.random.default_rng(0).integers(0, 255, (9, 8, 7)).astype(np.int16))
+        options["dicom"] = True
+    assert predict(scans, **options) == 0
+    out = tmp_path / "out"
+    before = {path for path in out.rglob("*") if path.is_file()}
+    rows = [{**row, "seconds": ""} for row in rows_of(out)]
+    path = out / gone
+    assert path.exists()
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert predict(scans, **options) == 0
+    assert before <= {path for path in out.rglob("*") if path.is_file()}
+    assert [{**row, "seconds": ""} for row in rows_of(out)] == rows
+    again = (out / "journal" / "rank-0.jsonl").read_text().splitlines()[1 + len(rows) :]
+    assert len(again) == (2 if gone == "saliency" else 1), "of the others nothing was lost"
+
+
 def test_a_run_that_runs_out_of_memory_keeps_what_it_has(predict, tmp_path, monkeypatch):
     scans = write_scans(tmp_path / "scans", 2)
     forward, calls = ViT3D.forward, []
@@ -618,6 +709,15 @@ def test_a_run_that_runs_out_of_memory_keeps_what_it_has(predict, tmp_path, monk
         StoppedEarly, match=r"not even one case fits .*; 1 cases are kept: run the same command again to"
     ):
         predict(scans, batch_size=1)
+
+
+def test_a_viewer_of_a_case_that_is_refused_is_reported_missing(command, tmp_path):
+    scans = write_scans(tmp_path / "scans", 1)
+    nibabel.save(nibabel.Nifti1Image(np.full((9, 8, 7), np.nan, np.float32), np.eye(4)), scans / "nan.nii")
+    result = command("--input", scans, "--view", "nan.nii")
+    assert result.exit_code == 1
+    assert "no viewer of nan.nii: it is refused" in result.output
+    assert rows_of(tmp_path / "out")[0]["warnings"] == "no viewer: the case is refused"
 
 
 def test_only_some_cases(command, tmp_path):
@@ -647,8 +747,10 @@ def test_usual_refusals_are_accepted_by_kind_or_by_an_earlier_table(command, tmp
     result = command("--input", scans)
     assert result.exit_code == 1
     rows = {row["case"]: row["refused_kind"] for row in rows_of(tmp_path / "out")}
-    assert rows == {"four.nii": "several-volumes", "hot.nii": "", "scan-000.nii.gz": ""}
+    assert rows == {"four.nii": "several-volumes", "hot.nii": "constant", "scan-000.nii.gz": ""}
     assert command("--input", scans, "--accept-refused", "several-volumes").exit_code == 1
+    words = ["--accept-refused", "several-volumes", "--accept-refused", "constant"]
+    assert command("--input", scans, *words).exit_code == 0
     table = shutil.copy(tmp_path / "out" / "predictions.csv", tmp_path / "usual.csv")
     result = command("--input", scans, "--known-refused", table)
     assert result.exit_code == 0
@@ -665,6 +767,18 @@ def test_usual_refusals_are_accepted_by_kind_or_by_an_earlier_table(command, tmp
         result = command(*only, "--known-refused", scans / "hot.nii")
         assert result.exit_code == 2
         assert "expected a predictions.csv with the columns case and refused" in result.output
+
+
+def test_a_table_that_the_run_replaces_is_read_before(command, tmp_path):
+    scans = write_scans(tmp_path / "scans", 1)
+    (scans / "old.nii").write_bytes(b"")
+    assert command("--input", scans).exit_code == 1
+    table = tmp_path / "out" / "predictions.csv"
+    assert command("--input", scans, "--known-refused", table).exit_code == 0
+    (scans / "new.nii").write_bytes(b"")
+    result = command("--input", scans, "--known-refused", table)
+    assert result.exit_code == 1, result.output
+    assert "2 refused (1 of them accepted)" in result.output
 
 
 def test_columns_that_identify_are_read_where_they_are_asked_for(command, tmp_path):

@@ -13,7 +13,7 @@ from monai_llmboost.bundle.run import (
     root_cause,
     run_bundle,
 )
-from monai_llmboost.bundle.words import config_values, typed_values
+from monai_llmboost.bundle.words import config_values, parsed, typed_values
 
 __all__ = [
     "MONAI_OPTIONS",
@@ -28,6 +28,7 @@ __all__ = [
     "merged",
     "monai_arguments",
     "option_without_effect",
+    "parsed",
     "root_cause",
     "run_bundle",
     "typed_values",

@@ -17,6 +17,8 @@ ENTRY_POINTS = ("imports", "initialize", "run", "finalize")
 REPEATED = ("block", "block_seed", "block_dtype", "bundle_root")
 REFERENCE = re.compile(r"@(\w*(?:(?:#|::)\w*)*)")
 RELATIVE = re.compile(r"[@%](?:#|::)")
+# A device that is the CPU, as a word, an object or an expression.
+CPU = re.compile(r"(?:\$?(?:torch\.)?device\(\s*['\"])?cpu\b")
 
 
 def option_without_effect(
@@ -38,6 +40,26 @@ def option_without_effect(
         if left:
             left = {key: left[key] for key in _without_effect(configs, options, left)}
     return next(iter(left.values()), None)
+
+
+def check_amp(configs: Sequence[Path], options: Mapping[str, Any]) -> None:
+    """Refuse mixed precision on a CPU, where MONAI's engines take no notice of it.
+
+    Raises:
+        ValueError: ``amp`` is True, and the device is the CPU, or there is no GPU.
+    """
+    content = {**merged(configs), **options}
+    if content.get("amp") is not True:
+        return
+    device = str(options.get("device") or content.get("device"))
+    if CPU.match(device):
+        got = f"--amp with the device {'cpu' if device.startswith('$') else device}"
+    else:
+        import torch  # takes seconds
+
+        got = "" if torch.cuda.is_available() else "--amp, and there is none here"
+    if got:
+        raise ValueError(f"expected mixed precision on a GPU, got {got}: leave out --amp")
 
 
 def _without_effect(configs: Sequence[Path], options: Mapping[str, Any], keys: Iterable[str]) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_llmboost.bundle.content import merged, read_config
-from monai_llmboost.bundle.effect import option_without_effect
+from monai_llmboost.bundle.effect import check_amp, option_without_effect
 from monai_llmboost.bundle.options import MONAI_OPTIONS, check_options
 from monai_llmboost.bundle.words import config_values
 
@@ -147,6 +147,7 @@ def monai_arguments(
     bundle = bundle_path(name)
     configs = [*job_configs(bundle, job, arm), *(bundle / "configs" / overlay for overlay in overlays)]
     check_options(configs, overrides)
+    check_amp(configs, overrides)
     read_config(bundle / "configs" / "metadata.json")  # MONAI's own words for a mistake in it would not name the file
     if Path(name).is_dir():
         overrides.setdefault("bundle_root", str(bundle))

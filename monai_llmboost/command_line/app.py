@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated, Any
 
@@ -58,6 +59,9 @@ def _options(
 
 def main() -> None:
     """Run the command line; an error is one sentence and exit status 1, with MONAI_LLMBOOST_DEBUG=1 a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal or a log that knows fewer characters costs no run
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except MISTAKES as error:

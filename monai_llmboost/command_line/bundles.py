@@ -16,6 +16,7 @@ from monai_llmboost.bundle import (
     check_options,
     copy_bundle,
     job_configs,
+    parsed,
     root_cause,
     run_bundle,
 )
@@ -28,7 +29,9 @@ def bundle(
 ) -> None:
     """Copy a bundle out of the package, to run it and to change it."""
     copy_bundle(name, to)
-    place = shlex.quote(str(to))
+    # As MONAI's own command line reads words: 1e3 is a number, -x an option.
+    is_word = parsed(str(to)) == str(to) and not str(to).startswith(("-", "~"))
+    place = shlex.quote(str(to) if is_word else f"./{to}")
     command = f"python -m monai.bundle run --config_file {place}/configs/train.json --bundle_root {place}"
     if set(str(to)) & {"#", "$", "@", "%", ","}:  # which MONAI's own command line reads as something else
         command = f"monai-llmboost run train --bundle {place}"

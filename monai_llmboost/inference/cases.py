@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import fnmatch
-import hashlib
-import hmac
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,13 +19,10 @@ from torch.utils.data import Sampler
 from monai_llmboost.data import RefusedScan, Scan, SkippedFile, find_scans
 from monai_llmboost.data.scans.dicom.reader import paths_of
 from monai_llmboost.data.scans.nifti.reader import refusal
+from monai_llmboost.data.scans.scan import refused_kind
+from monai_llmboost.inference.hidden import HiddenNames, hashed
 from monai_llmboost.inference.journal import Journal
 from monai_llmboost.inference.provenance import files_digest, text_digest
-
-# Names of cases that are hidden.
-HASHED = re.compile(r"case-[0-9a-f]{16}")
-# What a skipped file's reason says of another file.
-COPY_OF = re.compile(r"^a copy of .*")
 
 
 class ScanCases(Dataset):
@@ -73,28 +68,30 @@ class ScanCases(Dataset):
             raise ValueError(f"expected follow_links to be True or False, got {follow_links!r}")
         if salt is not None and not str(salt).strip():
             raise ValueError("expected a secret word as salt, got an empty one: give one that nobody can guess")
-        scans, skipped = find_scans(
-            _several(where), follow_links, [Path(path).absolute() for path in _several(leave_out)]
-        )
+        scans, skipped = _found(where, follow_links, leave_out, hide=salt is not None)
+        self.hidden = None if salt is None else HiddenNames(str(salt), scans, skipped)
         if only is not None:
             scans = _chosen(scans, _several(only), salt)
         checks = [getattr(reader, "check_header", None), _shape_check(transform)]
         scans = [_checked(scan, checks) for scan in scans]
-        if salt is not None:
-            scans = [_hidden(scan, str(salt)) for scan in scans]
-            skipped = [
-                SkippedFile(
-                    Path(_hashed(str(file.path), str(salt))), COPY_OF.sub("a copy of another file", file.reason)
-                )
-                for file in skipped
-            ]
+        if self.hidden is not None:
+            scans = list(map(self.hidden.scan, scans))
+            skipped = list(map(self.hidden.skipped, skipped))
         self.scans: list[Scan] = [scan for scan in scans if not scan.refused]
         self.refused: list[Scan] = [scan for scan in scans if scan.refused]
         self.skipped: list[SkippedFile] = skipped
-        self.hides_names = salt is not None
         self.image_shape = tuple(image_shape)
         self.reader = reader
         super().__init__(self.scans, transform)
+
+    @property
+    def hides_names(self) -> bool:
+        """Whether cases are named by hashes, and no file by its name."""
+        return self.hidden is not None
+
+    def reason(self, error: BaseException) -> str:
+        """Return why something went wrong, as :func:`reason_of`, without names of files if they are hidden."""
+        return reason_of(error, None if self.hidden is None else self.hidden.text)
 
     def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]
         """One case, read or refused."""
@@ -116,9 +113,11 @@ class ScanCases(Dataset):
             item["input_sha256"] = _digest_of(scan)
             image = self.transform({"image": _source(scan)})["image"]
             if tuple(image.shape) != self.image_shape:
-                raise ValueError(f"expected the transforms to give {self.image_shape}, got {tuple(image.shape)}")
+                wrong = f"expected the transforms to give {self.image_shape}, got {tuple(image.shape)}"
+                raise RefusedScan(wrong, kind="transforms")
             if not torch.isfinite(torch.as_tensor(image)).all():
-                raise ValueError("expected finite voxels behind the transforms, got NaN or infinite ones")
+                wrong = "expected finite voxels behind the transforms, got NaN or infinite ones"
+                raise RefusedScan(wrong, kind="not-finite")
             if isinstance(image, MetaTensor):
                 told = [*scan.warnings, *image.meta.get("warnings", "").splitlines()]
                 item["warnings"] = "\n".join(dict.fromkeys(told))
@@ -128,9 +127,9 @@ class ScanCases(Dataset):
                 image = image.as_tensor()
             item["image"] = torch.as_tensor(image, dtype=torch.float32)
         except Exception as error:  # whatever a reader or a transform raises concerns this case alone
-            item |= {"refused": reason_of(error), **_kind_of(error)}
-        if self.hides_names:
-            item |= {key: _without_names(item[key], scan) for key in ("refused", "warnings")}
+            item |= {"refused": self.reason(error), **_kind_of(error)}
+        if self.hidden is not None:
+            item["warnings"] = self.hidden.text(item["warnings"])
         return {**item, "seconds": time.perf_counter() - start}
 
     def volume(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -157,7 +156,8 @@ class PendingBatches(Sampler):
 
     Args:
         cases: the cases.
-        journal: what is done; a case counts as done if it was predicted from the same bytes.
+        journal: what is done; a case counts as done if it was predicted from the same bytes, and its maps and DICOM
+            objects are still there.
         batch_size: cases in a batch.
         rank: which of the processes this is: it takes every ``world_size``-th batch.
         world_size: number of processes.
@@ -171,7 +171,7 @@ class PendingBatches(Sampler):
             raise ValueError(f"expected batch_size to be a whole number from 1, got {batch_size!r}: give --batch_size")
         super().__init__()
         done = journal.rows()
-        missing = [not _is_done(scan, done) for scan in cases.scans]
+        missing = [not _is_done(scan, done, journal) for scan in cases.scans]
         batches = [range(start, min(start + batch_size, len(missing))) for start in range(0, len(missing), batch_size)]
         self.batches = [list(batch) for batch in batches[rank::world_size] if any(missing[i] for i in batch)]
         self.num_done = len(missing) - sum(missing)
@@ -183,15 +183,25 @@ class PendingBatches(Sampler):
         return iter(self.batches)
 
 
-def _is_done(scan: Scan, done: dict[str, dict[str, Any]]) -> bool:
+def _is_done(scan: Scan, done: dict[str, dict[str, Any]], journal: Journal) -> bool:
     row = done.get(scan.name)
     # A refusal in a journal of earlier versions does not say whether it may pass.
     if row is None or row.get("may_pass", bool(row.get("refused"))):
         return False
     try:
-        return row["input_sha256"] == _digest_of(scan)
+        return row["input_sha256"] == _digest_of(scan) and journal.has_files(row)
     except OSError:
         return False  # it will be refused, with the reason, when it is read
+
+
+def _found(where: Any, follow_links: bool, leave_out: Any, hide: bool) -> tuple[list[Scan], list[SkippedFile]]:
+    """Return the scans and the other files; where nothing is found, ``hide`` says so without a file's name."""
+    try:
+        return find_scans(_several(where), follow_links, [Path(path).absolute() for path in _several(leave_out)])
+    except FileNotFoundError:
+        if not hide:
+            raise
+        raise FileNotFoundError("no NIfTI or DICOM scans at one of the inputs: see --dry-run without --salt") from None
 
 
 def _chosen(scans: Sequence[Scan], patterns: Sequence[str], salt: str | None) -> list[Scan]:
@@ -200,7 +210,7 @@ def _chosen(scans: Sequence[Scan], patterns: Sequence[str], salt: str | None) ->
     Raises:
         ValueError: a pattern that fits none.
     """
-    names = [{scan.name} if salt is None else {scan.name, _hashed(scan.name, str(salt))} for scan in scans]
+    names = [{scan.name} if salt is None else {scan.name, hashed(scan.name, str(salt))} for scan in scans]
     chosen: set[int] = set()
     for pattern in patterns:
         fits = re.compile(fnmatch.translate(pattern)).match
@@ -227,7 +237,7 @@ def _checked(scan: Scan, checks: Sequence[Callable[[Scan], None] | None]) -> Sca
             if check is not None and not scan.refused:
                 check(scan)
     except RefusedScan as error:
-        return replace(scan, refused=reason_of(error), refused_kind=error.kind)
+        return replace(scan, refused=reason_of(error), refused_kind=refused_kind(error))
     return scan
 
 
@@ -246,27 +256,6 @@ def _source(scan: Scan) -> Any:
     return str(scan.files[0]) if scan.format == "NIfTI" else paths_of(scan)
 
 
-def _hashed(text: str, salt: str) -> str:
-    return f"case-{hmac.new(salt.encode(), text.encode(errors='surrogateescape'), hashlib.sha256).hexdigest()[:16]}"
-
-
-def _hidden(scan: Scan, salt: str) -> Scan:
-    return replace(
-        scan,
-        name=_hashed(scan.name, salt),
-        series_uid="",
-        warnings=tuple(_without_names(text, scan) for text in scan.warnings),
-        refused=_without_names(scan.refused, scan),
-    )
-
-
-def _without_names(text: str, scan: Scan) -> str:
-    """A sentence without the names of the scan's files, which may be a patient's."""
-    for name in {path.name for path in scan.files}:
-        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "(a file)", text)
-    return text
-
-
 def _cause(error: BaseException) -> BaseException:
     """Return what MONAI wraps ("applying transform ...")."""
     while error.__cause__ is not None and str(error).startswith("applying transform"):
@@ -277,7 +266,8 @@ def _cause(error: BaseException) -> BaseException:
 def _kind_of(error: BaseException) -> dict[str, Any]:
     """Return the kind of a refusal, and whether it may pass, as fields of an item."""
     error = _cause(error)
-    return {"refused_kind": getattr(error, "kind", ""), "may_pass": may_pass(error)}
+    kind = "memory" if isinstance(error, torch.OutOfMemoryError) else refused_kind(error, "transforms")
+    return {"refused_kind": kind, "may_pass": may_pass(error)}
 
 
 def may_pass(error: BaseException) -> bool:
@@ -294,8 +284,9 @@ def may_pass(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
-def reason_of(error: BaseException) -> str:
-    """The message at the root of what MONAI wraps ("applying transform ..."), on one line."""
+def reason_of(error: BaseException, hide: Callable[[str], str] | None = None) -> str:
+    """The message at the root of what MONAI wraps ("applying transform ..."), on one line, ``hide`` applied to it."""
     error = _cause(error)
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)  # a path may name a patient
-    return " ".join((text or type(error).__name__).split())[:300]
+    text = " ".join((text or type(error).__name__).split())
+    return (text if hide is None else hide(text))[:300]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import ignite.distributed as idist
 from filelock import FileLock, Timeout
 
 FOLDER = "journal"
+# Fields of a row that name files in the output folder.
+WITH_FILES = ("saliency", "dicom")
 
 
 class Journal:
@@ -60,6 +62,11 @@ class Journal:
             rows += whole[1:]
         # The files of ranks know no order among themselves, and another run may have dealt the cases otherwise.
         return {row["case"]: row for row in sorted(rows, key=lambda row: row.get("run", 0))}
+
+    def has_files(self, row: Mapping[str, Any]) -> bool:
+        """Whether all maps and DICOM objects that were written with a row are still there."""
+        names = (name for kind in WITH_FILES for name in row.get(kind, {}).values())
+        return all((self.output_dir / name).is_file() for name in names)
 
     def names(self) -> set[str]:
         """Return the names of all cases in the journal, whichever run's they are."""

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import logging
 import math
 import shlex
@@ -22,15 +21,18 @@ from torch import nn
 
 from monai_llmboost.data import Scan
 from monai_llmboost.engines.checkpoints import WEIGHTS, TrainedWeights
-from monai_llmboost.engines.files import written_whole
-from monai_llmboost.inference.cases import HASHED, PendingBatches, ScanCases, may_pass, reason_of
+from monai_llmboost.engines.files import set_aside, written_whole
+from monai_llmboost.inference.cases import PendingBatches, ScanCases, may_pass
 from monai_llmboost.inference.dicom.objects import DicomObjects
+from monai_llmboost.inference.earlier import facts_of, loses_cases
+from monai_llmboost.inference.hidden import HASHED
 from monai_llmboost.inference.identifiers import checked_columns, identifiers
 from monai_llmboost.inference.journal import Journal
 from monai_llmboost.inference.maps.previews import thumbnail
 from monai_llmboost.inference.maps.saliency import SaliencyMaps
 from monai_llmboost.inference.page.report import write_report
-from monai_llmboost.inference.page.viewer import Viewer, viewer_html
+from monai_llmboost.inference.page.viewer import Viewer
+from monai_llmboost.inference.pictures import draw_thumbnails, viewers_of
 from monai_llmboost.inference.provenance import file_digest
 from monai_llmboost.inference.tables import as_shown, refused_row, row_of, write_csv, write_json
 from monai_llmboost.networks.class_names import class_names_of, unwrap
@@ -48,8 +50,9 @@ class Predictions:
     ``saliency/`` and ``dicom/``. A case whose probabilities are not finite is refused.
 
     Args:
-        output_dir: the folder; what lies in it under these names is renamed, unless it is of this run. Maps and
-            DICOM objects of a case replace those of an earlier run; other files are never touched.
+        output_dir: the folder; what lies in it under these names is renamed, unless it is of this run and all its cases
+            are there again. Maps and DICOM objects of a case replace those of an earlier run; other files are never
+            touched.
         network: gives the names of its classes, those of the checkpoint it loaded.
         cases: the scans.
         batches: what of them is to be predicted.
@@ -144,8 +147,7 @@ class Predictions:
         """Refuse to hide names in a folder where an earlier run left them."""
         if not self.cases.hides_names:
             return
-        told = _read_json(self.output_dir / "run.json")
-        if "command" in told or not all(map(HASHED.fullmatch, self.journal.names())):
+        if "command" in facts_of(self.output_dir) or not all(map(HASHED.fullmatch, self.journal.names())):
             raise ValueError(
                 f"expected a folder without names of cases for --salt, but an earlier run without it wrote into "
                 f"{self.output_dir}: give another folder"
@@ -183,13 +185,15 @@ class Predictions:
     def _row(self, item: Mapping[str, Any], values: list[float], names: list[str], share: float) -> dict[str, Any]:
         start = time.perf_counter()
         scan = self.cases.scans[int(item["index"])]
-        refused, may_pass = item["refused"], bool(item["may_pass"])
+        refused, kind, may_pass = item["refused"], item["refused_kind"], bool(item["may_pass"])
         if not refused and item["unfit"]:
-            refused, may_pass = "expected a case that fits the memory of the device: use --device cpu", True
+            refused = "expected a case that fits the memory of the device: use --device cpu"
+            kind, may_pass = "memory", True
         elif not refused and not all(map(math.isfinite, values)):
             refused = "expected finite probabilities, the network's output is not: look at the scan, or train again"
+            kind = "not-finite"
         row = {**row_of(scan), "refused": refused, "warnings": item["warnings"].split("\n") if item["warnings"] else []}
-        row |= {"refused_kind": item["refused_kind"], "may_pass": may_pass, "input_sha256": item["input_sha256"]}
+        row |= {"refused_kind": kind, "may_pass": may_pass, "input_sha256": item["input_sha256"]}
         if not refused:
             predicted = values.index(max(values))
             row |= {"probabilities": values, "predicted": names[predicted]}
@@ -215,13 +219,13 @@ class Predictions:
                 )
             # No geometry behind the user's own transforms, say; what may pass is tried again, and so is the case.
             except (ValueError, MemoryError, torch.OutOfMemoryError) as error:
-                row["warnings"].append(f"no saliency: {reason_of(error)}")
+                row["warnings"].append(f"no saliency: {self.cases.reason(error)}")
                 row["may_pass"] = row["may_pass"] or may_pass(error)
         if self.dicom is not None and scan.format == "DICOM":
             try:
                 row["dicom"] = self.dicom(scan, row, names)
             except ValueError as error:  # the source lacks what the standard asks for
-                row["warnings"].append(f"no DICOM objects: {reason_of(error)}")
+                row["warnings"].append(f"no DICOM objects: {self.cases.reason(error)}")
         if self.report:
             row["thumbnail"] = base64.b64encode(thumbnail(item["image"].cpu())).decode()
 
@@ -257,11 +261,11 @@ class Predictions:
         }
         if not self.cases.hides_names:
             run["command"] = shlex.join(sys.argv)
-        aside = not (self.journal.overwrite or self._is_of_this_run())
+        aside = not self.journal.overwrite and loses_cases(self.output_dir, self.facts["key"], rows)
         viewers: list[Viewer] = []
         if self.report:
-            self._draw_thumbnails(rows)
-            viewers = self._viewers(rows)
+            draw_thumbnails(rows, self.cases)
+            viewers = viewers_of(rows, self.cases, self._wanted(rows), self.output_dir)
         scans = {scan.name: scan for scan in (*self.cases.scans, *self.cases.refused)}
         shown = [as_shown(row) | identifiers(scans[row["case"]], self.columns) for row in rows]
         with written_whole(self.output_dir / "predictions.csv", aside) as file:
@@ -275,51 +279,12 @@ class Predictions:
         if self.report:
             skips = [(str(item.path), item.reason) for item in self.cases.skipped]
             write_report(self.output_dir / "report.html", rows, run, skips, viewers, aside)
+        elif aside or self.journal.overwrite:
+            set_aside(self.output_dir / "report.html")  # it shows the cases of the earlier tables
         logger.info(f"{self.counts['predicted']} predicted, {self.counts['refused']} refused: {self.output_dir}")
 
-    def _is_of_this_run(self) -> bool:
-        return _read_json(self.output_dir / "run.json").get("key") == self.facts["key"]
-
-    def _viewers(self, rows: list[dict[str, Any]]) -> list[Viewer]:
-        drawn = {row["case"]: row for row in rows if not row["refused"]}
-        wanted = self.view
-        if wanted is None:
-            wanted = list(drawn)[:1] if self.saliency is not None else []
-        index = {scan.name: number for number, scan in enumerate(self.cases.scans)}
-        viewers = []
-        for case in dict.fromkeys(wanted):
-            if case in drawn:
-                try:
-                    volume, affine = self.cases.volume(index[case])
-                    html = viewer_html(volume, affine, self._map_of(drawn[case]), case)
-                except ValueError as error:  # it cannot be read any more; its prediction stands
-                    drawn[case]["warnings"].append(f"no viewer: {reason_of(error)}")
-                else:
-                    viewers.append(Viewer(case, html))
-        return viewers
-
-    def _draw_thumbnails(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Draw the pictures of cases that were predicted by a run without a page."""
-        index = {scan.name: number for number, scan in enumerate(self.cases.scans)}
-        for row in rows:
-            if row["probabilities"] and not row.get("thumbnail"):
-                item = self.cases[index[row["case"]]]
-                if not item["refused"]:
-                    row["thumbnail"] = base64.b64encode(thumbnail(item["image"])).decode()
-
-    def _map_of(self, row: Mapping[str, Any]) -> Any:
-        import nibabel
-        import numpy as np
-
-        path = row.get("saliency", {}).get("network")
-        image: Any = nibabel.load(self.output_dir / path) if path else None
-        return None if image is None else np.asarray(image.dataobj, dtype=np.float32)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a file; an empty one if there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    def _wanted(self, rows: Sequence[Mapping[str, Any]]) -> Sequence[str]:
+        """Return the names of the cases that get a viewer."""
+        if self.view is not None:
+            return self.view
+        return [row["case"] for row in rows if not row["refused"]][:1] if self.saliency is not None else []

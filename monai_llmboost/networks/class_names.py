@@ -42,17 +42,21 @@ class ClassNames(ReadText):
         names: their names; ``None`` is "class 0", "class 1" ...
 
     Raises:
-        ValueError: another number of names, the same name twice, or names too long to keep.
+        ValueError: names that are no texts, another number of them, the same one twice (but for line breaks), or names
+            too long to keep.
     """
 
     what = "class names"
 
     def __init__(self, num_classes: int, names: Sequence[str] | None = None) -> None:
         names = [] if names is None else names
+        _check_texts(names)
         if names and len(names) != num_classes:
             raise ValueError(f"expected {num_classes} class names, got {len(names)}: {list(names)}")
-        if len(set(names)) < len(names):
-            raise ValueError(f"expected different class names, got {list(names)}: a table has a column for each")
+        if len(set(map(_column, names))) < len(names):
+            raise ValueError(
+                f"expected different class names, got {list(names)}: a table has a column for each, on one line"
+            )
         text = SEPARATOR.join(map(on_one_line, names))
         if len(text.encode()) > TEXT_BYTES:
             raise ValueError(
@@ -81,6 +85,17 @@ class Preprocessing(ReadText):
 def on_one_line(name: str) -> str:
     """Return a name as a checkpoint and a table hold it: with spaces in the place of line breaks."""
     return name.replace("\r", " ").replace("\n", " ")
+
+
+def _column(name: str) -> str:
+    """Return a name as the head of a table holds it, where any end of a line is a space."""
+    return " ".join(on_one_line(name).splitlines())
+
+
+def _check_texts(names: Sequence[str]) -> None:
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        got = names if isinstance(names, str) else list(names)
+        raise ValueError(f'expected class names as a list of texts, got {got!r}: write them as \'["a", "b"]\'')
 
 
 def class_names_of(network: Any) -> list[str]:

@@ -29,6 +29,12 @@ def show_refused(refused: Mapping[str, str], known: set[str]) -> None:
         console.print(f"  ... and {len(reasons) - SHOWN} more reasons")
 
 
+def show_without_viewer(cases: Sequence[str]) -> None:
+    """Cases that were to have a viewer, and were refused."""
+    for case in cases:
+        a_console().print(f"no viewer of {_plain(case)}: it is refused", highlight=False)
+
+
 def show_inventory(scans: Sequence[Any], skipped: Sequence[Any], shown: int | None) -> None:
     """A table of scans (all, or the first ``shown``), and how many other files there are, by reason."""
     console = a_console()
@@ -57,12 +63,12 @@ def show_inventory(scans: Sequence[Any], skipped: Sequence[Any], shown: int | No
         )
 
 
-def show_result(output: Path, counts: Mapping[str, int], accepted: int, figures: Sequence[str] = ()) -> None:
-    """How many were predicted, how well the weights did where labels were known, and where everything lies."""
+def show_result(output: Path, counts: Mapping[str, int], accepted: int, of_weights: Sequence[str] = ()) -> None:
+    """How many were predicted, which weights did it and how well where labels were known, and where all of it lies."""
     console = a_console()
     usual = f" ({accepted} of them accepted)" if accepted else ""
     console.print(f"{counts['predicted']} predicted, {counts['refused']} refused{usual}")
-    for sentence in figures if counts["predicted"] else ():
+    for sentence in of_weights if counts["predicted"] else ():
         console.print(_plain(sentence), highlight=False)
     for what, name in {
         "predictions": "predictions.csv",

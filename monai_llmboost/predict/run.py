@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from monai_llmboost.bundle import check_job_effect, monai_arguments, root_cause
-from monai_llmboost.predict.console import SHOWN, a_console, show_inventory, show_refused, show_result
+from monai_llmboost.predict.console import (
+    SHOWN,
+    a_console,
+    show_inventory,
+    show_refused,
+    show_result,
+    show_without_viewer,
+)
 from monai_llmboost.predict.status import AcceptedRefusals, Refusal, status_of
 
 OVERLAY = "multi_gpu_inference.json"
@@ -61,11 +68,11 @@ def run_predict(
     accepted.check()
     try:
         with _without_others_words():
-            counts, refusals, figures = _run(arguments, first)
+            counts, refusals, told = _run(arguments, first)
     except RuntimeError as error:
         raise root_cause(error) from error
     if first:
-        show_result(output, counts, len(accepted.split(refusals)[0]), figures)
+        show_result(output, counts, len(accepted.split(refusals)[0]), told)
     return status_of(counts["predicted"], refusals, accepted)
 
 
@@ -77,10 +84,12 @@ def _check_together(options: dict[str, Any]) -> None:
         )
     if options.get("salt") is not None and options.get("columns"):
         raise ValueError("expected --salt or --columns, got both: these columns identify a patient")
+    if options.get("columns"):
+        from monai_llmboost.inference.identifiers import checked_columns
+
+        checked_columns(options["columns"])
     if options.get("view") and options.get("report") is False:
         raise ValueError("expected --view or --no-report, got both: the viewer is a part of the report")
-    if options.get("amp") and str(options.get("device", "")).startswith("cpu"):
-        raise ValueError("expected mixed precision on a GPU, got --amp with the device cpu: leave out --amp")
 
 
 def _check_places(output: Path, options: dict[str, Any]) -> None:
@@ -101,11 +110,12 @@ def _check_weights(arguments: dict[str, Any], options: dict[str, Any]) -> None:
     if config.get("ckpt_dir") != "$@bundle_root + '/models'":
         return
     root = Path(arguments["config_file"][0]).parents[1] if "bundle_root" in arguments else Path()
+    from monai_llmboost.engines.checkpoints import WEIGHTS
+
     folder = Path(options.get("ckpt_dir") or Path(options.get("bundle_root", root)) / "models")
-    if not (folder / "model.pt").is_file():
-        raise FileNotFoundError(
-            f"expected trained weights at {folder / 'model.pt'}, found none: train first, or give --ckpt_dir"
-        )
+    file = folder / WEIGHTS.get(options.get("weights") or config.get("weights", "best"), WEIGHTS["best"])
+    if not file.is_file():
+        raise FileNotFoundError(f"expected trained weights at {file}, found none: train first, or give --ckpt_dir")
 
 
 def _run(arguments: dict[str, Any], first: bool) -> tuple[dict[str, int], list[Refusal], list[str]]:
@@ -133,9 +143,11 @@ def _run(arguments: dict[str, Any], first: bool) -> tuple[dict[str, int], list[R
     workflow.finalize()
     if first:
         show_refused(predictions.refused, known)
+        show_without_viewer([case for case in predictions.view or () if case in predictions.refused])
     kinds = getattr(predictions, "refused_kinds", {})
     refusals = [Refusal(case, reason, kinds.get(case, "")) for case, reason in predictions.refused.items()]
-    return predictions.counts, refusals, sentences(predictions.facts.get("figures") or {})
+    used = f"weights: {predictions.facts['weights']['file']}"
+    return predictions.counts, refusals, [used, *sentences(predictions.facts.get("figures") or {})]
 
 
 def _looked(arguments: dict[str, Any], search: bool = True) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,22 +39,24 @@ class AcceptedRefusals:
     known: Path | None = None
 
     def check(self) -> None:
-        """Check the kinds and the file, before anything that takes long."""
+        """Check the kinds and read the file, before anything that takes long or replaces the file."""
         if self.kinds:
             from monai_llmboost.data.scans.scan import REFUSED_KINDS
 
             for kind in self.kinds:
                 if kind not in REFUSED_KINDS:
                     raise ValueError(f"unknown kind of refusal {kind!r}; choose from {', '.join(REFUSED_KINDS)}")
-        self._known()
+        _ = self._known_refusals
 
     def split(self, refusals: Sequence[Refusal]) -> tuple[list[Refusal], list[Refusal]]:
         """Return the refusals that are accepted, and the others."""
-        known = self._known()
+        known = self._known_refusals
         accepted = [one for one in refusals if one.kind in self.kinds or (one.case, one.reason) in known]
         return accepted, [one for one in refusals if one not in accepted]
 
-    def _known(self) -> set[tuple[str, str]]:
+    @cached_property
+    def _known_refusals(self) -> set[tuple[str, str]]:
+        """Cases and reasons in the table, read once: a run may replace it."""
         if self.known is None:
             return set()
         with self.known.open(newline="", encoding="utf-8") as file:

@@ -4,9 +4,10 @@
 import json
 
 import pytest
+import torch
 from conftest import BUNDLE
 
-from monai_llmboost.bundle import check_job_effect, option_without_effect, run_bundle
+from monai_llmboost.bundle import check_job_effect, monai_arguments, option_without_effect, run_bundle
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,26 @@ def test_the_message_names_the_arm_that_would_use_it():
 )
 def test_options_that_have_an_effect_or_are_repeated(job, arms, options):
     check_job_effect(BUNDLE, job, arms, options)
+
+
+@pytest.mark.parametrize("job", ["train", "evaluate", "inference"])
+@pytest.mark.parametrize(
+    "device", ["cpu", "cpu:0", torch.device("cpu"), "$torch.device('cpu')", '$torch.device("cpu")']
+)
+def test_mixed_precision_on_a_cpu_is_refused(job, device):
+    with pytest.raises(ValueError, match=r"got --amp with the device cpu\S*: leave out --amp"):
+        monai_arguments(BUNDLE, job, "none", amp=True, device=device)
+    monai_arguments(BUNDLE, job, "none", amp=False, device=device)
+
+
+def test_mixed_precision_is_refused_where_there_is_no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for job in ("train", "inference"):
+        with pytest.raises(ValueError, match="got --amp, and there is none here: leave out --amp"):
+            run_bundle(BUNDLE, job, "none", amp=True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monai_arguments(BUNDLE, "train", "none", amp=True)
+    monai_arguments(BUNDLE, "train", "none", amp=True, device="cuda:1")
 
 
 def test_the_text_of_configs_decides(tmp_path):

@@ -103,6 +103,13 @@ def test_volumes_of_another_shape(build, shape):
         ({"stem_channels": 2.5}, "stem_channels as a whole number from 0, got 2.5"),
         ({"num_classes": 0}, "in_channels and num_classes from 1"),
         ({"class_names": ["a", "b"]}, r"expected 3 class names, got 2: \['a', 'b'\]"),
+        (
+            {"class_names": ["a b", "c", "a\nb"]},
+            r"expected different class names, got .* a column for each, on one line",
+        ),
+        ({"class_names": ["a b", "c", "a\u2028b"]}, "expected different class names"),
+        ({"class_names": [1, 2, 3]}, r"expected class names as a list of texts, got \[1, 2, 3\]"),
+        ({"class_names": "abc"}, "expected class names as a list of texts, got 'abc'"),
         ({"class_names": ["a" * 500, "b", "c"]}, "at most 480 bytes"),
         ({"booster": mlp_booster(16, "random")}, "booster with channels=12.* got channels=16"),
     ],

@@ -83,17 +83,18 @@ class CheckVolumed(MapTransform):
 
     def _check(self, volume: torch.Tensor) -> None:
         if volume.dim() != 4 or volume.shape[0] != self.channels:
-            raise ValueError(
+            raise RefusedScan(
                 f"expected a volume with {self.channels} channel(s), got shape {tuple(volume.shape)}: give those that "
-                "the network was trained with, and no others"
+                "the network was trained with, and no others",
+                kind="channels",
             )
         self.check_shape(volume.shape[1:])
         if not torch.isfinite(volume).all():
             wrong = int((~torch.isfinite(volume)).sum())
-            raise ValueError(f"expected finite voxels, {wrong} are NaN or infinite: {EXPORT}")
+            raise RefusedScan(f"expected finite voxels, {wrong} are NaN or infinite: {EXPORT}", kind="not-finite")
         low, high = float(volume.min()), float(volume.max())
         if low == high:
-            raise ValueError(f"expected an image, every voxel is {low:g}: {EXPORT}")
+            raise RefusedScan(f"expected an image, every voxel is {low:g}: {EXPORT}", kind="constant")
         advice = "if this is right for your data, give --intensity_range '[low,high]'"
         if not self.clip_intensities:
             advice += " --clip_intensities True"

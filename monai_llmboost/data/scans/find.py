@@ -13,7 +13,7 @@ from monai_llmboost.data.scans.dicom.stacks import dicom_scans
 from monai_llmboost.data.scans.kinds import ANALYZE, CONVERTIBLE, DICOM_SUFFIXES, first_bytes, kind_of, may_be_a_slice
 from monai_llmboost.data.scans.lists import LISTS, listed
 from monai_llmboost.data.scans.nifti.headers import LARGEST_VOLUME, nifti_scan, partner, sentence
-from monai_llmboost.data.scans.scan import Scan, SkippedFile
+from monai_llmboost.data.scans.scan import Scan, SkippedFile, refused_kind
 from monai_llmboost.data.scans.walk import opened, refuse_left_out, walk
 
 # What a spreadsheet takes for a formula.
@@ -149,8 +149,10 @@ def _scans(
 
 def _lost(scan: Scan) -> list[SkippedFile]:
     """The file of a case that is called DICOM and is none, or is damaged: a slice of another case, it may be."""
-    damaged = scan.format == "DICOM" and len(scan.files) == 1 and scan.refused_kind in ("", "damaged")
-    return [SkippedFile(scan.files[0], scan.refused, unread=True)] if damaged and scan.refused else []
+    damaged = scan.refused_kind in ("damaged", "format", "unread")
+    if scan.format == "DICOM" and len(scan.files) == 1 and damaged:
+        return [SkippedFile(scan.files[0], scan.refused, unread=True)]
+    return []
 
 
 def _with_neighbours(stack: Scan, beside: dict[Path, list[SkippedFile]]) -> Scan:
@@ -183,7 +185,9 @@ def _kind(path: Path, name: Callable[[Path], str]) -> str | Scan | SkippedFile:
         head, packed = first_bytes(path)
     except OSError as error:
         if format or isinstance(error, FileNotFoundError):
-            return Scan(name(path), (path,), format or "NIfTI", refused=sentence(error))
+            return Scan(
+                name(path), (path,), format or "NIfTI", refused=sentence(error), refused_kind=refused_kind(error)
+            )
         return SkippedFile(path, f"cannot be read: {error.strerror}", unread=True)
     kind = kind_of(head)
     if kind == "NIfTI":
@@ -200,7 +204,11 @@ def _kind(path: Path, name: Callable[[Path], str]) -> str | Scan | SkippedFile:
         return "DICOM"
     if format:
         return Scan(
-            name(path), (path,), format, refused=f"expected a {format} file, got {kind}: copy or export it again"
+            name(path),
+            (path,),
+            format,
+            refused=f"expected a {format} file, got {kind}: copy or export it again",
+            refused_kind="format",
         )
     if kind == ANALYZE and lower.endswith(".hdr"):
         return "NIfTI"  # which refuses it

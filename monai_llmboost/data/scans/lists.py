@@ -44,7 +44,7 @@ def _of_csv(text: str) -> list[str]:
         return [row[titles.index(COLUMN)] if len(row) > titles.index(COLUMN) else "" for row in rows[1:]]
     if any(len(row) > 1 for row in rows):
         raise ValueError(
-            f"expected one column, or one called {COLUMN!r}, got {', '.join(titles)}: name it in the first line"
+            f"expected one column, or one called {COLUMN!r}, got {max(map(len, rows))}: name it in the first line"
         )
     return [row[0] for row in rows]
 

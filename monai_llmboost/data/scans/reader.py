@@ -68,7 +68,9 @@ class ScanReader(ImageReader):
         try:
             files = ensure_tuple(data)
             if not files:
-                raise RefusedScan("expected the files of a scan, got none: give a path, or the paths of one series")
+                raise RefusedScan(
+                    "expected the files of a scan, got none: give a path, or the paths of one series", kind="incomplete"
+                )
             reader = self.dicom if _is_dicom(files) else self.nifti
             return reader, reader.read(files)
         except Exception as error:  # LoadImage would swallow it and try other readers

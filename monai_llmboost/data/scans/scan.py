@@ -10,7 +10,8 @@ from pathlib import Path
 # Words for kinds of refusals, by which a run can be told which ones are usual.
 REFUSED_KINDS = (
     "single-slice", "several-volumes", "missing-slices", "uneven-slices", "no-geometry", "gantry-tilt", "mixed",
-    "unclear", "damaged", "too-small", "too-large", "range", "label-map", "colour",
+    "unclear", "damaged", "too-small", "too-large", "range", "label-map", "colour", "voxel-type", "channels",
+    "constant", "not-finite", "units", "format", "incomplete", "transforms", "unread", "memory",
 )  # fmt: skip
 
 
@@ -27,6 +28,15 @@ class RefusedScan(ValueError):
         super().__init__(message)
         self.may_pass = may_pass
         self.kind = kind
+
+
+def refused_kind(error: BaseException, other: str = "damaged") -> str:
+    """Return the kind of whatever kept a scan from being read; ``other`` if nothing tells."""
+    if isinstance(error, RefusedScan) and error.kind:
+        return error.kind
+    if isinstance(error, MemoryError):
+        return "memory"
+    return "unread" if isinstance(error, OSError) and error.errno is not None else other
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a folder of scans may hold, one by one, beside a good scan that must be predicted whatever the other is."""
 
+import ast
 import gzip
 import os
 import re
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -37,7 +39,9 @@ from pydicom.uid import (
     TwelveLeadECGWaveformStorage,
 )
 
+import monai_llmboost
 from monai_llmboost.data import CheckVolumed, ScanReader, find_scans
+from monai_llmboost.data.scans.scan import REFUSED_KINDS
 
 GOOD = voxels().astype(np.float32)
 NO_FORM = ((SFORM_CODE, 0, "i2"), (QFORM_CODE, 0, "i2"))
@@ -250,10 +254,10 @@ def transform():
     )
 
 
-def reason(error):
+def root(error):
     while error.__cause__ is not None:  # Compose wraps what a transform raises
         error = error.__cause__
-    return str(error)
+    return error
 
 
 @pytest.mark.filterwarnings("ignore:Casting complex")
@@ -269,12 +273,14 @@ def test_a_bad_input_costs_one_case(tmp_path, transform, row, make, outcome, wor
     for scan in scans:
         if scan.refused:
             told[scan.name] = (REFUSED, scan.refused)
+            assert scan.refused_kind in REFUSED_KINDS
             continue
         files = [str(file) for file in scan.files]
         try:
             image = transform({"image": files[0] if len(files) == 1 else files})["image"]
         except Exception as error:
-            told[scan.name] = (REFUSED, reason(error))
+            told[scan.name] = (REFUSED, str(root(error)))
+            assert root(error).kind in REFUSED_KINDS
             continue
         assert np.array_equal(image[0], GOOD)
         assert set(scan.warnings) <= set(image.meta["warnings"].splitlines())
@@ -299,3 +305,23 @@ def test_a_refused_scan_is_refused_too_by_who_reads_it_without_looking(tmp_path)
         reader = ScanReader()
         with pytest.raises(ValueError, match=words if "dcm" not in row else "."):
             reader.get_data(reader.read(file))
+
+
+def kinds_given():
+    """Of each call that refuses a scan in the package: where it is, and the words that may be the kind."""
+    package = Path(monai_llmboost.__file__).parent
+    for file in sorted([*package.glob("data/scans/**/*.py"), *package.glob("inference/*.py")]):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                given = {keyword.arg: keyword.value for keyword in node.keywords}
+                if node.func.id == "RefusedScan" or (node.func.id in ("Scan", "Stack") and "refused" in given):
+                    kind = given.get("kind", given.get("refused_kind"))
+                    words = [part for part in ast.walk(kind) if isinstance(part, ast.Constant)] if kind else None
+                    yield f"{file.name}:{node.lineno}", words and [word.value for word in words]
+
+
+def test_every_refusal_has_a_kind_that_is_listed():
+    given = dict(kinds_given())
+    assert len(given) > 50
+    assert not [place for place, words in given.items() if words is None]
+    assert {word for words in given.values() for word in words} <= {*REFUSED_KINDS}

@@ -165,7 +165,7 @@ def test_a_list_may_name_what_lies_elsewhere_or_is_missing(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("l.csv", b"a,b\n1,2\n", r"one column, or one called 'image', got a, b"),
+        ("l.csv", b"a,b\n1,2\n", r"one column, or one called 'image', got 2: name it"),
         ("l.json", b"{}", "a JSON list of paths, or of objects with 'image'"),
         ("l.json", b"[1]", "a JSON list of paths"),
         ("l.json", b"[", "list of paths in UTF-8, got"),

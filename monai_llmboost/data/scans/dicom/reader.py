@@ -133,19 +133,22 @@ class DicomSeriesReader(ImageReader):
             chosen = [stack for stack in stacks if choice in (stack.digest, stack.slices[0].series_uid)]
             if not chosen:
                 raise RefusedScan(
-                    f"expected the volume {choice}, got {_listed(stacks)}: write one of these after {CHOICE}"
+                    f"expected the volume {choice}, got {_listed(stacks)}: write one of these after {CHOICE}",
+                    kind="several-volumes",
                 )
             stacks = chosen
         if not stacks:
             first = f", the first: {skipped[0].reason}" if skipped else ""
             raise RefusedScan(
                 f"expected a DICOM volume, got {len(skipped) or 'no'} DICOM files, none of them part of one{first}: "
-                "give the folder or the files of one"
+                "give the folder or the files of one",
+                kind="format",
             )
         if len(stacks) > 1:
             raise RefusedScan(
                 f"expected one volume, got {len(stacks)}: {_listed(stacks)}: choose one by writing {CHOICE} and its "
-                f"eight characters after the path"
+                f"eight characters after the path",
+                kind="several-volumes",
             )
         (stack,) = stacks
         layout = self._layout(stack)
@@ -176,7 +179,8 @@ def straighten(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.n
     if (voxels := math.prod(map(int, size)) * volume.shape[2]) > LARGEST_VOLUME:
         raise RefusedScan(
             f"expected a tilt that a grid of {LARGEST_VOLUME} voxels can hold, got one for {voxels}: "
-            f"read it with gantry_tilt='shear'"
+            f"read it with gantry_tilt='shear'",
+            kind="too-large",
         )
     straight = np.empty((*size, volume.shape[2]), np.float32, order="F")
     outside = volume.min()
@@ -205,7 +209,9 @@ def _paths(data: Sequence[PathLike] | PathLike) -> tuple[list[Path], str]:
         paths.append(Path(path).expanduser())
         choices |= {choice} if mark else set()
     if len(choices) > 1:
-        raise RefusedScan(f"expected one volume, got {len(choices)} choices after {CHOICE}: give one")
+        raise RefusedScan(
+            f"expected one volume, got {len(choices)} choices after {CHOICE}: give one", kind="several-volumes"
+        )
     return paths, next(iter(choices), "")
 
 

@@ -50,7 +50,9 @@ def nifti_affine(header: nibabel.Nifti1Header, shape: tuple[int, ...], warnings:
             broken = error
     if sform is not None and not np.isfinite(sform).all():
         if qform is None:
-            raise RefusedScan("expected a finite sform, got NaN or infinite numbers, and no usable qform")
+            raise RefusedScan(
+                "expected a finite sform, got NaN or infinite numbers, and no usable qform", kind="no-geometry"
+            )
         warnings.append("its sform has NaN or infinite numbers: the qform is taken")
         sform = None
     elif sform is not None and qform is not None and _is_flat(sform):
@@ -58,7 +60,8 @@ def nifti_affine(header: nibabel.Nifti1Header, shape: tuple[int, ...], warnings:
         sform = None
     if sform is None and bad_steps:
         raise RefusedScan(
-            f"expected voxel sizes above 0 mm, its header says {tuple(map(float, steps))}: write it again"
+            f"expected voxel sizes above 0 mm, its header says {tuple(map(float, steps))}: write it again",
+            kind="no-geometry",
         )
     if sform is not None:
         affine = np.asarray(sform, dtype=np.float64)
@@ -105,7 +108,9 @@ def _qform(header: nibabel.Nifti1Header) -> tuple[np.ndarray, list[str]]:
     except (HeaderDataError, ValueError):
         qform = np.full((4, 4), np.nan)
     if not np.isfinite(qform).all():
-        raise RefusedScan("expected a qform that is a rotation, got broken numbers, and no sform: write it again")
+        raise RefusedScan(
+            "expected a qform that is a rotation, got broken numbers, and no sform: write it again", kind="no-geometry"
+        )
     return qform, odd
 
 
@@ -117,7 +122,8 @@ def _qfac(value: float, odd: list[str]) -> float:
     if value < 0 and abs(value + 1.0) > ROUNDED:
         raise RefusedScan(
             f"expected pixdim[0] to be 1 or -1, got {value:g}, of which some readers make 1 and others -1, and no "
-            "sform: write it again"
+            "sform: write it again",
+            kind="no-geometry",
         )
     odd.append(f"its pixdim[0] is {value:.6g}, which must be 1 or -1: {nearest:g} is taken")
     return nearest
@@ -133,19 +139,24 @@ def _check_affine(affine: np.ndarray, unit: int, warnings: list[str]) -> None:
     axes = affine[:3, :3]
     sizes = np.linalg.norm(axes, axis=0)
     if _is_flat(affine):
-        raise RefusedScan("expected an affine that can be inverted: its voxel size or directions are broken")
+        raise RefusedScan(
+            "expected an affine that can be inverted: its voxel size or directions are broken", kind="no-geometry"
+        )
     told = f"{' x '.join(f'{size:g}' for size in sizes)} mm"
     if unit in UNITS_MM:
         name, factor = UNITS_MM[unit]
         if (sizes * factor >= SMALLEST_VOXEL).all() and (sizes * factor <= LARGEST_VOXEL).all():
-            raise RefusedScan(f"expected lengths in mm, its header says {name}: write the file again in mm")
+            raise RefusedScan(
+                f"expected lengths in mm, its header says {name}: write the file again in mm", kind="units"
+            )
         warnings.append(f"its header says that lengths are in {name}, which cannot be: taken as {told}")
     elif unit not in KNOWN_UNITS:
         warnings.append(f"its header gives lengths in a unit that the standard does not have ({unit}): taken as {told}")
     if (sizes < SMALLEST_VOXEL).any() or (sizes > LARGEST_VOXEL).any():
         raise RefusedScan(
             f"expected voxels of {SMALLEST_VOXEL:g} to {LARGEST_VOXEL:g} mm, got {told}: perhaps metres or micrometres "
-            "were written for mm"
+            "were written for mm",
+            kind="units",
         )
     cosines = np.abs((axes / sizes).T @ (axes / sizes) - np.eye(3)).max()
     if cosines > SHEARED:

@@ -21,7 +21,7 @@ from monai_llmboost.data.scans.kinds import (
     times_packed,
 )
 from monai_llmboost.data.scans.nifti.geometry import ROUNDED, nifti_affine, orientation
-from monai_llmboost.data.scans.scan import RefusedScan, Scan
+from monai_llmboost.data.scans.scan import RefusedScan, Scan, refused_kind
 
 # 4 GiB in float32; a header that asks for more is refused before memory is taken.
 LARGEST_VOLUME = 1 << 30
@@ -68,7 +68,7 @@ def nifti_scan(path: Path, name: str, max_voxels: int = LARGEST_VOLUME) -> Scan:
     try:
         header = nifti_header(path, max_voxels)
     except (RefusedScan, OSError) as error:
-        return Scan(name, (path,), "NIfTI", refused=sentence(error))
+        return Scan(name, (path,), "NIfTI", refused=sentence(error), refused_kind=refused_kind(error))
     spacing = np.linalg.norm(header.affine[:3, :3], axis=0)
     return Scan(
         name,
@@ -95,7 +95,8 @@ def nifti_header(path: Path, max_voxels: int = LARGEST_VOLUME) -> NiftiHeader:
         _refuse_twice_packed(path)
     header = _parsed(head)
     if path.name.lower().endswith(".gz") != packed:
-        warnings.append(f"its name ends with {path.suffix}, but it is {'' if packed else 'not '}compressed")
+        odd = "does not end with .gz, but it is compressed" if packed else "ends with .gz, but it is not compressed"
+        warnings.append(f"its name {odd}")
     shape = _shape(header, max_voxels, warnings)
     dtype = _dtype(header, warnings)
     slope, inter = _scaling(header, warnings)
@@ -141,7 +142,8 @@ def _partner(path: Path, kind: str) -> Path:
     other = partner(path, kind)
     if other is None:
         raise RefusedScan(
-            f"expected a pair of .hdr and .img, but the .{kind} of {path.name} is missing: put it beside the other"
+            f"expected a pair of .hdr and .img, but the .{kind} of {path.name} is missing: put it beside the other",
+            kind="incomplete",
         )
     return other
 
@@ -152,7 +154,8 @@ def _refuse_twice_packed(path: Path) -> None:
     if times > 1:
         raise RefusedScan(
             f"expected a file compressed once, got one that is compressed {'twice' if times == 2 else 'more often'}"
-            f" (gzip within gzip, {times} times): unpack it with gunzip, then give what comes of it"
+            f" (gzip within gzip, {times} times): unpack it with gunzip, then give what comes of it",
+            kind="format",
         )
 
 
@@ -161,46 +164,65 @@ def _parsed(head: bytes) -> nibabel.Nifti1Header:
     kind = kind_of(head)
     if kind != "NIfTI":
         if kind == ANALYZE and len(head) < 348:
-            raise RefusedScan(f"expected a header of 348 bytes, got {len(head)}: it is cut short, copy the file again")
+            raise _cut_short(348, len(head))
         if kind == "a compressed file":
-            raise RefusedScan("expected a NIfTI file, got a gzip stream that is damaged or cut short: copy it again")
+            raise RefusedScan(
+                "expected a NIfTI file, got a gzip stream that is damaged or cut short: copy it again", kind="damaged"
+            )
         todo = "convert it to NIfTI" if kind in CONVERTIBLE else "give the scan itself"
-        raise RefusedScan(f"expected a NIfTI file ({', '.join(NIFTI_SUFFIXES[:2])}), got {kind}: {todo}")
+        raise RefusedScan(f"expected a NIfTI file ({', '.join(NIFTI_SUFFIXES[:2])}), got {kind}: {todo}", kind="format")
     kinds = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
     size = 540 if head[4:6] in (b"n+", b"ni") else 348
     if len(head) < size:
-        raise RefusedScan(f"expected a header of {size} bytes, got {len(head)}: it is cut short, copy the file again")
+        raise _cut_short(size, len(head))
     for order in "<>":
         header = kinds[size](head[:size], endianness=order, check=False)
         if int(header["sizeof_hdr"]) == size:
             return header
-    raise RefusedScan(f"expected {size} as the length of its header, got another: it is damaged, copy the file again")
+    raise RefusedScan(
+        f"expected {size} as the length of its header, got another: it is damaged, copy the file again", kind="damaged"
+    )
+
+
+def _cut_short(size: int, got: int) -> RefusedScan:
+    return RefusedScan(
+        f"expected a header of {size} bytes, got {got}: it is cut short, copy the file again", kind="damaged"
+    )
 
 
 def _shape(header: nibabel.Nifti1Header, max_voxels: int, warnings: list[str]) -> tuple[int, ...]:
     """Voxels along (i, j, k), and volumes if there are several."""
     dimensions, *sizes = (int(size) for size in header["dim"])
     if not 1 <= dimensions <= 7:
-        raise RefusedScan(f"expected 3 dimensions, its header says {dimensions}: it is damaged, write the file again")
+        raise RefusedScan(
+            f"expected 3 dimensions, its header says {dimensions}: it is damaged, write the file again", kind="damaged"
+        )
     shape = tuple(sizes[:dimensions])
     if 0 in shape[3:]:  # as some writers leave axes that they do not use
         warnings.append(f"its header says {shape} voxels: 0 is taken as 1 behind the third axis")
         shape = (*shape[:3], *(size or 1 for size in shape[3:]))
     if min(shape) < 1:
-        raise RefusedScan(f"expected at least one voxel along each axis, its header says {shape}: it is damaged")
+        raise RefusedScan(
+            f"expected at least one voxel along each axis, its header says {shape}: it is damaged", kind="damaged"
+        )
     if len(shape) < 3 or min(shape[:3]) < 2:
-        raise RefusedScan(f"expected a volume, got an image of shape {shape}: give the whole scan, not a slice of it")
+        raise RefusedScan(
+            f"expected a volume, got an image of shape {shape}: give the whole scan, not a slice of it",
+            kind="single-slice",
+        )
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) > 4:
         raise RefusedScan(
             f"expected a volume, got {math.prod(shape[3:])} numbers per voxel in {len(shape)} dimensions (shape "
-            f"{shape}), such as vectors: give the scan itself"
+            f"{shape}), such as vectors: give the scan itself",
+            kind="voxel-type",
         )
     if math.prod(shape[:3]) > max_voxels:
         raise RefusedScan(
             f"expected at most {max_voxels} voxels, its header says {math.prod(shape[:3])} (shape {shape}): if this is "
-            "right, raise max_voxels"
+            "right, raise max_voxels",
+            kind="too-large",
         )
     return shape
 
@@ -211,11 +233,14 @@ def _dtype(header: nibabel.Nifti1Header, warnings: list[str]) -> np.dtype:
         dtype = header.get_data_dtype()
     except (HeaderDataError, KeyError):
         raise RefusedScan(
-            f"expected a type of voxels that NIfTI knows, its header says {code}: it is damaged"
+            f"expected a type of voxels that NIfTI knows, its header says {code}: it is damaged", kind="damaged"
         ) from None
     if dtype.kind not in "iuf":
         name = "colour" if code in (128, 2304) else str(dtype) if dtype.kind == "c" else f"type {code}"
-        raise RefusedScan(f"expected one number per voxel, got {name}: convert it to one number per voxel")
+        raise RefusedScan(
+            f"expected one number per voxel, got {name}: convert it to one number per voxel",
+            kind="colour" if name == "colour" else "voxel-type",
+        )
     if int(header["bitpix"]) != 8 * dtype.itemsize:
         warnings.append(f"its header says {int(header['bitpix'])} bits per voxel, but {dtype.name} is taken")
     return dtype
@@ -228,7 +253,9 @@ def _scaling(header: nibabel.Nifti1Header, warnings: list[str]) -> tuple[float, 
         warnings.append(f"its header gives no scaling (slope {slope:g}): voxels are taken as they are stored")
         return 1.0, 0.0
     if not math.isfinite(inter):
-        raise RefusedScan(f"expected a finite scl_inter beside slope {slope:g}, got {inter:g}: write the file again")
+        raise RefusedScan(
+            f"expected a finite scl_inter beside slope {slope:g}, got {inter:g}: write the file again", kind="damaged"
+        )
     return slope, inter
 
 
@@ -237,22 +264,28 @@ def _offset(header: nibabel.Nifti1Header, single: bool, warnings: list[str]) -> 
     if math.isfinite(given):
         offset = round(given)
         if abs(given - offset) > ROUNDED:
-            raise RefusedScan(f"expected voxels from a whole byte on, its header says byte {given:g}: it is damaged")
+            raise RefusedScan(
+                f"expected voxels from a whole byte on, its header says byte {given:g}: it is damaged", kind="damaged"
+            )
         if given != offset:
             warnings.append(f"its header says that voxels begin at byte {given:.7g}: {offset} is taken")
     least = int(header["sizeof_hdr"]) + 4 if single else 0
     if not math.isfinite(offset) or offset < least:
-        raise RefusedScan(f"expected voxels from byte {least} on, its header says byte {offset:g}: it is damaged")
+        raise RefusedScan(
+            f"expected voxels from byte {least} on, its header says byte {offset:g}: it is damaged", kind="damaged"
+        )
     return int(offset)
 
 
 def _check_size(header: NiftiHeader) -> None:
     size = header.voxels.stat().st_size
     if size == 0:
-        raise RefusedScan(f"expected {header.end} bytes of voxels, got an empty file: copy it again")
+        raise RefusedScan(f"expected {header.end} bytes of voxels, got an empty file: copy it again", kind="damaged")
     most = size * LARGEST_GZIP_RATIO if header.packed else size
     if most < header.end:
         came = f"a compressed file of {size} bytes, which cannot hold them" if header.packed else f"{size}"
-        raise RefusedScan(f"expected {header.end} bytes by its header, got {came}: it is cut short, copy it again")
+        raise RefusedScan(
+            f"expected {header.end} bytes by its header, got {came}: it is cut short, copy it again", kind="damaged"
+        )
     if not header.packed and size > header.end + LARGEST_REST:
-        raise RefusedScan(f"expected {header.end} bytes by its header, got {size}: not what it says")
+        raise RefusedScan(f"expected {header.end} bytes by its header, got {size}: not what it says", kind="damaged")

@@ -23,7 +23,7 @@ from monai_llmboost.data.scans.nifti.headers import (
     nifti_header,
     sentence,
 )
-from monai_llmboost.data.scans.scan import RefusedScan, check_volume, chosen_volume
+from monai_llmboost.data.scans.scan import RefusedScan, check_volume, chosen_volume, refused_kind
 
 # Voxels that are unpacked and scaled at a time; what a volume needs beyond its float32 is a few times this.
 CHUNK = 1 << 19
@@ -95,10 +95,11 @@ def _one_file(paths: Sequence[Path]) -> Path:
     if len(files) == 1 and len(set(paths)) == len(paths):
         return files.pop()
     if not paths:
-        raise RefusedScan("expected one NIfTI file, got none: give its path")
+        raise RefusedScan("expected one NIfTI file, got none: give its path", kind="incomplete")
     raise RefusedScan(
         f"expected one NIfTI file, got {len(paths)} as channels of one image, which is not supported here: give one of "
-        "them, combine them into a 4-D file, or load them with MONAI's own LoadImage"
+        "them, combine them into a 4-D file, or load them with MONAI's own LoadImage",
+        kind="several-volumes",
     )
 
 
@@ -108,9 +109,9 @@ def refusal(error: Exception) -> RefusedScan:
         return error.with_traceback(None)
     if isinstance(error, MemoryError):
         told = "expected a volume that fits the memory, but there is not enough: use a larger machine"
-        return RefusedScan(told, may_pass=True)
+        return RefusedScan(told, may_pass=True, kind="memory")
     of_the_system = isinstance(error, OSError) and error.errno is not None  # and no BadGzipFile or the like
-    return RefusedScan(sentence(error) or type(error).__name__, may_pass=of_the_system)
+    return RefusedScan(sentence(error) or type(error).__name__, may_pass=of_the_system, kind=refused_kind(error))
 
 
 def read_voxels(header: NiftiHeader, volume: int | None = None) -> np.ndarray:
@@ -133,15 +134,25 @@ def read_voxels(header: NiftiHeader, volume: int | None = None) -> np.ndarray:
             if end < header.end:
                 raise _too_short(file, header)
             if end > header.end + LARGEST_REST:
-                raise RefusedScan(f"expected {header.end} bytes by its header, got at least {end}: not what it says")
+                raise RefusedScan(
+                    f"expected {header.end} bytes by its header, got at least {end}: not what it says", kind="damaged"
+                )
         except EOFError:
-            raise RefusedScan("expected a whole gzip stream, got one that is cut short: copy the file again") from None
+            raise RefusedScan(
+                "expected a whole gzip stream, got one that is cut short: copy the file again", kind="damaged"
+            ) from None
         except (gzip.BadGzipFile, zlib.error) as error:
-            raise RefusedScan(f"expected a gzip stream, got one with errors ({error}): copy it again") from None
+            raise RefusedScan(
+                f"expected a gzip stream, got one with errors ({error}): copy it again", kind="damaged"
+            ) from None
     if broken:
-        raise RefusedScan(f"expected finite voxels, {broken} are NaN or infinite: mend the file, if you know how")
+        raise RefusedScan(
+            f"expected finite voxels, {broken} are NaN or infinite: mend the file, if you know how", kind="not-finite"
+        )
     if too_large:
-        raise RefusedScan(f"expected voxels within float32, {too_large} are too large (overflow): scale them")
+        raise RefusedScan(
+            f"expected voxels within float32, {too_large} are too large (overflow): scale them", kind="not-finite"
+        )
     return voxels
 
 
@@ -186,4 +197,6 @@ def _read_away(file: BinaryIO, place: int) -> int:
 
 
 def _too_short(file: BinaryIO, header: NiftiHeader) -> RefusedScan:
-    return RefusedScan(f"expected {header.end} bytes by its header, got {file.tell()}: it is cut short, copy it again")
+    return RefusedScan(
+        f"expected {header.end} bytes by its header, got {file.tell()}: it is cut short, copy it again", kind="damaged"
+    )
