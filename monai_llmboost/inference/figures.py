@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai_llmboost.artifacts.digests import file_digest
 from monai_llmboost.artifacts.weights import load_weights
 from monai_llmboost.engines.checkpoints import WEIGHTS
 from monai_llmboost.engines.curves import read_curves
-from monai_llmboost.inference.provenance import file_digest
 
 METRICS, CURVES = "metrics.json", "learning_curves.csv"
 # Numbers in two files that are equal but for their digits.
