@@ -4,6 +4,7 @@
 import csv
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,10 +16,11 @@ import pytest
 import torch
 from conftest import BUNDLE, PRECISION, ROOT, SMALL, TWO_PROCESSES
 from ignite.engine import Events
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from monai_llmboost.bundle import bundle_path, check_options, copy_bundle, monai_arguments, root_cause, run_bundle
 from monai_llmboost.data import LabelledVolumes
+from monai_llmboost.engines.run_config import config_of_run
 from monai_llmboost.llm import extract_block
 
 CONFIGS = ROOT / "bundles" / BUNDLE / "configs"
@@ -196,6 +198,52 @@ def test_a_finished_run_resumes_to_nothing_and_takes_no_other_options(tmp_path):
         trained(tmp_path, 3, resume=True)
     assert "was begun with epochs 2, this one has 3" in str(root_cause(error.value))
     assert (tmp_path / "last.pt").read_bytes() == before
+
+
+@pytest.mark.usefixtures("few_phantoms")
+def test_a_run_is_resumed_with_the_config_that_it_was_begun_with(tmp_path):
+    trained(tmp_path, 2, stop_after=1)
+    for name, value, kept in (
+        ("block_dtype", "$torch.bfloat16", "$torch.bfloat16 if torch.cuda"),
+        ("network_def#dropout_rate", 0.3, "None"),
+        ("loss#label_smoothing", 0.1, "None"),
+        ("patience", 3, "10"),
+        ("optimizer#betas", [0.5, 0.9], "None"),
+    ):
+        with pytest.raises(RuntimeError) as error:
+            trained(tmp_path, 2, resume=True, **{name: value})
+        told = str(root_cause(error.value))
+        assert re.search(rf"was begun with {name}(#0)? '?{re.escape(kept)}", told), told
+    free = {"dataset_dir": "~/.medmnist", "output_dir": str(tmp_path / "elsewhere"), "device": "$torch.device('cpu')"}
+    assert trained(tmp_path, 2, resume=True, **free)["last.pt"]["progress"]["epoch"] == 2
+
+
+@pytest.mark.usefixtures("few_phantoms")
+def test_a_run_of_an_earlier_version_resumes(tmp_path):
+    """It kept no config."""
+    state = trained(tmp_path, 2, stop_after=1)["last.pt"]
+    assert state.pop("config")["patience"] == 10
+    torch.save(state, tmp_path / "last.pt")
+    assert trained(tmp_path, 2, resume=True, patience=3)["last.pt"]["config"]["patience"] == 3
+
+
+def test_the_config_of_a_run_is_without_what_may_change():
+    parser = ConfigParser(
+        {
+            "epochs": 3, "rate": 0.1, "resume": True, "_meta_": {"x": 1},
+            "handlers": [{"_target_": "StatsHandler"}, {"_target_": "A", "num_workers": 2, "b": [1, {"c": None}]}],
+            "config": "$monai_llmboost.engines.run_config.config_of_run(['rate'])",
+        },
+        globals={"monai_llmboost": "monai_llmboost"},
+    )  # fmt: skip
+    from_config = {
+        "config": parser["config"],
+        "handlers#0#_target_": "A",
+        "handlers#0#b#0": 1,
+        "handlers#0#b#1#c": None,
+    }
+    assert parser.get_parsed_content("config") == from_config
+    assert config_of_run() == {}
 
 
 @pytest.mark.usefixtures("few_phantoms")

@@ -20,6 +20,7 @@ from monai_llmboost.engines.files import set_aside
 from monai_llmboost.engines.loading import load_trained
 from monai_llmboost.engines.preprocessing import check_preprocessing, training_steps
 from monai_llmboost.engines.resume import check_progress, check_same_run, check_validates, kinds_of
+from monai_llmboost.engines.run_config import config_of_run
 from monai_llmboost.engines.tracking import MlflowRuns
 from monai_llmboost.llm.signature import KeptText
 from monai_llmboost.networks.class_names import class_names_of
@@ -48,7 +49,8 @@ class TrainingCheckpoints:
         metric: name of the evaluator's metric that chooses; larger is better.
         patience: validations without a better value before training stops; 0 never stops early.
         resume: go on from ``last.pt`` in ``ckpt_dir``.
-        options: by which the run was begun, such as epochs and batch size; a run is resumed with the same ones only.
+        options: by which the run was begun, such as epochs and batch size; a run is resumed with the same ones only,
+            and with the same config of its bundle but for device, places, logging and the like.
         preprocessing: the training's transforms. Their deterministic steps are kept in the networks' ``preprocessing``,
             for :class:`TrainedWeights`, and a run is resumed with the same ones only; ``None`` keeps and compares none.
 
@@ -81,6 +83,7 @@ class TrainingCheckpoints:
         self.patience = patience
         self.resume = resume
         self.options = dict(options or {})
+        self.config = config_of_run(self.options)
         self.preprocessing = preprocessing
         self.steps: dict[str, str] = {}
         self.best: dict[str, float] = {"value": -math.inf, "epoch": 0}
@@ -177,6 +180,7 @@ class TrainingCheckpoints:
         state = {name: saved_state(k) if isinstance(k, nn.Module) else k.state_dict() for name, k in keepers.items()}
         progress = {"epoch": engine.state.epoch, "epoch_length": engine.state.epoch_length}
         about = {"progress": progress, "best": self.best, "waited": self.waited, "options": self.options}
+        about["config"] = self.config
         averaged = {name: int(average.n_averaged) for name, average in self.averages.items()}
         return {**state, **about, "averaged": averaged, "steps": self.steps, "kinds": kinds_of(keepers)}
 
@@ -194,7 +198,8 @@ class TrainingCheckpoints:
         if not isinstance(state, Mapping) or not {"options", "progress", "best"} <= state.keys():
             raise ValueError(f"{path} is not what a training left to resume it: give the --ckpt_dir of the run")
         keepers = self._keepers(engine)
-        check_same_run(path, state, {"options": self.options, "steps": self.steps, "kinds": kinds_of(keepers)})
+        asked = {"options": self.options, "config": self.config, "steps": self.steps, "kinds": kinds_of(keepers)}
+        check_same_run(path, state, asked)
         epoch, epoch_length = check_progress(path, state, engine)
         for name, keeper in keepers.items():
             if name not in state:
