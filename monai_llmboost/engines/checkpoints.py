@@ -14,8 +14,10 @@ from ignite.engine import Engine, Events
 from ignite.handlers import DiskSaver
 from torch import nn
 
+from monai_llmboost.artifacts.digests import file_digest
 from monai_llmboost.artifacts.weights import load_weights
 from monai_llmboost.data.labels import check_labels
+from monai_llmboost.engines.best_weights import BEST, DIGEST, LAST, NEXT, check_best, place_next
 from monai_llmboost.engines.files import set_aside
 from monai_llmboost.engines.loading import load_trained
 from monai_llmboost.engines.preprocessing import check_preprocessing, training_steps
@@ -28,15 +30,16 @@ from monai_llmboost.networks.wrappers import average_of, saved_state, unwrap
 
 logger = logging.getLogger("monai_llmboost")
 # Files of training by whose weights they hold.
-WEIGHTS = {"best": "model.pt", "last": "last.pt"}
+WEIGHTS = {"best": BEST, "last": LAST}
 
 
 class TrainingCheckpoints:
     """Keeps the best network by validation, stops when validation gets no better, and lets a run go on exactly.
 
     ``model.pt`` holds the weights of the best validated epoch; ``last.pt`` all that training needs to go on after the
-    last finished epoch: network, optimizer, schedule, gradient scaler, epoch, best value so far. Both hold tensors and
-    numbers only (``weights_only`` loading works) and are written atomically. Attach it behind MONAI's
+    last finished epoch: network, optimizer, schedule, gradient scaler, epoch, best value so far and the digest of its
+    ``model.pt``. Both hold tensors, numbers and text only (``weights_only`` loading works) and are written atomically.
+    Attach it behind MONAI's
     ``ValidationHandler``, for it reads that epoch's validation, and before :class:`SeededEpochs`.
 
     Before the first step it refuses labels that are none, a run that validates in no epoch, and a validation that
@@ -56,7 +59,7 @@ class TrainingCheckpoints:
 
     Raises:
         ValueError: a patience below 0, or a resume that is neither True nor False.
-        FileNotFoundError: from the run, if there is nothing to resume.
+        FileNotFoundError: from the run, if there is nothing to resume, or its ``model.pt`` is gone.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class TrainingCheckpoints:
         self.preprocessing = preprocessing
         self.steps: dict[str, str] = {}
         self.best: dict[str, float] = {"value": -math.inf, "epoch": 0}
+        self.digest: str | None = ""  # of model.pt; None where an earlier version kept none
         self.waited = 0  # validations since the best one
         self.begun = False
         self.validations = 0  # of this epoch; those of an evaluator that others than its engine run are not counted
@@ -116,7 +120,7 @@ class TrainingCheckpoints:
             raise ValueError(f"expected a whole number of epochs, got {engine.state.max_epochs!r}")
         for what, loader in (("training", _loader_of(engine)), ("validation", _loader_of(self.evaluator))):
             check_labels(loader, class_names_of(self.save_dict["model"]), what)
-        self.best, self.waited = {"value": -math.inf, "epoch": 0}, 0
+        self.best, self.waited, self.digest = {"value": -math.inf, "epoch": 0}, 0, ""
         self.tracked.records = []
         if self.preprocessing is not None:
             self.steps = training_steps(self.preprocessing, _loader_of(engine), _loader_of(self.evaluator))
@@ -128,6 +132,7 @@ class TrainingCheckpoints:
             self.ckpt_dir.mkdir(parents=True, exist_ok=True)
             for name in WEIGHTS.values():
                 set_aside(self.ckpt_dir / name)
+            (self.ckpt_dir / NEXT).unlink(missing_ok=True)
         for network in (*self.save_dict.values(), unwrap(getattr(engine, "network", None))):
             if self.steps and isinstance(getattr(network, "preprocessing", None), KeptText):
                 network.preprocessing.text = self.steps["preprocessing"]
@@ -150,10 +155,13 @@ class TrainingCheckpoints:
         if validated and value > self.best["value"]:
             self.best = {"value": value, "epoch": engine.state.epoch}
             self.waited = 0
-            self.save(saved_state(self.save_dict["model"]), "model.pt")
+            self.save(saved_state(self.save_dict["model"]), NEXT)
+            self.digest = file_digest(self.ckpt_dir / NEXT) if idist.get_rank() == 0 else ""
         elif validated:
             self.waited += 1
-        self.save(self._state(engine), "last.pt")
+        self.save(self._state(engine), LAST)
+        if idist.get_rank() == 0:
+            place_next(self.ckpt_dir)
         if self._waited_enough():
             logger.info(
                 f"no better {self.metric} in {self.waited} validations: stopping after epoch {engine.state.epoch}; "
@@ -170,7 +178,10 @@ class TrainingCheckpoints:
                 return
             raise ValueError(reason)
         best = f"best {self.metric} {self.best['value']:.4f} in epoch {self.best['epoch']}"
-        logger.info(f"{best}: {self.ckpt_dir / 'model.pt'}")
+        path = self.ckpt_dir / BEST
+        if idist.get_rank() == 0 and not path.is_file():
+            raise FileNotFoundError(f"{best}, but {path} is gone: put it back, or use --weights last")
+        logger.info(f"{best}: {path}")
 
     def _waited_enough(self) -> bool:
         return 0 < self.patience <= self.waited
@@ -180,7 +191,7 @@ class TrainingCheckpoints:
         state = {name: saved_state(k) if isinstance(k, nn.Module) else k.state_dict() for name, k in keepers.items()}
         progress = {"epoch": engine.state.epoch, "epoch_length": engine.state.epoch_length}
         about = {"progress": progress, "best": self.best, "waited": self.waited, "options": self.options}
-        about["config"] = self.config
+        about |= {"config": self.config, DIGEST: self.digest}
         averaged = {name: int(average.n_averaged) for name, average in self.averages.items()}
         return {**state, **about, "averaged": averaged, "steps": self.steps, "kinds": kinds_of(keepers)}
 
@@ -189,7 +200,7 @@ class TrainingCheckpoints:
         return self.save_dict if scaler is None else {**self.save_dict, "scaler": scaler}
 
     def _restore(self, engine: Engine) -> None:
-        path = self.ckpt_dir / "last.pt"
+        path = self.ckpt_dir / LAST
         if not path.is_file():
             raise FileNotFoundError(
                 f"nothing to resume: {path} is not there; give the --ckpt_dir of the run, or drop --resume"
@@ -201,6 +212,8 @@ class TrainingCheckpoints:
         asked = {"options": self.options, "config": self.config, "steps": self.steps, "kinds": kinds_of(keepers)}
         check_same_run(path, state, asked)
         epoch, epoch_length = check_progress(path, state, engine)
+        if idist.get_rank() == 0:
+            check_best(self.ckpt_dir, state)
         for name, keeper in keepers.items():
             if name not in state:
                 raise ValueError(
@@ -213,7 +226,7 @@ class TrainingCheckpoints:
         for name, average in self.averages.items():
             average.n_averaged.fill_(state["averaged"][name])
         engine.state.epoch, engine.state.iteration = epoch, epoch * epoch_length
-        self.best = state["best"]
+        self.best, self.digest = state["best"], state.get(DIGEST)
         # Earlier versions did not count validations.
         since = (epoch - self.best["epoch"]) // self.options.get("val_interval", 1) if self.best["epoch"] else 0
         self.waited = state.get("waited", since)

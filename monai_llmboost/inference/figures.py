@@ -10,6 +10,7 @@ from typing import Any
 
 from monai_llmboost.artifacts.digests import file_digest
 from monai_llmboost.artifacts.weights import load_weights
+from monai_llmboost.engines.best_weights import BEST, DIGEST, LAST
 from monai_llmboost.engines.checkpoints import WEIGHTS
 from monai_llmboost.engines.curves import read_curves
 
@@ -29,7 +30,8 @@ def figures_of(weights: str | Path, folders: Sequence[str | Path]) -> dict[str, 
     """Return the figures of a file of weights by what they are of, ``"evaluation"`` and ``"validation"``.
 
     An evaluation counts if its ``metrics.json`` names these very weights by their digest, validation if the
-    ``learning_curves.csv`` agrees with the ``last.pt`` next to the weights, which was written after them.
+    ``learning_curves.csv`` agrees with the ``last.pt`` next to the weights, which knows them by their digest (or, of an
+    earlier version, was written after them).
 
     Args:
         weights: the file.
@@ -77,11 +79,14 @@ def _metrics(path: Path) -> dict[str, Any]:
 
 def _validation(weights: Path, curves: Path) -> dict[str, Any]:
     """Return the row of the best epoch, if both files are of the training that the weights come from."""
-    last = weights.with_name(WEIGHTS["last"])
+    last = weights.with_name(LAST)
     try:
-        if weights.name != WEIGHTS["best"] or weights.stat().st_mtime_ns > last.stat().st_mtime_ns:
+        state = load_weights(last)
+        best, digest = state["best"], state.get(DIGEST)
+        # Earlier versions kept no digest: then these are the weights before the last epoch's.
+        earlier = weights.name == BEST and weights.stat().st_mtime_ns <= last.stat().st_mtime_ns
+        if not (earlier if digest is None else file_digest(weights) == digest):
             return {}
-        best = load_weights(last)["best"]
         rows = [row for row in read_curves(curves) if row["epoch"] == best["epoch"] and "val_auc" in row]
         if not rows or abs(rows[0]["val_auc"] - best["value"]) > SAME:
             return {}

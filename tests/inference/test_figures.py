@@ -74,3 +74,14 @@ def test_files_of_something_else_prove_nothing(trained, name, content):
 def test_metrics_of_an_evaluation_before_it_named_its_weights(trained):
     (trained / "eval" / "metrics.json").write_text(json.dumps(METRICS))
     assert "evaluation" not in told(trained)
+
+
+def test_weights_of_another_training_that_were_put_back_have_no_validation(trained):
+    """Older than ``last.pt``, as its own are, they are told apart by their digest."""
+    last, weights = trained / "models" / "last.pt", trained / "models" / "model.pt"
+    digest = weights_digest(trained / "models")
+    torch.save({**torch.load(last, weights_only=True), "model_sha256": digest}, last)
+    assert told(trained)["validation"] == {"epoch": 2, "auc": 0.75, "acc": 0.6}
+    torch.save({"a": torch.ones(3)}, weights)
+    os.utime(weights, ns=(0, 0))
+    assert "validation" not in told(trained)
