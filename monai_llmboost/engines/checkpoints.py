@@ -209,7 +209,7 @@ class TrainingCheckpoints:
         if not isinstance(state, Mapping) or not {"options", "progress", "best"} <= state.keys():
             raise ValueError(f"{path} is not what a training left to resume it: give the --ckpt_dir of the run")
         keepers = self._keepers(engine)
-        asked = {"options": self.options, "config": self.config, "steps": self.steps, "kinds": kinds_of(keepers)}
+        asked = {"options": self.options, "steps": self.steps, "kinds": kinds_of(keepers), "config": self.config}
         check_same_run(path, state, asked)
         epoch, epoch_length = check_progress(path, state, engine)
         if idist.get_rank() == 0:
