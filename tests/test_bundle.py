@@ -266,6 +266,33 @@ def test_last_weights_and_other_splits_are_judged_on_request(tmp_path):
 
 
 @pytest.mark.usefixtures("few_phantoms")
+def test_weights_are_not_evaluated_on_the_cases_that_they_were_trained_on(run_job, tmp_path):
+    fold = {"folds": 4, "fold": 0, "seed": 5}
+    run_job("train", "none", epochs=1, **fold)
+
+    def evaluated(**options):
+        return json.loads((run_job("evaluate", "none", **options) / "metrics.json").read_text())
+
+    metrics = evaluated(split="val", **fold)
+    assert (metrics["cases"], metrics["folds"], metrics["fold"]) == (25, 4, 0)
+    assert evaluated()["cases"] == 20, "the test split is of no fold"
+    for change in ({"folds": 0, "fold": 0}, {"fold": 1}, {"seed": 6}, {"folds": 5}):
+        told = (
+            r"got the split val of phantom, .*, and it was trained on phantom, fold 0 of 4 by seed 5: give the --folds"
+        )
+        with pytest.raises(ValueError, match=told):
+            evaluated(split="val", **{**fold, **change})
+    run_job("train", "none", epochs=1)
+    assert evaluated(split="val")["cases"] == 20
+    with pytest.raises(ValueError, match="phantom, fold 0 of 4 by seed 5, and it was trained on phantom, official spl"):
+        evaluated(split="val", **fold)
+    state = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
+    torch.save({name: value for name, value in state.items() if "training_cases" not in name},
+               tmp_path / "run" / "model.pt")  # fmt: skip
+    assert evaluated(split="val", **fold)["cases"] == 25, "as an earlier version wrote it"
+
+
+@pytest.mark.usefixtures("few_phantoms")
 def test_validation_every_other_epoch(tmp_path):
     assert trained(tmp_path, 3, val_interval=2)["last.pt"]["best"]["epoch"] == 2
 

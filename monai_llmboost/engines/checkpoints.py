@@ -24,6 +24,7 @@ from monai_llmboost.engines.preprocessing import check_preprocessing, training_s
 from monai_llmboost.engines.resume import check_progress, check_same_run, check_validates, kinds_of
 from monai_llmboost.engines.run_config import config_of_run
 from monai_llmboost.engines.tracking import MlflowRuns
+from monai_llmboost.engines.training_cases import check_cases, labelled_volumes_of
 from monai_llmboost.llm.signature import KeptText
 from monai_llmboost.networks.class_names import class_names_of
 from monai_llmboost.networks.wrappers import average_of, saved_state, unwrap
@@ -133,9 +134,12 @@ class TrainingCheckpoints:
             for name in WEIGHTS.values():
                 set_aside(self.ckpt_dir / name)
             (self.ckpt_dir / NEXT).unlink(missing_ok=True)
+        volumes = labelled_volumes_of(_loader_of(engine))
         for network in (*self.save_dict.values(), unwrap(getattr(engine, "network", None))):
             if self.steps and isinstance(getattr(network, "preprocessing", None), KeptText):
                 network.preprocessing.text = self.steps["preprocessing"]
+            if volumes is not None and isinstance(getattr(network, "training_cases", None), KeptText):
+                network.training_cases.text = volumes.division
         idist.barrier()
         # Chmod'ed and renamed into place by rank 0 alone.
         self.save = DiskSaver(str(self.ckpt_dir), atomic=True, create_dir=True, require_empty=False)
@@ -252,7 +256,8 @@ class TrainedWeights:
 
     Raises:
         ValueError: other weights; from the run, if the file is damaged or was trained with other options, another arm,
-            another block or another preprocessing.
+            another block or another preprocessing, or if it was trained on some of the cases by another division into
+            folds.
         FileNotFoundError: from the run, if there is no such file.
     """
 
@@ -284,6 +289,9 @@ class TrainedWeights:
         kept = getattr(unwrap(self.network), "preprocessing", None)
         if self.preprocessing is not None and isinstance(kept, KeptText) and kept.text:
             check_preprocessing(kept.text, self.preprocessing, self.loader, self.path)
+        cases = getattr(unwrap(self.network), "training_cases", None)
+        if isinstance(cases, KeptText):
+            check_cases(cases.text, self.loader, self.path)
 
 
 # MonaiAlgo of MONAI's federated learning evaluates the weights it is given, and switches off what is called so.

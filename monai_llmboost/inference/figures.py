@@ -44,7 +44,7 @@ def figures_of(weights: str | Path, folders: Sequence[str | Path]) -> dict[str, 
     for folder in dict.fromkeys([path.parent, *map(Path, folders)]):
         metrics = _metrics(folder / METRICS)
         if "evaluation" not in figures and metrics.get("weights_sha256") == digest:
-            keys = ("dataset", "split", "cases", "auc", "auc_interval_95", "acc", "acc_interval_95")
+            keys = ("dataset", "split", "folds", "fold", "cases", "auc", "auc_interval_95", "acc", "acc_interval_95")
             figures["evaluation"] = {key: metrics[key] for key in keys if key in metrics}
         if "validation" not in figures and (row := _validation(path, folder / CURVES)):
             figures["validation"] = row
@@ -55,7 +55,9 @@ def sentences(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return the figures in words, or that there are none."""
     told = []
     if evaluation := figures.get("evaluation"):
-        of = ", ".join(filter(None, (evaluation.get("dataset"), f"{evaluation.get('split', 'test')} split")))
+        split, folds = evaluation.get("split", "test"), evaluation.get("folds")
+        fold = f"fold {evaluation.get('fold')} of {folds}" if folds and split != "test" else None
+        of = ", ".join(filter(None, (evaluation.get("dataset"), f"{split} split", fold)))
         numbers = [_number(evaluation, name) for name in ("auc", "acc") if name in evaluation]
         told.append(f"Evaluated on {evaluation.get('cases', '?')} labelled cases ({of}): {', '.join(numbers)}.")
     if validation := figures.get("validation"):

@@ -78,6 +78,25 @@ class Preprocessing(ReadText):
     size = 2048
 
 
+class TrainingCases(ReadText):
+    """The division into folds that the network was trained by, such as "phantom, fold 0 of 4 by seed 0".
+
+    Empty where it is not known, as in checkpoints of earlier versions. What cannot be read is an average over networks
+    of several divisions, and loads as :attr:`SEVERAL`. :class:`monai_llmboost.engines.TrainingCheckpoints` writes the
+    text, :class:`monai_llmboost.engines.TrainedWeights` compares it.
+    """
+
+    what = "training cases"
+    optional = True
+    SEVERAL = "several divisions"
+
+    def read(self, code: Tensor) -> str:
+        """Take over the text of a checkpoint."""
+        text = decode(code)
+        self.text = self.SEVERAL if text is None else text
+        return ""
+
+
 def on_one_line(name: str) -> str:
     """Return a name as a checkpoint and a table hold it: with spaces in the place of line breaks."""
     return name.replace("\r", " ").replace("\n", " ")

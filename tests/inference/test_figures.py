@@ -85,3 +85,10 @@ def test_weights_of_another_training_that_were_put_back_have_no_validation(train
     torch.save({"a": torch.ones(3)}, weights)
     os.utime(weights, ns=(0, 0))
     assert "validation" not in told(trained)
+
+
+def test_figures_of_a_fold_name_it():
+    (sentence,) = sentences({"evaluation": {**METRICS, "split": "val", "folds": 4, "fold": 1}})
+    assert sentence.startswith("Evaluated on 240 labelled cases (phantom, val split, fold 1 of 4): AUC")
+    (sentence,) = sentences({"evaluation": {**METRICS, "folds": 4, "fold": 1}})
+    assert "(phantom, test split)" in sentence, "which is no fold's"
