@@ -20,13 +20,14 @@ from monai_llmboost.data.labels import check_labels
 from monai_llmboost.engines.best_weights import BEST, DIGEST, LAST, NEXT, check_best, place_next
 from monai_llmboost.engines.files import set_aside
 from monai_llmboost.engines.loading import load_trained
+from monai_llmboost.engines.lock import TrainingLock
 from monai_llmboost.engines.preprocessing import check_preprocessing, training_steps
 from monai_llmboost.engines.resume import check_progress, check_same_run, check_validates, kinds_of
 from monai_llmboost.engines.run_config import config_of_run
 from monai_llmboost.engines.tracking import MlflowRuns
-from monai_llmboost.engines.training_cases import check_cases, labelled_volumes_of
+from monai_llmboost.engines.training_cases import check_cases, division_of
 from monai_llmboost.llm.signature import KeptText
-from monai_llmboost.networks.class_names import class_names_of
+from monai_llmboost.networks.class_names import class_names_of, keep_text
 from monai_llmboost.networks.wrappers import average_of, saved_state, unwrap
 
 logger = logging.getLogger("monai_llmboost")
@@ -47,7 +48,7 @@ class TrainingCheckpoints:
     prepares its volumes in another way. MLflow handlers behind it get a run of their own.
 
     Args:
-        ckpt_dir: the folder; files of an earlier run in it are renamed, not overwritten.
+        ckpt_dir: the folder, of one training at a time; files of an earlier run in it are renamed, not overwritten.
         save_dict: what to keep, ``"model"`` among them, each with ``state_dict`` and ``load_state_dict``.
         evaluator: the engine that validates.
         metric: name of the evaluator's metric that chooses; larger is better.
@@ -96,6 +97,7 @@ class TrainingCheckpoints:
         self.begun = False
         self.validations = 0  # of this epoch; those of an evaluator that others than its engine run are not counted
         self.counts_validations = False
+        self.lock = TrainingLock(self.ckpt_dir)
         self.tracked = MlflowRuns(self.ckpt_dir, "train", resume)
 
     def attach(self, engine: Engine) -> None:
@@ -114,6 +116,8 @@ class TrainingCheckpoints:
         if not self.begun or engine.state.epoch == 0:
             self._begin(engine)
         self.begun = True
+        if idist.get_rank() == 0:
+            self.lock.take(engine)
         self.tracked.start(engine, self.evaluator)
 
     def _begin(self, engine: Engine) -> None:
@@ -131,15 +135,12 @@ class TrainingCheckpoints:
             check_validates(engine, self.options)
         if not self.resume and idist.get_rank() == 0:
             self.ckpt_dir.mkdir(parents=True, exist_ok=True)
-            for name in WEIGHTS.values():
-                set_aside(self.ckpt_dir / name)
+            self.lock.take(engine)
+            set_aside(*(self.ckpt_dir / name for name in WEIGHTS.values()))
             (self.ckpt_dir / NEXT).unlink(missing_ok=True)
-        volumes = labelled_volumes_of(_loader_of(engine))
-        for network in (*self.save_dict.values(), unwrap(getattr(engine, "network", None))):
-            if self.steps and isinstance(getattr(network, "preprocessing", None), KeptText):
-                network.preprocessing.text = self.steps["preprocessing"]
-            if volumes is not None and isinstance(getattr(network, "training_cases", None), KeptText):
-                network.training_cases.text = volumes.division
+        networks = (*self.save_dict.values(), unwrap(getattr(engine, "network", None)))
+        keep_text(networks, "preprocessing", self.steps.get("preprocessing"))
+        keep_text(networks, "training_cases", division_of(_loader_of(engine)))
         idist.barrier()
         # Chmod'ed and renamed into place by rank 0 alone.
         self.save = DiskSaver(str(self.ckpt_dir), atomic=True, create_dir=True, require_empty=False)
@@ -209,6 +210,8 @@ class TrainingCheckpoints:
             raise FileNotFoundError(
                 f"nothing to resume: {path} is not there; give the --ckpt_dir of the run, or drop --resume"
             )
+        if idist.get_rank() == 0:
+            self.lock.take(engine)
         state = load_weights(path, "Copy it again, or start without --resume")
         if not isinstance(state, Mapping) or not {"options", "progress", "best"} <= state.keys():
             raise ValueError(f"{path} is not what a training left to resume it: give the --ckpt_dir of the run")

@@ -17,6 +17,12 @@ def labelled_volumes_of(loader: Any) -> LabelledVolumes | None:
     return loader
 
 
+def division_of(loader: Any) -> str | None:
+    """Return the division into folds of the cases that a loader gives; ``None`` where they say nothing of it."""
+    volumes = labelled_volumes_of(loader)
+    return None if volumes is None else volumes.division
+
+
 def check_cases(trained: str, loader: Any, path: Path) -> None:
     """Refuse to evaluate weights on cases that they were trained on by another division into folds.
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -95,6 +95,14 @@ class TrainingCases(ReadText):
         text = decode(code)
         self.text = self.SEVERAL if text is None else text
         return ""
+
+
+def keep_text(networks: Iterable[Any], name: str, text: str | None) -> None:
+    """Give networks that keep a text of this name, such as "preprocessing", another one; ``None`` leaves theirs."""
+    for network in networks:
+        kept = getattr(network, name, None)
+        if text is not None and isinstance(kept, KeptText):
+            kept.text = text
 
 
 def on_one_line(name: str) -> str:

@@ -2,6 +2,7 @@
 import csv
 import json
 import stat
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -277,6 +278,49 @@ def test_an_earlier_run_is_kept(tmp_path):
     assert (weight(tmp_path, "model.1.pt"), weight(tmp_path)) == (1, 2)
 
 
+def test_files_of_one_run_are_set_aside_by_one_number(tmp_path):
+    for run in range(3):
+        training(tmp_path, [0.5 + run], 1)[2]()
+        if run == 1:
+            (tmp_path / "last.1.pt").rename(tmp_path / "model.3.pt")
+            (tmp_path / "model.pt").unlink()
+    names = {file.name for file in tmp_path.iterdir()}
+    assert names == {"model.pt", "last.pt", "model.1.pt", "last.2.pt", "model.3.pt", "lock"}
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_two_trainings_in_one_folder_are_refused(tmp_path, resume):
+    trainer, run = training(tmp_path, [0.5, 0.6], 2)[1:]
+    other = training(tmp_path, [0.5, 0.6], 2, resume=resume)[2]
+
+    @trainer.on(Events.EPOCH_COMPLETED(once=2))
+    def another_begins():
+        before = {file: file.read_bytes() for file in tmp_path.glob("*.pt")}
+        with pytest.raises(ValueError, match="to be free, but another training writes there: give another --ckpt_dir"):
+            other()
+        assert {file: file.read_bytes() for file in tmp_path.glob("*.pt")} == before
+
+    run()
+    other()
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["progress"]["epoch"] == 2
+
+
+@pytest.mark.parametrize("how", ["failed", "terminated"])
+def test_a_training_that_ends_early_gives_its_folder_back(tmp_path, how):
+    trainer, run = training(tmp_path, [0.5, 0.6], 2)[1:]
+
+    @trainer.on(Events.EPOCH_COMPLETED(once=1))
+    def end():
+        if how == "failed":
+            raise ZeroDivisionError
+        trainer.terminate(skip_completed=True)
+
+    with pytest.raises(ZeroDivisionError) if how == "failed" else nullcontext() as error:
+        run()
+    training(tmp_path, [0.5, 0.6], 2, resume=True)[2]()
+    assert weight(tmp_path) == 2, error
+
+
 def validated_every(folder, interval, epochs, values, **options):
     """A trainer whose evaluator runs every few epochs, as MONAI's ValidationHandler lets it."""
     evaluator = Engine(lambda engine, batch: None)
@@ -387,7 +431,7 @@ def test_an_engine_that_is_run_again_begins_a_new_run(tmp_path):
     run()
     state = torch.load(tmp_path / "last.pt", weights_only=True)
     assert (state["best"]["epoch"], state["waited"]) == (1, 1)
-    assert {file.name for file in tmp_path.iterdir()} == {"model.pt", "last.pt", "model.1.pt", "last.1.pt"}
+    assert {file.name for file in tmp_path.iterdir()} == {"model.pt", "last.pt", "model.1.pt", "last.1.pt", "lock"}
 
 
 def test_a_checkpoint_without_names_is_refused(tmp_path):
