@@ -4,6 +4,7 @@
 import csv
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,10 +16,11 @@ import pytest
 import torch
 from conftest import BUNDLE, PRECISION, ROOT, SMALL, TWO_PROCESSES
 from ignite.engine import Events
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from monai_llmboost.bundle import bundle_path, check_options, copy_bundle, monai_arguments, root_cause, run_bundle
 from monai_llmboost.data import LabelledVolumes
+from monai_llmboost.engines.run_config import config_of_run
 from monai_llmboost.llm import extract_block
 
 CONFIGS = ROOT / "bundles" / BUNDLE / "configs"
@@ -199,6 +201,52 @@ def test_a_finished_run_resumes_to_nothing_and_takes_no_other_options(tmp_path):
 
 
 @pytest.mark.usefixtures("few_phantoms")
+def test_a_run_is_resumed_with_the_config_that_it_was_begun_with(tmp_path):
+    trained(tmp_path, 2, stop_after=1)
+    for name, value, kept in (
+        ("block_dtype", "$torch.bfloat16", "$torch.bfloat16 if torch.cuda"),
+        ("network_def#dropout_rate", 0.3, "None"),
+        ("loss#label_smoothing", 0.1, "None"),
+        ("patience", 3, "10"),
+        ("optimizer#betas", [0.5, 0.9], "None"),
+    ):
+        with pytest.raises(RuntimeError) as error:
+            trained(tmp_path, 2, resume=True, **{name: value})
+        told = str(root_cause(error.value))
+        assert re.search(rf"was begun with {name}(#0)? '?{re.escape(kept)}", told), told
+    free = {"dataset_dir": "~/.medmnist", "output_dir": str(tmp_path / "elsewhere"), "device": "$torch.device('cpu')"}
+    assert trained(tmp_path, 2, resume=True, **free)["last.pt"]["progress"]["epoch"] == 2
+
+
+@pytest.mark.usefixtures("few_phantoms")
+def test_a_run_of_an_earlier_version_resumes(tmp_path):
+    """It kept no config."""
+    state = trained(tmp_path, 2, stop_after=1)["last.pt"]
+    assert state.pop("config")["patience"] == 10
+    torch.save(state, tmp_path / "last.pt")
+    assert trained(tmp_path, 2, resume=True, patience=3)["last.pt"]["config"]["patience"] == 3
+
+
+def test_the_config_of_a_run_is_without_what_may_change():
+    parser = ConfigParser(
+        {
+            "epochs": 3, "rate": 0.1, "resume": True, "_meta_": {"x": 1},
+            "handlers": [{"_target_": "StatsHandler"}, {"_target_": "A", "num_workers": 2, "b": [1, {"c": None}]}],
+            "config": "$monai_llmboost.engines.run_config.config_of_run(['rate'])",
+        },
+        globals={"monai_llmboost": "monai_llmboost"},
+    )  # fmt: skip
+    from_config = {
+        "config": parser["config"],
+        "handlers#0#_target_": "A",
+        "handlers#0#b#0": 1,
+        "handlers#0#b#1#c": None,
+    }
+    assert parser.get_parsed_content("config") == from_config
+    assert config_of_run() == {}
+
+
+@pytest.mark.usefixtures("few_phantoms")
 def test_last_weights_and_other_splits_are_judged_on_request(tmp_path):
     options = {**SMALL, "ckpt_dir": str(tmp_path / "run"), "logging_file": False}
     run_bundle(BUNDLE, "train", "none", epochs=6, learning_rate=0.1, output_dir=str(tmp_path / "run"), **options)
@@ -215,6 +263,33 @@ def test_last_weights_and_other_splits_are_judged_on_request(tmp_path):
     assert rows_of(tmp_path / "best") != rows_of(tmp_path / "last")
     with pytest.raises(ValueError, match="expected weights of best, last, got 'worst'"):
         run_bundle(BUNDLE, "evaluate", "none", weights="worst", **options)
+
+
+@pytest.mark.usefixtures("few_phantoms")
+def test_weights_are_not_evaluated_on_the_cases_that_they_were_trained_on(run_job, tmp_path):
+    fold = {"folds": 4, "fold": 0, "seed": 5}
+    run_job("train", "none", epochs=1, **fold)
+
+    def evaluated(**options):
+        return json.loads((run_job("evaluate", "none", **options) / "metrics.json").read_text())
+
+    metrics = evaluated(split="val", **fold)
+    assert (metrics["cases"], metrics["folds"], metrics["fold"]) == (25, 4, 0)
+    assert evaluated()["cases"] == 20, "the test split is of no fold"
+    for change in ({"folds": 0, "fold": 0}, {"fold": 1}, {"seed": 6}, {"folds": 5}):
+        told = (
+            r"got the split val of phantom, .*, and it was trained on phantom, fold 0 of 4 by seed 5: give the --folds"
+        )
+        with pytest.raises(ValueError, match=told):
+            evaluated(split="val", **{**fold, **change})
+    run_job("train", "none", epochs=1)
+    assert evaluated(split="val")["cases"] == 20
+    with pytest.raises(ValueError, match="phantom, fold 0 of 4 by seed 5, and it was trained on phantom, official spl"):
+        evaluated(split="val", **fold)
+    state = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
+    torch.save({name: value for name, value in state.items() if "training_cases" not in name},
+               tmp_path / "run" / "model.pt")  # fmt: skip
+    assert evaluated(split="val", **fold)["cases"] == 25, "as an earlier version wrote it"
 
 
 @pytest.mark.usefixtures("few_phantoms")

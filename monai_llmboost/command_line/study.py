@@ -63,7 +63,8 @@ def study(
     from monai_llmboost import studies
 
     try:
-        if report is not None and (output is not None or context.args):
+        given = [name for name in context.params if _was_given(context, name)]
+        if report is not None and (given != ["report"] or context.args):
             raise ValueError("expected --report alone, got more: it only draws the page of a finished study again")
         if engine == "local" and address is not None:
             raise ValueError("expected --address with --engine ray, got --engine local: leave out --address")
@@ -92,6 +93,11 @@ def study(
         typer.echo(f"monai-llmboost: interrupted; the same command goes on in {output}", err=True)
         sys.exit(INTERRUPTED)
     sys.exit(status)
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"  # Typer has a click of its own, so not by the enumeration
 
 
 def _listed(words: str) -> tuple[str, ...]:

@@ -59,10 +59,16 @@ def check_source(dataset: str, root: str | Path, download: bool) -> None:
             )
 
 
+# The division of a set without folds.
+OFFICIAL = "official splits"
+
+
 class LabelledVolumes(Dataset):
     """One split of a set: items ``{"image": (1, S, S, S) uint8, "label": int, "case": "test-0007"}``, then transforms.
 
     The items are views of the whole: ``images`` (cases, S, S, S) uint8, ``labels`` (cases,) int64, ``cases`` (names).
+    ``division`` says in words how cases are divided into training and validation, such as "phantom, fold 0 of 4 by
+    seed 0".
 
     Args:
         dataset: ``"phantom"`` (made by code, no files) or one of the six MedMNIST3D sets.
@@ -116,6 +122,8 @@ class LabelledVolumes(Dataset):
             chosen = _dealt(labels, split, folds, fold, fold_seed)
             images, labels, cases = images[chosen], labels[chosen], [cases[index] for index in chosen]
         self.images, self.labels, self.cases = images, labels, cases
+        self.split = split
+        self.division = f"{dataset}, " + (f"fold {fold} of {folds} by seed {fold_seed}" if folds else OFFICIAL)
         items = [
             {"image": image[None], "label": int(label), "case": case}
             for image, label, case in zip(images, labels, cases)

@@ -14,47 +14,54 @@ from ignite.engine import Engine, Events
 from ignite.handlers import DiskSaver
 from torch import nn
 
+from monai_llmboost.artifacts.digests import file_digest
 from monai_llmboost.artifacts.weights import load_weights
 from monai_llmboost.data.labels import check_labels
+from monai_llmboost.engines.best_weights import BEST, DIGEST, LAST, NEXT, check_best, place_next
 from monai_llmboost.engines.files import set_aside
 from monai_llmboost.engines.loading import load_trained
+from monai_llmboost.engines.lock import TrainingLock
 from monai_llmboost.engines.preprocessing import check_preprocessing, training_steps
 from monai_llmboost.engines.resume import check_progress, check_same_run, check_validates, kinds_of
+from monai_llmboost.engines.run_config import config_of_run
 from monai_llmboost.engines.tracking import MlflowRuns
+from monai_llmboost.engines.training_cases import check_cases, division_of
 from monai_llmboost.llm.signature import KeptText
-from monai_llmboost.networks.class_names import class_names_of
+from monai_llmboost.networks.class_names import class_names_of, keep_text
 from monai_llmboost.networks.wrappers import average_of, saved_state, unwrap
 
 logger = logging.getLogger("monai_llmboost")
 # Files of training by whose weights they hold.
-WEIGHTS = {"best": "model.pt", "last": "last.pt"}
+WEIGHTS = {"best": BEST, "last": LAST}
 
 
 class TrainingCheckpoints:
     """Keeps the best network by validation, stops when validation gets no better, and lets a run go on exactly.
 
     ``model.pt`` holds the weights of the best validated epoch; ``last.pt`` all that training needs to go on after the
-    last finished epoch: network, optimizer, schedule, gradient scaler, epoch, best value so far. Both hold tensors and
-    numbers only (``weights_only`` loading works) and are written atomically. Attach it behind MONAI's
+    last finished epoch: network, optimizer, schedule, gradient scaler, epoch, best value so far and the digest of its
+    ``model.pt``. Both hold tensors, numbers and text only (``weights_only`` loading works) and are written atomically.
+    Attach it behind MONAI's
     ``ValidationHandler``, for it reads that epoch's validation, and before :class:`SeededEpochs`.
 
     Before the first step it refuses labels that are none, a run that validates in no epoch, and a validation that
     prepares its volumes in another way. MLflow handlers behind it get a run of their own.
 
     Args:
-        ckpt_dir: the folder; files of an earlier run in it are renamed, not overwritten.
+        ckpt_dir: the folder, of one training at a time; files of an earlier run in it are renamed, not overwritten.
         save_dict: what to keep, ``"model"`` among them, each with ``state_dict`` and ``load_state_dict``.
         evaluator: the engine that validates.
         metric: name of the evaluator's metric that chooses; larger is better.
         patience: validations without a better value before training stops; 0 never stops early.
         resume: go on from ``last.pt`` in ``ckpt_dir``.
-        options: by which the run was begun, such as epochs and batch size; a run is resumed with the same ones only.
+        options: by which the run was begun, such as epochs and batch size; a run is resumed with the same ones only,
+            and with the same config of its bundle but for device, places, logging and the like.
         preprocessing: the training's transforms. Their deterministic steps are kept in the networks' ``preprocessing``,
             for :class:`TrainedWeights`, and a run is resumed with the same ones only; ``None`` keeps and compares none.
 
     Raises:
         ValueError: a patience below 0, or a resume that is neither True nor False.
-        FileNotFoundError: from the run, if there is nothing to resume.
+        FileNotFoundError: from the run, if there is nothing to resume, or its ``model.pt`` is gone.
     """
 
     def __init__(
@@ -81,13 +88,16 @@ class TrainingCheckpoints:
         self.patience = patience
         self.resume = resume
         self.options = dict(options or {})
+        self.config = config_of_run(self.options)
         self.preprocessing = preprocessing
         self.steps: dict[str, str] = {}
         self.best: dict[str, float] = {"value": -math.inf, "epoch": 0}
+        self.digest: str | None = ""  # of model.pt; None where an earlier version kept none
         self.waited = 0  # validations since the best one
         self.begun = False
         self.validations = 0  # of this epoch; those of an evaluator that others than its engine run are not counted
         self.counts_validations = False
+        self.lock = TrainingLock(self.ckpt_dir)
         self.tracked = MlflowRuns(self.ckpt_dir, "train", resume)
 
     def attach(self, engine: Engine) -> None:
@@ -106,6 +116,8 @@ class TrainingCheckpoints:
         if not self.begun or engine.state.epoch == 0:
             self._begin(engine)
         self.begun = True
+        if idist.get_rank() == 0:
+            self.lock.take(engine)
         self.tracked.start(engine, self.evaluator)
 
     def _begin(self, engine: Engine) -> None:
@@ -113,7 +125,7 @@ class TrainingCheckpoints:
             raise ValueError(f"expected a whole number of epochs, got {engine.state.max_epochs!r}")
         for what, loader in (("training", _loader_of(engine)), ("validation", _loader_of(self.evaluator))):
             check_labels(loader, class_names_of(self.save_dict["model"]), what)
-        self.best, self.waited = {"value": -math.inf, "epoch": 0}, 0
+        self.best, self.waited, self.digest = {"value": -math.inf, "epoch": 0}, 0, ""
         self.tracked.records = []
         if self.preprocessing is not None:
             self.steps = training_steps(self.preprocessing, _loader_of(engine), _loader_of(self.evaluator))
@@ -123,11 +135,12 @@ class TrainingCheckpoints:
             check_validates(engine, self.options)
         if not self.resume and idist.get_rank() == 0:
             self.ckpt_dir.mkdir(parents=True, exist_ok=True)
-            for name in WEIGHTS.values():
-                set_aside(self.ckpt_dir / name)
-        for network in (*self.save_dict.values(), unwrap(getattr(engine, "network", None))):
-            if self.steps and isinstance(getattr(network, "preprocessing", None), KeptText):
-                network.preprocessing.text = self.steps["preprocessing"]
+            self.lock.take(engine)
+            set_aside(*(self.ckpt_dir / name for name in WEIGHTS.values()))
+            (self.ckpt_dir / NEXT).unlink(missing_ok=True)
+        networks = (*self.save_dict.values(), unwrap(getattr(engine, "network", None)))
+        keep_text(networks, "preprocessing", self.steps.get("preprocessing"))
+        keep_text(networks, "training_cases", division_of(_loader_of(engine)))
         idist.barrier()
         # Chmod'ed and renamed into place by rank 0 alone.
         self.save = DiskSaver(str(self.ckpt_dir), atomic=True, create_dir=True, require_empty=False)
@@ -147,10 +160,13 @@ class TrainingCheckpoints:
         if validated and value > self.best["value"]:
             self.best = {"value": value, "epoch": engine.state.epoch}
             self.waited = 0
-            self.save(saved_state(self.save_dict["model"]), "model.pt")
+            self.save(saved_state(self.save_dict["model"]), NEXT)
+            self.digest = file_digest(self.ckpt_dir / NEXT) if idist.get_rank() == 0 else ""
         elif validated:
             self.waited += 1
-        self.save(self._state(engine), "last.pt")
+        self.save(self._state(engine), LAST)
+        if idist.get_rank() == 0:
+            place_next(self.ckpt_dir)
         if self._waited_enough():
             logger.info(
                 f"no better {self.metric} in {self.waited} validations: stopping after epoch {engine.state.epoch}; "
@@ -167,7 +183,10 @@ class TrainingCheckpoints:
                 return
             raise ValueError(reason)
         best = f"best {self.metric} {self.best['value']:.4f} in epoch {self.best['epoch']}"
-        logger.info(f"{best}: {self.ckpt_dir / 'model.pt'}")
+        path = self.ckpt_dir / BEST
+        if idist.get_rank() == 0 and not path.is_file():
+            raise FileNotFoundError(f"{best}, but {path} is gone: put it back, or use --weights last")
+        logger.info(f"{best}: {path}")
 
     def _waited_enough(self) -> bool:
         return 0 < self.patience <= self.waited
@@ -177,6 +196,7 @@ class TrainingCheckpoints:
         state = {name: saved_state(k) if isinstance(k, nn.Module) else k.state_dict() for name, k in keepers.items()}
         progress = {"epoch": engine.state.epoch, "epoch_length": engine.state.epoch_length}
         about = {"progress": progress, "best": self.best, "waited": self.waited, "options": self.options}
+        about |= {"config": self.config, DIGEST: self.digest}
         averaged = {name: int(average.n_averaged) for name, average in self.averages.items()}
         return {**state, **about, "averaged": averaged, "steps": self.steps, "kinds": kinds_of(keepers)}
 
@@ -185,17 +205,22 @@ class TrainingCheckpoints:
         return self.save_dict if scaler is None else {**self.save_dict, "scaler": scaler}
 
     def _restore(self, engine: Engine) -> None:
-        path = self.ckpt_dir / "last.pt"
+        path = self.ckpt_dir / LAST
         if not path.is_file():
             raise FileNotFoundError(
                 f"nothing to resume: {path} is not there; give the --ckpt_dir of the run, or drop --resume"
             )
+        if idist.get_rank() == 0:
+            self.lock.take(engine)
         state = load_weights(path, "Copy it again, or start without --resume")
         if not isinstance(state, Mapping) or not {"options", "progress", "best"} <= state.keys():
             raise ValueError(f"{path} is not what a training left to resume it: give the --ckpt_dir of the run")
         keepers = self._keepers(engine)
-        check_same_run(path, state, {"options": self.options, "steps": self.steps, "kinds": kinds_of(keepers)})
+        asked = {"options": self.options, "steps": self.steps, "kinds": kinds_of(keepers), "config": self.config}
+        check_same_run(path, state, asked)
         epoch, epoch_length = check_progress(path, state, engine)
+        if idist.get_rank() == 0:
+            check_best(self.ckpt_dir, state)
         for name, keeper in keepers.items():
             if name not in state:
                 raise ValueError(
@@ -208,7 +233,7 @@ class TrainingCheckpoints:
         for name, average in self.averages.items():
             average.n_averaged.fill_(state["averaged"][name])
         engine.state.epoch, engine.state.iteration = epoch, epoch * epoch_length
-        self.best = state["best"]
+        self.best, self.digest = state["best"], state.get(DIGEST)
         # Earlier versions did not count validations.
         since = (epoch - self.best["epoch"]) // self.options.get("val_interval", 1) if self.best["epoch"] else 0
         self.waited = state.get("waited", since)
@@ -234,7 +259,8 @@ class TrainedWeights:
 
     Raises:
         ValueError: other weights; from the run, if the file is damaged or was trained with other options, another arm,
-            another block or another preprocessing.
+            another block or another preprocessing, or if it was trained on some of the cases by another division into
+            folds.
         FileNotFoundError: from the run, if there is no such file.
     """
 
@@ -266,6 +292,9 @@ class TrainedWeights:
         kept = getattr(unwrap(self.network), "preprocessing", None)
         if self.preprocessing is not None and isinstance(kept, KeptText) and kept.text:
             check_preprocessing(kept.text, self.preprocessing, self.loader, self.path)
+        cases = getattr(unwrap(self.network), "training_cases", None)
+        if isinstance(cases, KeptText):
+            check_cases(cases.text, self.loader, self.path)
 
 
 # MonaiAlgo of MONAI's federated learning evaluates the weights it is given, and switches off what is called so.

@@ -16,15 +16,23 @@ logger = logging.getLogger("monai_llmboost")
 FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 
-def set_aside(path: Path) -> None:
-    """Rename a file that is there to the next free ``name.1.suffix``, ``name.2.suffix`` ...: nothing is overwritten."""
-    if not path.exists():
-        return
+def set_aside(*paths: Path) -> None:
+    """Rename files to the next free ``name.1.suffix``, ``name.2.suffix`` ..., those of one run with one number.
+
+    Nothing is overwritten; a file that is not there is passed over.
+    """
+    there = [path for path in paths if path.exists()]
     number = 1
-    while (kept := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+    while any(_numbered(path, number).exists() for path in paths):
         number += 1
-    path.rename(kept)
-    logger.info(f"{path} of an earlier run is now {kept.name}")
+    for path in there:
+        kept = _numbered(path, number)
+        path.rename(kept)
+        logger.info(f"{path} of an earlier run is now {kept.name}")
+
+
+def _numbered(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.stem}.{number}{path.suffix}")
 
 
 @contextmanager

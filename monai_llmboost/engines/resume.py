@@ -21,7 +21,8 @@ def check_same_run(path: Path, state: Mapping[str, Any], asked: Mapping[str, Map
     Args:
         path: of the checkpoint, for the message.
         state: the checkpoint; what an earlier version did not keep is not compared.
-        asked: of this run, under the names that the checkpoint has: options, steps of preprocessing, kinds of keepers.
+        asked: of this run, under the names that the checkpoint has: options, config, steps of preprocessing, kinds of
+            keepers.
 
     Raises:
         ValueError: they differ.

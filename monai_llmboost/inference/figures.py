@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai_llmboost.artifacts.digests import file_digest
 from monai_llmboost.artifacts.weights import load_weights
+from monai_llmboost.engines.best_weights import BEST, DIGEST, LAST
 from monai_llmboost.engines.checkpoints import WEIGHTS
 from monai_llmboost.engines.curves import read_curves
-from monai_llmboost.inference.provenance import file_digest
 
 METRICS, CURVES = "metrics.json", "learning_curves.csv"
 # Numbers in two files that are equal but for their digits.
@@ -29,7 +30,8 @@ def figures_of(weights: str | Path, folders: Sequence[str | Path]) -> dict[str, 
     """Return the figures of a file of weights by what they are of, ``"evaluation"`` and ``"validation"``.
 
     An evaluation counts if its ``metrics.json`` names these very weights by their digest, validation if the
-    ``learning_curves.csv`` agrees with the ``last.pt`` next to the weights, which was written after them.
+    ``learning_curves.csv`` agrees with the ``last.pt`` next to the weights, which knows them by their digest (or, of an
+    earlier version, was written after them).
 
     Args:
         weights: the file.
@@ -42,7 +44,7 @@ def figures_of(weights: str | Path, folders: Sequence[str | Path]) -> dict[str, 
     for folder in dict.fromkeys([path.parent, *map(Path, folders)]):
         metrics = _metrics(folder / METRICS)
         if "evaluation" not in figures and metrics.get("weights_sha256") == digest:
-            keys = ("dataset", "split", "cases", "auc", "auc_interval_95", "acc", "acc_interval_95")
+            keys = ("dataset", "split", "folds", "fold", "cases", "auc", "auc_interval_95", "acc", "acc_interval_95")
             figures["evaluation"] = {key: metrics[key] for key in keys if key in metrics}
         if "validation" not in figures and (row := _validation(path, folder / CURVES)):
             figures["validation"] = row
@@ -53,7 +55,9 @@ def sentences(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return the figures in words, or that there are none."""
     told = []
     if evaluation := figures.get("evaluation"):
-        of = ", ".join(filter(None, (evaluation.get("dataset"), f"{evaluation.get('split', 'test')} split")))
+        split, folds = evaluation.get("split", "test"), evaluation.get("folds")
+        fold = f"fold {evaluation.get('fold')} of {folds}" if folds and split != "test" else None
+        of = ", ".join(filter(None, (evaluation.get("dataset"), f"{split} split", fold)))
         numbers = [_number(evaluation, name) for name in ("auc", "acc") if name in evaluation]
         told.append(f"Evaluated on {evaluation.get('cases', '?')} labelled cases ({of}): {', '.join(numbers)}.")
     if validation := figures.get("validation"):
@@ -77,11 +81,14 @@ def _metrics(path: Path) -> dict[str, Any]:
 
 def _validation(weights: Path, curves: Path) -> dict[str, Any]:
     """Return the row of the best epoch, if both files are of the training that the weights come from."""
-    last = weights.with_name(WEIGHTS["last"])
+    last = weights.with_name(LAST)
     try:
-        if weights.name != WEIGHTS["best"] or weights.stat().st_mtime_ns > last.stat().st_mtime_ns:
+        state = load_weights(last)
+        best, digest = state["best"], state.get(DIGEST)
+        # Earlier versions kept no digest: then these are the weights before the last epoch's.
+        earlier = weights.name == BEST and weights.stat().st_mtime_ns <= last.stat().st_mtime_ns
+        if not (earlier if digest is None else file_digest(weights) == digest):
             return {}
-        best = load_weights(last)["best"]
         rows = [row for row in read_curves(curves) if row["epoch"] == best["epoch"] and "val_auc" in row]
         if not rows or abs(rows[0]["val_auc"] - best["value"]) > SAME:
             return {}

@@ -19,6 +19,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
+from monai_llmboost.artifacts.digests import file_digest
 from monai_llmboost.data import Scan
 from monai_llmboost.engines.checkpoints import WEIGHTS, TrainedWeights
 from monai_llmboost.engines.files import set_aside, written_whole
@@ -33,7 +34,6 @@ from monai_llmboost.inference.maps.saliency import SaliencyMaps
 from monai_llmboost.inference.page.report import write_report
 from monai_llmboost.inference.page.viewer import Viewer
 from monai_llmboost.inference.pictures import draw_thumbnails, viewers_of
-from monai_llmboost.inference.provenance import file_digest
 from monai_llmboost.inference.tables import as_shown, refused_row, row_of, write_csv, write_json
 from monai_llmboost.networks.class_names import class_names_of, unwrap
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import enum
 import hashlib
 import importlib.metadata
-import json
 import platform
 import random
 import types
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from monai_llmboost.artifacts.digests import file_digest, text_digest
 from monai_llmboost.networks.class_names import unwrap
 
 PACKAGES = ("monai-llmboost", "monai", "torch", "numpy", "nibabel", "SimpleITK", "pydicom")
@@ -27,24 +27,10 @@ DECISIVE_PACKAGES = ("monai-llmboost", "monai", "torch")
 STATES = (np.random.RandomState, np.random.Generator, random.Random, torch.Generator)
 
 
-def file_digest(path: Path) -> str:
-    """The sha256 of a file's bytes, in hex digits."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def files_digest(paths: Iterable[Path]) -> str:
     """The digest of a scan: of its file, or of its files' digests in ascending order, so that names do not matter."""
     digests = sorted(map(file_digest, paths))
     return digests[0] if len(digests) == 1 else text_digest(digests)
-
-
-def text_digest(value: Any) -> str:
-    """The sha256 of a value of plain JSON types."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -80,6 +80,33 @@ class Preprocessing(ReadText):
     what = "preprocessing"
     optional = True
     size = 2048
+
+
+class TrainingCases(ReadText):
+    """The division into folds that the network was trained by, such as "phantom, fold 0 of 4 by seed 0".
+
+    Empty where it is not known, as in checkpoints of earlier versions. What cannot be read is an average over networks
+    of several divisions, and loads as :attr:`SEVERAL`. :class:`monai_llmboost.engines.TrainingCheckpoints` writes the
+    text, :class:`monai_llmboost.engines.TrainedWeights` compares it.
+    """
+
+    what = "training cases"
+    optional = True
+    SEVERAL = "several divisions"
+
+    def read(self, code: Tensor) -> str:
+        """Take over the text of a checkpoint."""
+        text = decode(code)
+        self.text = self.SEVERAL if text is None else text
+        return ""
+
+
+def keep_text(networks: Iterable[Any], name: str, text: str | None) -> None:
+    """Give networks that keep a text of this name, such as "preprocessing", another one; ``None`` leaves theirs."""
+    for network in networks:
+        kept = getattr(network, name, None)
+        if text is not None and isinstance(kept, KeptText):
+            kept.text = text
 
 
 def on_one_line(name: str) -> str:

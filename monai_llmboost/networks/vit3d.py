@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_llmboost.llm.geometry import is_whole
-from monai_llmboost.networks.class_names import ClassNames, Preprocessing
+from monai_llmboost.networks.class_names import ClassNames, Preprocessing, TrainingCases
 from monai_llmboost.networks.transformer import (
     PatchTokens,
     check_booster_fits,
@@ -100,6 +100,7 @@ class ViT3D(nn.Module):
         self.signature = network_signature(self, patch, num_heads, pool, booster, position, stem_channels)
         self.class_names = ClassNames(num_classes, class_names)
         self.preprocessing = Preprocessing()
+        self.training_cases = TrainingCases()
 
     def pool_tokens(self, x: Tensor) -> Tensor:
         """Tokens (B, N, C) to one (B, C)."""

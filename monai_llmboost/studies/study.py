@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from monai_llmboost.engines.files import written_whole
 from monai_llmboost.studies.collect import chosen_rates, collect
+from monai_llmboost.studies.contents import check_contents, contents_of
 from monai_llmboost.studies.cost.arms import cost_of_arms
 from monai_llmboost.studies.datasets import check_datasets
 from monai_llmboost.studies.jobs import Job, on_ray, on_this_machine
@@ -25,6 +26,8 @@ from monai_llmboost.studies.plan import Plan, Run
 ALL_GOOD, SOME_FAILED, NOTHING_DONE = 0, 1, 2
 ENGINES = ("local", "ray")
 PLAN, COSTS, RESULTS, REPORT = "study.json", "cost.json", "results.json", "report.html"
+# In the plan's file: digests of what the configs and the files of weights hold.
+CONTENTS = "contents"
 
 
 def run_study(
@@ -89,22 +92,33 @@ def redraw(output: Path) -> Path:
 
 
 def _keep(plan: Plan, path: Path) -> None:
-    """Write the plan, or see that the one that is there is the same."""
-    asked = plan.as_dict()
+    """Write the plan and what its files hold, or see that those that are there are the same."""
+    asked, contents = plan.as_dict(), contents_of(plan)
     if not path.exists():
-        with written_whole(path) as file:
-            json.dump(asked, file, indent=1)
-            file.write("\n")
+        _write_plan(path, {**asked, CONTENTS: contents})
         return
     begun = told(path.parent, path.name)
     if not isinstance(begun, dict):
         raise ValueError(f"expected the plan of a study in {path}, got something else: give another --output")
+    known = begun.pop(CONTENTS, None)  # earlier versions kept none
     for name in sorted(begun.keys() | asked.keys()):
         if begun.get(name) != asked.get(name):
             raise ValueError(
                 f"the study in {path.parent} was begun with {name} {begun.get(name)!r}, this one has "
                 f"{asked.get(name)!r}: go on with its own options, or give another --output"
             )
+    if known is None:
+        return
+    check_contents(path.parent, known, contents)
+    files = {**contents["files"], **known.get("files", {})}
+    if files != known.get("files"):  # of a file that was not there before
+        _write_plan(path, {**asked, CONTENTS: {**known, "files": files}})
+
+
+def _write_plan(path: Path, value: Mapping[str, Any]) -> None:
+    with written_whole(path, aside=False) as file:
+        json.dump(value, file, indent=1)
+        file.write("\n")
 
 
 class _Study:

@@ -2,15 +2,24 @@
 import csv
 import json
 import stat
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import DiskSaver
 from monai.handlers import from_engine
 from torch import nn
 
-from monai_llmboost.engines import MedMNISTAUC, MetricsFile, PredictionTable, TrainedWeights, TrainingCheckpoints
+from monai_llmboost.engines import (
+    MedMNISTAUC,
+    MetricsFile,
+    PredictionTable,
+    TrainedWeights,
+    TrainingCheckpoints,
+    checkpoints,
+)
 from monai_llmboost.engines.files import plain_cell, safe_row, written_whole
 from monai_llmboost.networks.class_names import ClassNames
 
@@ -166,6 +175,78 @@ def test_what_cannot_be_resumed(tmp_path):
         training(tmp_path, [0.5] * 3, 2, resume=True)[2]()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: path.unlink(), r"model\.pt, the best network so far of the run to resume, is gone: put it back"),
+        (lambda path: torch.save({}, path), r"model\.pt is not the best network of the run in .*last\.pt: put its own"),
+    ],
+)
+def test_a_run_is_resumed_with_its_own_best_network_only(tmp_path, change, message):
+    training(tmp_path, [0.8, 0.5], 2)[2]()
+    change(tmp_path / "model.pt")
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        training(tmp_path, [0.8, 0.5, 0.6], 3, resume=True)[2]()
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_run_without_a_best_network_yet_takes_no_others(tmp_path):
+    with pytest.raises(ValueError, match="nothing was validated"):
+        training(tmp_path, [-np.inf] * 3, 1)[2]()
+    torch.save({}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"model\.pt is of another run, for that in .* has none yet: move it away"):
+        training(tmp_path, [-np.inf, 0.5], 2, resume=True)[2]()
+    (tmp_path / "model.pt").unlink()
+    training(tmp_path, [-np.inf, 0.5], 2, resume=True)[2]()
+    assert weight(tmp_path) == 2
+
+
+def test_a_run_of_an_earlier_version_says_at_its_end_that_its_best_network_is_gone(tmp_path):
+    training(tmp_path, [0.8, 0.5], 2)[2]()
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    del state["model_sha256"]
+    torch.save(state, tmp_path / "last.pt")
+    training(tmp_path, [0.8, 0.5, 0.6], 3, resume=True)[2]()
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["model_sha256"] is None
+    (tmp_path / "model.pt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"in epoch 1, but .*model\.pt is gone: .* or use --weights last"):
+        training(tmp_path, [0.8, 0.5, 0.6, 0.7], 4, resume=True)[2]()
+    training(tmp_path, [0.8, 0.5, 0.6, 0.7, 0.9], 5, resume=True)[2]()
+    assert weight(tmp_path) == 5
+
+
+@pytest.mark.parametrize("before", ["last.pt", "model.pt"])
+def test_a_run_killed_between_its_files_resumes(tmp_path, monkeypatch, before):
+    """Either file is the first that is not written after the second epoch."""
+    values = [0.5, 0.8, 0.6]
+    trainer, run = training(tmp_path, values, 3)[1:]
+    place, save = checkpoints.place_next, DiskSaver.__call__
+
+    def killed(what):
+        if trainer.state.epoch == 2:
+            raise KeyboardInterrupt(what)
+
+    def save_or_die(self, state, name, metadata=None):
+        if name == before:
+            killed(name)
+        save(self, state, name, metadata)
+
+    def place_or_die(folder):
+        killed("model.pt")
+        place(folder)
+
+    monkeypatch.setattr(DiskSaver, "__call__", save_or_die)
+    monkeypatch.setattr(checkpoints, "place_next", place_or_die)
+    with pytest.raises(KeyboardInterrupt, match=before):
+        run()
+    assert weight(tmp_path) == 1
+    monkeypatch.undo()
+    training(tmp_path, values, 3, resume=True)[2]()
+    assert (weight(tmp_path), weight(tmp_path, "last.pt")) == (2, 3)
+    assert not (tmp_path / "model.next.pt").exists()
+
+
 def test_a_run_is_resumed_with_its_own_options(tmp_path):
     training(tmp_path, [0.5] * 3, 2, options={"rate": 0.1, "epochs": 3})[2]()
     with pytest.raises(
@@ -195,6 +276,49 @@ def test_an_earlier_run_is_kept(tmp_path):
     training(tmp_path, [0.5], 1)[2]()
     training(tmp_path, [0.5, 0.7], 2)[2]()
     assert (weight(tmp_path, "model.1.pt"), weight(tmp_path)) == (1, 2)
+
+
+def test_files_of_one_run_are_set_aside_by_one_number(tmp_path):
+    for run in range(3):
+        training(tmp_path, [0.5 + run], 1)[2]()
+        if run == 1:
+            (tmp_path / "last.1.pt").rename(tmp_path / "model.3.pt")
+            (tmp_path / "model.pt").unlink()
+    names = {file.name for file in tmp_path.iterdir()}
+    assert names == {"model.pt", "last.pt", "model.1.pt", "last.2.pt", "model.3.pt", "lock"}
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_two_trainings_in_one_folder_are_refused(tmp_path, resume):
+    trainer, run = training(tmp_path, [0.5, 0.6], 2)[1:]
+    other = training(tmp_path, [0.5, 0.6], 2, resume=resume)[2]
+
+    @trainer.on(Events.EPOCH_COMPLETED(once=2))
+    def another_begins():
+        before = {file: file.read_bytes() for file in tmp_path.glob("*.pt")}
+        with pytest.raises(ValueError, match="to be free, but another training writes there: give another --ckpt_dir"):
+            other()
+        assert {file: file.read_bytes() for file in tmp_path.glob("*.pt")} == before
+
+    run()
+    other()
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["progress"]["epoch"] == 2
+
+
+@pytest.mark.parametrize("how", ["failed", "terminated"])
+def test_a_training_that_ends_early_gives_its_folder_back(tmp_path, how):
+    trainer, run = training(tmp_path, [0.5, 0.6], 2)[1:]
+
+    @trainer.on(Events.EPOCH_COMPLETED(once=1))
+    def end():
+        if how == "failed":
+            raise ZeroDivisionError
+        trainer.terminate(skip_completed=True)
+
+    with pytest.raises(ZeroDivisionError) if how == "failed" else nullcontext() as error:
+        run()
+    training(tmp_path, [0.5, 0.6], 2, resume=True)[2]()
+    assert weight(tmp_path) == 2, error
 
 
 def validated_every(folder, interval, epochs, values, **options):
@@ -307,7 +431,7 @@ def test_an_engine_that_is_run_again_begins_a_new_run(tmp_path):
     run()
     state = torch.load(tmp_path / "last.pt", weights_only=True)
     assert (state["best"]["epoch"], state["waited"]) == (1, 1)
-    assert {file.name for file in tmp_path.iterdir()} == {"model.pt", "last.pt", "model.1.pt", "last.1.pt"}
+    assert {file.name for file in tmp_path.iterdir()} == {"model.pt", "last.pt", "model.1.pt", "last.1.pt", "lock"}
 
 
 def test_a_checkpoint_without_names_is_refused(tmp_path):

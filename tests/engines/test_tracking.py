@@ -180,4 +180,4 @@ def test_without_tracking_nothing_is_kept(tmp_path):
     trainer = Engine(lambda engine, batch: evaluator.run([0]))
     TrainingCheckpoints(tmp_path, {"model": nn.Linear(1, 1)}, evaluator, "auc").attach(trainer)
     trainer.run([0])
-    assert {file.name for file in tmp_path.iterdir()} == {"model.pt", "last.pt"}
+    assert {file.name for file in tmp_path.iterdir()} == {"model.pt", "last.pt", "lock"}

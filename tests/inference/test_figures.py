@@ -74,3 +74,21 @@ def test_files_of_something_else_prove_nothing(trained, name, content):
 def test_metrics_of_an_evaluation_before_it_named_its_weights(trained):
     (trained / "eval" / "metrics.json").write_text(json.dumps(METRICS))
     assert "evaluation" not in told(trained)
+
+
+def test_weights_of_another_training_that_were_put_back_have_no_validation(trained):
+    """Older than ``last.pt``, as its own are, they are told apart by their digest."""
+    last, weights = trained / "models" / "last.pt", trained / "models" / "model.pt"
+    digest = weights_digest(trained / "models")
+    torch.save({**torch.load(last, weights_only=True), "model_sha256": digest}, last)
+    assert told(trained)["validation"] == {"epoch": 2, "auc": 0.75, "acc": 0.6}
+    torch.save({"a": torch.ones(3)}, weights)
+    os.utime(weights, ns=(0, 0))
+    assert "validation" not in told(trained)
+
+
+def test_figures_of_a_fold_name_it():
+    (sentence,) = sentences({"evaluation": {**METRICS, "split": "val", "folds": 4, "fold": 1}})
+    assert sentence.startswith("Evaluated on 240 labelled cases (phantom, val split, fold 1 of 4): AUC")
+    (sentence,) = sentences({"evaluation": {**METRICS, "folds": 4, "fold": 1}})
+    assert "(phantom, test split)" in sentence, "which is no fold's"

@@ -160,7 +160,7 @@ def as_before(network):
     for name, module in network.named_modules():
         if f"{name}.code" in state:
             state[f"{name}.code"] = old_code(module.text, module.compared)
-    del state["preprocessing.code"]
+    del state["preprocessing.code"], state["training_cases.code"]
     return state
 
 
@@ -289,3 +289,15 @@ def test_a_state_dict_is_on_the_device_of_its_network():
         names = ClassNames(4, NAMES)
     names.to_empty(device="cpu")
     assert decode(names.state_dict()["code"]).split("\n") == NAMES
+
+
+def test_an_average_over_folds_knows_that_there_were_several():
+    networks = clients(2)
+    for fold, network in enumerate(networks):
+        network.training_cases.text = f"phantom, fold {fold} of 4 by seed 0"
+    states = [network.state_dict() for network in networks]
+    other = network_of()
+    other.load_state_dict(states[1])
+    assert other.training_cases.text == "phantom, fold 1 of 4 by seed 0"
+    other.load_state_dict({name: (value + states[1][name]) / 2 for name, value in states[0].items()})
+    assert other.training_cases.text == other.training_cases.SEVERAL

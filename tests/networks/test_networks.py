@@ -129,7 +129,8 @@ def test_checkpoint_is_small_complete_and_carries_the_class_names(build, booster
     network = build(booster=booster, class_names=["air", "fat", "bone"])
     state = network.state_dict()
     trained = sum(parameter.numel() for parameter in network.parameters())
-    texts = 4 * 512 + 2048  # the signatures of network, residual and block, the names; the preprocessing
+    # The signatures of network, residual and block, the names, the training cases; the preprocessing.
+    texts = 5 * 512 + 2048
     assert sum(value.numel() for value in state.values()) == trained + texts
     other = build(booster=ResidualBooster(12, random_block("random")))
     assert other.class_names.names() == ["class 0", "class 1", "class 2"]

@@ -5,9 +5,11 @@ import csv
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,8 @@ from typer.testing import CliRunner
 from monai_llmboost.bundle import copy_bundle
 from monai_llmboost.command_line.app import app
 from monai_llmboost.engines.curves import read_curves
-from monai_llmboost.studies import compare_arms, cost_of_arms
+from monai_llmboost.studies import Plan, compare_arms, cost_of_arms
+from monai_llmboost.studies.study import _keep
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 NETWORK = [f"--{key}={value}" for key, value in {**SMALL, "size": 8}.items()]
@@ -101,6 +104,7 @@ def test_it_leaves_everything_beside_its_plan(finished, bundle):
         "study.json",
     }
     plan = json.loads((folder / "study.json").read_text())
+    assert plan.pop("contents").keys() == {"configs", "files"}
     assert plan["options"] == {**SMALL, "size": 8, "epochs": 2}
     assert (plan["arms"], plan["lr_grid"], plan["seeds"]) == (["none", "pretrained"], [1e-3, 3e-3], 2)
     results = results_of(folder)
@@ -217,6 +221,55 @@ def test_another_plan_is_refused_in_its_folder(finished, words):
         assert done.exit_code == 2
         assert told in done.stderr and "give another --output" in done.stderr
     assert results_of(folder)["study"]["seeds"] == 2
+
+
+def test_a_study_of_other_contents_is_refused_by_their_names(tmp_path, bundle):
+    """Nothing is trained here: the folder of a study holds its plan alone."""
+    own, block = tmp_path / "own", tmp_path / "blk.safetensors"
+    shutil.copytree(bundle, own)
+    block.write_bytes(b"one block")
+    options = {**SMALL, "size": 8, "block": str(block)}
+    plan = Plan(str(own), ("none", "pretrained"), ("phantom",), 2, options=options)
+    folder, train = tmp_path / "study", own / "configs" / "train.json"
+    folder.mkdir()
+    keep = partial(_keep, plan, folder / "study.json")
+    keep()
+    kept, config = (folder / "study.json").read_text(), train.read_text()
+    keep()
+    block.write_bytes(b"another block")
+    with pytest.raises(ValueError, match=r"was begun with another content of .*blk\.safetensors: put that file back"):
+        keep()
+    block.unlink()
+    keep()  # what needs it says so
+    block.write_bytes(b"one block")
+    train.write_text(config.replace('"weight_decay": 0.05', '"weight_decay": 0.5'))
+    with pytest.raises(ValueError, match="was begun with another 'weight_decay' in the configs of its bundle"):
+        keep()
+    train.write_text(json.dumps(json.loads(config)))
+    keep()  # other blanks are no other content
+    assert (folder / "study.json").read_text() == kept
+    earlier = {name: value for name, value in json.loads(kept).items() if name != "contents"}
+    (folder / "study.json").write_text(json.dumps(earlier))
+    train.write_text(config.replace('"weight_decay": 0.05', '"weight_decay": 0.5'))
+    keep()
+
+
+def test_a_block_that_comes_later_is_kept_from_then_on(tmp_path, bundle):
+    block = tmp_path / "blk.safetensors"
+    plan = Plan(str(bundle), ("none", "pretrained"), ("phantom",), options={"block": str(block)})
+    _keep(plan, tmp_path / "study.json")
+    block.write_bytes(b"one block")
+    _keep(plan, tmp_path / "study.json")
+    block.write_bytes(b"another block")
+    with pytest.raises(ValueError, match="begun with another content of"):
+        _keep(plan, tmp_path / "study.json")
+
+
+@pytest.mark.parametrize("more", [["--seeds", "3"], ["--jobs=1"], ["--epochs", "3"], ["--output", "x"]])
+def test_a_page_is_drawn_with_no_other_option(tmp_path, more):
+    done = command("--report", tmp_path, *more)
+    assert done.exit_code == 2
+    assert "expected --report alone, got more" in done.stderr
 
 
 def test_two_at_once_are_refused(finished, words):

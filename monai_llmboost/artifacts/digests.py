@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Digests by which a file, or a value of a config, is known again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file's bytes, in hex digits."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def text_digest(value: Any) -> str:
+    """Return the sha256 of a value of plain JSON types."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
