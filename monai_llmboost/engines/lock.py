@@ -9,6 +9,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 from ignite.engine import Engine, Events
 
+# Seconds in which a process that was just killed gives its folder back.
+PATIENCE = 1
+
 
 class TrainingLock:
     """Keeps a folder for the run of an engine, from :meth:`take` until it has completed, failed or been terminated.
@@ -32,7 +35,7 @@ class TrainingLock:
             return
         lock = FileLock(self.folder / "lock")
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=PATIENCE)
         except Timeout as error:
             raise ValueError(
                 f"expected {self.folder} to be free, but another training writes there: give another --ckpt_dir"
