@@ -366,3 +366,12 @@ def test_whole_numbers_beside_fractions_are_exact(tmp_path):
     write_series(tmp_path, VOLUME, np.diag([-0.7, -0.9, 2.5, 1]), change=shifted)
     (scan,) = scans_in(tmp_path)
     assert scan.refused_kind == "uneven-slices"
+
+
+def test_a_slice_of_a_scan_that_its_folder_set_apart_is_missed(tmp_path):
+    write_series(tmp_path / "a", VOLUME, AXIAL, SeriesInstanceUID="")
+    lost = tags(PatientID=lambda k: "" if k == 11 else "A")
+    write_series(tmp_path / "b", OTHER, moved(24), "other", SeriesInstanceUID="", PatientID="A", change=lost)
+    refused = [scan.refused for scan in scans_in(tmp_path)]
+    assert len(refused) == 2
+    assert sum("expected one patient, study and series in an even stack" in reason for reason in refused) == 1

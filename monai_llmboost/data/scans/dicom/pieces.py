@@ -66,7 +66,7 @@ def _linked(stacks: Sequence[Piece], placed: Sequence[int]) -> Iterator[list[int
 def _may_follow(one: Piece, part: SliceHeader, other: Piece, following: SliceHeader) -> bool:
     """Whether a slice of a stack may be followed by a slice of another one in the same scan."""
     (slices, by), (others, by_other) = one, other
-    if part.series_uid == following.series_uid and {*by, *by_other} & _tags(slices):
+    if part.series_uid == following.series_uid and {*by} & {*by_other} & _tags(slices):
         return False
     if not nearly_parallel(part, following):
         return False
@@ -109,7 +109,7 @@ def _are_halves(one: Piece, other: Piece, one_series: bool) -> bool:
     """Whether two stacks are halves of one even stack, and neither a tag nor their numbers say that they are two."""
     (slices, by), (others, by_other) = one, other
     first, second = slices[0], others[0]
-    if (first.rows, first.columns) != (second.rows, second.columns) or _tags(slices) & {*by, *by_other}:
+    if (first.rows, first.columns) != (second.rows, second.columns) or _tags(slices) & {*by} & {*by_other}:
         return False
     if not nearly_parallel(first, second):
         return False
