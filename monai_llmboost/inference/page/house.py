@@ -17,4 +17,6 @@ def style_of(page: Path) -> Markup:
 
 def visible(text: str) -> str:
     """Text with whatever a reader would not see (controls, marks of direction, lone surrogates) spelt out."""
+    if text.isprintable():  # nearly always; pictures in base64 are long
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
