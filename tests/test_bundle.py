@@ -246,6 +246,18 @@ def test_the_config_of_a_run_is_without_what_may_change():
     assert config_of_run() == {}
 
 
+def test_an_object_in_a_config_is_the_same_in_the_next_process():
+    """Its text holds an address, which is new each time."""
+    made = []
+    for _ in range(2):
+        parser = ConfigParser(
+            {"loss": object(), "config": "$monai_llmboost.engines.run_config.config_of_run(['config'])"},
+            globals={"monai_llmboost": "monai_llmboost"},
+        )
+        made.append(parser.get_parsed_content("config"))
+    assert made == [{"loss": "object"}] * 2
+
+
 @pytest.mark.usefixtures("few_phantoms")
 def test_last_weights_and_other_splits_are_judged_on_request(tmp_path):
     options = {**SMALL, "ckpt_dir": str(tmp_path / "run"), "logging_file": False}

@@ -6,7 +6,7 @@ and a directory at the end keeps the CRC-32 of every member. torch itself never 
 and before that the archive must be as torch writes it: members stored as they are, one after the other from the first
 byte to the directory, each with one name in both places. So every reader finds the same bytes under the same name.
 
-A CRC finds damage, not intent: whoever writes other weights writes other checksums too.
+A CRC finds damage, not intent: other weights come with other checksums.
 """
 
 from __future__ import annotations

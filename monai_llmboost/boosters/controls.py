@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from monai_llmboost.boosters.residual import ResidualBooster
 from monai_llmboost.llm import BlockGeometry, Signature, block_width
 
-REMEDY = "run with the arm it was trained with, or train anew"
+REMEDY = "run with the arm it was trained with, or train again"
 
 
 class MLPControl(nn.Module):

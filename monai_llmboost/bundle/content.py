@@ -24,7 +24,7 @@ def read_config(config: Path) -> dict[str, Any]:
 
 
 def merged(configs: Iterable[Path]) -> dict[str, Any]:
-    """Return what configs say together; a key such as ``train#handlers`` stays beside ``train``, a ``+`` is done."""
+    """Return what configs say together; a key such as ``train#handlers`` stays next to ``train``, a ``+`` is done."""
     content: dict[str, Any] = {}
     for file in configs:
         for given, value in read_config(file).items():

@@ -69,7 +69,7 @@ def study(
         if engine == "local" and address is not None:
             raise ValueError("expected --address with --engine ray, got --engine local: leave out --address")
         if report is not None:
-            typer.echo(f"drawn anew: {studies.redraw(report)}")
+            typer.echo(f"drawn again: {studies.redraw(report)}")
             return
         if output is None:
             raise ValueError("expected a folder to write into: give --output DIR, or --report DIR to draw a page anew")

@@ -42,7 +42,7 @@ def check_best(folder: Path, state: Mapping[str, Any]) -> None:
     if following.is_file() and digest and file_digest(following) == digest:
         place_next(folder)
     following.unlink(missing_ok=True)
-    advice = "or begin anew with another --ckpt_dir"
+    advice = "or start again with another --ckpt_dir"
     if not digest and path.exists():
         raise ValueError(f"{path} is of another run, for that in {folder / LAST} has none yet: move it away, {advice}")
     if digest and not path.is_file():

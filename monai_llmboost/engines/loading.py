@@ -22,7 +22,7 @@ def load_trained(network: nn.Module, state: Mapping[str, Any], path: Path) -> No
         ValueError: they are of another network; the message says in what it differs.
     """
     if not isinstance(state, Mapping):
-        raise ValueError(f"expected weights by their names in {path}, got {type(state).__name__}: train anew")
+        raise ValueError(f"expected weights by their names in {path}, got {type(state).__name__}: train again")
     try:
         load_plain(network, state)
     except RuntimeError as error:

@@ -35,7 +35,7 @@ def check_same_run(path: Path, state: Mapping[str, Any], asked: Mapping[str, Map
             if begun.get(name) != mine.get(name):
                 raise ValueError(
                     f"the run in {path} was begun with {name} {begun.get(name)!r}, this one has {mine.get(name)!r}: "
-                    "resume it with its own options, or begin anew with another --ckpt_dir"
+                    "resume it with its own options, or start again with another --ckpt_dir"
                 )
 
 

@@ -49,7 +49,7 @@ def config_of_run(compared_elsewhere: Collection[str] = ()) -> dict[str, Any]:
         return {}
     left_out = {*FREE, *compared_elsewhere}
     kept = {key: value for key, value in config.items() if key not in left_out and not key.startswith("_")}
-    return dict(_leaves(json.loads(json.dumps(kept, default=str))))
+    return dict(_leaves(json.loads(json.dumps(kept, default=_text_of))))
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -63,6 +63,12 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         return
     for key, part in parts.items():
         yield from _leaves(part, f"{name}#{key}" if name else key)
+
+
+def _text_of(value: Any) -> str:
+    """Describe an object of Python; by its type alone where its text is new in every process."""
+    text = str(value)
+    return type(value).__qualname__ if " at 0x" in text else text
 
 
 def _logs(component: Any) -> bool:

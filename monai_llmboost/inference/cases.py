@@ -119,8 +119,8 @@ class ScanCases(Dataset):
                 wrong = "expected finite voxels behind the transforms, got NaN or infinite ones"
                 raise RefusedScan(wrong, kind="not-finite")
             if isinstance(image, MetaTensor):
-                told = [*scan.warnings, *image.meta.get("warnings", "").splitlines()]
-                item["warnings"] = "\n".join(dict.fromkeys(told))
+                warnings = [*scan.warnings, *image.meta.get("warnings", "").splitlines()]
+                item["warnings"] = "\n".join(dict.fromkeys(warnings))
                 item["affine"] = torch.as_tensor(image.affine, dtype=torch.float64).cpu()
                 item["input_affine"] = torch.as_tensor(image.meta["original_affine"], dtype=torch.float64).cpu()
                 item["input_shape"] = torch.as_tensor(np.asarray(image.meta["spatial_shape"])[:3], dtype=torch.int64)

@@ -53,17 +53,17 @@ def figures_of(weights: str | Path, folders: Sequence[str | Path]) -> dict[str, 
 
 def sentences(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return the figures in words, or that there are none."""
-    told = []
+    sentences = []
     if evaluation := figures.get("evaluation"):
         split, folds = evaluation.get("split", "test"), evaluation.get("folds")
         fold = f"fold {evaluation.get('fold')} of {folds}" if folds and split != "test" else None
         of = ", ".join(filter(None, (evaluation.get("dataset"), f"{split} split", fold)))
         numbers = [_number(evaluation, name) for name in ("auc", "acc") if name in evaluation]
-        told.append(f"Evaluated on {evaluation.get('cases', '?')} labelled cases ({of}): {', '.join(numbers)}.")
+        sentences.append(f"Evaluated on {evaluation.get('cases', '?')} labelled cases ({of}): {', '.join(numbers)}.")
     if validation := figures.get("validation"):
         numbers = [_number(validation, name) for name in ("auc", "acc") if name in validation]
-        told.append(f"In training, validation gave {', '.join(numbers)} (best epoch, {validation['epoch']}).")
-    return told or [NONE]
+        sentences.append(f"In training, validation gave {', '.join(numbers)} (best epoch, {validation['epoch']}).")
+    return sentences or [NONE]
 
 
 def _number(figures: Mapping[str, Any], name: str) -> str:

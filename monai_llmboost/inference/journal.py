@@ -110,8 +110,8 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            told = f"expected to write predictions into {self.folder}, got: {error.strerror}: make room, or see to it"
-            raise OSError(error.errno, told) from error
+            reason = f"expected to write predictions into {self.folder}, got: {error.strerror}: make room, or see to it"
+            raise OSError(error.errno, reason) from error
 
     def _mend(self) -> None:
         """Cut off what a kill left of a line, and see that the first line is the key."""

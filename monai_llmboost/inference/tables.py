@@ -40,8 +40,8 @@ def row_of(scan: Scan) -> dict[str, Any]:
 
 def refused_row(scan: Scan) -> dict[str, Any]:
     """Return the row of a case that was refused before it was read."""
-    told = {"refused": scan.refused, "refused_kind": scan.refused_kind, "warnings": list(scan.warnings)}
-    return {**row_of(scan), **told}
+    remarks = {"refused": scan.refused, "refused_kind": scan.refused_kind, "warnings": list(scan.warnings)}
+    return {**row_of(scan), **remarks}
 
 
 def write_csv(file: Any, rows: Sequence[Mapping[str, Any]], names: Sequence[str], columns: Sequence[str]) -> None:

@@ -85,7 +85,7 @@ class FrozenBlock(nn.Module):
         self.signature = Signature(
             "block",
             f"{donor.name} ({self.fingerprint[:12]}{options})",
-            "run with the block and options it was trained with (--block FILE), or train anew",
+            "run with the block and options it was trained with (--block FILE), or train again",
             compared=f"{self.fingerprint}{options}{norm}",
         )
         self.native = isinstance(last, DecoderBlock)

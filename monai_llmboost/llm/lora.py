@@ -103,7 +103,7 @@ def lora_block(
     block.signature = Signature(
         "block",
         f"lora of rank {rank} and alpha {alpha:g} on {block.signature.text}",
-        "run with the arm, --lora_rank and --block it was trained with, or train anew",
+        "run with the arm, --lora_rank and --block it was trained with, or train again",
         compared=f"lora {rank} {alpha:g} {block.signature.digest}",
     )
     return block

@@ -46,7 +46,7 @@ class TrainedBlock(nn.Module):
         self.signature = Signature(
             "block",
             f"trained on from {donor.name} ({donor.fingerprint[:12]}{options}, final norm {final_norm})",
-            "run with the block and options it was trained with (--block FILE), or train anew",
+            "run with the block and options it was trained with (--block FILE), or train again",
         )
 
     def forward(self, h: Tensor) -> Tensor:

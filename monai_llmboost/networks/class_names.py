@@ -28,7 +28,7 @@ class ReadText(KeptText):
         if text is None:
             return (
                 f"the {self.what} in the checkpoint cannot be read: it is damaged, or an average over networks that "
-                f"differ in their {self.what}; average networks of one kind only, or train anew"
+                f"differ in their {self.what}; average networks of one kind only, or train again"
             )
         self.text = text
         return ""

@@ -43,7 +43,7 @@ def run_predict(
 
     Args:
         bundle: a bundle's folder, or the name of one of this package.
-        output: the folder to write into; a run that was interrupted there is gone on with.
+        output: the folder to write into; a run that was interrupted there is continued.
         arm: the arm that was trained.
         accepted: refusals that do not count in the exit code.
         options: keys of ``inference.json``, such as ``dataset_dir`` and ``batch_size``.
@@ -68,11 +68,11 @@ def run_predict(
     accepted.check()
     try:
         with _without_others_words():
-            counts, refusals, told = _run(arguments, first)
+            counts, refusals, sentences = _run(arguments, first)
     except RuntimeError as error:
         raise root_cause(error) from error
     if first:
-        show_result(output, counts, len(accepted.split(refusals)[0]), told)
+        show_result(output, counts, len(accepted.split(refusals)[0]), sentences)
     return status_of(counts["predicted"], refusals, accepted)
 
 
@@ -93,7 +93,7 @@ def _check_together(options: dict[str, Any]) -> None:
 
 
 def _check_places(output: Path, options: dict[str, Any]) -> None:
-    """What can be told before anything that takes time."""
+    """What can be reported before anything that takes time."""
     at_fault = next((path for path in (output, *output.parents) if path.exists()), output)
     if at_fault.exists() and not at_fault.is_dir():
         raise ValueError(f"expected --output to be a folder, got {at_fault}, a file: give another")
@@ -134,9 +134,9 @@ def _run(arguments: dict[str, Any], first: bool) -> tuple[dict[str, int], list[R
         cause = root_cause(error)
         passing = isinstance(cause, (OSError, MemoryError, torch.OutOfMemoryError))
         if passing and predictions.journal.is_open and (kept := len(predictions.journal.rows())):
-            told = str(cause) or "there is not enough memory"
+            message = str(cause) or "there is not enough memory"
             how = "run the same command again" + (" without --overwrite" if predictions.journal.overwrite else "")
-            raise StoppedEarly(f"{told}; {kept} cases are kept: {how} to go on") from error
+            raise StoppedEarly(f"{message}; {kept} cases are kept: {how} to go on") from error
         raise
     finally:
         predictions.journal.close()

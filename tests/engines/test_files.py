@@ -436,5 +436,5 @@ def test_an_engine_that_is_run_again_begins_a_new_run(tmp_path):
 
 def test_a_checkpoint_without_names_is_refused(tmp_path):
     torch.save([torch.zeros(1)], tmp_path / "model.pt")
-    with pytest.raises(ValueError, match=r"expected weights by their names in .*model\.pt, got list: train anew"):
+    with pytest.raises(ValueError, match=r"expected weights by their names in .*model\.pt, got list: train again"):
         TrainedWeights(tmp_path, nn.Linear(1, 1)).load()

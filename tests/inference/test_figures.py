@@ -77,7 +77,7 @@ def test_metrics_of_an_evaluation_before_it_named_its_weights(trained):
 
 
 def test_weights_of_another_training_that_were_put_back_have_no_validation(trained):
-    """Older than ``last.pt``, as its own are, they are told apart by their digest."""
+    """Older than ``last.pt``, as its own are, they are separated by their digest."""
     last, weights = trained / "models" / "last.pt", trained / "models" / "model.pt"
     digest = weights_digest(trained / "models")
     torch.save({**torch.load(last, weights_only=True), "model_sha256": digest}, last)

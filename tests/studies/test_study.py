@@ -205,7 +205,7 @@ def test_its_page_is_drawn_anew(finished):
     (folder / "report.html").unlink()
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
     done = command("--report", folder)
-    assert (done.exit_code, done.output) == (0, f"drawn anew: {folder / 'report.html'}\n")
+    assert (done.exit_code, done.output) == (0, f"drawn again: {folder / 'report.html'}\n")
     assert (folder / "report.html").read_bytes() == page
     assert {f: f.stat().st_mtime_ns for f in folder.rglob("*") if f.name != "report.html"} == before
 

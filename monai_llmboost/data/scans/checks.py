@@ -99,8 +99,8 @@ class CheckVolumed(MapTransform):
         if not self.clip_intensities:
             advice += " --clip_intensities True"
         if not self.clip_intensities and (low < self.low or high > self.high):
-            told = f"expected voxels from {self.low:g} to {self.high:g}, as in training, got {low:g} to {high:g}"
-            raise RefusedScan(f"{told}: {advice}", kind="range")
+            message = f"expected voxels from {self.low:g} to {self.high:g}, as in training, got {low:g} to {high:g}"
+            raise RefusedScan(f"{message}: {advice}", kind="range")
         if (high - low) < SMALLEST_USE_OF_RANGE * (self.high - self.low):
             labels = _values_looked_at(volume) < FEWEST_VALUES
             raise RefusedScan(
@@ -111,17 +111,17 @@ class CheckVolumed(MapTransform):
 
     def _warn(self, volume: MetaTensor) -> None:
         voxels = volume.as_tensor()
-        told = volume.meta.get("warnings", "").splitlines()
+        warnings = volume.meta.get("warnings", "").splitlines()
         values = _values_looked_at(voxels)
         if values < FEWEST_VALUES < volume.numel():
-            told.append(
+            warnings.append(
                 f"different values in some {VOXELS_LOOKED_AT} voxels: {values}; perhaps it is a map of labels, no image"
             )
         outside = float(((voxels < self.low) | (voxels > self.high)).float().mean())
         if outside > 0:
-            told.append(f"clipped to {self.low:g} to {self.high:g}: {100 * outside:.2g} % of the voxels")
-        if told:
-            volume.meta["warnings"] = "\n".join(told)
+            warnings.append(f"clipped to {self.low:g} to {self.high:g}: {100 * outside:.2g} % of the voxels")
+        if warnings:
+            volume.meta["warnings"] = "\n".join(warnings)
 
 
 def _values_looked_at(volume: torch.Tensor) -> int:

@@ -141,10 +141,10 @@ def _scans(
         elif kind == "DICOM":
             dicom.append(path)
     stacks, others = dicom_scans(dicom, source.name) if dicom else ([], [])
-    beside: dict[Path, list[SkippedFile]] = {}
+    neighbours: dict[Path, list[SkippedFile]] = {}
     for file in (*skipped, *others, *(file for scan in (*scans, *stacks) for file in _lost(scan))):
-        beside.setdefault(file.path.parent, []).append(file)
-    return [*scans, *(_with_neighbours(stack, beside) for stack in stacks)], [*skipped, *others], again
+        neighbours.setdefault(file.path.parent, []).append(file)
+    return [*scans, *(_with_neighbours(stack, neighbours) for stack in stacks)], [*skipped, *others], again
 
 
 def _lost(scan: Scan) -> list[SkippedFile]:
@@ -155,7 +155,7 @@ def _lost(scan: Scan) -> list[SkippedFile]:
     return []
 
 
-def _with_neighbours(stack: Scan, beside: dict[Path, list[SkippedFile]]) -> Scan:
+def _with_neighbours(stack: Scan, neighbours: dict[Path, list[SkippedFile]]) -> Scan:
     """A DICOM scan, with a warning if first or last slices may be among the unread files of its folders."""
     if len(stack.files) == 1:
         return stack
@@ -163,12 +163,12 @@ def _with_neighbours(stack: Scan, beside: dict[Path, list[SkippedFile]]) -> Scan
     lost = sum(
         file.unread or may_be_a_slice(file.path.name, file.reason, suffixes)
         for folder in {file.parent for file in stack.files}
-        for file in beside.get(folder, [])
+        for file in neighbours.get(folder, [])
     )
     if not lost:
         return stack
     warning = (
-        f"files beside it that cannot be read: {lost}; if they are of its series, its first or last slices are missing"
+        f"files next to it that cannot be read: {lost}; if they are of its series, its first or last slices are missing"
     )
     return replace(stack, warnings=(*stack.warnings, warning))
 

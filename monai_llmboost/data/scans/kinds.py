@@ -94,7 +94,7 @@ def may_be_a_slice(name: str, kind: str, suffixes: set[str]) -> bool:
     Args:
         name: of the file.
         kind: of its content, see :func:`kind_of`.
-        suffixes: of the slices that lie beside it, such as ``".dcm"``.
+        suffixes: of the slices next to it, such as ``".dcm"``.
     """
     if NO_SLICES.fullmatch(name):
         return False

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-# Words for kinds of refusals, by which a run can be told which ones are usual.
+# Words for kinds of refusals, by which a run knows which ones are usual.
 REFUSED_KINDS = (
     "single-slice", "several-volumes", "missing-slices", "uneven-slices", "no-geometry", "gantry-tilt", "mixed",
     "unclear", "damaged", "too-small", "too-large", "range", "label-map", "colour", "voxel-type", "channels",

@@ -35,7 +35,7 @@ class DicomObjects:
     Args:
         output_dir: folder of the run.
         facts: what makes the predictions, see :func:`monai_llmboost.inference.run_facts`.
-        volume: which of the volumes of a scan is predicted, as the reader is told.
+        volume: which of the volumes of a scan is predicted, as given to the reader.
 
     Raises:
         ImportError: highdicom is not installed.

@@ -81,7 +81,7 @@ class LocalFolder:
 
     def _weights(self, name: str) -> Path:
         if not self.has(name):
-            raise FileNotFoundError(f"expected the weight file {name} beside config.json: download it too")
+            raise FileNotFoundError(f"expected the weight file {name} next to config.json: download it too")
         return self._path(name)
 
 

@@ -43,7 +43,7 @@ OTHER_LAYERS = {
 
 
 def read_native(files: Files, parts: Sequence[WeightSet], choose: Callable[[int], Sequence[int]]) -> DonorLayers:
-    """Return layers of the model whose ``params.json`` lies beside these weights.
+    """Return layers of the model whose ``params.json`` lies next to these weights.
 
     Args:
         files: the model.

@@ -137,7 +137,7 @@ def halves_apart(weight: Tensor, head_size: int) -> Tensor:
 def one_dtype(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a layer's tensors in one dtype: that of its matrices if all fit it exactly, else float32 (or float64).
 
-    Some writers keep norms in float32 beside matrices of 16 bits, which no layer runs with.
+    Some writers keep norms in float32 next to matrices of 16 bits, which no layer runs with.
     """
     dtypes = {tensor.dtype for tensor in tensors.values()}
     if len(dtypes) == 1:

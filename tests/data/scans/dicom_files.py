@@ -101,7 +101,7 @@ def write_series(folder, volume, affine=OBLIQUE, series="series", first=0, chang
 def write_multiframe(path, volume, affine=OBLIQUE, order=None, sop_class=EnhancedCTImageStorage, change=None, **tags):
     """One enhanced file with a frame for each slice in this order; ``change(groups, k)`` may alter a frame's groups.
 
-    With a 4-D volume there is a frame for each slice of each volume, told apart by TemporalPositionIndex and the
+    With a 4-D volume there is a frame for each slice of each volume, separated by TemporalPositionIndex and the
     dimension index. Frame ``f`` is slice ``order[f] % slices`` of volume ``order[f] // slices``.
     """
     volumes = volume[..., None] if volume.ndim == 3 else volume

@@ -51,7 +51,7 @@ def test_scans_of_two_owners_under_one_series_uid_are_two(tmp_path, name, named,
     assert [scan.name for scan in scans] == ["a", "b"]
     if named:
         (warning,) = {warning for scan in scans for warning in scan.warnings}
-        assert re.fullmatch(f"one of 2 stacks of its series, told apart by {by}", warning)
+        assert re.fullmatch(f"one of 2 stacks of its series, separated by {by}", warning)
 
 
 @pytest.mark.parametrize("name", OWNERS)
@@ -136,7 +136,7 @@ def test_acquisitions_that_interleave_are_two_scans(tmp_path, name, gap):
     write_series(tmp_path, OTHER, moved(gap), first=12, **{keyword: two})
     scans = scans_in(tmp_path)
     assert_are(scans, VOLUME, OTHER)
-    assert {scan.warnings for scan in scans} == {(f"one of 2 stacks of its series, told apart by {keyword}",)}
+    assert {scan.warnings for scan in scans} == {(f"one of 2 stacks of its series, separated by {keyword}",)}
 
 
 def test_acquisitions_that_interleave_in_one_order_of_numbers_are_refused_once(tmp_path):

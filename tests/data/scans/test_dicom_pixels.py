@@ -325,7 +325,7 @@ def test_a_file_written_anew_between_its_header_and_its_pixels_is_refused_for_no
     found = reader.read(tmp_path)
     for shape in ((1, 1), (4, 4), (9, 8)):
         save(dataset(np.full(shape, 77, np.int16)), paths[2])
-        with pytest.raises(RefusedScan, match="written anew meanwhile") as refused:
+        with pytest.raises(RefusedScan, match="rewritten meanwhile") as refused:
             reader.get_data(found)
         assert refused.value.may_pass
 

@@ -5,7 +5,7 @@ import shutil
 import nibabel
 import numpy as np
 import pytest
-from dicom_files import OBLIQUE, SECRETS, dataset, item, random_volume, save, uid, write_multiframe, write_series
+from dicom_files import OBLIQUE, SECRETS, dataset, item, random_volume, save, tags, uid, write_multiframe, write_series
 from pydicom import dcmread
 from pydicom.encaps import encapsulate
 from pydicom.uid import EnhancedMRImageStorage, RLELossless, generate_uid
@@ -69,14 +69,6 @@ def in_one(keyword, value):
     return change
 
 
-def tags(**values):
-    def change(data, k):
-        for keyword, value in values.items():
-            setattr(data, keyword, value(k) if callable(value) else value)
-
-    return change
-
-
 REFUSED = {
     "slice missing": (
         lambda data, k: k != 2,
@@ -84,7 +76,7 @@ REFUSED = {
     ),
     "two slices missing": (lambda data, k: k not in (1, 4), "missing: 2, the first between series-006.dcm and"),
     "uneven": (lambda data, k: moved(data, k, [0, 0, 0.2]), r"at equal distances, got 2.3 to 2.7 mm"),
-    "beside": (lambda data, k: moved(data, k, [1, 0, 0]), "even, straight line, got one 1 mm beside its place"),
+    "beside": (lambda data, k: moved(data, k, [1, 0, 0]), "even, straight line, got one 1 mm off its place"),
     "no positions": (lambda data, k: delattr(data, "ImagePositionPatient"), "the position of every slice, got none"),
     "no orientation": (lambda data, k: delattr(data, "ImageOrientationPatient"), "the orientation of every slice"),
     "no spacing": (lambda data, k: delattr(data, "PixelSpacing"), "expected the pixel spacing of every slice"),
@@ -96,7 +88,7 @@ REFUSED = {
     "one left": (lambda data, k: k == 3, "a single slice is no volume"),
     "same place": (
         lambda data, k: tags(ImagePositionPatient=[0, 0, 2.5 * (k // 2)], InstanceNumber=1)(data, k),
-        "6 slices at 3 positions and no tag that tells them apart",
+        "6 slices at 3 positions and no tag that separates them",
     ),
     "signs": (in_one("PixelRepresentation", 0), "slices of one sign .* got several"),
     "scaled and not": (
@@ -196,7 +188,7 @@ def test_volumes_at_one_place_are_told_apart_by_their_tags(tmp_path, name):
     found, _ = scans_in(tmp_path)
     assert sorted(scan.files for scan in found) == sorted(expected)
     assert {scan.refused for scan in found} == {""}
-    assert {scan.warnings for scan in found} == {(f"one of {len(volumes)} stacks of its series, told apart by {by}",)}
+    assert {scan.warnings for scan in found} == {(f"one of {len(volumes)} stacks of its series, separated by {by}",)}
     assert len({scan.name for scan in found}) == len(volumes)
 
 
@@ -242,7 +234,7 @@ def test_echoes_of_several_time_points_are_scans_of_several_volumes(tmp_path):
             write_series(tmp_path, VOLUME + 10 * echo + t, first=number, EchoTime=str(4 + echo))
     found, _ = scans_in(tmp_path)
     assert [scan.shape for scan in found] == [(9, 8, 6, 2)] * 2
-    assert {scan.warnings for scan in found} == {("one of 2 stacks of its series, told apart by EchoTime",)}
+    assert {scan.warnings for scan in found} == {("one of 2 stacks of its series, separated by EchoTime",)}
 
 
 def test_a_sweep_that_was_broken_off_is_refused(tmp_path):

@@ -48,7 +48,7 @@ def test_two_echoes_one_of_which_is_rounded(tmp_path, name):
     write_series(tmp_path, OTHER, AXIAL, first=12, change=tags(**MR, EchoTime="26.8"))
     scans = scans_in(tmp_path)
     assert_are(scans, VOLUME, OTHER)
-    assert all("told apart by EchoTime" in scan.warnings[0] for scan in scans)
+    assert all("separated by EchoTime" in scan.warnings[0] for scan in scans)
 
 
 def test_echoes_that_differ_by_little_are_separated_where_they_lie_at_one_place(tmp_path):
@@ -79,7 +79,7 @@ def test_time_points_that_only_varying_times_separate_are_refused_once(tmp_path,
         values = {"TriggerTime": times, "InstanceNumber": None}
         write_series(tmp_path, random_volume((9, 8, 12), seed=i), AXIAL, f"t{i}", change=tags(**MR, **values),
                      SeriesInstanceUID=uid("series"))  # fmt: skip
-    assert_refused_once(scans_in(tmp_path), "36 slices at 12 positions and no tag that tells them apart")
+    assert_refused_once(scans_in(tmp_path), "36 slices at 12 positions and no tag that separates them")
 
 
 def test_scans_that_interleave_within_a_kernel_are_all_separated(tmp_path):

@@ -316,7 +316,7 @@ def test_a_series_is_warned_of_unread_files_beside_it(tmp_path, spoilt):
     warnings = {scan.name: scan.warnings for scan in scans if not scan.refused}
     assert warnings == {
         "a": (
-            "files beside it that cannot be read: 1; if they are of its series, its first or last slices are missing",
+            "files next to it that cannot be read: 1; if they are of its series, its first or last slices are missing",
         ),
         "b": (),
     }
@@ -347,7 +347,7 @@ def test_what_is_left_of_an_end_slice_is_no_secret(tmp_path, name, style):
         paths[end].write_bytes(SPOILT[name](paths[end].read_bytes()))
         scans, _ = find_scans(folder)
         (warnings,) = (scan.warnings for scan in scans if len(scan.files) > 1)
-        assert "files beside it that cannot be read: 1;" in " ".join(warnings)
+        assert "files next to it that cannot be read: 1;" in " ".join(warnings)
 
 
 @pytest.mark.parametrize("where", ["nowhere", "out"])
@@ -356,7 +356,7 @@ def test_a_link_in_the_place_of_a_slice_is_no_secret(tmp_path, where):
     target = paths[0].rename(tmp_path / "elsewhere")
     (tmp_path / "a" / paths[0].name).symlink_to(target if where == "out" else tmp_path / "gone")
     (scan,) = find_scans(tmp_path / "a")[0]
-    assert "files beside it that cannot be read: 1;" in " ".join(scan.warnings)
+    assert "files next to it that cannot be read: 1;" in " ".join(scan.warnings)
 
 
 NO_SLICES = {

@@ -132,7 +132,7 @@ def line_through(slices: Sequence[SliceHeader], along: np.ndarray) -> tuple[np.n
     if (count := len(set(places(slices)))) < len(slices):
         raise RefusedScan(
             f"expected one slice at each position, got {len(slices)} slices at {count} positions and no tag "
-            f"that tells them apart: keep the slices of one volume",
+            f"that separates them: keep the slices of one volume",
             kind="several-volumes",
         )
     positions = np.array([part.position for part in slices])
@@ -153,7 +153,7 @@ def line_through(slices: Sequence[SliceHeader], along: np.ndarray) -> tuple[np.n
             kind="uneven-slices",
         )
     raise RefusedScan(
-        f"expected slices on an even, straight line, got one {off:.3g} mm beside its place: export the series again",
+        f"expected slices on an even, straight line, got one {off:.3g} mm off its place: export the series again",
         kind="uneven-slices",
     )
 

@@ -114,5 +114,5 @@ def _are_halves(one: Piece, other: Piece, one_series: bool) -> bool:
     if not nearly_parallel(first, second):
         return False
     numbers = [{part.number for part in own} - {None} for own in (slices, others)]
-    begin_anew = all(len(own) > 1 for own in numbers) and bool(numbers[0] & numbers[1])
-    return (overlap(slices, others) or (one_series and not begin_anew)) and is_even((*slices, *others))
+    start_again = all(len(own) > 1 for own in numbers) and bool(numbers[0] & numbers[1])
+    return (overlap(slices, others) or (one_series and not start_again)) and is_even((*slices, *others))

@@ -56,7 +56,7 @@ def volume_of(slices: Sequence[SliceHeader]) -> tuple[np.ndarray, int]:
         parts = [slices[number] for number in of_file[path]]
         for number, part, plane in zip(of_file[path], parts, _stored(path, parts)):
             if plane.shape != (part.rows, part.columns):
-                what = f"expected {path.name} as it was found, it was written anew meanwhile: try again"
+                what = f"expected {path.name} as it was found, it was rewritten meanwhile: try again"
                 raise RefusedScan(what, kind="damaged", may_pass=True)
             if part.padding is not None and (outside := _within(plane, part.padding)).any():
                 padding.append((number, outside.T))

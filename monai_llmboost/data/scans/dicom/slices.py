@@ -93,7 +93,7 @@ class Identity:
     """Whom a slice belongs to; each is empty where the header says nothing.
 
     Args:
-        patient_id: digest of PatientID with a key that is drawn anew in each process; the ID itself is never kept.
+        patient_id: digest of PatientID with a key that is drawn again in each process; the ID itself is never kept.
         patient_name: the same of PatientName.
         study_uid: StudyInstanceUID.
         series_uid: SeriesInstanceUID.

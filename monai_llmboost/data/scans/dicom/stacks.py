@@ -235,7 +235,7 @@ def _refuse_pieces(stacks: Sequence[Stack]) -> list[Stack]:
 
 def _oddities(stack: Stack, of_series: int, others: int, copied: Counter[Path]) -> Iterator[str]:
     if of_series > 1 and stack.slices[0].series_uid:
-        by = f", told apart by {' and '.join(stack.separated_by)}" if stack.separated_by else ""
+        by = f", separated by {' and '.join(stack.separated_by)}" if stack.separated_by else ""
         yield f"one of {of_series} stacks of its series{by}"
     yield from stack.warnings
     if others:

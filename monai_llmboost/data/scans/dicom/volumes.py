@@ -239,7 +239,7 @@ def _by_number(plane: Sequence[SliceHeader], even: bool, nameless: bool) -> list
     for part in plane:
         folders.setdefault(part.path.parent, []).append(part)
     if len(often) > 1 and sum(count for count in often.values() if count > 1) * 2 >= len(plane):
-        return (not even and _by_folder(plane)) or [_unclear(plane, "image numbers that begin anew")]
+        return (not even and _by_folder(plane)) or [_unclear(plane, "image numbers that start again")]
     if nameless and len(folders) > 1 and even and not counted_along(plane):
         return [_unclear(plane, f"slices in {len(folders)} folders, no SeriesInstanceUID and no numbers in a row")]
     of_folders = len(folders) > 1 and all(len(own) >= FEWEST_IN_PASS and is_even(own) for own in folders.values())
@@ -271,10 +271,10 @@ def _by_folder(plane: Sequence[SliceHeader], at_one_place: bool = False) -> list
         return []
     sets = [{part.number for part in own if part.number is not None} for own in parts]
     numbered = all(len(own) == len(part) for own, part in zip(sets, parts))
-    begin_anew = numbered and all(2 * len(a & b) >= min(len(a), len(b)) for a, b in combinations(sets, 2))
+    start_again = numbered and all(2 * len(a & b) >= min(len(a), len(b)) for a, b in combinations(sets, 2))
     in_blocks = numbered and all(max(a) < min(b) for a, b in pairwise(sorted(sets, key=min)))
     unnumbered = all(len(own) < 2 for own in sets)
-    if not (begin_anew or (at_one_place and (in_blocks or unnumbered))):
+    if not (start_again or (at_one_place and (in_blocks or unnumbered))):
         return []
     return [Volumes(tuple(part), separated_by=("folder",)) for part in parts]
 

@@ -142,19 +142,19 @@ def _check_affine(affine: np.ndarray, unit: int, warnings: list[str]) -> None:
         raise RefusedScan(
             "expected an affine that can be inverted: its voxel size or directions are broken", kind="no-geometry"
         )
-    told = f"{' x '.join(f'{size:g}' for size in sizes)} mm"
+    mm = f"{' x '.join(f'{size:g}' for size in sizes)} mm"
     if unit in UNITS_MM:
         name, factor = UNITS_MM[unit]
         if (sizes * factor >= SMALLEST_VOXEL).all() and (sizes * factor <= LARGEST_VOXEL).all():
             raise RefusedScan(
                 f"expected lengths in mm, its header says {name}: write the file again in mm", kind="units"
             )
-        warnings.append(f"its header says that lengths are in {name}, which cannot be: taken as {told}")
+        warnings.append(f"its header says that lengths are in {name}, which cannot be: taken as {mm}")
     elif unit not in KNOWN_UNITS:
-        warnings.append(f"its header gives lengths in a unit that the standard does not have ({unit}): taken as {told}")
+        warnings.append(f"its header gives lengths in a unit that the standard does not have ({unit}): taken as {mm}")
     if (sizes < SMALLEST_VOXEL).any() or (sizes > LARGEST_VOXEL).any():
         raise RefusedScan(
-            f"expected voxels of {SMALLEST_VOXEL:g} to {LARGEST_VOXEL:g} mm, got {told}: perhaps metres or micrometres "
+            f"expected voxels of {SMALLEST_VOXEL:g} to {LARGEST_VOXEL:g} mm, got {mm}: perhaps metres or micrometres "
             "were written for mm",
             kind="units",
         )

@@ -142,7 +142,7 @@ def _partner(path: Path, kind: str) -> Path:
     other = partner(path, kind)
     if other is None:
         raise RefusedScan(
-            f"expected a pair of .hdr and .img, but the .{kind} of {path.name} is missing: put it beside the other",
+            f"expected a pair of .hdr and .img, but the .{kind} of {path.name} is missing: put it next to the other",
             kind="incomplete",
         )
     return other
@@ -254,7 +254,7 @@ def _scaling(header: nibabel.Nifti1Header, warnings: list[str]) -> tuple[float, 
         return 1.0, 0.0
     if not math.isfinite(inter):
         raise RefusedScan(
-            f"expected a finite scl_inter beside slope {slope:g}, got {inter:g}: write the file again", kind="damaged"
+            f"expected a finite scl_inter next to slope {slope:g}, got {inter:g}: write the file again", kind="damaged"
         )
     return slope, inter
 

@@ -108,8 +108,8 @@ def refusal(error: Exception) -> RefusedScan:
     if isinstance(error, RefusedScan):
         return error.with_traceback(None)
     if isinstance(error, MemoryError):
-        told = "expected a volume that fits the memory, but there is not enough: use a larger machine"
-        return RefusedScan(told, may_pass=True, kind="memory")
+        message = "expected a volume that fits the memory, but there is not enough: use a larger machine"
+        return RefusedScan(message, may_pass=True, kind="memory")
     of_the_system = isinstance(error, OSError) and error.errno is not None  # and no BadGzipFile or the like
     return RefusedScan(sentence(error) or type(error).__name__, may_pass=of_the_system, kind=refused_kind(error))
 
