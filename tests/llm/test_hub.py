@@ -497,7 +497,7 @@ def test_both_have_the_same_methods(server, folder, tensors):
         with pytest.raises(ValueError, match=rf"expected \['z'\] in {name}, found none"):
             local.tensors(name, ["z"])
     with pytest.raises(
-        FileNotFoundError, match=r"expected the weight file x\.bin beside config\.json: download it too"
+        FileNotFoundError, match=r"expected the weight file x\.bin next to config\.json: download it too"
     ):
         local.tensor_names("x.bin")
 

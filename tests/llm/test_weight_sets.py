@@ -186,7 +186,7 @@ def test_an_index_whose_files_are_gone_is_passed_over(models, tmp_path):
     assert (tmp_path / INDEX).is_file()
     assert torch.equal(read(tmp_path), query(new))
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"expected the weight file model-\d+-of-\d+\.safetensors beside"):
+    with pytest.raises(FileNotFoundError, match=r"expected the weight file model-\d+-of-\d+\.safetensors next to"):
         read(tmp_path)
 
 
