@@ -454,7 +454,12 @@ def test_names_come_from_the_checkpoint(run_job, tmp_path):
         ("train", None, {"network_dev#patch_size": 4}, "did you mean --network_def?"),
         ("train", None, {"zzz": 1}, "no option --zzz; it has "),
         ("training", None, {}, "unknown job 'training'; choose from train, evaluate, inference; did you mean train?"),
-        ("train", "some", {}, "unknown arm 'some'; choose from lora, mlp, none, pretrained, pretrained-trained, random"),
+        (
+            "train",
+            "some",
+            {},
+            "unknown arm 'some'; choose from lora, mlp, none, pretrained, pretrained-trained, random",
+        ),
         ("train", None, {"dataset": "liver"}, "dataset to be one of phantom"),
         ("train", "pretrained", {"block": "random"}, "found nothing at random: give --block FILE"),
         ("train", None, {"patch_size": 5}, "img_size to be a multiple of patch_size"),
