@@ -10,7 +10,7 @@ import pytest
 from conftest import SMALL
 
 from monai_llmboost.data import find_scans
-from monai_llmboost.predict import run_predict
+from monai_llmboost.inference.run import run_predict
 
 pytestmark = [
     # What MONAI, Ignite and torch say of themselves on every normal run (MONAI 1.6.1, torch 2.15).

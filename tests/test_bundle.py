@@ -146,7 +146,7 @@ ITEM_TRANSFORM = {
 
 @pytest.fixture
 def few_phantoms(monkeypatch):
-    monkeypatch.setattr("monai_llmboost.data.phantoms.PHANTOM_CASES", {"train": 80, "val": 20, "test": 20})
+    monkeypatch.setattr("monai_llmboost.data.datasets.phantoms.PHANTOM_CASES", {"train": 80, "val": 20, "test": 20})
 
 
 @pytest.mark.usefixtures("few_phantoms")

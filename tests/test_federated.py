@@ -25,7 +25,7 @@ pytestmark = [
 
 @pytest.fixture
 def few_phantoms(monkeypatch):
-    monkeypatch.setattr("monai_llmboost.data.phantoms.PHANTOM_CASES", {"train": 24, "val": 12, "test": 12})
+    monkeypatch.setattr("monai_llmboost.data.datasets.phantoms.PHANTOM_CASES", {"train": 24, "val": 12, "test": 12})
 
 
 def client(folder, number, diff, **options):

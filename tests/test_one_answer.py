@@ -15,7 +15,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientati
 from torch.nn import functional as F
 
 from monai_llmboost.bundle import run_bundle
-from monai_llmboost.predict import run_predict
+from monai_llmboost.inference.run import run_predict
 
 pytestmark = [
     # What MONAI, Ignite and torch say of themselves on every normal run (MONAI 1.6.1, torch 2.15).

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from monai_llmboost.bundle import check_dataset, check_options, copy_bundle, job_configs, monai_arguments
 from monai_llmboost.command_line.app import app
 from monai_llmboost.data import class_names, medmnist3d_names
-from monai_llmboost.data.medmnist3d import DATASETS
-from monai_llmboost.data.phantoms import PHANTOM_CLASSES
+from monai_llmboost.data.datasets.medmnist import DATASETS
+from monai_llmboost.data.datasets.phantoms import PHANTOM_CLASSES
 
 WHOLE = {
     "epochs": 1, "batch_size": 1, "val_interval": 1, "patience": 0, "seed": 0, "block_seed": 0, "folds": 0, "fold": 0,

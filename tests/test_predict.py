@@ -30,8 +30,8 @@ from monai_llmboost.bundle import run_bundle
 from monai_llmboost.command_line.app import app
 from monai_llmboost.data import BoundedNiftiReader, RefusedScan, phantom_arrays
 from monai_llmboost.engines import TrainedWeights
+from monai_llmboost.inference.run import StoppedEarly, run_predict
 from monai_llmboost.networks import ViT3D
-from monai_llmboost.predict import StoppedEarly, run_predict
 
 pytestmark = [
     # What MONAI, Ignite and torch say of themselves on every normal run (MONAI 1.6.1, torch 2.15).
@@ -231,9 +231,7 @@ def asked_in_a_process_of_its_own(arguments):
 def forks():
     """Processes that have imported everything, so that a run takes a second and not ten."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["test_predict", "monai.bundle", "monai_llmboost.inference", "monai_llmboost.predict"]
-    )
+    context.set_forkserver_preload(["test_predict", "monai.bundle", "monai_llmboost.inference.run"])
     return context
 
 

@@ -36,7 +36,7 @@ SIZE = {**SMALL, "size": 8, "patch_size": 4}
 
 @pytest.fixture(autouse=True)
 def few_phantoms(monkeypatch):
-    monkeypatch.setattr("monai_llmboost.data.phantoms.PHANTOM_CASES", {"train": 20, "val": 10, "test": 10})
+    monkeypatch.setattr("monai_llmboost.data.datasets.phantoms.PHANTOM_CASES", {"train": 20, "val": 10, "test": 10})
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def run(run_job):
 
 
 def kept(folder, name="model.pt"):
-    from monai_llmboost.llm.signature import decode
+    from monai_llmboost.artifacts.signature import decode
 
     state = torch.load(folder / name, weights_only=True)
     return decode(state.get("model", state)["preprocessing.code"])

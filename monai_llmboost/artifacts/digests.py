@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,12 @@ def file_digest(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def files_digest(paths: Iterable[Path]) -> str:
+    """Return the digest of one file, or of the sorted digests of several, so that their names do not matter."""
+    digests = sorted(map(file_digest, paths))
+    return digests[0] if len(digests) == 1 else text_digest(digests)
 
 
 def text_digest(value: Any) -> str:

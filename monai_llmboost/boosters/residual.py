@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from monai_llmboost.boosters.normed_keys import attend_normed, multiply_adds_of_normed
-from monai_llmboost.boosters.readout import GramMatrix, attend_encoded, attend_visual, multiply_adds
-from monai_llmboost.llm import DecoderBlock, FrozenBlock, LowRankLinear, Signature
+from monai_llmboost.adapters import LowRankLinear
+from monai_llmboost.artifacts.signature import Signature
+from monai_llmboost.boosters.readout.normed_keys import attend_normed, multiply_adds_of_normed
+from monai_llmboost.boosters.readout.visual_tokens import GramMatrix, attend_encoded, attend_visual, multiply_adds
+from monai_llmboost.llm import DecoderBlock, FrozenBlock
 
 RESIDUALS = ("inner", "outer", "both", "none", "projected")
 

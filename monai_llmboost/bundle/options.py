@@ -32,7 +32,7 @@ LARGEST_SEED = 2**32 - 1
 BELOW = {"val_interval": ("epochs", "at most"), "warmup_epochs": ("epochs", "below")}
 # How a bundle of ours says what its classes are: then its key ``dataset`` is one of these names.
 NAMED_SETS = {"_target_": "monai_llmboost.data.class_names", "dataset": "@dataset"}
-DATASETS = Path(__file__).parents[1] / "data" / "names.json"
+DATASETS = Path(__file__).parents[1] / "data" / "datasets" / "names.json"
 
 
 def check_options(configs: list[Path], overrides: Mapping[str, Any]) -> None:

@@ -85,7 +85,8 @@ def predict(
     refused, or the run ended early, 2 none was predicted, or a mistake in the
     command, 130 interrupted. Several GPUs: torchrun --nproc_per_node=2 -m monai_llmboost predict ...
     """
-    from monai_llmboost import predict as predicting
+    from monai_llmboost.inference import run as predicting
+    from monai_llmboost.inference.status import NOTHING_DONE, SOME_FAILED, AcceptedRefusals
 
     try:
         typed, more_inputs = parted(context.args)
@@ -114,13 +115,13 @@ def predict(
         own |= {key: value for key, value in (("only", only), ("columns", columns)) if value}
         for key in own.keys() & options.keys():
             raise ValueError(f"expected --{NAMES.get(key, key.replace('_', '-'))}, got --{key}: so it is named here")
-        accepted = predicting.AcceptedRefusals(tuple(accept_refused or ()), known_refused)
+        accepted = AcceptedRefusals(tuple(accept_refused or ()), known_refused)
         if dry_run:
             sys.exit(predicting.dry_run(bundle, output, arm, accepted, **own, **options))
         status = predicting.run_predict(bundle, output or Path(), arm, accepted, **own, **options)
     except MISTAKES as error:
         tell(error)
-        sys.exit(predicting.SOME_FAILED if isinstance(error, predicting.StoppedEarly) else predicting.NOTHING_DONE)
+        sys.exit(SOME_FAILED if isinstance(error, predicting.StoppedEarly) else NOTHING_DONE)
     except KeyboardInterrupt:
         how = "the same command without --overwrite" if overwrite else "the same command"
         typer.echo(f"monai-llmboost: interrupted; what was predicted is kept, {how} goes on", err=True)

@@ -3,9 +3,9 @@
 
 from monai_llmboost.data.augment import RandAffineBatchd
 from monai_llmboost.data.batches import BatchedVolumes
-from monai_llmboost.data.labelled import LabelledVolumes, check_source, class_names, reads_files
-from monai_llmboost.data.medmnist3d import medmnist3d_file, medmnist3d_names
-from monai_llmboost.data.phantoms import PHANTOM_CLASSES, phantom_arrays
+from monai_llmboost.data.datasets.medmnist import medmnist3d_file, medmnist3d_names
+from monai_llmboost.data.datasets.named import LabelledVolumes, check_source, class_names, reads_files
+from monai_llmboost.data.datasets.phantoms import PHANTOM_CLASSES, phantom_arrays
 from monai_llmboost.data.scans import (
     BoundedNiftiReader,
     CheckVolumed,

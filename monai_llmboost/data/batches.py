@@ -13,7 +13,7 @@ from monai.transforms import Randomizable
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from monai_llmboost.data.labelled import LabelledVolumes
+from monai_llmboost.data.datasets.named import LabelledVolumes
 
 
 class BatchedVolumes:

@@ -15,10 +15,11 @@ from ignite.handlers import DiskSaver
 from torch import nn
 
 from monai_llmboost.artifacts.digests import file_digest
+from monai_llmboost.artifacts.files import set_aside
+from monai_llmboost.artifacts.signature import KeptText
 from monai_llmboost.artifacts.weights import load_weights
 from monai_llmboost.data.labels import check_labels
 from monai_llmboost.engines.best_weights import BEST, DIGEST, LAST, NEXT, check_best, place_next
-from monai_llmboost.engines.files import set_aside
 from monai_llmboost.engines.loading import load_trained
 from monai_llmboost.engines.lock import TrainingLock
 from monai_llmboost.engines.preprocessing import check_preprocessing, training_steps
@@ -26,7 +27,6 @@ from monai_llmboost.engines.resume import check_progress, check_same_run, check_
 from monai_llmboost.engines.run_config import config_of_run
 from monai_llmboost.engines.tracking import MlflowRuns
 from monai_llmboost.engines.training_cases import check_cases, division_of
-from monai_llmboost.llm.signature import KeptText
 from monai_llmboost.networks.class_names import class_names_of, keep_text
 from monai_llmboost.networks.wrappers import average_of, saved_state, unwrap
 

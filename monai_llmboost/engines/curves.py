@@ -12,7 +12,7 @@ import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from torch import optim
 
-from monai_llmboost.engines.files import placed_whole, set_aside
+from monai_llmboost.artifacts.files import placed_whole, set_aside
 
 TABLE = "learning_curves.csv"
 

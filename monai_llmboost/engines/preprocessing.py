@@ -7,8 +7,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from monai_llmboost.artifacts.signature import DIGEST_BYTES
 from monai_llmboost.data.steps import difference, in_words, transforms_of, voxel_steps
-from monai_llmboost.llm.signature import DIGEST_BYTES
 from monai_llmboost.networks.class_names import Preprocessing
 
 logger = logging.getLogger("monai_llmboost")

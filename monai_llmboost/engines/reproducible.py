@@ -11,7 +11,7 @@ from ignite.engine import Engine, Events
 from monai.transforms import Randomizable
 from monai.utils import set_determinism
 
-from monai_llmboost.llm.geometry import is_whole
+from monai_llmboost.arguments import is_whole
 
 
 class SeededEpochs:

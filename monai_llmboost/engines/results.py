@@ -16,10 +16,10 @@ import numpy as np
 from ignite.engine import Engine, Events
 from torch import Tensor, distributed, nn
 
+from monai_llmboost.artifacts.files import safe_row, written_whole
 from monai_llmboost.data.labels import check_labels
-from monai_llmboost.engines.files import safe_row, written_whole
-from monai_llmboost.engines.metrics import bootstrap_interval, medmnist_acc, medmnist_auc
 from monai_llmboost.networks.class_names import class_names_of, on_one_line, unwrap
+from monai_llmboost.tasks.classification import bootstrap_interval, medmnist_acc, medmnist_auc
 
 logger = logging.getLogger("monai_llmboost")
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from monai.optimizers import WarmupCosineSchedule
 from torch.optim import Optimizer
 
-from monai_llmboost.llm.geometry import is_whole
+from monai_llmboost.arguments import is_whole
 
 
 class HeldWarmupCosine(WarmupCosineSchedule):

@@ -16,7 +16,7 @@ from typing import Any
 from ignite.engine import Engine, Events
 from monai.handlers import MLFlowHandler
 
-from monai_llmboost.engines.files import written_whole
+from monai_llmboost.artifacts.files import written_whole
 
 logger = logging.getLogger("monai_llmboost")
 # Next to the checkpoints: which MLflow runs a training writes.

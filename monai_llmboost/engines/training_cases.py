@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from monai_llmboost.data.labelled import LabelledVolumes
+from monai_llmboost.data.datasets.named import LabelledVolumes
 from monai_llmboost.networks.class_names import TrainingCases
 
 

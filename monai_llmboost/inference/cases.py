@@ -16,13 +16,13 @@ import torch
 from monai.data import Dataset, ImageReader, MetaTensor
 from torch.utils.data import Sampler
 
+from monai_llmboost.artifacts.digests import files_digest, text_digest
 from monai_llmboost.data import RefusedScan, Scan, SkippedFile, find_scans
 from monai_llmboost.data.scans.dicom.reader import paths_of
 from monai_llmboost.data.scans.nifti.reader import refusal
 from monai_llmboost.data.scans.scan import refused_kind
 from monai_llmboost.inference.hidden import HiddenNames, hashed
 from monai_llmboost.inference.journal import Journal
-from monai_llmboost.inference.provenance import files_digest, text_digest
 
 
 class ScanCases(Dataset):

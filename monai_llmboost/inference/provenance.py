@@ -27,12 +27,6 @@ DECISIVE_PACKAGES = ("monai-llmboost", "monai", "torch")
 STATES = (np.random.RandomState, np.random.Generator, random.Random, torch.Generator)
 
 
-def files_digest(paths: Iterable[Path]) -> str:
-    """The digest of a scan: of its file, or of its files' digests in ascending order, so that names do not matter."""
-    digests = sorted(map(file_digest, paths))
-    return digests[0] if len(digests) == 1 else text_digest(digests)
-
-
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     """The installed versions of packages; those that are not installed are left out."""
     found = {}

@@ -8,8 +8,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from monai_llmboost.artifacts.files import safe_row
 from monai_llmboost.data import Scan
-from monai_llmboost.engines.files import safe_row
 
 # Fields of a row that are of the journal or the page, and no columns.
 NOT_IN_TABLES = ("thumbnail", "run", "may_pass")

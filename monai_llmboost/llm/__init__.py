@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """LLM checkpoint -> frozen block. Imports torch and safetensors; hub code and transformers only where needed."""
 
+from monai_llmboost.artifacts.signature import Signature
+from monai_llmboost.deprecated import moved
 from monai_llmboost.llm.block import DecoderBlock
-from monai_llmboost.llm.donor.checkpoint import read_geometry, read_layers
-from monai_llmboost.llm.donor.families import NATIVE
-from monai_llmboost.llm.extract import (
+from monai_llmboost.llm.block_file import (
     block_width,
     extract_block,
     frozen_block,
@@ -14,13 +14,21 @@ from monai_llmboost.llm.extract import (
     read_header,
     write_block,
 )
+from monai_llmboost.llm.donor.checkpoint import read_geometry, read_layers
+from monai_llmboost.llm.donor.families import NATIVE
 from monai_llmboost.llm.frozen import SMALL_GEOMETRY, FrozenBlock, freeze_
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers, Layer, random_layer
-from monai_llmboost.llm.lora import LowRankLinear, lora_block
 from monai_llmboost.llm.self_test import self_test
-from monai_llmboost.llm.signature import Signature
 from monai_llmboost.llm.trained import TrainedBlock, trained_block
+
+__getattr__ = moved(
+    __name__,
+    {
+        "LowRankLinear": "monai_llmboost.adapters.LowRankLinear",
+        "lora_block": "monai_llmboost.adapters.lora_block",
+    },
+)
 
 __all__ = [
     "NATIVE",
@@ -30,7 +38,6 @@ __all__ = [
     "DonorLayers",
     "FrozenBlock",
     "Layer",
-    "LowRankLinear",
     "Signature",
     "TrainedBlock",
     "block_width",
@@ -38,7 +45,6 @@ __all__ = [
     "freeze_",
     "frozen_block",
     "load_block",
-    "lora_block",
     "random_block",
     "random_layer",
     "read_block",

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from monai_llmboost.artifacts.signature import Signature
 from monai_llmboost.llm.block import DecoderBlock
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers, digest_of
-from monai_llmboost.llm.signature import Signature
 
 # What `--block random` is when no donor says otherwise: small enough to train beside on a laptop.
 SMALL_GEOMETRY = BlockGeometry(width=192, mlp_width=512, num_heads=3, num_kv_heads=3, head_size=64)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import numbers
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -167,8 +166,3 @@ class BlockGeometry:
             return cls(**{**content, "rotary": tuple(content.get("rotary", ()))})
         except (TypeError, AttributeError) as error:
             raise ValueError(f"expected a layer's geometry, got {text[:80]!r}: extract the block again") from error
-
-
-def is_whole(number: Any) -> bool:
-    """Whether a number is one to count with: neither a fraction nor a truth value."""
-    return isinstance(number, numbers.Integral) and not isinstance(number, bool)

@@ -11,8 +11,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from monai_llmboost.llm.block_file import read_block
 from monai_llmboost.llm.donor.known import DONORS
-from monai_llmboost.llm.extract import read_block
 from monai_llmboost.llm.frozen import FrozenBlock
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.self_test import self_test

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from monai_llmboost.arguments import is_whole
 from monai_llmboost.llm.block import DecoderBlock
-from monai_llmboost.llm.geometry import BlockGeometry, is_whole
+from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.transformers_layer import TransformersLayer
 
 

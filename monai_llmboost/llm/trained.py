@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from monai_llmboost.llm.extract import read_block
+from monai_llmboost.artifacts.signature import Signature
+from monai_llmboost.llm.block_file import read_block
 from monai_llmboost.llm.frozen import SMALL_GEOMETRY
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers, random_layer
 from monai_llmboost.llm.self_test import self_test
-from monai_llmboost.llm.signature import Signature
 
 
 class TrainedBlock(nn.Module):

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from monai_llmboost.llm.signature import TEXT_BYTES, KeptText, decode
+from monai_llmboost.artifacts.signature import TEXT_BYTES, KeptText, decode
 from monai_llmboost.networks.wrappers import unwrap
 
 SEPARATOR = "\n"

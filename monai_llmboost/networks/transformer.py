@@ -12,8 +12,8 @@ from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from monai_llmboost.arguments import is_whole
 from monai_llmboost.llm import Signature
-from monai_llmboost.llm.geometry import is_whole
 from monai_llmboost.networks.wrappers import unwrap
 
 POOLS = ("cls", "mean")

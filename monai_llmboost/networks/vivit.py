@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from monai_llmboost.llm.geometry import is_whole
+from monai_llmboost.arguments import is_whole
 from monai_llmboost.networks.class_names import ClassNames, Preprocessing, TrainingCases
 from monai_llmboost.networks.transformer import (
     PatchTokens,

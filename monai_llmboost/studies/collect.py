@@ -18,9 +18,9 @@ import torch
 from monai.bundle import ConfigParser
 from sklearn.metrics import roc_curve
 
+from monai_llmboost.artifacts.files import plain_cell
 from monai_llmboost.bundle import bundle_path
 from monai_llmboost.engines.curves import read_curves
-from monai_llmboost.engines.files import plain_cell
 from monai_llmboost.studies.cost.measure import device_name
 from monai_llmboost.studies.datasets import parser_of
 from monai_llmboost.studies.one_run import DIVERGED, JUDGED, TRAINED, told

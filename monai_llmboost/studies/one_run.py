@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from monai_llmboost.artifacts.files import written_whole
 from monai_llmboost.artifacts.weights import load_weights
 from monai_llmboost.bundle import root_cause
 from monai_llmboost.engines.curves import read_curves
-from monai_llmboost.engines.files import written_whole
 from monai_llmboost.studies.diagnostics import diagnose
 from monai_llmboost.studies.plan import Plan, Run
 

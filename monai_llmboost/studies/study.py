@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from monai_llmboost.engines.files import written_whole
+from monai_llmboost.artifacts.files import written_whole
 from monai_llmboost.studies.collect import chosen_rates, collect
 from monai_llmboost.studies.contents import check_contents, contents_of
 from monai_llmboost.studies.cost.arms import cost_of_arms

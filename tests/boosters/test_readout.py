@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from monai_llmboost.boosters import RESIDUALS, MLPControl, ResidualBooster, check_booster, readout, residual
+from monai_llmboost.boosters import RESIDUALS, MLPControl, ResidualBooster, check_booster, residual
+from monai_llmboost.boosters.readout import visual_tokens as readout
 from monai_llmboost.llm import BlockGeometry, DonorLayers, FrozenBlock, Layer, random_block, random_layer
 from monai_llmboost.llm.donor.known import DONORS
 from monai_llmboost.networks import ViT3D, ViViT

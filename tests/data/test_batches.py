@@ -10,7 +10,7 @@ from monai_llmboost.data import BatchedVolumes, LabelledVolumes
 
 @pytest.fixture
 def volumes(monkeypatch):
-    monkeypatch.setattr("monai_llmboost.data.phantoms.PHANTOM_CASES", {"train": 7, "val": 7, "test": 7})
+    monkeypatch.setattr("monai_llmboost.data.datasets.phantoms.PHANTOM_CASES", {"train": 7, "val": 7, "test": 7})
     return LabelledVolumes("phantom", "val", size=8)
 
 

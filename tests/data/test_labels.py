@@ -77,7 +77,7 @@ def test_what_keeps_no_labels_is_left_alone(monkeypatch):
     for each in (None, [1, 2], DataLoader(Dataset([{"image": 1}])), object()):
         check_labels(each, NAMES, "training")
     check_labels(loader([7]), [], "training")
-    monkeypatch.setattr("monai_llmboost.data.phantoms.PHANTOM_CASES", {"train": 4, "val": 1, "test": 4})
+    monkeypatch.setattr("monai_llmboost.data.datasets.phantoms.PHANTOM_CASES", {"train": 4, "val": 1, "test": 4})
     check_labels(BatchedVolumes(LabelledVolumes("phantom", "train", size=8), 2, "cpu"), NAMES, "training")
     with pytest.raises(ValueError, match="expected validation cases of every class, got none of ring"):
         check_labels(BatchedVolumes(LabelledVolumes("phantom", "val", size=8), 2, "cpu"), NAMES, "validation")
@@ -113,7 +113,7 @@ def test_a_training_is_refused_before_it_begins(run_job, tmp_path, changes, mess
 @pytest.mark.filterwarnings("ignore")
 def test_an_evaluation_is_refused_before_it_predicts(run_job, monkeypatch):
     options = {**SMALL, "size": 8, "patch_size": 4}
-    monkeypatch.setattr("monai_llmboost.data.phantoms.PHANTOM_CASES", {"train": 4, "val": 4, "test": 1})
+    monkeypatch.setattr("monai_llmboost.data.datasets.phantoms.PHANTOM_CASES", {"train": 4, "val": 4, "test": 1})
     run_job("train", "none", epochs=1, **options)
     with pytest.raises(ValueError, match="expected evaluated cases of every class, got none of ring"):
         run_job("evaluate", "none", **options)

@@ -170,7 +170,7 @@ def test_a_function_is_the_same_under_another_python():
 
 
 def test_transforms_of_loaders(monkeypatch):
-    monkeypatch.setattr("monai_llmboost.data.phantoms.PHANTOM_CASES", {"train": 4, "val": 4, "test": 4})
+    monkeypatch.setattr("monai_llmboost.data.datasets.phantoms.PHANTOM_CASES", {"train": 4, "val": 4, "test": 4})
     volumes = LabelledVolumes("phantom", "train", size=8)
     assert texts(*transforms_of(BatchedVolumes(volumes, 2, "cpu", transform=WINDOW))) == texts(WINDOW)
     assert texts(*transforms_of(BatchedVolumes(volumes, 2, "cpu"))) == []

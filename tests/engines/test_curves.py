@@ -102,7 +102,7 @@ def test_only_rank_0_writes(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_bundles_training_interrupted_and_resumed(run_job, tmp_path, monkeypatch):
-    monkeypatch.setattr("monai_llmboost.data.phantoms.PHANTOM_CASES", {"train": 40, "val": 20, "test": 20})
+    monkeypatch.setattr("monai_llmboost.data.datasets.phantoms.PHANTOM_CASES", {"train": 40, "val": 20, "test": 20})
     options = {"epochs": 3, "size": 8, "batch_size": 20, "val_interval": 2}
     whole = run_job("train", "none", **options, output_dir=str(tmp_path / "whole"), ckpt_dir=str(tmp_path / "whole"))
     keep = TrainingCheckpoints.epoch_completed
@@ -153,7 +153,7 @@ def scalars_of(folder, one_file=False):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("when", ["before the checkpoint", "after it", "in an epoch"])
 def test_tensorboard_has_each_step_once_after_a_resume(run_job, tmp_path, monkeypatch, when):
-    monkeypatch.setattr("monai_llmboost.data.phantoms.PHANTOM_CASES", {"train": 40, "val": 20, "test": 20})
+    monkeypatch.setattr("monai_llmboost.data.datasets.phantoms.PHANTOM_CASES", {"train": 40, "val": 20, "test": 20})
     # TensorBoard reads files in the order of their names: seconds, process, and a number in it.
     monkeypatch.setattr("tensorboard.summary.writer.event_file_writer._global_uid", AtomicCounter(0))
     options = {"epochs": 4, "size": 8, "batch_size": 20}
@@ -199,7 +199,9 @@ def test_no_step_waits_for_the_device(run_job, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "item", watched)
     counts = []
     for cases in (40, 160):
-        monkeypatch.setattr("monai_llmboost.data.phantoms.PHANTOM_CASES", {"train": cases, "val": 20, "test": 20})
+        monkeypatch.setattr(
+            "monai_llmboost.data.datasets.phantoms.PHANTOM_CASES", {"train": cases, "val": 20, "test": 20}
+        )
         asked.clear()
         run_job("train", "none", epochs=1, size=8, batch_size=20)
         counts.append(Counter(asked))

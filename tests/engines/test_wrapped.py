@@ -34,7 +34,7 @@ SIZE = {**SMALL, "size": 8, "patch_size": 4, "batch_size": 10}
 
 @pytest.fixture(autouse=True)
 def few_phantoms(monkeypatch):
-    monkeypatch.setattr("monai_llmboost.data.phantoms.PHANTOM_CASES", {"train": 20, "val": 10, "test": 10})
+    monkeypatch.setattr("monai_llmboost.data.datasets.phantoms.PHANTOM_CASES", {"train": 20, "val": 10, "test": 10})
     yield
     torch.compiler.reset()
 

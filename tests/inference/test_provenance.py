@@ -9,8 +9,8 @@ import torch
 from monai.inferers import SimpleInferer
 from monai.transforms import Compose, LoadImaged, Orientationd, RandFlipd, Resized, ScaleIntensityRanged
 
-from monai_llmboost.artifacts.digests import file_digest
-from monai_llmboost.inference.provenance import describe, files_digest, run_facts
+from monai_llmboost.artifacts.digests import file_digest, files_digest
+from monai_llmboost.inference.provenance import describe, run_facts
 
 
 def steps(size=28, low=0):

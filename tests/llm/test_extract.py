@@ -18,7 +18,7 @@ from monai_llmboost.llm import (
     read_layers,
     write_block,
 )
-from monai_llmboost.llm.extract import EMBEDDED
+from monai_llmboost.llm.block_file import EMBEDDED
 from monai_llmboost.llm.frozen import SMALL_GEOMETRY
 
 
@@ -121,7 +121,7 @@ def test_an_altered_header_is_refused(block_file, tmp_path, key):
 
 def test_a_failed_extraction_leaves_nothing(llama_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "monai_llmboost.llm.extract.save_file", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full"))
+        "monai_llmboost.llm.block_file.save_file", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full"))
     )
     folder = tmp_path / "new"
     with pytest.raises(OSError, match="disk full"):

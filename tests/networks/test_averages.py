@@ -12,9 +12,9 @@ from monai.networks.utils import copy_model_state
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
+from monai_llmboost.artifacts.signature import decode, encode
 from monai_llmboost.boosters import ResidualBooster
 from monai_llmboost.llm import random_block
-from monai_llmboost.llm.signature import decode, encode
 from monai_llmboost.networks import ViT3D, ViViT
 from monai_llmboost.networks.class_names import ClassNames, class_names_of
 from monai_llmboost.networks.wrappers import load_plain, plain_state, saved_state, unwrap

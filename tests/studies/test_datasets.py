@@ -85,7 +85,7 @@ def test_nothing_is_fetched_unasked(zenodo, tmp_path):
 
 @pytest.mark.parametrize(("cases", "rare"), [(1, "1 of shell, 0 of ring"), (3, "1 of ring"), (4, None)])
 def test_each_class_needs_two_test_cases(monkeypatch, cases, rare):
-    monkeypatch.setattr("monai_llmboost.data.phantoms.PHANTOM_CASES", {"train": 4, "val": 4, "test": cases})
+    monkeypatch.setattr("monai_llmboost.data.datasets.phantoms.PHANTOM_CASES", {"train": 4, "val": 4, "test": cases})
     plan = plan_of(("phantom",), size=8)
     if rare is None:
         check_datasets(plan)

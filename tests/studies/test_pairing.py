@@ -36,7 +36,7 @@ def batches_seen(trainer):
 
 @pytest.fixture
 def few_phantoms(monkeypatch):
-    monkeypatch.setattr("monai_llmboost.data.phantoms.PHANTOM_CASES", {"train": 40, "val": 20, "test": 20})
+    monkeypatch.setattr("monai_llmboost.data.datasets.phantoms.PHANTOM_CASES", {"train": 40, "val": 20, "test": 20})
 
 
 @pytest.mark.usefixtures("few_phantoms")

@@ -454,7 +454,7 @@ def test_data_that_are_not_there_are_told_before_anything_is_trained(tmp_path, w
 
 
 def test_a_class_of_too_few_test_cases_is_told_before_anything_is_trained(tmp_path, words, monkeypatch):
-    monkeypatch.setattr("monai_llmboost.data.phantoms.PHANTOM_CASES", {"train": 40, "val": 20, "test": 3})
+    monkeypatch.setattr("monai_llmboost.data.datasets.phantoms.PHANTOM_CASES", {"train": 40, "val": 20, "test": 3})
     done = command("--output", tmp_path, "--arms", "none,mlp", *words)
     assert done.exit_code == 2
     assert done.stderr == (

@@ -21,7 +21,7 @@ from typing import Any
 from pydicom import Dataset
 
 from monai_llmboost import __version__
-from monai_llmboost.engines.files import placed_whole
+from monai_llmboost.artifacts.files import placed_whole
 
 MAKER = "monai-llmboost"
 DISCLAIMER = "For research only; not for diagnosis."

@@ -15,7 +15,7 @@ from monai.utils import ensure_tuple_rep
 from scipy import ndimage
 from torch import Tensor, nn
 
-from monai_llmboost.engines.files import placed_whole
+from monai_llmboost.artifacts.files import placed_whole
 from monai_llmboost.inference.maps.previews import save_preview
 from monai_llmboost.inference.maps.relevance import relevance_maps
 

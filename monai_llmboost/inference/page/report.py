@@ -16,10 +16,10 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
-from monai_llmboost.engines.files import written_whole
+from monai_llmboost.artifacts.files import written_whole
+from monai_llmboost.artifacts.page import style_of, visible
 from monai_llmboost.inference.figures import sentences
 from monai_llmboost.inference.maps.saliency import folder_of
-from monai_llmboost.inference.page.house import style_of, visible
 from monai_llmboost.inference.page.viewer import Viewer, viewer_html
 
 __all__ = ["Viewer", "viewer_html", "write_report"]

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import jinja2
 from matplotlib.figure import Figure
 
-from monai_llmboost.engines.files import written_whole
-from monai_llmboost.inference.page.house import style_of
+from monai_llmboost.artifacts.files import written_whole
+from monai_llmboost.artifacts.page import style_of
 from monai_llmboost.studies.cost.arms import ROWS
 from monai_llmboost.studies.diagnostics import MEASURES
 from monai_llmboost.studies.page import figures, words

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from monai_llmboost.inference.page import house
+from monai_llmboost.artifacts import page
 from monai_llmboost.studies.rounding import rounded
 
 MINUS = "\N{MINUS SIGN}"
@@ -62,7 +62,7 @@ def interval(ends: Sequence[Any] | None) -> str:
 def visible(text: Any) -> Any:
     """Text with whatever a reader would not see (controls, marks of direction, lone surrogates) spelt out, in depth."""
     if isinstance(text, str):
-        return house.visible(text)
+        return page.visible(text)
     if isinstance(text, Mapping):
         return {visible(key): visible(item) for key, item in text.items()}
     if isinstance(text, (list, tuple)):

@@ -152,5 +152,5 @@ def checked_predictions(
     return arrays, labels
 
 
-# Of each run what medmnist_auc and medmnist_acc of monai_llmboost.engines.metrics give, as a test holds.
+# Of each run what medmnist_auc and medmnist_acc of monai_llmboost.tasks.classification give, as a test holds.
 METRICS = {"auc": StudyMetric(auc_components, auc_redrawn), "acc": StudyMetric(acc_components, acc_redrawn)}

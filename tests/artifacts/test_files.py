@@ -12,6 +12,7 @@ from ignite.handlers import DiskSaver
 from monai.handlers import from_engine
 from torch import nn
 
+from monai_llmboost.artifacts.files import plain_cell, safe_row, written_whole
 from monai_llmboost.engines import (
     MedMNISTAUC,
     MetricsFile,
@@ -20,7 +21,6 @@ from monai_llmboost.engines import (
     TrainingCheckpoints,
     checkpoints,
 )
-from monai_llmboost.engines.files import plain_cell, safe_row, written_whole
 from monai_llmboost.networks.class_names import ClassNames
 
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from monai_llmboost.llm.extract import frozen_block
+from monai_llmboost.artifacts.signature import Signature
+from monai_llmboost.llm.block_file import frozen_block
 from monai_llmboost.llm.frozen import FrozenBlock
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import generator_of
-from monai_llmboost.llm.signature import Signature
 
 # Added to the seed, whose own random numbers draw a random block and the maps around it.
 STREAM = 2_000_003

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from monai_llmboost.boosters.readout import centred, sized, squared_norms, unfold, wide
+from monai_llmboost.boosters.readout.visual_tokens import centred, sized, squared_norms, unfold, wide
 
 
 def multiply_adds_of_normed(

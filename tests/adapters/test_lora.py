@@ -17,9 +17,10 @@ from tiny_models import tiny_folder
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from monai_llmboost.adapters import lora_block
 from monai_llmboost.boosters import ResidualBooster, check_booster, residual
 from monai_llmboost.bundle import monai_arguments
-from monai_llmboost.llm import BlockGeometry, FrozenBlock, extract_block, frozen_block, lora_block, random_layer
+from monai_llmboost.llm import BlockGeometry, FrozenBlock, extract_block, frozen_block, random_layer
 
 MAPS = ("query", "key", "value", "output")
 CHANNELS = 16
@@ -259,7 +260,7 @@ def test_a_layer_that_transformers_runs_is_refused(tmp_path):
 
 @pytest.fixture
 def few_phantoms(monkeypatch):
-    monkeypatch.setattr("monai_llmboost.data.phantoms.PHANTOM_CASES", {"train": 40, "val": 20, "test": 20})
+    monkeypatch.setattr("monai_llmboost.data.datasets.phantoms.PHANTOM_CASES", {"train": 40, "val": 20, "test": 20})
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore:parsing config_file")

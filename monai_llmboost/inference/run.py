@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_llmboost.bundle import check_job_effect, monai_arguments, root_cause
-from monai_llmboost.predict.console import (
+from monai_llmboost.inference.console import (
     SHOWN,
     a_console,
     show_inventory,
@@ -21,7 +21,7 @@ from monai_llmboost.predict.console import (
     show_result,
     show_without_viewer,
 )
-from monai_llmboost.predict.status import AcceptedRefusals, Refusal, status_of
+from monai_llmboost.inference.status import AcceptedRefusals, Refusal, status_of
 
 OVERLAY = "multi_gpu_inference.json"
 

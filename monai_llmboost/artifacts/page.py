@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 
 def style_of(page: Path) -> Markup:
     """The styles of all pages, then those of the page whose ``report.css`` lies in the folder ``page``."""
-    return Markup("".join(file.read_text(encoding="utf-8") for file in (HERE / "base.css", page / "report.css")))
+    return Markup("".join(file.read_text(encoding="utf-8") for file in (HERE / "page.css", page / "report.css")))
 
 
 def visible(text: str) -> str:

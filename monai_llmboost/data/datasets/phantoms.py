@@ -12,7 +12,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from monai_llmboost.llm.geometry import is_whole
+from monai_llmboost.arguments import is_whole
 
 PHANTOM_CLASSES = ["shell", "ring"]
 PHANTOM_CASES = {"train": 480, "val": 120, "test": 240}

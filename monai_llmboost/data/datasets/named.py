@@ -10,15 +10,15 @@ import numpy as np
 from monai.data import Dataset
 from sklearn.model_selection import StratifiedKFold
 
-from monai_llmboost.data.medmnist3d import (
+from monai_llmboost.arguments import is_whole
+from monai_llmboost.data.datasets.medmnist import (
     SPLITS,
     medmnist3d_arrays,
     medmnist3d_classes,
     medmnist3d_file,
     medmnist3d_names,
 )
-from monai_llmboost.data.phantoms import PHANTOM_CLASSES, phantom_arrays
-from monai_llmboost.llm.geometry import is_whole
+from monai_llmboost.data.datasets.phantoms import PHANTOM_CLASSES, phantom_arrays
 
 PHANTOM = "phantom"
 # Where files are looked for unless another folder is given.

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of arguments: whole numbers, switches, and words of a list."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+
+def is_whole(number: Any) -> bool:
+    """Return whether a value is a whole number, and not a truth value."""
+    return isinstance(number, numbers.Integral) and not isinstance(number, bool)
+
+
+def check_whole(name: str, value: Any, least: int, most: float = math.inf, advice: str = "") -> None:
+    """Check that an argument is a whole number within bounds.
+
+    Args:
+        name: of the argument, for the message.
+        value: of the argument.
+        least: smallest allowed number.
+        most: largest allowed number.
+        advice: what to do instead; follows the message after a colon.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if not is_whole(value) or not least <= value <= most:
+        span = f"from {least}" if most == math.inf else f"from {least} to {most}"
+        raise ValueError(f"{name} must be a whole number {span}, not {value!r}{advice and ': '}{advice}")
+
+
+def check_switch(name: str, value: Any) -> None:
+    """Check that an argument is True or False; as text, such as ``"false"`` on a command line, it would be true.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, not {value!r}")
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Check that an argument is one of some words.
+
+    Raises:
+        ValueError: another value; the message lists the words, and names the nearest one.
+    """
+    words = list(choices)
+    if value not in words:
+        near = difflib.get_close_matches(str(value).lower(), words, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"unknown {name} {value!r}; choose from {', '.join(words)}{hint}")
