@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from monai_llmboost.bundle import bundle_path, check_dataset, job_configs
+from monai_llmboost.bundle import Option, bundle_path, check_options, job_configs
 from monai_llmboost.command_line.mistakes import INTERRUPTED, MISTAKES, tell
 from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, options_of_bundle
 
@@ -56,7 +56,9 @@ def study(
     try:
         if report is None:
             for name in _listed(dataset) or ("",):
-                check_dataset(name)  # before what takes seconds to import
+                check_options(
+                    job_configs(bundle_path(bundle), "train"), {Option.DATASET: name}
+                )  # before what takes seconds to import
     except MISTAKES as error:
         tell(error)
         sys.exit(2)
