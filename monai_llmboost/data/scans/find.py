@@ -9,12 +9,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from monai_llmboost.data.scans.dicom.headers import looks_like_dicom
-from monai_llmboost.data.scans.dicom.stacks import dicom_scans
-from monai_llmboost.data.scans.kinds import ANALYZE, CONVERTIBLE, DICOM_SUFFIXES, first_bytes, kind_of, may_be_a_slice
-from monai_llmboost.data.scans.lists import LISTS, listed
-from monai_llmboost.data.scans.nifti.headers import LARGEST_VOLUME, nifti_scan, partner, sentence
-from monai_llmboost.data.scans.scan import Scan, SkippedFile, refused_kind
-from monai_llmboost.data.scans.walk import opened, refuse_left_out, walk
+from monai_llmboost.data.scans.dicom.stacks import find_dicom_scans
+from monai_llmboost.data.scans.kinds import (
+    ANALYZE,
+    CONVERTIBLE,
+    DICOM_SUFFIXES,
+    identify_kind,
+    may_be_slice,
+    read_first_bytes,
+)
+from monai_llmboost.data.scans.lists import LISTS, read_list
+from monai_llmboost.data.scans.nifti.headers import MAX_VOXELS, describe_error, find_partner, read_nifti_scan
+from monai_llmboost.data.scans.scan import Scan, SkippedFile, get_refused_kind
+from monai_llmboost.data.scans.walk import expand_path, refuse_excluded, walk_folder
 
 # What a spreadsheet takes for a formula.
 FORMULA = ("=", "+", "-", "@")
@@ -40,7 +47,7 @@ def find_scans(
     inputs: Sequence[str | Path] | str | Path,
     follow_links: bool = False,
     leave_out: Sequence[Path] = (),
-    max_voxels: int = LARGEST_VOLUME,
+    max_voxels: int = MAX_VOXELS,
 ) -> tuple[list[Scan], list[SkippedFile]]:
     """All scans at the inputs, readable or refused with a reason, and the files that are none.
 
@@ -61,12 +68,12 @@ def find_scans(
     several = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
     if not several:
         raise FileNotFoundError("no NIfTI or DICOM scans at all: give a folder, a file, a pattern or a list of files")
-    left_out = {Path(path).expanduser().resolve() for path in leave_out}
+    excluded = {Path(path).expanduser().resolve() for path in leave_out}
     scans: list[Scan] = []
     skipped: list[SkippedFile] = []
     seen: set[str] = set()
     taken: set[str] = set()
-    for source in _inputs(several, follow_links, left_out):
+    for source in _inputs(several, follow_links, excluded):
         found, others, again = _scans(source, seen, follow_links, max_voxels)
         if not found and not again:
             raise FileNotFoundError(_nothing(source.given, others))
@@ -77,7 +84,7 @@ def find_scans(
     return scans, skipped
 
 
-def _inputs(several: Sequence[str | Path], follow_links: bool, left_out: set[Path]) -> Iterator[_Input]:
+def _inputs(several: Sequence[str | Path], follow_links: bool, excluded: set[Path]) -> Iterator[_Input]:
     paths = [Path(given).expanduser() for given in several]
     singles = [path for path in paths if _is_single(path)]
     if singles:  # together, as they may be the files of one series
@@ -88,21 +95,21 @@ def _inputs(several: Sequence[str | Path], follow_links: bool, left_out: set[Pat
         if _is_single(path):
             continue
         if path.is_dir():
-            root, files = path, walk(path, path, follow_links, left_out)
+            root, files = path, walk_folder(path, path, follow_links, excluded)
         elif path.suffix.lower() in LISTS and path.is_file():
-            entries = listed(path)
+            entries = read_list(path)
             root = path.parent.absolute()
             if not all(entry.is_relative_to(root) for entry in entries):
                 root = Path(os.path.commonpath([entry.parent for entry in entries]))
-            files = (file for entry in entries for file in opened(entry, entry, True, set()))
+            files = (file for entry in entries for file in expand_path(entry, entry, True, set()))
         else:
             known = 0  # leading parts that are folders are taken literally, brackets and all
             while known < len(path.parts) and Path(*path.parts[: known + 1]).is_dir():
                 known += 1
             root, pattern = Path(*path.parts[:known]), "/".join(path.parts[known:])
-            refuse_left_out(root, left_out)
+            refuse_excluded(root, excluded)
             matches = sorted(root.glob(pattern))
-            files = (file for match in matches for file in opened(match, root, follow_links, left_out))
+            files = (file for match in matches for file in expand_path(match, root, follow_links, excluded))
         own_name = path.stem if path.is_file() else root.resolve().name
         prefix = _unique(own_name, prefixes) if len(several) > 1 else ""
         yield _Input(str(given), root, prefix, files)
@@ -137,10 +144,10 @@ def _scans(
         if isinstance(kind, Scan):
             scans.append(kind)
         elif kind == "NIfTI":
-            scans.append(nifti_scan(path, source.name(path), max_voxels))
+            scans.append(read_nifti_scan(path, source.name(path), max_voxels))
         elif kind == "DICOM":
             dicom.append(path)
-    stacks, others = dicom_scans(dicom, source.name) if dicom else ([], [])
+    stacks, others = find_dicom_scans(dicom, source.name) if dicom else ([], [])
     neighbours: dict[Path, list[SkippedFile]] = {}
     for file in (*skipped, *others, *(file for scan in (*scans, *stacks) for file in _lost(scan))):
         neighbours.setdefault(file.path.parent, []).append(file)
@@ -161,7 +168,7 @@ def _with_neighbours(stack: Scan, neighbours: dict[Path, list[SkippedFile]]) -> 
         return stack
     suffixes = {file.suffix.lower() for file in stack.files}
     lost = sum(
-        file.unread or may_be_a_slice(file.path.name, file.reason, suffixes)
+        file.unread or may_be_slice(file.path.name, file.reason, suffixes)
         for folder in {file.parent for file in stack.files}
         for file in neighbours.get(folder, [])
     )
@@ -182,14 +189,18 @@ def _kind(path: Path, name: Callable[[Path], str]) -> str | Scan | SkippedFile:
     try:
         if path.exists() and not path.is_file():
             return SkippedFile(path, "no regular file but a pipe, a socket or a device")
-        head, packed = first_bytes(path)
+        head, packed = read_first_bytes(path)
     except OSError as error:
         if format or isinstance(error, FileNotFoundError):
             return Scan(
-                name(path), (path,), format or "NIfTI", refused=sentence(error), refused_kind=refused_kind(error)
+                name(path),
+                (path,),
+                format or "NIfTI",
+                refused=describe_error(error),
+                refused_kind=get_refused_kind(error),
             )
         return SkippedFile(path, f"cannot be read: {error.strerror}", unread=True)
-    kind = kind_of(head)
+    kind = identify_kind(head)
     if kind == "NIfTI":
         return kind
     if kind == "DICOM" and not packed:
@@ -197,7 +208,7 @@ def _kind(path: Path, name: Callable[[Path], str]) -> str | Scan | SkippedFile:
     if lower.startswith("._"):
         return SkippedFile(path, "a side file of macOS")
     if lower.endswith((".img", ".img.gz")):
-        return "part" if partner(path, "hdr") else SkippedFile(path, "an .img file whose .hdr is missing")
+        return "part" if find_partner(path, "hdr") else SkippedFile(path, "an .img file whose .hdr is missing")
     if format == "NIfTI" and head:
         return format
     if not packed and kind.startswith("a file") and looks_like_dicom(path):

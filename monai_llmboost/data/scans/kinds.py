@@ -14,7 +14,7 @@ from typing import Any
 # As many as a NIfTI-2 header, the longest of the signatures, needs.
 HEAD = 544
 GZIP = b"\x1f\x8b"
-MOST_TIMES = 10  # gzip streams within one another that are looked into
+MAX_GZIP_LAYERS = 10  # gzip streams within one another that are looked into
 NIFTI_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz")
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 ANALYZE = "an Analyze file, which does not tell its orientation"
@@ -52,7 +52,7 @@ SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"version https://git-lfs", "a pointer of Git LFS in place of the file"),
 )
 # What may lie in the place of a slice: nothing of it shows that it is something else.
-UNPROVEN = (
+UNKNOWN_KINDS = (
     "an empty file",
     "a file of an unknown kind",
     "a compressed file",
@@ -61,13 +61,13 @@ UNPROVEN = (
 # Words, which prove little under the name of a slice: a server's error, say.
 WORDS = ("a text file", "an HTML or XML file")
 # What programs put behind the name of what they have not fetched, or what a server sent in its place.
-OF_DOWNLOADS = (".part", ".partial", ".tmp", ".crdownload", ".download", ".filepart", ".html", ".htm")
+DOWNLOAD_SUFFIXES = (".part", ".partial", ".tmp", ".crdownload", ".download", ".filepart", ".html", ".htm")
 # Files of desktops, and lists of checksums.
-NO_SLICES = re.compile(r"\..*|thumbs\.db|desktop\.ini|.*sums?", re.IGNORECASE)
+NEVER_SLICES = re.compile(r"\..*|thumbs\.db|desktop\.ini|.*sums?", re.IGNORECASE)
 CONVERTIBLE = ("an NRRD image", "a MetaImage", "a MINC image", "an MGH image", "a NetCDF or MINC file", ANALYZE)
 
 
-def first_bytes(path: Path) -> tuple[bytes, bool]:
+def read_first_bytes(path: Path) -> tuple[bytes, bool]:
     """The first bytes of a regular file, unpacked if it is a gzip stream, and whether it is one.
 
     Raises:
@@ -88,30 +88,30 @@ def first_bytes(path: Path) -> tuple[bytes, bool]:
         return head, True  # not even its beginning can be unpacked
 
 
-def may_be_a_slice(name: str, kind: str, suffixes: set[str]) -> bool:
+def may_be_slice(name: str, kind: str, suffixes: set[str]) -> bool:
     """Whether a file may be what is left of a slice, rather than something else.
 
     Args:
         name: of the file.
-        kind: of its content, see :func:`kind_of`.
+        kind: of its content, see :func:`identify_kind`.
         suffixes: of the slices next to it, such as ``".dcm"``.
     """
-    if NO_SLICES.fullmatch(name):
+    if NEVER_SLICES.fullmatch(name):
         return False
     if kind in WORDS:  # under the name of a slice, such as IM0012, but not LICENSE, report.html or report.txt
         path = Path(name)
-        stem = Path(path.stem) if path.suffix.lower() in OF_DOWNLOADS and Path(path.stem).suffix else path
+        stem = Path(path.stem) if path.suffix.lower() in DOWNLOAD_SUFFIXES and Path(path.stem).suffix else path
         suffix = stem.suffix.lower()
         own = suffix in suffixes or not suffix.strip(".0123456789")
         return own and (kind == WORDS[1] or any(character.isdigit() for character in name))
-    return kind in UNPROVEN
+    return kind in UNKNOWN_KINDS
 
 
-def times_packed(path: Path) -> int:
+def count_gzip_layers(path: Path) -> int:
     """How many gzip streams lie within one another, each readable at its beginning; at most ten are looked into."""
     with ExitStack() as stack:
         stream: Any = stack.enter_context(path.open("rb"))
-        for times in range(MOST_TIMES):
+        for times in range(MAX_GZIP_LAYERS):
             try:
                 if stream.read(len(GZIP)) != GZIP:
                     return times
@@ -119,10 +119,10 @@ def times_packed(path: Path) -> int:
                 stream = stack.enter_context(gzip.GzipFile(fileobj=stream, mode="rb"))
             except (EOFError, zlib.error, gzip.BadGzipFile):
                 return times - 1  # what looks like a stream cannot be unpacked
-    return MOST_TIMES
+    return MAX_GZIP_LAYERS
 
 
-def kind_of(head: bytes) -> str:
+def identify_kind(head: bytes) -> str:
     """``"NIfTI"``, ``"DICOM"`` or, in plain words, what else a file is that begins so."""
     if not head:
         return "an empty file"

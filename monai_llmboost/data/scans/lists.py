@@ -13,7 +13,7 @@ LISTS = (".txt", ".csv", ".json")
 COLUMN = "image"
 
 
-def listed(path: Path) -> list[Path]:
+def read_list(path: Path) -> list[Path]:
     """The paths that a list names, absolute; relative ones are taken from the list's folder.
 
     Raises:

@@ -13,11 +13,11 @@ from monai.data import ImageReader
 from monai.utils import ensure_tuple
 
 from monai_llmboost.data.scans.dicom.headers import looks_like_dicom
-from monai_llmboost.data.scans.dicom.reader import DicomSeriesReader, paths_of
-from monai_llmboost.data.scans.kinds import DICOM_SUFFIXES, first_bytes, kind_of
-from monai_llmboost.data.scans.nifti.headers import LARGEST_VOLUME
-from monai_llmboost.data.scans.nifti.reader import BoundedNiftiReader, refusal
-from monai_llmboost.data.scans.scan import RefusedScan, Scan, chosen_volume
+from monai_llmboost.data.scans.dicom.reader import DicomSeriesReader, get_reader_paths
+from monai_llmboost.data.scans.kinds import DICOM_SUFFIXES, identify_kind, read_first_bytes
+from monai_llmboost.data.scans.nifti.headers import MAX_VOXELS
+from monai_llmboost.data.scans.nifti.reader import BoundedNiftiReader, to_refusal
+from monai_llmboost.data.scans.scan import RefusedScan, Scan, choose_volume
 
 
 class ScanReader(ImageReader):
@@ -39,7 +39,7 @@ class ScanReader(ImageReader):
     def __init__(
         self,
         volume: int | None = None,
-        max_voxels: int = LARGEST_VOLUME,
+        max_voxels: int = MAX_VOXELS,
         min_slices: int = 2,
         gantry_tilt: str = "resample",
     ) -> None:
@@ -57,9 +57,9 @@ class ScanReader(ImageReader):
         Raises:
             RefusedScan: the scan would be refused.
         """
-        chosen_volume(self.nifti.volume, scan.shape)
+        choose_volume(self.nifti.volume, scan.shape)
         if scan.format == "DICOM" and self.dicom.is_stricter_than_finding:
-            read = self.dicom.read(paths_of(scan))
+            read = self.dicom.read(get_reader_paths(scan))
             if isinstance(read, RefusedScan):
                 raise read
 
@@ -74,7 +74,7 @@ class ScanReader(ImageReader):
             reader = self.dicom if _is_dicom(files) else self.nifti
             return reader, reader.read(files)
         except Exception as error:  # LoadImage would swallow it and try other readers
-            return self.nifti, refusal(error)
+            return self.nifti, to_refusal(error)
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """Voxels (i, j, k) float32, and their meta: affine (voxel -> RAS+ mm), shape, and ``"warnings"``, a line each.
@@ -93,8 +93,8 @@ def _is_dicom(files: Sequence[Any]) -> bool:
         return True
     if first.is_dir():
         return True
-    head, packed = first_bytes(first)
-    kind = kind_of(head)
+    head, packed = read_first_bytes(first)
+    kind = identify_kind(head)
     if kind == "NIfTI":
         return False
     return (kind == "DICOM" and not packed) or looks_like_dicom(first) or first.name.lower().endswith(DICOM_SUFFIXES)

@@ -30,7 +30,7 @@ class RefusedScan(ValueError):
         self.kind = kind
 
 
-def refused_kind(error: BaseException, other: str = "damaged") -> str:
+def get_refused_kind(error: BaseException, other: str = "damaged") -> str:
     """Return the kind of whatever kept a scan from being read; ``other`` if nothing tells."""
     if isinstance(error, RefusedScan) and error.kind:
         return error.kind
@@ -97,7 +97,7 @@ def check_volume(volume: int | None) -> None:
         raise ValueError(f"expected volume to be a whole number from 0, got {volume!r}: give the one to be read")
 
 
-def chosen_volume(volume: int | None, shape: tuple[int, ...]) -> int:
+def choose_volume(volume: int | None, shape: tuple[int, ...]) -> int:
     """Which of the volumes of a scan of this shape, (i, j, k) or (i, j, k, volumes), is to be read.
 
     Raises:

@@ -15,29 +15,29 @@ RUN, JOURNAL = "run.json", "journal"
 NOT_SEARCHED = (".git", "__MACOSX")
 
 
-def refuse_left_out(folder: Path, left_out: set[Path]) -> None:
+def refuse_excluded(folder: Path, excluded: set[Path]) -> None:
     """Raise ValueError if a folder is to be searched and to be left out at once."""
-    if folder.resolve() in left_out:
+    if folder.resolve() in excluded:
         raise ValueError(
             f"expected the folder that is written into to be another than {folder}, which is searched: its own results "
             "would be taken for scans; give another folder"
         )
 
 
-def opened(path: Path, root: Path, follow_links: bool, left_out: set[Path]) -> Iterator[Path | SkippedFile]:
+def expand_path(path: Path, root: Path, follow_links: bool, excluded: set[Path]) -> Iterator[Path | SkippedFile]:
     """A path of a list or a pattern: itself, or what is in it."""
     if _is(path.is_symlink) and (reason := _link(path, root.resolve(), follow_links)):
         yield SkippedFile(path, reason, unread=not _is(path.is_dir))
     elif _is(path.is_dir):
-        if path.resolve() not in left_out:
-            yield from walk(path, root, follow_links, left_out)
-    elif not any(parent.resolve() in left_out for parent in path.parents if parent.is_relative_to(root)):
+        if path.resolve() not in excluded:
+            yield from walk_folder(path, root, follow_links, excluded)
+    elif not any(parent.resolve() in excluded for parent in path.parents if parent.is_relative_to(root)):
         yield path
 
 
-def walk(folder: Path, root: Path, follow_links: bool, left_out: set[Path]) -> Iterator[Path | SkippedFile]:
+def walk_folder(folder: Path, root: Path, follow_links: bool, excluded: set[Path]) -> Iterator[Path | SkippedFile]:
     """The files of a folder, to its depths, by name; links are followed or skipped."""
-    refuse_left_out(folder, left_out)
+    refuse_excluded(folder, excluded)
     inside = root.resolve()
     entered = {folder.resolve()}
     todo = [folder]
@@ -46,7 +46,7 @@ def walk(folder: Path, root: Path, follow_links: bool, left_out: set[Path]) -> I
         if path != folder and _is(path.is_symlink) and (reason := _link(path, inside, follow_links, entered)):
             yield SkippedFile(path, reason, unread=not _is(path.is_dir))
         elif _is(path.is_dir):
-            if path.name in NOT_SEARCHED or path.resolve() in left_out:
+            if path.name in NOT_SEARCHED or path.resolve() in excluded:
                 continue
             if _is((path / RUN).is_file) and _is((path / JOURNAL).is_dir):
                 yield SkippedFile(path, "the folder of an earlier run's results")

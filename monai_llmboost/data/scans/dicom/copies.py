@@ -6,14 +6,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from monai_llmboost.data.scans.dicom.pixels import digest_of_pixels
+from monai_llmboost.data.scans.dicom.pixels import digest_pixels
 from monai_llmboost.data.scans.dicom.slices import SliceHeader
 from monai_llmboost.data.scans.scan import SkippedFile
 
 File = tuple[SliceHeader, ...]
 
 
-def without_copies(files: Sequence[File]) -> tuple[list[File], dict[Path, Path], list[SkippedFile]]:
+def remove_copies(files: Sequence[File]) -> tuple[list[File], dict[Path, Path], list[SkippedFile]]:
     """The files without those that hold what another one holds.
 
     A copy agrees with another file in its SOPInstanceUID, identity, number, place, tags and values. A damaged file is
@@ -40,7 +40,7 @@ def without_copies(files: Sequence[File]) -> tuple[list[File], dict[Path, Path],
         for file in several:
             path = file[0].path
             # One that cannot be unpacked is like no other; the reason comes when it is read.
-            original = by_content.setdefault(digest_of_pixels(path) or str(path), path)
+            original = by_content.setdefault(digest_pixels(path) or str(path), path)
             if original == path:
                 kept.append(file)
             else:

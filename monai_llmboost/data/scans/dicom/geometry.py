@@ -28,22 +28,22 @@ SAME_PLANE = 0.1
 NEARLY_PARALLEL = 0.02
 
 
-def distances(slices: Sequence[SliceHeader]) -> np.ndarray:
+def project_positions(slices: Sequence[SliceHeader]) -> np.ndarray:
     """Places (mm) of the slices along the normal of the first one; all need a position and an orientation."""
-    x, y = directions_of(slices[0])
+    x, y = get_directions(slices[0])
     return np.array([part.position for part in slices]) @ np.cross(x, y)
 
 
-def places(slices: Sequence[SliceHeader]) -> np.ndarray:
+def number_positions(slices: Sequence[SliceHeader]) -> np.ndarray:
     """Number of the place of every slice, counted from 0; slices at the same place have the same number."""
-    along = distances(slices)
+    along = project_positions(slices)
     order = np.argsort(along, kind="stable")
     numbers = np.empty(len(slices), int)
     numbers[order] = np.cumsum(np.diff(along[order], prepend=along[order[0]]) > SAME_PLACE * _pixel(slices))
     return numbers
 
 
-def by_plane(slices: Sequence[SliceHeader]) -> list[list[SliceHeader]]:
+def group_by_plane(slices: Sequence[SliceHeader]) -> list[list[SliceHeader]]:
     """Placed slices of one size by directions and pixel spacings, to a part of a pixel all over the image."""
     kinds = {(part.orientation, part.pixel_spacing) for part in slices}
     corners, pixels = np.empty((len(kinds), 2, 3)), np.empty(len(kinds))
@@ -64,19 +64,19 @@ def by_plane(slices: Sequence[SliceHeader]) -> list[list[SliceHeader]]:
     return planes
 
 
-def nearly_parallel(one: SliceHeader, other: SliceHeader) -> bool:
+def are_nearly_parallel(one: SliceHeader, other: SliceHeader) -> bool:
     """Whether two slices of one size have about the same directions and pixel spacings."""
-    turned = np.abs(directions_of(one) - directions_of(other)).max()
+    turned = np.abs(get_directions(one) - get_directions(other)).max()
     first, second = (np.array(part.pixel_spacing) for part in (one, other))
     return bool(turned <= NEARLY_PARALLEL and (np.abs(first - second) <= NEARLY_PARALLEL * np.abs(second)).all())
 
 
-def is_even(slices: Sequence[SliceHeader]) -> bool:
+def is_evenly_spaced(slices: Sequence[SliceHeader]) -> bool:
     """Whether placed slices lie on an even, straight line, each at a place of its own."""
     return not _why_uneven(slices)
 
 
-def lacks_slices(slices: Sequence[SliceHeader]) -> bool:
+def has_missing_slices(slices: Sequence[SliceHeader]) -> bool:
     """Whether placed slices lie on an even, straight line but for some that are missing between them."""
     return _why_uneven(slices) == "missing-slices"
 
@@ -84,29 +84,29 @@ def lacks_slices(slices: Sequence[SliceHeader]) -> bool:
 def _why_uneven(slices: Sequence[SliceHeader]) -> str:
     """The kind of refusal of slices that are on no even line; empty if they are on one."""
     try:
-        line_through(*in_order(slices))
+        fit_line(*sort_slices(slices))
     except RefusedScan as refused:
         return refused.kind
     return ""
 
 
-def counted_along(slices: Sequence[SliceHeader]) -> bool:
+def is_numbered_in_order(slices: Sequence[SliceHeader]) -> bool:
     """Whether placed slices have image numbers that grow, or fall, from slice to slice along their normal."""
-    numbers = [part.number for part in in_order(slices)[0]]
+    numbers = [part.number for part in sort_slices(slices)[0]]
     steps = {b > a for a, b in pairwise(numbers) if a is not None and b is not None and a != b}
     return None not in numbers and len(set(numbers)) == len(numbers) and len(steps) == 1
 
 
-def overlap(one: Sequence[SliceHeader], other: Sequence[SliceHeader]) -> bool:
+def overlaps(one: Sequence[SliceHeader], other: Sequence[SliceHeader]) -> bool:
     """Whether the extents of two nearly parallel stacks along their common normal have more than an end in common."""
-    normal = np.cross(*directions_of(one[0]))
+    normal = np.cross(*get_directions(one[0]))
     first, second = (np.array([part.position for part in stack]) @ normal for stack in (one, other))
     return bool(first.min() < second.max() and second.min() < first.max())
 
 
 def any_overlap(stacks: Sequence[Sequence[SliceHeader]]) -> bool:
     """Whether any two of several nearly parallel stacks overlap."""
-    normal = np.cross(*directions_of(stacks[0][0]))
+    normal = np.cross(*get_directions(stacks[0][0]))
     extents = sorted(
         (along.min(), along.max()) for along in (np.array([p.position for p in stack]) @ normal for stack in stacks)
     )
@@ -114,14 +114,14 @@ def any_overlap(stacks: Sequence[Sequence[SliceHeader]]) -> bool:
     return any(start < end for (start, _), end in zip(extents[1:], furthest))
 
 
-def in_order(slices: Sequence[SliceHeader]) -> tuple[list[SliceHeader], np.ndarray]:
+def sort_slices(slices: Sequence[SliceHeader]) -> tuple[list[SliceHeader], np.ndarray]:
     """The slices along their normal, and their places on it."""
-    along = distances(slices)
+    along = project_positions(slices)
     order = np.argsort(along, kind="stable")
     return [slices[i] for i in order], along[order]
 
 
-def line_through(slices: Sequence[SliceHeader], along: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def fit_line(slices: Sequence[SliceHeader], along: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The first position of an even line through the slices, and the step from slice to slice, in mm.
 
     Positions are believed to half a unit of their last written digit.
@@ -129,7 +129,7 @@ def line_through(slices: Sequence[SliceHeader], along: np.ndarray) -> tuple[np.n
     Raises:
         RefusedScan: they are on none.
     """
-    if (count := len(set(places(slices)))) < len(slices):
+    if (count := len(set(number_positions(slices)))) < len(slices):
         raise RefusedScan(
             f"expected one slice at each position, got {len(slices)} slices at {count} positions and no tag "
             f"that separates them: keep the slices of one volume",
@@ -141,7 +141,7 @@ def line_through(slices: Sequence[SliceHeader], along: np.ndarray) -> tuple[np.n
     off = np.linalg.norm(positions - positions[0] - np.arange(len(slices))[:, None] * step, axis=1).max()
     if _same_gaps(gaps) and off <= SPACING_TOLERANCE * np.linalg.norm(step):
         return positions[0], step
-    units = units_of(slices)
+    units = get_rounding_mm(slices)
     if (fitted := _fitted_to_rounded(positions, units)) is not None:
         _check_missing(slices, gaps, 0.0)
         return fitted
@@ -158,7 +158,7 @@ def line_through(slices: Sequence[SliceHeader], along: np.ndarray) -> tuple[np.n
     )
 
 
-def units_of(slices: Sequence[SliceHeader]) -> np.ndarray:
+def get_rounding_mm(slices: Sequence[SliceHeader]) -> np.ndarray:
     """Half a unit of the last digit that positions are written with, in mm, for each coordinate.
 
     Some writers leave out trailing zeros, so the finest unit of all slices counts; of a coordinate that is whole in all
@@ -220,7 +220,7 @@ def _usual(gaps: np.ndarray) -> float:
     return float(np.median(gaps[gaps < 1.5 * gaps.min()]))
 
 
-def directions_of(part: SliceHeader) -> np.ndarray:
+def get_directions(part: SliceHeader) -> np.ndarray:
     """Directions of x and of y of the image, (2, 3)."""
     return np.array(part.orientation).reshape(2, 3)
 
@@ -228,7 +228,7 @@ def directions_of(part: SliceHeader) -> np.ndarray:
 def _steps(part: SliceHeader) -> np.ndarray:
     """Steps in mm to the next voxel along x and along y of the image, (2, 3)."""
     between_rows, between_columns = part.pixel_spacing or (1.0, 1.0)
-    return directions_of(part) * [[between_columns], [between_rows]]
+    return get_directions(part) * [[between_columns], [between_rows]]
 
 
 def _pixel(slices: Sequence[SliceHeader]) -> float:

@@ -22,8 +22,8 @@ from pydicom.uid import (
     UID_dictionary,
 )
 
-from monai_llmboost.data.scans.dicom.mosaic import GRID_UIH, is_grid, is_mosaic, tiles_of
-from monai_llmboost.data.scans.dicom.pixel_data import problem_of_pixel_data
+from monai_llmboost.data.scans.dicom.mosaic import GRID_UIH, is_grid, is_mosaic, split_mosaic
+from monai_llmboost.data.scans.dicom.pixel_data import find_pixel_data_problem
 from monai_llmboost.data.scans.dicom.slices import (
     DISCRIMINATING,
     GEOMETRY,
@@ -31,10 +31,10 @@ from monai_llmboost.data.scans.dicom.slices import (
     SCALING,
     UNITS,
     SliceHeader,
-    slice_of,
-    slice_without_size,
+    read_slice,
+    read_slice_without_size,
 )
-from monai_llmboost.data.scans.dicom.values import photometric_of, uid
+from monai_llmboost.data.scans.dicom.values import get_photometric, to_uid
 from monai_llmboost.data.scans.scan import SkippedFile
 
 # Made from scans and not scans themselves, though they hold pixels in planes.
@@ -75,7 +75,7 @@ def _begins_as_dicom(head: bytes) -> bool:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_pydicom() -> Iterator[None]:
     """Without pydicom's warnings and log entries, which quote values; those that matter here are checked."""
     logger = logging.getLogger("pydicom")
     level = logger.level
@@ -100,7 +100,7 @@ def read_header(path: Path) -> tuple[SliceHeader, ...] | SkippedFile:
     """
     path = Path(path)
     try:
-        with quiet():
+        with silence_pydicom():
             return _read(path)
     except OSError as error:
         reason = f"expected a DICOM file, it cannot be read: {error.strerror or 'cut short'}"
@@ -120,13 +120,15 @@ def _read(path: Path) -> tuple[SliceHeader, ...] | SkippedFile:
             return SkippedFile(path, told, unread=True)
         file.seek(0)
         data = dcmread(file, stop_before_pixels=True, force=True, specific_tags=TAGS)
-        sop_class = uid(data.get("SOPClassUID") or data.file_meta.get("MediaStorageSOPClassUID"))
+        sop_class = to_uid(data.get("SOPClassUID") or data.file_meta.get("MediaStorageSOPClassUID"))
         if skipped := _no_image(path, data, sop_class):
             is_plane = data.get("Rows") or data.get("ImagePositionPatient")  # unlike a report or a presentation state
-            return replace(skipped, series_uid=uid(data.get("SeriesInstanceUID")) if is_plane else "")
+            return replace(skipped, series_uid=to_uid(data.get("SeriesInstanceUID")) if is_plane else "")
         if absent := _absent(data):
             return (
-                slice_without_size(path, data, f"expected {', '.join(absent)} of an image, got none: it is damaged"),
+                read_slice_without_size(
+                    path, data, f"expected {', '.join(absent)} of an image, got none: it is damaged"
+                ),
             )
         frames = int(data.get("NumberOfFrames") or 1)
         described = len(data.get("PerFrameFunctionalGroupsSequence") or [])
@@ -135,10 +137,10 @@ def _read(path: Path) -> tuple[SliceHeader, ...] | SkippedFile:
             problem = (
                 f"expected the place of each of {frames} frames, got {described}: export it as enhanced or as slices"
             )
-        problem = problem_of_pixel_data(file, data, transfer_syntax(data), frames) or problem
+        problem = find_pixel_data_problem(file, data, get_transfer_syntax(data), frames) or problem
     # Of frames that are not described there is nothing to report, and their number may be anything.
-    slices = tuple(slice_of(path, data, frame, frames, problem) for frame in range(described or 1))
-    return tiles_of(path, slices[0]) if is_mosaic(data) and len(slices) == 1 else slices
+    slices = tuple(read_slice(path, data, frame, frames, problem) for frame in range(described or 1))
+    return split_mosaic(path, slices[0]) if is_mosaic(data) and len(slices) == 1 else slices
 
 
 def _no_image(path: Path, data: Dataset, sop_class: str) -> SkippedFile | None:
@@ -148,15 +150,15 @@ def _no_image(path: Path, data: Dataset, sop_class: str) -> SkippedFile | None:
     if sop_class in DERIVED:
         return SkippedFile(path, f"expected a scan, got {DERIVED[sop_class]}")
     if _absent(data):
-        lost = sop_class not in UID_dictionary and not uid(data.get("SeriesInstanceUID"))
+        lost = sop_class not in UID_dictionary and not to_uid(data.get("SeriesInstanceUID"))
         kind = UID_dictionary[sop_class][0] if sop_class in UID_dictionary else "of no known kind"
-        if "Image Storage" in kind and uid(data.get("SeriesInstanceUID")):
+        if "Image Storage" in kind and to_uid(data.get("SeriesInstanceUID")):
             return None  # which is refused, and with it the series that lacks this image
         if "Image Storage" in kind:
             reason = f"expected rows, columns and bits of an image ({kind}), got none: it is damaged"
             return SkippedFile(path, reason, unread=True)
         return SkippedFile(path, f"expected an image, got another DICOM object ({kind})", unread=lost)
-    if int(data.get("SamplesPerPixel") or 1) != 1 or photometric_of(data) not in ("MONOCHROME1", "MONOCHROME2"):
+    if int(data.get("SamplesPerPixel") or 1) != 1 or get_photometric(data) not in ("MONOCHROME1", "MONOCHROME2"):
         return SkippedFile(path, "expected one grey value per voxel, got colours")
     if data.BitsAllocated not in (8, 16):
         return SkippedFile(path, f"expected 8 or 16 bits per voxel, got {data.BitsAllocated}")
@@ -169,7 +171,7 @@ def _absent(data: Dataset) -> list[str]:
     return [keyword for keyword in keywords if not data.get(keyword)]
 
 
-def transfer_syntax(data: Dataset) -> UID:
+def get_transfer_syntax(data: Dataset) -> UID:
     """How a file is written; what old files without a preamble do not name is how they were read."""
     implicit, little = data.original_encoding
     explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from monai_llmboost.data.scans.dicom.geometry import is_even, nearly_parallel, places
+from monai_llmboost.data.scans.dicom.geometry import are_nearly_parallel, is_evenly_spaced, number_positions
 from monai_llmboost.data.scans.dicom.slices import Identity, SliceHeader
 
 # Fields that no two images of one series differ in, and what they are called in messages.
@@ -32,29 +32,29 @@ class Series:
     Args:
         slices: in any order.
         separated_by: by what they were separated from others under the same UID.
-        nameless: whether they have no SeriesInstanceUID that says that they are one series.
+        lacks_uid: whether they have no SeriesInstanceUID that says that they are one series.
         warnings: what is odd about their identity.
         refused: why it is not clear whom they belong to; empty if it is.
     """
 
     slices: tuple[SliceHeader, ...]
     separated_by: tuple[str, ...] = ()
-    nameless: bool = False
+    lacks_uid: bool = False
     warnings: tuple[str, ...] = ()
     refused: str = ""
 
 
-def series_of(slices: Iterable[SliceHeader]) -> list[Series]:
+def group_by_series(slices: Iterable[SliceHeader]) -> list[Series]:
     """The series among slices; each slice is of exactly one."""
     named: dict[str, list[SliceHeader]] = {}
-    nameless: list[SliceHeader] = []
+    lacks_uid: list[SliceHeader] = []
     for part in slices:
         if part.series_uid:
             named.setdefault(part.series_uid, []).append(part)
         else:
-            nameless.append(part)
+            lacks_uid.append(part)
     pools = [Series(tuple(pool)) for pool in _with_new_uids(named)]
-    pools = _with_blank_uids(pools, nameless)
+    pools = _with_blank_uids(pools, lacks_uid)
     return [series for pool in pools for series in _of_one_identity(pool)]
 
 
@@ -70,24 +70,24 @@ def _with_new_uids(named: dict[str, list[SliceHeader]]) -> list[list[SliceHeader
     found: list[list[SliceHeader]] = []
     for pool in pools.values():
         apart = len({part.series_uid for part in pool}) > 1
-        parallel = all(nearly_parallel(pool[0], part) for part in pool) if apart else True
-        if apart and (len(pool) < MANY or not parallel or len(set(places(pool))) < len(pool)):
+        parallel = all(are_nearly_parallel(pool[0], part) for part in pool) if apart else True
+        if apart and (len(pool) < MANY or not parallel or len(set(number_positions(pool))) < len(pool)):
             found += [[part] for part in pool]
         else:
             found.append(pool)
     return found
 
 
-def _with_blank_uids(pools: list[Series], nameless: Sequence[SliceHeader]) -> list[Series]:
+def _with_blank_uids(pools: list[Series], lacks_uid: Sequence[SliceHeader]) -> list[Series]:
     """The series, each with slices that have no SeriesInstanceUID but otherwise fit it alone; the rest by identity."""
     near: dict[Path, set[int]] = {}
     for i, pool in enumerate(pools):
         for part in pool.slices:
             near.setdefault(part.path.parent, set()).add(i)
-    values = [_values(pool.slices) for pool in pools] if nameless else []
+    values = [_values(pool.slices) for pool in pools] if lacks_uid else []
     fitting: dict[int, list[SliceHeader]] = {}
     others: dict[tuple, list[SliceHeader]] = {}
-    for part in nameless:
+    for part in lacks_uid:
         fits = list(
             islice((i for i in near.get(part.path.parent, ()) if _fits(part, pools[i].slices[0], values[i])), 2)
         )
@@ -99,21 +99,26 @@ def _with_blank_uids(pools: list[Series], nameless: Sequence[SliceHeader]) -> li
     found = list(pools)
     for i, blank in fitting.items():
         together = (*pools[i].slices, *blank)
-        if not is_even(together) and len(blank) > 1 and is_even(blank) and is_even(pools[i].slices):
+        if (
+            not is_evenly_spaced(together)
+            and len(blank) > 1
+            and is_evenly_spaced(blank)
+            and is_evenly_spaced(pools[i].slices)
+        ):
             found.append(_nameless(blank))
         else:
             found[i] = Series(together, warnings=(f"some of its files have no SeriesInstanceUID: {len(blank)}",))
     return found + [_nameless(pool) for pool in others.values()]
 
 
-def contradictions(one: Identity, other: Identity) -> list[str]:
+def find_contradictions(one: Identity, other: Identity) -> list[str]:
     """The fields in which two identities both say something, and not the same."""
     values = ((field, getattr(one, field), getattr(other, field)) for field in (*STRONG, "series_uid"))
     return [field for field, first, second in values if first and second and first != second]
 
 
 def _nameless(slices: Sequence[SliceHeader]) -> Series:
-    return Series(tuple(slices), nameless=True, warnings=("it has no SeriesInstanceUID",))
+    return Series(tuple(slices), lacks_uid=True, warnings=("it has no SeriesInstanceUID",))
 
 
 def _values(slices: Sequence[SliceHeader]) -> dict[str, set[str]]:
@@ -128,7 +133,7 @@ def _fits(part: SliceHeader, first: SliceHeader, values: dict[str, set[str]]) ->
     agree = all(
         not getattr(part.identity, field) or own <= {getattr(part.identity, field)} for field, own in values.items()
     )
-    return agree and part.modality in (first.modality, "") and nearly_parallel(part, first)
+    return agree and part.modality in (first.modality, "") and are_nearly_parallel(part, first)
 
 
 def _of_one_identity(series: Series) -> Iterator[Series]:
@@ -168,4 +173,4 @@ def _of_one_identity(series: Series) -> Iterator[Series]:
         return
     for slices in parts.values():
         separated_by = tuple(STRONG[field] for field in varying)
-        yield Series(tuple(slices), separated_by, series.nameless, tuple(warnings))
+        yield Series(tuple(slices), separated_by, series.lacks_uid, tuple(warnings))

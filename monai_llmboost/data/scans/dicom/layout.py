@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from monai_llmboost.data.scans.dicom.geometry import directions_of, in_order, line_through, units_of
+from monai_llmboost.data.scans.dicom.geometry import fit_line, get_directions, get_rounding_mm, sort_slices
 from monai_llmboost.data.scans.dicom.slices import SliceHeader
-from monai_llmboost.data.scans.nifti.headers import LARGEST_VOLUME
+from monai_llmboost.data.scans.nifti.headers import MAX_VOXELS
 from monai_llmboost.data.scans.scan import RefusedScan
 
 # Directions of x and y may differ so much from unit length and from a right angle.
@@ -50,13 +50,13 @@ def lay_out(slices: Sequence[SliceHeader], min_slices: int = 2) -> Layout:
         raise RefusedScan(
             f"expected at least {min_slices} slices, got {len(slices)}: use a thicker volume", kind="too-small"
         )
-    if (voxels := len(slices) * slices[0].rows * slices[0].columns) > LARGEST_VOLUME:
+    if (voxels := len(slices) * slices[0].rows * slices[0].columns) > MAX_VOXELS:
         raise RefusedScan(
-            f"expected at most {LARGEST_VOLUME} voxels, got {voxels}: split or shrink the volume", kind="too-large"
+            f"expected at most {MAX_VOXELS} voxels, got {voxels}: split or shrink the volume", kind="too-large"
         )
-    slices, along = in_order(slices)
-    origin, step = line_through(slices, along)
-    x, y = directions_of(slices[0])
+    slices, along = sort_slices(slices)
+    origin, step = fit_line(slices, along)
+    x, y = get_directions(slices[0])
     between_rows, between_columns = slices[0].pixel_spacing or ()
     affine = np.eye(4)
     affine[:3] = np.stack([x * between_columns, y * between_rows, step, origin], axis=1)
@@ -64,7 +64,7 @@ def lay_out(slices: Sequence[SliceHeader], min_slices: int = 2) -> Layout:
     shift = step - (step @ normal) * normal
     sideways = float(np.linalg.norm(shift))
     # By so much of it, from slice to slice, rounding of the first and the last position may be the cause.
-    rounding = 2 * units_of(slices) @ np.abs(shift) / max(sideways, 1e-12) / (len(slices) - 1)
+    rounding = 2 * get_rounding_mm(slices) @ np.abs(shift) / max(sideways, 1e-12) / (len(slices) - 1)
     tilted = sideways > TILT_TOLERANCE * (step @ normal) and sideways > rounding
     tilt = float(np.degrees(np.arctan(sideways / (step @ normal)))) if tilted else 0.0
     return Layout(tuple(slices), LPS_TO_RAS @ affine, tilt)
@@ -84,7 +84,7 @@ def check_planes(slices: Sequence[SliceHeader]) -> None:
                 f"export the original images, not pictures of them",
                 kind="no-geometry",
             )
-    directions = directions_of(slices[0])
+    directions = get_directions(slices[0])
     if np.abs(directions @ directions.T - np.eye(2)).max() > DIRECTION_TOLERANCE:
         raise RefusedScan(
             "expected directions of x and y at a right angle, got others: export the series again", kind="no-geometry"

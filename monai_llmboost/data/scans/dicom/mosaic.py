@@ -20,7 +20,7 @@ import numpy as np
 from pydicom import Dataset, dcmread
 
 from monai_llmboost.data.scans.dicom.slices import SliceHeader
-from monai_llmboost.data.scans.dicom.values import value
+from monai_llmboost.data.scans.dicom.values import get_value
 
 # Number of slices in a picture of United Imaging scanners, whose geometry is described elsewhere.
 GRID_UIH = (0x0065, 0x1050)
@@ -36,7 +36,7 @@ EXPORT = "export it as enhanced or as separate slices"
 
 def is_mosaic(data: Dataset) -> bool:
     """Whether a file is a picture of many slices as Siemens writes them."""
-    return "MOSAIC" in str(value(data, "ImageType") or "").upper()
+    return "MOSAIC" in str(get_value(data, "ImageType") or "").upper()
 
 
 def is_grid(data: Dataset) -> bool:
@@ -48,7 +48,7 @@ def is_grid(data: Dataset) -> bool:
     return text.strip("\0 ") not in ("", "0", "1")
 
 
-def tiles_of(path: Path, picture: SliceHeader) -> tuple[SliceHeader, ...]:
+def split_mosaic(path: Path, picture: SliceHeader) -> tuple[SliceHeader, ...]:
     """The slices of a mosaic, in the order of its tiles; or the picture with the reason why they cannot be found.
 
     Args:
@@ -96,7 +96,7 @@ def _step(
     """The way from one tile's slice to the next one's, in mm; or what is not known of it."""
     written = np.array(image.get("SliceNormalVector", []), dtype=float)
     sign = np.sign(written @ normal) if written.shape == (3,) and abs(written @ normal) > ALONG else 0.0
-    spacing = float(value(data, "SpacingBetweenSlices") or 0)
+    spacing = float(get_value(data, "SpacingBetweenSlices") or 0)
     if len(protocol) == count > 1:
         mean = (protocol[-1] - protocol[0]) / (count - 1)
         spacing = spacing or float(np.linalg.norm(mean))

@@ -10,8 +10,13 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from monai_llmboost.data.scans.dicom.geometry import counted_along, is_even, nearly_parallel, overlap
-from monai_llmboost.data.scans.dicom.identity import contradictions
+from monai_llmboost.data.scans.dicom.geometry import (
+    are_nearly_parallel,
+    is_evenly_spaced,
+    is_numbered_in_order,
+    overlaps,
+)
+from monai_llmboost.data.scans.dicom.identity import find_contradictions
 from monai_llmboost.data.scans.dicom.slices import SliceHeader
 
 # The slices of a stack, and what separated it from others of its series.
@@ -20,7 +25,7 @@ Piece = tuple[tuple[SliceHeader, ...], tuple[str, ...]]
 FEWEST = 3
 
 
-def pieces_of_one(stacks: Sequence[Piece]) -> list[list[int]]:
+def find_pieces(stacks: Sequence[Piece]) -> list[list[int]]:
     """The groups of stacks that together are one even stack; of each stack its number in ``stacks``.
 
     Stacks of several series are where image numbers count through all of them, or where they take turns in one study
@@ -31,7 +36,7 @@ def pieces_of_one(stacks: Sequence[Piece]) -> list[list[int]]:
     groups = []
     for group in _linked(stacks, placed):
         slices = [part for i in group for part in stacks[i][0]]
-        if len(slices) >= FEWEST and counted_along(slices) and is_even(slices):
+        if len(slices) >= FEWEST and is_numbered_in_order(slices) and is_evenly_spaced(slices):
             groups.append(group)
     taken = {i for group in groups for i in group}
     for i, j, one_series in _neighbours(stacks, placed):
@@ -68,16 +73,18 @@ def _may_follow(one: Piece, part: SliceHeader, other: Piece, following: SliceHea
     (slices, by), (others, by_other) = one, other
     if part.series_uid == following.series_uid and {*by} & {*by_other} & _tags(slices):
         return False
-    if not nearly_parallel(part, following):
+    if not are_nearly_parallel(part, following):
         return False
     x, y = np.array(part.orientation).reshape(2, 3)
     step = np.array(following.position) - np.array(part.position)
     along = abs(step @ np.cross(x, y))
     if along == 0 or max(abs(step @ x), abs(step @ y)) > along:
         return False
-    if len(slices) == len(others) == 1 or not {*contradictions(part.identity, following.identity)} - {"series_uid"}:
+    if len(slices) == len(others) == 1 or not {*find_contradictions(part.identity, following.identity)} - {
+        "series_uid"
+    }:
         return True
-    return overlap(slices, others)
+    return overlaps(slices, others)
 
 
 def _tags(slices: Sequence[SliceHeader]) -> set[str]:
@@ -111,8 +118,8 @@ def _are_halves(one: Piece, other: Piece, one_series: bool) -> bool:
     first, second = slices[0], others[0]
     if (first.rows, first.columns) != (second.rows, second.columns) or _tags(slices) & {*by} & {*by_other}:
         return False
-    if not nearly_parallel(first, second):
+    if not are_nearly_parallel(first, second):
         return False
     numbers = [{part.number for part in own} - {None} for own in (slices, others)]
     start_again = all(len(own) > 1 for own in numbers) and bool(numbers[0] & numbers[1])
-    return (overlap(slices, others) or (one_series and not start_again)) and is_even((*slices, *others))
+    return (overlaps(slices, others) or (one_series and not start_again)) and is_evenly_spaced((*slices, *others))

@@ -15,7 +15,7 @@ UNDEFINED = 0xFFFFFFFF
 CUT_SHORT = "the file is cut short, copy it again"
 
 
-def problem_of_pixel_data(file: BinaryIO, data: Dataset, syntax: UID, frames: int) -> str:
+def find_pixel_data_problem(file: BinaryIO, data: Dataset, syntax: UID, frames: int) -> str:
     """What keeps the pixels of a file from being those that its header describes; empty if nothing does.
 
     Args:

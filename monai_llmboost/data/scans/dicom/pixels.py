@@ -18,9 +18,9 @@ from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels import pixel_array
 from pydicom.uid import UID, RLELossless, SecondaryCaptureImageStorage
 
-from monai_llmboost.data.scans.dicom.headers import quiet, transfer_syntax
+from monai_llmboost.data.scans.dicom.headers import get_transfer_syntax, silence_pydicom
 from monai_llmboost.data.scans.dicom.slices import SliceHeader
-from monai_llmboost.data.scans.dicom.values import photometric_of
+from monai_llmboost.data.scans.dicom.values import get_photometric
 from monai_llmboost.data.scans.scan import RefusedScan
 
 # Reading and unpacking leave the interpreter's lock; more threads than this wait for the disk.
@@ -34,7 +34,7 @@ PIXEL_MODULE = (
 )  # fmt: skip
 
 
-def volume_of(slices: Sequence[SliceHeader]) -> tuple[np.ndarray, int]:
+def read_volume(slices: Sequence[SliceHeader]) -> tuple[np.ndarray, int]:
     """The values of the slices, (columns, rows, slices), float32: stored value * slope + intercept of its own slice.
 
     Where low values are meant to be bright (MONOCHROME1), stored values are mirrored within their range first. What
@@ -64,18 +64,18 @@ def volume_of(slices: Sequence[SliceHeader]) -> tuple[np.ndarray, int]:
                                 for given, default in ((part.slope, 1.0), (part.intercept, 0.0)))  # fmt: skip
             volume[:, :, number] = (_bright_above_dark(plane, part).astype(np.float64) * slope + intercept).T
 
-    with quiet(), ThreadPoolExecutor(THREADS) as threads:
+    with silence_pydicom(), ThreadPoolExecutor(THREADS) as threads:
         list(threads.map(fill, of_file))
     if not np.isfinite(volume).all():
         raise RefusedScan("expected finite voxels, got values beyond float32: export the series again", kind="damaged")
     return volume, _fill_padding(volume, padding)
 
 
-def digest_of_pixels(path: Path) -> str:
+def digest_pixels(path: Path) -> str:
     """The sha256 of a file's stored values, however they are packed; empty if they cannot be read."""
     digest = hashlib.sha256()
     try:
-        with quiet():
+        with silence_pydicom():
             data = _read(path)
             for frame in range(int(data.get("NumberOfFrames") or 1)):
                 digest.update(np.ascontiguousarray(_plane(path, data, frame).astype("<i4")).tobytes())
@@ -123,8 +123,8 @@ def _within(plane: np.ndarray, bounds: tuple[int, int]) -> np.ndarray:
 def _read(path: Path) -> Dataset:
     try:
         data = dcmread(path, force=True)
-        data.file_meta.TransferSyntaxUID = transfer_syntax(data)
-        data.PhotometricInterpretation = photometric_of(data)
+        data.file_meta.TransferSyntaxUID = get_transfer_syntax(data)
+        data.PhotometricInterpretation = get_photometric(data)
     except Exception as error:
         raise _damaged(path, error) from None
     return data

@@ -16,10 +16,10 @@ from scipy.ndimage import affine_transform
 
 from monai_llmboost.data.scans.dicom.headers import looks_like_dicom
 from monai_llmboost.data.scans.dicom.layout import Layout
-from monai_llmboost.data.scans.dicom.pixels import volume_of
-from monai_llmboost.data.scans.dicom.stacks import Stack, dicom_stacks
-from monai_llmboost.data.scans.nifti.headers import LARGEST_VOLUME
-from monai_llmboost.data.scans.scan import RefusedScan, Scan, check_volume, chosen_volume
+from monai_llmboost.data.scans.dicom.pixels import read_volume
+from monai_llmboost.data.scans.dicom.stacks import Stack, find_dicom_stacks
+from monai_llmboost.data.scans.nifti.headers import MAX_VOXELS
+from monai_llmboost.data.scans.scan import RefusedScan, Scan, check_volume, choose_volume
 
 # Between a path and which of its volumes is meant.
 CHOICE = "::"
@@ -28,7 +28,7 @@ GANTRY_TILT = ("resample", "shear", "refuse")
 LISTED = 5
 
 
-def paths_of(scan: Scan) -> list[str]:
+def get_reader_paths(scan: Scan) -> list[str]:
     """What ``LoadImaged`` with a `DicomSeriesReader` takes to read just this scan."""
     return [f"{path}{CHOICE}{scan.stack}" for path in scan.files]
 
@@ -97,7 +97,7 @@ class DicomSeriesReader(ImageReader):
         if isinstance(img, Exception):
             raise img
         layout = self._layout(img)
-        volume, padding = volume_of(layout.slices)
+        volume, padding = read_volume(layout.slices)
         affine, warnings = layout.affine, list(img.warnings)
         if padding:
             share = 100 * padding / volume.size
@@ -105,7 +105,7 @@ class DicomSeriesReader(ImageReader):
                 f"{share:.2g} % of its voxels are padding (PixelPaddingValue): set to the lowest other value"
             )
         if layout.tilt_deg and self.gantry_tilt == "resample":
-            volume, affine = straighten(volume, affine)
+            volume, affine = resample_tilted(volume, affine)
             warnings.append("resampled onto a rectangular grid")
         return volume, {
             MetaKeys.AFFINE: affine,
@@ -122,11 +122,11 @@ class DicomSeriesReader(ImageReader):
         """The slices of the volume that is asked for, and their geometry."""
         if stack.refused:
             raise RefusedScan(stack.refused, kind=stack.refused_kind)
-        return stack.layouts[chosen_volume(self.volume, _shape(stack))]
+        return stack.layouts[choose_volume(self.volume, _shape(stack))]
 
     def _one_stack(self, data: Sequence[PathLike] | PathLike) -> Stack:
         paths, choice = _paths(data)
-        stacks, skipped = dicom_stacks(_files(paths), self.min_slices)
+        stacks, skipped = find_dicom_stacks(_files(paths), self.min_slices)
         if lost := next((file for file in skipped if file.may_pass), None):
             raise RefusedScan(f"{lost.reason} ({lost.path.name}): try again", kind="damaged", may_pass=True)
         if choice:
@@ -161,7 +161,7 @@ class DicomSeriesReader(ImageReader):
         return stack
 
 
-def straighten(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def resample_tilted(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A volume of tilted slices on a rectangular grid that holds all of it.
 
     Each slice is shifted within its plane, linearly interpolated; outside is the smallest value. Shape (i, j, k), of
@@ -176,9 +176,9 @@ def straighten(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.n
     last = shift * (volume.shape[2] - 1)
     low, high = np.floor(np.minimum(last, 0)).astype(int), np.ceil(np.maximum(last, 0)).astype(int)
     size = tuple(np.array(volume.shape[:2]) + high - low)
-    if (voxels := math.prod(map(int, size)) * volume.shape[2]) > LARGEST_VOLUME:
+    if (voxels := math.prod(map(int, size)) * volume.shape[2]) > MAX_VOXELS:
         raise RefusedScan(
-            f"expected a tilt that a grid of {LARGEST_VOLUME} voxels can hold, got one for {voxels}: "
+            f"expected a tilt that a grid of {MAX_VOXELS} voxels can hold, got one for {voxels}: "
             f"read it with gantry_tilt='shear'",
             kind="too-large",
         )

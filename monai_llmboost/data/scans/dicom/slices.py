@@ -15,16 +15,16 @@ from typing import Any
 from pydicom import Dataset
 
 from monai_llmboost.data.scans.dicom.values import (
-    half_unit,
+    find_number_problem,
+    get_photometric,
+    get_rounding,
+    get_value,
     is_unreadable,
-    photometric_of,
-    problem_of_numbers,
     to_number,
     to_numbers,
     to_plain,
+    to_uid,
     to_whole,
-    uid,
-    value,
 )
 
 # What may set volumes of one series apart where they lie at the same place; what does so best comes first.
@@ -177,7 +177,7 @@ class SliceHeader:
         return self.position is not None and self.orientation is not None and self.pixel_spacing is not None
 
 
-def slice_of(path: Path, data: Dataset, frame: int, frames: int, problem: str) -> SliceHeader:
+def read_slice(path: Path, data: Dataset, frame: int, frames: int, problem: str) -> SliceHeader:
     """One frame of a file; ``problem``: what is wrong with the file as a whole."""
     groups = list(_functional_groups(data, frame))
 
@@ -187,7 +187,7 @@ def slice_of(path: Path, data: Dataset, frame: int, frames: int, problem: str) -
             for item in group.get(sequence) or []:
                 if item.get(keyword) not in (None, ""):
                     return item.get(keyword)
-        return value(data, keyword)
+        return get_value(data, keyword)
 
     written, orientation, spacing = (
         value_of(sequence, keyword) for sequence, keyword in zip(GEOMETRY_OF_FRAMES, GEOMETRY)
@@ -195,7 +195,7 @@ def slice_of(path: Path, data: Dataset, frame: int, frames: int, problem: str) -
     scaling = [value_of("PixelValueTransformationSequence", keyword) for keyword in SCALING]
     for keyword, number in zip((*GEOMETRY, *SCALING), (written, orientation, spacing, *scaling)):
         found = b"" if number is None and is_unreadable(data, keyword) else number
-        problem = problem or problem_of_numbers(keyword, found, one=keyword in SCALING)
+        problem = problem or find_number_problem(keyword, found, one=keyword in SCALING)
     position = to_numbers(written, 3)
     slope, intercept = map(to_number, scaling)
     if not all(number is None or math.isfinite(number) for number in (slope, intercept)) or slope == 0:
@@ -207,21 +207,21 @@ def slice_of(path: Path, data: Dataset, frame: int, frames: int, problem: str) -
         frame=frame,
         frames=frames,
         identity=_identity(data),
-        sop_uid=uid(value(data, "SOPInstanceUID")),
-        number=to_whole(value(data, "InstanceNumber")) if frames == 1 else None,
-        modality=modality if MODALITY.fullmatch(modality := str(value(data, "Modality") or "")) else "",
+        sop_uid=to_uid(get_value(data, "SOPInstanceUID")),
+        number=to_whole(get_value(data, "InstanceNumber")) if frames == 1 else None,
+        modality=modality if MODALITY.fullmatch(modality := str(get_value(data, "Modality") or "")) else "",
         rows=int(data.Rows),
         columns=int(data.Columns),
         position=position,
-        unit=(0.0, 0.0, 0.0) if position is None else tuple(half_unit(number) for number in written),
+        unit=(0.0, 0.0, 0.0) if position is None else tuple(get_rounding(number) for number in written),
         orientation=to_numbers(orientation, 6),
         pixel_spacing=to_numbers(spacing, 2),
         slope=slope,
         intercept=intercept,
-        units=tuple(str(value(data, keyword) or "").strip() for keyword in UNITS),
+        units=tuple(str(get_value(data, keyword) or "").strip() for keyword in UNITS),
         bits_stored=int(data.get("BitsStored") or data.BitsAllocated),
         signed=bool(data.get("PixelRepresentation")),
-        inverted=photometric_of(data) == "MONOCHROME1",
+        inverted=get_photometric(data) == "MONOCHROME1",
         padding=_padding(data),
         corner=None,
         discriminating=tuple({key: value for key, value in _discriminating(data, groups, value_of) if value}.items()),
@@ -229,34 +229,34 @@ def slice_of(path: Path, data: Dataset, frame: int, frames: int, problem: str) -
     )
 
 
-def slice_without_size(path: Path, data: Dataset, problem: str) -> SliceHeader:
+def read_slice_without_size(path: Path, data: Dataset, problem: str) -> SliceHeader:
     """An image whose header does not say how large it is: no slice, but its series lacks it."""
     size = Dataset()
     size.update(data)
     size.Rows = size.Columns = 0
     size.BitsAllocated = 16
     size.PhotometricInterpretation = "MONOCHROME2"
-    return slice_of(path, size, 0, 1, problem)
+    return read_slice(path, size, 0, 1, problem)
 
 
 def _identity(data: Dataset) -> Identity:
     def digest(keyword: str) -> str:
-        text = str(value(data, keyword) or "").strip().rstrip("^").casefold()
+        text = str(get_value(data, keyword) or "").strip().rstrip("^").casefold()
         return blake2b(text.encode(errors="replace"), key=SECRET, digest_size=8).hexdigest() if text else ""
 
-    number = to_whole(value(data, "SeriesNumber"))
+    number = to_whole(get_value(data, "SeriesNumber"))
     return Identity(
         patient_id=digest("PatientID"),
         patient_name=digest("PatientName"),
-        study_uid=uid(value(data, "StudyInstanceUID")),
-        series_uid=uid(value(data, "SeriesInstanceUID")),
+        study_uid=to_uid(get_value(data, "StudyInstanceUID")),
+        series_uid=to_uid(get_value(data, "SeriesInstanceUID")),
         series_number="" if number is None else str(number),
-        frame_of_reference=uid(value(data, "FrameOfReferenceUID")),
+        frame_of_reference=to_uid(get_value(data, "FrameOfReferenceUID")),
     )
 
 
 def _padding(data: Dataset) -> tuple[int, int] | None:
-    first, last = (to_whole(value(data, keyword)) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
+    first, last = (to_whole(get_value(data, keyword)) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
     if first is None:
         return None
     bits = data.BitsAllocated
@@ -267,15 +267,15 @@ def _padding(data: Dataset) -> tuple[int, int] | None:
 
 
 def _functional_groups(data: Dataset, frame: int) -> Iterator[Dataset]:
-    if per_frame := value(data, "PerFrameFunctionalGroupsSequence"):
+    if per_frame := get_value(data, "PerFrameFunctionalGroupsSequence"):
         yield per_frame[frame]
-    yield from value(data, "SharedFunctionalGroupsSequence") or []
+    yield from get_value(data, "SharedFunctionalGroupsSequence") or []
 
 
 def _discriminating(data: Dataset, groups: list[Dataset], value_of: Any) -> Iterator[tuple[str, Any]]:
     if not groups:
         for keyword in DISCRIMINATING:
-            yield keyword, to_plain(value(data, keyword))
+            yield keyword, to_plain(get_value(data, keyword))
         return
     content = next((item for group in groups for item in group.get("FrameContentSequence") or []), Dataset())
     pointers = [int(item.get("DimensionIndexPointer") or 0) for item in data.get("DimensionIndexSequence") or []]
@@ -290,4 +290,4 @@ def _discriminating(data: Dataset, groups: list[Dataset], value_of: Any) -> Iter
     if directions:
         yield "DiffusionGradientOrientation", to_plain(directions[0].get("DiffusionGradientOrientation"))
     for keyword in DISCRIMINATING:
-        yield keyword, to_plain(value(data, keyword))
+        yield keyword, to_plain(get_value(data, keyword))

@@ -14,14 +14,14 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from monai_llmboost.data.scans.dicom.copies import without_copies
-from monai_llmboost.data.scans.dicom.geometry import by_plane, is_even, nearly_parallel
-from monai_llmboost.data.scans.dicom.headers import quiet, read_header
-from monai_llmboost.data.scans.dicom.identity import Series, series_of
+from monai_llmboost.data.scans.dicom.copies import remove_copies
+from monai_llmboost.data.scans.dicom.geometry import are_nearly_parallel, group_by_plane, is_evenly_spaced
+from monai_llmboost.data.scans.dicom.headers import read_header, silence_pydicom
+from monai_llmboost.data.scans.dicom.identity import Series, group_by_series
 from monai_llmboost.data.scans.dicom.layout import Layout, lay_out
-from monai_llmboost.data.scans.dicom.pieces import pieces_of_one
+from monai_llmboost.data.scans.dicom.pieces import find_pieces
 from monai_llmboost.data.scans.dicom.slices import UNITS, SliceHeader
-from monai_llmboost.data.scans.dicom.volumes import Volumes, volumes_of
+from monai_llmboost.data.scans.dicom.volumes import Volumes, separate_volumes
 from monai_llmboost.data.scans.scan import RefusedScan, Scan, SkippedFile
 
 SET_APART = (
@@ -70,7 +70,7 @@ def _digest(value: object) -> str:
     return hashlib.sha256(repr(value).encode()).hexdigest()[:8]
 
 
-def dicom_scans(
+def find_dicom_scans(
     files: Iterable[Path], name: Callable[[Path], str], min_slices: int = 2
 ) -> tuple[list[Scan], list[SkippedFile]]:
     """The scans among DICOM files, in the order of their names, and the files that are none.
@@ -81,7 +81,7 @@ def dicom_scans(
             several would get one name, followed by ``_`` and eight characters that stand for a scan's slices.
         min_slices: fewer are refused.
     """
-    stacks, skipped = dicom_stacks(files, min_slices)
+    stacks, skipped = find_dicom_stacks(files, min_slices)
     bases = [_base(stack.files) for stack in stacks]
     shared = Counter(bases)
     scans = [
@@ -91,7 +91,7 @@ def dicom_scans(
     return sorted(scans, key=lambda scan: scan.name), skipped
 
 
-def dicom_stacks(files: Iterable[Path], min_slices: int = 2) -> tuple[list[Stack], list[SkippedFile]]:
+def find_dicom_stacks(files: Iterable[Path], min_slices: int = 2) -> tuple[list[Stack], list[SkippedFile]]:
     """The stacks among DICOM files, and the files that hold no slices or are copies of others.
 
     A stack has one patient, study, series, size, spacing and direction. Where several volumes lie at one place they
@@ -99,16 +99,16 @@ def dicom_stacks(files: Iterable[Path], min_slices: int = 2) -> tuple[list[Stack
     """
     headers: list[tuple[SliceHeader, ...]] = []
     skipped: list[SkippedFile] = []
-    with quiet():
+    with silence_pydicom():
         for path in sorted({Path(file) for file in files}):
             found = read_header(path)
             if isinstance(found, SkippedFile):
                 skipped.append(found)
             else:
                 headers.append(found)
-    kept, originals, copies = without_copies(headers)
+    kept, originals, copies = remove_copies(headers)
     skipped += copies
-    series = series_of(part for file in kept for part in file)
+    series = group_by_series(part for file in kept for part in file)
     stacks = _refuse_doubtful(series, [list(_stacks(one, min_slices)) for one in series])
     stacks = _refuse_pieces(stacks)
     of_series = Counter(stack.slices[0].series_uid for stack in stacks)
@@ -155,7 +155,9 @@ def _stacks(series: Series, min_slices: int) -> Iterator[Stack]:
         stacks = [
             _laid_out(volumes, series, min_slices)
             for plane in planes
-            for volumes in (volumes_of(plane, series.nameless) if plane[0].is_placed else [Volumes(tuple(plane))])
+            for volumes in (
+                separate_volumes(plane, series.lacks_uid) if plane[0].is_placed else [Volumes(tuple(plane))]
+            )
         ]
         yield from _refuse_fallen_apart(stacks) if len(planes) > 1 else stacks
 
@@ -164,7 +166,7 @@ def _planes(slices: Sequence[SliceHeader]) -> list[list[SliceHeader]]:
     """Slices of one size by direction and pixel spacing; all together where the place of one is not known."""
     if not all(part.is_placed for part in slices):
         return [sorted(slices, key=lambda part: part.is_placed)]
-    return by_plane(slices)
+    return group_by_plane(slices)
 
 
 def _laid_out(volumes: Volumes, series: Series, min_slices: int) -> Stack:
@@ -212,8 +214,8 @@ def _check_alike(slices: Sequence[SliceHeader]) -> None:
 def _refuse_fallen_apart(stacks: list[Stack]) -> list[Stack]:
     """The stacks of one series; one refused stack in their place if but for their directions they are one volume."""
     slices = [part for stack in stacks for part in stack.slices]
-    alike = all(part.is_placed and nearly_parallel(slices[0], part) for part in slices)
-    if len(slices) < 3 or not alike or not is_even(slices):
+    alike = all(part.is_placed and are_nearly_parallel(slices[0], part) for part in slices)
+    if len(slices) < 3 or not alike or not is_evenly_spaced(slices):
         return stacks
     refused = (
         "expected slices of one direction and pixel spacing, got some that differ by more than a tenth of a pixel, in "
@@ -225,7 +227,7 @@ def _refuse_fallen_apart(stacks: list[Stack]) -> list[Stack]:
 def _refuse_pieces(stacks: Sequence[Stack]) -> list[Stack]:
     """The stacks, with those refused as one that are pieces of one even stack though their headers set them apart."""
     found = list(stacks)
-    for several in pieces_of_one([(stack.slices, stack.separated_by) for stack in stacks]):
+    for several in find_pieces([(stack.slices, stack.separated_by) for stack in stacks]):
         slices = tuple(part for i in several for part in stacks[i].slices)
         found[several[0]] = Stack(slices, refused=SET_APART, refused_kind="unclear")
         for i in several[1:]:

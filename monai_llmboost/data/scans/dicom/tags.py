@@ -26,7 +26,7 @@ MEASURED = frozenset((
 ROUNDING = 0.02
 
 
-def tags_of(plane: Sequence[SliceHeader], rounded: bool = False) -> list[dict[str, object]]:
+def list_tags(plane: Sequence[SliceHeader], rounded: bool = False) -> list[dict[str, object]]:
     """The tags of each slice that may set volumes apart, by keyword; of what is there.
 
     Args:
@@ -63,7 +63,7 @@ def _rounded(values: set[object]) -> dict[object, object]:
     return one
 
 
-def separations(
+def find_separations(
     plane: Sequence[SliceHeader],
     ignored: frozenset[str],
     fewest: int,
@@ -83,7 +83,7 @@ def separations(
     Yields:
         The tags, and the indices of the slices of each part.
     """
-    rounded, exact = tags_of(plane, rounded=True), tags_of(plane)
+    rounded, exact = list_tags(plane, rounded=True), list_tags(plane)
     found = False
     for tags in (rounded, exact) if at is not None and rounded != exact else (rounded,):
         for split in _separations(tags, ignored, fewest, at):

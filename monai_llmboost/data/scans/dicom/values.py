@@ -17,7 +17,7 @@ from pydicom.valuerep import DSfloat
 LONGEST_UID = 64
 
 
-def value(data: Dataset, keyword: str) -> Any:
+def get_value(data: Dataset, keyword: str) -> Any:
     """The value of an attribute; None if it is absent, or not what its type says."""
     tag = _tag_of(keyword)
     keys = data.keys()
@@ -32,7 +32,7 @@ def value(data: Dataset, keyword: str) -> Any:
 def is_unreadable(data: Dataset, keyword: str) -> bool:
     """Whether an attribute is there, not empty, and not what its type says."""
     tag = _tag_of(keyword)
-    return tag in data.keys() and value(data, keyword) is None and bool(data.get_item(tag).value)  # noqa: SIM118
+    return tag in data.keys() and get_value(data, keyword) is None and bool(data.get_item(tag).value)  # noqa: SIM118
 
 
 @cache
@@ -43,7 +43,7 @@ def _tag_of(keyword: str) -> int:
     return tag
 
 
-def problem_of_numbers(keyword: str, numbers: Any, one: bool) -> str:
+def find_number_problem(keyword: str, numbers: Any, one: bool) -> str:
     """What is wrong with numbers that decide where a slice lies or what its values mean; empty if nothing."""
     several = [numbers] if numbers is None or isinstance(numbers, (str, int, float)) else numbers
     if isinstance(several, (bytes, Sequence)):
@@ -59,12 +59,12 @@ def problem_of_numbers(keyword: str, numbers: Any, one: bool) -> str:
     return ""
 
 
-def photometric_of(data: Dataset) -> str:
+def get_photometric(data: Dataset) -> str:
     """PhotometricInterpretation as the standard writes it."""
     return str(data.get("PhotometricInterpretation") or "").strip().upper()
 
 
-def uid(value: Any) -> str:
+def to_uid(value: Any) -> str:
     """A UID, or nothing: where a length is damaged there may be anything, such as the next tags with a name in them."""
     text = str(value or "")
     return text if len(text) <= LONGEST_UID and re.fullmatch(RE_VALID_UID, text) else ""
@@ -108,7 +108,7 @@ def to_numbers(values: Any, count: int) -> tuple[float, ...] | None:
     )
 
 
-def half_unit(number: Any) -> float:
+def get_rounding(number: Any) -> float:
     """Half a unit of the last digit that a decimal string shows, in its own unit; 0 for binary numbers."""
     text = getattr(number, "original_string", "") if isinstance(number, DSfloat) else ""
     found = re.fullmatch(r"\s*[+-]?\d*(?:\.(\d*))?(?:[eE]([+-]?\d+))?\s*", str(text))

@@ -10,9 +10,16 @@ from itertools import chain, combinations, pairwise
 
 import numpy as np
 
-from monai_llmboost.data.scans.dicom.geometry import any_overlap, counted_along, is_even, lacks_slices, overlap, places
+from monai_llmboost.data.scans.dicom.geometry import (
+    any_overlap,
+    has_missing_slices,
+    is_evenly_spaced,
+    is_numbered_in_order,
+    number_positions,
+    overlaps,
+)
 from monai_llmboost.data.scans.dicom.slices import SliceHeader
-from monai_llmboost.data.scans.dicom.tags import OF_ACQUISITION, separations, tags_of
+from monai_llmboost.data.scans.dicom.tags import OF_ACQUISITION, find_separations, list_tags
 
 # A tag that leaves fewer slices than this together numbers slices rather than volumes.
 FEWEST = 2
@@ -54,16 +61,16 @@ class Volumes:
     refused: str = ""
 
 
-def volumes_of(plane: Sequence[SliceHeader], nameless: bool = False) -> list[Volumes]:
+def separate_volumes(plane: Sequence[SliceHeader], lacks_uid: bool = False) -> list[Volumes]:
     """The volumes among placed slices of one series, size, direction and pixel spacing.
 
     Args:
         plane: the slices, in any order.
-        nameless: whether they have no SeriesInstanceUID that says that they are of one series.
+        lacks_uid: whether they have no SeriesInstanceUID that says that they are of one series.
     """
-    number = places(plane)
+    number = number_positions(plane)
     if len(set(number)) == len(plane):
-        return _at_places_of_their_own(plane, nameless)
+        return _at_places_of_their_own(plane, lacks_uid)
     found = []
     for outer in _at_one_place(plane, number):
         if outer.count > 1 or not outer.separated_by:
@@ -75,7 +82,7 @@ def volumes_of(plane: Sequence[SliceHeader], nameless: bool = False) -> list[Vol
                 separated_by=(*outer.separated_by, *inner.separated_by),
                 warnings=(*outer.warnings, *inner.warnings),
             )
-            for inner in _at_places_of_their_own(outer.slices, nameless)
+            for inner in _at_places_of_their_own(outer.slices, lacks_uid)
         ]
     return found
 
@@ -84,13 +91,13 @@ def _at_one_place(plane: Sequence[SliceHeader], number: np.ndarray) -> list[Volu
     """Volumes of which several lie at one place: by the fewest tags, by folder, or by the order of their numbers."""
     of_time = OF_ACQUISITION | {"TemporalPositionIdentifier"} if plane[0].corner else frozenset()
     splits = []
-    for split in separations(plane, LAST_RESORT | of_time, fewest=FEWEST, at=number):
+    for split in find_separations(plane, LAST_RESORT | of_time, fewest=FEWEST, at=number):
         splits.append(split)
         if len({frozenset(number[part]) for part in split[1]}) == 1:
             return _split(plane, *split, number)
     if found := _by_folder(plane, at_one_place=True) or _by_sweeps(plane, number):
         return found
-    for split in chain(splits, separations(plane, frozenset(), fewest=FEWEST, at=number)):
+    for split in chain(splits, find_separations(plane, frozenset(), fewest=FEWEST, at=number)):
         if not _are_pieces(plane, split[1], number):
             return _split(plane, *split, number)
     return [Volumes(tuple(plane))]
@@ -116,7 +123,7 @@ def _are_pieces(plane: Sequence[SliceHeader], parts: Sequence[np.ndarray], numbe
         if one & other:
             continue
         first, second = ([plane[k] for k in parts[n]] for n in (i, j))
-        if overlap(first, second) or any(one | other <= third for third in extents):
+        if overlaps(first, second) or any(one | other <= third for third in extents):
             return True
     return False
 
@@ -135,7 +142,7 @@ def _by_sweeps(plane: Sequence[SliceHeader], number: np.ndarray) -> list[Volumes
     numbers = np.array([[part.number for part in row] for row in rows])  # (positions, times)
     if (np.diff(numbers, axis=1) <= 0).any() or not _are_counted_alike(numbers):
         return []
-    tags = {(part.path, part.frame): own for part, own in zip(plane, tags_of(plane, rounded=True))}
+    tags = {(part.path, part.frame): own for part, own in zip(plane, list_tags(plane, rounded=True))}
     sweeps = [[row[time] for row in rows] for time in range(count)]
     kinds: dict[tuple, list[list[SliceHeader]]] = {}
     for sweep in sweeps:
@@ -161,17 +168,17 @@ def _are_counted_alike(numbers: np.ndarray) -> bool:
     return any(in_a_row) or bool((np.diff(numbers, axis=1) == np.diff(numbers, axis=1)[0]).all())
 
 
-def _at_places_of_their_own(plane: Sequence[SliceHeader], nameless: bool) -> list[Volumes]:
+def _at_places_of_their_own(plane: Sequence[SliceHeader], lacks_uid: bool) -> list[Volumes]:
     """The volumes among slices none of which lies where another one does."""
     if len(plane) < 2 * FEWEST:
         return [Volumes(tuple(plane))]
-    plane = [plane[i] for i in np.argsort(places(plane))]
-    even = is_even(plane)
+    plane = [plane[i] for i in np.argsort(number_positions(plane))]
+    even = is_evenly_spaced(plane)
     return (
         _in_passes(plane, even)
         or _one_behind_another(plane)
         or _by_file(plane)
-        or _by_number(plane, even, nameless)
+        or _by_number(plane, even, lacks_uid)
         or _by_frame_of_reference(plane, even)
     )
 
@@ -180,9 +187,9 @@ def _in_passes(plane: Sequence[SliceHeader], even: bool) -> list[Volumes]:
     """Scans that interleave, each even, over overlapping extents: separated, one volume after all, or refused."""
 
     def passes(ignored: frozenset[str]) -> Iterator[tuple[tuple[str, ...], list[tuple[SliceHeader, ...]]]]:
-        for tags, parts in separations(plane, NOT_OF_PASSES | ignored, fewest=FEWEST):
+        for tags, parts in find_separations(plane, NOT_OF_PASSES | ignored, fewest=FEWEST):
             stacks = [tuple(plane[i] for i in part) for part in parts]
-            if all(map(is_even, stacks)):
+            if all(map(is_evenly_spaced, stacks)):
                 yield tags, stacks
 
     found = next(passes(OF_ACQUISITION), None) or next(passes(frozenset()), None)
@@ -193,14 +200,14 @@ def _in_passes(plane: Sequence[SliceHeader], even: bool) -> list[Volumes]:
     known = min(map(len, stacks)) >= max(FEWEST_IN_PASS, len(stacks))
     if OF_ACQUISITION.issuperset(tags):
         if plane[0].modality == "MR" and even:
-            known = counted_along(plane) or len({part.path for part in plane}) == 1
+            known = is_numbered_in_order(plane) or len({part.path for part in plane}) == 1
             return [Volumes(tuple(plane), warnings=() if known else (TAKEN_IN_TURNS,))]
-        if plane[0].modality == "MR" and lacks_slices(plane):
+        if plane[0].modality == "MR" and has_missing_slices(plane):
             return []
         numbers = [sorted(part.number or 0 for part in stack) for stack in stacks]
         apart = all(one[-1] < other[0] for one, other in pairwise(sorted(numbers))) and bool(plane[0].modality)
     else:
-        apart = all(tag in own for own in tags_of(plane) for tag in tags)
+        apart = all(tag in own for own in list_tags(plane) for tag in tags)
     if known and apart:
         return [Volumes(stack, separated_by=tags) for stack in stacks]
     return [_unclear(plane, f"{len(stacks)} that interleave, by {' and '.join(tags)}")]
@@ -208,12 +215,12 @@ def _in_passes(plane: Sequence[SliceHeader], even: bool) -> list[Volumes]:
 
 def _one_behind_another(plane: Sequence[SliceHeader]) -> list[Volumes]:
     """Scans that follow each other along one line and differ in what slices of one volume never differ in."""
-    tags = tags_of(plane, rounded=True)
+    tags = list_tags(plane, rounded=True)
     for tag in OF_ONE_VOLUME:
         values = [own[tag] for own in tags if tag in own]
         if len(values) == len(plane) and len(set(values)) > 1:
             parts = [tuple(p for p, v in zip(plane, values) if v == value) for value in dict.fromkeys(values)]
-            if all(len(part) >= FEWEST_IN_PASS and is_even(part) for part in parts):
+            if all(len(part) >= FEWEST_IN_PASS and is_evenly_spaced(part) for part in parts):
                 return [Volumes(part, separated_by=(tag,)) for part in parts]
             return [_unclear(plane, f"slices with several values of {tag}")]
     return []
@@ -230,7 +237,7 @@ def _by_file(plane: Sequence[SliceHeader]) -> list[Volumes]:
     return []
 
 
-def _by_number(plane: Sequence[SliceHeader], even: bool, nameless: bool) -> list[Volumes]:
+def _by_number(plane: Sequence[SliceHeader], even: bool, lacks_uid: bool) -> list[Volumes]:
     """Scans that only their image numbers, or these and their folders, show; none if the numbers are of one volume."""
     numbers = [part.number for part in plane if part.number is not None]
     numbered = len(numbers) == len(plane)
@@ -240,9 +247,11 @@ def _by_number(plane: Sequence[SliceHeader], even: bool, nameless: bool) -> list
         folders.setdefault(part.path.parent, []).append(part)
     if len(often) > 1 and sum(count for count in often.values() if count > 1) * 2 >= len(plane):
         return (not even and _by_folder(plane)) or [_unclear(plane, "image numbers that start again")]
-    if nameless and len(folders) > 1 and even and not counted_along(plane):
+    if lacks_uid and len(folders) > 1 and even and not is_numbered_in_order(plane):
         return [_unclear(plane, f"slices in {len(folders)} folders, no SeriesInstanceUID and no numbers in a row")]
-    of_folders = len(folders) > 1 and all(len(own) >= FEWEST_IN_PASS and is_even(own) for own in folders.values())
+    of_folders = len(folders) > 1 and all(
+        len(own) >= FEWEST_IN_PASS and is_evenly_spaced(own) for own in folders.values()
+    )
     if even and not numbered and of_folders:
         return [_unclear(plane, f"slices in {len(folders)} folders, and no numbers that count them through")]
     if even and numbered and (passes := _passes_by_number(numbers)):
@@ -267,7 +276,7 @@ def _by_folder(plane: Sequence[SliceHeader], at_one_place: bool = False) -> list
     for part in plane:
         folders.setdefault(part.path.parent, []).append(part)
     parts = list(folders.values())
-    if len(parts) < 2 or not all(len(part) >= FEWEST and is_even(part) for part in parts):
+    if len(parts) < 2 or not all(len(part) >= FEWEST and is_evenly_spaced(part) for part in parts):
         return []
     sets = [{part.number for part in own if part.number is not None} for own in parts]
     numbered = all(len(own) == len(part) for own, part in zip(sets, parts))
@@ -286,14 +295,18 @@ def _by_frame_of_reference(plane: Sequence[SliceHeader], even: bool) -> list[Vol
         frames.setdefault(part.identity.frame_of_reference, []).append(part)
     several = len(frames.keys() - {""}) > 1
     apart = several and not even and not any_overlap(list(frames.values()))
-    if apart and all(len(part) >= FEWEST and is_even(part) for part in frames.values()):
+    if apart and all(len(part) >= FEWEST and is_evenly_spaced(part) for part in frames.values()):
         return [Volumes(tuple(part), separated_by=("FrameOfReferenceUID",)) for part in frames.values()]
     warnings = []
     if several and even:
         warnings.append(
             f"its slices name {len(frames)} frames of reference, but are one even stack: read as one volume"
         )
-    if plane[0].modality != "MR" and len({part.number for part in plane} - {None}) > 1 and not counted_along(plane):
+    if (
+        plane[0].modality != "MR"
+        and len({part.number for part in plane} - {None}) > 1
+        and not is_numbered_in_order(plane)
+    ):
         warnings.append(IN_DISORDER)
     return [Volumes(tuple(plane), warnings=tuple(warnings))]
 

@@ -28,7 +28,7 @@ XFORM_CODES = range(1, 6)  # those that the standard names
 
 
 @np.errstate(over="ignore", invalid="ignore")  # a damaged header may hold any number; what is too large is refused
-def nifti_affine(header: nibabel.Nifti1Header, shape: tuple[int, ...], warnings: list[str]) -> np.ndarray:
+def read_affine(header: nibabel.Nifti1Header, shape: tuple[int, ...], warnings: list[str]) -> np.ndarray:
     """(4, 4) float64, voxel -> RAS+ mm: the sform if there is one, else the qform, else what voxel sizes alone give.
 
     That is nibabel's order too, but a sform that cannot be used gives way to a qform that can. What is odd is added to
@@ -169,11 +169,11 @@ def _compare(sform: np.ndarray, qform: np.ndarray, shape: tuple[int, ...], warni
     apart = np.linalg.norm(((sform - qform) @ corners.T)[:3], axis=0).max()
     if apart > TWO_OPINIONS * np.linalg.norm(sform[:3, :3], axis=0).min():
         warnings.append(
-            f"its sform ({orientation(sform)}) and qform ({orientation(qform)}) lie up to {apart:.3g} mm apart: the "
+            f"its sform ({get_orientation(sform)}) and qform ({get_orientation(qform)}) lie up to {apart:.3g} mm apart: the "
             "sform is taken"
         )
 
 
-def orientation(affine: np.ndarray) -> str:
+def get_orientation(affine: np.ndarray) -> str:
     """The anatomical directions in which i, j, k grow, such as ``"RAS"``."""
     return "".join(str(letter) for letter in nibabel.aff2axcodes(affine))

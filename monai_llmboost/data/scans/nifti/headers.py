@@ -16,19 +16,19 @@ from monai_llmboost.data.scans.kinds import (
     CONVERTIBLE,
     GZIP,
     NIFTI_SUFFIXES,
-    first_bytes,
-    kind_of,
-    times_packed,
+    count_gzip_layers,
+    identify_kind,
+    read_first_bytes,
 )
-from monai_llmboost.data.scans.nifti.geometry import ROUNDED, nifti_affine, orientation
-from monai_llmboost.data.scans.scan import RefusedScan, Scan, refused_kind
+from monai_llmboost.data.scans.nifti.geometry import ROUNDED, get_orientation, read_affine
+from monai_llmboost.data.scans.scan import RefusedScan, Scan, get_refused_kind
 
 # 4 GiB in float32; a header that asks for more is refused before memory is taken.
-LARGEST_VOLUME = 1 << 30
+MAX_VOXELS = 1 << 30
 # Bytes behind the voxels that a writer may have left there.
-LARGEST_REST = 1 << 20
+MAX_TRAILING_BYTES = 1 << 20
 # No gzip stream unpacks to more than this many times its length.
-LARGEST_GZIP_RATIO = 1032
+MAX_GZIP_RATIO = 1032
 
 
 @dataclass(frozen=True)
@@ -63,25 +63,25 @@ class NiftiHeader:
         return self.offset + math.prod(self.shape) * self.dtype.itemsize
 
 
-def nifti_scan(path: Path, name: str, max_voxels: int = LARGEST_VOLUME) -> Scan:
+def read_nifti_scan(path: Path, name: str, max_voxels: int = MAX_VOXELS) -> Scan:
     """A NIfTI file as a scan, by its header alone; one that cannot be read rightly has its reason in ``refused``."""
     try:
-        header = nifti_header(path, max_voxels)
+        header = read_nifti_header(path, max_voxels)
     except (RefusedScan, OSError) as error:
-        return Scan(name, (path,), "NIfTI", refused=sentence(error), refused_kind=refused_kind(error))
+        return Scan(name, (path,), "NIfTI", refused=describe_error(error), refused_kind=get_refused_kind(error))
     spacing = np.linalg.norm(header.affine[:3, :3], axis=0)
     return Scan(
         name,
-        tuple(dict.fromkeys((header_file(path), header.voxels))),
+        tuple(dict.fromkeys((find_header_file(path), header.voxels))),
         "NIfTI",
         shape=header.shape,
         spacing_mm=tuple(float(size) for size in spacing),
-        orientation=orientation(header.affine),
+        orientation=get_orientation(header.affine),
         warnings=header.warnings,
     )
 
 
-def nifti_header(path: Path, max_voxels: int = LARGEST_VOLUME) -> NiftiHeader:
+def read_nifti_header(path: Path, max_voxels: int = MAX_VOXELS) -> NiftiHeader:
     """Read and check a header; nothing is believed that the file's size does not bear out.
 
     Raises:
@@ -89,8 +89,8 @@ def nifti_header(path: Path, max_voxels: int = LARGEST_VOLUME) -> NiftiHeader:
         OSError: it cannot be read at all.
     """
     warnings: list[str] = []
-    path = header_file(path)
-    head, packed = first_bytes(path)
+    path = find_header_file(path)
+    head, packed = read_first_bytes(path)
     if packed and head.startswith(GZIP):
         _refuse_twice_packed(path)
     header = _parsed(head)
@@ -100,11 +100,11 @@ def nifti_header(path: Path, max_voxels: int = LARGEST_VOLUME) -> NiftiHeader:
     shape = _shape(header, max_voxels, warnings)
     dtype = _dtype(header, warnings)
     slope, inter = _scaling(header, warnings)
-    affine = nifti_affine(header, shape, warnings)
+    affine = read_affine(header, shape, warnings)
     voxels = path
     if header["magic"].item() == header.pair_magic:
         voxels = _partner(path, "img")
-        beginning, packed = first_bytes(voxels)
+        beginning, packed = read_first_bytes(voxels)
         if packed and beginning.startswith(GZIP):
             _refuse_twice_packed(voxels)
     offset = _offset(header, voxels == path, warnings)
@@ -113,7 +113,7 @@ def nifti_header(path: Path, max_voxels: int = LARGEST_VOLUME) -> NiftiHeader:
     return found
 
 
-def sentence(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Why a file cannot be read; of the system's errors without its number."""
     if isinstance(error, FileNotFoundError) and error.strerror:
         return "expected a file that is there, got none: correct the path"
@@ -122,14 +122,14 @@ def sentence(error: Exception) -> str:
     return str(error)
 
 
-def header_file(path: Path) -> Path:
+def find_header_file(path: Path) -> Path:
     """The file of the header: of the .img of a pair its .hdr, else the file itself."""
     if path.name.lower().endswith((".img", ".img.gz")):
         return _partner(path, "hdr")
     return path
 
 
-def partner(path: Path, kind: str) -> Path | None:
+def find_partner(path: Path, kind: str) -> Path | None:
     """The other file of a pair, ``kind`` being ``"hdr"`` or ``"img"``, if it is there."""
     stem = path.with_suffix("") if path.name.lower().endswith(".gz") else path
     for suffix in (f".{kind}", f".{kind}.gz", f".{kind.upper()}"):
@@ -139,7 +139,7 @@ def partner(path: Path, kind: str) -> Path | None:
 
 
 def _partner(path: Path, kind: str) -> Path:
-    other = partner(path, kind)
+    other = find_partner(path, kind)
     if other is None:
         raise RefusedScan(
             f"expected a pair of .hdr and .img, but the .{kind} of {path.name} is missing: put it next to the other",
@@ -150,7 +150,7 @@ def _partner(path: Path, kind: str) -> Path:
 
 def _refuse_twice_packed(path: Path) -> None:
     """Raise RefusedScan if what a gzip stream holds is one again."""
-    times = times_packed(path)
+    times = count_gzip_layers(path)
     if times > 1:
         raise RefusedScan(
             f"expected a file compressed once, got one that is compressed {'twice' if times == 2 else 'more often'}"
@@ -161,7 +161,7 @@ def _refuse_twice_packed(path: Path) -> None:
 
 def _parsed(head: bytes) -> nibabel.Nifti1Header:
     """The header as nibabel parses it, of NIfTI-1 or NIfTI-2, in either byte order."""
-    kind = kind_of(head)
+    kind = identify_kind(head)
     if kind != "NIfTI":
         if kind == ANALYZE and len(head) < 348:
             raise _cut_short(348, len(head))
@@ -281,11 +281,11 @@ def _check_size(header: NiftiHeader) -> None:
     size = header.voxels.stat().st_size
     if size == 0:
         raise RefusedScan(f"expected {header.end} bytes of voxels, got an empty file: copy it again", kind="damaged")
-    most = size * LARGEST_GZIP_RATIO if header.packed else size
+    most = size * MAX_GZIP_RATIO if header.packed else size
     if most < header.end:
         came = f"a compressed file of {size} bytes, which cannot hold them" if header.packed else f"{size}"
         raise RefusedScan(
             f"expected {header.end} bytes by its header, got {came}: it is cut short, copy it again", kind="damaged"
         )
-    if not header.packed and size > header.end + LARGEST_REST:
+    if not header.packed and size > header.end + MAX_TRAILING_BYTES:
         raise RefusedScan(f"expected {header.end} bytes by its header, got {size}: not what it says", kind="damaged")

@@ -16,14 +16,14 @@ from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
 from monai_llmboost.data.scans.nifti.headers import (
-    LARGEST_REST,
-    LARGEST_VOLUME,
+    MAX_TRAILING_BYTES,
+    MAX_VOXELS,
     NiftiHeader,
-    header_file,
-    nifti_header,
-    sentence,
+    describe_error,
+    find_header_file,
+    read_nifti_header,
 )
-from monai_llmboost.data.scans.scan import RefusedScan, check_volume, chosen_volume, refused_kind
+from monai_llmboost.data.scans.scan import RefusedScan, check_volume, choose_volume, get_refused_kind
 
 # Voxels that are unpacked and scaled at a time; what a volume needs beyond its float32 is a few times this.
 CHUNK = 1 << 19
@@ -45,7 +45,7 @@ class BoundedNiftiReader(ImageReader):
         RefusedScan: from ``get_data``, with what was expected and what came.
     """
 
-    def __init__(self, volume: int | None = None, max_voxels: int = LARGEST_VOLUME) -> None:
+    def __init__(self, volume: int | None = None, max_voxels: int = MAX_VOXELS) -> None:
         super().__init__()
         check_volume(volume)  # ValueError throughout: LoadImage answers a TypeError by a reader without options
         if not isinstance(max_voxels, int) or isinstance(max_voxels, bool) or max_voxels < 1:
@@ -60,10 +60,10 @@ class BoundedNiftiReader(ImageReader):
     def read(self, data: Sequence[str | os.PathLike] | str | os.PathLike, **kwargs: Any) -> Any:
         """The volume and its header, or the refusal; for ``get_data`` only."""
         try:
-            header = nifti_header(_one_file([Path(file) for file in ensure_tuple(data)]), self.max_voxels)
+            header = read_nifti_header(_one_file([Path(file) for file in ensure_tuple(data)]), self.max_voxels)
             return read_voxels(header, self.volume), header
         except Exception as error:  # LoadImage would swallow it
-            return refusal(error)
+            return to_refusal(error)
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """Voxels (i, j, k) float32, and their meta: affine (voxel -> RAS+ mm), shape, and ``"warnings"``, a line each.
@@ -91,7 +91,7 @@ def _one_file(paths: Sequence[Path]) -> Path:
     Raises:
         RefusedScan: several files, which elsewhere are the channels of one image, or none.
     """
-    files = {header_file(path) for path in paths}
+    files = {find_header_file(path) for path in paths}
     if len(files) == 1 and len(set(paths)) == len(paths):
         return files.pop()
     if not paths:
@@ -103,7 +103,7 @@ def _one_file(paths: Sequence[Path]) -> Path:
     )
 
 
-def refusal(error: Exception) -> RefusedScan:
+def to_refusal(error: Exception) -> RefusedScan:
     """Whatever kept a file from being read, as a refusal that holds no memory of the call that failed."""
     if isinstance(error, RefusedScan):
         return error.with_traceback(None)
@@ -111,7 +111,9 @@ def refusal(error: Exception) -> RefusedScan:
         message = "expected a volume that fits the memory, but there is not enough: use a larger machine"
         return RefusedScan(message, may_pass=True, kind="memory")
     of_the_system = isinstance(error, OSError) and error.errno is not None  # and no BadGzipFile or the like
-    return RefusedScan(sentence(error) or type(error).__name__, may_pass=of_the_system, kind=refused_kind(error))
+    return RefusedScan(
+        describe_error(error) or type(error).__name__, may_pass=of_the_system, kind=get_refused_kind(error)
+    )
 
 
 def read_voxels(header: NiftiHeader, volume: int | None = None) -> np.ndarray:
@@ -121,7 +123,7 @@ def read_voxels(header: NiftiHeader, volume: int | None = None) -> np.ndarray:
         RefusedScan: damaged, not what its header says, several volumes and none chosen, or not finite in float32.
         OSError: the file cannot be read.
     """
-    volume = chosen_volume(volume, header.shape)
+    volume = choose_volume(volume, header.shape)
     size = math.prod(header.shape[:3]) * header.dtype.itemsize
     start = header.offset + volume * size
     with header.voxels.open("rb") as raw:
@@ -130,10 +132,10 @@ def read_voxels(header: NiftiHeader, volume: int | None = None) -> np.ndarray:
             file.seek(start)  # of a gzip stream it reads what it skips
             voxels, broken, too_large = _volume(file, header)
             # A checksum stands at the end; the size of what is not compressed was checked with the header.
-            end = _read_away(file, header.end + LARGEST_REST + 1) if header.packed else header.end
+            end = _read_away(file, header.end + MAX_TRAILING_BYTES + 1) if header.packed else header.end
             if end < header.end:
                 raise _too_short(file, header)
-            if end > header.end + LARGEST_REST:
+            if end > header.end + MAX_TRAILING_BYTES:
                 raise RefusedScan(
                     f"expected {header.end} bytes by its header, got at least {end}: not what it says", kind="damaged"
                 )
