@@ -19,8 +19,7 @@ from torch.utils.data import Sampler
 from monai_llmboost.artifacts.digests import files_digest, text_digest
 from monai_llmboost.data import RefusedScan, Scan, SkippedFile, find_scans
 from monai_llmboost.data.scans.dicom.reader import get_reader_paths
-from monai_llmboost.data.scans.nifti.reader import to_refusal
-from monai_llmboost.data.scans.scan import get_refused_kind
+from monai_llmboost.data.scans.scan import get_refused_kind, to_refusal
 from monai_llmboost.inference.hidden import HiddenNames, hashed
 from monai_llmboost.inference.journal import Journal
 

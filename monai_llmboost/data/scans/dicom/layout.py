@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slices as one volume: their order and their affine, or what keeps them from being one."""
+"""Layout of slices as one volume: their order and affine, or why they are not one volume."""
 
 from __future__ import annotations
 
@@ -10,24 +10,20 @@ import numpy as np
 
 from monai_llmboost.data.scans.dicom.geometry import fit_line, get_directions, get_rounding_mm, sort_slices
 from monai_llmboost.data.scans.dicom.slices import SliceHeader
-from monai_llmboost.data.scans.nifti.headers import MAX_VOXELS
-from monai_llmboost.data.scans.scan import RefusedScan
+from monai_llmboost.data.scans.dicom.tolerances import DIRECTION_TOLERANCE, TILT_TOLERANCE
+from monai_llmboost.data.scans.scan import MAX_VOXELS, RefusedScan
 
-# Directions of x and y may differ so much from unit length and from a right angle.
-DIRECTION_TOLERANCE = 1e-3
-# Slices may shift sideways by this part of their distance (0.06 degrees) before it is called a tilt.
-TILT_TOLERANCE = 1e-3
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The slices in order, and voxel (i, j, k) -> RAS+ mm, where i runs along x of the images, j along y.
+    """Sorted slices, and their affine, voxel (i, j, k) -> RAS+ mm, with i along x of the images and j along y.
 
     Args:
         slices: in the order of k, along the cross product of the images' x and y.
-        affine: 4 x 4; sheared if the slices are tilted.
-        tilt_deg: angle between the step from slice to slice and the normal of the slices; 0 if within tolerance.
+        affine: (4, 4) float64; sheared if the slices are tilted.
+        tilt_deg: angle between the step from slice to slice and the normal of the slices; 0 within the tolerance.
     """
 
     slices: tuple[SliceHeader, ...]
@@ -36,10 +32,10 @@ class Layout:
 
 
 def lay_out(slices: Sequence[SliceHeader], min_slices: int = 2) -> Layout:
-    """Order the slices of one stack and give their affine.
+    """Sort the slices of one stack and compute their affine.
 
     Raises:
-        RefusedScan: they are not one volume of evenly spaced slices; nothing is guessed.
+        RefusedScan: they are not one volume of evenly spaced slices.
     """
     if len(slices) == 1:
         raise RefusedScan(
@@ -63,7 +59,7 @@ def lay_out(slices: Sequence[SliceHeader], min_slices: int = 2) -> Layout:
     normal = np.cross(x, y)
     shift = step - (step @ normal) * normal
     sideways = float(np.linalg.norm(shift))
-    # By so much of it, from slice to slice, rounding of the first and the last position may be the cause.
+    # The shift from slice to slice that rounding of the first and last position may cause.
     rounding = 2 * get_rounding_mm(slices) @ np.abs(shift) / max(sideways, 1e-12) / (len(slices) - 1)
     tilted = sideways > TILT_TOLERANCE * (step @ normal) and sideways > rounding
     tilt = float(np.degrees(np.arctan(sideways / (step @ normal)))) if tilted else 0.0
@@ -71,14 +67,14 @@ def lay_out(slices: Sequence[SliceHeader], min_slices: int = 2) -> Layout:
 
 
 def check_planes(slices: Sequence[SliceHeader]) -> None:
-    """Refuse slices whose place in space is not known.
+    """Check that the geometry of slices is known.
 
     Raises:
-        RefusedScan: a position, an orientation or a pixel spacing is absent or no such thing.
+        RefusedScan: a position, an orientation or a pixel spacing is absent or invalid.
     """
     named = {"position": "position", "orientation": "orientation", "pixel_spacing": "pixel spacing"}
     for attribute, words in named.items():
-        if absent := sum(getattr(part, attribute) is None for part in slices):
+        if absent := sum(getattr(header, attribute) is None for header in slices):
             raise RefusedScan(
                 f"expected the {words} of every slice, got none for {absent} of {len(slices)}: "
                 f"export the original images, not pictures of them",
