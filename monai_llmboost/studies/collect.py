@@ -27,7 +27,7 @@ from monai_llmboost.studies.one_run import DIVERGED, JUDGED, TRAINED, told
 from monai_llmboost.studies.plan import Plan, Run
 from monai_llmboost.studies.statistics.compare import arm_summary, compare_arms
 
-SOFTWARE = ("monai-llmboost", "monai", "torch", "numpy", "scikit-learn", "scipy", "statsmodels")
+SOFTWARE = ("monai-llmboost", "monai", "torch", "numpy", "scikit-learn", "scipy")
 CHOSEN_BY = {"best": "epoch of the best validation AUC", "last": "last epoch"}
 # Where the ROC curves are told.
 RATES = np.linspace(0, 1, 101)

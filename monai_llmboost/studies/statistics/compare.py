@@ -155,9 +155,10 @@ def over_seeds_and_cases(values: np.ndarray, influence: np.ndarray) -> tuple[flo
 
 def correct_for_many(comparisons: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Give the comparisons of one family ``p_holm``, their p after Holm (Scand. J. Stat. 6, 1979), and ``verdict``."""
-    from statsmodels.stats.multitest import multipletests
-
-    corrected = multipletests([c["p"] for c in comparisons], method="holm")[1] if comparisons else []
+    p = np.array([c["p"] for c in comparisons])
+    order = p.argsort()
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
     done = [{**c, "p_holm": float(p)} for c, p in zip(comparisons, corrected)]
     return [{**c, "verdict": verdict(c)} for c in done]
 
