@@ -18,13 +18,21 @@ from monai_llmboost.artifacts.digests import file_digest
 from monai_llmboost.artifacts.files import set_aside
 from monai_llmboost.artifacts.signature import KeptText
 from monai_llmboost.artifacts.weights import load_weights
+from monai_llmboost.bundle import FREE_IN_TRAINING, counting_config, running_config
 from monai_llmboost.data.labels import check_labels
 from monai_llmboost.engines.best_weights import BEST, DIGEST, LAST, NEXT, check_best, place_next
 from monai_llmboost.engines.loading import load_trained
 from monai_llmboost.engines.lock import TrainingLock
 from monai_llmboost.engines.preprocessing import check_preprocessing, training_steps
-from monai_llmboost.engines.resume import check_progress, check_same_run, check_validates, kinds_of
-from monai_llmboost.engines.run_config import config_of_run
+from monai_llmboost.engines.resume import (
+    CONFIG,
+    OBJECTS,
+    check_progress,
+    check_same_config,
+    check_same_run,
+    check_validates,
+    kinds_of,
+)
 from monai_llmboost.engines.tracking import MlflowRuns
 from monai_llmboost.engines.training_cases import check_cases, division_of
 from monai_llmboost.networks.class_names import class_names_of, keep_text
@@ -88,7 +96,7 @@ class TrainingCheckpoints:
         self.patience = patience
         self.resume = resume
         self.options = dict(options or {})
-        self.config = config_of_run(self.options)
+        self.config = counting_config(running_config(), {*FREE_IN_TRAINING, *self.options})
         self.preprocessing = preprocessing
         self.steps: dict[str, str] = {}
         self.best: dict[str, float] = {"value": -math.inf, "epoch": 0}
@@ -196,7 +204,7 @@ class TrainingCheckpoints:
         state = {name: saved_state(k) if isinstance(k, nn.Module) else k.state_dict() for name, k in keepers.items()}
         progress = {"epoch": engine.state.epoch, "epoch_length": engine.state.epoch_length}
         about = {"progress": progress, "best": self.best, "waited": self.waited, "options": self.options}
-        about |= {"config": self.config, DIGEST: self.digest}
+        about |= {CONFIG: self.config.values, OBJECTS: self.config.objects, DIGEST: self.digest}
         averaged = {name: int(average.n_averaged) for name, average in self.averages.items()}
         return {**state, **about, "averaged": averaged, "steps": self.steps, "kinds": kinds_of(keepers)}
 
@@ -216,8 +224,9 @@ class TrainingCheckpoints:
         if not isinstance(state, Mapping) or not {"options", "progress", "best"} <= state.keys():
             raise ValueError(f"{path} is not what a training left to resume it: give the --ckpt_dir of the run")
         keepers = self._keepers(engine)
-        asked = {"options": self.options, "steps": self.steps, "kinds": kinds_of(keepers), "config": self.config}
+        asked = {"options": self.options, "steps": self.steps, "kinds": kinds_of(keepers)}
         check_same_run(path, state, asked)
+        check_same_config(path, state, self.config)
         epoch, epoch_length = check_progress(path, state, engine)
         if idist.get_rank() == 0:
             check_best(self.ckpt_dir, state)
