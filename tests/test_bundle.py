@@ -273,7 +273,7 @@ def test_last_weights_and_other_splits_are_judged_on_request(tmp_path):
     assert judged["best"]["auc"] == pytest.approx(best["value"])
     assert best["epoch"] < 6
     assert rows_of(tmp_path / "best") != rows_of(tmp_path / "last")
-    with pytest.raises(ValueError, match="expected weights of best, last, got 'worst'"):
+    with pytest.raises(ValueError, match="unknown weights 'worst'; choose from best, last"):
         run_bundle(BUNDLE, "evaluate", "none", weights="worst", **options)
 
 
