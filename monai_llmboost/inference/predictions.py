@@ -22,7 +22,8 @@ from torch import nn
 from monai_llmboost.artifacts.digests import file_digest
 from monai_llmboost.artifacts.files import set_aside, written_whole
 from monai_llmboost.data import Scan
-from monai_llmboost.engines.checkpoints import WEIGHTS, TrainedWeights
+from monai_llmboost.engines.best_weights import WEIGHTS
+from monai_llmboost.engines.trained_weights import TrainedWeights
 from monai_llmboost.inference.cases import PendingBatches, ScanCases, may_pass
 from monai_llmboost.inference.dicom.objects import DicomObjects
 from monai_llmboost.inference.earlier import facts_of, loses_cases

@@ -110,7 +110,7 @@ def _check_weights(arguments: dict[str, Any], options: dict[str, Any]) -> None:
     if config.get("ckpt_dir") != "$@bundle_root + '/models'":
         return
     root = Path(arguments["config_file"][0]).parents[1] if "bundle_root" in arguments else Path()
-    from monai_llmboost.engines.checkpoints import WEIGHTS
+    from monai_llmboost.engines.best_weights import WEIGHTS
 
     folder = Path(options.get("ckpt_dir") or Path(options.get("bundle_root", root)) / "models")
     file = folder / WEIGHTS.get(options.get("weights") or config.get("weights", "best"), WEIGHTS["best"])
