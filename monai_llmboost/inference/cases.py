@@ -19,9 +19,8 @@ from monai.transforms import Compose, LoadImaged
 from monai_llmboost.arguments import check_switch
 from monai_llmboost.artifacts.digests import files_digest, text_digest
 from monai_llmboost.data import RefusedScan, Scan, SkippedFile, find_scans
-from monai_llmboost.data.scans.dicom.reader import paths_of
-from monai_llmboost.data.scans.nifti.reader import refusal
-from monai_llmboost.data.scans.scan import refused_kind
+from monai_llmboost.data.scans.dicom.reader import get_reader_paths
+from monai_llmboost.data.scans.scan import get_refused_kind, to_refusal
 from monai_llmboost.inference.case import Case
 from monai_llmboost.inference.hidden import HiddenNames, hashed
 from monai_llmboost.inference.reasons import kind_of, may_pass, reason_of
@@ -145,12 +144,10 @@ class ScanCases(Dataset):
 
     def _check(self, image: Any) -> None:
         if tuple(image.shape) != self.image_shape:
-            wrong = f"expected the transforms to give {self.image_shape}, got {tuple(image.shape)}"
+            wrong = f"the transforms give an image of shape {tuple(image.shape)}, not {self.image_shape}: correct them"
             raise RefusedScan(wrong, kind="transforms")
         if not torch.isfinite(torch.as_tensor(image)).all():
-            raise RefusedScan(
-                "expected finite voxels after the transforms, got NaN or infinite ones", kind="not-finite"
-            )
+            raise RefusedScan("voxels are NaN or infinite after the transforms: correct them", kind="not-finite")
 
     def volume(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Read a case's volume again, on its own grid.
@@ -167,7 +164,7 @@ class ScanCases(Dataset):
         try:
             array, meta = self.reader.get_data(self.reader.read(_source(self.scans[index])))
         except (OSError, MemoryError) as error:
-            raise refusal(error) from error
+            raise to_refusal(error) from error
         return np.asarray(array, dtype=np.float32), np.asarray(meta["affine"])
 
 
@@ -220,7 +217,7 @@ def _check_header(scan: Scan, checks: Sequence[Callable[[Scan], None] | None]) -
             if check is not None and not scan.refused:
                 check(scan)
     except RefusedScan as error:
-        return replace(scan, refused=reason_of(error), refused_kind=refused_kind(error))
+        return replace(scan, refused=reason_of(error), refused_kind=get_refused_kind(error))
     return scan
 
 
@@ -235,4 +232,4 @@ def _as_list(where: Any) -> list[Any]:
 
 def _source(scan: Scan) -> Any:
     """Return what the reader takes for a scan."""
-    return str(scan.files[0]) if scan.format == "NIfTI" else paths_of(scan)
+    return str(scan.files[0]) if scan.format == "NIfTI" else get_reader_paths(scan)

@@ -34,11 +34,11 @@ def identifiers(scan: Scan, columns: Sequence[str]) -> dict[str, str]:
         return dict.fromkeys(columns, "")
     from pydicom import dcmread
 
-    from monai_llmboost.data.scans.dicom.headers import quiet
+    from monai_llmboost.data.scans.dicom.headers import silence_pydicom
 
     tags = [ATTRIBUTES[name] for name in columns]
     try:
-        with quiet():
+        with silence_pydicom():
             data = dcmread(scan.files[0], stop_before_pixels=True, force=True, specific_tags=[*tags])
             return {name: str(data.get(tag) or "").strip() for name, tag in zip(columns, tags)}
     except Exception:  # whatever a damaged file leads to: its row says why the scan is refused

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from monai_llmboost.data import RefusedScan
-from monai_llmboost.data.scans.scan import refused_kind
+from monai_llmboost.data.scans.scan import get_refused_kind
 
 # Longest reason, in characters.
 LONGEST = 300
@@ -28,7 +28,7 @@ def reason_of(error: BaseException, hide: Callable[[str], str] | None = None) ->
 def kind_of(error: BaseException) -> str:
     """Return the short word for the kind of a refusal."""
     error = _cause(error)
-    return "memory" if isinstance(error, torch.OutOfMemoryError) else refused_kind(error, "transforms")
+    return "memory" if isinstance(error, torch.OutOfMemoryError) else get_refused_kind(error, "transforms")
 
 
 def may_pass(error: BaseException) -> bool:
