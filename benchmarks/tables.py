@@ -11,7 +11,8 @@ from typing import Any
 from report import RESULTS, markdown
 
 HERE = Path(__file__).parent
-PAGES = (HERE.parent / "README.md", HERE / "README.md")
+DOCS = HERE.parent / "docs" / "about"
+PAGES = (HERE.parent / "README.md", HERE / "README.md", DOCS / "cost.md", DOCS / "results.md")
 SHOWN = {"donor": "LLaMA-7B", "tokens": 344, "batch": 8}
 SIDES = {
     "plain": "no booster",
@@ -199,6 +200,19 @@ def study() -> str:
     )
 
 
+def verdicts() -> str:
+    """The block against the plain network, a line for each data set."""
+    result, lines = json.loads((RESULTS / "study" / "results.json").read_text()), []
+    for name, data in result["datasets"].items():
+        (found,) = (
+            each["verdict"].partition(";")[0]
+            for each in data["comparisons"]
+            if (each["metric"], each["arm"], each["reference"]) == ("auc", "pretrained", "none")
+        )
+        lines.append(f"- {name}, {data['cases']['test']} test cases, {result['study']['seeds']} seeds: {found}.")
+    return "\n".join(lines)
+
+
 def strong() -> str:
     """The plain network by the strong preset, against the official convolutional one."""
     result = results_of("strong-cpu")
@@ -260,6 +274,7 @@ TABLES = {
         epoch,
         inference,
         study,
+        verdicts,
         strong,
         model_types,
     )

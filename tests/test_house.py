@@ -58,7 +58,7 @@ def test_no_public_name_is_also_a_name_of_monai():
         warnings.simplefilter("ignore")
         from monai.bundle.config_item import ComponentLocator
 
-        from monai_llmboost import boosters, data, engines, inference, llm, networks
+        from monai_llmboost import boosters, data, engines, inference, llm, networks, tasks
 
         theirs = {
             name
@@ -67,7 +67,7 @@ def test_no_public_name_is_also_a_name_of_monai():
             .items()
             if any(not module.startswith("monai_llmboost") for module in modules)
         }
-    rooms = (llm, boosters, networks, data, engines, inference)
+    rooms = (llm, boosters, networks, data, tasks, engines, inference)
     ours = {name for room in rooms for name in room.__all__ if name[0].isupper() or callable(getattr(room, name))}
     assert "ViT" in theirs, "MONAI's table was read"
     assert "ViT3D" in ours

@@ -855,7 +855,7 @@ def test_a_dry_run_refuses_what_a_run_refuses_by_the_same_headers(command, tmp_p
         (["--salt", "x", "--dicom"], "--salt or --dicom, got both"),
         (["--lora_rank", "3"], "--lora_rank has no effect"),
         (["--bundle", "nowhere"], "no bundle 'nowhere'"),
-        (["--arm", "all"], "an arm of lora, mlp"),
+        (["--arm", "all"], "unknown arm 'all'; choose from lora, mlp"),
         (["--device", "gpu"], "--device to be auto"),
     ],
 )

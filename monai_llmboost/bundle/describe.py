@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from monai_llmboost.bundle.content import merged, read_config
+from monai_llmboost.bundle.contract import CONFIGS, DESCRIPTIONS, MULTI_GPU
 from monai_llmboost.bundle.effect import ENTRY_POINTS
-from monai_llmboost.bundle.run import JOBS, job_configs
+from monai_llmboost.bundle.find import JOBS, job_configs
 
-DESCRIPTIONS = "options.json"
 # A default that is a longer expression is only said to be computed.
 LONGEST_DEFAULT = 30
 
@@ -42,7 +42,7 @@ def bundle_options(bundle: Path, jobs: Sequence[str] = tuple(JOBS)) -> list[Bund
         OSError: a config that is not there.
     """
     contents = {job: merged(job_configs(bundle, job)) for job in jobs}
-    file = bundle / "configs" / DESCRIPTIONS
+    file = bundle / CONFIGS / DESCRIPTIONS
     meanings = read_config(file) if file.is_file() else {}
     internal = _of_processes(bundle)
     names = [key for content in contents.values() for key, value in content.items() if _is_option(key, value)]
@@ -55,7 +55,7 @@ def bundle_options(bundle: Path, jobs: Sequence[str] = tuple(JOBS)) -> list[Bund
 
 def _of_processes(bundle: Path) -> set[str]:
     """Return the numbers that the overlays for several processes set, which are nobody's to give."""
-    files = sorted((bundle / "configs").glob("multi_gpu_*.json"))
+    files = sorted((bundle / CONFIGS).glob(MULTI_GPU.format("*")))
     return {key for key in merged(files) if "#" not in key} - {"device", "network"}
 
 

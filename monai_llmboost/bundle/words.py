@@ -15,8 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fire.parser import DefaultParseValue
-
 from monai_llmboost.bundle.content import value_at
 
 # Keys that hold text though their default is computed or null. Others hold text if their default is plain text.
@@ -74,9 +72,22 @@ def parsed(text: str) -> Any:
     """Return the value of an option that need not be text: a Python literal if it is one, as MONAI reads it."""
     if text in JSON_WORDS:
         return JSON_WORDS[text]
-    value = DefaultParseValue(text)
+    try:
+        root = ast.parse(text, mode="eval")
+        if isinstance(root.body, ast.BinOp):  # 2026-11 and 1+2j are text
+            return text
+        value = ast.literal_eval(_QuotedNames().visit(root))
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        return text
     quoted = text[:1] in ("'", '"')
     return text if isinstance(value, str) and not quoted else value  # "a #1" is parsed as a and a comment
+
+
+class _QuotedNames(ast.NodeTransformer):
+    """Bare words in lists and dictionaries are text, as MONAI's command line, Fire, takes them: ``[a, b]``."""
+
+    def visit_Name(self, node: ast.Name) -> ast.Constant:
+        return ast.copy_location(ast.Constant(node.id), node)
 
 
 def config_values(content: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,6 @@ WITH_BUNDLE_OPTIONS: dict[str, Any] = {
 app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="A frozen block of a language model as a booster for MONAI networks on 3D medical images.",
 )

@@ -28,6 +28,8 @@ class BundleCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Part the words into Typer's and the bundle's."""
+        if ctx.resilient_parsing:  # a shell asks for completions of words that are not complete
+            return super().parse_args(ctx, args)
         ctx.meta["words"] = list(args)
         own, theirs = self._parted(ctx, args)
         ctx.args = [*super().parse_args(ctx, own), *theirs]

@@ -7,7 +7,7 @@ from monai_llmboost.engines.reproducible import SeededEpochs
 from monai_llmboost.engines.results import MetricsFile, PredictionTable
 from monai_llmboost.engines.schedule import HeldWarmupCosine
 from monai_llmboost.engines.whole_batches import WholeBatches
-from monai_llmboost.tasks.classification import MedMNISTACC, MedMNISTAUC, bootstrap_interval, medmnist_acc, medmnist_auc
+from monai_llmboost.tasks import MedMNISTACC, MedMNISTAUC, bootstrap_interval, medmnist_acc, medmnist_auc
 
 __all__ = [
     "HeldWarmupCosine",

@@ -41,7 +41,6 @@ class TransformersLayer(nn.Module):
 
     Raises:
         ValueError: the model or this layer of it cannot be run so, or the tensors are not those of the layer.
-        ImportError: transformers is missing.
     """
 
     @quiet()

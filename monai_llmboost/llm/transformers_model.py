@@ -53,14 +53,12 @@ def quiet() -> Iterator[None]:
 
 
 def _import() -> None:
-    """Import transformers, if it is there, without what it logs meanwhile; who needs it says so when it is not."""
+    """Import transformers without what it logs meanwhile."""
     if "transformers" not in sys.modules:
         enabled = logging.root.manager.disable
         logging.disable(logging.CRITICAL)
         try:
             import transformers  # noqa: F401
-        except ImportError:
-            pass
         finally:
             logging.disable(enabled)
 
@@ -75,13 +73,8 @@ def _read(config: Mapping[str, Any]) -> tuple[PretrainedConfig, type[PreTrainedM
             "expected weights as they were trained, got a quantised model (quantization_config in its config.json): "
             "choose the donor that it was made from"
         )
-    try:
-        from transformers import CONFIG_MAPPING
-    except ImportError as error:
-        raise ImportError(
-            f"expected transformers, which a layer of the model type {model_type!r} needs, found none: "
-            "pip install 'monai-llmboost[transformers]'"
-        ) from error
+    from transformers import CONFIG_MAPPING
+
     if model_type in CONFIG_MAPPING:
         try:
             known = CONFIG_MAPPING[model_type].from_dict(_what_is_read(inner)).get_text_config()
@@ -180,7 +173,7 @@ def stack_of(config: Mapping[str, Any]) -> str:
     """Dotted name of the list of decoder layers in the model's files, such as ``"model.layers"``.
 
     Raises:
-        ValueError: transformers has no such model, or not one list of layers; ImportError: transformers is missing.
+        ValueError: transformers has no such model, or not one list of layers.
     """
     model, stack, _ = skeleton(config)
     return on_disk(model, stack)

@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a task is: activation, metrics of a case, columns, classes."""
 
-from monai_llmboost.tasks.classification import (
-    MedMNISTACC,
-    MedMNISTAUC,
-    bootstrap_interval,
-    medmnist_acc,
-    medmnist_auc,
-)
+from monai_llmboost.tasks.classification import Classification
+from monai_llmboost.tasks.intervals import bootstrap_interval
+from monai_llmboost.tasks.medmnist_metrics import MedMNISTACC, MedMNISTAUC, medmnist_acc, medmnist_auc
+from monai_llmboost.tasks.task import Task, TaskMetric
 
-__all__ = ["MedMNISTACC", "MedMNISTAUC", "bootstrap_interval", "medmnist_acc", "medmnist_auc"]
+__all__ = [
+    "Classification",
+    "MedMNISTACC",
+    "MedMNISTAUC",
+    "Task",
+    "TaskMetric",
+    "bootstrap_interval",
+    "medmnist_acc",
+    "medmnist_auc",
+]

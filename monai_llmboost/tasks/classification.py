@@ -1,105 +1,109 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AUC and ACC exactly as medmnist's Evaluator computes them, as Ignite metrics, and their intervals over the cases."""
+"""The task of one class for each case: softmax, a column for each class, AUC and ACC."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from monai.handlers import IgniteMetricHandler
-from monai.metrics import CumulativeIterationMetric
-from torch import Tensor
+from torch import Tensor, nn
+
+from monai_llmboost.artifacts.files import plain_cell
+from monai_llmboost.data.labels import check_labels
+from monai_llmboost.networks.class_names import class_names_of, on_one_line, unwrap
+from monai_llmboost.tasks.medmnist_metrics import medmnist_acc, medmnist_auc
+from monai_llmboost.tasks.task import Output, TaskMetric
 
 
-def medmnist_auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Area under the ROC curve; for more than two classes the mean of the classes' one-against-all areas.
-
-    Args:
-        probabilities: (cases, classes), rows sum to one.
-        labels: (cases,) whole numbers.
-
-    Raises:
-        ValueError: a class has no case, so that its area is undefined; probabilities that are not finite.
-    """
-    from medmnist.evaluator import getAUC
-
-    if not np.isfinite(probabilities).all():
-        raise ValueError("expected finite probabilities, got NaN: training has diverged, lower the learning rate")
-    absent = sorted(set(range(probabilities.shape[1])) - set(labels.tolist()))
-    if absent:
-        raise ValueError(f"expected cases of every class for an AUC, none of the class(es) {absent} are there")
-    return float(getAUC(labels[:, None], probabilities, _task(probabilities)))
+def is_right(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return 1.0 where a case is classified rightly, else 0.0: (..., cases, classes), (cases,) -> (..., cases)."""
+    two = probabilities.shape[-1] == 2
+    predicted = probabilities[..., 1] > 0.5 if two else probabilities.argmax(axis=-1)
+    return (predicted == labels).astype(np.float64)
 
 
-def medmnist_acc(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Fraction of cases classified rightly: probability above 0.5 for two classes, the largest for more."""
-    from medmnist.evaluator import getACC
-
-    return float(getACC(labels[:, None], probabilities, _task(probabilities)))
-
-
-def _task(probabilities: np.ndarray) -> str:
-    return "binary-class" if probabilities.shape[1] == 2 else "multi-class"
+def one_against_all(probabilities: np.ndarray, labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield for each class that is scored its probabilities (..., cases) and which cases belong to it (cases,)."""
+    classes = probabilities.shape[-1]
+    for k in [1] if classes == 2 else range(classes):  # two classes have one curve: medmnist scores the second
+        yield probabilities[..., k], labels == k
 
 
-def bootstrap_interval(
-    metric: Callable[[np.ndarray, np.ndarray], float],
-    probabilities: np.ndarray,
-    labels: np.ndarray,
-    resamples: int = 500,
-    coverage: float = 0.95,
-) -> tuple[float, float]:
-    """Percentile interval of a metric over the cases, drawn with replacement (Efron 1979); seeded.
-
-    A draw in which a class of the cases is missing is drawn again, for it has no AUC.
-    """
-    random = np.random.default_rng(0)
-    classes = len(np.unique(labels))
-    values: list[float] = []
-    while len(values) < resamples:
-        drawn = random.integers(len(labels), size=len(labels))
-        if len(np.unique(labels[drawn])) == classes:
-            values.append(metric(probabilities[drawn], labels[drawn]))
-    low, high = np.quantile(values, [(1 - coverage) / 2, (1 + coverage) / 2])
-    return float(low), float(high)
-
-
-class _OverAllCases(CumulativeIterationMetric):
-    """Gathers probabilities and labels of all cases, on all ranks, and computes one number from them."""
-
-    def __init__(self, metric: Callable[[np.ndarray, np.ndarray], float]) -> None:
-        super().__init__()
-        self.metric = metric
-
-    def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if y is None:
-            raise ValueError("expected labels beside the probabilities, got none")
-        return y_pred.detach().float(), torch.as_tensor(y).reshape(-1, 1)  # (cases, classes), (cases, 1)
-
-    def aggregate(self, *args: Any, **kwargs: Any) -> float:
-        probabilities, labels = self.get_buffer()
-        return self.metric(probabilities.cpu().numpy().astype(np.float64), labels.cpu().numpy().reshape(-1))
-
-
-class MedMNISTAUC(IgniteMetricHandler):
-    """Ignite metric: AUC as ``medmnist.Evaluator`` computes it, over all cases of all ranks.
+class Classification:
+    """The task of one class for each case.
 
     Args:
-        output_transform: engine output -> (probabilities, labels), such as ``from_engine(["pred", "label"])``.
+        class_names: of the classes 0, 1, ..., in the order of the logits.
+
+    Example:
+        >>> task = Classification(["benign", "malignant"])
+        >>> task.columns()
+        ['p_benign', 'p_malignant', 'predicted']
+        >>> task.row([0.25, 0.75])
+        {'p_benign': '0.25', 'p_malignant': '0.75', 'predicted': 'malignant'}
     """
 
-    def __init__(self, output_transform: Callable = lambda x: x) -> None:
-        super().__init__(metric_fn=_OverAllCases(medmnist_auc), output_transform=output_transform)
+    name = "classification"
+    metrics: Mapping[str, TaskMetric] = {
+        "auc": TaskMetric("AUC", "val_auc", medmnist_auc, curves=one_against_all),
+        "acc": TaskMetric("ACC", "val_acc", medmnist_acc, per_case=is_right),
+    }
 
+    def __init__(self, class_names: Sequence[str]) -> None:
+        self.class_names = [on_one_line(name) for name in class_names]
 
-class MedMNISTACC(IgniteMetricHandler):
-    """Ignite metric: ACC as ``medmnist.Evaluator`` computes it, over all cases of all ranks.
+    @classmethod
+    def of(cls, network: nn.Module) -> Classification:
+        """Return the task of a network that keeps its class names: after loading, those of its checkpoint."""
+        names = class_names_of(network)
+        if not names:
+            raise ValueError(f"expected a network with class_names, got {type(unwrap(network)).__name__}")
+        return cls(names)
 
-    Args:
-        output_transform: engine output -> (probabilities, labels), such as ``from_engine(["pred", "label"])``.
-    """
+    def activate(self, logits: Tensor) -> Tensor:
+        """Return probabilities from logits, both (..., classes), in float32."""
+        return logits.float().softmax(dim=-1)
 
-    def __init__(self, output_transform: Callable = lambda x: x) -> None:
-        super().__init__(metric_fn=_OverAllCases(medmnist_acc), output_transform=output_transform)
+    def predicted(self, output: Output) -> int:
+        """Return the class of the largest probability, the first of equal ones."""
+        values = [float(p) for p in output]
+        return values.index(max(values))
+
+    def probability_columns(self) -> list[str]:
+        """Return the column of each class."""
+        return [f"p_{' '.join(name.splitlines())}" for name in self.class_names]
+
+    def columns(self) -> list[str]:
+        """Return the columns of a table: a probability for each class, and the class of the largest."""
+        return [*self.probability_columns(), "predicted"]
+
+    def row(self, output: Output) -> dict[str, str]:
+        """Return the cells of these columns for the probabilities of one case."""
+        cells = {column: f"{float(p):.9g}" for column, p in zip(self.probability_columns(), output)}
+        return {**cells, "predicted": self.class_names[self.predicted(output)]}
+
+    def record(self, output: Output) -> dict[str, Any]:
+        """Return the probabilities of one case, and the name of the class of the largest, for JSON."""
+        return {"probabilities": [float(p) for p in output], "predicted": self.class_names[self.predicted(output)]}
+
+    def label(self, value: Any) -> str:
+        """Return the name of the class with this number."""
+        return self.class_names[int(value)]
+
+    def read_scores(self, rows: Sequence[Mapping[str, str]]) -> np.ndarray:
+        """Return the probabilities (cases, classes) from the rows of a table."""
+        columns = self.probability_columns()
+        return np.array([[float(row[column]) for column in columns] for row in rows]).reshape(-1, len(columns))
+
+    def read_labels(self, rows: Sequence[Mapping[str, str]]) -> np.ndarray:
+        """Return the numbers of the classes (cases,) from the column ``label``."""
+        return np.array([self.class_names.index(plain_cell(row["label"])) for row in rows], dtype=int)
+
+    def groups(self, labels: np.ndarray) -> np.ndarray:
+        """Return the classes: the AUC is undefined without a case of each."""
+        return labels
+
+    def check_labels(self, loader: Any, which: str) -> None:
+        """Raise a ValueError for labels that are no numbers of classes, or a class without a case."""
+        check_labels(loader, self.class_names, which)

@@ -11,7 +11,7 @@ from conftest import BUNDLE
 
 from monai_llmboost.bundle import bundle_path, merged
 from monai_llmboost.bundle.describe import bundle_options
-from monai_llmboost.bundle.run import JOBS, job_configs
+from monai_llmboost.bundle.find import JOBS, job_configs
 
 FOLDER = bundle_path(BUNDLE)
 

@@ -5,9 +5,10 @@ import json
 
 import pytest
 from conftest import BUNDLE
+from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
-from monai_llmboost.bundle import bundle_path, config_values, merged, monai_arguments, typed_values
+from monai_llmboost.bundle import bundle_path, config_values, merged, monai_arguments, parsed, typed_values
 
 CONFIGS = bundle_path(BUNDLE) / "configs"
 ODD = [
@@ -71,6 +72,25 @@ def test_plain_text_is_left_as_it_is(content):
 )
 def test_what_is_no_text_is_a_python_literal(content, key, text, value):
     assert typed_values(content, {key: text}) == {key: value}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "3", "-3", "1e-4", "007", "1_000", "0x1f", "1+2j", "2026-11-27", "True", "None", "word", "a-b", "a.b", "a b",
+        "-x", "[1, 2]", "[a, b]", "[a, 'b', [c]]", "(a,)", "()", "{a: b}", "{a: [b, True]}", "{a, a}", "[-x]", "[a.b]",
+        "[a-b]", "f(a)", "[f(a)]", "lambda a: a", "[a for a in b]", "f'{a}'", "b'x'", "'5'", '"a b"', "'a' 'b'", "[x",
+        "$x", "@x", "%x", "a, b", "1, 2", "*a", "a=b", "...", "[...]", "a\nb", "é", "[é]", "if", "[]", "~", "not a",
+        "[not a]", "[1:2]",
+    ],
+)  # fmt: skip
+def test_what_is_no_text_is_read_as_monais_command_line_reads_it(text):
+    assert parsed(text) == DefaultParseValue(text)
+
+
+@pytest.mark.parametrize("text", ["{{}: 1}", "[" * 10_000, "a\0b"])
+def test_what_python_cannot_parse_is_text(text):
+    assert parsed(text) == text
 
 
 def test_a_list_of_names_is_a_path_where_there_is_such_a_one(content, tmp_path, monkeypatch):

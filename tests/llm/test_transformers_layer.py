@@ -4,7 +4,6 @@
 import copy
 import inspect
 import json
-import sys
 
 import pytest
 import torch
@@ -322,9 +321,3 @@ MAMBA = {"num_hidden_layers": 2, "hidden_size": 32, "vocab_size": 32, "state_siz
 def test_what_cannot_be_a_donor_is_refused(config, message):
     with pytest.raises(ValueError, match=message):
         TransformersLayer(config, {}, 0)
-
-
-def test_without_transformers(monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ImportError, match=r"'phi' needs, found none: pip install 'monai-llmboost\[transformers\]'"):
-        stack_of({"model_type": "phi"})

@@ -103,8 +103,8 @@ def test_a_plan_is_json_and_travels_to_other_processes(tmp_path):
     [
         ({"arms": ("none",)}, "expected 2 or more different arms, got none"),
         ({"arms": ("none", "mlp", "none")}, "expected 2 or more different arms, got none, mlp, none: name each once"),
-        ({"arms": ("none", "mlpp")}, "expected an arm of lora, mlp, none, pretrained.*, got 'mlpp'"),
-        ({"arms": ("none", "../train")}, "expected an arm of"),
+        ({"arms": ("none", "mlpp")}, "unknown arm 'mlpp'; choose from lora, mlp, none, pretrained.*; did you mean mlp"),
+        ({"arms": ("none", "../train")}, "unknown arm '../train'; choose from"),
         ({"datasets": ()}, "expected 1 or more different data sets, got none"),
         ({"datasets": ("phantom", "phantom")}, "expected 1 or more different data sets, got phantom, phantom"),
         ({"datasets": ("lung",)}, "expected dataset to be one of phantom, .*, got 'lung'"),

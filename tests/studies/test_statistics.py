@@ -225,6 +225,13 @@ def test_holm_is_over_the_pairs_of_one_metric():
     assert correct_for_many([]) == []
 
 
+def test_holm_equals_statsmodels():
+    p = [0.01, 0.04, 0.03, 0.005, 0.03, 0.7, 0.9]
+    comparisons = [{**BASE, "p": one, "difference": 0.0, "intervals": {"both": [-1, 1]}} for one in p]
+    corrected = [c["p_holm"] for c in correct_for_many(comparisons)]
+    assert corrected == [0.06, 0.15, 0.15, 0.035, 0.15, 1.0, 1.0]  # multipletests(p, method="holm")[1]
+
+
 def test_many_classes():
     predictions, labels = of_classes(4, seeds=4, cases=200)
     blunt = 0.5 * predictions + 0.5 * np.random.default_rng(1).permuted(predictions, axis=1)

@@ -388,7 +388,7 @@ def test_the_published_preset_with_folds(tmp_path, bundle):
     ("wrong", "message"),
     [
         (["--arms", "none"], "expected 2 or more different arms"),
-        (["--arms", "none,best"], "expected an arm of lora, mlp, none"),
+        (["--arms", "none,best"], "unknown arm 'best'; choose from lora, mlp, none"),
         (["--dataset", "lung"], "expected dataset to be one of"),
         (["--seeds", "0"], "expected seeds to be a whole number from 1"),
         (["--lr-grid", "1e-3,fast"], "expected learning rates with commas, such as 3e-4,1e-3, got 'fast'"),

@@ -191,9 +191,8 @@ class HubRepository:
 
     def _cache_folder(self) -> Path:
         from huggingface_hub import constants
-        from huggingface_hub.file_download import repo_folder_name
 
-        return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self.donor, repo_type="model")
+        return Path(constants.HF_HUB_CACHE) / f"models--{self.donor.replace('/', '--')}"
 
     def _find(self, name: str) -> Path | None:
         """A small file; ``None`` if the model has none, or if the cache has the model's weights but not this file."""

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Intervals of a metric over the cases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+
+def bootstrap_interval(
+    metric: Callable[[np.ndarray, np.ndarray], float],
+    scores: np.ndarray,
+    labels: np.ndarray,
+    resamples: int = 500,
+    coverage: float = 0.95,
+    groups: np.ndarray | None = None,
+) -> tuple[float, float]:
+    """Return the percentile interval of a metric over the cases, drawn with replacement (Efron 1979); seeded.
+
+    Args:
+        metric: scores (cases, values) and labels (cases,) -> one number.
+        scores: of all cases, such as the probabilities of the classes.
+        labels: of all cases.
+        resamples: number of draws.
+        coverage: of the interval, 0 to 1.
+        groups: of the cases (cases,); a draw without one of them is repeated, for the metric is undefined on it.
+            ``None``: the labels, which are classes.
+
+    Example:
+        >>> low, high = bootstrap_interval(lambda scores, labels: scores.mean(), np.arange(100) / 100, np.zeros(100))
+        >>> low < 0.495 < high
+        True
+    """
+    random = np.random.default_rng(0)
+    groups = labels if groups is None else groups
+    needed = len(np.unique(groups))
+    values: list[float] = []
+    while len(values) < resamples:
+        drawn = random.integers(len(labels), size=len(labels))
+        if len(np.unique(groups[drawn])) == needed:
+            values.append(metric(scores[drawn], labels[drawn]))
+    low, high = np.quantile(values, [(1 - coverage) / 2, (1 + coverage) / 2])
+    return float(low), float(high)

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What metrics, rows, tables, statistics and pages ask of a task, whichever it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+# Scores of runs on the same cases (..., cases, values) and labels (cases,) -> (..., cases).
+PerCase = Callable[[np.ndarray, np.ndarray], np.ndarray]
+# The same arguments -> for each curve the scores (..., cases) and which cases are positive (cases,).
+Curves = Callable[[np.ndarray, np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]]
+# What a network gives for one case, after activation.
+Output = Tensor | Sequence[float]
+
+
+@dataclass(frozen=True)
+class TaskMetric:
+    """A metric of a task. Give ``per_case`` or ``curves``: the variance over the cases follows from either.
+
+    Args:
+        label: what tables and pages call it, such as ``"AUC"``.
+        key: its name among the metrics of an evaluator, such as ``"val_auc"``.
+        compute: scores (cases, values) and labels (cases,) -> one number.
+        per_case: the values of the cases whose mean the metric is, for a mean such as accuracy, Dice or error.
+        curves: scores and positive cases of each ROC curve, for a mean area under ROC curves.
+        bounds: the smallest and the largest possible value.
+        larger_is_better: False for an error.
+
+    Example:
+        >>> def error(scores, labels):
+        ...     return abs(scores[..., 0] - labels)
+        >>> mae = TaskMetric("MAE", "val_mae", lambda *case: error(*case).mean(), error, larger_is_better=False)
+        >>> float(mae.compute(np.array([[1.0], [4.0]]), np.array([2, 4])))
+        0.5
+    """
+
+    label: str
+    key: str
+    compute: Callable[[np.ndarray, np.ndarray], float]
+    per_case: PerCase | None = None
+    curves: Curves | None = None
+    bounds: tuple[float, float] = (0.0, 1.0)
+    larger_is_better: bool = True
+
+    def __post_init__(self) -> None:
+        if (self.per_case is None) == (self.curves is None):
+            raise ValueError(f"the metric {self.label} needs either per_case or curves, for its variance over cases")
+
+
+class Task(Protocol):
+    """What a network is trained for; :class:`monai_llmboost.tasks.Classification` is one.
+
+    A score is what a table keeps of a case's output, and all that metrics need besides the labels.
+
+    Example:
+        >>> from monai_llmboost.tasks import Classification
+        >>> task: Task = Classification(["benign", "malignant"])
+        >>> [metric.label for metric in task.metrics.values()]
+        ['AUC', 'ACC']
+    """
+
+    name: str
+    metrics: Mapping[str, TaskMetric]  # by the name that files have, the one to choose by first
+
+    def activate(self, logits: Tensor) -> Tensor:
+        """Return the outputs of a batch (B, ...) from the network's logits, in float32."""
+
+    def columns(self) -> list[str]:
+        """Return the columns of a table that hold an output, in their order."""
+
+    def row(self, output: Output) -> dict[str, str]:
+        """Return the cells of these columns for the output of one case."""
+
+    def record(self, output: Output) -> dict[str, Any]:
+        """Return the output of one case as JSON files hold it."""
+
+    def label(self, value: Any) -> str:
+        """Return the cell of the column ``label`` for the label of one case."""
+
+    def read_scores(self, rows: Sequence[Mapping[str, str]]) -> np.ndarray:
+        """Return the scores (cases, values) from the rows of a table."""
+
+    def read_labels(self, rows: Sequence[Mapping[str, str]]) -> np.ndarray:
+        """Return the labels (cases,) from the rows of a table."""
+
+    def groups(self, labels: np.ndarray) -> np.ndarray:
+        """Return a whole number for each case: metrics are undefined where a group of the cases is absent."""
+
+    def check_labels(self, loader: Any, which: str) -> None:
+        """Raise a ValueError if a loader's labels are none of this task; ``which`` cases, such as "training"."""

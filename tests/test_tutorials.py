@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tutorials run as they are written: their commands, then their Python, in an empty folder and without a network."""
+
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from dicom_files import write_series
+
+TUTORIALS = ROOT / "docs" / "tutorials"
+BLOCK = re.compile(r"(<!-- not run: [^>]+ -->\n)?```(bash|python)\n(.*?)```", re.DOTALL)
+CASES = {"train": 24, "val": 12, "test": 12}
+# Read by each process at its start: a small file stands in for the official one, with its checksum.
+OFFICIAL = """
+import hashlib, medmnist.info
+from pathlib import Path
+entry = medmnist.info.INFO["adrenalmnist3d"]
+entry["n_samples"] = {cases}
+entry["MD5"] = hashlib.md5(Path("{file}").read_bytes()).hexdigest()
+"""
+
+
+def scripts(page):
+    """Yield the scripts of a page, by language: blocks that follow each other in one language are one script."""
+    parts = []
+    for skipped, language, code in BLOCK.findall(page.read_text(encoding="utf-8")):
+        if skipped:
+            continue
+        if parts and parts[-1][0] == language:
+            parts[-1] = (language, parts[-1][1] + "\n" + code)
+        else:
+            parts.append((language, code))
+    return parts
+
+
+def medmnist_file(folder):
+    random, arrays = np.random.default_rng(0), {}
+    for split, cases in CASES.items():
+        arrays[f"{split}_images"] = random.integers(0, 256, (cases, 28, 28, 28), dtype=np.uint8)
+        arrays[f"{split}_labels"] = np.arange(cases, dtype=np.uint8)[:, None] % 2
+    (folder / "data").mkdir()
+    file = folder / "data" / "adrenalmnist3d.npz"
+    np.savez_compressed(file, **arrays)
+    start = folder.parent / "start"
+    start.mkdir()
+    (start / "sitecustomize.py").write_text(OFFICIAL.format(cases=CASES, file=file))
+
+
+def dicom_folder(folder):
+    volume = np.random.default_rng(0).integers(-200, 300, (20, 20, 12)).astype(np.int16)
+    write_series(folder / "scans" / "patient-1", volume, np.diag([0.7, 0.7, 2, 1]), series="complete")
+    paths = write_series(folder / "scans" / "patient-2", volume, np.diag([0.7, 0.7, 2, 1]), series="gap")
+    paths[5].unlink()
+
+
+def nothing(folder):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("name", "prepare", "said"),
+    [
+        ("medmnist", medmnist_file, r"boosted: AUC 0\.\d+ \[0\.\d+, [01]\.\d+\] on 12 cases"),
+        ("monai-script", nothing, r"the checkpoint was made with the block"),
+        ("dicom-folder", dicom_folder, r"patient-2: refused \(missing-slices\)"),
+        ("is-it-worth-it", nothing, r"pretrained against none: AUC"),
+    ],
+)
+def test_a_tutorial_runs(tmp_path, name, prepare, said):
+    work, commands = tmp_path / "work", tmp_path / "commands"
+    work.mkdir()
+    commands.mkdir()
+    prepare(work)
+    for command, arguments in {"monai-llmboost": "-m monai_llmboost", "python": ""}.items():
+        (commands / command).write_text(f'#!/bin/sh\nexec "{sys.executable}" -W ignore {arguments} "$@"\n')
+        (commands / command).chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(map(str, (tmp_path / "start", ROOT))),
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }
+    output = ""
+    for language, code in scripts(TUTORIALS / f"{name}.md"):
+        command = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else ["python", "-c", code]
+        done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{code}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        output += done.stdout
+    assert re.search(said, output), output[-3000:]
+
+
+def test_each_tutorial_is_run():
+    (marks,) = (mark for mark in test_a_tutorial_runs.pytestmark if mark.name == "parametrize")
+    assert {f"{case[0]}.md" for case in marks.args[1]} == {page.name for page in TUTORIALS.glob("*.md")} - {"index.md"}
