@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from monai_llmboost.artifacts.files import plain_cell
+from monai_llmboost.bundle import BundleJob
 from monai_llmboost.studies.cost.measure import device_name
-from monai_llmboost.studies.datasets import key_metric, open_job, task_of
+from monai_llmboost.studies.datasets import key_metric, open_job
 from monai_llmboost.studies.plan import Plan, Run
 from monai_llmboost.studies.rates import ChosenRate
-from monai_llmboost.studies.results import ArmResults, Curves, DatasetResults, FailedRun, StudyResults
+from monai_llmboost.studies.results import ArmResults, Curves, DatasetResults, FailedRun, MetricName, StudyResults
 from monai_llmboost.studies.run_folder import OTHER_WEIGHTS, TEST, RunFolder
 from monai_llmboost.studies.statistics.compare import Summary, arm_summary, compare_arms
 from monai_llmboost.studies.statistics.roc import roc_curves
@@ -37,26 +38,29 @@ class Finished:
         rates: for each data set the learning rate of each arm; an arm that is missing has failed.
         failed: name of a run -> why it failed.
         cost: what :func:`monai_llmboost.studies.cost_of_arms` measured.
+        tasks: by data set.
     """
 
     folders: Mapping[Run, RunFolder]
     rates: Mapping[str, Mapping[str, ChosenRate]]
     failed: Mapping[str, str]
     cost: Mapping[str, Any]
+    tasks: Mapping[str, Task]
 
 
 def collect(plan: Plan, finished: Finished) -> StudyResults:
     """Return all results of a study."""
-    job = open_job(plan, plan.datasets[0])
-    task = task_of(job)
+    jobs = {dataset: open_job(plan, dataset) for dataset in plan.datasets}
+    first = plan.datasets[0]
+    task = finished.tasks[first]
     return StudyResults(
         study={**plan.as_dict(), "chosen_by": chosen_by(plan.weights, task)},
-        metrics={name: metric.label for name, metric in task.metrics.items()},
+        metrics={name: MetricName(metric.label, metric.larger_is_better) for name, metric in task.metrics.items()},
         software={name: version(name) for name in SOFTWARE},
-        device=device_name(job.device),
+        device=device_name(jobs[first].device),
         command=shlex.join(["monai-llmboost", *sys.argv[1:]]),
-        model_card=job.intended_use,
-        datasets={name: _of_dataset(plan, name, finished) for name in plan.datasets},
+        model_card=jobs[first].intended_use,
+        datasets={name: _of_dataset(plan, name, job, finished) for name, job in jobs.items()},
     )
 
 
@@ -80,9 +84,8 @@ def paired_runs(plan: Plan, dataset: str, finished: Finished) -> dict[str, list[
     return {arm: [run for run in done[arm] if run.seed in paired] for arm in plan.arms if arm in done and paired}
 
 
-def _of_dataset(plan: Plan, dataset: str, finished: Finished) -> DatasetResults:
-    job = open_job(plan, dataset)
-    task = task_of(job)
+def _of_dataset(plan: Plan, dataset: str, job: BundleJob, finished: Finished) -> DatasetResults:
+    task = finished.tasks[dataset]
     runs = paired_runs(plan, dataset, finished)
     folders = {arm: [finished.folders[run] for run in several] for arm, several in runs.items()}
     scores, labels = read_scores(folders, TEST, task)

@@ -29,8 +29,8 @@ def key_metric(task: Task) -> TaskMetric:
     return next(iter(task.metrics.values()))
 
 
-def check_datasets(plan: Plan) -> None:
-    """Open every data set before anything is trained: it must be there, and have enough test cases.
+def check_datasets(plan: Plan) -> dict[str, Task]:
+    """Open every data set before anything is trained: it must be there, and have enough test cases; return its task.
 
     A download that the plan asks for is done here once, rather than by several runs at the same time. Of the test
     cases only their labels are counted.
@@ -39,9 +39,10 @@ def check_datasets(plan: Plan) -> None:
         ValueError: fewer than two test cases of a class.
         Whatever the bundle raises where it cannot open a data set.
     """
+    tasks = {}
     for dataset in plan.datasets:
         job = open_job(plan, dataset, "evaluate", **{Option.SPLIT: TEST_SPLIT})
-        task = task_of(job)
+        task = tasks[dataset] = task_of(job)
         # A data set that keeps no labels next to its items is counted at the end.
         counts = Counter(map(task.label, labels_of(job.validation_data)))
         names = getattr(task, "class_names", list(counts))
@@ -51,3 +52,4 @@ def check_datasets(plan: Plan) -> None:
                 f"each class of {dataset} needs {FEWEST_CASES} test cases or more, not {', '.join(rare)}: give more "
                 "test cases, or another data set"
             )
+    return tasks

@@ -2,8 +2,8 @@
 """Jobs in processes of their own, several at once; a failed one, even a killed one, does not affect the others.
 
 The processes are forked from one that has imported everything, so that they start at once. An executor of
-``concurrent.futures`` does not fit: it has no jobs running after one of its processes was killed (as the system does when
-memory is short), does not end running ones when interrupted, and starts each job in a new process only from Python 3.11.
+``concurrent.futures`` does not fit: when one of its processes is killed, as the system does when memory is short, it
+ends all jobs; when interrupted, it waits for running ones; and only from Python 3.11 each job has a new process.
 """
 
 from __future__ import annotations

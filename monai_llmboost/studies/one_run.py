@@ -6,17 +6,22 @@ from __future__ import annotations
 from monai_llmboost.artifacts.weights import load_weights
 from monai_llmboost.bundle import BundleJob, root_cause
 from monai_llmboost.bundle.contract import IMAGE
-from monai_llmboost.studies.datasets import key_metric, open_job, task_of
 from monai_llmboost.studies.diagnostics import diagnose
 from monai_llmboost.studies.plan import Plan, Run
 from monai_llmboost.studies.run_folder import OTHER_WEIGHTS, TEST, EpochResult, Evaluated, RunFolder, Trained
 from monai_llmboost.tasks.task import TrainingDiverged
 
 
-def train(plan: Plan, run: Run, folder: RunFolder) -> None:
+def train(plan: Plan, run: Run, folder: RunFolder, metric: str) -> None:
     """Train a run, or resume it where it was interrupted.
 
     If training diverges, that is written too: done again it would end like that again.
+
+    Args:
+        plan: the study.
+        run: which one.
+        folder: of the run.
+        metric: key of the metric that chooses, a column of the learning curves such as ``"val_auc"``.
     """
     from monai.bundle import run as monai_run
 
@@ -28,11 +33,10 @@ def train(plan: Plan, run: Run, folder: RunFolder) -> None:
             folder.write_diverged(str(cause))
         raise
     state = load_weights(folder.checkpoint)
-    key = key_metric(task_of(open_job(plan, run.dataset))).key
     best = EpochResult(int(state["best"]["epoch"]), float(state["best"]["value"]))
     epoch = state["progress"]["epoch"]
     # Of the last epoch itself: it is not validated where val_interval does not divide it.
-    validation = next((row.get(key) for row in folder.curves() if row["epoch"] == epoch), None)
+    validation = next((row.get(metric) for row in folder.curves() if row["epoch"] == epoch), None)
     folder.write_trained(Trained(best, EpochResult(epoch, validation)))
 
 

@@ -23,7 +23,7 @@ from monai_llmboost.bundle import (
     option_without_effect,
 )
 from monai_llmboost.bundle.contract import CONFIGS, PRESET_NETWORK, PRESET_TRAINING, STUDIES
-from monai_llmboost.studies.settings import WEIGHTS, Preset, StudySettings
+from monai_llmboost.bundle.study_settings import WEIGHTS, Preset, StudySettings
 
 # What arms are compared with by default, as far as they take part.
 REFERENCES = ("none", "mlp", "random")
@@ -154,7 +154,7 @@ class Plan:
 
     def _check_configs(self) -> None:
         """Check the configs of every job with the options of its runs, as they will be given."""
-        for arm in self.arms:
+        for arm in self.arms[1:]:
             for job in JOBS:
                 check_options(self.configs(arm, job), self.options)
         if len(self.datasets) > 1 and not self._has(Option.DATASET):
@@ -163,7 +163,7 @@ class Plan:
                 f"{', '.join(self.datasets)}: give one name"
             )
         for dataset in self.datasets:
-            run = Run(dataset, self.arms[0], 0, *(self.lr_grid or (None,))[:1], 0 if self.folds else None)
+            run = Run(dataset, self.arms[0], 0, next(iter(self.lr_grid), None), 0 if self.folds else None)
             for job in JOBS:
                 check_options(self.configs(run.arm, job), self.settings(run, job, Path()))
 
@@ -187,12 +187,7 @@ class Plan:
                 f"--lr-seeds {self.lr_seeds} has no effect: there are no learning rates to choose from; give several "
                 "with --lr-grid, or leave it out"
             )
-        for name, value in self.options.items():
-            if value and all(name in self._settings.unused.get(dataset, ()) for dataset in self.datasets):
-                raise ValueError(
-                    f"--{name} has no effect: {', '.join(self.datasets)} does not use it; give --dataset NAME too, or "
-                    "leave it out"
-                )
+        self._settings.check_used(self.options, self.datasets)
         every = [self.configs(arm, job) for arm in self.arms for job in JOBS]
         unused = option_without_effect(every, self.options, MONAI_OPTIONS)
         if unused is not None:

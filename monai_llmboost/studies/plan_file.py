@@ -37,8 +37,8 @@ def keep_plan(plan: Plan, path: Path) -> None:
     for name in sorted(begun.keys() | asked.keys()):
         if begun.get(name) != asked.get(name):
             raise ValueError(
-                f"the study in {path.parent} was begun with {name} {begun.get(name)!r}, not {asked.get(name)!r}: resume "
-                "it with its own options, or give another --output"
+                f"the study in {path.parent} was begun with {name} {begun.get(name)!r}, not {asked.get(name)!r}: "
+                "resume it with its own options, or give another --output"
             )
     if known is None:
         return

@@ -60,4 +60,3 @@ class StudyConsole:
             self.line(f"failed: {name}: {reason}")
         for what, file in files.items():
             self.line(f"{what}: {file}")
-

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,10 +65,7 @@ def choose_rates(
     for arm in plan.arms:
         of_arm = {rate: runs[arm, rate] for rate in plan.lr_grid}
         diverged = [rate for rate, tried in of_arm.items() if any(folder.diverged for folder in tried)]
-        values = {
-            rate: [end.validation for folder in tried if folder.trained and (end := folder.trained.of(plan.weights))]
-            for rate, tried in of_arm.items() if rate not in diverged
-        }  # fmt: skip
+        values = {rate: _validated(plan, tried) for rate, tried in of_arm.items() if rate not in diverged}
         most = max(map(len, values.values()), default=0)
         # A rate by which some runs failed is not chosen by those that did not.
         means = {rate: statistics.fmean(ends) for rate, ends in values.items() if ends and len(ends) == most}
@@ -77,3 +74,8 @@ def choose_rates(
             at_edge = best in (min(plan.lr_grid), max(plan.lr_grid))
             rates[arm] = ChosenRate(best, {f"{rate:g}": mean for rate, mean in means.items()}, diverged, at_edge)
     return rates
+
+
+def _validated(plan: Plan, folders: Iterable[RunFolder]) -> list[float]:
+    ends = [trained.of(plan.weights).validation for folder in folders if (trained := folder.trained)]
+    return [end for end in ends if end is not None]

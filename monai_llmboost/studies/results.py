@@ -3,13 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from monai_llmboost.studies.rates import ChosenRate
 from monai_llmboost.studies.statistics.compare import Comparison, Summary
 from monai_llmboost.studies.statistics.roc import RocCurves
+
+
+@dataclass(frozen=True)
+class MetricName:
+    """A metric as pages show it."""
+
+    label: str
+    larger_is_better: bool = True
 
 
 @dataclass(frozen=True)
@@ -40,9 +48,9 @@ class ArmResults:
     other_weights: Mapping[str, Summary] = field(default_factory=dict)
     other_chosen_by: str = ""
 
-    def as_dict(self, metrics: Mapping[str, str]) -> dict[str, Any]:
+    def as_dict(self, metrics: Sequence[str]) -> dict[str, Any]:
         """Return the results as ``results.json`` has them; the first of the metrics is the one that chooses."""
-        first = next(iter(metrics))
+        first = metrics[0]
         other = {"what": self.other_chosen_by, first: asdict(self.other_weights[first])} if self.other_weights else None
         return {
             **{name: asdict(self.metrics[name]) if name in self.metrics else None for name in metrics},
@@ -92,9 +100,9 @@ class DatasetResults:
     cost: Mapping[str, Any]
     diagnostics: Mapping[str, Mapping[str, Summary] | None]
 
-    def as_dict(self, metrics: Mapping[str, str]) -> dict[str, Any]:
+    def as_dict(self, metrics: Sequence[str]) -> dict[str, Any]:
         """Return the results as ``results.json`` has them."""
-        first = next(iter(metrics))
+        first = metrics[0]
         return {
             "cases": dict(self.cases),
             "class_names": self.class_names,
@@ -117,7 +125,7 @@ class StudyResults:
 
     Args:
         study: the plan, and what chose the weights.
-        metrics: their labels by name, such as ``{"auc": "AUC"}``; the first is the one that chooses.
+        metrics: by name; the first is the one that chooses.
         software: versions by name.
         device: that the study ran on.
         command: that started it.
@@ -126,7 +134,7 @@ class StudyResults:
     """
 
     study: Mapping[str, Any]
-    metrics: Mapping[str, str]
+    metrics: Mapping[str, MetricName]
     software: Mapping[str, str]
     device: str
     command: str
@@ -135,6 +143,12 @@ class StudyResults:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the results as ``results.json`` has them."""
-        datasets = {name: found.as_dict(self.metrics) for name, found in self.datasets.items()}
-        fields = ("study", "metrics", "software", "device", "command", "model_card")
-        return {**{name: getattr(self, name) for name in fields}, "datasets": datasets}
+        return {
+            "study": dict(self.study),
+            "metrics": {name: asdict(metric) for name, metric in self.metrics.items()},
+            "software": dict(self.software),
+            "device": self.device,
+            "command": self.command,
+            "model_card": self.model_card,
+            "datasets": {name: found.as_dict(list(self.metrics)) for name, found in self.datasets.items()},
+        }

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A study from its plan to its page: choose learning rates on validation, train, predict the test split once, compare."""
+"""A study from its plan to its page: choose learning rates on validation, train, predict the test split, compare."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from monai_llmboost.arguments import check_choice, check_whole
 from monai_llmboost.bundle import Option
 from monai_llmboost.studies.collect import Finished, collect
 from monai_llmboost.studies.cost.arms import cost_of_arms
-from monai_llmboost.studies.datasets import check_datasets, key_metric, open_job, task_of
+from monai_llmboost.studies.datasets import check_datasets, key_metric
 from monai_llmboost.studies.jobs import Job, run_locally
 from monai_llmboost.studies.one_run import evaluate, train
 from monai_llmboost.studies.page import write_study_report
@@ -25,6 +26,7 @@ from monai_llmboost.studies.progress import StudyConsole
 from monai_llmboost.studies.rates import ChosenRate, choose_rates
 from monai_llmboost.studies.ray_jobs import run_on_ray
 from monai_llmboost.studies.run_folder import RunFolder, write_json
+from monai_llmboost.tasks.task import Task
 
 ALL_GOOD, SOME_FAILED, NOTHING_DONE = 0, 1, 2
 ENGINES = ("local", "ray")
@@ -67,13 +69,13 @@ def run_study(
     except Timeout as error:
         raise ValueError(f"another study runs in {output}: give another --output") from error
     with held:
-        check_datasets(plan)
+        tasks = check_datasets(plan)
         keep_plan(plan, output / PLAN)
 
         def run_jobs(waiting: list[Job]) -> Iterator[dict[str, str] | None]:
             return run_on_ray(waiting, jobs, address) if engine == "ray" else run_locally(waiting, jobs)
 
-        return _Study(plan, output, run_jobs).run(cost_rounds)
+        return _Study(plan, output, tasks, run_jobs).run(cost_rounds)
 
 
 def redraw(output: Path) -> Path:
@@ -105,14 +107,17 @@ class _RunFolders(dict[Run, RunFolder]):
 
 
 class _Study:
-    def __init__(self, plan: Plan, output: Path, run_jobs: Callable[[list[Job]], Iterator[Any]]) -> None:
+    def __init__(
+        self, plan: Plan, output: Path, tasks: Mapping[str, Task], run_jobs: Callable[[list[Job]], Iterator[Any]]
+    ) -> None:
         self.plan = plan
         self.output = output
         self.run_jobs = run_jobs
         self.folders = _RunFolders(output / "runs")
         self.failed: dict[str, str] = {}
         self.console = StudyConsole()
-        self.metric = key_metric(task_of(open_job(plan, plan.datasets[0])))
+        self.tasks = tasks
+        self.metric = key_metric(tasks[plan.datasets[0]])
 
     def run(self, cost_rounds: int) -> int:
         plan, datasets = self.plan, self.plan.datasets
@@ -128,7 +133,7 @@ class _Study:
         if not any(self.folders[run].evaluated for run in trained):
             self.console.line(f"no run was finished: see the logs in {self.folders.root}")
             return NOTHING_DONE
-        results = collect(plan, Finished(self.folders, rates, self.failed, self._costs(cost_rounds)))
+        results = collect(plan, Finished(self.folders, rates, self.failed, self._costs(cost_rounds), self.tasks))
         write_json(self.output / RESULTS, results.as_dict())
         write_study_report(results.as_dict(), self.output / REPORT)
         files = {"results": self.output / RESULTS, "to look at": self.output / REPORT}
@@ -145,7 +150,7 @@ class _Study:
                 self.failed[run.name] = reason
             else:
                 waiting.append(run)
-        self._run(stage, waiting, train)
+        self._run(stage, waiting, partial(train, metric=self.metric.key))
 
     def _run(self, stage: str, runs: list[Run], action: Callable[[Plan, Run, RunFolder], None]) -> None:
         if not runs:

@@ -2,8 +2,8 @@
 """Scores of runs -> the value of a metric in each run, and the contribution of each test case to its variance.
 
 The cases are a sample of all cases that could have been tested. A row of the *influence* belongs to a run, and the
-covariance matrix of the runs' values over such samples is ``influence @ influence.T``. Both follow from what a task says
-of its metric: a mean over cases, or a mean area under ROC curves.
+covariance matrix of the runs' values over such samples is ``influence @ influence.T``. Both follow from what a task
+says of its metric: a mean over cases, or a mean area under ROC curves.
 """
 
 from __future__ import annotations
@@ -151,7 +151,9 @@ def check_groups(groups: np.ndarray) -> None:
     names, numbers = np.unique(groups, return_counts=True)
     rare = names[numbers < FEWEST_CASES].tolist()
     if rare:
-        raise ValueError(f"each class needs {FEWEST_CASES} test cases or more, the classes {rare} have fewer: add cases")
+        raise ValueError(
+            f"each class needs {FEWEST_CASES} test cases or more, the classes {rare} have fewer: add cases"
+        )
 
 
 def class_numbers(labels: np.ndarray, classes: int) -> np.ndarray:
@@ -170,5 +172,7 @@ def class_numbers(labels: np.ndarray, classes: int) -> np.ndarray:
         raise ValueError(f"labels must be from 0 to {classes - 1}, not {strange}: give the labels of these classes")
     rare = [k for k in range(classes) if (labels == k).sum() < FEWEST_CASES]
     if rare:
-        raise ValueError(f"each class needs {FEWEST_CASES} test cases or more, the classes {rare} have fewer: add cases")
+        raise ValueError(
+            f"each class needs {FEWEST_CASES} test cases or more, the classes {rare} have fewer: add cases"
+        )
     return labels

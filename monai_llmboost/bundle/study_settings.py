@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,19 @@ class StudySettings:
         content: Mapping[str, Any] = read_config(file) if file.is_file() else {}
         presets = {name: _preset(bundle / CONFIGS, name, given) for name, given in content.get("presets", {}).items()}
         return cls(presets, {name: tuple(options) for name, options in content.get("unused", {}).items()})
+
+    def check_used(self, options: Mapping[str, Any], datasets: Sequence[str]) -> None:
+        """Refuse options that none of some data sets uses.
+
+        Raises:
+            ValueError: an option without effect.
+        """
+        for name, value in options.items():
+            if value and datasets and all(name in self.unused.get(dataset, ()) for dataset in datasets):
+                raise ValueError(
+                    f"--{name} has no effect: {', '.join(datasets)} does not use it; give --dataset NAME too, or leave "
+                    "it out"
+                )
 
 
 def _preset(configs: Path, name: str, given: Mapping[str, str]) -> Preset:
