@@ -456,7 +456,7 @@ def test_names_come_from_the_checkpoint(run_job, tmp_path):
         ("training", None, {}, "a job of train, evaluate, inference, got 'training'"),
         ("train", "some", {}, "an arm of lora, mlp, none, pretrained, pretrained-trained, random, got 'some'"),
         ("train", None, {"dataset": "liver"}, "dataset to be one of phantom"),
-        ("train", "pretrained", {"block": "random"}, "found nothing at random: give --block FILE"),
+        ("train", "pretrained", {"block": "random"}, "no block file at random: give --block FILE"),
         ("train", None, {"patch_size": 5}, "img_size to be a multiple of patch_size"),
         (
             "train",
