@@ -178,7 +178,7 @@ def use_eager_attention(model: PreTrainedModel) -> None:
 
 
 def fill_buffers(module: nn.Module, model: PreTrainedModel) -> None:
-    """Give the buffers of a module of a model real values, as transformers does when it loads; NaN where it gives none."""
+    """Give the buffers of a module of a model real values, as transformers does on loading; NaN where it gives none."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         for part in module.modules():
             empty = {name: buffer for name, buffer in part.named_buffers(recurse=False) if buffer.is_meta}
