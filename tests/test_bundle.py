@@ -455,7 +455,7 @@ def test_names_come_from_the_checkpoint(run_job, tmp_path):
             "unknown arm 'some'; choose from lora, mlp, none, pretrained, pretrained-trained, random",
         ),
         ("train", None, {"dataset": "liver"}, "dataset to be one of phantom"),
-        ("train", "pretrained", {"block": "random"}, "found nothing at random: give --block FILE"),
+        ("train", "pretrained", {"block": "random"}, "no block file at random: give --block FILE"),
         ("train", None, {"patch_size": 5}, "img_size to be a multiple of patch_size"),
         (
             "train",
