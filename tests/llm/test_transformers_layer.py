@@ -83,6 +83,8 @@ class Donor:
         from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
         model_type, numbers = CASES[case]
+        if model_type not in CONFIG_MAPPING:  # the releases for Python 3.10 end before some
+            pytest.skip(f"this release of transformers has no {model_type}")
         config = CONFIG_MAPPING[model_type](**numbers)
         config._attn_implementation = "eager"
         torch.manual_seed(3)
@@ -241,8 +243,13 @@ def test_the_language_model_of_several_parts(donor):
     close(TransformersLayer(config, donor.tensors(), 1)(x), donor.theirs(x))
 
 
+@only("exaone")
+def test_the_name_of_the_layers_is_that_in_the_files(donor):
+    assert donor.stack == "transformer.h"
+    assert donor.model.get_submodule("model.layers")
+
+
 def test_names_as_in_the_files():
-    assert stack_of({"model_type": "exaone", **SMALL}) == "transformer.h"
     assert stack_of({"model_type": "bert", **SMALL}) == "bert.encoder.layer"
     assert stack_of({"model_type": "qwen2_5_vl_text", **SMALL, "layer_types": None}) == "layers"
     assert number_of_layers({"model_type": "gpt_neo", "num_layers": 6, "attention_types": [[["global"], 6]]}) == 6
