@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tutorials run as they are written: their commands, then their Python, in an empty folder and without a network."""
+"""Run the tutorials as they are written: their commands, then their Python, in an empty folder, without a network."""
 
 import csv
 import json

@@ -11,7 +11,7 @@ import torch
 from monai.transforms import MapTransform
 from monai.utils import CommonKeys
 
-from monai_llmboost.data.steps import NEUTRAL, single_transforms
+from monai_llmboost.data.steps import NEUTRAL, flatten_transforms
 
 LABEL = CommonKeys.LABEL
 
@@ -34,7 +34,7 @@ def check_labels(loader: Any, class_names: Sequence[str], what: str) -> None:
     labels = [_number(label) for label in _labels_of(dataset)]
     if not class_names or not labels or any(label is None for label in labels):
         return
-    transforms = single_transforms(getattr(dataset, "transform", None))
+    transforms = flatten_transforms(getattr(dataset, "transform", None))
     if transforms:  # of single items: the first shows what becomes of a label
         first: Any = dataset
         item = first[0]

@@ -75,18 +75,18 @@ class Step(NamedTuple):
         return f"{self.name} #{hashlib.sha256(self.text.encode()).hexdigest()[:12]}"
 
 
-def voxel_steps(transform: Any, random: bool = False) -> list[Step]:
+def list_voxel_steps(transform: Any, random: bool = False) -> list[Step]:
     """Return the steps of a transform, or of several, that change what a network sees, in their order.
 
     Random steps are left out, or with ``random`` they are the only ones; so are those that load, type, arrange channels
     or choose a device, and those on labels alone.
     """
     return [
-        _step(each) for each in single_transforms(transform) if _is_random(each) == random and not _is_neutral(each)
+        _step(each) for each in flatten_transforms(transform) if _is_random(each) == random and not _is_neutral(each)
     ]
 
 
-def in_words(steps: Sequence[Step], room: int) -> str:
+def steps_to_text(steps: Sequence[Step], room: int) -> str:
     """Return steps as text, a line each; where they are longer than ``room`` bytes, with digests of their settings.
 
     Raises:
@@ -98,14 +98,14 @@ def in_words(steps: Sequence[Step], room: int) -> str:
     raise ValueError(f"expected steps of preprocessing that fit into {room} bytes, got {len(steps)}: join some")
 
 
-def difference(trained: str, steps: Sequence[Step]) -> tuple[str, str] | None:
+def find_difference(trained: str, steps: Sequence[Step]) -> tuple[str, str] | None:
     """Return where a preprocessing differs from that of the training, or ``None``.
 
     Every step of the training must be there, in its order; steps beside them may only move voxels, since a data set may
     come as cubes that a scan has yet to be made.
 
     Args:
-        trained: what :func:`in_words` gave for the training.
+        trained: what :func:`steps_to_text` gave for the training.
         steps: of this run.
 
     Returns:
@@ -122,7 +122,7 @@ def difference(trained: str, steps: Sequence[Step]) -> tuple[str, str] | None:
     return None if place == len(wanted) else (wanted[place], f"no {wanted[place].partition(' ')[0]} in this place")
 
 
-def transforms_of(loader: Any) -> list[Any] | None:
+def list_transforms(loader: Any) -> list[Any] | None:
     """Return the transforms that a loader applies, of single items and of whole batches; ``None`` if it keeps none."""
     owners = [loader]
     while (owner := getattr(owners[-1], "dataset", None)) is not None:
@@ -131,12 +131,12 @@ def transforms_of(loader: Any) -> list[Any] | None:
     return [each for each in known if each is not None] if known else None
 
 
-def single_transforms(transform: Any) -> list[Any]:
+def flatten_transforms(transform: Any) -> list[Any]:
     """Return the transforms in a Compose or a list one by one; those that a random choice is made of stay together."""
     if isinstance(transform, Compose) and not isinstance(transform, RANDOM_CHOICES):
         transform = transform.transforms
     if isinstance(transform, (list, tuple)):
-        return [single for each in transform for single in single_transforms(each)]
+        return [single for each in transform for single in flatten_transforms(each)]
     return [] if transform is None else [transform]
 
 

@@ -18,9 +18,8 @@ from torch.utils.data import Sampler
 
 from monai_llmboost.artifacts.digests import files_digest, text_digest
 from monai_llmboost.data import RefusedScan, Scan, SkippedFile, find_scans
-from monai_llmboost.data.scans.dicom.reader import paths_of
-from monai_llmboost.data.scans.nifti.reader import refusal
-from monai_llmboost.data.scans.scan import refused_kind
+from monai_llmboost.data.scans.dicom.reader import get_reader_paths
+from monai_llmboost.data.scans.scan import get_refused_kind, to_refusal
 from monai_llmboost.inference.hidden import HiddenNames, hashed
 from monai_llmboost.inference.journal import Journal
 
@@ -144,7 +143,7 @@ class ScanCases(Dataset):
         try:
             array, meta = self.reader.get_data(self.reader.read(_source(self.scans[index])))
         except (OSError, MemoryError) as error:
-            raise refusal(error) from error
+            raise to_refusal(error) from error
         return np.asarray(array, dtype=np.float32), np.asarray(meta["affine"])
 
 
@@ -237,7 +236,7 @@ def _checked(scan: Scan, checks: Sequence[Callable[[Scan], None] | None]) -> Sca
             if check is not None and not scan.refused:
                 check(scan)
     except RefusedScan as error:
-        return replace(scan, refused=reason_of(error), refused_kind=refused_kind(error))
+        return replace(scan, refused=reason_of(error), refused_kind=get_refused_kind(error))
     return scan
 
 
@@ -253,7 +252,7 @@ def _several(where: Any) -> list[Any]:
 
 def _source(scan: Scan) -> Any:
     """What the reader is given for a scan."""
-    return str(scan.files[0]) if scan.format == "NIfTI" else paths_of(scan)
+    return str(scan.files[0]) if scan.format == "NIfTI" else get_reader_paths(scan)
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -266,7 +265,7 @@ def _cause(error: BaseException) -> BaseException:
 def _kind_of(error: BaseException) -> dict[str, Any]:
     """Return the kind of a refusal, and whether it may pass, as fields of an item."""
     error = _cause(error)
-    kind = "memory" if isinstance(error, torch.OutOfMemoryError) else refused_kind(error, "transforms")
+    kind = "memory" if isinstance(error, torch.OutOfMemoryError) else get_refused_kind(error, "transforms")
     return {"refused_kind": kind, "may_pass": may_pass(error)}
 
 

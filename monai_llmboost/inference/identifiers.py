@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pydicom import dcmread
 
 from monai_llmboost.data import Scan
-from monai_llmboost.data.scans.dicom.headers import quiet
+from monai_llmboost.data.scans.dicom.headers import silence_pydicom
 
 # Columns by the DICOM attributes that they hold.
 ATTRIBUTES = {"study_uid": "StudyInstanceUID", "accession_number": "AccessionNumber"}
@@ -34,7 +34,7 @@ def identifiers(scan: Scan, columns: Sequence[str]) -> dict[str, str]:
         return dict.fromkeys(columns, "")
     tags = [ATTRIBUTES[name] for name in columns]
     try:
-        with quiet():
+        with silence_pydicom():
             data = dcmread(scan.files[0], stop_before_pixels=True, force=True, specific_tags=[*tags])
             return {name: str(data.get(tag) or "").strip() for name, tag in zip(columns, tags)}
     except Exception:  # whatever a damaged file leads to: its row says why the scan is refused

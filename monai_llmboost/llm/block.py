@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from monai_llmboost.llm.attention import AttentionForm, AttentionTensors, is_linear_map, runs_as
 from monai_llmboost.llm.geometry import BlockGeometry
 
 
@@ -29,7 +32,15 @@ class DecoderBlock(nn.Module):
         ValueError: rotary positions of a layer that has none.
     """
 
-    __constants__ = ("capped", "gated", "parallel", "rotates")  # so that scripting leaves out the branches not taken
+    __constants__ = (
+        "capped",
+        "centred",
+        "gated",
+        "parallel",
+        "pre_norm",
+        "qk_normed",
+        "rotates",
+    )  # so that scripting leaves out the branches not taken
 
     def __init__(self, geometry: BlockGeometry, causal: bool = False, rotary: bool = False) -> None:
         super().__init__()
@@ -53,13 +64,9 @@ class DecoderBlock(nn.Module):
         self.rotary = list(geometry.rotary)
         self.query_groups = geometry.num_heads if geometry.qk_norm == "head" else 1
         self.key_groups = geometry.num_kv_heads if geometry.qk_norm == "head" else 1
-        # Of unnormed keys at no position, scores are linear in the tokens but for each token's size; what biases add
-        # is the same for all tokens, which only a cap makes felt.
-        unbiased = geometry.norm == "rms" and not geometry.qkv_bias
-        unplaced = not causal and not rotary
-        unnormed = geometry.qk_norm == "none"
-        self.scores_are_linear = unplaced and unnormed and geometry.pre_norm and (unbiased or geometry.score_cap == 0)
-        self.keys_are_normed = unplaced and unbiased and not unnormed
+        self.pre_norm = geometry.pre_norm
+        self.centred = geometry.norm == "layer"
+        self.qk_normed = geometry.qk_norm != "none"
 
         inner, kv = geometry.num_heads * geometry.head_size, geometry.num_kv_heads * geometry.head_size
         width, mlp_width, eps = geometry.width, geometry.mlp_width, geometry.norm_eps
@@ -89,6 +96,66 @@ class DecoderBlock(nn.Module):
         self.up = nn.Linear(width, mlp_width, bias=geometry.mlp_bias)
         self.down = nn.Linear(mlp_width, width, bias=geometry.mlp_bias)
         self.mlp_post_norm = norm(geometry.post_norm)
+        self.attention_form = self.form()
+
+    def form(self) -> AttentionForm | None:
+        """Return what the attention offers to who takes it apart; ``None`` where a few tokens cannot be read so.
+
+        At no position, unnormed keys give scores that are linear in the tokens but for each token's size; what biases
+        add is the same for all tokens, which only a cap makes felt.
+        """
+        unordered = not self.causal and not self.rotates
+        unbiased = not self.centred and self.key.bias is None
+        linear = not self.qk_normed and self.pre_norm and (unbiased or not self.capped)
+        own = type(self).attend is DecoderBlock.attend and type(self).mix is DecoderBlock.mix
+        if not (unordered and own and (linear or (self.qk_normed and unbiased))):
+            return None
+        return AttentionForm(
+            normed_keys=self.qk_normed,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_size=self.head_size,
+            scale=self.scale,
+            score_cap=self.score_cap,
+            norm_eps=self.norm_eps,
+            pre_norm=self.pre_norm,
+            centred=self.centred,
+        )
+
+    def attention_tensors(self, x: Tensor) -> AttentionTensors:
+        """Return the queries of tokens (B, R, D) and the tensors by which the attention treats all tokens."""
+        gain: Optional[Tensor] = None  # noqa: UP045  (as scripting reads it)
+        norm_bias: Optional[Tensor] = None  # noqa: UP045
+        key_gain: Optional[Tensor] = None  # noqa: UP045
+        if self.pre_norm:
+            gain = self.attention_norm.weight
+            if self.centred:
+                norm_bias = self.attention_norm.bias
+        if self.qk_normed:
+            key_gain = self.key_norm.weight
+        q = self.queries(self.attention_norm(x))
+        return AttentionTensors(q, gain, norm_bias, self.key.weight, key_gain, self.value.weight, self.value.bias)
+
+    @torch.jit.unused
+    def is_intact(self) -> bool:
+        """Return whether a call still is what :meth:`attention_tensors` and :meth:`finish` are made for.
+
+        A hook on what they leave out, or another map or norm in its place, does more than its weights say.
+        """
+        norm = (nn.LayerNorm if self.centred else nn.RMSNorm) if self.pre_norm else nn.Identity
+        key_norm = nn.RMSNorm if self.qk_normed else nn.Identity
+        eps = self.norm_eps
+        bias = self.key.bias  # adds the same to every score; one that is trained has to be in the graph
+        return (
+            runs_as(self, DecoderBlock)
+            and is_linear_map(self.key)
+            and is_linear_map(self.value)
+            and runs_as(self.attention_norm, norm)
+            and runs_as(self.key_norm, key_norm)
+            and runs_as(self.query_norm, key_norm)
+            and (bias is None or not (self.qk_normed or self.capped or bias.requires_grad))
+            and all(getattr(part, "eps", eps) == eps for part in (self.attention_norm, self.key_norm))
+        )
 
     def queries(self, x: Tensor) -> Tensor:
         """What normed tokens (B, R, D) look for, (B, R, heads * head size)."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_llmboost.arguments import is_whole
+from monai_llmboost.artifacts.digests import tensors_digest
 from monai_llmboost.llm.block import DecoderBlock
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.transformers_layer import TransformersLayer
@@ -109,7 +110,7 @@ class DonorLayers:
         digest = hashlib.sha256()
         for layer in self.layers:
             digest.update(layer.description.encode())
-            digest.update(digest_of(layer.tensors).encode())
+            digest.update(tensors_digest(layer.tensors).encode())
         return digest.hexdigest()
 
     def final_norm_module(self, kind: str) -> nn.Module:
@@ -169,17 +170,6 @@ def generator_of(seed: int) -> torch.Generator:
     if not is_whole(seed):
         raise ValueError(f"expected the seed of a block to be a whole number, got {seed!r}: give --block_seed 0, say")
     return torch.Generator().manual_seed(int(seed))
-
-
-def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 (hex) over every tensor's name, dtype, shape and bytes (a meta tensor has none)."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        if not tensor.is_meta:
-            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def same_weights(one: DonorLayers, other: DonorLayers) -> bool:

@@ -11,7 +11,7 @@ from monai.data import CacheDataset, DataLoader, Dataset
 from torch.utils.data import Subset
 
 from monai_llmboost.data import BatchedVolumes, CheckVolumed, LabelledVolumes, RandAffineBatchd
-from monai_llmboost.data.steps import NOTHING, Step, difference, in_words, transforms_of, voxel_steps
+from monai_llmboost.data.steps import NOTHING, Step, find_difference, list_transforms, list_voxel_steps, steps_to_text
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:monai")
 WINDOW = mt.ScaleIntensityRanged("image", 0, 255, 0.0, 1.0)
@@ -20,7 +20,7 @@ PERCENTILES = mt.ScaleIntensityRangePercentilesd("image", 1, 99, 0, 1, clip=True
 
 
 def texts(*transforms, **options):
-    return [step.text for step in voxel_steps(mt.Compose(list(transforms)), **options)]
+    return [step.text for step in list_voxel_steps(mt.Compose(list(transforms)), **options)]
 
 
 @pytest.mark.parametrize(
@@ -43,8 +43,8 @@ def texts(*transforms, **options):
     ],
 )
 def test_what_does_not_count(transform):
-    assert voxel_steps([transform]) == []
-    assert in_words([], 100) == NOTHING
+    assert list_voxel_steps([transform]) == []
+    assert steps_to_text([], 100) == NOTHING
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ class Halve(mt.MapTransform):
 def test_somebodys_own_step_counts():
     assert texts(Halve("image")) == ["Halve"]
     assert texts(Halve("image", by=3)) == ["Halve by 3"]
-    assert not voxel_steps(Halve("image"))[0].geometric
+    assert not list_voxel_steps(Halve("image"))[0].geometric
 
 
 def test_random_steps_on_request():
@@ -148,7 +148,7 @@ MOVES = [mt.Orientationd("image", "RAS", labels=None), mt.Resized("image", 28, m
 )
 @pytest.mark.parametrize("room", [2000, 80])
 def test_where_two_differ(trained, used, found, room):
-    got = difference(in_words(voxel_steps(trained), room), voxel_steps(used))
+    got = find_difference(steps_to_text(list_voxel_steps(trained), room), list_voxel_steps(used))
     if found is None:
         assert got is None
     else:
@@ -159,25 +159,25 @@ def test_where_two_differ(trained, used, found, room):
 
 def test_too_many_steps():
     with pytest.raises(ValueError, match="expected steps of preprocessing that fit into 40 bytes, got 3: join some"):
-        in_words(voxel_steps([WINDOW] * 3), 40)
+        steps_to_text(list_voxel_steps([WINDOW] * 3), 40)
 
 
 def test_a_function_is_the_same_under_another_python():
-    (step,) = voxel_steps(mt.Lambdad("image", lambda x: x * 2))
+    (step,) = list_voxel_steps(mt.Lambdad("image", lambda x: x * 2))
     other = step.text.replace("<py3.", "<py2.")
-    assert difference(other, [step]) is None
-    assert difference(step.text.replace("<py3.", "<py3.0")[:-2] + "x>", [Step("Lambda func other", False)])
+    assert find_difference(other, [step]) is None
+    assert find_difference(step.text.replace("<py3.", "<py3.0")[:-2] + "x>", [Step("Lambda func other", False)])
 
 
 def test_transforms_of_loaders(monkeypatch):
     monkeypatch.setattr("monai_llmboost.data.datasets.phantoms.PHANTOM_CASES", {"train": 4, "val": 4, "test": 4})
     volumes = LabelledVolumes("phantom", "train", size=8)
-    assert texts(*transforms_of(BatchedVolumes(volumes, 2, "cpu", transform=WINDOW))) == texts(WINDOW)
-    assert texts(*transforms_of(BatchedVolumes(volumes, 2, "cpu"))) == []
+    assert texts(*list_transforms(BatchedVolumes(volumes, 2, "cpu", transform=WINDOW))) == texts(WINDOW)
+    assert texts(*list_transforms(BatchedVolumes(volumes, 2, "cpu"))) == []
     items = [{"image": torch.zeros(1, 4, 4, 4), "label": 0}]
     for kind in (Dataset, lambda data, transform: CacheDataset(data, transform, progress=False)):
         dataset = kind(items, transform=mt.Compose([WINDOW]))
-        assert texts(*transforms_of(DataLoader(dataset))) == texts(WINDOW)
-        assert texts(*transforms_of(DataLoader(Subset(dataset, [0])))) == texts(WINDOW)
-    assert transforms_of([1, 2]) is None
-    assert transforms_of(None) is None
+        assert texts(*list_transforms(DataLoader(dataset))) == texts(WINDOW)
+        assert texts(*list_transforms(DataLoader(Subset(dataset, [0])))) == texts(WINDOW)
+    assert list_transforms([1, 2]) is None
+    assert list_transforms(None) is None

@@ -71,7 +71,7 @@ def test_it_is_a_block_like_any_other(file):
     assert list(block.state_dict()) == ["signature.code"]
     booster = ResidualBooster(16, block)
     check_booster(booster, 16)
-    assert booster.way(2, 9, 1) == "whole block (run by transformers)"
+    assert booster.describe_readout(2, 9, 1) == "whole block (run by transformers)"
     x = torch.randn(2, 9, 16)
     torch.testing.assert_close(booster(x, 2), booster(x)[:, :2])
     narrow = load_block(file, torch.bfloat16)

@@ -18,7 +18,7 @@ from pydicom.errors import InvalidDicomError
 
 from monai_llmboost import __version__
 from monai_llmboost.data import Scan
-from monai_llmboost.data.scans.dicom.stacks import dicom_stacks
+from monai_llmboost.data.scans.dicom.stacks import find_dicom_stacks
 from monai_llmboost.inference.dicom.maker import MAKER, highdicom
 from monai_llmboost.inference.dicom.map import write_parametric_map
 from monai_llmboost.inference.dicom.report import write_structured_report
@@ -103,7 +103,7 @@ def _images_of(scan: Scan, volume: int | None) -> tuple[list[Path], list[int]]:
     """The files that a volume of a scan is made of, and its frames, from 1, in a multi-frame file; else none."""
     if len(scan.files) > 1 and len(scan.shape) == 3:
         return list(scan.files), []
-    stacks, _ = dicom_stacks(scan.files)
+    stacks, _ = find_dicom_stacks(scan.files)
     (stack,) = (stack for stack in stacks if stack.digest == scan.stack)
     slices = stack.layouts[volume or 0].slices
     files = list(dict.fromkeys(part.path for part in slices))

@@ -83,7 +83,7 @@ def read_out(network: nn.Module, x: Tensor) -> str:
     tokens, read = calls[0][0], calls[0][1:]
     if not read and not booster.tokenwise:
         return "all tokens are read: whole block"
-    return booster.way(tokens.shape[0], tokens.shape[1], *(read or (1,)))
+    return booster.describe_readout(tokens.shape[0], tokens.shape[1], *(read or (1,)))
 
 
 def cost_table(result: Mapping[str, Any]) -> Table:
