@@ -267,7 +267,7 @@ def test_last_weights_and_other_splits_are_judged_on_request(tmp_path):
     assert judged["best"]["auc"] == pytest.approx(best["value"])
     assert best["epoch"] < 6
     assert rows_of(tmp_path / "best") != rows_of(tmp_path / "last")
-    with pytest.raises(ValueError, match="expected weights of best, last, got 'worst'"):
+    with pytest.raises(ValueError, match="unknown weights 'worst'; choose from best, last"):
         run_bundle(BUNDLE, "evaluate", "none", weights="worst", **options)
 
 
@@ -455,7 +455,7 @@ def test_names_come_from_the_checkpoint(run_job, tmp_path):
             "unknown arm 'some'; choose from lora, mlp, none, pretrained, pretrained-trained, random",
         ),
         ("train", None, {"dataset": "liver"}, "unknown dataset 'liver'; choose from phantom"),
-        ("train", "pretrained", {"block": "random"}, "found nothing at random: give --block FILE"),
+        ("train", "pretrained", {"block": "random"}, "no block file at random: give --block FILE"),
         ("train", None, {"patch_size": 5}, "img_size to be a multiple of patch_size"),
         (
             "train",
@@ -594,7 +594,6 @@ def test_real_files_through_the_bundle(run_job, real_data, tiny_llm_folder, tmp_
 
 def test_the_published_network_has_the_published_size():
     """34,170,243 parameters for 3 classes and 3 equal channels; we keep one channel of them, 3 x 64 voxels to 64."""
-    from monai.bundle import ConfigParser
 
     parser = ConfigParser()
     parser.read_config(
@@ -617,7 +616,6 @@ def test_the_published_network_has_the_published_size():
 )
 def test_probabilities_are_not_rounded_under_mixed_precision(config, postprocessing):
     """MONAI's softmax gives the type of its input back: in bfloat16 cases would tie, which an AUC notices."""
-    from monai.bundle import ConfigParser
 
     parser = ConfigParser()
     parser.read_config(str(CONFIGS / f"{config}.json"))

@@ -91,7 +91,7 @@ def test_a_validation_that_differs_is_refused_before_anything_is_renamed(run):
     folder = run("train", epochs=1)
     before = (folder / "model.pt").read_bytes()
     for change in ({TRAIN: PERCENTILES}, {VALIDATE: PERCENTILES}, {f"{VALIDATE}#b_max": 2.0}):
-        with pytest.raises(ValueError, match="expected training and validation to prepare volumes alike, got Scale"):
+        with pytest.raises(ValueError, match="training and validation prepare volumes differently, Scale"):
             run("train", epochs=1, **change)
     assert (folder / "model.pt").read_bytes() == before
     assert not (folder / "model.1.pt").exists()

@@ -15,6 +15,7 @@ ARMS = "arms"  # folder of overlays, one for each side of a comparison
 MULTI_GPU = "multi_gpu_{}.json"  # overlays of a job on several processes
 # In the folder of a preset: overlays of every job, and of training alone.
 PRESET_NETWORK, PRESET_TRAINING = "network.json", "training.json"
+STUDIES = "studies.json"  # the presets of the bundle, and options that some of its data sets do not use
 # Where our bundles look for their checkpoints, as text of their configs.
 USUAL_CKPT_DIR = f"$@bundle_root + '/{MODELS}'"
 # Keys of the items in a batch, as MONAI's transforms name them.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""That volumes are prepared in validation, evaluation and inference as they were in training."""
+"""Checks that validation, evaluation and inference prepare volumes as training does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_llmboost.artifacts.signature import DIGEST_BYTES
-from monai_llmboost.data.steps import difference, in_words, transforms_of, voxel_steps
+from monai_llmboost.data.steps import find_difference, list_transforms, list_voxel_steps, steps_to_text
 from monai_llmboost.networks.class_names import Preprocessing
 
 logger = logging.getLogger("monai_llmboost")
@@ -26,19 +26,19 @@ def training_steps(given: Any, loader: Any, validation: Any) -> dict[str, str]:
     Raises:
         ValueError: the validation prepares its volumes in another way.
     """
-    applied = transforms_of(loader)
+    applied = list_transforms(loader)
     transforms = given if applied is None else applied
-    kept = in_words(voxel_steps(transforms), ROOM)
-    validated = transforms_of(validation)
-    if validated is not None and (found := difference(kept, voxel_steps(validated))) is not None:
+    kept = steps_to_text(list_voxel_steps(transforms), ROOM)
+    validated = list_transforms(validation)
+    if validated is not None and (found := find_difference(kept, list_voxel_steps(validated))) is not None:
         reason = (
-            f"expected training and validation to prepare volumes alike, got {found[0]} in training and {found[1]} in "
+            f"training and validation prepare volumes differently, {found[0]} in training and {found[1]} in "
             "validation: give both the same deterministic steps"
         )
         if any(each is given for each in transforms):
             raise ValueError(reason)
         logger.warning(reason)  # somebody's own loader, which does not take the bundle's preprocessing
-    return {"preprocessing": kept, "augmentation": in_words(voxel_steps(transforms, random=True), ROOM)}
+    return {"preprocessing": kept, "augmentation": steps_to_text(list_voxel_steps(transforms, random=True), ROOM)}
 
 
 def check_preprocessing(trained: str, given: Any, loader: Any, path: Path) -> None:
@@ -53,10 +53,10 @@ def check_preprocessing(trained: str, given: Any, loader: Any, path: Path) -> No
     Raises:
         ValueError: they differ.
     """
-    applied = transforms_of(loader)
-    found = difference(trained, voxel_steps(given if applied is None else applied))
+    applied = list_transforms(loader)
+    found = find_difference(trained, list_voxel_steps(given if applied is None else applied))
     if found is not None:
         raise ValueError(
-            f"expected the preprocessing that {path} was trained with, got another: {found[0]} in training, {found[1]} "
-            "in this run; give evaluation and inference the deterministic steps of the training"
+            f"{path} was trained with another preprocessing, {found[0]} in training and {found[1]} in this run: give "
+            "evaluation and inference the deterministic steps of the training"
         )

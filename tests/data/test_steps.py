@@ -11,7 +11,7 @@ from monai.data import CacheDataset, DataLoader, Dataset
 from torch.utils.data import Subset
 
 from monai_llmboost.data import BatchedVolumes, CheckVolumed, LabelledVolumes, RandAffineBatchd
-from monai_llmboost.data.steps import NOTHING, Step, difference, in_words, transforms_of, voxel_steps
+from monai_llmboost.data.steps import NO_STEPS, Step, find_difference, list_transforms, list_voxel_steps, steps_to_text
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:monai")
 WINDOW = mt.ScaleIntensityRanged("image", 0, 255, 0.0, 1.0)
@@ -20,7 +20,7 @@ PERCENTILES = mt.ScaleIntensityRangePercentilesd("image", 1, 99, 0, 1, clip=True
 
 
 def texts(*transforms, **options):
-    return [step.text for step in voxel_steps(mt.Compose(list(transforms)), **options)]
+    return [step.text for step in list_voxel_steps(mt.Compose(list(transforms)), **options)]
 
 
 @pytest.mark.parametrize(
@@ -42,9 +42,9 @@ def texts(*transforms, **options):
         None,
     ],
 )
-def test_what_does_not_count(transform):
-    assert voxel_steps([transform]) == []
-    assert in_words([], 100) == NOTHING
+def test_steps_that_change_no_voxels_are_left_out(transform):
+    assert list_voxel_steps([transform]) == []
+    assert steps_to_text([], 100) == NO_STEPS
 
 
 @pytest.mark.parametrize(
@@ -62,12 +62,12 @@ def test_what_does_not_count(transform):
         (mt.Transposed("image", (0, 2, 1, 3)), "Transpose indices [0, 2, 1, 3]"),
     ],
 )
-def test_a_step_in_words(transform, text):
+def test_text_of_a_step(transform, text):
     (found,) = texts(transform)
     assert found.startswith(text)
 
 
-def test_writings_of_one_step_are_one():
+def test_equal_steps_have_equal_texts():
     several = mt.ScaleIntensityRanged(["image", "label"], -160, 240, clip=True)
     assert (
         texts(WINDOW)
@@ -107,10 +107,10 @@ class Halve(mt.MapTransform):
         return data
 
 
-def test_somebodys_own_step_counts():
+def test_steps_of_users_are_listed():
     assert texts(Halve("image")) == ["Halve"]
     assert texts(Halve("image", by=3)) == ["Halve by 3"]
-    assert not voxel_steps(Halve("image"))[0].geometric
+    assert not list_voxel_steps(Halve("image"))[0].geometric
 
 
 def test_random_steps_on_request():
@@ -147,8 +147,8 @@ MOVES = [mt.Orientationd("image", "RAS", labels=None), mt.Resized("image", 28, m
     ],
 )
 @pytest.mark.parametrize("room", [2000, 80])
-def test_where_two_differ(trained, used, found, room):
-    got = difference(in_words(voxel_steps(trained), room), voxel_steps(used))
+def test_first_difference(trained, used, found, room):
+    got = find_difference(steps_to_text(list_voxel_steps(trained), room), list_voxel_steps(used))
     if found is None:
         assert got is None
     else:
@@ -158,26 +158,26 @@ def test_where_two_differ(trained, used, found, room):
 
 
 def test_too_many_steps():
-    with pytest.raises(ValueError, match="expected steps of preprocessing that fit into 40 bytes, got 3: join some"):
-        in_words(voxel_steps([WINDOW] * 3), 40)
+    with pytest.raises(ValueError, match="3 preprocessing steps are too many for 40 bytes of text: join some"):
+        steps_to_text(list_voxel_steps([WINDOW] * 3), 40)
 
 
-def test_a_function_is_the_same_under_another_python():
-    (step,) = voxel_steps(mt.Lambdad("image", lambda x: x * 2))
+def test_functions_are_compared_across_python_versions():
+    (step,) = list_voxel_steps(mt.Lambdad("image", lambda x: x * 2))
     other = step.text.replace("<py3.", "<py2.")
-    assert difference(other, [step]) is None
-    assert difference(step.text.replace("<py3.", "<py3.0")[:-2] + "x>", [Step("Lambda func other", False)])
+    assert find_difference(other, [step]) is None
+    assert find_difference(step.text.replace("<py3.", "<py3.0")[:-2] + "x>", [Step("Lambda func other", False)])
 
 
 def test_transforms_of_loaders(monkeypatch):
     monkeypatch.setattr("monai_llmboost.data.datasets.phantoms.PHANTOM_CASES", {"train": 4, "val": 4, "test": 4})
     volumes = LabelledVolumes("phantom", "train", size=8)
-    assert texts(*transforms_of(BatchedVolumes(volumes, 2, "cpu", transform=WINDOW))) == texts(WINDOW)
-    assert texts(*transforms_of(BatchedVolumes(volumes, 2, "cpu"))) == []
+    assert texts(*list_transforms(BatchedVolumes(volumes, 2, "cpu", transform=WINDOW))) == texts(WINDOW)
+    assert texts(*list_transforms(BatchedVolumes(volumes, 2, "cpu"))) == []
     items = [{"image": torch.zeros(1, 4, 4, 4), "label": 0}]
     for kind in (Dataset, lambda data, transform: CacheDataset(data, transform, progress=False)):
         dataset = kind(items, transform=mt.Compose([WINDOW]))
-        assert texts(*transforms_of(DataLoader(dataset))) == texts(WINDOW)
-        assert texts(*transforms_of(DataLoader(Subset(dataset, [0])))) == texts(WINDOW)
-    assert transforms_of([1, 2]) is None
-    assert transforms_of(None) is None
+        assert texts(*list_transforms(DataLoader(dataset))) == texts(WINDOW)
+        assert texts(*list_transforms(DataLoader(Subset(dataset, [0])))) == texts(WINDOW)
+    assert list_transforms([1, 2]) is None
+    assert list_transforms(None) is None

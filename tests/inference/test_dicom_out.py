@@ -15,8 +15,8 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage
 
 from monai_llmboost.data import DicomSeriesReader
-from monai_llmboost.data.scans.dicom.reader import paths_of
-from monai_llmboost.data.scans.dicom.stacks import dicom_scans
+from monai_llmboost.data.scans.dicom.reader import get_reader_paths
+from monai_llmboost.data.scans.dicom.stacks import find_dicom_scans
 from monai_llmboost.inference.dicom.maker import refused_by_highdicom
 from monai_llmboost.inference.dicom.map import write_parametric_map
 from monai_llmboost.inference.dicom.objects import DicomObjects
@@ -279,7 +279,7 @@ def test_map_on_a_grid_of_its_own(tmp_path, series):
 def test_multiframe_source(tmp_path):
     """Geometry frame by frame, and another echo at the same places that the scan has nothing to do with."""
     frames = write_multiframe(tmp_path / "multi.dcm", oblique(), echoes=2)
-    scan = next(s for s in dicom_scans([tmp_path / "multi.dcm"], str)[0] if not s.refused)
+    scan = next(s for s in find_dicom_scans([tmp_path / "multi.dcm"], str)[0] if not s.refused)
     mine = [number for number, (echo, _) in enumerate(frames, 1) if echo == 0]
     row = {"probabilities": PROBABILITIES, "predicted": NAMES[2], "warnings": [], "saliency": {"network": "map.nii"}}
     nibabel.save(nibabel.Nifti1Image(relevance(), oblique()), tmp_path / "map.nii")
@@ -438,7 +438,7 @@ def test_without_highdicom(tmp_path, series, monkeypatch):
 
 
 def test_objects_of_a_case(tmp_path, series):
-    (scan,) = dicom_scans(series, lambda path: "a folder/case")[0]
+    (scan,) = find_dicom_scans(series, lambda path: "a folder/case")[0]
     maps = {}
     for name in ("network", "before_booster"):
         maps[name] = f"saliency/{name}.nii.gz"
@@ -492,11 +492,11 @@ def test_real_series(tmp_path, real_data):
     folders = ("mr_torchio_17slices", "ct_philips_headphantom_multiseries/S2010", "ct_dicomseg_dcmqi", "enhanced/In")
     files = [path for folder in folders for path in (root / folder).rglob("*") if path.is_file()]
     files = [path for path in files if path.name != "DIRFILE"]
-    scans = [scan for scan in dicom_scans(files, lambda path: str(path.relative_to(root)))[0] if not scan.refused]
+    scans = [scan for scan in find_dicom_scans(files, lambda path: str(path.relative_to(root)))[0] if not scan.refused]
     assert len(scans) >= 10
     reader = DicomSeriesReader()
     for number, scan in enumerate(scans):
-        array, meta = reader.get_data(reader.read(paths_of(scan)))
+        array, meta = reader.get_data(reader.read(get_reader_paths(scan)))
         folder = tmp_path / str(number)
         made = report(folder / "report.dcm", scan.files)
         assert len(made.get_evidence()) == len(scan.files), scan.name
@@ -518,7 +518,7 @@ def test_objects_of_a_volume_in_time_refer_to_its_own_images(tmp_path, volume):
     for time in range(3):
         for path in write_series(tmp_path / "made", oblique(), "MR", lambda data, k, time=time: later(data, k, time)):
             path.rename(tmp_path / f"{time}-{path.name}")
-    (scan,) = dicom_scans(tmp_path.glob("*.dcm"), str)[0]
+    (scan,) = find_dicom_scans(tmp_path.glob("*.dcm"), str)[0]
     assert scan.shape == (*SIZE, 3)
     row = {"probabilities": PROBABILITIES, "predicted": NAMES[2], "warnings": [], "saliency": {}}
     made = DicomObjects(tmp_path / "out", {"weights": {"sha256": "c3"}}, volume=volume)(scan, row, NAMES)
@@ -530,9 +530,9 @@ def test_objects_of_a_volume_in_time_refer_to_its_own_images(tmp_path, volume):
 @pytest.mark.parametrize("name", ["ge_4d_epi", "siemens_mosaic_cmrr_hf"])
 def test_objects_of_a_real_volume_in_time(tmp_path, real_data, name):
     files = (real_data / "volumes" / "dicom" / "mr_4d_and_mosaic" / name).rglob("*.dcm")
-    (scan,) = dicom_scans(files, lambda path: "case")[0]
+    (scan,) = find_dicom_scans(files, lambda path: "case")[0]
     reader = DicomSeriesReader(volume=1)
-    array, meta = reader.get_data(reader.read(paths_of(scan)))
+    array, meta = reader.get_data(reader.read(get_reader_paths(scan)))
     step = np.array(array.shape) // 5
     affine, values = meta["affine"] @ np.diag([*step, 1.0]), relevance(tuple(np.array(array.shape) // step))
     nibabel.save(nibabel.Nifti1Image(values, affine), tmp_path / "map.nii")

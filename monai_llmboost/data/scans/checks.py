@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The check of voxels before a network answers them."""
+"""Check of voxels before a network predicts them."""
 
 from __future__ import annotations
 
@@ -12,29 +12,36 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import TransformBackends, ensure_tuple_rep
 
+from monai_llmboost.arguments import check_switch
 from monai_llmboost.data.scans.scan import RefusedScan
 
-# A volume that uses less of the range than this was most likely scaled before.
-SMALLEST_USE_OF_RANGE = 0.01
-# An image has more different values than this among as many voxels; a map of labels has not.
-FEWEST_VALUES, VOXELS_LOOKED_AT = 64, 1 << 13
+# A volume that uses a smaller part of the intensity range than this was most likely scaled before.
+MIN_PART_OF_RANGE = 0.01
+# An image has at least so many different values among so many voxels; a label map has fewer.
+MIN_VALUES, SAMPLED_VOXELS = 64, 1 << 13
 EXPORT = "export it anew, or take it out"
 
 
 class CheckVolumed(MapTransform):
-    """Refuse a volume that the network would answer with a confident guess.
+    """Transform that refuses volumes for which the network would only return a confident guess.
 
-    What is odd but can be predicted becomes a sentence in the volume's ``meta["warnings"]``.
+    Oddities of a volume that can still be predicted are added to its ``meta["warnings"]``, one sentence a line.
 
     Args:
         keys: keys of channel-first volumes.
-        channels: number of channels that the network takes.
-        intensity_range: lowest and highest voxel value that the network was trained for.
-        clip_intensities: whether values outside the range are to be clipped (by a later transform) rather than refused.
+        channels: number of channels of the network's input.
+        intensity_range: lowest and highest voxel value in training.
+        clip_intensities: accept values outside the range, which a later transform clips.
         min_size: fewest voxels along each axis, or along (i, j, k).
 
     Raises:
-        ValueError: from the call, with what was expected and what came; or a wrong option.
+        ValueError: a wrong option.
+        RefusedScan: from the call, with what was expected and what was found.
+
+    Example:
+        >>> data = CheckVolumed("image", intensity_range=(0, 255))({"image": 255 * torch.rand(1, 28, 28, 28)})
+        >>> data["image"].shape
+        torch.Size([1, 28, 28, 28])
     """
 
     backend = [TransformBackends.TORCH]  # noqa: RUF012  (as in every transform of MONAI)
@@ -54,14 +61,13 @@ class CheckVolumed(MapTransform):
         except (TypeError, ValueError):
             self.low = self.high = 0.0
         if not self.low < self.high:
-            raise ValueError(f"expected intensity_range as [low, high], got {intensity_range!r}")
-        if not isinstance(clip_intensities, bool):  # the word "false" on a command line would be true
-            raise ValueError(f"expected clip_intensities to be True or False, got {clip_intensities!r}")
+            raise ValueError(f"intensity_range must be [low, high], not {intensity_range!r}")
+        check_switch("clip_intensities", clip_intensities)
         self.clip_intensities = clip_intensities
         self.min_size = tuple(int(size) for size in ensure_tuple_rep(min_size, 3))
 
     def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
-        """The data unchanged, if every volume passes."""
+        """Return the data unchanged if every volume passes."""
         for key in self.key_iterator(dict(data)):
             self._check(torch.as_tensor(data[key]))
             if isinstance(data[key], MetaTensor):
@@ -69,7 +75,7 @@ class CheckVolumed(MapTransform):
         return dict(data)
 
     def check_shape(self, shape: Sequence[int]) -> None:
-        """Refuse a volume by its voxels along (i, j, k), which a header tells.
+        """Check the voxels along (i, j, k), which are known from the header.
 
         Raises:
             RefusedScan: too few voxels.
@@ -101,8 +107,8 @@ class CheckVolumed(MapTransform):
         if not self.clip_intensities and (low < self.low or high > self.high):
             message = f"expected voxels from {self.low:g} to {self.high:g}, as in training, got {low:g} to {high:g}"
             raise RefusedScan(f"{message}: {advice}", kind="range")
-        if (high - low) < SMALLEST_USE_OF_RANGE * (self.high - self.low):
-            labels = _values_looked_at(volume) < FEWEST_VALUES
+        if (high - low) < MIN_PART_OF_RANGE * (self.high - self.low):
+            labels = _count_values(volume) < MIN_VALUES
             raise RefusedScan(
                 f"expected voxels that use the range {self.low:g} to {self.high:g}, got {low:g} to {high:g}, perhaps "
                 f"{'a map of labels' if labels else 'scaled before'}: {advice}",
@@ -112,10 +118,10 @@ class CheckVolumed(MapTransform):
     def _warn(self, volume: MetaTensor) -> None:
         voxels = volume.as_tensor()
         warnings = volume.meta.get("warnings", "").splitlines()
-        values = _values_looked_at(voxels)
-        if values < FEWEST_VALUES < volume.numel():
+        values = _count_values(voxels)
+        if values < MIN_VALUES < volume.numel():
             warnings.append(
-                f"different values in some {VOXELS_LOOKED_AT} voxels: {values}; perhaps it is a map of labels, no image"
+                f"different values in some {SAMPLED_VOXELS} voxels: {values}; perhaps it is a map of labels, no image"
             )
         outside = float(((voxels < self.low) | (voxels > self.high)).float().mean())
         if outside > 0:
@@ -124,7 +130,7 @@ class CheckVolumed(MapTransform):
             volume.meta["warnings"] = "\n".join(warnings)
 
 
-def _values_looked_at(volume: torch.Tensor) -> int:
-    """Different values among some voxels, for all of them would take longer than the network."""
+def _count_values(volume: torch.Tensor) -> int:
+    """Return the number of different values in a sample of voxels; counting all would take longer than the network."""
     voxels = volume.flatten()
-    return len(torch.unique(voxels[:: max(1, len(voxels) // VOXELS_LOOKED_AT)]))
+    return len(torch.unique(voxels[:: max(1, len(voxels) // SAMPLED_VOXELS)]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scans on disk: found by what files are, not by what they are called, and named so that each is a case of its own."""
+"""Scans on disk, found by the content of files rather than by their names, each with the name of its case."""
 
 from __future__ import annotations
 
@@ -9,20 +9,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from monai_llmboost.data.scans.dicom.headers import looks_like_dicom
-from monai_llmboost.data.scans.dicom.stacks import dicom_scans
-from monai_llmboost.data.scans.kinds import ANALYZE, CONVERTIBLE, DICOM_SUFFIXES, first_bytes, kind_of, may_be_a_slice
-from monai_llmboost.data.scans.lists import LISTS, listed
-from monai_llmboost.data.scans.nifti.headers import LARGEST_VOLUME, nifti_scan, partner, sentence
-from monai_llmboost.data.scans.scan import Scan, SkippedFile, refused_kind
-from monai_llmboost.data.scans.walk import opened, refuse_left_out, walk
+from monai_llmboost.data.scans.dicom.stacks import find_dicom_scans
+from monai_llmboost.data.scans.kinds import (
+    ANALYZE,
+    CONVERTIBLE,
+    DICOM_SUFFIXES,
+    identify_kind,
+    may_be_slice,
+    read_first_bytes,
+)
+from monai_llmboost.data.scans.lists import LIST_SUFFIXES, read_list
+from monai_llmboost.data.scans.nifti.headers import find_partner, read_nifti_scan
+from monai_llmboost.data.scans.scan import MAX_VOXELS, Scan, SkippedFile, describe_error, get_refused_kind
+from monai_llmboost.data.scans.walk import expand_path, refuse_excluded, walk_folder
 
-# What a spreadsheet takes for a formula.
-FORMULA = ("=", "+", "-", "@")
+# Characters that begin a formula in a spreadsheet.
+FORMULA_STARTS = ("=", "+", "-", "@")
 
 
 @dataclass(frozen=True)
 class _Input:
-    """One thing that was asked for: its files, and how they are named below ``root``."""
+    """One of the inputs: its files, and how they are named below ``root``."""
 
     given: str
     root: Path
@@ -40,96 +47,100 @@ def find_scans(
     inputs: Sequence[str | Path] | str | Path,
     follow_links: bool = False,
     leave_out: Sequence[Path] = (),
-    max_voxels: int = LARGEST_VOLUME,
+    max_voxels: int = MAX_VOXELS,
 ) -> tuple[list[Scan], list[SkippedFile]]:
-    """All scans at the inputs, readable or refused with a reason, and the files that are none.
+    """Find all scans at the inputs, readable or refused with a reason, and the files that are not scans.
 
-    A scan is named by its path below the input; with several inputs the input's own name stands before it.
+    A scan is named by its path below the input; with several inputs, after the input's own name.
 
     Args:
-        inputs: folders (searched to their depths), files, glob patterns, or lists of files and folders: .txt with one
-            path a line, .csv with one column or a column ``image``, .json with a list of paths or of objects with
+        inputs: folders (searched with their subfolders), files, glob patterns, or lists of files and folders: .txt with
+            one path a line, .csv with one column or a column ``image``, .json with a list of paths or of objects with
             ``image``; relative to the list's folder.
         follow_links: also follow links to folders, and links that lead out of the folder.
-        leave_out: folders below the inputs that are not searched, such as the one that is written into.
-        max_voxels: largest NIfTI volume that is not refused.
+        leave_out: folders below the inputs that are not searched, such as the output folder.
+        max_voxels: most voxels of a NIfTI volume; larger ones are refused.
 
     Raises:
         FileNotFoundError: an input without any scan.
-        ValueError: a list that is none; a folder to be searched that is also to be left out.
+        ValueError: a list file that is not a list; a folder that is both an input and left out.
+
+    Example:
+        scans, skipped = find_scans("study-1")
+        [(scan.name, scan.shape) for scan in scans if not scan.refused]
     """
     several = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
     if not several:
         raise FileNotFoundError("no NIfTI or DICOM scans at all: give a folder, a file, a pattern or a list of files")
-    left_out = {Path(path).expanduser().resolve() for path in leave_out}
+    excluded = {Path(path).expanduser().resolve() for path in leave_out}
     scans: list[Scan] = []
     skipped: list[SkippedFile] = []
     seen: set[str] = set()
-    taken: set[str] = set()
-    for source in _inputs(several, follow_links, left_out):
-        found, others, again = _scans(source, seen, follow_links, max_voxels)
-        if not found and not again:
-            raise FileNotFoundError(_nothing(source.given, others))
+    names: set[str] = set()
+    for source in _open_inputs(several, follow_links, excluded):
+        found, others, repeated = _find_in_input(source, seen, follow_links, max_voxels)
+        if not found and not repeated:
+            raise FileNotFoundError(_describe_nothing_found(source.given, others))
         for scan in sorted(found, key=lambda scan: scan.name):
-            name = _unique(_for_a_spreadsheet(scan.name), taken)
+            name = _make_unique(_escape_for_spreadsheet(scan.name), names)
             scans.append(scan if name == scan.name else replace(scan, name=name))
         skipped += others
     return scans, skipped
 
 
-def _inputs(several: Sequence[str | Path], follow_links: bool, left_out: set[Path]) -> Iterator[_Input]:
+def _open_inputs(several: Sequence[str | Path], follow_links: bool, excluded: set[Path]) -> Iterator[_Input]:
     paths = [Path(given).expanduser() for given in several]
-    singles = [path for path in paths if _is_single(path)]
+    singles = [path for path in paths if _is_file(path)]
     if singles:  # together, as they may be the files of one series
         root = Path(os.path.commonpath([path.parent.absolute() for path in singles]))
         yield _Input(", ".join(map(str, singles[:3])), root, "", singles)
     prefixes: set[str] = set()
     for given, path in zip(several, paths):
-        if _is_single(path):
+        if _is_file(path):
             continue
         if path.is_dir():
-            root, files = path, walk(path, path, follow_links, left_out)
-        elif path.suffix.lower() in LISTS and path.is_file():
-            entries = listed(path)
+            root, files = path, walk_folder(path, path, follow_links, excluded)
+        elif path.suffix.lower() in LIST_SUFFIXES and path.is_file():
+            entries = read_list(path)
             root = path.parent.absolute()
             if not all(entry.is_relative_to(root) for entry in entries):
                 root = Path(os.path.commonpath([entry.parent for entry in entries]))
-            files = (file for entry in entries for file in opened(entry, entry, True, set()))
+            files = (file for entry in entries for file in expand_path(entry, entry, True, set()))
         else:
-            known = 0  # leading parts that are folders are taken literally, brackets and all
+            known = 0  # leading parts that are folders are not patterns, even with brackets
             while known < len(path.parts) and Path(*path.parts[: known + 1]).is_dir():
                 known += 1
             root, pattern = Path(*path.parts[:known]), "/".join(path.parts[known:])
-            refuse_left_out(root, left_out)
+            refuse_excluded(root, excluded)
             matches = sorted(root.glob(pattern))
-            files = (file for match in matches for file in opened(match, root, follow_links, left_out))
+            files = (file for match in matches for file in expand_path(match, root, follow_links, excluded))
         own_name = path.stem if path.is_file() else root.resolve().name
-        prefix = _unique(own_name, prefixes) if len(several) > 1 else ""
+        prefix = _make_unique(own_name, prefixes) if len(several) > 1 else ""
         yield _Input(str(given), root, prefix, files)
 
 
-def _is_single(path: Path) -> bool:
-    """Whether a path is one file, or a pipe or the like, rather than a folder, a list or a pattern."""
-    return path.exists() and not path.is_dir() and not (path.suffix.lower() in LISTS and path.is_file())
+def _is_file(path: Path) -> bool:
+    """Return whether a path is one file, or a pipe or the like, rather than a folder, a list or a pattern."""
+    return path.exists() and not path.is_dir() and not (path.suffix.lower() in LIST_SUFFIXES and path.is_file())
 
 
-def _scans(
+def _find_in_input(
     source: _Input, seen: set[str], follow_links: bool, max_voxels: int
 ) -> tuple[list[Scan], list[SkippedFile], bool]:
-    """The scans of an input, its other files, and whether it has files that another input had already."""
+    """Return the scans of an input, its other files, and whether it has files that were found before."""
     scans: list[Scan] = []
     skipped: list[SkippedFile] = []
     dicom: list[Path] = []
-    again = False
+    repeated = False
     for path in source.files:
         if isinstance(path, SkippedFile):
             skipped.append(path)
             continue
         key = str(path.resolve() if follow_links else path.absolute())
-        if key in seen:  # of overlapping inputs, or a list that names it twice
-            again = True
+        if key in seen:  # overlapping inputs, or a list that names a file twice
+            repeated = True
             continue
-        kind = _kind(path, source.name)
+        kind = _classify(path, source.name)
         if isinstance(kind, SkippedFile):
             skipped.append(kind)
             continue
@@ -137,31 +148,31 @@ def _scans(
         if isinstance(kind, Scan):
             scans.append(kind)
         elif kind == "NIfTI":
-            scans.append(nifti_scan(path, source.name(path), max_voxels))
+            scans.append(read_nifti_scan(path, source.name(path), max_voxels))
         elif kind == "DICOM":
             dicom.append(path)
-    stacks, others = dicom_scans(dicom, source.name) if dicom else ([], [])
+    stacks, others = find_dicom_scans(dicom, source.name) if dicom else ([], [])
     neighbours: dict[Path, list[SkippedFile]] = {}
-    for file in (*skipped, *others, *(file for scan in (*scans, *stacks) for file in _lost(scan))):
+    for file in (*skipped, *others, *(file for scan in (*scans, *stacks) for file in _list_unread(scan))):
         neighbours.setdefault(file.path.parent, []).append(file)
-    return [*scans, *(_with_neighbours(stack, neighbours) for stack in stacks)], [*skipped, *others], again
+    return [*scans, *(_warn_of_neighbours(stack, neighbours) for stack in stacks)], [*skipped, *others], repeated
 
 
-def _lost(scan: Scan) -> list[SkippedFile]:
-    """The file of a case that is called DICOM and is none, or is damaged: a slice of another case, it may be."""
+def _list_unread(scan: Scan) -> list[SkippedFile]:
+    """Return the file of a case that has a DICOM name but is damaged or not DICOM: perhaps a slice of another case."""
     damaged = scan.refused_kind in ("damaged", "format", "unread")
     if scan.format == "DICOM" and len(scan.files) == 1 and damaged:
         return [SkippedFile(scan.files[0], scan.refused, unread=True)]
     return []
 
 
-def _with_neighbours(stack: Scan, neighbours: dict[Path, list[SkippedFile]]) -> Scan:
-    """A DICOM scan, with a warning if first or last slices may be among the unread files of its folders."""
+def _warn_of_neighbours(stack: Scan, neighbours: dict[Path, list[SkippedFile]]) -> Scan:
+    """Add a warning to a DICOM scan whose first or last slices may be among the unread files of its folders."""
     if len(stack.files) == 1:
         return stack
     suffixes = {file.suffix.lower() for file in stack.files}
     lost = sum(
-        file.unread or may_be_a_slice(file.path.name, file.reason, suffixes)
+        file.unread or may_be_slice(file.path.name, file.reason, suffixes)
         for folder in {file.parent for file in stack.files}
         for file in neighbours.get(folder, [])
     )
@@ -173,8 +184,8 @@ def _with_neighbours(stack: Scan, neighbours: dict[Path, list[SkippedFile]]) -> 
     return replace(stack, warnings=(*stack.warnings, warning))
 
 
-def _kind(path: Path, name: Callable[[Path], str]) -> str | Scan | SkippedFile:
-    """``"NIfTI"``, ``"DICOM"``, ``"part"`` of a pair, a scan that is refused at once, or a file that is no scan."""
+def _classify(path: Path, name: Callable[[Path], str]) -> str | Scan | SkippedFile:
+    """Return ``"NIfTI"``, ``"DICOM"``, ``"part"`` of a pair, a scan that is refused at once, or a skipped file."""
     lower = path.name.lower()
     format = "NIfTI" if lower.endswith((".nii", ".nii.gz")) else "DICOM" if lower.endswith(DICOM_SUFFIXES) else ""
     if lower == "dicomdir":
@@ -182,14 +193,18 @@ def _kind(path: Path, name: Callable[[Path], str]) -> str | Scan | SkippedFile:
     try:
         if path.exists() and not path.is_file():
             return SkippedFile(path, "no regular file but a pipe, a socket or a device")
-        head, packed = first_bytes(path)
+        head, packed = read_first_bytes(path)
     except OSError as error:
         if format or isinstance(error, FileNotFoundError):
             return Scan(
-                name(path), (path,), format or "NIfTI", refused=sentence(error), refused_kind=refused_kind(error)
+                name(path),
+                (path,),
+                format or "NIfTI",
+                refused=describe_error(error),
+                refused_kind=get_refused_kind(error),
             )
         return SkippedFile(path, f"cannot be read: {error.strerror}", unread=True)
-    kind = kind_of(head)
+    kind = identify_kind(head)
     if kind == "NIfTI":
         return kind
     if kind == "DICOM" and not packed:
@@ -197,7 +212,7 @@ def _kind(path: Path, name: Callable[[Path], str]) -> str | Scan | SkippedFile:
     if lower.startswith("._"):
         return SkippedFile(path, "a side file of macOS")
     if lower.endswith((".img", ".img.gz")):
-        return "part" if partner(path, "hdr") else SkippedFile(path, "an .img file whose .hdr is missing")
+        return "part" if find_partner(path, "hdr") else SkippedFile(path, "an .img file whose .hdr is missing")
     if format == "NIfTI" and head:
         return format
     if not packed and kind.startswith("a file") and looks_like_dicom(path):
@@ -211,14 +226,14 @@ def _kind(path: Path, name: Callable[[Path], str]) -> str | Scan | SkippedFile:
             refused_kind="format",
         )
     if kind == ANALYZE and lower.endswith(".hdr"):
-        return "NIfTI"  # which refuses it
+        return "NIfTI"  # its reader refuses it with a reason
     if kind == "DICOM":
         return SkippedFile(path, "a compressed DICOM file: unpack it", unread=True)
     reason = kind + (": convert it to NIfTI" if kind in CONVERTIBLE else "")
     return SkippedFile(path, reason)
 
 
-def _nothing(given: str, skipped: Sequence[SkippedFile]) -> str:
+def _describe_nothing_found(given: str, skipped: Sequence[SkippedFile]) -> str:
     seen = (
         f", only {len(skipped)} other file(s), such as {skipped[0].path.name}, {skipped[0].reason}" if skipped else ""
     )
@@ -228,7 +243,7 @@ def _nothing(given: str, skipped: Sequence[SkippedFile]) -> str:
     )
 
 
-def _unique(name: str, taken: set[str]) -> str:
+def _make_unique(name: str, taken: set[str]) -> str:
     unique, count = name, 1
     while unique in taken:
         count += 1
@@ -237,8 +252,8 @@ def _unique(name: str, taken: set[str]) -> str:
     return unique
 
 
-def _for_a_spreadsheet(name: str) -> str:
-    """A name in printable Unicode that no spreadsheet takes for a formula."""
+def _escape_for_spreadsheet(name: str) -> str:
+    """Return a name in printable Unicode that no spreadsheet takes for a formula."""
     name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     name = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-    return f"./{name}" if name.lstrip().startswith(FORMULA) else name
+    return f"./{name}" if name.lstrip().startswith(FORMULA_STARTS) else name

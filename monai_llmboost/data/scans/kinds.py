@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a file is by its first bytes, whatever its name says."""
+"""Kinds of files, identified by their first bytes rather than by their names."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-# As many as a NIfTI-2 header, the longest of the signatures, needs.
-HEAD = 544
+# Bytes that are read: a NIfTI-2 header and its extension flag, the longest of the signatures.
+HEAD_BYTES = 544
 GZIP = b"\x1f\x8b"
-MOST_TIMES = 10  # gzip streams within one another that are looked into
+MAX_GZIP_LAYERS = 10  # nested gzip streams that are counted
 NIFTI_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz")
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 ANALYZE = "an Analyze file, which does not tell its orientation"
 
-# Where, which bytes, what it is; the first that fits counts.
+# Offset, bytes and kind; the first match counts.
 SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (344, b"n+1\0", "NIfTI"),
     (344, b"ni1\0", "NIfTI"),
@@ -51,90 +51,95 @@ SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\0\x05\x16\x07", "a side file of macOS"),
     (0, b"version https://git-lfs", "a pointer of Git LFS in place of the file"),
 )
-# What may lie in the place of a slice: nothing of it shows that it is something else.
-UNPROVEN = (
+# Kinds that may be the remains of a slice, since nothing shows that they are something else.
+UNKNOWN_KINDS = (
     "an empty file",
     "a file of an unknown kind",
     "a compressed file",
     "a pointer of Git LFS in place of the file",
 )
-# Words, which prove little under the name of a slice: a server's error, say.
-WORDS = ("a text file", "an HTML or XML file")
-# What programs put behind the name of what they have not fetched, or what a server sent in its place.
-OF_DOWNLOADS = (".part", ".partial", ".tmp", ".crdownload", ".download", ".filepart", ".html", ".htm")
-# Files of desktops, and lists of checksums.
-NO_SLICES = re.compile(r"\..*|thumbs\.db|desktop\.ini|.*sums?", re.IGNORECASE)
+# Kinds that may stand where a slice was, if the name is that of a slice: an error page of a server, for instance.
+TEXT_KINDS = ("a text file", "an HTML or XML file")
+# Suffixes of unfinished downloads, and of pages that a server sent instead.
+DOWNLOAD_SUFFIXES = (".part", ".partial", ".tmp", ".crdownload", ".download", ".filepart", ".html", ".htm")
+# Files of desktops and lists of checksums.
+NEVER_SLICES = re.compile(r"\..*|thumbs\.db|desktop\.ini|.*sums?", re.IGNORECASE)
 CONVERTIBLE = ("an NRRD image", "a MetaImage", "a MINC image", "an MGH image", "a NetCDF or MINC file", ANALYZE)
 
 
-def first_bytes(path: Path) -> tuple[bytes, bool]:
-    """The first bytes of a regular file, unpacked if it is a gzip stream, and whether it is one.
+def read_first_bytes(path: Path) -> tuple[bytes, bool]:
+    """Return the first bytes of a regular file, decompressed if it is a gzip stream, and whether it is one.
 
     Raises:
-        OSError: it cannot be read, or is no regular file (a pipe would never give its end).
+        OSError: it cannot be read, or is not a regular file (a pipe may never end).
     """
     if path.is_dir():
         raise IsADirectoryError("expected a file, got a folder: give the file itself")
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError("expected a regular file, got a pipe, a socket or a device: give the scan itself")
     with path.open("rb") as file:
-        head = file.read(HEAD)
+        head = file.read(HEAD_BYTES)
     if not head.startswith(GZIP):
         return head, False
     try:
         with gzip.open(path) as file:
-            return file.read(HEAD), True
+            return file.read(HEAD_BYTES), True
     except (EOFError, zlib.error, gzip.BadGzipFile):
-        return head, True  # not even its beginning can be unpacked
+        return head, True  # not even its beginning can be decompressed
 
 
-def may_be_a_slice(name: str, kind: str, suffixes: set[str]) -> bool:
-    """Whether a file may be what is left of a slice, rather than something else.
+def may_be_slice(name: str, kind: str, suffixes: set[str]) -> bool:
+    """Return whether a file may be the remains of a slice, rather than something else.
 
     Args:
-        name: of the file.
-        kind: of its content, see :func:`kind_of`.
-        suffixes: of the slices next to it, such as ``".dcm"``.
+        name: name of the file.
+        kind: kind of its content, see :func:`identify_kind`.
+        suffixes: suffixes of the slices next to it, such as ``".dcm"``.
     """
-    if NO_SLICES.fullmatch(name):
+    if NEVER_SLICES.fullmatch(name):
         return False
-    if kind in WORDS:  # under the name of a slice, such as IM0012, but not LICENSE, report.html or report.txt
+    if kind in TEXT_KINDS:  # under the name of a slice, such as IM0012, but not LICENSE, report.html or report.txt
         path = Path(name)
-        stem = Path(path.stem) if path.suffix.lower() in OF_DOWNLOADS and Path(path.stem).suffix else path
+        stem = Path(path.stem) if path.suffix.lower() in DOWNLOAD_SUFFIXES and Path(path.stem).suffix else path
         suffix = stem.suffix.lower()
         own = suffix in suffixes or not suffix.strip(".0123456789")
-        return own and (kind == WORDS[1] or any(character.isdigit() for character in name))
-    return kind in UNPROVEN
+        return own and (kind == TEXT_KINDS[1] or any(character.isdigit() for character in name))
+    return kind in UNKNOWN_KINDS
 
 
-def times_packed(path: Path) -> int:
-    """How many gzip streams lie within one another, each readable at its beginning; at most ten are looked into."""
+def count_gzip_layers(path: Path) -> int:
+    """Return the number of nested gzip streams, each readable at its beginning; at most ``MAX_GZIP_LAYERS``."""
     with ExitStack() as stack:
         stream: Any = stack.enter_context(path.open("rb"))
-        for times in range(MOST_TIMES):
+        for layers in range(MAX_GZIP_LAYERS):
             try:
                 if stream.read(len(GZIP)) != GZIP:
-                    return times
+                    return layers
                 stream.seek(0)
                 stream = stack.enter_context(gzip.GzipFile(fileobj=stream, mode="rb"))
             except (EOFError, zlib.error, gzip.BadGzipFile):
-                return times - 1  # what looks like a stream cannot be unpacked
-    return MOST_TIMES
+                return layers - 1  # it begins like a stream, but cannot be decompressed
+    return MAX_GZIP_LAYERS
 
 
-def kind_of(head: bytes) -> str:
-    """``"NIfTI"``, ``"DICOM"`` or, in plain words, what else a file is that begins so."""
+def identify_kind(head: bytes) -> str:
+    """Return ``"NIfTI"``, ``"DICOM"`` or a description of what else a file is, from its first bytes.
+
+    Example:
+        >>> identify_kind(b"%PDF-1.7")
+        'a PDF'
+    """
     if not head:
         return "an empty file"
-    for place, signature, kind in SIGNATURES:
-        if head[place : place + len(signature)] == signature:
+    for offset, signature, kind in SIGNATURES:
+        if head[offset : offset + len(signature)] == signature:
             return kind
     if head.lstrip()[:1] == b"<":
         return "an HTML or XML file"
     try:
         text = head.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        # The last character may be cut; anything before means that it is no text.
+        # The last character may be cut; an error before it means that this is not text.
         text = head[: error.start].decode() if error.start >= len(head) - 3 else "\0"
     if all(character.isprintable() or character in "\t\r\n\f" for character in text):
         return "a text file"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One reader for whatever a scan is: it looks at the content and hands over."""
+"""A reader for NIfTI and DICOM alike, which looks at the content of files and calls the reader of that format."""
 
 from __future__ import annotations
 
@@ -13,33 +13,36 @@ from monai.data import ImageReader
 from monai.utils import ensure_tuple
 
 from monai_llmboost.data.scans.dicom.headers import looks_like_dicom
-from monai_llmboost.data.scans.dicom.reader import DicomSeriesReader, paths_of
-from monai_llmboost.data.scans.kinds import DICOM_SUFFIXES, first_bytes, kind_of
-from monai_llmboost.data.scans.nifti.headers import LARGEST_VOLUME
-from monai_llmboost.data.scans.nifti.reader import BoundedNiftiReader, refusal
-from monai_llmboost.data.scans.scan import RefusedScan, Scan, chosen_volume
+from monai_llmboost.data.scans.dicom.reader import DicomSeriesReader, get_reader_paths
+from monai_llmboost.data.scans.kinds import DICOM_SUFFIXES, identify_kind, read_first_bytes
+from monai_llmboost.data.scans.nifti.reader import BoundedNiftiReader
+from monai_llmboost.data.scans.scan import MAX_VOXELS, RefusedScan, Scan, choose_volume, to_refusal
 
 
 class ScanReader(ImageReader):
-    """Reads one scan, NIfTI or DICOM, as (i, j, k) float32, or refuses it; for ``LoadImaged(reader=...)``.
+    """Reader of one NIfTI or DICOM scan as (i, j, k) float32, or refusal; for ``LoadImaged(reader=...)``.
 
     Takes a file, a folder with one DICOM series, the files of one series, or ``"path::SeriesInstanceUID"``.
 
     Args:
-        volume: which volume of a NIfTI file or DICOM series that holds several, from 0.
-        max_voxels: largest NIfTI volume that is read; 4 bytes of memory each.
+        volume: index of the volume in a NIfTI file or DICOM series that holds several.
+        max_voxels: most voxels of a NIfTI volume; each takes 4 bytes of memory.
         min_slices: fewest slices of a DICOM series.
-        gantry_tilt: what is done with a tilted DICOM series, see :class:`DicomSeriesReader`.
+        gantry_tilt: what to do with a tilted DICOM series, see :class:`DicomSeriesReader`.
 
     Raises:
         ValueError: a wrong option.
-        RefusedScan: from ``get_data``, with what was expected and what came.
+        RefusedScan: from ``get_data``, with what was expected and what was found.
+
+    Example:
+        load = LoadImaged(keys="image", reader="monai_llmboost.data.ScanReader")
+        load({"image": "ct-folder"})["image"].affine
     """
 
     def __init__(
         self,
         volume: int | None = None,
-        max_voxels: int = LARGEST_VOLUME,
+        max_voxels: int = MAX_VOXELS,
         min_slices: int = 2,
         gantry_tilt: str = "resample",
     ) -> None:
@@ -48,23 +51,23 @@ class ScanReader(ImageReader):
         self.dicom = DicomSeriesReader(min_slices, gantry_tilt, volume)
 
     def verify_suffix(self, filename: Sequence[str | os.PathLike] | str | os.PathLike) -> bool:
-        """Whether it is for this reader, which tells by the content what it is."""
+        """Return True: every file is for this reader, which looks at its content."""
         return True
 
     def check_header(self, scan: Scan) -> None:
-        """Refuse a scan as reading it would, as far as its header tells what finding it did not ask.
+        """Apply the checks of reading that only need the header and that finding the scan did not apply.
 
         Raises:
-            RefusedScan: the scan would be refused.
+            RefusedScan: reading would refuse the scan.
         """
-        chosen_volume(self.nifti.volume, scan.shape)
+        choose_volume(self.nifti.volume, scan.shape)
         if scan.format == "DICOM" and self.dicom.is_stricter_than_finding:
-            read = self.dicom.read(paths_of(scan))
-            if isinstance(read, RefusedScan):
-                raise read
+            result = self.dicom.read(get_reader_paths(scan))
+            if isinstance(result, RefusedScan):
+                raise result
 
     def read(self, data: Sequence[str | os.PathLike] | str | os.PathLike, **kwargs: Any) -> Any:
-        """The volume, or the refusal; for ``get_data`` only."""
+        """Return the volume, or the refusal, for ``get_data``."""
         try:
             files = ensure_tuple(data)
             if not files:
@@ -73,28 +76,28 @@ class ScanReader(ImageReader):
                 )
             reader = self.dicom if _is_dicom(files) else self.nifti
             return reader, reader.read(files)
-        except Exception as error:  # LoadImage would swallow it and try other readers
-            return self.nifti, refusal(error)
+        except Exception as error:  # LoadImage would ignore it and try other readers
+            return self.nifti, to_refusal(error)
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """Voxels (i, j, k) float32, and their meta: affine (voxel -> RAS+ mm), shape, and ``"warnings"``, a line each.
+        """Return voxels (i, j, k) float32, and meta: affine (voxel -> RAS+ mm), shape, ``"warnings"`` by line.
 
         Raises:
-            RefusedScan: the scan cannot be read rightly.
+            RefusedScan: the scan cannot be read correctly.
         """
-        reader, read = img
-        return reader.get_data(read)
+        reader, result = img
+        return reader.get_data(result)
 
 
 def _is_dicom(files: Sequence[Any]) -> bool:
-    """Whether it is for the reader of DICOM: a folder, a series by its UID, or a file whose content says so."""
+    """Return whether files are for the DICOM reader: a folder, a series by its UID, or DICOM by their content."""
     first = Path(files[0])
     if "::" in str(files[0]) and not first.exists():
         return True
     if first.is_dir():
         return True
-    head, packed = first_bytes(first)
-    kind = kind_of(head)
+    head, packed = read_first_bytes(first)
+    kind = identify_kind(head)
     if kind == "NIfTI":
         return False
     return (kind == "DICOM" and not packed) or looks_like_dicom(first) or first.name.lower().endswith(DICOM_SUFFIXES)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one volume on disk is, before its voxels are read."""
+"""Records of scans on disk before their voxels are read, and refusals: why a scan cannot be read correctly."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-# Words for kinds of refusals, by which a run knows which ones are usual.
+from monai_llmboost.arguments import check_whole
+
+# Most voxels of a volume (4 GiB in float32); a header that asks for more is refused before memory is allocated.
+MAX_VOXELS = 1 << 30
+
+# Kinds of refusals, by which users accept the usual ones.
 REFUSED_KINDS = (
     "single-slice", "several-volumes", "missing-slices", "uneven-slices", "no-geometry", "gantry-tilt", "mixed",
     "unclear", "damaged", "too-small", "too-large", "range", "label-map", "colour", "voxel-type", "channels",
@@ -16,12 +21,16 @@ REFUSED_KINDS = (
 
 
 class RefusedScan(ValueError):
-    """A scan that cannot be read rightly; the message says what was expected, what came, and what to do.
+    """A scan that cannot be read correctly; the message says what was expected, what was found, and what to do.
 
     Args:
         message: the sentence.
-        may_pass: whether the reason may be gone when the same is tried again, such as a lack of memory.
-        kind: a short word for the kind of reason, such as ``"single-slice"``; empty if it has none.
+        may_pass: whether another attempt may succeed, as after a lack of memory.
+        kind: one of ``REFUSED_KINDS``, such as ``"single-slice"``; empty if none fits.
+
+    Example:
+        >>> RefusedScan("expected several slices, got one", kind="single-slice").kind
+        'single-slice'
     """
 
     def __init__(self, message: str = "", *, may_pass: bool = False, kind: str = "") -> None:
@@ -30,13 +39,33 @@ class RefusedScan(ValueError):
         self.kind = kind
 
 
-def refused_kind(error: BaseException, other: str = "damaged") -> str:
-    """Return the kind of whatever kept a scan from being read; ``other`` if nothing tells."""
+def get_refused_kind(error: BaseException, default: str = "damaged") -> str:
+    """Return the kind of an error that kept a scan from being read; ``default`` if the error does not show it."""
     if isinstance(error, RefusedScan) and error.kind:
         return error.kind
     if isinstance(error, MemoryError):
         return "memory"
-    return "unread" if isinstance(error, OSError) and error.errno is not None else other
+    return "unread" if isinstance(error, OSError) and error.errno is not None else default
+
+
+def describe_error(error: Exception) -> str:
+    """Return in one sentence why a file cannot be read; errors of the operating system without their number."""
+    if isinstance(error, FileNotFoundError) and error.strerror:
+        return "expected a file that is there, got none: correct the path"
+    if isinstance(error, OSError) and error.strerror:
+        return f"expected a file that can be read, got: {error.strerror}: see to its permissions, or copy it again"
+    return str(error)
+
+
+def to_refusal(error: Exception) -> RefusedScan:
+    """Return any error that kept a file from being read as a refusal without traceback, which would hold memory."""
+    if isinstance(error, RefusedScan):
+        return error.with_traceback(None)
+    if isinstance(error, MemoryError):
+        message = "expected a volume that fits the memory, but there is not enough: use a larger machine"
+        return RefusedScan(message, may_pass=True, kind="memory")
+    by_system = isinstance(error, OSError) and error.errno is not None  # unlike BadGzipFile and the like
+    return RefusedScan(describe_error(error) or type(error).__name__, may_pass=by_system, kind=get_refused_kind(error))
 
 
 @dataclass(frozen=True)
@@ -44,18 +73,22 @@ class Scan:
     """One volume on disk: a NIfTI file, or the files of one DICOM stack.
 
     Args:
-        name: its case's name: the path below the folder that was searched, and for DICOM which stack of it.
+        name: name of the case: the path below the searched folder, with the stack's digest where several share it.
         files: the NIfTI file, or the DICOM files in the order of their slices.
         format: ``"NIfTI"`` or ``"DICOM"``.
-        shape: voxels along (i, j, k), and volumes if there are several; empty where it could not be told.
-        spacing_mm: distance of neighbouring voxels along (i, j, k).
-        orientation: the anatomical directions in which i, j, k grow, such as ``"LPS"``.
-        modality: ``"CT"``, ``"MR"`` ...; of DICOM only.
-        series_uid: SeriesInstanceUID; of DICOM only.
-        stack: eight characters that stand for its slices among those of its files; of DICOM only.
-        warnings: what is odd about it and does not keep it from being read.
-        refused: why it cannot be read rightly; empty if it can, as far as its header tells.
-        refused_kind: the kind of that reason, a short word; empty if it has none.
+        shape: voxels along (i, j, k), and the number of volumes if there are several; empty if unknown.
+        spacing_mm: distance between voxels along (i, j, k).
+        orientation: anatomical directions of i, j, k, such as ``"LPS"``.
+        modality: ``"CT"``, ``"MR"`` ...; DICOM only.
+        series_uid: SeriesInstanceUID; DICOM only.
+        stack: eight hexadecimal digits that identify the slices of the volume; DICOM only.
+        warnings: oddities that do not keep it from being read.
+        refused: why it cannot be read correctly; empty if it can, as far as the header shows.
+        refused_kind: kind of that reason, one of ``REFUSED_KINDS``; empty if there is none.
+
+    Example:
+        >>> Scan("brain.nii.gz", (Path("brain.nii.gz"),), "NIfTI", shape=(181, 217, 181)).refused
+        ''
     """
 
     name: str
@@ -74,14 +107,18 @@ class Scan:
 
 @dataclass(frozen=True)
 class SkippedFile:
-    """A file that is no volume to be predicted, and why: a report, a text, a picture, a link that leads away.
+    """A file that is not a volume to predict, and why: a report, a text, a picture, a link out of the folder.
 
     Args:
         path: the file.
-        reason: why it is none.
-        unread: whether it may be part of a scan all the same, for what it holds cannot be told.
-        may_pass: whether the reason may be gone when it is read again.
-        series_uid: SeriesInstanceUID of a DICOM image plane; empty if it is none, or unknown.
+        reason: why it is skipped.
+        unread: whether it may be part of a scan nevertheless, since its content is unknown.
+        may_pass: whether another attempt may read it.
+        series_uid: SeriesInstanceUID of a DICOM image; empty if it is none, or unknown.
+
+    Example:
+        >>> SkippedFile(Path("README.txt"), "a text file").unread
+        False
     """
 
     path: Path
@@ -91,17 +128,21 @@ class SkippedFile:
     series_uid: str = ""
 
 
-def check_volume(volume: int | None) -> None:
-    """Raise ValueError unless it may be the number of a volume among several, from 0, or None."""
-    if volume is not None and (not isinstance(volume, int) or isinstance(volume, bool) or volume < 0):
-        raise ValueError(f"expected volume to be a whole number from 0, got {volume!r}: give the one to be read")
-
-
-def chosen_volume(volume: int | None, shape: tuple[int, ...]) -> int:
-    """Which of the volumes of a scan of this shape, (i, j, k) or (i, j, k, volumes), is to be read.
+def check_volume_index(volume: int | None) -> None:
+    """Check that an argument is None or the index of a volume among several, from 0.
 
     Raises:
-        RefusedScan: there are several and none is chosen, or the chosen one is not there.
+        ValueError: anything else.
+    """
+    if volume is not None:
+        check_whole("volume", volume, 0, advice="give the index of the volume to read")
+
+
+def choose_volume(volume: int | None, shape: tuple[int, ...]) -> int:
+    """Return the index of the volume to read from a scan of shape (i, j, k) or (i, j, k, volumes).
+
+    Raises:
+        RefusedScan: there are several and none is chosen, or the chosen one does not exist.
     """
     count = math.prod(shape[3:])
     if volume is None and count > 1:

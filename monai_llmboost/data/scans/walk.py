@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of folders, in one order everywhere, without going in circles or where nobody asked to go."""
+"""Files of folders, sorted by name; links are followed only on request, and never in circles."""
 
 from __future__ import annotations
 
@@ -9,49 +9,50 @@ from pathlib import Path
 
 from monai_llmboost.data.scans.scan import SkippedFile
 
-# What a folder of predictions has, whose maps are no scans.
+# What marks a folder of predictions, whose maps are not scans.
 RUN, JOURNAL = "run.json", "journal"
-# Folders that hold copies or side files of what lies beside them.
+# Folders that hold copies or side files of their neighbours.
 NOT_SEARCHED = (".git", "__MACOSX")
 
 
-def refuse_left_out(folder: Path, left_out: set[Path]) -> None:
-    """Raise ValueError if a folder is to be searched and to be left out at once."""
-    if folder.resolve() in left_out:
+def refuse_excluded(folder: Path, excluded: set[Path]) -> None:
+    """Raise ValueError if a folder is both to be searched and excluded from the search."""
+    if folder.resolve() in excluded:
         raise ValueError(
-            f"expected the folder that is written into to be another than {folder}, which is searched: its own results "
-            "would be taken for scans; give another folder"
+            f"the output folder is {folder}, which is also searched, so results would be taken for scans: give another "
+            "output folder"
         )
 
 
-def opened(path: Path, root: Path, follow_links: bool, left_out: set[Path]) -> Iterator[Path | SkippedFile]:
-    """A path of a list or a pattern: itself, or what is in it."""
-    if _is(path.is_symlink) and (reason := _link(path, root.resolve(), follow_links)):
-        yield SkippedFile(path, reason, unread=not _is(path.is_dir))
-    elif _is(path.is_dir):
-        if path.resolve() not in left_out:
-            yield from walk(path, root, follow_links, left_out)
-    elif not any(parent.resolve() in left_out for parent in path.parents if parent.is_relative_to(root)):
+def expand_path(path: Path, root: Path, follow_links: bool, excluded: set[Path]) -> Iterator[Path | SkippedFile]:
+    """Yield a path of a list or pattern if it is a file, or all files in it if it is a folder."""
+    if _ask(path.is_symlink) and (reason := _find_link_problem(path, root.resolve(), follow_links)):
+        yield SkippedFile(path, reason, unread=not _ask(path.is_dir))
+    elif _ask(path.is_dir):
+        if path.resolve() not in excluded:
+            yield from walk_folder(path, root, follow_links, excluded)
+    elif not any(parent.resolve() in excluded for parent in path.parents if parent.is_relative_to(root)):
         yield path
 
 
-def walk(folder: Path, root: Path, follow_links: bool, left_out: set[Path]) -> Iterator[Path | SkippedFile]:
-    """The files of a folder, to its depths, by name; links are followed or skipped."""
-    refuse_left_out(folder, left_out)
-    inside = root.resolve()
-    entered = {folder.resolve()}
+def walk_folder(folder: Path, root: Path, follow_links: bool, excluded: set[Path]) -> Iterator[Path | SkippedFile]:
+    """Yield the files of a folder and its subfolders, sorted by name; links are followed or skipped."""
+    refuse_excluded(folder, excluded)
+    resolved_root = root.resolve()
+    visited = {folder.resolve()}
     todo = [folder]
     while todo:
         path = todo.pop()
-        if path != folder and _is(path.is_symlink) and (reason := _link(path, inside, follow_links, entered)):
-            yield SkippedFile(path, reason, unread=not _is(path.is_dir))
-        elif _is(path.is_dir):
-            if path.name in NOT_SEARCHED or path.resolve() in left_out:
+        is_link = path != folder and _ask(path.is_symlink)
+        if is_link and (reason := _find_link_problem(path, resolved_root, follow_links, visited)):
+            yield SkippedFile(path, reason, unread=not _ask(path.is_dir))
+        elif _ask(path.is_dir):
+            if path.name in NOT_SEARCHED or path.resolve() in excluded:
                 continue
-            if _is((path / RUN).is_file) and _is((path / JOURNAL).is_dir):
+            if _ask((path / RUN).is_file) and _ask((path / JOURNAL).is_dir):
                 yield SkippedFile(path, "the folder of an earlier run's results")
                 continue
-            entered.add(path.resolve())
+            visited.add(path.resolve())
             if path.name.lower().endswith((".nii", ".nii.gz")):
                 yield SkippedFile(path, "a folder, in spite of its name; it was searched")
             try:
@@ -65,16 +66,16 @@ def walk(folder: Path, root: Path, follow_links: bool, left_out: set[Path]) -> I
             yield path
 
 
-def _is(question: Callable[[], bool]) -> bool:
-    """The answer, or no where the system gives none: whoever opens the path meets its reason."""
+def _ask(question: Callable[[], bool]) -> bool:
+    """Return the answer, or False on an error of the file system, which opening the path will report."""
     try:
         return question()
     except OSError:
         return False
 
 
-def _link(path: Path, inside: Path, follow_links: bool, entered: Iterable[Path] = ()) -> str:
-    """Why a link is not followed; empty if it is."""
+def _find_link_problem(path: Path, root: Path, follow_links: bool, visited: Iterable[Path] = ()) -> str:
+    """Return why a link is not followed; empty if it is."""
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError):
@@ -82,7 +83,7 @@ def _link(path: Path, inside: Path, follow_links: bool, entered: Iterable[Path] 
     if target.is_dir():
         if not follow_links:
             return "a link to a folder: set follow_links to search it too"
-        return "a link to a folder that is searched already" if target in entered else ""
-    if not follow_links and not target.is_relative_to(inside):
+        return "a link to a folder that is searched already" if target in visited else ""
+    if not follow_links and not target.is_relative_to(root):
         return "a link that leads out of the folder: set follow_links to follow it"
     return ""

@@ -12,7 +12,7 @@ from pydicom.tag import Tag
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian
 
 from monai_llmboost.data.scans import ScanReader, find_scans
-from monai_llmboost.data.scans.dicom.reader import paths_of
+from monai_llmboost.data.scans.dicom.reader import get_reader_paths
 
 # Must never be seen in a message, a name or an output.
 SECRETS = {"PatientName": "Secret^Name", "PatientID": "secret-id", "PatientBirthDate": "19990102",
@@ -164,7 +164,7 @@ def scans_in(folder):
 
 def voxels(scan):
     reader = ScanReader()
-    return reader.get_data(reader.read(paths_of(scan)))[0]
+    return reader.get_data(reader.read(get_reader_paths(scan)))[0]
 
 
 def assert_are(scans, *volumes):

@@ -20,7 +20,7 @@ from pydicom.uid import (
 from monai_llmboost.data.scans.dicom.headers import looks_like_dicom, read_header
 from monai_llmboost.data.scans.dicom.reader import DicomSeriesReader
 from monai_llmboost.data.scans.dicom.slices import SliceHeader
-from monai_llmboost.data.scans.dicom.stacks import dicom_scans
+from monai_llmboost.data.scans.dicom.stacks import find_dicom_scans
 from monai_llmboost.data.scans.scan import RefusedScan, SkippedFile
 
 PLANE = np.arange(12, dtype=np.int16).reshape(3, 4)
@@ -118,7 +118,7 @@ def test_damage_anywhere_raises_nothing_and_tells_no_secret(tmp_path, caplog):
             for _ in range(3):
                 broken[chance.randrange(132, len(broken))] = chance.randrange(256)
             (tmp_path / "broken.dcm").write_bytes(bytes(broken))
-            scans, skipped = dicom_scans([tmp_path / "broken.dcm"], str)
+            scans, skipped = find_dicom_scans([tmp_path / "broken.dcm"], str)
             assert len(scans) + len(skipped) >= 1
             try:
                 reader.get_data(reader.read(tmp_path / "broken.dcm"))
@@ -136,7 +136,7 @@ def test_text_in_the_place_of_a_uid_goes_nowhere(tmp_path, caplog):
         tags = dict.fromkeys(("SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality"), words)
         write_series(tmp_path, random_volume(), change=lambda data, k: [setattr(data, *tag) for tag in tags.items()])
         save(without_pixels(words), tmp_path / "other.dcm")
-    scans, skipped = dicom_scans(tmp_path.iterdir(), str)
+    scans, skipped = find_dicom_scans(tmp_path.iterdir(), str)
     assert [(scan.series_uid, scan.modality, scan.refused) for scan in scans] == [("", "", "")]
     assert len(skipped) == 1
     assert "Secret" not in repr((scans, skipped, read_header(tmp_path / "series-001.dcm"))) + caplog.text

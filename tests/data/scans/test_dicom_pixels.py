@@ -9,7 +9,7 @@ from pydicom import dcmread
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import ExplicitVRBigEndian, JPEG2000Lossless, JPEGLSLossless, MRImageStorage, RLELossless
 
-from monai_llmboost.data.scans.dicom.headers import quiet
+from monai_llmboost.data.scans.dicom.headers import silence_pydicom
 from monai_llmboost.data.scans.dicom.reader import DicomSeriesReader
 from monai_llmboost.data.scans.scan import RefusedScan
 
@@ -314,7 +314,7 @@ def test_a_unit_that_only_some_slices_name_is_theirs_all(tmp_path):
 
 
 def test_the_photometric_interpretation_may_be_in_small_letters(tmp_path):
-    with quiet():
+    with silence_pydicom():
         write_series(tmp_path, VOLUME, PhotometricInterpretation="monochrome2")
     assert_reads_as(tmp_path, VOLUME)
 

@@ -10,7 +10,7 @@ from dicom_files import OBLIQUE, dataset, geometry, random_volume, save, uid
 from pydicom.uid import generate_uid
 
 from monai_llmboost.data.scans import ScanReader, find_scans
-from monai_llmboost.data.scans.dicom.reader import paths_of
+from monai_llmboost.data.scans.dicom.reader import get_reader_paths
 
 SLICES = 8
 VOLUME = random_volume((9, 8, SLICES))
@@ -148,7 +148,7 @@ def read_all(folder):
         if scan.refused:
             continue
         try:
-            array, meta = reader.get_data(reader.read(paths_of(scan)))
+            array, meta = reader.get_data(reader.read(get_reader_paths(scan)))
         except ValueError as error:
             refused.append(str(error))
         else:

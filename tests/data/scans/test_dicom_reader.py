@@ -10,8 +10,8 @@ from dicom_files import OBLIQUE, dataset, random_volume, save, uid, write_multif
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImage, LoadImaged, Orientationd
 
-from monai_llmboost.data.scans.dicom.reader import DicomSeriesReader, paths_of
-from monai_llmboost.data.scans.dicom.stacks import dicom_scans
+from monai_llmboost.data.scans.dicom.reader import DicomSeriesReader, get_reader_paths
+from monai_llmboost.data.scans.dicom.stacks import find_dicom_scans
 from monai_llmboost.data.scans.scan import RefusedScan
 
 VOLUME = random_volume()  # (9, 8, 6)
@@ -96,8 +96,8 @@ def test_each_scan_that_is_found_can_be_read_by_itself(tmp_path):
     files = write_series(tmp_path, VOLUME, EchoTime="4") + write_series(tmp_path, VOLUME + 1, first=50, EchoTime="9")
     times = np.stack([VOLUME, VOLUME + 2, VOLUME + 3], axis=-1)
     files.append(write_multiframe(tmp_path / "m.dcm", times, order=np.random.default_rng(1).permutation(18)))
-    scans, _ = dicom_scans(files, str)
-    arrays = [read(paths_of(scan))[0] for scan in scans]
+    scans, _ = find_dicom_scans(files, str)
+    arrays = [read(get_reader_paths(scan))[0] for scan in scans]
     expected = [VOLUME, VOLUME + 1, *(times[..., t] - 1024 for t in range(3))]
     assert len(arrays) == 5
     for volume in expected:

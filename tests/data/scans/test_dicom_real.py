@@ -8,9 +8,9 @@ import SimpleITK as sitk
 from pydicom import dcmread
 
 from monai_llmboost.data.scans.dicom.headers import looks_like_dicom, read_header
-from monai_llmboost.data.scans.dicom.pixels import digest_of_pixels, volume_of
-from monai_llmboost.data.scans.dicom.reader import DicomSeriesReader, paths_of
-from monai_llmboost.data.scans.dicom.stacks import dicom_scans
+from monai_llmboost.data.scans.dicom.pixels import digest_pixels, read_volume
+from monai_llmboost.data.scans.dicom.reader import DicomSeriesReader, get_reader_paths
+from monai_llmboost.data.scans.dicom.stacks import find_dicom_scans
 
 ONE = "a single slice is no volume"
 CT_MASK, PHANTOM = "ct_dicomseg_dcmqi", "ct_philips_headphantom_multiseries"
@@ -77,12 +77,12 @@ def folder(real_data):
 @pytest.fixture(scope="module")
 def found(folder):
     files = [path for path in folder.rglob("*") if path.is_file() and looks_like_dicom(path)]
-    return dicom_scans(files, lambda path: path.relative_to(folder).as_posix())
+    return find_dicom_scans(files, lambda path: path.relative_to(folder).as_posix())
 
 
 def read(scan):
     reader = DicomSeriesReader()
-    return reader.get_data(reader.read(paths_of(scan)))
+    return reader.get_data(reader.read(get_reader_paths(scan)))
 
 
 def assert_is(scan, expected):
@@ -188,9 +188,9 @@ def test_slices_and_frames_are_the_volume_that_they_were_made_from(found, folder
 def test_compressed_files_give_the_values_of_the_plain_one(folder):
     plain = folder / OLD / "MR_small.dcm"
     for name in ("RLE", "jp2klossless", "jpeg_ls_lossless", "bigendian", "implicit", "padded"):
-        assert digest_of_pixels(folder / OLD / f"MR_small_{name}.dcm") == digest_of_pixels(plain), name
-    assert digest_of_pixels(folder / OLD / "MR_truncated.dcm") == ""
-    assert digest_of_pixels(folder / OLD / "CT_small.dcm") not in ("", digest_of_pixels(plain))
+        assert digest_pixels(folder / OLD / f"MR_small_{name}.dcm") == digest_pixels(plain), name
+    assert digest_pixels(folder / OLD / "MR_truncated.dcm") == ""
+    assert digest_pixels(folder / OLD / "CT_small.dcm") not in ("", digest_pixels(plain))
 
 
 @pytest.mark.parametrize(
@@ -199,4 +199,4 @@ def test_compressed_files_give_the_values_of_the_plain_one(folder):
 def test_each_syntax_gives_the_values_of_another_reader(folder, name):
     path = folder / OLD / f"{name}.dcm"
     image = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-    np.testing.assert_array_equal(volume_of(read_header(path))[0], without_padding(image.T, path))
+    np.testing.assert_array_equal(read_volume(read_header(path))[0], without_padding(image.T, path))

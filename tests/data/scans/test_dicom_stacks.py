@@ -11,8 +11,8 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import EnhancedMRImageStorage, RLELossless, generate_uid
 
 from monai_llmboost.data.scans import RefusedScan, ScanReader
-from monai_llmboost.data.scans.dicom.reader import paths_of
-from monai_llmboost.data.scans.dicom.stacks import dicom_scans
+from monai_llmboost.data.scans.dicom.reader import get_reader_paths
+from monai_llmboost.data.scans.dicom.stacks import find_dicom_scans
 
 VOLUME = random_volume()  # (9, 8, 6)
 AXIAL = np.diag([-0.7, -0.9, 2.5, 1])
@@ -20,7 +20,7 @@ AXIAL = np.diag([-0.7, -0.9, 2.5, 1])
 
 def scans_in(folder, **options):
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    found, skipped = dicom_scans(files, lambda path: path.relative_to(folder).as_posix(), **options)
+    found, skipped = find_dicom_scans(files, lambda path: path.relative_to(folder).as_posix(), **options)
     assert not any(secret in repr((found, skipped)) for secret in SECRETS.values())
     return found, skipped
 
@@ -218,13 +218,13 @@ def test_time_points_that_only_their_numbers_separate_are_one_scan_of_several_vo
     assert (scan.shape, scan.refused, scan.warnings) == ((9, 8, 6, 3), "", ())
     for t in range(3):
         reader = ScanReader(volume=t)
-        np.testing.assert_array_equal(reader.get_data(reader.read(paths_of(scan)))[0], VOLUME + t)
+        np.testing.assert_array_equal(reader.get_data(reader.read(get_reader_paths(scan)))[0], VOLUME + t)
     reader = ScanReader()
     with pytest.raises(RefusedScan, match=r"expected one volume, got 3 .*: choose one with --volume K .*, from 0 to 2"):
-        reader.get_data(reader.read(paths_of(scan)))
+        reader.get_data(reader.read(get_reader_paths(scan)))
     reader = ScanReader(volume=3)
     with pytest.raises(RefusedScan, match="volume to be from 0 to 2, got 3"):
-        reader.get_data(reader.read(paths_of(scan)))
+        reader.get_data(reader.read(get_reader_paths(scan)))
 
 
 def test_echoes_of_several_time_points_are_scans_of_several_volumes(tmp_path):
@@ -345,5 +345,5 @@ def test_localizers_in_many_directions_are_planes_of_their_own(tmp_path):
         turned = np.eye(4)
         turned[:3, :3] = nibabel.eulerangles.euler2mat(0.05 * (i % 20)) * [0.7, 0.9, 2.0]
         write_series(tmp_path, VOLUME[..., :1], turned, f"s{i}", SeriesInstanceUID=uid("series"))
-    scans, _ = dicom_scans(tmp_path.iterdir(), str)
+    scans, _ = find_dicom_scans(tmp_path.iterdir(), str)
     assert [(scan.refused_kind, len(scan.files)) for scan in scans] == [("several-volumes", 2)] * 20

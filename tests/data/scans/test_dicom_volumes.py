@@ -23,7 +23,7 @@ from dicom_files import (
 from pydicom.uid import EnhancedMRImageStorage
 
 from monai_llmboost.data.scans import ScanReader
-from monai_llmboost.data.scans.dicom.reader import paths_of
+from monai_llmboost.data.scans.dicom.reader import get_reader_paths
 
 MR = {"Modality": "MR"}
 HALF = np.diag([-0.7, -0.9, 1.0, 1])
@@ -69,7 +69,7 @@ def test_time_points_whose_times_vary_within_them_are_counted_by_their_numbers(t
     assert scan.shape == (9, 8, 12, 3)
     for i, volume in enumerate(volumes):
         reader = ScanReader(volume=i)
-        np.testing.assert_array_equal(reader.get_data(reader.read(paths_of(scan)))[0], volume)
+        np.testing.assert_array_equal(reader.get_data(reader.read(get_reader_paths(scan)))[0], volume)
 
 
 @pytest.mark.parametrize("jitter", [lambda k: k % 2, lambda k: k // 6], ids=["turns", "halves"])

@@ -243,14 +243,14 @@ def test_a_file_that_may_not_be_read_is_a_refused_case_if_it_is_called_a_scan(tm
 
     for name in ("a.nii.gz", "a.DCM", "a.bin", "b.nii"):
         save(tmp_path / "x.nii").rename(tmp_path / name)
-    look = find.first_bytes
+    look = find.read_first_bytes
 
     def forbidden(path):
         if path.name.startswith("a."):
             raise PermissionError(13, "Permission denied", str(path))
         return look(path)
 
-    monkeypatch.setattr(find, "first_bytes", forbidden)
+    monkeypatch.setattr(find, "read_first_bytes", forbidden)
     scans, skipped = find_scans(tmp_path)
     denied = "expected a file that can be read, got: Permission denied: see to its permissions, or copy it again"
     assert {scan.name: (scan.format, scan.refused) for scan in scans} == {
@@ -359,7 +359,7 @@ def test_a_link_in_the_place_of_a_slice_is_no_secret(tmp_path, where):
     assert "files next to it that cannot be read: 1;" in " ".join(scan.warnings)
 
 
-NO_SLICES = {
+NEVER_SLICES = {
     "LICENSE": b"Copyright 2026", "README": b"words", "SHA256SUMS": b"0123  IM1", "report1.txt": b"words",
     "index2.html": b"<html></html>", "dose3.json": b"{}", "preview4.png": b"\x89PNG\r\n\x1a\n0", "x5.pdf": b"%PDF-1.7",
     "._IM0001": b"\0\x05\x16\x07", ".DS_Store": bytes(range(256)), "Thumbs.db": bytes(range(256)),
@@ -367,11 +367,11 @@ NO_SLICES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NO_SLICES)
+@pytest.mark.parametrize("name", NEVER_SLICES)
 def test_what_is_no_slice_raises_no_doubts(tmp_path, name):
     for k, path in enumerate(write_series(tmp_path, random_volume())):
         path.rename(path.with_name(f"IM{k:04d}"))
-    (tmp_path / name).write_bytes(NO_SLICES[name])
+    (tmp_path / name).write_bytes(NEVER_SLICES[name])
     (scan,) = find_scans(tmp_path)[0]
     assert scan.warnings == ()
 

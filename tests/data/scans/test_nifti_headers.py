@@ -20,13 +20,13 @@ from nifti_files import (
     voxels,
 )
 
-from monai_llmboost.data.scans.nifti.headers import nifti_header, nifti_scan
+from monai_llmboost.data.scans.nifti.headers import read_nifti_header, read_nifti_scan
 
 NAN = np.nan
 
 
 def test_a_scan_is_told_by_its_header(tmp_path):
-    scan = nifti_scan(save(tmp_path / "x.nii.gz", np.stack([voxels()] * 3, -1)), "name")
+    scan = read_nifti_scan(save(tmp_path / "x.nii.gz", np.stack([voxels()] * 3, -1)), "name")
     assert (scan.name, scan.format, scan.shape) == ("name", "NIfTI", (*SIZE, 3))
     assert np.allclose(scan.spacing_mm, (3, 1, 2))
     assert scan.orientation == "SLA" == "".join(nibabel.aff2axcodes(AFFINE))
@@ -36,11 +36,11 @@ def test_a_scan_is_told_by_its_header(tmp_path):
 def test_the_files_of_a_pair_are_one_scan(tmp_path):
     nibabel.save(nibabel.Nifti1Pair(voxels(), AFFINE), tmp_path / "x.hdr")
     files = (tmp_path / "x.hdr", tmp_path / "x.img")
-    assert nifti_scan(files[0], "x").files == nifti_scan(files[1], "x").files == files
+    assert read_nifti_scan(files[0], "x").files == read_nifti_scan(files[1], "x").files == files
     packed = tmp_path / "x.img.gz"
     packed.write_bytes(gzip.compress(files[1].read_bytes()))
     files[1].unlink()
-    assert nifti_scan(files[0], "x").files == (files[0], packed)
+    assert read_nifti_scan(files[0], "x").files == (files[0], packed)
 
 
 def both(sform_code, qform_code, **changes):
@@ -62,7 +62,7 @@ def both(sform_code, qform_code, **changes):
 def test_the_affine_is_chosen_as_nibabel_chooses_it(tmp_path, codes, changes):
     path = tmp_path / "x.nii"
     path.write_bytes(both(*codes, **changes))
-    assert np.array_equal(nifti_header(path).affine, nibabel.load(path).affine)
+    assert np.array_equal(read_nifti_header(path).affine, nibabel.load(path).affine)
 
 
 TINY = np.diag([1e-6, 1e-6, 1e-6, 1])
@@ -87,7 +87,7 @@ NO_FORM = ((SFORM_CODE, 0, "i2"), (QFORM_CODE, 0, "i2"))
 )
 def test_an_odd_affine_is_warned_of(tmp_path, changes, affine, warning):
     path = patched(tmp_path / "x.nii", *changes)
-    header = nifti_header(path)
+    header = read_nifti_header(path)
     assert header.affine.shape == (4, 4)
     if affine is not None:
         assert np.allclose(header.affine, affine, atol=1e-5)
@@ -116,7 +116,7 @@ def test_an_odd_affine_is_warned_of(tmp_path, changes, affine, warning):
     ],
 )
 def test_a_header_that_cannot_be_right_is_refused(tmp_path, changes, affine, reason):
-    scan = nifti_scan(patched(tmp_path / "x.nii", *changes, affine=affine), "x")
+    scan = read_nifti_scan(patched(tmp_path / "x.nii", *changes, affine=affine), "x")
     assert re.search(reason, scan.refused), scan.refused
     assert scan.shape == ()
 
@@ -158,7 +158,7 @@ NO_SFORM = [("sform_code", None, 0)]
 @pytest.mark.parametrize("excess", [3.9e-7, 1e-5, 1e-4, 9e-4])
 def test_a_quaternion_that_is_too_long_by_rounding(tmp_path, excess, image, order):
     path = with_qform(tmp_path / "x.nii", TURNED, *NO_SFORM, *scaled(TURNED, excess), image=image, order=order)
-    header = nifti_header(path)
+    header = read_nifti_header(path)
     assert np.allclose(header.affine, TURNED, atol=1e-6)
     (warning,) = header.warnings
     assert "the quaternion of its qform is too long" in warning
@@ -167,15 +167,15 @@ def test_a_quaternion_that_is_too_long_by_rounding(tmp_path, excess, image, orde
 
 def test_a_quaternion_is_only_warned_of_where_it_counts(tmp_path):
     path = with_qform(tmp_path / "x.nii", TURNED, *scaled(TURNED, 1e-4))
-    assert nifti_header(path).warnings == ()
+    assert read_nifti_header(path).warnings == ()
     path = with_qform(tmp_path / "x.nii", TURNED, *NO_SFORM, *scaled(TURNED, 0))
-    assert nifti_header(path).warnings == ()
+    assert read_nifti_header(path).warnings == ()
 
 
 @pytest.mark.parametrize("excess", [2e-3, 0.1, 2])
 def test_a_quaternion_that_is_no_rotation_is_refused(tmp_path, excess):
     path = with_qform(tmp_path / "x.nii", TURNED, *NO_SFORM, *scaled(TURNED, excess))
-    assert "expected a qform that is a rotation, got broken numbers" in nifti_scan(path, "x").refused
+    assert "expected a qform that is a rotation, got broken numbers" in read_nifti_scan(path, "x").refused
 
 
 FLAT = {
@@ -195,7 +195,7 @@ FLAT = {
 @pytest.mark.parametrize("name", FLAT)
 def test_a_sform_that_cannot_be_used_gives_way_to_a_good_qform(tmp_path, name, order):
     path = with_qform(tmp_path / "x.nii", TURNED, *FLAT[name], order=order)
-    header = nifti_header(path)
+    header = read_nifti_header(path)
     assert np.allclose(header.affine, TURNED, atol=1e-6)
     (warning,) = header.warnings
     assert re.search(r"its sform (cannot be inverted|has NaN).*: the qform is taken", warning)
@@ -208,12 +208,12 @@ def test_a_sform_that_cannot_be_used_gives_way_to_a_good_qform(tmp_path, name, o
 )
 def test_without_a_good_qform_it_is_refused(tmp_path, name, changes):
     path = with_qform(tmp_path / "x.nii", TURNED, *FLAT[name], *changes)
-    assert re.search("an affine that can be inverted|a finite sform", nifti_scan(path, "x").refused)
+    assert re.search("an affine that can be inverted|a finite sform", read_nifti_scan(path, "x").refused)
 
 
 def test_both_warnings_where_a_flat_sform_gives_way_to_a_rounded_qform(tmp_path):
     path = with_qform(tmp_path / "x.nii", TURNED, *FLAT["all zeros"], *scaled(TURNED, 1e-4))
-    assert [warning.partition(" ")[2][:5] for warning in nifti_header(path).warnings] == ["sform", "quate"]
+    assert [warning.partition(" ")[2][:5] for warning in read_nifti_header(path).warnings] == ["sform", "quate"]
 
 
 MIRRORED = TURNED @ np.diag([1, 1, -1, 1])
@@ -232,7 +232,7 @@ MIRRORED = TURNED @ np.diag([1, 1, -1, 1])
     ],
 )
 def test_the_sign_of_the_third_axis(tmp_path, value, affine, warning):
-    header = nifti_header(with_qform(tmp_path / "x.nii", TURNED, *NO_SFORM, ("pixdim", 0, value)))
+    header = read_nifti_header(with_qform(tmp_path / "x.nii", TURNED, *NO_SFORM, ("pixdim", 0, value)))
     assert np.allclose(header.affine, affine, atol=1e-6)
     assert header.warnings == ((warning,) if warning else ())
 
@@ -240,19 +240,21 @@ def test_the_sign_of_the_third_axis(tmp_path, value, affine, warning):
 def test_a_sign_that_readers_do_not_agree_on_is_refused(tmp_path):
     """nibabel makes 1 of it, the reference library -1: left and right would be exchanged."""
     path = with_qform(tmp_path / "x.nii", TURNED, *NO_SFORM, ("pixdim", 0, -3))
-    assert "expected pixdim[0] to be 1 or -1, got -3, of which some readers make 1" in nifti_scan(path, "x").refused
+    assert (
+        "expected pixdim[0] to be 1 or -1, got -3, of which some readers make 1" in read_nifti_scan(path, "x").refused
+    )
     path = with_qform(tmp_path / "x.nii", TURNED, ("pixdim", 0, -3))
-    assert np.allclose(nifti_header(path).affine, TURNED), "the sform does not need it"
+    assert np.allclose(read_nifti_header(path).affine, TURNED), "the sform does not need it"
 
 
 @pytest.mark.parametrize("codes", [[], [("qform_code", None, 0)]])
 def test_negative_voxel_sizes(tmp_path, codes):
     path = with_qform(tmp_path / "x.nii", TURNED, *NO_SFORM, *codes, ("pixdim", 2, -1.2))
-    header = nifti_header(path)
+    header = read_nifti_header(path)
     assert np.array_equal(header.affine, nibabel.load(path).affine)
     assert "its pixdim has negative voxel sizes: they are taken without their sign" in header.warnings
     path = with_qform(tmp_path / "x.nii", TURNED, ("pixdim", 2, -1.2))
-    assert nifti_header(path).warnings == (), "the sform does not need them"
+    assert read_nifti_header(path).warnings == (), "the sform does not need them"
 
 
 @pytest.mark.parametrize(
@@ -267,7 +269,7 @@ def test_negative_voxel_sizes(tmp_path, codes):
     ],
 )
 def test_axes_behind_the_third(tmp_path, changes, shape, warning):
-    header = nifti_header(with_qform(tmp_path / "x.nii", TURNED, *changes))
+    header = read_nifti_header(with_qform(tmp_path / "x.nii", TURNED, *changes))
     assert header.shape == shape
     assert len(header.warnings) == bool(warning)
     assert warning is None or warning in header.warnings[0]
@@ -283,14 +285,14 @@ def test_axes_behind_the_third(tmp_path, changes, shape, warning):
     ],
 )
 def test_where_the_voxels_begin(tmp_path, offset, outcome):
-    scan = nifti_scan(with_qform(tmp_path / "x.nii", TURNED, ("vox_offset", None, offset)), "x")
+    scan = read_nifti_scan(with_qform(tmp_path / "x.nii", TURNED, ("vox_offset", None, offset)), "x")
     assert outcome in scan.refused if isinstance(outcome, str) else scan.refused == ""
     assert isinstance(outcome, str) or scan.warnings == outcome
 
 
 @pytest.mark.parametrize(("units", "warned"), [(0, False), (2, False), (10, False), (8, False), (5, True), (12, True)])
 def test_units(tmp_path, units, warned):
-    header = nifti_header(with_qform(tmp_path / "x.nii", TURNED, ("xyzt_units", None, units)))
+    header = read_nifti_header(with_qform(tmp_path / "x.nii", TURNED, ("xyzt_units", None, units)))
     assert any("a unit that the standard does not have" in said for said in header.warnings) == warned
     assert np.allclose(header.affine, TURNED)
 
@@ -303,15 +305,15 @@ def test_gzip_within_gzip(tmp_path, times, word, name):
         content = gzip.compress(content)
     (tmp_path / name).write_bytes(content)
     reason = rf"compressed once, got one that is compressed {word} \(gzip within gzip, {times} times\): unpack it"
-    assert re.search(reason, nifti_scan(tmp_path / name, "x").refused)
+    assert re.search(reason, read_nifti_scan(tmp_path / name, "x").refused)
 
 
 def test_gzip_within_gzip_is_told_from_damage(tmp_path):
     packed = gzip.compress(save(tmp_path / "plain.nii").read_bytes())
     (tmp_path / "x.nii.gz").write_bytes(packed[:20])
-    assert "a gzip stream that is damaged or cut short" in nifti_scan(tmp_path / "x.nii.gz", "x").refused
+    assert "a gzip stream that is damaged or cut short" in read_nifti_scan(tmp_path / "x.nii.gz", "x").refused
     (tmp_path / "x.nii.gz").write_bytes(gzip.compress(packed[:20]))
-    assert "compressed" in nifti_scan(tmp_path / "x.nii.gz", "x").refused
+    assert "compressed" in read_nifti_scan(tmp_path / "x.nii.gz", "x").refused
 
 
 def test_the_voxels_of_a_pair_compressed_twice(tmp_path):
@@ -319,11 +321,11 @@ def test_the_voxels_of_a_pair_compressed_twice(tmp_path):
     image = tmp_path / "x.img"
     (tmp_path / "x.img.gz").write_bytes(gzip.compress(gzip.compress(image.read_bytes())))
     image.unlink()
-    assert "compressed twice" in nifti_scan(tmp_path / "x.hdr", "x").refused
+    assert "compressed twice" in read_nifti_scan(tmp_path / "x.hdr", "x").refused
 
 
 def test_a_shear_is_kept_and_told(tmp_path):
-    (warning,) = nifti_header(save(tmp_path / "x.nii", affine=SHEAR)).warnings
+    (warning,) = read_nifti_header(save(tmp_path / "x.nii", affine=SHEAR)).warnings
     assert "sheared by 16.7 degrees" in warning
 
 
@@ -333,7 +335,7 @@ def test_a_rotation_by_odd_angles_is_no_shear(tmp_path):
     image = nibabel.Nifti1Image(voxels((90, 90, 90)), turned)
     image.set_qform(turned, 1)
     nibabel.save(image, tmp_path / "x.nii")
-    assert nifti_header(tmp_path / "x.nii").warnings == ()
+    assert read_nifti_header(tmp_path / "x.nii").warnings == ()
 
 
 def test_damaged_headers_never_do_more_than_refuse(tmp_path):
@@ -344,7 +346,7 @@ def test_damaged_headers_never_do_more_than_refuse(tmp_path):
     for place in range(348):
         for value in (0x7F, 0xFF):
             path.write_bytes(good[:place] + bytes([value]) + good[place + 1 :])
-            scan = nifti_scan(path, "x")
+            scan = read_nifti_scan(path, "x")
             assert bool(scan.refused) != bool(scan.shape)
             outcomes.add(bool(scan.refused))
     assert outcomes == {True, False}

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DICOM series: headers, the stacks that they make, voxels, each checked before it is believed."""
+"""DICOM series: headers, stacks of slices and voxels, each checked before it is used."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DICOM files as slices: what the header says of every image, and why a file is no image to be predicted."""
+"""DICOM files -> headers of slices, or why a file is not an image to predict."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from pydicom.uid import (
     UID_dictionary,
 )
 
-from monai_llmboost.data.scans.dicom.mosaic import GRID_UIH, is_grid, is_mosaic, tiles_of
-from monai_llmboost.data.scans.dicom.pixel_data import problem_of_pixel_data
+from monai_llmboost.data.scans.dicom.mosaic import GRID_UIH, is_grid, is_mosaic, split_mosaic
+from monai_llmboost.data.scans.dicom.pixel_data import find_pixel_data_problem
 from monai_llmboost.data.scans.dicom.slices import (
     DISCRIMINATING,
     GEOMETRY,
@@ -31,13 +31,13 @@ from monai_llmboost.data.scans.dicom.slices import (
     SCALING,
     UNITS,
     SliceHeader,
-    slice_of,
-    slice_without_size,
+    read_slice,
+    read_slice_without_size,
 )
-from monai_llmboost.data.scans.dicom.values import photometric_of, uid
+from monai_llmboost.data.scans.dicom.values import get_photometric, to_uid
 from monai_llmboost.data.scans.scan import SkippedFile
 
-# Made from scans and not scans themselves, though they hold pixels in planes.
+# Objects derived from scans that hold pixels in planes but are no scans.
 DERIVED = {
     "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
     "1.2.840.10008.5.1.4.1.1.66.7": "a segmentation",
@@ -56,11 +56,11 @@ IMAGE = (
 TAGS: list[Any] = [Tag(tag) for tag in (*IMAGE, *IDENTITY, *GEOMETRY, *SCALING, *UNITS, *DISCRIMINATING, GRID_UIH)]
 # Value representations of the first elements of a file.
 FIRST_VRS = (b"UL", b"UI", b"CS", b"OB", b"SH", b"DA", b"TM")
-LARGEST_FIRST_VALUE = 1 << 10
+MAX_FIRST_VALUE_BYTES = 1 << 10
 
 
 def looks_like_dicom(path: Path) -> bool:
-    """Whether the content begins as DICOM does: with its mark, or, as older files do, with a first element."""
+    """Return whether a file begins with a DICOM preamble, or, as older files do, with a first element."""
     with Path(path).open("rb") as file:
         return _begins_as_dicom(file.read(132))
 
@@ -70,23 +70,23 @@ def _begins_as_dicom(head: bytes) -> bool:
         return True
     if len(head) < 132 or head[:2] not in (b"\x08\x00", b"\x02\x00") or head[3] != 0:
         return False
-    implicit = int.from_bytes(head[4:8], "little") <= LARGEST_FIRST_VALUE
+    implicit = int.from_bytes(head[4:8], "little") <= MAX_FIRST_VALUE_BYTES
     return head[4:6] in FIRST_VRS or implicit
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Without pydicom's warnings and log entries, which quote values; those that matter here are checked."""
+def silence_pydicom() -> Iterator[None]:
+    """Silence pydicom's warnings and log entries, which quote values; what matters here is checked."""
     logger = logging.getLogger("pydicom")
     level = logger.level
-    if level > logging.CRITICAL:  # quiet already, as around many files
+    if level > logging.CRITICAL:  # silenced already, as around many files
         yield
         return
     logger.setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings(), disable_value_validation():
             warnings.simplefilter("ignore")
-            # A piece of RLE that is too long has swallowed the first bytes of the next one: some are missing.
+            # An RLE segment that is too long contains the first bytes of the next one: some are missing.
             warnings.filterwarnings("error", "The decoded RLE segment contains non-conformant padding")
             yield
     finally:
@@ -94,18 +94,18 @@ def quiet() -> Iterator[None]:
 
 
 def read_header(path: Path) -> tuple[SliceHeader, ...] | SkippedFile:
-    """The slices of a DICOM file, one for each frame, or why it holds none that could be part of a scan.
+    """Return the headers of the slices of a DICOM file, one for each frame, or why it has none of a scan.
 
-    Of tags that name a patient only keyed digests are kept. Never raises over what the file holds.
+    Only keyed digests of tags that name a patient are kept. Raises nothing, whatever the content of the file.
     """
     path = Path(path)
     try:
-        with quiet():
+        with silence_pydicom():
             return _read(path)
     except OSError as error:
         reason = f"expected a DICOM file, it cannot be read: {error.strerror or 'cut short'}"
         return SkippedFile(path, reason, unread=True, may_pass=bool(error.strerror))
-    except Exception as error:  # whatever a damaged file leads to; its text may quote the patient's tags
+    except Exception as error:  # a damaged file may raise any error; its text may quote tags of the patient
         return SkippedFile(path, f"expected a DICOM file, it is damaged ({type(error).__name__})", True)
 
 
@@ -114,69 +114,72 @@ def _read(path: Path) -> tuple[SliceHeader, ...] | SkippedFile:
         head = file.read(1 << 10)
         if not _begins_as_dicom(head):
             return SkippedFile(path, "expected a DICOM file, its content does not begin as one")
-        # Unpacking the whole file for its header is an invitation to fill the memory.
+        # A small deflated file may decompress to more than the memory.
         if DEFLATED.encode() in head:
-            told = "expected a file that is not deflated as a whole: save it in another syntax"
-            return SkippedFile(path, told, unread=True)
+            reason = "expected a file that is not deflated as a whole: save it in another syntax"
+            return SkippedFile(path, reason, unread=True)
         file.seek(0)
         data = dcmread(file, stop_before_pixels=True, force=True, specific_tags=TAGS)
-        sop_class = uid(data.get("SOPClassUID") or data.file_meta.get("MediaStorageSOPClassUID"))
-        if skipped := _no_image(path, data, sop_class):
+        sop_class = to_uid(data.get("SOPClassUID") or data.file_meta.get("MediaStorageSOPClassUID"))
+        if skipped := _find_skip_reason(path, data, sop_class):
             is_plane = data.get("Rows") or data.get("ImagePositionPatient")  # unlike a report or a presentation state
-            return replace(skipped, series_uid=uid(data.get("SeriesInstanceUID")) if is_plane else "")
-        if absent := _absent(data):
+            return replace(skipped, series_uid=to_uid(data.get("SeriesInstanceUID")) if is_plane else "")
+        if absent := _list_absent(data):
             return (
-                slice_without_size(path, data, f"expected {', '.join(absent)} of an image, got none: it is damaged"),
+                read_slice_without_size(
+                    path, data, f"expected {', '.join(absent)} of an image, got none: it is damaged"
+                ),
             )
         frames = int(data.get("NumberOfFrames") or 1)
         described = len(data.get("PerFrameFunctionalGroupsSequence") or [])
-        problem = _problem(data)
+        problem = _find_problem(data)
         if described != frames and (described or frames != 1):
             problem = (
                 f"expected the place of each of {frames} frames, got {described}: export it as enhanced or as slices"
             )
-        problem = problem_of_pixel_data(file, data, transfer_syntax(data), frames) or problem
-    # Of frames that are not described there is nothing to report, and their number may be anything.
-    slices = tuple(slice_of(path, data, frame, frames, problem) for frame in range(described or 1))
-    return tiles_of(path, slices[0]) if is_mosaic(data) and len(slices) == 1 else slices
+        problem = find_pixel_data_problem(file, data, get_transfer_syntax(data), frames) or problem
+    # Frames without a description are not listed: their number in a damaged file may be anything.
+    slices = tuple(read_slice(path, data, frame, frames, problem) for frame in range(described or 1))
+    return split_mosaic(path, slices[0]) if is_mosaic(data) and len(slices) == 1 else slices
 
 
-def _no_image(path: Path, data: Dataset, sop_class: str) -> SkippedFile | None:
-    """Why an object is no image that could be part of a scan; None if it is one."""
+def _find_skip_reason(path: Path, data: Dataset, sop_class: str) -> SkippedFile | None:
+    """Return a DICOM object that cannot be part of a scan as a skipped file with its reason; None if it can."""
     if sop_class == DICOMDIR:
         return SkippedFile(path, "a DICOMDIR: files are found by looking at them, not by this list")
     if sop_class in DERIVED:
         return SkippedFile(path, f"expected a scan, got {DERIVED[sop_class]}")
-    if _absent(data):
-        lost = sop_class not in UID_dictionary and not uid(data.get("SeriesInstanceUID"))
+    if _list_absent(data):
+        lost = sop_class not in UID_dictionary and not to_uid(data.get("SeriesInstanceUID"))
         kind = UID_dictionary[sop_class][0] if sop_class in UID_dictionary else "of no known kind"
-        if "Image Storage" in kind and uid(data.get("SeriesInstanceUID")):
-            return None  # which is refused, and with it the series that lacks this image
+        if "Image Storage" in kind and to_uid(data.get("SeriesInstanceUID")):
+            return None  # it is refused later, and with it the series that lacks this image
         if "Image Storage" in kind:
             reason = f"expected rows, columns and bits of an image ({kind}), got none: it is damaged"
             return SkippedFile(path, reason, unread=True)
         return SkippedFile(path, f"expected an image, got another DICOM object ({kind})", unread=lost)
-    if int(data.get("SamplesPerPixel") or 1) != 1 or photometric_of(data) not in ("MONOCHROME1", "MONOCHROME2"):
+    if int(data.get("SamplesPerPixel") or 1) != 1 or get_photometric(data) not in ("MONOCHROME1", "MONOCHROME2"):
         return SkippedFile(path, "expected one grey value per voxel, got colours")
     if data.BitsAllocated not in (8, 16):
         return SkippedFile(path, f"expected 8 or 16 bits per voxel, got {data.BitsAllocated}")
     return None
 
 
-def _absent(data: Dataset) -> list[str]:
-    """What an image must say of its size, and this one does not."""
+def _list_absent(data: Dataset) -> list[str]:
+    """Return the keywords that describe an image's size and are absent."""
     keywords = ("Rows", "Columns", "BitsAllocated", "PhotometricInterpretation")
     return [keyword for keyword in keywords if not data.get(keyword)]
 
 
-def transfer_syntax(data: Dataset) -> UID:
-    """How a file is written; what old files without a preamble do not name is how they were read."""
+def get_transfer_syntax(data: Dataset) -> UID:
+    """Return the transfer syntax; for old files without a preamble, the one by which they were read."""
     implicit, little = data.original_encoding
     explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
     return data.file_meta.get("TransferSyntaxUID") or (ImplicitVRLittleEndian if implicit else explicit)
 
 
-def _problem(data: Dataset) -> str:
+def _find_problem(data: Dataset) -> str:
+    """Return why the values of an image cannot be read; empty if they can."""
     if data.get("ModalityLUTSequence"):
         return "expected values with slope and intercept, got a table of values: save it without"
     if data.get("PixelRepresentation") not in (0, 1):

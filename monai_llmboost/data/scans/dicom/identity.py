@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which images are of one series: of one patient, study and series, as far as their headers say so.
+"""Groups of slices by series: of one patient, study and series, as far as their headers show.
 
-A SeriesInstanceUID alone does not tell: anonymisers give one to several patients, or a new one to every file.
+SeriesInstanceUID alone is not enough: anonymisers give one to several patients, or a new one to every file.
 """
 
 from __future__ import annotations
@@ -11,55 +11,55 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from monai_llmboost.data.scans.dicom.geometry import is_even, nearly_parallel, places
+from monai_llmboost.data.scans.dicom.geometry import are_nearly_parallel, is_evenly_spaced, number_positions
 from monai_llmboost.data.scans.dicom.slices import Identity, SliceHeader
 
-# Fields that no two images of one series differ in, and what they are called in messages.
-STRONG = {
+# Fields in which no two images of one series differ, and their names in messages.
+SERIES_FIELDS = {
     "patient_id": "PatientID",
     "patient_name": "PatientName",
     "study_uid": "StudyInstanceUID",
     "series_number": "SeriesNumber",
 }
-# From this many files on, a value that is new in each of them says nothing of which belong together.
-MANY = 3
+# From so many files on, a value that differs in each of them says nothing about which ones belong together.
+MIN_FILES = 3
 
 
 @dataclass(frozen=True)
 class Series:
-    """Images that belong together by their identity, in any number of volumes.
+    """Slices of one patient, study and series, in any number of volumes.
 
     Args:
         slices: in any order.
-        separated_by: by what they were separated from others under the same UID.
-        nameless: whether they have no SeriesInstanceUID that says that they are one series.
-        warnings: what is odd about their identity.
-        refused: why it is not clear whom they belong to; empty if it is.
+        separated_by: keywords that separated them from others with the same SeriesInstanceUID.
+        lacks_uid: whether they have no SeriesInstanceUID.
+        warnings: oddities of their identity.
+        refused: why their patient or study is ambiguous; empty if it is not.
     """
 
     slices: tuple[SliceHeader, ...]
     separated_by: tuple[str, ...] = ()
-    nameless: bool = False
+    lacks_uid: bool = False
     warnings: tuple[str, ...] = ()
     refused: str = ""
 
 
-def series_of(slices: Iterable[SliceHeader]) -> list[Series]:
-    """The series among slices; each slice is of exactly one."""
+def group_by_series(slices: Iterable[SliceHeader]) -> list[Series]:
+    """Group slices by series; each slice is in exactly one."""
     named: dict[str, list[SliceHeader]] = {}
-    nameless: list[SliceHeader] = []
-    for part in slices:
-        if part.series_uid:
-            named.setdefault(part.series_uid, []).append(part)
+    without_uid: list[SliceHeader] = []
+    for header in slices:
+        if header.series_uid:
+            named.setdefault(header.series_uid, []).append(header)
         else:
-            nameless.append(part)
-    pools = [Series(tuple(pool)) for pool in _with_new_uids(named)]
-    pools = _with_blank_uids(pools, nameless)
-    return [series for pool in pools for series in _of_one_identity(pool)]
+            without_uid.append(header)
+    pools = [Series(tuple(pool)) for pool in _group_by_uid(named)]
+    pools = _assign_blank_uids(pools, without_uid)
+    return [series for pool in pools for series in _separate_by_identity(pool)]
 
 
-def _with_new_uids(named: dict[str, list[SliceHeader]]) -> list[list[SliceHeader]]:
-    """Slices by SeriesInstanceUID; those of single files that have one each but agree in all else together."""
+def _group_by_uid(named: dict[str, list[SliceHeader]]) -> list[list[SliceHeader]]:
+    """Group slices by SeriesInstanceUID; files that have one each but agree in all else are one group."""
     pools: dict[tuple, list[SliceHeader]] = {}
     for uid, pool in named.items():
         first = pool[0]
@@ -69,103 +69,106 @@ def _with_new_uids(named: dict[str, list[SliceHeader]]) -> list[list[SliceHeader
         pools.setdefault((*key, folder) if alone else (uid,), []).extend(pool)
     found: list[list[SliceHeader]] = []
     for pool in pools.values():
-        apart = len({part.series_uid for part in pool}) > 1
-        parallel = all(nearly_parallel(pool[0], part) for part in pool) if apart else True
-        if apart and (len(pool) < MANY or not parallel or len(set(places(pool))) < len(pool)):
-            found += [[part] for part in pool]
+        apart = len({header.series_uid for header in pool}) > 1
+        parallel = all(are_nearly_parallel(pool[0], header) for header in pool) if apart else True
+        if apart and (len(pool) < MIN_FILES or not parallel or len(set(number_positions(pool))) < len(pool)):
+            found += [[header] for header in pool]
         else:
             found.append(pool)
     return found
 
 
-def _with_blank_uids(pools: list[Series], nameless: Sequence[SliceHeader]) -> list[Series]:
-    """The series, each with slices that have no SeriesInstanceUID but otherwise fit it alone; the rest by identity."""
+def _assign_blank_uids(pools: list[Series], without_uid: Sequence[SliceHeader]) -> list[Series]:
+    """Add slices without SeriesInstanceUID to the only series that they fit; group the others by identity."""
     near: dict[Path, set[int]] = {}
     for i, pool in enumerate(pools):
-        for part in pool.slices:
-            near.setdefault(part.path.parent, set()).add(i)
-    values = [_values(pool.slices) for pool in pools] if nameless else []
+        for header in pool.slices:
+            near.setdefault(header.path.parent, set()).add(i)
+    values = [_collect_values(pool.slices) for pool in pools] if without_uid else []
     fitting: dict[int, list[SliceHeader]] = {}
     others: dict[tuple, list[SliceHeader]] = {}
-    for part in nameless:
+    for header in without_uid:
         fits = list(
-            islice((i for i in near.get(part.path.parent, ()) if _fits(part, pools[i].slices[0], values[i])), 2)
+            islice((i for i in near.get(header.path.parent, ()) if _fits(header, pools[i].slices[0], values[i])), 2)
         )
         if len(fits) == 1:
-            fitting.setdefault(fits[0], []).append(part)
+            fitting.setdefault(fits[0], []).append(header)
         else:
-            folder = "" if part.is_placed else str(part.path.parent)
-            others.setdefault((replace(part.identity, frame_of_reference=""), folder), []).append(part)
+            folder = "" if header.is_placed else str(header.path.parent)
+            others.setdefault((replace(header.identity, frame_of_reference=""), folder), []).append(header)
     found = list(pools)
     for i, blank in fitting.items():
         together = (*pools[i].slices, *blank)
-        if not is_even(together) and len(blank) > 1 and is_even(blank) and is_even(pools[i].slices):
-            found.append(_nameless(blank))
+        both_even = len(blank) > 1 and is_evenly_spaced(blank) and is_evenly_spaced(pools[i].slices)
+        if both_even and not is_evenly_spaced(together):
+            found.append(_make_series_without_uid(blank))
         else:
             found[i] = Series(together, warnings=(f"some of its files have no SeriesInstanceUID: {len(blank)}",))
-    return found + [_nameless(pool) for pool in others.values()]
+    return found + [_make_series_without_uid(pool) for pool in others.values()]
 
 
-def contradictions(one: Identity, other: Identity) -> list[str]:
-    """The fields in which two identities both say something, and not the same."""
-    values = ((field, getattr(one, field), getattr(other, field)) for field in (*STRONG, "series_uid"))
+def find_contradictions(one: Identity, other: Identity) -> list[str]:
+    """Return the fields in which two identities differ, not counting empty ones."""
+    values = ((field, getattr(one, field), getattr(other, field)) for field in (*SERIES_FIELDS, "series_uid"))
     return [field for field, first, second in values if first and second and first != second]
 
 
-def _nameless(slices: Sequence[SliceHeader]) -> Series:
-    return Series(tuple(slices), nameless=True, warnings=("it has no SeriesInstanceUID",))
+def _make_series_without_uid(slices: Sequence[SliceHeader]) -> Series:
+    return Series(tuple(slices), lacks_uid=True, warnings=("it has no SeriesInstanceUID",))
 
 
-def _values(slices: Sequence[SliceHeader]) -> dict[str, set[str]]:
-    """What the slices of a series say of whom they belong to."""
-    return {field: {value for part in slices if (value := getattr(part.identity, field))} for field in STRONG}
+def _collect_values(slices: Sequence[SliceHeader]) -> dict[str, set[str]]:
+    """Return the values of the fields of identity that occur in the slices of a series."""
+    return {
+        field: {value for header in slices if (value := getattr(header.identity, field))} for field in SERIES_FIELDS
+    }
 
 
-def _fits(part: SliceHeader, first: SliceHeader, values: dict[str, set[str]]) -> bool:
-    """Whether a slice contradicts nothing that the slices of a series say."""
-    if (part.rows, part.columns) != (first.rows, first.columns) or not (part.is_placed and first.is_placed):
+def _fits(header: SliceHeader, first: SliceHeader, values: dict[str, set[str]]) -> bool:
+    """Return whether a slice agrees with the slices of a series in geometry, modality and identity."""
+    if (header.rows, header.columns) != (first.rows, first.columns) or not (header.is_placed and first.is_placed):
         return False
     agree = all(
-        not getattr(part.identity, field) or own <= {getattr(part.identity, field)} for field, own in values.items()
+        not getattr(header.identity, field) or own <= {getattr(header.identity, field)} for field, own in values.items()
     )
-    return agree and part.modality in (first.modality, "") and nearly_parallel(part, first)
+    return agree and header.modality in (first.modality, "") and are_nearly_parallel(header, first)
 
 
-def _of_one_identity(series: Series) -> Iterator[Series]:
-    """The series, or its parts by patient, study and number; refused as a whole where slices cannot be assigned."""
-    files: dict[Path, Identity] = {part.path: part.identity for part in series.slices}
-    single = len(files) == len(series.slices)  # a file of several slices is more than nothing by itself
+def _separate_by_identity(series: Series) -> Iterator[Series]:
+    """Yield a series, or its groups by patient, study and number; refused as a whole if a slice fits no one group."""
+    files: dict[Path, Identity] = {header.path: header.identity for header in series.slices}
+    single = len(files) == len(series.slices)  # each file is one slice
     warnings = list(series.warnings)
     new_uids = len({identity.series_uid for identity in files.values()} - {""})
     if new_uids > 1:
         warnings.append(f"each of its {new_uids} files has a SeriesInstanceUID of its own: taken as one series")
     varying = []
-    for field, keyword in STRONG.items():
+    for field, keyword in SERIES_FIELDS.items():
         values = [value for identity in files.values() if (value := getattr(identity, field))]
         if len(set(values)) < 2:
             continue
-        if single and len(set(values)) == len(values) >= MANY and not field.startswith("patient"):
+        if single and len(set(values)) == len(values) >= MIN_FILES and not field.startswith("patient"):
             warnings.append(f"each of its {len(values)} files has a {keyword} of its own: taken as one series")
             continue
         varying.append(field)
     if not varying:
         yield replace(series, warnings=tuple(warnings))
         return
-    parts: dict[tuple[str, ...] | None, list[SliceHeader]] = {}
+    groups: dict[tuple[str, ...] | None, list[SliceHeader]] = {}
     keys = {path: tuple(getattr(identity, field) for field in varying) for path, identity in files.items()}
     whole = {key for key in keys.values() if all(key)}
-    for part in series.slices:
-        own = keys[part.path]
+    for header in series.slices:
+        own = keys[header.path]
         fits = [own] if own in whole else [key for key in whole if all(a in ("", b) for a, b in zip(own, key))]
-        parts.setdefault(fits[0] if len(fits) == 1 else None, []).append(part)
-    words = " and ".join(STRONG[field] for field in varying)
-    if None in parts or any(len(part) == 1 for part in parts.values()):
+        groups.setdefault(fits[0] if len(fits) == 1 else None, []).append(header)
+    words = " and ".join(SERIES_FIELDS[field] for field in varying)
+    if None in groups or any(len(group) == 1 for group in groups.values()):
         refused = (
             f"expected images of one {words} under one SeriesInstanceUID, got {len(whole) or 'several'} among "
             f"{len(files)} files: separate them, by patient and study"
         )
         yield Series(series.slices, warnings=tuple(warnings), refused=refused)
         return
-    for slices in parts.values():
-        separated_by = tuple(STRONG[field] for field in varying)
-        yield Series(tuple(slices), separated_by, series.nameless, tuple(warnings))
+    for slices in groups.values():
+        separated_by = tuple(SERIES_FIELDS[field] for field in varying)
+        yield Series(tuple(slices), separated_by, series.lacks_uid, tuple(warnings))

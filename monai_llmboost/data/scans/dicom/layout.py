@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slices as one volume: their order and their affine, or what keeps them from being one."""
+"""Layout of slices as one volume: their order and affine, or why they are not one volume."""
 
 from __future__ import annotations
 
@@ -8,26 +8,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from monai_llmboost.data.scans.dicom.geometry import directions_of, in_order, line_through, units_of
+from monai_llmboost.data.scans.dicom.geometry import fit_line, get_directions, get_rounding_mm, sort_slices
 from monai_llmboost.data.scans.dicom.slices import SliceHeader
-from monai_llmboost.data.scans.nifti.headers import LARGEST_VOLUME
-from monai_llmboost.data.scans.scan import RefusedScan
+from monai_llmboost.data.scans.dicom.tolerances import DIRECTION_TOLERANCE, TILT_TOLERANCE
+from monai_llmboost.data.scans.scan import MAX_VOXELS, RefusedScan
 
-# Directions of x and y may differ so much from unit length and from a right angle.
-DIRECTION_TOLERANCE = 1e-3
-# Slices may shift sideways by this part of their distance (0.06 degrees) before it is called a tilt.
-TILT_TOLERANCE = 1e-3
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The slices in order, and voxel (i, j, k) -> RAS+ mm, where i runs along x of the images, j along y.
+    """Sorted slices, and their affine, voxel (i, j, k) -> RAS+ mm, with i along x of the images and j along y.
 
     Args:
         slices: in the order of k, along the cross product of the images' x and y.
-        affine: 4 x 4; sheared if the slices are tilted.
-        tilt_deg: angle between the step from slice to slice and the normal of the slices; 0 if within tolerance.
+        affine: (4, 4) float64; sheared if the slices are tilted.
+        tilt_deg: angle between the step from slice to slice and the normal of the slices; 0 within the tolerance.
     """
 
     slices: tuple[SliceHeader, ...]
@@ -36,10 +32,10 @@ class Layout:
 
 
 def lay_out(slices: Sequence[SliceHeader], min_slices: int = 2) -> Layout:
-    """Order the slices of one stack and give their affine.
+    """Sort the slices of one stack and compute their affine.
 
     Raises:
-        RefusedScan: they are not one volume of evenly spaced slices; nothing is guessed.
+        RefusedScan: they are not one volume of evenly spaced slices.
     """
     if len(slices) == 1:
         raise RefusedScan(
@@ -50,41 +46,41 @@ def lay_out(slices: Sequence[SliceHeader], min_slices: int = 2) -> Layout:
         raise RefusedScan(
             f"expected at least {min_slices} slices, got {len(slices)}: use a thicker volume", kind="too-small"
         )
-    if (voxels := len(slices) * slices[0].rows * slices[0].columns) > LARGEST_VOLUME:
+    if (voxels := len(slices) * slices[0].rows * slices[0].columns) > MAX_VOXELS:
         raise RefusedScan(
-            f"expected at most {LARGEST_VOLUME} voxels, got {voxels}: split or shrink the volume", kind="too-large"
+            f"expected at most {MAX_VOXELS} voxels, got {voxels}: split or shrink the volume", kind="too-large"
         )
-    slices, along = in_order(slices)
-    origin, step = line_through(slices, along)
-    x, y = directions_of(slices[0])
+    slices, along = sort_slices(slices)
+    origin, step = fit_line(slices, along)
+    x, y = get_directions(slices[0])
     between_rows, between_columns = slices[0].pixel_spacing or ()
     affine = np.eye(4)
     affine[:3] = np.stack([x * between_columns, y * between_rows, step, origin], axis=1)
     normal = np.cross(x, y)
     shift = step - (step @ normal) * normal
     sideways = float(np.linalg.norm(shift))
-    # By so much of it, from slice to slice, rounding of the first and the last position may be the cause.
-    rounding = 2 * units_of(slices) @ np.abs(shift) / max(sideways, 1e-12) / (len(slices) - 1)
+    # The shift from slice to slice that rounding of the first and last position may cause.
+    rounding = 2 * get_rounding_mm(slices) @ np.abs(shift) / max(sideways, 1e-12) / (len(slices) - 1)
     tilted = sideways > TILT_TOLERANCE * (step @ normal) and sideways > rounding
     tilt = float(np.degrees(np.arctan(sideways / (step @ normal)))) if tilted else 0.0
     return Layout(tuple(slices), LPS_TO_RAS @ affine, tilt)
 
 
 def check_planes(slices: Sequence[SliceHeader]) -> None:
-    """Refuse slices whose place in space is not known.
+    """Check that the geometry of slices is known.
 
     Raises:
-        RefusedScan: a position, an orientation or a pixel spacing is absent or no such thing.
+        RefusedScan: a position, an orientation or a pixel spacing is absent or invalid.
     """
     named = {"position": "position", "orientation": "orientation", "pixel_spacing": "pixel spacing"}
     for attribute, words in named.items():
-        if absent := sum(getattr(part, attribute) is None for part in slices):
+        if absent := sum(getattr(header, attribute) is None for header in slices):
             raise RefusedScan(
                 f"expected the {words} of every slice, got none for {absent} of {len(slices)}: "
                 f"export the original images, not pictures of them",
                 kind="no-geometry",
             )
-    directions = directions_of(slices[0])
+    directions = get_directions(slices[0])
     if np.abs(directions @ directions.T - np.eye(2)).max() > DIRECTION_TOLERANCE:
         raise RefusedScan(
             "expected directions of x and y at a right angle, got others: export the series again", kind="no-geometry"

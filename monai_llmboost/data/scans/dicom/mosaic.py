@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mosaics: all slices of a volume as tiles of one picture, as Siemens scanners wrote functional and diffusion MR.
+"""Mosaics: all slices of a volume as tiles of one image, as Siemens scanners wrote functional and diffusion MR.
 
-Tiles lie row by row in a square grid. The header's position is that of a picture of one slice with as many rows and
-columns as the whole grid, around the same centre; direction and distance of the slices are in Siemens' own elements:
+Tiles are in a square grid, row by row. The header's position is that of an image of one slice with as many rows and
+columns as the whole grid, around the same centre; direction and distance of the slices are in private elements:
 https://nipy.org/nibabel/dicom/dicom_mosaic.html
 """
 
@@ -20,14 +20,11 @@ import numpy as np
 from pydicom import Dataset, dcmread
 
 from monai_llmboost.data.scans.dicom.slices import SliceHeader
-from monai_llmboost.data.scans.dicom.values import value
+from monai_llmboost.data.scans.dicom.tolerances import NORMAL_COSINE, SAME_CENTRE, SAME_DISTANCE
+from monai_llmboost.data.scans.dicom.values import get_value
 
-# Number of slices in a picture of United Imaging scanners, whose geometry is described elsewhere.
+# Number of slices in an image of United Imaging scanners, whose geometry is in other private elements.
 GRID_UIH = (0x0065, 0x1050)
-# Cosine to the picture's normal above which a direction is that of the slices.
-ALONG = 0.99
-# Difference of two distances of slices, as a part of it, up to which they agree.
-SAME_SPACING = 0.01
 SLICE_POSITION = re.compile(
     r"sSliceArray\.asSlice\[(\d+)\]\.sPosition\.d(Sag|Cor|Tra)\s*=\s*([-+.\deE]+)",
 )
@@ -35,12 +32,12 @@ EXPORT = "export it as enhanced or as separate slices"
 
 
 def is_mosaic(data: Dataset) -> bool:
-    """Whether a file is a picture of many slices as Siemens writes them."""
-    return "MOSAIC" in str(value(data, "ImageType") or "").upper()
+    """Return whether a file is a mosaic of slices as Siemens writes them."""
+    return "MOSAIC" in str(get_value(data, "ImageType") or "").upper()
 
 
 def is_grid(data: Dataset) -> bool:
-    """Whether a file is a picture of many slices as United Imaging writes them."""
+    """Return whether a file is a grid of slices as United Imaging writes them."""
     count = data.get(GRID_UIH)
     if count is None:
         return False
@@ -48,64 +45,64 @@ def is_grid(data: Dataset) -> bool:
     return text.strip("\0 ") not in ("", "0", "1")
 
 
-def tiles_of(path: Path, picture: SliceHeader) -> tuple[SliceHeader, ...]:
-    """The slices of a mosaic, in the order of its tiles; or the picture with the reason why they cannot be found.
+def split_mosaic(path: Path, mosaic: SliceHeader) -> tuple[SliceHeader, ...]:
+    """Return the slices of a mosaic in the order of its tiles, or its header with the reason why they are unknown.
 
     Args:
         path: the file.
-        picture: its header as that of one slice.
+        mosaic: its header, as of one slice.
     """
-    if picture.problem or not picture.is_placed:
-        return (picture,)
+    if mosaic.problem or not mosaic.is_placed:
+        return (mosaic,)
     data = dcmread(path, stop_before_pixels=True, force=True)
-    image, series = (_csa(data, kind) for kind in ("image", "series"))
+    image, series = (_read_csa_header(data, kind) for kind in ("image", "series"))
     count = int(next(iter(image.get("NumberOfImagesInMosaic", [])), 0) or 0)
     if count < 1:
-        return (_refused(picture, "the number of slices in a mosaic"),)
+        return (_add_problem(mosaic, "the number of slices in a mosaic"),)
     side = math.ceil(math.sqrt(count))
-    if picture.rows % side or picture.columns % side:
-        return (replace(picture, problem=f"expected {side} x {side} tiles, got {picture.rows} rows and "
-                        f"{picture.columns} columns: {EXPORT}"),)  # fmt: skip
-    rows, columns = picture.rows // side, picture.columns // side
-    along_rows, along_columns = np.array(picture.orientation).reshape(2, 3)
-    between_rows, between_columns = picture.pixel_spacing or (0.0, 0.0)
+    if mosaic.rows % side or mosaic.columns % side:
+        return (replace(mosaic, problem=f"expected {side} x {side} tiles, got {mosaic.rows} rows and "
+                        f"{mosaic.columns} columns: {EXPORT}"),)  # fmt: skip
+    rows, columns = mosaic.rows // side, mosaic.columns // side
+    along_rows, along_columns = np.array(mosaic.orientation).reshape(2, 3)
+    between_rows, between_columns = mosaic.pixel_spacing or (0.0, 0.0)
     row, column = along_columns * between_rows, along_rows * between_columns  # one step down, one step to the right
-    first = np.array(picture.position) + (picture.rows - rows) / 2 * row + (picture.columns - columns) / 2 * column
+    first = np.array(mosaic.position) + (mosaic.rows - rows) / 2 * row + (mosaic.columns - columns) / 2 * column
     centre = first + rows / 2 * row + columns / 2 * column
-    step = _step(data, image, _protocol(series), np.cross(along_rows, along_columns), centre, count)
+    step = _get_step(data, image, _read_planned_centres(series), np.cross(along_rows, along_columns), centre, count)
     if isinstance(step, str):
-        return (_refused(picture, step),)
+        return (_add_problem(mosaic, step),)
     return tuple(
         replace(
-            picture,
+            mosaic,
             frame=tile,
             frames=count,
             rows=rows,
             columns=columns,
             position=tuple(float(x) for x in first + tile * step),
-            unit=(0.0, 0.0, 0.0),
+            rounding_mm=(0.0, 0.0, 0.0),
             corner=(tile // side * rows, tile % side * columns),
         )
         for tile in range(count)
     )
 
 
-def _step(
+def _get_step(
     data: Dataset, image: Mapping[str, Any], protocol: np.ndarray, normal: np.ndarray, centre: np.ndarray, count: int
 ) -> np.ndarray | str:
-    """The way from one tile's slice to the next one's, in mm; or what is not known of it."""
+    """Return the step from one tile's slice to the next one's, in mm; or what is unknown of it."""
     written = np.array(image.get("SliceNormalVector", []), dtype=float)
-    sign = np.sign(written @ normal) if written.shape == (3,) and abs(written @ normal) > ALONG else 0.0
-    spacing = float(value(data, "SpacingBetweenSlices") or 0)
+    sign = np.sign(written @ normal) if written.shape == (3,) and abs(written @ normal) > NORMAL_COSINE else 0.0
+    spacing = float(get_value(data, "SpacingBetweenSlices") or 0)
     if len(protocol) == count > 1:
         mean = (protocol[-1] - protocol[0]) / (count - 1)
         spacing = spacing or float(np.linalg.norm(mean))
-        ends = [np.linalg.norm(centre - end) < SAME_SPACING * 10 * spacing for end in (protocol[0], protocol[-1])]
-        if ends[0] != ends[1]:  # else the slices were moved after the protocol was written, as for motion correction
+        ends = [np.linalg.norm(centre - end) < SAME_CENTRE * spacing for end in (protocol[0], protocol[-1])]
+        if ends[0] != ends[1]:  # else the slices were moved after planning, for instance by motion correction
             order = np.sign(mean @ normal) * (1 if ends[0] else -1)
             if sign and order != sign:
                 return "one order of slices (its protocol and its images disagree)"
-            if abs(np.linalg.norm(mean) - spacing) > SAME_SPACING * spacing:
+            if abs(np.linalg.norm(mean) - spacing) > SAME_DISTANCE * spacing:
                 return "one distance of slices (its protocol and its images disagree)"
             sign = order
     if not sign:
@@ -115,20 +112,20 @@ def _step(
     return sign * spacing * normal
 
 
-def _csa(data: Dataset, kind: str) -> dict[str, Any]:
-    """Siemens' own header of the image or the series, name -> values; empty if it is absent or damaged."""
+def _read_csa_header(data: Dataset, kind: str) -> dict[str, Any]:
+    """Return Siemens' private (CSA) header of the image or series, name -> values; empty if absent or damaged."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # nibabel calls its reader experimental whenever it is imported
+        warnings.simplefilter("ignore")  # nibabel warns on import that this reader is experimental
         from nibabel.nicom import csareader
     try:
         header = csareader.get_csa_header(data, kind)
-    except Exception:  # whatever a damaged one leads to
+    except Exception:  # a damaged header may raise any error
         header = None
     return {} if header is None else {name: tag["items"] for name, tag in header["tags"].items()}
 
 
-def _protocol(series: Mapping[str, Any]) -> np.ndarray:
-    """Centres of the slices as they were planned, (slices, 3), in mm; empty if unknown."""
+def _read_planned_centres(series: Mapping[str, Any]) -> np.ndarray:
+    """Return the centres of the planned slices, (slices, 3), in mm; empty if unknown."""
     text = next(iter(series.get("MrPhoenixProtocol") or series.get("MrProtocol") or []), "")
     text = text.decode("latin-1") if isinstance(text, bytes) else str(text)
     found = [(int(i), ("Sag", "Cor", "Tra").index(axis), float(x)) for i, axis, x in SLICE_POSITION.findall(text)]
@@ -138,5 +135,5 @@ def _protocol(series: Mapping[str, Any]) -> np.ndarray:
     return centres
 
 
-def _refused(picture: SliceHeader, missing: str) -> SliceHeader:
-    return replace(picture, problem=f"expected {missing}, got none that is sure: {EXPORT}")
+def _add_problem(mosaic: SliceHeader, missing: str) -> SliceHeader:
+    return replace(mosaic, problem=f"expected {missing}, got none that is sure: {EXPORT}")

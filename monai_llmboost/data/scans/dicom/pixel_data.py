@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pixel data of a DICOM file before they are unpacked: whether as many are there as the header says."""
+"""Length of the pixel data of a DICOM file, checked against the header before decoding."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pydicom import Dataset
 from pydicom.uid import UID
 
 PIXEL_DATA = (0x7FE0, 0x0010)
-ITEM, END_OF_ITEMS = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
+ITEM, SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
 UNDEFINED = 0xFFFFFFFF
 CUT_SHORT = "the file is cut short, copy it again"
 
 
-def problem_of_pixel_data(file: BinaryIO, data: Dataset, syntax: UID, frames: int) -> str:
-    """What keeps the pixels of a file from being those that its header describes; empty if nothing does.
+def find_pixel_data_problem(file: BinaryIO, data: Dataset, syntax: UID, frames: int) -> str:
+    """Return why the pixel data of a file do not match its header; empty if they do.
 
     Args:
-        file: at the first byte of the element of pixel data, where pydicom leaves it.
+        file: open at the first byte of the element PixelData, where pydicom stops.
         data: the header.
         syntax: transfer syntax of the file.
-        frames: images that the header promises.
+        frames: number of images by the header.
     """
     needed = frames * data.Rows * data.Columns * data.BitsAllocated // 8
     implicit, little = data.original_encoding
@@ -34,13 +34,13 @@ def problem_of_pixel_data(file: BinaryIO, data: Dataset, syntax: UID, frames: in
         return f"expected {needed} bytes of pixels, got none: {CUT_SHORT}"
     length = int.from_bytes(head[-4:], order)
     if syntax.is_encapsulated:
-        return _problem_of_items(file, frames, length, end)
+        return _find_item_problem(file, frames, length, end)
     rest = end - file.tell()
     if length == UNDEFINED:
         return f"expected {needed} bytes of pixels, got a length that is not given: export it again"
     if rest < length:
         return f"expected {max(length, needed)} bytes of pixels, got at most {rest}: {CUT_SHORT}"
-    if not needed <= length <= needed + needed % 2:  # an odd number is filled up to an even one
+    if not needed <= length <= needed + needed % 2:  # an odd number of bytes is padded to an even one
         return (
             f"expected {needed} bytes of pixels ({frames} x {data.Rows} x {data.Columns}, {data.BitsAllocated} bits), "
             f"got {length}: header and pixels are not of one image, export it again"
@@ -48,20 +48,20 @@ def problem_of_pixel_data(file: BinaryIO, data: Dataset, syntax: UID, frames: in
     return ""
 
 
-def _problem_of_items(file: BinaryIO, frames: int, length: int, end: int) -> str:
-    """What is wrong with the list of compressed pieces; the pieces themselves are looked at when they are unpacked."""
+def _find_item_problem(file: BinaryIO, frames: int, length: int, end: int) -> str:
+    """Return what is wrong with the list of compressed fragments; decoding checks the fragments themselves."""
     last = end if length == UNDEFINED else min(end, file.tell() + length)
-    pieces = -1  # the first item is a table of places
+    fragments = -1  # the first item is the offset table
     while True:
         head = file.read(8)  # items are little-endian in every syntax
         tag = (int.from_bytes(head[:2], "little"), int.from_bytes(head[2:4], "little"))
-        if tag == END_OF_ITEMS or (length != UNDEFINED and not head):
+        if tag == SEQUENCE_END or (length != UNDEFINED and not head):
             break
         size = int.from_bytes(head[4:8], "little")
         if len(head) < 8 or tag != ITEM or file.tell() + size > last:
             return f"expected compressed pixels up to their end mark, got fewer: {CUT_SHORT}"
         file.seek(size, os.SEEK_CUR)
-        pieces += 1
-    if pieces < frames:
-        return f"expected compressed pixels of {frames} images, got {max(pieces, 0)}: export it again"
+        fragments += 1
+    if fragments < frames:
+        return f"expected compressed pixels of {frames} images, got {max(fragments, 0)}: export it again"
     return ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The values of DICOM slices: stored numbers unpacked, checked, and brought to their unit."""
+"""Values of DICOM slices: decoded, checked, and rescaled to their unit."""
 
 from __future__ import annotations
 
@@ -18,33 +18,32 @@ from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels import pixel_array
 from pydicom.uid import UID, RLELossless, SecondaryCaptureImageStorage
 
-from monai_llmboost.data.scans.dicom.headers import quiet, transfer_syntax
+from monai_llmboost.data.scans.dicom.headers import get_transfer_syntax, silence_pydicom
 from monai_llmboost.data.scans.dicom.slices import SliceHeader
-from monai_llmboost.data.scans.dicom.values import photometric_of
+from monai_llmboost.data.scans.dicom.tolerances import DARK_PADDING
+from monai_llmboost.data.scans.dicom.values import get_photometric
 from monai_llmboost.data.scans.scan import RefusedScan
 
-# Reading and unpacking leave the interpreter's lock; more threads than this wait for the disk.
-THREADS = min(8, os.cpu_count() or 1)
-# Padding so little below the lowest other value, as a part of the range of values, is dark enough.
-DARK = 0.01
-# What describes a frame to a decoder.
+# Reading and decoding release the interpreter's lock; more threads than this wait for the disk.
+MAX_THREADS = min(8, os.cpu_count() or 1)
+# Attributes that a decoder needs.
 PIXEL_MODULE = (
     "SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit",
     "PixelRepresentation",
 )  # fmt: skip
 
 
-def volume_of(slices: Sequence[SliceHeader]) -> tuple[np.ndarray, int]:
-    """The values of the slices, (columns, rows, slices), float32: stored value * slope + intercept of its own slice.
+def read_volume(slices: Sequence[SliceHeader]) -> tuple[np.ndarray, int]:
+    """Read the values of slices, (columns, rows, slices), float32: stored value * slope + intercept of its own slice.
 
-    Where low values are meant to be bright (MONOCHROME1), stored values are mirrored within their range first. What
-    the header calls padding (PixelPaddingValue) lies outside of the image and gets the volume's lowest other value.
+    Stored values of MONOCHROME1 images are first mirrored within their range, so that bright is high. Padding
+    (PixelPaddingValue) is set to the volume's lowest other value.
 
     Returns:
-        The volume, and how many of its voxels are padding.
+        The volume, and the number of its voxels that are padding.
 
     Raises:
-        RefusedScan: the pixels of a file are damaged or cannot be unpacked.
+        RefusedScan: the pixels of a file are damaged or cannot be decoded.
     """
     volume = np.empty((slices[0].columns, slices[0].rows, len(slices)), np.float32, order="F")
     padding: list[tuple[int, np.ndarray]] = []
@@ -54,52 +53,52 @@ def volume_of(slices: Sequence[SliceHeader]) -> tuple[np.ndarray, int]:
 
     def fill(path: Path) -> None:
         parts = [slices[number] for number in of_file[path]]
-        for number, part, plane in zip(of_file[path], parts, _stored(path, parts)):
+        for number, part, plane in zip(of_file[path], parts, _iterate_stored(path, parts)):
             if plane.shape != (part.rows, part.columns):
                 what = f"expected {path.name} as it was found, it was rewritten meanwhile: try again"
                 raise RefusedScan(what, kind="damaged", may_pass=True)
-            if part.padding is not None and (outside := _within(plane, part.padding)).any():
+            if part.padding is not None and (outside := _find_padding(plane, part.padding)).any():
                 padding.append((number, outside.T))
             slope, intercept = (default if given is None else given
                                 for given, default in ((part.slope, 1.0), (part.intercept, 0.0)))  # fmt: skip
-            volume[:, :, number] = (_bright_above_dark(plane, part).astype(np.float64) * slope + intercept).T
+            volume[:, :, number] = (_mirror_if_inverted(plane, part).astype(np.float64) * slope + intercept).T
 
-    with quiet(), ThreadPoolExecutor(THREADS) as threads:
+    with silence_pydicom(), ThreadPoolExecutor(MAX_THREADS) as threads:
         list(threads.map(fill, of_file))
     if not np.isfinite(volume).all():
         raise RefusedScan("expected finite voxels, got values beyond float32: export the series again", kind="damaged")
     return volume, _fill_padding(volume, padding)
 
 
-def digest_of_pixels(path: Path) -> str:
-    """The sha256 of a file's stored values, however they are packed; empty if they cannot be read."""
+def digest_pixels(path: Path) -> str:
+    """Return the sha256 of a file's stored values, whatever their compression; empty if they cannot be read."""
     digest = hashlib.sha256()
     try:
-        with quiet():
+        with silence_pydicom():
             data = _read(path)
             for frame in range(int(data.get("NumberOfFrames") or 1)):
-                digest.update(np.ascontiguousarray(_plane(path, data, frame).astype("<i4")).tobytes())
+                digest.update(np.ascontiguousarray(_decode_frame(path, data, frame).astype("<i4")).tobytes())
     except RefusedScan:
         return ""
     return digest.hexdigest()
 
 
-def _stored(path: Path, parts: Sequence[SliceHeader]) -> Iterator[np.ndarray]:
-    """Stored values of frames or tiles of a file, each (rows, columns)."""
+def _iterate_stored(path: Path, parts: Sequence[SliceHeader]) -> Iterator[np.ndarray]:
+    """Yield the stored values of frames or tiles of a file, each (rows, columns)."""
     data = _read(path)
-    picture = _plane(path, data, 0) if parts[0].corner else None
+    mosaic = _decode_frame(path, data, 0) if parts[0].corner else None
     for part in parts:
-        if picture is not None and part.corner is not None:
+        if mosaic is not None and part.corner is not None:
             row, column = part.corner
-            yield picture[row : row + part.rows, column : column + part.columns]
+            yield mosaic[row : row + part.rows, column : column + part.columns]
         else:
-            yield _plane(path, data, part.frame)
+            yield _decode_frame(path, data, part.frame)
 
 
 def _fill_padding(volume: np.ndarray, padding: Sequence[tuple[int, np.ndarray]]) -> int:
-    """Give padding the lowest value of all other voxels; the number of voxels that were changed.
+    """Set padding to the lowest value of all other voxels, and return the number of changed voxels.
 
-    Padding that is as dark as that already, such as 0 in MR, is left alone.
+    Padding that is that dark already, such as 0 in MR, is not changed.
     """
     count = sum(int(outside.sum()) for _, outside in padding)
     if not 0 < count < volume.size:
@@ -109,13 +108,13 @@ def _fill_padding(volume: np.ndarray, padding: Sequence[tuple[int, np.ndarray]])
         inside[:, :, number] = ~outside
     lowest, highest = volume[inside].min(), volume[inside].max()
     filled = volume[~inside]
-    if filled.max() <= lowest and filled.min() >= lowest - DARK * (highest - lowest):
+    if filled.max() <= lowest and filled.min() >= lowest - DARK_PADDING * (highest - lowest):
         return 0
     volume[~inside] = lowest
     return count
 
 
-def _within(plane: np.ndarray, bounds: tuple[int, int]) -> np.ndarray:
+def _find_padding(plane: np.ndarray, bounds: tuple[int, int]) -> np.ndarray:
     low, high = bounds
     return plane == low if low == high else (plane >= low) & (plane <= high)
 
@@ -123,26 +122,26 @@ def _within(plane: np.ndarray, bounds: tuple[int, int]) -> np.ndarray:
 def _read(path: Path) -> Dataset:
     try:
         data = dcmread(path, force=True)
-        data.file_meta.TransferSyntaxUID = transfer_syntax(data)
-        data.PhotometricInterpretation = photometric_of(data)
+        data.file_meta.TransferSyntaxUID = get_transfer_syntax(data)
+        data.PhotometricInterpretation = get_photometric(data)
     except Exception as error:
-        raise _damaged(path, error) from None
+        raise _make_refusal(path, error) from None
     return data
 
 
-def _plane(path: Path, data: Dataset, frame: int) -> np.ndarray:
-    """Stored values of one frame, (rows, columns)."""
+def _decode_frame(path: Path, data: Dataset, frame: int) -> np.ndarray:
+    """Return the stored values of one frame, (rows, columns)."""
     try:
         syntax = data.file_meta.TransferSyntaxUID
         if syntax.is_encapsulated and syntax != RLELossless:
-            return _unpack(data, frame)
+            return _decode_by_gdcm(data, frame)
         return pixel_array(data, index=frame, raw=True)
     except Exception as error:
-        raise _damaged(path, error) from None
+        raise _make_refusal(path, error) from None
 
 
-def _damaged(path: Path, error: Exception) -> RefusedScan:
-    """A refusal that says nothing of the error's text, which may quote the patient's tags."""
+def _make_refusal(path: Path, error: Exception) -> RefusedScan:
+    """Return a refusal without the error's text, which may quote tags of the patient."""
     if isinstance(error, MemoryError) or getattr(error, "strerror", None):
         what = getattr(error, "strerror", None) or "too little memory"
         return RefusedScan(
@@ -157,28 +156,28 @@ def _damaged(path: Path, error: Exception) -> RefusedScan:
     )
 
 
-def _unpack(data: Dataset, frame: int) -> np.ndarray:
-    """One compressed frame, by GDCM.
+def _decode_by_gdcm(data: Dataset, frame: int) -> np.ndarray:
+    """Decode one compressed frame by GDCM.
 
-    GDCM gets the frame as a plain picture of its own: what it does with slope, intercept and MONOCHROME1 depends on the
-    kind of object, and of a multi-frame file it takes the first frame's slope for all.
+    GDCM gets the frame as a secondary capture of its own: how it treats slope, intercept and MONOCHROME1 depends on the
+    SOP class, and in a multi-frame file it applies the first frame's slope to all.
     """
     count = int(data.get("NumberOfFrames") or 1)
     offsets = (data.ExtendedOffsetTable, data.ExtendedOffsetTableLengths) if "ExtendedOffsetTable" in data else None
     code = get_frame(data.PixelData, frame, number_of_frames=count, extended_offsets=offsets)
-    picture = Dataset()
-    picture.file_meta = FileMetaDataset()
-    picture.file_meta.TransferSyntaxUID = data.file_meta.TransferSyntaxUID
-    picture.SOPClassUID = picture.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
-    picture.SOPInstanceUID = picture.file_meta.MediaStorageSOPInstanceUID = UID("1.2.3")
+    image = Dataset()
+    image.file_meta = FileMetaDataset()
+    image.file_meta.TransferSyntaxUID = data.file_meta.TransferSyntaxUID
+    image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = UID("1.2.3")
     for keyword in PIXEL_MODULE:
         if keyword in data:
-            setattr(picture, keyword, data[keyword].value)
-    picture.PhotometricInterpretation = "MONOCHROME2"
-    picture.PixelData = encapsulate([code])
+            setattr(image, keyword, data[keyword].value)
+    image.PhotometricInterpretation = "MONOCHROME2"
+    image.PixelData = encapsulate([code])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "frame.dcm"
-        picture.save_as(path, enforce_file_format=True)
+        image.save_as(path, enforce_file_format=True)
         sitk.ProcessObject.GlobalWarningDisplayOff()
         reader = sitk.ImageFileReader()
         reader.SetImageIO("GDCMImageIO")
@@ -187,7 +186,7 @@ def _unpack(data: Dataset, frame: int) -> np.ndarray:
     return plane.astype(f"{'i' if data.PixelRepresentation else 'u'}{data.BitsAllocated // 8}")
 
 
-def _bright_above_dark(plane: np.ndarray, part: SliceHeader) -> np.ndarray:
+def _mirror_if_inverted(plane: np.ndarray, part: SliceHeader) -> np.ndarray:
     if not part.inverted:
         return plane
     lowest_plus_highest = -1 if part.signed else (1 << part.bits_stored) - 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One image plane of a DICOM file: whom it belongs to, where it lies, what its values mean, what may set it apart."""
+"""Header of one slice: its patient and series, geometry, scaling, and tags that may separate volumes."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from typing import Any
 from pydicom import Dataset
 
 from monai_llmboost.data.scans.dicom.values import (
-    half_unit,
+    find_number_problem,
+    get_photometric,
+    get_rounding,
+    get_value,
     is_unreadable,
-    photometric_of,
-    problem_of_numbers,
     to_number,
     to_numbers,
     to_plain,
+    to_uid,
     to_whole,
-    uid,
-    value,
 )
 
-# What may set volumes of one series apart where they lie at the same place; what does so best comes first.
+# Tags that may separate volumes of one series at the same positions, the most specific first.
 DISCRIMINATING = (
     "EchoTime",
     "EchoNumbers",
@@ -52,7 +52,7 @@ DISCRIMINATING = (
     "IrradiationEventUID",
     "ContentTime",
 )
-# The same in the functional groups of an enhanced multi-frame file: sequence, attribute.
+# The same in the functional groups of enhanced multi-frame files: sequence, attribute.
 DISCRIMINATING_OF_FRAMES = (
     ("MREchoSequence", "EffectiveEchoTime"),
     ("FrameContentSequence", "TemporalPositionIndex"),
@@ -81,20 +81,21 @@ GEOMETRY_OF_FRAMES = ("PlanePositionSequence", "PlaneOrientationSequence", "Pixe
 SCALING = ("RescaleSlope", "RescaleIntercept")
 UNITS = ("Units", "RescaleType")
 IDENTITY = ("PatientID", "PatientName", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "FrameOfReferenceUID")
-# Dimensions along which the slices of one volume are numbered.
-ALONG_THE_STACK = {0x00209057, 0x00200032, 0x00209113}
+# Dimension pointers that count the slices of one volume: InStackPositionNumber, ImagePositionPatient,
+# PlanePositionSequence.
+SLICE_DIMENSIONS = {0x00209057, 0x00200032, 0x00209113}
 MODALITY = re.compile(r"[A-Z]{2,10}")
-# A key of this process: digests of names can be compared here, and nowhere else be looked up.
+# Key of this process: digests of names can be compared within it, and be looked up nowhere else.
 SECRET = secrets.token_bytes(16)
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Whom a slice belongs to; each is empty where the header says nothing.
+    """Patient, study and series of a slice; each is empty if absent.
 
     Args:
-        patient_id: digest of PatientID with a key that is drawn again in each process; the ID itself is never kept.
-        patient_name: the same of PatientName.
+        patient_id: keyed digest of PatientID, with a new key in each process; the ID itself is never kept.
+        patient_name: the same for PatientName.
         study_uid: StudyInstanceUID.
         series_uid: SeriesInstanceUID.
         series_number: SeriesNumber.
@@ -111,30 +112,32 @@ class Identity:
 
 @dataclass(frozen=True)
 class SliceHeader:
-    """One image plane: a file, one frame of it, or one tile of a mosaic; in the patient's frame (LPS), in mm.
+    """Header of one slice: a file, a frame of it, or a tile of a mosaic; positions in mm, in the patient's LPS frame.
 
     Args:
         path: the file.
-        frame: number of the frame or tile in the file, from 0.
-        frames: frames or tiles in the file.
-        identity: whom it belongs to.
+        frame: index of the frame or tile in the file.
+        frames: number of frames or tiles in the file.
+        identity: its patient, study and series.
         sop_uid: SOPInstanceUID; empty if absent.
-        number: InstanceNumber; None if absent, or of a file of several frames.
+        instance_number: InstanceNumber; None if absent, or if the file has several frames.
         modality: ``"CT"``, ``"MR"`` ...
-        rows: voxels along y of the image, and ``columns``: along x.
+        rows: voxels along y of the image.
+        columns: voxels along x of the image.
         position: centre of the first voxel (x, y, z); None if absent.
-        unit: half a unit of the last written digit of each coordinate of ``position``, in mm; 0 where it is exact.
+        rounding_mm: half a unit of the last written digit of each coordinate of ``position``; 0 if exact.
         orientation: direction of x, then of y of the image; None if absent.
-        pixel_spacing: distance of rows, then of columns.
-        slope: stored value to value, with ``intercept``; None if the header gives neither.
+        pixel_spacing: distance of rows, then of columns, in mm.
+        slope: value = slope * stored value + intercept; None if the header has neither.
         intercept: see ``slope``.
-        units: what values are measured in, as far as the header says so.
-        bits_stored: bits of a stored value, and ``signed``: whether it is signed.
-        inverted: whether low values are meant to be bright (MONOCHROME1).
-        padding: lowest and highest stored value that fills what lies outside of the image; None if there is none.
-        corner: of a tile, its first row and column in the stored picture; None if it is the picture.
-        discriminating: what may set volumes of a series apart, of what is there: (keyword, value), the best first.
-        problem: why its values or its place cannot be trusted; empty if they can.
+        units: units of the values, empty if absent.
+        bits_stored: bits of a stored value.
+        signed: whether stored values are signed.
+        inverted: whether low values are displayed bright (MONOCHROME1).
+        padding: lowest and highest stored value of padding outside the image; None if there is none.
+        corner: first row and column of a tile in its mosaic; None if the slice is not a tile.
+        discriminating: tags that may separate volumes, as far as present: (keyword, value), the most specific first.
+        problem: why its values or its geometry cannot be trusted; empty if they can.
     """
 
     path: Path
@@ -142,12 +145,12 @@ class SliceHeader:
     frames: int
     identity: Identity
     sop_uid: str
-    number: int | None
+    instance_number: int | None
     modality: str
     rows: int
     columns: int
     position: tuple[float, ...] | None
-    unit: tuple[float, ...]
+    rounding_mm: tuple[float, ...]
     orientation: tuple[float, ...] | None
     pixel_spacing: tuple[float, ...] | None
     slope: float | None
@@ -163,39 +166,39 @@ class SliceHeader:
 
     @property
     def series_uid(self) -> str:
-        """SeriesInstanceUID; empty if absent."""
+        """Return SeriesInstanceUID; empty if absent."""
         return self.identity.series_uid
 
     @property
     def has_size(self) -> bool:
-        """Whether the header says how large the image is."""
+        """Return whether the header has the size of the image."""
         return self.rows > 0
 
     @property
     def is_placed(self) -> bool:
-        """Whether position, orientation and pixel spacing are all there."""
+        """Return whether position, orientation and pixel spacing are all present."""
         return self.position is not None and self.orientation is not None and self.pixel_spacing is not None
 
 
-def slice_of(path: Path, data: Dataset, frame: int, frames: int, problem: str) -> SliceHeader:
-    """One frame of a file; ``problem``: what is wrong with the file as a whole."""
-    groups = list(_functional_groups(data, frame))
+def read_slice(path: Path, data: Dataset, frame: int, frames: int, problem: str) -> SliceHeader:
+    """Return the header of one frame of a file; ``problem`` is what is wrong with the file as a whole."""
+    groups = list(_iterate_functional_groups(data, frame))
 
-    def value_of(sequence: str, keyword: str) -> Any:
-        """An attribute of this frame, of all frames, or of the file."""
+    def find_value(sequence: str, keyword: str) -> Any:
+        """Return an attribute of this frame, of all frames, or of the file."""
         for group in groups:
             for item in group.get(sequence) or []:
                 if item.get(keyword) not in (None, ""):
                     return item.get(keyword)
-        return value(data, keyword)
+        return get_value(data, keyword)
 
     written, orientation, spacing = (
-        value_of(sequence, keyword) for sequence, keyword in zip(GEOMETRY_OF_FRAMES, GEOMETRY)
+        find_value(sequence, keyword) for sequence, keyword in zip(GEOMETRY_OF_FRAMES, GEOMETRY)
     )
-    scaling = [value_of("PixelValueTransformationSequence", keyword) for keyword in SCALING]
+    scaling = [find_value("PixelValueTransformationSequence", keyword) for keyword in SCALING]
     for keyword, number in zip((*GEOMETRY, *SCALING), (written, orientation, spacing, *scaling)):
         found = b"" if number is None and is_unreadable(data, keyword) else number
-        problem = problem or problem_of_numbers(keyword, found, one=keyword in SCALING)
+        problem = problem or find_number_problem(keyword, found, one=keyword in SCALING)
     position = to_numbers(written, 3)
     slope, intercept = map(to_number, scaling)
     if not all(number is None or math.isfinite(number) for number in (slope, intercept)) or slope == 0:
@@ -206,88 +209,90 @@ def slice_of(path: Path, data: Dataset, frame: int, frames: int, problem: str) -
         path=path,
         frame=frame,
         frames=frames,
-        identity=_identity(data),
-        sop_uid=uid(value(data, "SOPInstanceUID")),
-        number=to_whole(value(data, "InstanceNumber")) if frames == 1 else None,
-        modality=modality if MODALITY.fullmatch(modality := str(value(data, "Modality") or "")) else "",
+        identity=_read_identity(data),
+        sop_uid=to_uid(get_value(data, "SOPInstanceUID")),
+        instance_number=to_whole(get_value(data, "InstanceNumber")) if frames == 1 else None,
+        modality=modality if MODALITY.fullmatch(modality := str(get_value(data, "Modality") or "")) else "",
         rows=int(data.Rows),
         columns=int(data.Columns),
         position=position,
-        unit=(0.0, 0.0, 0.0) if position is None else tuple(half_unit(number) for number in written),
+        rounding_mm=(0.0, 0.0, 0.0) if position is None else tuple(get_rounding(number) for number in written),
         orientation=to_numbers(orientation, 6),
         pixel_spacing=to_numbers(spacing, 2),
         slope=slope,
         intercept=intercept,
-        units=tuple(str(value(data, keyword) or "").strip() for keyword in UNITS),
+        units=tuple(str(get_value(data, keyword) or "").strip() for keyword in UNITS),
         bits_stored=int(data.get("BitsStored") or data.BitsAllocated),
         signed=bool(data.get("PixelRepresentation")),
-        inverted=photometric_of(data) == "MONOCHROME1",
-        padding=_padding(data),
+        inverted=get_photometric(data) == "MONOCHROME1",
+        padding=_read_padding(data),
         corner=None,
-        discriminating=tuple({key: value for key, value in _discriminating(data, groups, value_of) if value}.items()),
+        discriminating=tuple(
+            {key: value for key, value in _iterate_discriminating(data, groups, find_value) if value}.items()
+        ),
         problem=problem,
     )
 
 
-def slice_without_size(path: Path, data: Dataset, problem: str) -> SliceHeader:
-    """An image whose header does not say how large it is: no slice, but its series lacks it."""
+def read_slice_without_size(path: Path, data: Dataset, problem: str) -> SliceHeader:
+    """Return the header of an image without a size, which cannot be read but is missing in its series."""
     size = Dataset()
     size.update(data)
     size.Rows = size.Columns = 0
     size.BitsAllocated = 16
     size.PhotometricInterpretation = "MONOCHROME2"
-    return slice_of(path, size, 0, 1, problem)
+    return read_slice(path, size, 0, 1, problem)
 
 
-def _identity(data: Dataset) -> Identity:
+def _read_identity(data: Dataset) -> Identity:
     def digest(keyword: str) -> str:
-        text = str(value(data, keyword) or "").strip().rstrip("^").casefold()
+        text = str(get_value(data, keyword) or "").strip().rstrip("^").casefold()
         return blake2b(text.encode(errors="replace"), key=SECRET, digest_size=8).hexdigest() if text else ""
 
-    number = to_whole(value(data, "SeriesNumber"))
+    number = to_whole(get_value(data, "SeriesNumber"))
     return Identity(
         patient_id=digest("PatientID"),
         patient_name=digest("PatientName"),
-        study_uid=uid(value(data, "StudyInstanceUID")),
-        series_uid=uid(value(data, "SeriesInstanceUID")),
+        study_uid=to_uid(get_value(data, "StudyInstanceUID")),
+        series_uid=to_uid(get_value(data, "SeriesInstanceUID")),
         series_number="" if number is None else str(number),
-        frame_of_reference=uid(value(data, "FrameOfReferenceUID")),
+        frame_of_reference=to_uid(get_value(data, "FrameOfReferenceUID")),
     )
 
 
-def _padding(data: Dataset) -> tuple[int, int] | None:
-    first, last = (to_whole(value(data, keyword)) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
+def _read_padding(data: Dataset) -> tuple[int, int] | None:
+    first, last = (to_whole(get_value(data, keyword)) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
     if first is None:
         return None
     bits = data.BitsAllocated
     bounds = [first, first if last is None else last]
-    if data.get("PixelRepresentation"):  # some writers note it as an unsigned number all the same
+    if data.get("PixelRepresentation"):  # some writers write it as an unsigned number nevertheless
         bounds = [n - (1 << bits) if n >= 1 << (bits - 1) else n for n in bounds]
     return min(bounds), max(bounds)
 
 
-def _functional_groups(data: Dataset, frame: int) -> Iterator[Dataset]:
-    if per_frame := value(data, "PerFrameFunctionalGroupsSequence"):
+def _iterate_functional_groups(data: Dataset, frame: int) -> Iterator[Dataset]:
+    if per_frame := get_value(data, "PerFrameFunctionalGroupsSequence"):
         yield per_frame[frame]
-    yield from value(data, "SharedFunctionalGroupsSequence") or []
+    yield from get_value(data, "SharedFunctionalGroupsSequence") or []
 
 
-def _discriminating(data: Dataset, groups: list[Dataset], value_of: Any) -> Iterator[tuple[str, Any]]:
+def _iterate_discriminating(data: Dataset, groups: list[Dataset], find_value: Any) -> Iterator[tuple[str, Any]]:
     if not groups:
         for keyword in DISCRIMINATING:
-            yield keyword, to_plain(value(data, keyword))
+            yield keyword, to_plain(get_value(data, keyword))
         return
     content = next((item for group in groups for item in group.get("FrameContentSequence") or []), Dataset())
     pointers = [int(item.get("DimensionIndexPointer") or 0) for item in data.get("DimensionIndexSequence") or []]
     indices = content.get("DimensionIndexValues")
     indices = [] if indices is None else [indices] if isinstance(indices, int) else list(indices)
     if pointers and len(indices) == len(pointers):
-        yield "DimensionIndexValues", tuple(i for i, p in zip(indices, pointers) if p not in ALONG_THE_STACK)
+        yield "DimensionIndexValues", tuple(i for i, p in zip(indices, pointers) if p not in SLICE_DIMENSIONS)
     for sequence, keyword in DISCRIMINATING_OF_FRAMES:
-        yield keyword, to_plain(value_of(sequence, keyword))
+        yield keyword, to_plain(find_value(sequence, keyword))
     directions = [item for group in groups for part in group.get("MRDiffusionSequence") or []
                   for item in part.get("DiffusionGradientDirectionSequence") or []]  # fmt: skip
     if directions:
         yield "DiffusionGradientOrientation", to_plain(directions[0].get("DiffusionGradientOrientation"))
     for keyword in DISCRIMINATING:
-        yield keyword, to_plain(value(data, keyword))
+        yield keyword, to_plain(get_value(data, keyword))

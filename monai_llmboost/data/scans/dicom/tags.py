@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What headers of slices say of how they were made, and the ways in which it separates them into volumes."""
+"""Discriminating tags of slices, and how they separate slices into volumes."""
 
 from __future__ import annotations
 
@@ -9,110 +9,111 @@ from itertools import combinations
 import numpy as np
 
 from monai_llmboost.data.scans.dicom.slices import SliceHeader
+from monai_llmboost.data.scans.dicom.tolerances import MEASURED_TOLERANCE
 
-# So many tags at most are taken together to separate volumes of a series, such as echo and time.
-MOST_TAGS = 3
-# What differs where slices are taken at different times; slices of one MR volume are often taken in turns.
-OF_ACQUISITION = frozenset((
+# Most tags that are combined to separate volumes of a series, such as echo and time.
+MAX_TAGS = 3
+# Tags of the time of acquisition; they also differ within MR volumes that are acquired interleaved.
+ACQUISITION_TAGS = frozenset((
     "AcquisitionNumber", "FrameAcquisitionNumber", "TriggerTime", "NominalCardiacTriggerDelayTime",
     "AcquisitionTime", "AcquisitionDateTime", "FrameAcquisitionDateTime", "FrameReferenceDateTime",
     "FrameReferenceTime", "TemporalPositionTimeOffset", "IrradiationEventUID",
 ))  # fmt: skip
-# Numbers that scanners measure or compute for each slice, and of which small differences mean nothing.
-MEASURED = frozenset((
+# Values that scanners measure or compute for each slice, so that small differences mean nothing.
+MEASURED_TAGS = frozenset((
     "EchoTime", "EffectiveEchoTime", "InversionTime", "FlipAngle", "KVP", "ReconstructionDiameter",
 ))  # fmt: skip
-# Relative difference of such numbers up to which they are one number.
-ROUNDING = 0.02
 
 
-def tags_of(plane: Sequence[SliceHeader], rounded: bool = False) -> list[dict[str, object]]:
-    """The tags of each slice that may set volumes apart, by keyword; of what is there.
+def list_tags(plane: Sequence[SliceHeader], rounded: bool = False) -> list[dict[str, object]]:
+    """Return the tags of each slice that may separate volumes, as far as present, by keyword.
 
     Args:
         plane: the slices.
-        rounded: whether measured numbers that differ by rounding are made one.
+        rounded: whether to merge measured values that differ by rounding.
     """
     tags: list[dict[str, object]] = []
     for part in plane:
         frame = part.identity.frame_of_reference
         tags.append({**({"FrameOfReferenceUID": frame} if frame else {}), **dict(part.discriminating)})
-    for keyword in MEASURED if rounded else ():
+    for keyword in MEASURED_TAGS if rounded else ():
         values = {own[keyword] for own in tags if keyword in own}
         if len(values) > 1:
-            one = _rounded(values)
+            merged = _merge_rounded(values)
             for own in tags:
                 if keyword in own:
-                    own[keyword] = one[own[keyword]]
+                    own[keyword] = merged[own[keyword]]
     return tags
 
 
-def _rounded(values: set[object]) -> dict[object, object]:
-    """Each value, and the first of those from which it differs by rounding."""
+def _merge_rounded(values: set[object]) -> dict[object, object]:
+    """Return for each value the first of those from which it differs by rounding."""
     try:
         numbers = sorted((float(str(value)), value) for value in values)
     except ValueError:
         return {value: value for value in values}
-    one: dict[object, object] = {}
+    merged: dict[object, object] = {}
     before, first = numbers[0]
     for number, value in numbers:
-        if number - before > ROUNDING * max(abs(number), abs(before)):
+        if number - before > MEASURED_TOLERANCE * max(abs(number), abs(before)):
             first = value
-        one[value] = first
+        merged[value] = first
         before = number
-    return one
+    return merged
 
 
-def separations(
+def find_separations(
     plane: Sequence[SliceHeader],
     ignored: frozenset[str],
     fewest: int,
-    at: np.ndarray | None = None,
+    position_index: np.ndarray | None = None,
 ) -> Iterator[tuple[tuple[str, ...], list[np.ndarray]]]:
-    """The ways in which tags separate slices into parts, by fewest tags first, then by fewest parts.
+    """Yield the separations of slices into groups by tags, those by fewest tags first, then those into fewest groups.
 
-    Measured numbers that differ by rounding are one; each is its own only where slices have one place and nothing else
+    Measured values that differ by rounding are merged, unless slices are at the same position and nothing else
     separates them.
 
     Args:
         plane: the slices.
-        ignored: tags that are not to be used.
-        fewest: slices in each part.
-        at: number of the place of each slice, if no two slices of a part may have one place.
+        ignored: tags that are not used.
+        fewest: fewest slices in a group.
+        position_index: index of each slice's position, if no two slices of a group may share one.
 
     Yields:
-        The tags, and the indices of the slices of each part.
+        The tags, and the indices of the slices of each group.
     """
-    rounded, exact = tags_of(plane, rounded=True), tags_of(plane)
+    rounded, exact = list_tags(plane, rounded=True), list_tags(plane)
     found = False
-    for tags in (rounded, exact) if at is not None and rounded != exact else (rounded,):
-        for split in _separations(tags, ignored, fewest, at):
+    for tags in (rounded, exact) if position_index is not None and rounded != exact else (rounded,):
+        for split in _find_separations(tags, ignored, fewest, position_index):
             found = True
             yield split
         if found:
             return
 
 
-def _separations(
-    tags: Sequence[dict[str, object]], ignored: frozenset[str], fewest: int, at: np.ndarray | None
+def _find_separations(
+    tags: Sequence[dict[str, object]], ignored: frozenset[str], fewest: int, position_index: np.ndarray | None
 ) -> Iterator[tuple[tuple[str, ...], list[np.ndarray]]]:
     codes: dict[str, np.ndarray] = {}
     for keyword in dict.fromkeys(keyword for own in tags for keyword in own):
-        of_value: dict[object, int] = {}
-        code = np.array([of_value.setdefault(own.get(keyword), len(of_value)) for own in tags])
-        if keyword not in ignored and 1 < len(of_value) <= len(tags) // fewest:
+        code_of: dict[object, int] = {}
+        code = np.array([code_of.setdefault(own.get(keyword), len(code_of)) for own in tags])
+        if keyword not in ignored and 1 < len(code_of) <= len(tags) // fewest:
             codes[keyword] = code
-    for count in range(1, MOST_TAGS + 1):
+    for count in range(1, MAX_TAGS + 1):
         found = []
         for chosen in combinations(codes, count):
-            part = np.zeros(len(tags), int)
+            group = np.zeros(len(tags), int)  # the index of each slice's group
             for keyword in chosen:
-                part = np.unique(part * len(tags) + codes[keyword], return_inverse=True)[1]
-            sizes = np.bincount(part)
+                group = np.unique(group * len(tags) + codes[keyword], return_inverse=True)[1]
+            sizes = np.bincount(group)
             if sizes.min() < fewest:
                 continue
-            if at is not None and len(np.unique(part * (at.max() + 1) + at)) < len(tags):
-                continue
-            found.append((chosen, part, len(sizes)))
-        for chosen, part, parts in sorted(found, key=lambda split: split[2]):
-            yield chosen, [np.flatnonzero(part == number) for number in range(parts)]
+            if position_index is not None:
+                keys = group * (position_index.max() + 1) + position_index
+                if len(np.unique(keys)) < len(tags):
+                    continue
+            found.append((chosen, group, len(sizes)))
+        for chosen, group, count in sorted(found, key=lambda split: split[2]):
+            yield chosen, [np.flatnonzero(group == index) for index in range(count)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attributes of DICOM data sets as plain values, whatever damaged or careless files put into them."""
+"""Attributes of DICOM data sets as plain values, also from damaged or non-conformant files."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pydicom.sequence import Sequence
 from pydicom.uid import RE_VALID_UID
 from pydicom.valuerep import DSfloat
 
-LONGEST_UID = 64
+MAX_UID_LENGTH = 64  # by the standard
 
 
-def value(data: Dataset, keyword: str) -> Any:
-    """The value of an attribute; None if it is absent, or not what its type says."""
-    tag = _tag_of(keyword)
+def get_value(data: Dataset, keyword: str) -> Any:
+    """Return the value of an attribute; None if it is absent, or does not conform to its value representation."""
+    tag = _get_tag(keyword)
     keys = data.keys()
-    if tag not in keys:  # asked of the data set itself this takes long, and most tags are not there
+    if tag not in keys:  # faster than asking the data set itself; most tags are absent
         return None
     try:
         return data[tag].value
@@ -30,21 +30,27 @@ def value(data: Dataset, keyword: str) -> Any:
 
 
 def is_unreadable(data: Dataset, keyword: str) -> bool:
-    """Whether an attribute is there, not empty, and not what its type says."""
-    tag = _tag_of(keyword)
-    return tag in data.keys() and value(data, keyword) is None and bool(data.get_item(tag).value)  # noqa: SIM118
+    """Return whether an attribute is present and not empty, but does not conform to its value representation."""
+    tag = _get_tag(keyword)
+    return tag in data.keys() and get_value(data, keyword) is None and bool(data.get_item(tag).value)  # noqa: SIM118
 
 
 @cache
-def _tag_of(keyword: str) -> int:
+def _get_tag(keyword: str) -> int:
     tag = tag_for_keyword(keyword)
     if tag is None:
         raise ValueError(f"DICOM has no attribute {keyword!r}")
     return tag
 
 
-def problem_of_numbers(keyword: str, numbers: Any, one: bool) -> str:
-    """What is wrong with numbers that decide where a slice lies or what its values mean; empty if nothing."""
+def find_number_problem(keyword: str, numbers: Any, one: bool) -> str:
+    """Return what is wrong with the numbers of an attribute of geometry or scaling; empty if nothing.
+
+    Args:
+        keyword: name of the attribute, for the message.
+        numbers: its value.
+        one: whether it must be a single number.
+    """
     several = [numbers] if numbers is None or isinstance(numbers, (str, int, float)) else numbers
     if isinstance(several, (bytes, Sequence)):
         return f"expected numbers in {keyword}, got something else: export it again"
@@ -59,31 +65,31 @@ def problem_of_numbers(keyword: str, numbers: Any, one: bool) -> str:
     return ""
 
 
-def photometric_of(data: Dataset) -> str:
-    """PhotometricInterpretation as the standard writes it."""
+def get_photometric(data: Dataset) -> str:
+    """Return PhotometricInterpretation as the standard writes it."""
     return str(data.get("PhotometricInterpretation") or "").strip().upper()
 
 
-def uid(value: Any) -> str:
-    """A UID, or nothing: where a length is damaged there may be anything, such as the next tags with a name in them."""
+def to_uid(value: Any) -> str:
+    """Return a valid UID, or an empty text: after a damaged length, a value may hold the next tags and a name."""
     text = str(value or "")
-    return text if len(text) <= LONGEST_UID and re.fullmatch(RE_VALID_UID, text) else ""
+    return text if len(text) <= MAX_UID_LENGTH and re.fullmatch(RE_VALID_UID, text) else ""
 
 
 def to_plain(value: Any) -> Any:
-    """A value that can be compared and sorted: text, or a tuple of texts; 4 and 4.0 are one."""
+    """Return a value that can be compared and sorted: a text or a tuple of texts, equal for 4 and 4.0."""
     if value is None or isinstance(value, str):
         return (value or "").strip()
     if isinstance(value, (int, float)):
         return f"{float(value):.12g}"
-    texts = [to_plain(part) for part in value]
+    texts = [to_plain(each) for each in value]
     while texts and not texts[-1]:  # an empty last value is padding
         texts.pop()
     return tuple(texts)
 
 
 def to_number(value: Any) -> float | None:
-    """A number, or None where there is none or something else."""
+    """Return a number, or None if the value is empty or something else."""
     try:
         return None if value in (None, "") else float(value)
     except (TypeError, ValueError):
@@ -91,7 +97,7 @@ def to_number(value: Any) -> float | None:
 
 
 def to_whole(value: Any) -> int | None:
-    """A whole number, or None where there is none or something else."""
+    """Return a whole number, or None if the value is empty or something else."""
     try:
         return None if value in (None, "") else int(value)
     except (TypeError, ValueError):
@@ -99,7 +105,7 @@ def to_whole(value: Any) -> int | None:
 
 
 def to_numbers(values: Any, count: int) -> tuple[float, ...] | None:
-    """So many finite numbers, or None."""
+    """Return ``count`` finite numbers, or None."""
     if values in (None, "") or isinstance(values, (int, float, str)) or len(values) != count:
         return None
     numbers = tuple(to_number(value) for value in values)
@@ -108,10 +114,15 @@ def to_numbers(values: Any, count: int) -> tuple[float, ...] | None:
     )
 
 
-def half_unit(number: Any) -> float:
-    """Half a unit of the last digit that a decimal string shows, in its own unit; 0 for binary numbers."""
+def get_rounding(number: Any) -> float:
+    """Return half a unit of the last digit of a decimal string (DS); 0 for binary numbers.
+
+    Example:
+        >>> get_rounding(DSfloat("12.25", auto_format=False))
+        0.005
+    """
     text = getattr(number, "original_string", "") if isinstance(number, DSfloat) else ""
     found = re.fullmatch(r"\s*[+-]?\d*(?:\.(\d*))?(?:[eE]([+-]?\d+))?\s*", str(text))
     if not text or found is None:
         return 0.0
-    return 0.5 * 10.0 ** min(int(found[2] or 0) - len(found[1] or ""), 0)  # 1e1 may be 10.0 in short
+    return 0.5 * 10.0 ** min(int(found[2] or 0) - len(found[1] or ""), 0)  # 1e1 may stand for 10.0

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NIfTI files: headers, geometry, voxels, each checked before it is believed."""
+"""NIfTI files: headers, geometry and voxels, each checked before it is used."""

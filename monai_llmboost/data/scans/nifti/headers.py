@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the header of a NIfTI file says, checked before any voxel is read: see https://nifti.nimh.nih.gov/nifti-1."""
+"""Headers of NIfTI files, checked before any voxel is read; the format: https://nifti.nimh.nih.gov/nifti-1."""
 
 from __future__ import annotations
 
@@ -16,35 +16,31 @@ from monai_llmboost.data.scans.kinds import (
     CONVERTIBLE,
     GZIP,
     NIFTI_SUFFIXES,
-    first_bytes,
-    kind_of,
-    times_packed,
+    count_gzip_layers,
+    identify_kind,
+    read_first_bytes,
 )
-from monai_llmboost.data.scans.nifti.geometry import ROUNDED, nifti_affine, orientation
-from monai_llmboost.data.scans.scan import RefusedScan, Scan, refused_kind
+from monai_llmboost.data.scans.nifti.geometry import get_orientation, read_affine
+from monai_llmboost.data.scans.nifti.tolerances import FIELD_ROUNDING, MAX_GZIP_RATIO, MAX_TRAILING_BYTES
+from monai_llmboost.data.scans.scan import MAX_VOXELS, RefusedScan, Scan, describe_error, get_refused_kind
 
-# 4 GiB in float32; a header that asks for more is refused before memory is taken.
-LARGEST_VOLUME = 1 << 30
-# Bytes behind the voxels that a writer may have left there.
-LARGEST_REST = 1 << 20
-# No gzip stream unpacks to more than this many times its length.
-LARGEST_GZIP_RATIO = 1032
+NIFTI1_HEADER_BYTES, NIFTI2_HEADER_BYTES = 348, 540
 
 
 @dataclass(frozen=True)
 class NiftiHeader:
-    """Where the voxels of a NIfTI file lie, and what they mean.
+    """Position, type and geometry of the voxels of a NIfTI file.
 
     Args:
-        voxels: file that holds the voxels: the file itself, or the .img of a pair.
+        voxels: file with the voxels: the file itself, or the .img of a pair.
         packed: whether that is a gzip stream.
         offset: bytes before the first voxel.
-        dtype: of the stored voxels, with their byte order.
-        shape: voxels along (i, j, k), and volumes if there are several; i varies fastest.
+        dtype: type of the stored voxels, with their byte order.
+        shape: voxels along (i, j, k), and the number of volumes if there are several; i varies fastest.
         slope: value = slope * stored + inter.
         inter: see ``slope``.
         affine: (4, 4) float64, voxel (i, j, k) -> RAS+ mm.
-        warnings: what is odd and does not keep the file from being read.
+        warnings: oddities that do not keep the file from being read.
     """
 
     voxels: Path
@@ -59,78 +55,71 @@ class NiftiHeader:
 
     @property
     def end(self) -> int:
-        """Bytes up to the end of the last voxel, in the unpacked file."""
+        """Return the bytes up to the end of the last voxel, in the decompressed file."""
         return self.offset + math.prod(self.shape) * self.dtype.itemsize
 
 
-def nifti_scan(path: Path, name: str, max_voxels: int = LARGEST_VOLUME) -> Scan:
-    """A NIfTI file as a scan, by its header alone; one that cannot be read rightly has its reason in ``refused``."""
+def read_nifti_scan(path: Path, name: str, max_voxels: int = MAX_VOXELS) -> Scan:
+    """Return a NIfTI file as a scan, by its header alone; if it cannot be read correctly, ``refused`` says why."""
     try:
-        header = nifti_header(path, max_voxels)
+        header = read_nifti_header(path, max_voxels)
     except (RefusedScan, OSError) as error:
-        return Scan(name, (path,), "NIfTI", refused=sentence(error), refused_kind=refused_kind(error))
+        return Scan(name, (path,), "NIfTI", refused=describe_error(error), refused_kind=get_refused_kind(error))
     spacing = np.linalg.norm(header.affine[:3, :3], axis=0)
     return Scan(
         name,
-        tuple(dict.fromkeys((header_file(path), header.voxels))),
+        tuple(dict.fromkeys((find_header_file(path), header.voxels))),
         "NIfTI",
         shape=header.shape,
         spacing_mm=tuple(float(size) for size in spacing),
-        orientation=orientation(header.affine),
+        orientation=get_orientation(header.affine),
         warnings=header.warnings,
     )
 
 
-def nifti_header(path: Path, max_voxels: int = LARGEST_VOLUME) -> NiftiHeader:
-    """Read and check a header; nothing is believed that the file's size does not bear out.
+def read_nifti_header(path: Path, max_voxels: int = MAX_VOXELS) -> NiftiHeader:
+    """Read a header and check it, also against the size of the file.
 
     Raises:
-        RefusedScan: the file cannot be read rightly.
+        RefusedScan: the file cannot be read correctly.
         OSError: it cannot be read at all.
     """
     warnings: list[str] = []
-    path = header_file(path)
-    head, packed = first_bytes(path)
+    path = find_header_file(path)
+    head, packed = read_first_bytes(path)
     if packed and head.startswith(GZIP):
-        _refuse_twice_packed(path)
-    header = _parsed(head)
+        _refuse_nested_gzip(path)
+    header = _parse(head)
     if path.name.lower().endswith(".gz") != packed:
-        odd = "does not end with .gz, but it is compressed" if packed else "ends with .gz, but it is not compressed"
-        warnings.append(f"its name {odd}")
-    shape = _shape(header, max_voxels, warnings)
-    dtype = _dtype(header, warnings)
-    slope, inter = _scaling(header, warnings)
-    affine = nifti_affine(header, shape, warnings)
+        contrast = (
+            "does not end with .gz, but it is compressed" if packed else "ends with .gz, but it is not compressed"
+        )
+        warnings.append(f"its name {contrast}")
+    shape = _read_shape(header, max_voxels, warnings)
+    dtype = _read_dtype(header, warnings)
+    slope, inter = _read_scaling(header, warnings)
+    affine = read_affine(header, shape, warnings)
     voxels = path
     if header["magic"].item() == header.pair_magic:
-        voxels = _partner(path, "img")
-        beginning, packed = first_bytes(voxels)
+        voxels = _require_partner(path, "img")
+        beginning, packed = read_first_bytes(voxels)
         if packed and beginning.startswith(GZIP):
-            _refuse_twice_packed(voxels)
-    offset = _offset(header, voxels == path, warnings)
+            _refuse_nested_gzip(voxels)
+    offset = _read_offset(header, voxels == path, warnings)
     found = NiftiHeader(voxels, packed, offset, dtype, shape, slope, inter, affine, tuple(warnings))
     _check_size(found)
     return found
 
 
-def sentence(error: Exception) -> str:
-    """Why a file cannot be read; of the system's errors without its number."""
-    if isinstance(error, FileNotFoundError) and error.strerror:
-        return "expected a file that is there, got none: correct the path"
-    if isinstance(error, OSError) and error.strerror:
-        return f"expected a file that can be read, got: {error.strerror}: see to its permissions, or copy it again"
-    return str(error)
-
-
-def header_file(path: Path) -> Path:
-    """The file of the header: of the .img of a pair its .hdr, else the file itself."""
+def find_header_file(path: Path) -> Path:
+    """Return the file with the header: the .hdr if the path is the .img of a pair, else the file itself."""
     if path.name.lower().endswith((".img", ".img.gz")):
-        return _partner(path, "hdr")
+        return _require_partner(path, "hdr")
     return path
 
 
-def partner(path: Path, kind: str) -> Path | None:
-    """The other file of a pair, ``kind`` being ``"hdr"`` or ``"img"``, if it is there."""
+def find_partner(path: Path, kind: str) -> Path | None:
+    """Return the other file of a pair, the one of ``kind`` ``"hdr"`` or ``"img"``; None if it does not exist."""
     stem = path.with_suffix("") if path.name.lower().endswith(".gz") else path
     for suffix in (f".{kind}", f".{kind}.gz", f".{kind.upper()}"):
         if (other := stem.with_suffix(suffix)).is_file():
@@ -138,8 +127,8 @@ def partner(path: Path, kind: str) -> Path | None:
     return None
 
 
-def _partner(path: Path, kind: str) -> Path:
-    other = partner(path, kind)
+def _require_partner(path: Path, kind: str) -> Path:
+    other = find_partner(path, kind)
     if other is None:
         raise RefusedScan(
             f"expected a pair of .hdr and .img, but the .{kind} of {path.name} is missing: put it next to the other",
@@ -148,9 +137,9 @@ def _partner(path: Path, kind: str) -> Path:
     return other
 
 
-def _refuse_twice_packed(path: Path) -> None:
-    """Raise RefusedScan if what a gzip stream holds is one again."""
-    times = times_packed(path)
+def _refuse_nested_gzip(path: Path) -> None:
+    """Raise RefusedScan if a gzip stream contains another one."""
+    times = count_gzip_layers(path)
     if times > 1:
         raise RefusedScan(
             f"expected a file compressed once, got one that is compressed {'twice' if times == 2 else 'more often'}"
@@ -159,24 +148,26 @@ def _refuse_twice_packed(path: Path) -> None:
         )
 
 
-def _parsed(head: bytes) -> nibabel.Nifti1Header:
-    """The header as nibabel parses it, of NIfTI-1 or NIfTI-2, in either byte order."""
-    kind = kind_of(head)
+def _parse(head: bytes) -> nibabel.Nifti1Header:
+    """Return the header as nibabel parses it, NIfTI-1 or NIfTI-2, in either byte order."""
+    kind = identify_kind(head)
     if kind != "NIfTI":
-        if kind == ANALYZE and len(head) < 348:
-            raise _cut_short(348, len(head))
+        if kind == ANALYZE and len(head) < NIFTI1_HEADER_BYTES:
+            raise _make_truncated(NIFTI1_HEADER_BYTES, len(head))
         if kind == "a compressed file":
             raise RefusedScan(
                 "expected a NIfTI file, got a gzip stream that is damaged or cut short: copy it again", kind="damaged"
             )
-        todo = "convert it to NIfTI" if kind in CONVERTIBLE else "give the scan itself"
-        raise RefusedScan(f"expected a NIfTI file ({', '.join(NIFTI_SUFFIXES[:2])}), got {kind}: {todo}", kind="format")
-    kinds = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
-    size = 540 if head[4:6] in (b"n+", b"ni") else 348
+        advice = "convert it to NIfTI" if kind in CONVERTIBLE else "give the scan itself"
+        raise RefusedScan(
+            f"expected a NIfTI file ({', '.join(NIFTI_SUFFIXES[:2])}), got {kind}: {advice}", kind="format"
+        )
+    classes = {NIFTI1_HEADER_BYTES: nibabel.Nifti1Header, NIFTI2_HEADER_BYTES: nibabel.Nifti2Header}
+    size = NIFTI2_HEADER_BYTES if head[4:6] in (b"n+", b"ni") else NIFTI1_HEADER_BYTES
     if len(head) < size:
-        raise _cut_short(size, len(head))
+        raise _make_truncated(size, len(head))
     for order in "<>":
-        header = kinds[size](head[:size], endianness=order, check=False)
+        header = classes[size](head[:size], endianness=order, check=False)
         if int(header["sizeof_hdr"]) == size:
             return header
     raise RefusedScan(
@@ -184,21 +175,21 @@ def _parsed(head: bytes) -> nibabel.Nifti1Header:
     )
 
 
-def _cut_short(size: int, got: int) -> RefusedScan:
+def _make_truncated(size: int, got: int) -> RefusedScan:
     return RefusedScan(
         f"expected a header of {size} bytes, got {got}: it is cut short, copy the file again", kind="damaged"
     )
 
 
-def _shape(header: nibabel.Nifti1Header, max_voxels: int, warnings: list[str]) -> tuple[int, ...]:
-    """Voxels along (i, j, k), and volumes if there are several."""
+def _read_shape(header: nibabel.Nifti1Header, max_voxels: int, warnings: list[str]) -> tuple[int, ...]:
+    """Return the voxels along (i, j, k), and the number of volumes if there are several."""
     dimensions, *sizes = (int(size) for size in header["dim"])
     if not 1 <= dimensions <= 7:
         raise RefusedScan(
             f"expected 3 dimensions, its header says {dimensions}: it is damaged, write the file again", kind="damaged"
         )
     shape = tuple(sizes[:dimensions])
-    if 0 in shape[3:]:  # as some writers leave axes that they do not use
+    if 0 in shape[3:]:  # some writers leave 0 for unused axes
         warnings.append(f"its header says {shape} voxels: 0 is taken as 1 behind the third axis")
         shape = (*shape[:3], *(size or 1 for size in shape[3:]))
     if min(shape) < 1:
@@ -227,7 +218,7 @@ def _shape(header: nibabel.Nifti1Header, max_voxels: int, warnings: list[str]) -
     return shape
 
 
-def _dtype(header: nibabel.Nifti1Header, warnings: list[str]) -> np.dtype:
+def _read_dtype(header: nibabel.Nifti1Header, warnings: list[str]) -> np.dtype:
     code = int(header["datatype"])
     try:
         dtype = header.get_data_dtype()
@@ -246,8 +237,8 @@ def _dtype(header: nibabel.Nifti1Header, warnings: list[str]) -> np.dtype:
     return dtype
 
 
-def _scaling(header: nibabel.Nifti1Header, warnings: list[str]) -> tuple[float, float]:
-    """Slope and intercept; without a slope that can be used voxels are as stored, as the standard and nibabel say."""
+def _read_scaling(header: nibabel.Nifti1Header, warnings: list[str]) -> tuple[float, float]:
+    """Return slope and intercept; without a usable slope, 1 and 0, as by the standard and nibabel."""
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or not math.isfinite(slope):
         warnings.append(f"its header gives no scaling (slope {slope:g}): voxels are taken as they are stored")
@@ -259,17 +250,17 @@ def _scaling(header: nibabel.Nifti1Header, warnings: list[str]) -> tuple[float, 
     return slope, inter
 
 
-def _offset(header: nibabel.Nifti1Header, single: bool, warnings: list[str]) -> int:
+def _read_offset(header: nibabel.Nifti1Header, is_single_file: bool, warnings: list[str]) -> int:
     given = offset = float(header["vox_offset"])
     if math.isfinite(given):
         offset = round(given)
-        if abs(given - offset) > ROUNDED:
+        if abs(given - offset) > FIELD_ROUNDING:
             raise RefusedScan(
                 f"expected voxels from a whole byte on, its header says byte {given:g}: it is damaged", kind="damaged"
             )
         if given != offset:
             warnings.append(f"its header says that voxels begin at byte {given:.7g}: {offset} is taken")
-    least = int(header["sizeof_hdr"]) + 4 if single else 0
+    least = int(header["sizeof_hdr"]) + 4 if is_single_file else 0
     if not math.isfinite(offset) or offset < least:
         raise RefusedScan(
             f"expected voxels from byte {least} on, its header says byte {offset:g}: it is damaged", kind="damaged"
@@ -281,11 +272,11 @@ def _check_size(header: NiftiHeader) -> None:
     size = header.voxels.stat().st_size
     if size == 0:
         raise RefusedScan(f"expected {header.end} bytes of voxels, got an empty file: copy it again", kind="damaged")
-    most = size * LARGEST_GZIP_RATIO if header.packed else size
+    most = size * MAX_GZIP_RATIO if header.packed else size
     if most < header.end:
         came = f"a compressed file of {size} bytes, which cannot hold them" if header.packed else f"{size}"
         raise RefusedScan(
             f"expected {header.end} bytes by its header, got {came}: it is cut short, copy it again", kind="damaged"
         )
-    if not header.packed and size > header.end + LARGEST_REST:
+    if not header.packed and size > header.end + MAX_TRAILING_BYTES:
         raise RefusedScan(f"expected {header.end} bytes by its header, got {size}: not what it says", kind="damaged")

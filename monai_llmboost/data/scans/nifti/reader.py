@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Voxels of NIfTI files, read in one pass to the very end: damage is noticed, and no memory is taken on trust."""
+"""Reader of NIfTI voxels, in one pass to the end of the file, so that damage is found and memory stays bounded."""
 
 from __future__ import annotations
 
@@ -15,61 +15,64 @@ import numpy as np
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
-from monai_llmboost.data.scans.nifti.headers import (
-    LARGEST_REST,
-    LARGEST_VOLUME,
-    NiftiHeader,
-    header_file,
-    nifti_header,
-    sentence,
-)
-from monai_llmboost.data.scans.scan import RefusedScan, check_volume, chosen_volume, refused_kind
+from monai_llmboost.arguments import check_whole
+from monai_llmboost.data.scans.nifti.headers import NiftiHeader, find_header_file, read_nifti_header
+from monai_llmboost.data.scans.nifti.tolerances import MAX_TRAILING_BYTES
+from monai_llmboost.data.scans.scan import MAX_VOXELS, RefusedScan, check_volume_index, choose_volume, to_refusal
 
-# Voxels that are unpacked and scaled at a time; what a volume needs beyond its float32 is a few times this.
-CHUNK = 1 << 19
+# Voxels that are decompressed and scaled at a time; memory beyond that of the float32 volume is a few times this.
+CHUNK_VOXELS = 1 << 19
 
 
 class BoundedNiftiReader(ImageReader):
-    """Reads one volume of a NIfTI file or pair as (i, j, k) float32, with exactly nibabel's values, or refuses it.
+    """Reader of one volume of a NIfTI file or pair as (i, j, k) float32, with exactly nibabel's values, or refusal.
 
-    The header is checked first; memory is taken for what it says, and only as voxels come; a compressed file is read to
-    its end, where its checksum is. ``read`` gives a refusal back and ``get_data`` raises it, because ``LoadImage``
-    answers an error of ``read`` by silently trying other readers.
+    The header is checked first, and memory is allocated only for the voxels that it promises; a compressed file is read
+    to its end, where its checksum is. ``read`` returns a refusal and ``get_data`` raises it, because ``LoadImage``
+    ignores an error of ``read`` and tries other readers.
 
     Args:
-        volume: which volume of a file that holds several, from 0.
-        max_voxels: largest volume that is read; 4 bytes of memory each.
+        volume: index of the volume in a file with several.
+        max_voxels: most voxels of a volume; each takes 4 bytes of memory.
 
     Raises:
         ValueError: a wrong option.
-        RefusedScan: from ``get_data``, with what was expected and what came.
+        RefusedScan: from ``get_data``, with what was expected and what was found.
+
+    Example:
+        >>> import tempfile, nibabel
+        >>> path = Path(tempfile.mkdtemp()) / "scan.nii.gz"
+        >>> nibabel.save(nibabel.Nifti1Image(np.ones((4, 5, 6), np.float32), np.eye(4)), path)
+        >>> reader = BoundedNiftiReader()
+        >>> voxels, meta = reader.get_data(reader.read(path))
+        >>> voxels.shape, meta["affine"][0, 0]
+        ((4, 5, 6), np.float64(1.0))
     """
 
-    def __init__(self, volume: int | None = None, max_voxels: int = LARGEST_VOLUME) -> None:
+    def __init__(self, volume: int | None = None, max_voxels: int = MAX_VOXELS) -> None:
         super().__init__()
-        check_volume(volume)  # ValueError throughout: LoadImage answers a TypeError by a reader without options
-        if not isinstance(max_voxels, int) or isinstance(max_voxels, bool) or max_voxels < 1:
-            raise ValueError(f"expected max_voxels to be a whole number from 1, got {max_voxels!r}: leave it out")
+        check_volume_index(volume)  # ValueError always: on a TypeError, LoadImage makes the reader without options
+        check_whole("max_voxels", max_voxels, 1)
         self.volume = volume
         self.max_voxels = max_voxels
 
     def verify_suffix(self, filename: Sequence[str | os.PathLike] | str | os.PathLike) -> bool:
-        """Whether it is for this reader, which tells by the content what it is."""
+        """Return True: every file is for this reader, which looks at its content."""
         return True
 
     def read(self, data: Sequence[str | os.PathLike] | str | os.PathLike, **kwargs: Any) -> Any:
-        """The volume and its header, or the refusal; for ``get_data`` only."""
+        """Return the volume and its header, or the refusal, for ``get_data``."""
         try:
-            header = nifti_header(_one_file([Path(file) for file in ensure_tuple(data)]), self.max_voxels)
+            header = read_nifti_header(_get_header_file([Path(file) for file in ensure_tuple(data)]), self.max_voxels)
             return read_voxels(header, self.volume), header
-        except Exception as error:  # LoadImage would swallow it
-            return refusal(error)
+        except Exception as error:  # LoadImage would ignore it
+            return to_refusal(error)
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """Voxels (i, j, k) float32, and their meta: affine (voxel -> RAS+ mm), shape, and ``"warnings"``, a line each.
+        """Return voxels (i, j, k) float32, and meta: affine (voxel -> RAS+ mm), shape, ``"warnings"`` by line.
 
         Raises:
-            RefusedScan: the file cannot be read rightly.
+            RefusedScan: the file cannot be read correctly.
         """
         if isinstance(img, Exception):
             raise img
@@ -80,18 +83,18 @@ class BoundedNiftiReader(ImageReader):
             MetaKeys.SPATIAL_SHAPE: np.asarray(voxels.shape),
             MetaKeys.SPACE: SpaceKeys.RAS,
             MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan"),  # no channel
-            "warnings": "\n".join(header.warnings),  # text, so that scans with unlike ones make a batch
+            "warnings": "\n".join(header.warnings),  # text, so that scans with different warnings can be collated
         }
         return voxels, meta
 
 
-def _one_file(paths: Sequence[Path]) -> Path:
-    """Return the file of the header of one scan, of which both files of a pair may be given.
+def _get_header_file(paths: Sequence[Path]) -> Path:
+    """Return the file with the header of one scan; for a pair, both files may be given.
 
     Raises:
-        RefusedScan: several files, which elsewhere are the channels of one image, or none.
+        RefusedScan: no file, or several, which other readers take for channels of one image.
     """
-    files = {header_file(path) for path in paths}
+    files = {find_header_file(path) for path in paths}
     if len(files) == 1 and len(set(paths)) == len(paths):
         return files.pop()
     if not paths:
@@ -103,37 +106,26 @@ def _one_file(paths: Sequence[Path]) -> Path:
     )
 
 
-def refusal(error: Exception) -> RefusedScan:
-    """Whatever kept a file from being read, as a refusal that holds no memory of the call that failed."""
-    if isinstance(error, RefusedScan):
-        return error.with_traceback(None)
-    if isinstance(error, MemoryError):
-        message = "expected a volume that fits the memory, but there is not enough: use a larger machine"
-        return RefusedScan(message, may_pass=True, kind="memory")
-    of_the_system = isinstance(error, OSError) and error.errno is not None  # and no BadGzipFile or the like
-    return RefusedScan(sentence(error) or type(error).__name__, may_pass=of_the_system, kind=refused_kind(error))
-
-
 def read_voxels(header: NiftiHeader, volume: int | None = None) -> np.ndarray:
-    """One volume, (i, j, k) float32 in Fortran order, scaled; the file is read to its end.
+    """Read one volume, (i, j, k) float32 in Fortran order, scaled; the file is read to its end.
 
     Raises:
-        RefusedScan: damaged, not what its header says, several volumes and none chosen, or not finite in float32.
+        RefusedScan: damaged, not as its header says, several volumes and none chosen, or not finite in float32.
         OSError: the file cannot be read.
     """
-    volume = chosen_volume(volume, header.shape)
+    volume = choose_volume(volume, header.shape)
     size = math.prod(header.shape[:3]) * header.dtype.itemsize
     start = header.offset + volume * size
     with header.voxels.open("rb") as raw:
         file = cast(BinaryIO, gzip.GzipFile(fileobj=raw) if header.packed else raw)
         try:
-            file.seek(start)  # of a gzip stream it reads what it skips
-            voxels, broken, too_large = _volume(file, header)
-            # A checksum stands at the end; the size of what is not compressed was checked with the header.
-            end = _read_away(file, header.end + LARGEST_REST + 1) if header.packed else header.end
+            file.seek(start)  # a gzip stream is read to that place
+            voxels, not_finite, too_large = _read_volume(file, header)
+            # The checksum is at the end; the size of an uncompressed file was checked with the header.
+            end = _skip_to(file, header.end + MAX_TRAILING_BYTES + 1) if header.packed else header.end
             if end < header.end:
-                raise _too_short(file, header)
-            if end > header.end + LARGEST_REST:
+                raise _make_truncated(file, header)
+            if end > header.end + MAX_TRAILING_BYTES:
                 raise RefusedScan(
                     f"expected {header.end} bytes by its header, got at least {end}: not what it says", kind="damaged"
                 )
@@ -145,9 +137,10 @@ def read_voxels(header: NiftiHeader, volume: int | None = None) -> np.ndarray:
             raise RefusedScan(
                 f"expected a gzip stream, got one with errors ({error}): copy it again", kind="damaged"
             ) from None
-    if broken:
+    if not_finite:
         raise RefusedScan(
-            f"expected finite voxels, {broken} are NaN or infinite: mend the file, if you know how", kind="not-finite"
+            f"expected finite voxels, {not_finite} are NaN or infinite: mend the file, if you know how",
+            kind="not-finite",
         )
     if too_large:
         raise RefusedScan(
@@ -156,17 +149,17 @@ def read_voxels(header: NiftiHeader, volume: int | None = None) -> np.ndarray:
     return voxels
 
 
-def _volume(file: BinaryIO, header: NiftiHeader) -> tuple[np.ndarray, int, int]:
-    """The volume that begins here, how many voxels are not finite, and how many only in float32 are not."""
+def _read_volume(file: BinaryIO, header: NiftiHeader) -> tuple[np.ndarray, int, int]:
+    """Return the volume that begins here, the number of voxels that are not finite, and of those only in float32."""
     shape = header.shape[:3]
     voxels = np.empty(math.prod(shape), dtype=np.float32)
-    buffer = memoryview(bytearray(CHUNK * header.dtype.itemsize))
-    broken = too_large = 0
-    for start in range(0, len(voxels), CHUNK):
-        part = voxels[start : start + CHUNK]
+    buffer = memoryview(bytearray(CHUNK_VOXELS * header.dtype.itemsize))
+    not_finite = too_large = 0
+    for start in range(0, len(voxels), CHUNK_VOXELS):
+        part = voxels[start : start + CHUNK_VOXELS]
         stored = buffer[: len(part) * header.dtype.itemsize]
         if _fill(file, stored) < len(stored):
-            raise _too_short(file, header)
+            raise _make_truncated(file, header)
         values = np.frombuffer(stored, header.dtype)
         with np.errstate(over="ignore", invalid="ignore"):
             if (header.slope, header.inter) != (1.0, 0.0):
@@ -176,27 +169,27 @@ def _volume(file: BinaryIO, header: NiftiHeader) -> tuple[np.ndarray, int, int]:
             part[:] = values
         if values.dtype.kind == "f" and not np.isfinite(part).all():
             bad = int((~np.isfinite(values)).sum())
-            broken, too_large = broken + bad, too_large + int((~np.isfinite(part)).sum()) - bad
-    return voxels.reshape(shape, order="F"), broken, too_large
+            not_finite, too_large = not_finite + bad, too_large + int((~np.isfinite(part)).sum()) - bad
+    return voxels.reshape(shape, order="F"), not_finite, too_large
 
 
 def _fill(file: BinaryIO, buffer: memoryview) -> int:
-    """Bytes read into the buffer: all of it, but at the end of the file."""
+    """Read into the whole buffer, or up to the end of the file, and return the number of bytes."""
     filled = 0
-    while filled < len(buffer) and (came := file.readinto(buffer[filled:])):  # type: ignore[attr-defined]
-        filled += came
+    while filled < len(buffer) and (count := file.readinto(buffer[filled:])):  # type: ignore[attr-defined]
+        filled += count
     return filled
 
 
-def _read_away(file: BinaryIO, place: int) -> int:
-    """Read up to a place, or to the end of the file if that comes before; returns where that is."""
+def _skip_to(file: BinaryIO, place: int) -> int:
+    """Read up to a place, or to the end of the file if that comes first, and return where that is."""
     buffer = memoryview(bytearray(1 << 20))
     while (left := place - file.tell()) > 0 and _fill(file, buffer[:left]):
         pass
     return file.tell()
 
 
-def _too_short(file: BinaryIO, header: NiftiHeader) -> RefusedScan:
+def _make_truncated(file: BinaryIO, header: NiftiHeader) -> RefusedScan:
     return RefusedScan(
         f"expected {header.end} bytes by its header, got {file.tell()}: it is cut short, copy it again", kind="damaged"
     )
