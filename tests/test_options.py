@@ -101,7 +101,7 @@ def test_numbers_in_somebodys_own_configs(tmp_path):
     file.write_text(json.dumps({**content, "seed": 1.5}))
     with pytest.raises(
         ValueError,
-        match=r"seed must be a whole number from 0 to 4294967295, not 1\.5: correct it in train\.json, or what .*options\.json dec",
+        match=r"seed must be a whole number from 0 to 4294967295, not 1\.5: correct it in train\.json, or",
     ):
         monai_arguments(str(tmp_path / "mine"), "train")
     # In a bundle with data of its own these words may mean something else, as it declares.
@@ -126,7 +126,7 @@ def test_a_number_left_empty(word):
      (3, ""), (["phantom"], "phantom"), ("phantoms", "phantom")],
 )  # fmt: skip
 def test_an_unknown_data_set(name, hint):
-    with pytest.raises(ValueError, match="unknown dataset .*; choose from phantom, adrenalmnist3d, ") as error:
+    with pytest.raises(ValueError, match=r"unknown dataset .*; choose from phantom, adrenalmnist3d, ") as error:
         check_options(job_configs(bundle_path(BUNDLE), "train"), {"dataset": name})
     assert str(error.value).startswith(f"unknown dataset {name!r}; ")
     assert str(error.value).endswith(f"; did you mean {hint}?" if hint else "vesselmnist3d")
