@@ -3,6 +3,7 @@
 
 from monai_llmboost.engines.checkpoints import TrainingCheckpoints
 from monai_llmboost.engines.curves import LearningCurves, TensorBoardCurves
+from monai_llmboost.engines.named_handlers import NamedHandlers
 from monai_llmboost.engines.reproducible import SeededEpochs
 from monai_llmboost.engines.results import MetricsFile, PredictionTable
 from monai_llmboost.engines.schedule import HeldWarmupCosine
@@ -16,6 +17,7 @@ __all__ = [
     "MedMNISTACC",
     "MedMNISTAUC",
     "MetricsFile",
+    "NamedHandlers",
     "PredictionTable",
     "SeededEpochs",
     "TensorBoardCurves",

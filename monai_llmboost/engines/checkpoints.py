@@ -18,7 +18,7 @@ from monai_llmboost.arguments import check_switch, check_whole
 from monai_llmboost.artifacts.digests import file_digest
 from monai_llmboost.artifacts.files import set_aside
 from monai_llmboost.artifacts.weights import load_weights
-from monai_llmboost.bundle.contract import Option
+from monai_llmboost.bundle import FREE_IN_TRAINING, Option, counting_config, running_config
 from monai_llmboost.data.labels import check_labels
 from monai_llmboost.engines.best_weights import BEST, LAST, NEXT, WEIGHTS, check_best, place_next, write_state
 from monai_llmboost.engines.loading import load_trained
@@ -26,7 +26,6 @@ from monai_llmboost.engines.lock import TrainingLock
 from monai_llmboost.engines.preprocessing import training_steps
 from monai_llmboost.engines.progress import TrainingProgress
 from monai_llmboost.engines.resume import RunDescription, check_progress, check_validates
-from monai_llmboost.engines.run_config import config_of_run
 from monai_llmboost.engines.tracking import MlflowRuns
 from monai_llmboost.engines.training_cases import division_of
 from monai_llmboost.networks.class_names import class_names_of, keep_text
@@ -92,7 +91,8 @@ class TrainingCheckpoints:
         self.is_better = getattr(evaluator, "metric_cmp_fn", default_metric_cmp_fn)
         self.patience = patience
         self.resume = resume
-        self.description = RunDescription(dict(options or {}), config=config_of_run(options or ()))
+        config = counting_config(running_config(), {*FREE_IN_TRAINING, *(options or ())})
+        self.description = RunDescription(dict(options or {}), config)
         self.preprocessing = preprocessing
         self.progress = TrainingProgress()
         self.begun = False

@@ -9,7 +9,7 @@ from monai_llmboost.inference.journal import Journal
 from monai_llmboost.inference.maps.saliency import SaliencyMaps, on_input_grid, relevance_maps
 from monai_llmboost.inference.page.report import write_report
 from monai_llmboost.inference.predictions import Predictions
-from monai_llmboost.inference.provenance import run_facts
+from monai_llmboost.inference.provenance import run_facts, run_provenance
 
 __all__ = [
     "DicomObjects",
@@ -23,6 +23,7 @@ __all__ = [
     "on_input_grid",
     "relevance_maps",
     "run_facts",
+    "run_provenance",
     "weights_digest",
     "write_report",
 ]
