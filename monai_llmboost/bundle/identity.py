@@ -14,7 +14,7 @@ import site
 import sys
 import sysconfig
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from os import PathLike, fspath
@@ -99,8 +99,8 @@ class RunConfig:
         objects: types of objects of Python by option; nobody can tell whether two of them do the same.
     """
 
-    values: dict[str, Any]
-    objects: dict[str, str]
+    values: dict[str, Any] = field(default_factory=dict)
+    objects: dict[str, str] = field(default_factory=dict)
 
 
 def counting_config(config: Mapping[str, Any], free: Collection[str] = ()) -> RunConfig:

@@ -18,7 +18,8 @@ from monai_llmboost.arguments import check_switch, check_whole
 from monai_llmboost.artifacts.digests import file_digest
 from monai_llmboost.artifacts.files import set_aside
 from monai_llmboost.artifacts.weights import load_weights
-from monai_llmboost.bundle import FREE_IN_TRAINING, Option, counting_config, running_config
+from monai_llmboost.bundle import FREE_IN_TRAINING, counting_config, running_config
+from monai_llmboost.bundle.contract import Option
 from monai_llmboost.data.labels import check_labels
 from monai_llmboost.engines.best_weights import BEST, LAST, NEXT, WEIGHTS, check_best, place_next, write_state
 from monai_llmboost.engines.loading import load_trained
@@ -91,8 +92,9 @@ class TrainingCheckpoints:
         self.is_better = getattr(evaluator, "metric_cmp_fn", default_metric_cmp_fn)
         self.patience = patience
         self.resume = resume
-        config = counting_config(running_config(), {*FREE_IN_TRAINING, *(options or ())})
-        self.description = RunDescription(dict(options or {}), config)
+        known = dict(options or {})
+        config = counting_config(running_config(), {*FREE_IN_TRAINING, *known})
+        self.description = RunDescription(known, config=config)
         self.preprocessing = preprocessing
         self.progress = TrainingProgress()
         self.begun = False

@@ -15,7 +15,7 @@ from torch import optim
 
 from monai_llmboost.artifacts.files import placed_whole, set_aside
 
-TABLE = "learning_curves.csv"
+CURVES = "learning_curves.csv"
 
 
 class LearningCurves:
@@ -46,7 +46,7 @@ class LearningCurves:
             raise ValueError(
                 f"the learning rate must be above 0 and finite, not {largest:g}: give --learning_rate 0.001, say"
             )
-        self.path = Path(output_dir) / TABLE
+        self.path = Path(output_dir) / CURVES
         self.evaluator = evaluator
         self.optimizer = optimizer
         self.rows: list[dict[str, Any]] | None = None
@@ -136,7 +136,7 @@ class TensorBoardCurves:
 
             earlier = any(self.folder.glob("events.out.tfevents.*"))
             self.writer = SummaryWriter(str(self.folder), purge_step=engine.state.epoch if earlier else None)
-        *_, row = read_curves(self.folder / TABLE)
+        *_, row = read_curves(self.folder / CURVES)
         for name, value in row.items():
             if name != "epoch":
                 self.writer.add_scalar(name, value, row["epoch"])

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a run can be resumed, or begin, with the options it is given."""
+"""Whether a run can be resumed, or begun, with the options it is given."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine
 
-from monai_llmboost.bundle import Option, RunConfig
+from monai_llmboost.bundle import RunConfig
+from monai_llmboost.bundle.contract import Option
 from monai_llmboost.engines.progress import TrainingProgress
 
 # In last.pt: what counts of the config of the run, by option, and its objects of Python. Version 0.1.0 kept a config by
@@ -24,12 +25,12 @@ class RunDescription:
 
     Args:
         options: of the run, such as its epochs.
-        config: what counts of its bundle's config; empty for code without a config, which is not compared.
         steps: of preprocessing, see :func:`monai_llmboost.engines.preprocessing.training_steps`.
         kinds: class of each object that the checkpoint keeps: an optimizer silently loads the state of another.
+        config: what counts of the config of its bundle; empty for code without a config, which is not compared.
 
     Example:
-        >>> run = RunDescription({"epochs": 3}, RunConfig({}, {}))
+        >>> run = RunDescription({"epochs": 3})
         >>> run.check({"options": {"epochs": 5}}, Path("models/last.pt"))
         Traceback (most recent call last):
         ValueError: the run in models/last.pt was begun with epochs 5, this one has 3: resume it with its own options, \
@@ -37,14 +38,13 @@ or start again with another --ckpt_dir
     """
 
     options: dict[str, Any]
-    config: RunConfig
     steps: dict[str, str] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)
+    config: RunConfig = field(default_factory=RunConfig)
 
     def state(self) -> dict[str, Any]:
         """Return the entries of ``last.pt``."""
-        compared = {"options": self.options, "steps": self.steps, "kinds": self.kinds}
-        return {**compared, CONFIG: self.config.values, OBJECTS: self.config.objects}
+        return {**self._compared(), CONFIG: self.config.values, OBJECTS: self.config.objects}
 
     def check(self, state: Mapping[str, Any], path: Path) -> None:
         """Compare with the run that a checkpoint is of.
@@ -54,37 +54,41 @@ or start again with another --ckpt_dir
             path: of the checkpoint, for the message.
 
         Raises:
-            ValueError: they differ; either holds an object of Python, which cannot be compared.
+            ValueError: they differ; either config holds a Python object, which cannot be compared.
         """
-        _compare(path, state.get("options") or {}, self.options)
-        for part, mine in (("steps", self.steps), ("kinds", self.kinds)):
-            if (begun := state.get(part)) and mine:
-                _compare(path, begun, mine)
-        if self.config.values and (begun := state.get(CONFIG)):
-            self._check_config(begun, state.get(OBJECTS, {}), path)
-        elif self.config.values and (earlier := state.get(EARLIER_CONFIG)):
-            names = {name for name in earlier.keys() & self.config.values.keys() if "#" not in name}
-            _compare(path, *({name: config[name] for name in names} for config in (earlier, self.config.values)))
+        for part, mine in self._compared().items():
+            begun = state.get(part) or {}
+            if part == "options" or (begun and mine):
+                _compare(path, begun, mine, begun.keys() | mine.keys())
+        self._check_config(state, path)
 
-    def _check_config(self, begun: Mapping[str, Any], begun_objects: Mapping[str, str], path: Path) -> None:
-        mine, objects = self.config.values, {**begun_objects, **self.config.objects}
-        if objects:
-            name, kind = next(iter(objects.items()))
-            raise ValueError(
-                f"the run in {path} cannot be resumed, since {name} is an object of Python ({kind}), which cannot be "
-                "compared: write it into the config as text, and start again with another --ckpt_dir"
-            )
-        _compare(path, begun, mine)
-        if list(begun) != list(mine):
-            name = next(one for one, other in zip(begun, mine) if one != other)
-            raise ValueError(
-                f"the run in {path} was begun with the entries of {name.partition('#')[0]} in another order: resume it "
-                "with its own config, or start again with another --ckpt_dir"
-            )
+    def _compared(self) -> dict[str, dict[str, Any]]:
+        return {"options": self.options, "steps": self.steps, "kinds": self.kinds}
+
+    def _check_config(self, state: Mapping[str, Any], path: Path) -> None:
+        begun, mine = state.get(CONFIG), self.config.values
+        if begun and mine:
+            objects = {**state.get(OBJECTS, {}), **self.config.objects}
+            if objects:
+                name, kind = next(iter(objects.items()))
+                raise ValueError(
+                    f"the run in {path} cannot be resumed, for {name} is an object of Python ({kind}), which cannot be "
+                    "compared: write it into the config as text, and start again with another --ckpt_dir"
+                )
+            _compare(path, begun, mine, begun.keys() | mine.keys())
+            if list(begun) != list(mine):
+                name = next(one for one, other in zip(begun, mine) if one != other)
+                raise ValueError(
+                    f"the run in {path} was begun with the entries of {name.partition('#')[0]} in another order: "
+                    "resume it with its own config, or start again with another --ckpt_dir"
+                )
+        elif mine and (earlier := state.get(EARLIER_CONFIG)):
+            # The options that this version still has.
+            _compare(path, earlier, mine, {name for name in earlier.keys() & mine.keys() if "#" not in name})
 
 
-def _compare(path: Path, begun: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
-    for name in sorted(begun.keys() | mine.keys()):
+def _compare(path: Path, begun: Mapping[str, Any], mine: Mapping[str, Any], names: Collection[str]) -> None:
+    for name in sorted(names):
         if begun.get(name) != mine.get(name):
             raise ValueError(
                 f"the run in {path} was begun with {name} {begun.get(name)!r}, this one has {mine.get(name)!r}: "

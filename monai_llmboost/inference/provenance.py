@@ -108,8 +108,9 @@ def _plain(name: str, value: Any) -> Any:
 
 def _own_key(objects: Mapping[str, str]) -> str:
     """Return a key that no other run has, and all processes of this one."""
-    token = uuid.uuid4().hex
-    token = idist.broadcast(token, src=0) if idist.get_world_size() > 1 else token
+    token: Any = uuid.uuid4().hex
+    if idist.get_world_size() > 1:
+        token = idist.broadcast(token, src=0)
     found = ", ".join(f"{name} ({kind})" for name, kind in objects.items()) or "no config"
     return f"{ONLY_THIS_RUN}, which has objects of Python that cannot be compared: {found}; {token}"
 

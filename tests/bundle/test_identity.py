@@ -159,7 +159,8 @@ def test_objects_of_python_are_named_and_never_described():
 
 def test_the_running_config_is_that_of_the_nearest_parser():
     content = {
-        "epochs": 3, "rate": 0.1, "_meta_": {"x": 1}, "net": {"_target_": "A", "_disabled_": True, "b": [1, {"c": None}]},
+        "epochs": 3, "rate": 0.1, "_meta_": {"x": 1},
+        "net": {"_target_": "A", "_disabled_": True, "b": [1, {"c": None}]},
         "config": "$monai_llmboost.bundle.running_config()",
     }  # fmt: skip
     parser = ConfigParser(content, globals={"monai_llmboost": "monai_llmboost"})
@@ -177,7 +178,8 @@ def bundle_with_code(tmp_path, monkeypatch):
     """A bundle whose scripts import a module next to them, and a module of the user's own."""
     for name, text in {
         "scripts/__init__.py": "", "scripts/net.py": "from . import layers\nimport helper_of_net",
-        "scripts/layers.py": "", "helper_of_net.py": "import os, torch, monai_llmboost", "loose/deep/part.py": "", "elsewhere/mine.py": "",
+        "scripts/layers.py": "", "helper_of_net.py": "import os, torch, monai_llmboost",
+        "loose/deep/part.py": "", "elsewhere/mine.py": "",
     }.items():  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
