@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from monai_llmboost.artifacts.files import written_whole
 from monai_llmboost.engines.best_weights import LAST
-from monai_llmboost.engines.curves import TABLE, read_curves
+from monai_llmboost.engines.curves import CURVES, read_curves
 
 # Each is written last in its stage, and says that the stage is done.
 TRAINED, DIVERGED, EVALUATED = "trained.json", "diverged.json", "evaluated.json"
@@ -110,11 +110,11 @@ class RunFolder:
 
     def curves(self) -> list[dict[str, Any]]:
         """Return the rows of the learning curves."""
-        return read_curves(self.path / TABLE)
+        return read_curves(self.path / CURVES)
 
     def epochs_done(self) -> int:
         """Return how many epochs have a row in the learning curves."""
-        file = self.path / TABLE
+        file = self.path / CURVES
         return max(0, file.read_text(encoding="utf-8").count("\n") - 1) if file.is_file() else 0
 
     def predictions(self, place: str = TEST) -> list[dict[str, str]]:

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 from dataclasses import asdict
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -420,7 +421,7 @@ def test_folds_are_not_seeds():
 class Lengths:
     """A task of one number for each case, of which smaller errors are better."""
 
-    metrics = {
+    metrics: ClassVar = {
         "error": TaskMetric("MAE", "val_mae", lambda scores, labels: float(np.abs(scores[:, 0] - labels).mean()),
                             lambda scores, labels: np.abs(scores[..., 0] - labels), bounds=(0.0, math.inf),
                             larger_is_better=False),

@@ -384,7 +384,7 @@ def test_many_arms_with_long_names(written):
 def test_results_of_an_arm_that_is_not_named(written):
     results = results_of()
     results["study"]["arms"].remove("mlp")
-    with pytest.raises(ValueError, match=r"expected results of the study's arms .*got those of \['mlp'\].*: name"):
+    with pytest.raises(ValueError, match=r"have the arms \['mlp'\], the study has .*: name every arm"):
         written(results)
 
 
