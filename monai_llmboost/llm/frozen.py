@@ -181,19 +181,19 @@ def train_(block: FrozenBlock) -> None:
 
 def _number_layers(block: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
     """Name the layers in a state dict as trained blocks always did."""
-    last = len(block.get_submodule("before"))
-    for name in [name for name in state if name.startswith((f"{prefix}before.", f"{prefix}layer."))]:
-        inner = name.removeprefix(prefix)
-        new = (
-            inner.replace("before.", "layers.", 1) if inner[0] == "b" else inner.replace("layer.", f"layers.{last}.", 1)
-        )
-        state[prefix + new] = state.pop(name)
+    for own, numbered in _prefixes(block, prefix):
+        for name in [name for name in state if name.startswith(own)]:
+            state[numbered + name.removeprefix(own)] = state.pop(name)
 
 
 def _place_layers(block: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Give the layers in a state dict the names that they have in the block."""
-    last = len(block.get_submodule("before"))
-    for name in [name for name in state if name.startswith(f"{prefix}layers.")]:
-        number, _, inner = name.removeprefix(f"{prefix}layers.").partition(".")
-        place = f"layer.{inner}" if number == str(last) else f"before.{number}.{inner}"
-        state[prefix + place] = state.pop(name)
+    for own, numbered in _prefixes(block, prefix):
+        for name in [name for name in state if name.startswith(numbered)]:
+            state[own + name.removeprefix(numbered)] = state.pop(name)
+
+
+def _prefixes(block: nn.Module, prefix: str) -> list[tuple[str, str]]:
+    """Return how the names of each layer's weights begin, in the block and in a checkpoint."""
+    own = [f"before.{name}" for name, _ in block.get_submodule("before").named_children()] + ["layer"]
+    return [(f"{prefix}{name}.", f"{prefix}layers.{number}.") for number, name in enumerate(own)]
