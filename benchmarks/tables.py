@@ -259,7 +259,7 @@ def _reason(text: str) -> str:
     """What is wrong, without what to do."""
     text = re.sub(r"[:;] (choose|read them|correct) .*?(?=$|; (expected|layer))", "", text)
     known = r"expected a layer (of attention over all tokens|that needs tokens only), [\w-]+ layer \d+ "
-    return re.sub(rf"{known}|\blayer \d+ (?=does|is)", "", text)
+    return re.sub(rf"{known}|[\w-]+ layer \d+ (?=reads|needs)|\blayer \d+ (?=does|is)", "", text)
 
 
 TABLES = {

@@ -20,7 +20,6 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 from monai_llmboost.bundle import bundle_path, check_options, copy_bundle, monai_arguments, root_cause, run_bundle
 from monai_llmboost.data import LabelledVolumes
-from monai_llmboost.engines.run_config import config_of_run
 from monai_llmboost.llm import extract_block
 
 CONFIGS = ROOT / "bundles" / BUNDLE / "configs"
@@ -219,43 +218,38 @@ def test_a_run_is_resumed_with_the_config_that_it_was_begun_with(tmp_path):
 
 
 @pytest.mark.usefixtures("few_phantoms")
-def test_a_run_of_an_earlier_version_resumes(tmp_path):
-    """It kept no config."""
+@pytest.mark.parametrize("config", [None, {"hidden_size": 16, "train#handlers#4#patience": 10, "gone": 1}])
+def test_a_run_of_an_earlier_version_resumes_with_its_options(tmp_path, config):
+    """Version 0.1.0 kept no config, or one whose handlers and transforms were known by their places in lists."""
     state = trained(tmp_path, 2, stop_after=1)["last.pt"]
-    assert state.pop("config")["patience"] == 10
-    torch.save(state, tmp_path / "last.pt")
-    assert trained(tmp_path, 2, resume=True, patience=3)["last.pt"]["config"]["patience"] == 3
+    assert state.pop("run_config")["patience"] == 10
+    assert state.pop("run_objects") == {}
+    torch.save(state if config is None else {**state, "config": config}, tmp_path / "last.pt")
+    if config is not None:
+        with pytest.raises(RuntimeError) as error:
+            trained(tmp_path, 2, resume=True, hidden_size=32)
+        assert "was begun with hidden_size 16, this one has 32" in str(root_cause(error.value))
+    assert trained(tmp_path, 2, resume=True, patience=3)["last.pt"]["run_config"]["patience"] == 3
 
 
-def test_the_config_of_a_run_is_without_what_may_change():
-    parser = ConfigParser(
-        {
-            "epochs": 3, "rate": 0.1, "resume": True, "_meta_": {"x": 1},
-            "handlers": [{"_target_": "StatsHandler"}, {"_target_": "A", "num_workers": 2, "b": [1, {"c": None}]}],
-            "config": "$monai_llmboost.engines.run_config.config_of_run(['rate'])",
-        },
-        globals={"monai_llmboost": "monai_llmboost"},
-    )  # fmt: skip
-    from_config = {
-        "config": parser["config"],
-        "handlers#0#_target_": "A",
-        "handlers#0#b#0": 1,
-        "handlers#0#b#1#c": None,
-    }
-    assert parser.get_parsed_content("config") == from_config
-    assert config_of_run() == {}
+@pytest.mark.usefixtures("few_phantoms")
+def test_a_run_with_an_object_of_python_is_not_resumed(tmp_path):
+    trained(tmp_path, 2, stop_after=1)
+    with pytest.raises(RuntimeError) as error:
+        trained(tmp_path, 2, resume=True, loss=torch.nn.CrossEntropyLoss())
+    assert re.search(
+        r"cannot be resumed, for loss is an object of Python \(CrossEntropyLoss\)", str(root_cause(error.value))
+    )
 
 
-def test_an_object_in_a_config_is_the_same_in_the_next_process():
-    """Its text holds an address, which is new each time."""
-    made = []
-    for _ in range(2):
-        parser = ConfigParser(
-            {"loss": object(), "config": "$monai_llmboost.engines.run_config.config_of_run(['config'])"},
-            globals={"monai_llmboost": "monai_llmboost"},
-        )
-        made.append(parser.get_parsed_content("config"))
-    assert made == [{"loss": "object"}] * 2
+@pytest.mark.usefixtures("few_phantoms")
+def test_a_run_with_handlers_in_another_order_is_not_resumed(tmp_path):
+    trained(tmp_path, 2, stop_after=1)
+    handlers = json.loads((CONFIGS / "train.json").read_text())["train_handlers"]
+    moved = {"seeds": handlers.pop("seeds"), **handlers}
+    with pytest.raises(RuntimeError) as error:
+        trained(tmp_path, 2, resume=True, train_handlers=moved)
+    assert "with the entries of train_handlers in another order: resume" in str(root_cause(error.value))
 
 
 @pytest.mark.usefixtures("few_phantoms")
@@ -273,7 +267,7 @@ def test_last_weights_and_other_splits_are_judged_on_request(tmp_path):
     assert judged["best"]["auc"] == pytest.approx(best["value"])
     assert best["epoch"] < 6
     assert rows_of(tmp_path / "best") != rows_of(tmp_path / "last")
-    with pytest.raises(ValueError, match="expected weights of best, last, got 'worst'"):
+    with pytest.raises(ValueError, match="unknown weights 'worst'; choose from best, last"):
         run_bundle(BUNDLE, "evaluate", "none", weights="worst", **options)
 
 
@@ -461,7 +455,7 @@ def test_names_come_from_the_checkpoint(run_job, tmp_path):
             "unknown arm 'some'; choose from lora, mlp, none, pretrained, pretrained-trained, random",
         ),
         ("train", None, {"dataset": "liver"}, "dataset to be one of phantom"),
-        ("train", "pretrained", {"block": "random"}, "found nothing at random: give --block FILE"),
+        ("train", "pretrained", {"block": "random"}, "no block file at random: give --block FILE"),
         ("train", None, {"patch_size": 5}, "img_size to be a multiple of patch_size"),
         (
             "train",
@@ -500,7 +494,7 @@ def test_a_mistake_is_one_sentence(run_job, job, arm, options, message):
     [
         ("none", {"epochs": "$2 + 1", "seed": np.int64(3), "learning_rate": np.float32(0.1), "weight_decay": 0}),
         ("none", {"epochs": None, "size": "@patch_size", "booster": {"_target_": "x"}, "booster#gate": True}),
-        ("pretrained-trained", {"booster#block#seed": 1, "network_def#pool": "mean", "train#handlers#0#new": 1}),
+        ("pretrained-trained", {"booster#block#seed": 1, "network_def#pool": "mean", "train_handlers#seeds#new": 1}),
     ],
 )
 def test_options_that_are_right_pass(arm, options):
@@ -574,7 +568,6 @@ def test_real_files_through_the_bundle(run_job, real_data, tiny_llm_folder, tmp_
 
 def test_the_published_network_has_the_published_size():
     """34,170,243 parameters for 3 classes and 3 equal channels; we keep one channel of them, 3 x 64 voxels to 64."""
-    from monai.bundle import ConfigParser
 
     parser = ConfigParser()
     parser.read_config(
@@ -597,7 +590,6 @@ def test_the_published_network_has_the_published_size():
 )
 def test_probabilities_are_not_rounded_under_mixed_precision(config, postprocessing):
     """MONAI's softmax gives the type of its input back: in bfloat16 cases would tie, which an AUC notices."""
-    from monai.bundle import ConfigParser
 
     parser = ConfigParser()
     parser.read_config(str(CONFIGS / f"{config}.json"))

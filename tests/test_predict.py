@@ -351,8 +351,8 @@ def test_salted_names_tell_nothing(command, tmp_path):
         (["--num_workers", "1"], "expected --workers, got --num_workers"),
         (["--columns", "bogus"], "unknown column 'bogus'; choose from study_uid, accession_number"),
         (["--columns", "bogus", "--dry-run"], "unknown column 'bogus'; choose from study_uid, accession_number"),
-        (["--class_names", "[1, 2]"], r"expected class names as a list of texts, got \[1, 2\]"),
-        (["--class_names", '["a\\nb", "a b"]'], "expected different class names"),
+        (["--class_names", "[1, 2]"], r"class names \[1, 2\] are no list of texts"),
+        (["--class_names", '["a\\nb", "a b"]'], "are not all different"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_status_2(command, tmp_path, words, message):

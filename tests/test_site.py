@@ -11,7 +11,9 @@ import pytest
 from conftest import ROOT
 
 # What a browser would fetch: not links, which a reader may follow.
-FETCHED = re.compile(r"<(?:script|img|iframe)\b[^>]*\bsrc=\"(?:https?:)?//|<link\b[^>]*\bhref=\"(?:https?:)?//|@import\s")
+FETCHED = re.compile(
+    r"<(?:script|img|iframe)\b[^>]*\bsrc=\"(?:https?:)?//|<link\b[^>]*\bhref=\"(?:https?:)?//|@import\s"
+)
 ROOMS = ("bundle", "data", "llm", "adapters", "boosters", "networks", "tasks", "engines", "inference", "studies")
 
 

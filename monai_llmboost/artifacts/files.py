@@ -36,10 +36,10 @@ def _numbered(path: Path, number: int) -> Path:
 
 
 @contextmanager
-def placed_whole(path: Path, aside: bool = False) -> Iterator[Path]:
+def placed_whole(path: Path, aside: bool = False, overwrite: bool = True) -> Iterator[Path]:
     """Another path in the same folder to write to, whose file takes its place when it is whole, or not at all.
 
-    An earlier file is replaced, or, with ``aside``, set aside.
+    An earlier file is replaced, or, with ``aside``, set aside, or, without ``overwrite``, a FileExistsError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"part-{os.getpid()}-{path.name}")
@@ -47,7 +47,10 @@ def placed_whole(path: Path, aside: bool = False) -> Iterator[Path]:
         yield temporary
         if aside:
             set_aside(path)
-        temporary.replace(path)
+        if overwrite:
+            temporary.replace(path)
+        else:
+            path.hardlink_to(temporary)  # fails where another process has just written it
     finally:
         temporary.unlink(missing_ok=True)
 

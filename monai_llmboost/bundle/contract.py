@@ -29,6 +29,7 @@ ARMS = "arms"  # folder of overlays, one for each side of a comparison
 MULTI_GPU = "multi_gpu_{}.json"  # overlays of a job on several processes
 # In the folder of a preset: overlays of every job, and of training alone.
 PRESET_NETWORK, PRESET_TRAINING = "network.json", "training.json"
+STUDIES = "studies.json"  # the presets of the bundle, and options that some of its data sets do not use
 # Where our bundles look for their checkpoints, as text of their configs.
 USUAL_CKPT_DIR = f"$@bundle_root + '/{MODELS}'"
 # Keys of the items in a batch, as MONAI's transforms name them.
@@ -166,6 +167,11 @@ class BundleJob:
         return list(self.item("class_names", "study"))
 
     @property
+    def training_data(self) -> Any:
+        """The data set of the cases that are trained on."""
+        return self.item("train#dataset", "study")
+
+    @property
     def validation_data(self) -> Any:
         """The data set of the split that is validated or evaluated."""
         return self.item("validate#dataset", "study")
@@ -174,6 +180,11 @@ class BundleJob:
     def validation_batches(self) -> Any:
         """The loader of the same."""
         return self.item("validate#dataloader", "study")
+
+    @property
+    def intended_use(self) -> str:
+        """What the bundle is for, by its metadata; empty if it does not say."""
+        return str(self._optional("_meta_#intended_use", "study", ""))
 
     # Of training: what cost reads.
 
@@ -223,9 +234,3 @@ class BundleJob:
                 f"shape of an image open ({shape}): add image_shape, such as [1, 64, 64, 64]"
             )
         return shape
-
-    @property
-    def data_source(self) -> tuple[Any, Any, Any] | None:
-        """Name, folder and download of the data set, as options say; ``None`` if the bundle lacks one of these."""
-        keys = (Option.DATASET, Option.DATASET_DIR, Option.DOWNLOAD)
-        return tuple(self.item(key, "cost") for key in keys) if all(key in self.parser for key in keys) else None

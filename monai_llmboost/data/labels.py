@@ -31,7 +31,7 @@ def check_labels(loader: Any, class_names: Sequence[str], what: str) -> None:
         ValueError: a label that is not the number of a class; a class without a case.
     """
     dataset = getattr(loader, "dataset", None)
-    labels = [_to_number(label) for label in _list_labels(dataset)]
+    labels = [_to_number(label) for label in labels_of(dataset)]
     if not class_names or not labels or any(label is None for label in labels):
         return
     transforms = flatten_transforms(getattr(dataset, "transform", None))
@@ -63,7 +63,8 @@ def _check_numbers(labels: Sequence[Any], class_names: Sequence[str], what: str)
             )
 
 
-def _list_labels(dataset: Any) -> list[Any]:
+def labels_of(dataset: Any) -> list[Any]:
+    """Return the labels that a data set keeps next to its volumes; none if it keeps none there."""
     labels = getattr(dataset, "labels", None)
     if isinstance(labels, (np.ndarray, torch.Tensor)):
         return list(labels)

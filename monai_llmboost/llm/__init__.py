@@ -4,23 +4,15 @@
 from monai_llmboost.artifacts.signature import Signature
 from monai_llmboost.deprecated import moved
 from monai_llmboost.llm.block import DecoderBlock
-from monai_llmboost.llm.block_file import (
-    block_width,
-    extract_block,
-    frozen_block,
-    load_block,
-    random_block,
-    read_block,
-    read_header,
-    write_block,
-)
+from monai_llmboost.llm.block_file import read_block, read_header, write_block
 from monai_llmboost.llm.donor.checkpoint import read_geometry, read_layers
 from monai_llmboost.llm.donor.families import NATIVE
-from monai_llmboost.llm.frozen import SMALL_GEOMETRY, FrozenBlock, freeze_
+from monai_llmboost.llm.extract import extract_block
+from monai_llmboost.llm.frozen import SMALL_GEOMETRY, FrozenBlock, TrainedBlock, freeze_
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers, Layer, random_layer
 from monai_llmboost.llm.self_test import self_test
-from monai_llmboost.llm.trained import TrainedBlock, trained_block
+from monai_llmboost.llm.sources import block_width, frozen_block, load_block, random_block, trained_block
 
 __getattr__ = moved(
     __name__,

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any, Optional
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from monai_llmboost.llm.attention import AttentionForm, AttentionTensors, is_linear_map, runs_as
 from monai_llmboost.llm.geometry import BlockGeometry
 
 
@@ -18,25 +21,42 @@ class DecoderBlock(nn.Module):
     Which norms there are, biases, grouped heads, the MLP's kind, whether both parts see ``x``: as the geometry says.
     A language model adds positions to queries and keys and masks the future. Visual tokens have no such order, so both
     are left out (Pang et al. 2024, arXiv:2310.12973, section 3), which makes the layer permutation-equivariant:
-    ``block(x[:, p]) == block(x)[:, p]``. Who wants them can have them.
+    ``block(x[:, p]) == block(x)[:, p]``. Both are options.
 
     Args:
         geometry: the layer as numbers.
         causal: mask what follows a token, as the language model does; the first token then sees itself only.
-        rotary: turn queries and keys by the tokens' positions, as the language model does.
+        rotary: rotate queries and keys by the tokens' positions, as the language model does.
 
     Raises:
         ValueError: rotary positions of a layer that has none.
+
+    Example:
+        >>> block = DecoderBlock(BlockGeometry(width=64, mlp_width=128, num_heads=4, num_kv_heads=2, head_size=16))
+        >>> block(torch.zeros(2, 7, 64)).shape, block(torch.zeros(2, 7, 64), 1).shape
+        (torch.Size([2, 7, 64]), torch.Size([2, 1, 64]))
     """
 
-    __constants__ = ("capped", "gated", "parallel", "rotates")  # so that scripting leaves out the branches not taken
+    if TYPE_CHECKING:
+        attention_norm: Any
+        key_norm: Any
+
+    __constants__ = (
+        "capped",
+        "centred",
+        "gated",
+        "parallel",
+        "pre_norm",
+        "qk_normed",
+        "rotates",
+    )  # so that scripting leaves out the branches not taken
 
     def __init__(self, geometry: BlockGeometry, causal: bool = False, rotary: bool = False) -> None:
         super().__init__()
         if rotary and not geometry.rotary:
             raise ValueError(
-                "expected a layer with rotary positions, this one has none (or of a kind that is not supported): "
-                "leave out rotary, or choose another donor or layer"
+                "the layer has no rotary positions, or of a kind that is not supported: leave out rotary, or choose "
+                "another donor or layer"
             )
         self.width = geometry.width
         self.num_heads = geometry.num_heads
@@ -53,13 +73,9 @@ class DecoderBlock(nn.Module):
         self.rotary = list(geometry.rotary)
         self.query_groups = geometry.num_heads if geometry.qk_norm == "head" else 1
         self.key_groups = geometry.num_kv_heads if geometry.qk_norm == "head" else 1
-        # Of unnormed keys at no position, scores are linear in the tokens but for each token's size; what biases add
-        # is the same for all tokens, which only a cap makes felt.
-        unbiased = geometry.norm == "rms" and not geometry.qkv_bias
-        unplaced = not causal and not rotary
-        unnormed = geometry.qk_norm == "none"
-        self.scores_are_linear = unplaced and unnormed and geometry.pre_norm and (unbiased or geometry.score_cap == 0)
-        self.keys_are_normed = unplaced and unbiased and not unnormed
+        self.pre_norm = geometry.pre_norm
+        self.centred = geometry.norm == "layer"
+        self.qk_normed = geometry.qk_norm != "none"
 
         inner, kv = geometry.num_heads * geometry.head_size, geometry.num_kv_heads * geometry.head_size
         width, mlp_width, eps = geometry.width, geometry.mlp_width, geometry.norm_eps
@@ -89,29 +105,89 @@ class DecoderBlock(nn.Module):
         self.up = nn.Linear(width, mlp_width, bias=geometry.mlp_bias)
         self.down = nn.Linear(mlp_width, width, bias=geometry.mlp_bias)
         self.mlp_post_norm = norm(geometry.post_norm)
+        self.attention_form = self.form()
+
+    def form(self) -> AttentionForm | None:
+        """Return what the attention offers to a computation that takes it apart; ``None`` where that cannot be.
+
+        At no position, unnormed keys give scores that are linear in the tokens but for each token's size; what biases
+        add is the same for all tokens, which only a cap makes felt.
+        """
+        unordered = not self.causal and not self.rotates
+        unbiased = not self.centred and self.key.bias is None
+        linear = not self.qk_normed and self.pre_norm and (unbiased or not self.capped)
+        own = type(self).attend is DecoderBlock.attend and type(self).weigh is DecoderBlock.weigh
+        if not (unordered and own and (linear or (self.qk_normed and unbiased))):
+            return None
+        return AttentionForm(
+            normed_keys=self.qk_normed,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_size=self.head_size,
+            scale=self.scale,
+            score_cap=self.score_cap,
+            norm_eps=self.norm_eps,
+            pre_norm=self.pre_norm,
+            centred=self.centred,
+        )
+
+    def attention_tensors(self, x: Tensor) -> AttentionTensors:
+        """Return the queries of tokens (B, R, D) and the tensors by which the attention treats all tokens."""
+        gain: Optional[Tensor] = None  # noqa: UP045  (as scripting reads it)
+        norm_bias: Optional[Tensor] = None  # noqa: UP045
+        key_gain: Optional[Tensor] = None  # noqa: UP045
+        if self.pre_norm:
+            gain = self.attention_norm.weight
+            if self.centred:
+                norm_bias = self.attention_norm.bias
+        if self.qk_normed:
+            key_gain = self.key_norm.weight
+        q = self.queries(self.attention_norm(x))
+        return AttentionTensors(q, gain, norm_bias, self.key.weight, key_gain, self.value.weight, self.value.bias)
+
+    @torch.jit.unused
+    def is_intact(self) -> bool:
+        """Return whether a call still is what :meth:`attention_tensors` and :meth:`finish` are made for.
+
+        A hook on what they leave out, or another map or norm in its place, does more than its weights say.
+        """
+        norm = (nn.LayerNorm if self.centred else nn.RMSNorm) if self.pre_norm else nn.Identity
+        key_norm = nn.RMSNorm if self.qk_normed else nn.Identity
+        eps = self.norm_eps
+        bias = self.key.bias  # adds the same to every score; one that is trained has to be in the graph
+        return (
+            runs_as(self, DecoderBlock)
+            and is_linear_map(self.key)
+            and is_linear_map(self.value)
+            and runs_as(self.attention_norm, norm)
+            and runs_as(self.key_norm, key_norm)
+            and runs_as(self.query_norm, key_norm)
+            and (bias is None or not (self.qk_normed or self.capped or bias.requires_grad))
+            and all(getattr(part, "eps", eps) == eps for part in (self.attention_norm, self.key_norm))
+        )
 
     def queries(self, x: Tensor) -> Tensor:
-        """What normed tokens (B, R, D) look for, (B, R, heads * head size)."""
+        """Return the queries of normed tokens (B, R, D), (B, R, heads * head size)."""
         b, r = x.shape[0], x.shape[1]
         return self.query_norm(self.query(x).view(b, r, self.query_groups, -1)).reshape(b, r, -1)
 
     def attend(self, x: Tensor, read: int | None = None) -> Tensor:
-        """What the heads of the first ``read`` normed tokens (B, N, D) gather from all, (B, R, heads * head size)."""
+        """Return what the heads of the first ``read`` normed tokens (B, N, D) gather, (B, R, heads * head size)."""
         rows = x if read is None else x[:, :read]
         if self.causal:
-            x = rows  # nobody sees what follows
+            x = rows  # no token sees what follows it
         b, n, r = x.shape[0], x.shape[1], rows.shape[1]
         q = self.queries(rows).view(b, r, self.num_heads, self.head_size).transpose(1, 2)
         k = self.key_norm(self.key(x).view(b, n, self.key_groups, -1))
         k = k.view(b, n, self.num_kv_heads, self.head_size).transpose(1, 2)  # (B, kv heads, N, head size)
         v = self.value(x).view(b, n, self.num_kv_heads, self.head_size).transpose(1, 2)
         if self.rotates:
-            q, k = self.turn(q), self.turn(k)
-        y = self.mix(q, k, v)  # (B, heads, R, head size)
+            q, k = self.rotate(q), self.rotate(k)
+        y = self.weigh(q, k, v)  # (B, heads, R, head size)
         return y.transpose(1, 2).reshape(b, r, self.num_heads * self.head_size)
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of queries (B, heads, R, head size) over keys and values (B, kv heads, N, head size)."""
+    def weigh(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return the attention of queries (B, heads, R, head size) over keys and values (B, kv heads, N, head size)."""
         grouped = self.num_kv_heads != self.num_heads
         if not self.capped:
             return F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, scale=self.scale, enable_gqa=grouped)
@@ -128,29 +204,29 @@ class DecoderBlock(nn.Module):
             scores = scores.masked_fill(future, float("-inf"))
         return scores.softmax(dim=-1).to(v.dtype) @ v
 
-    def turn(self, x: Tensor) -> Tensor:
-        """Queries or keys (B, heads, N, head size), each pair of features turned by the token's position."""
+    def rotate(self, x: Tensor) -> Tensor:
+        """Rotate each pair of features of queries or keys (B, heads, N, head size) by the token's position."""
         pairs = len(self.rotary)
-        places = torch.arange(x.shape[2], device=x.device, dtype=torch.float32)
-        angles = places.unsqueeze(1) * torch.tensor(self.rotary, device=x.device, dtype=torch.float32)  # (N, pairs)
+        positions = torch.arange(x.shape[2], device=x.device, dtype=torch.float32)
+        angles = positions.unsqueeze(1) * torch.tensor(self.rotary, device=x.device, dtype=torch.float32)  # (N, pairs)
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         a, b = x[..., :pairs], x[..., pairs : 2 * pairs]
         return torch.cat((a * cos - b * sin, b * cos + a * sin, x[..., 2 * pairs :]), dim=-1)
 
     def mlp(self, x: Tensor) -> Tensor:
-        """Normed tokens (B, N, D) to tokens (B, N, D), each for itself."""
+        """Map normed tokens (B, N, D) to tokens (B, N, D), each for itself."""
         if self.gated:
             return self.down(self.activation(self.gate(x)) * self.up(x))
         return self.down(self.activation(self.up(x)))
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """What follows the attention: tokens (B, R, D) and what their heads gathered, to tokens (B, R, D)."""
+        """Map tokens (B, R, D) and what their heads gathered, (B, R, heads * head size), to tokens (B, R, D)."""
         h = x + self.attention_post_norm(self.output(attended))
         seen = x if self.parallel else h
         return h + self.mlp_post_norm(self.mlp(self.mlp_norm(seen)))
 
     def forward(self, x: Tensor, read: int | None = None) -> Tensor:
-        """Tokens (B, N, D) to tokens (B, N, D), or to the first ``read`` of them, (B, R, D)."""
+        """Map tokens (B, N, D) to tokens (B, N, D), or to the first ``read`` of them, (B, R, D)."""
         rows = x if read is None else x[:, :read]
         return self.finish(rows, self.attend(self.attention_norm(x), read))
 
@@ -163,7 +239,7 @@ class DecoderBlock(nn.Module):
         causal: bool = False,
         rotary: bool = False,
     ) -> DecoderBlock:
-        """The layer over these tensors, which are used as they are, not copied, unless another dtype is asked for.
+        """Make the layer of these tensors, which are used as they are, not copied, unless in another dtype.
 
         Raises:
             ValueError: a tensor is missing, unknown, or of another shape than the geometry says.

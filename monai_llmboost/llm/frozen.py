@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A block whose weights are never trained, never saved into a checkpoint, and known by a fingerprint."""
+"""Layers of a language model as a block: frozen, kept out of checkpoints, known by a fingerprint; or trained."""
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from monai_llmboost.arguments import check_switch
+from monai_llmboost.artifacts.digests import tensors_digest
 from monai_llmboost.artifacts.signature import Signature
+from monai_llmboost.llm.attention import AttentionTensors, runs_as
 from monai_llmboost.llm.block import DecoderBlock
 from monai_llmboost.llm.geometry import BlockGeometry
-from monai_llmboost.llm.layers import DonorLayers, digest_of
+from monai_llmboost.llm.layers import DonorLayers
 
-# What `--block random` is when no donor says otherwise: small enough to train beside on a laptop.
+# What `--block random` is when no donor says otherwise: small enough to train on a laptop.
 SMALL_GEOMETRY = BlockGeometry(width=192, mlp_width=512, num_heads=3, num_kv_heads=3, head_size=64)
+REMEDY = "run with the block and options it was trained with (--block FILE), or train again"
 
 
 def freeze_(module: nn.Module) -> None:
@@ -32,23 +37,31 @@ class FrozenBlock(nn.Module):
     ``deepcopy``, ``.to()`` and DDP (best with ``broadcast_buffers=False``) work unchanged, and a checkpoint holds the
     block's name and fingerprint in place of its weights. Loading a checkpoint over a different block is refused.
 
+    With ``trained=True`` the same weights are where training begins: parameters, which a checkpoint holds.
+
     Args:
         donor: the layers, one or several.
-        dtype: dtype in which the weights are kept; ``None`` keeps the donor's.
+        dtype: dtype in which the weights are kept; ``None`` keeps the donor's, or float32 if they are trained.
         final_norm: ``"unit"``, of the donor's kind with gain one, as in the published R-LLM code, which does not load
             the language model's own; ``"donor"``, the donor's own; ``"none"``.
         causal: mask what follows a token, as language models do and images have no use for.
         rotary: give tokens positions by their order, as many language models do.
-        known_fingerprint: of these layers, from whoever has just computed it; ``None`` computes it.
+        known_fingerprint: of these layers, from a caller that has just computed it; ``None`` computes it.
+        trained: train the weights with the network around the block, the control of what freezing does.
 
     Raises:
         ValueError: ``dtype`` is no floating type, or an option that these layers cannot have.
+
+    Example:
+        >>> block = FrozenBlock(random_layer(SMALL_GEOMETRY, seed=0))
+        >>> block(torch.zeros(2, 5, block.width)).shape, len(list(block.parameters())), list(block.state_dict())
+        (torch.Size([2, 5, 192]), 0, ['signature.code'])
     """
 
     if TYPE_CHECKING:
         layer: Any  # a DecoderBlock where `native`
 
-    __constants__ = ("centres", "folds", "native", "norms_keys")  # so that scripting leaves out the branches not taken
+    __constants__ = ("native",)  # so that scripting leaves out the branches not taken
 
     def __init__(
         self,
@@ -58,74 +71,129 @@ class FrozenBlock(nn.Module):
         causal: bool = False,
         rotary: bool = False,
         known_fingerprint: str | None = None,
+        trained: bool = False,
     ) -> None:
         super().__init__()
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(
-                f"expected a floating dtype for the block, got {dtype!r}: use torch.float32 or torch.bfloat16 "
+                f"unknown dtype {dtype!r} of the block; use a floating one, torch.float32 or torch.bfloat16 "
                 "(on a command line '$torch.bfloat16', in single quotes)"
             )
-        for word, asked in (("causal", causal), ("rotary", rotary)):
-            if not isinstance(asked, bool):
-                raise ValueError(f"expected {word} to be True or False, got {asked!r}: mind the capital letter")
+        for name, switch in (("causal", causal), ("rotary", rotary), ("trained", trained)):
+            check_switch(name, switch)
+        if trained and dtype is None:
+            dtype = torch.float32
         *before, last = [layer.module(dtype, causal, rotary) for layer in donor.layers]
         self.geometry = donor.layers[-1].geometry
         self.width = last.width
         self.causal = causal
         self.in_order = causal or rotary
+        self.native = isinstance(last, DecoderBlock)
         self.before = nn.Sequential(*before)
         self.layer = last
         self.final_norm = donor.final_norm_module(final_norm)
+        self.final_norm.to(max(last.state_dict().values(), key=torch.numel).dtype)
         # Of the weights as the donor gave them: one block is one block, whatever dtype it is run in.
         self.fingerprint = known_fingerprint or donor.fingerprint
-        options = "".join(f", {word}" for word, asked in (("causal", causal), ("rotary", rotary)) if asked)
-        if final_norm != "unit":
-            options += f", final norm {final_norm}"
-        norm = digest_of(donor.final_norm) if final_norm == "donor" else ""
-        self.signature = Signature(
-            "block",
-            f"{donor.name} ({self.fingerprint[:12]}{options})",
-            "run with the block and options it was trained with (--block FILE), or train again",
-            compared=f"{self.fingerprint}{options}{norm}",
-        )
-        self.native = isinstance(last, DecoderBlock)
-        self.final_norm.to(max(last.state_dict().values(), key=torch.numel).dtype)
-        for part in (self.before, self.layer, self.final_norm):
-            freeze_(part)
-        # Whether a few tokens can be read without the others' keys and values; see boosters/readout.py.
-        self.folds = bool(self.native and last.scores_are_linear and not before)
-        self.norms_keys = bool(self.native and last.keys_are_normed and not before)
-        self.has_gain: bool = self.norms_keys and not isinstance(last.attention_norm, nn.Identity)
-        self.centres = self.folds and isinstance(last.attention_norm, nn.LayerNorm)
+        options = "".join(f", {name}" for name, asked in (("causal", causal), ("rotary", rotary)) if asked)
+        if trained:
+            train_(self)
+            told = f"trained on from {donor.name} ({self.fingerprint[:12]}{options}, final norm {final_norm})"
+            self.signature = Signature("block", told, REMEDY)
+        else:
+            for part in (self.before, self.layer, self.final_norm):
+                freeze_(part)
+            options += "" if final_norm == "unit" else f", final norm {final_norm}"
+            norm = tensors_digest(donor.final_norm) if final_norm == "donor" else ""
+            told, compared = f"{donor.name} ({self.fingerprint[:12]}{options})", f"{self.fingerprint}{options}{norm}"
+            self.signature = Signature("block", told, REMEDY, compared)
+        # Whether a few tokens can be read without the others' keys and values, and else how; see boosters/readout.
+        form = last.attention_form if isinstance(last, DecoderBlock) and not before else None
+        # A trained bias of the keys, which no score needs, has to be in the graph.
+        self.attention_form = None if trained and self.geometry and self.geometry.qkv_bias else form
+        self.reading = self._reading()
+
+    def _reading(self) -> str:
+        """Return how ``forward`` computes a few tokens, in words."""
+        if not self.native:
+            return "whole block (run by transformers)"
+        if len(self.before):
+            return "whole block but for its last layer"
+        if self.causal:
+            return "keys and values of the tokens before it (causal)"
+        return "keys and values of all tokens" + ("" if self.attention_form else " (for positions or biases)")
 
     def forward(self, h: Tensor, read: int | None = None) -> Tensor:
-        """Tokens (B, N, D) to tokens (B, N, D), or to the first ``read`` of them, of the dtype that came in."""
-        return self.final_norm(self.layer(self.before(self.received(h)), read)).to(h.dtype)
+        """Map tokens (B, N, D) to tokens (B, N, D), or to the first ``read`` of them, of the dtype that came in."""
+        return self.final_norm(self.layer(self.before(self.to_own_dtype(h)), read)).to(h.dtype)
 
-    def received(self, h: Tensor) -> Tensor:
-        """Tokens in the dtype of the weights."""
+    def to_own_dtype(self, h: Tensor) -> Tensor:
+        """Return tokens in the dtype of the weights."""
         if self.native:
             return h.to(self.layer.down.weight.dtype)
-        return h.to(max(self.layer.buffers(), key=torch.numel).dtype)
+        return h.to(max([*self.layer.parameters(), *self.layer.buffers()], key=torch.numel).dtype)
 
-    def queries(self, h: Tensor) -> Tensor:
-        """What these tokens (B, R, D) look for, (B, R, heads * head size), in the block's dtype."""
-        return self.layer.queries(self.layer.attention_norm(self.received(h)))
-
-    def value_bias(self) -> Tensor:
-        """What every value has besides its token's part, (kv heads * head size,): the norm's and its own."""
-        value = self.layer.value
-        bias = torch.zeros_like(value.weight[:, 0])
-        if value.bias is not None:
-            bias = bias + value.bias
-        if self.centres:
-            bias = bias + value.weight @ self.layer.attention_norm.bias
-        return bias
+    def attention_tensors(self, h: Tensor) -> AttentionTensors:
+        """Return the queries of tokens (B, R, D) and the tensors by which the attention treats all tokens."""
+        return self.layer.attention_tensors(self.to_own_dtype(h))
 
     def finish(self, h: Tensor, attended: Tensor) -> Tensor:
-        """What follows the attention: tokens (B, R, D) and what their heads gathered, to tokens (B, R, D)."""
-        return self.final_norm(self.layer.finish(self.received(h), attended)).to(h.dtype)
+        """Map tokens (B, R, D) and what their heads gathered, (B, R, heads * head size), to tokens (B, R, D)."""
+        return self.final_norm(self.layer.finish(self.to_own_dtype(h), attended)).to(h.dtype)
+
+    @torch.jit.unused
+    def attention_parts(self) -> tuple[nn.Module, ...]:
+        """Return what does not run, or not for all tokens, where the block is taken apart."""
+        layer = self.layer
+        return self, layer, layer.key, layer.value, layer.attention_norm, layer.query_norm, layer.key_norm
+
+    @torch.jit.unused
+    def is_intact(self) -> bool:
+        """Return whether a call still is what :meth:`attention_tensors` and :meth:`finish` are made for."""
+        return runs_as(self, FrozenBlock) and self.layer.is_intact()
 
     def extra_repr(self) -> str:
-        """The block's name and fingerprint, for ``print(network)``."""
+        """Return the block's name and fingerprint, for ``print(network)``."""
         return self.signature.text
+
+
+def TrainedBlock(
+    donor: DonorLayers, final_norm: str = "unit", causal: bool = False, rotary: bool = False
+) -> FrozenBlock:
+    """Return a block that is trained; deprecated for ``FrozenBlock(donor, trained=True)``."""
+    warnings.warn(
+        "monai_llmboost.llm.TrainedBlock is deprecated: use monai_llmboost.llm.FrozenBlock(donor, trained=True)",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return FrozenBlock(donor, None, final_norm, causal, rotary, trained=True)
+
+
+def train_(block: FrozenBlock) -> None:
+    """Turn the weights of a block into parameters of their own, which a checkpoint names ``layers.N.*``."""
+    for name, parameter in list(block.named_parameters()):
+        owner, _, leaf = name.rpartition(".")
+        # A copy: the donor's tensors may be a file that is mapped into memory.
+        setattr(block.get_submodule(owner), leaf, nn.Parameter(parameter.detach().clone()))
+    block.register_state_dict_post_hook(_number_layers)
+    block.register_load_state_dict_pre_hook(_place_layers)
+
+
+def _number_layers(block: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Name the layers in a state dict as trained blocks always did."""
+    for own, numbered in _prefixes(block, prefix):
+        for name in [name for name in state if name.startswith(own)]:
+            state[numbered + name.removeprefix(own)] = state.pop(name)
+
+
+def _place_layers(block: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Give the layers in a state dict the names that they have in the block."""
+    for own, numbered in _prefixes(block, prefix):
+        for name in [name for name in state if name.startswith(numbered)]:
+            state[own + name.removeprefix(numbered)] = state.pop(name)
+
+
+def _prefixes(block: nn.Module, prefix: str) -> list[tuple[str, str]]:
+    """Return how the names of each layer's weights begin, in the block and in a checkpoint."""
+    own = [f"before.{name}" for name, _ in block.get_submodule("before").named_children()] + ["layer"]
+    return [(f"{prefix}{name}.", f"{prefix}layers.{number}.") for number, name in enumerate(own)]

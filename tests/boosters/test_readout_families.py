@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a few tokens behind the layer of every native family is the full computation, by whatever way it allows."""
+"""Reading few tokens behind the layer of every native family is the full computation, by any method it allows."""
 
 import pytest
 import torch
-from test_readout import CHANNELS, TOKENS, assert_close, output_and_gradients, script_warnings, way
+from readout_methods import method, only
+from test_readout import CHANNELS, TOKENS, assert_close, output_and_gradients, script_warnings
 from tiny_models import CASES, LEARNED_POSITIONS, NORMED_KEYS, tiny_folder
 
-from monai_llmboost.boosters import ResidualBooster, check_booster, residual
+from monai_llmboost.boosters import ResidualBooster, check_booster
+from monai_llmboost.boosters.readout.normed_keys import NormedKeys
+from monai_llmboost.boosters.readout.visual_tokens import VisualTokens
 from monai_llmboost.llm import FrozenBlock, read_layers
 
-__all__ = ["way"]  # the fixture: one of the three ways, whatever it costs
+__all__ = ["method"]  # the fixture: each of the methods, whatever it costs
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -38,21 +41,21 @@ def boosted(donor, **options):
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
-def test_equals_the_full_way(case, single, way, tokens):
+def test_equals_the_full_computation(case, single, method, tokens):
     booster = boosted(single)
     torch.manual_seed(1)
     x = TOKENS[tokens](torch.randn(3, 20, CHANNELS))
     assert_close(output_and_gradients(booster, x, read=2), output_and_gradients(booster, x), 1e-5)
 
 
-def test_with_other_final_norms(single, way):
+def test_with_other_final_norms(single, method):
     x = torch.randn(3, 20, CHANNELS)
     for final_norm in ("donor", "none"):
         booster = boosted(single, final_norm=final_norm)
         assert_close(output_and_gradients(booster, x, read=2), output_and_gradients(booster, x), 1e-5)
 
 
-def test_in_order_too(case, single, way):
+def test_in_order_too(case, single, method):
     """With a mask and positions the first tokens need no others but those before them, and get no others."""
     booster = boosted(single, causal=True, rotary=bool(single.layers[0].geometry.rotary))
     x = torch.randn(3, 20, CHANNELS)
@@ -63,10 +66,10 @@ def test_in_order_too(case, single, way):
     assert_close(got, expected, 1e-5)
 
 
-def test_several_layers(donor, way):
+def test_several_layers(donor, method):
     booster, x = boosted(donor), torch.randn(3, 20, CHANNELS)
     assert_close(output_and_gradients(booster, x, read=2), output_and_gradients(booster, x), 1e-5)
-    assert booster.way(3, 20, 2) == "whole block but for its last layer"
+    assert booster.describe_readout(3, 20, 2) == "whole block but for its last layer"
 
 
 def test_obeys_the_contract(single, donor):
@@ -74,29 +77,30 @@ def test_obeys_the_contract(single, donor):
     check_booster(boosted(donor), CHANNELS)
 
 
-def test_the_way_is_said_and_taken(case, single, monkeypatch):
+def test_the_method_is_described_and_taken(case, single, monkeypatch):
     """Where the steps are exact they are taken, and only there."""
     booster = boosted(single)
-    monkeypatch.setattr(residual, "multiply_adds", lambda *sizes: (2, 2, 1))
-    monkeypatch.setattr(residual, "multiply_adds_of_normed", lambda *sizes: (2, 1))
+    only("visual", monkeypatch)
     taken = []
-    for name in ("attend_visual", "attend_normed"):
-        monkeypatch.setattr(residual, name, lambda *a, name=name: taken.append(name) or torch.zeros_like(a[0]))
+    for kind in (VisualTokens, NormedKeys):
+        monkeypatch.setattr(
+            kind, "forward", lambda self, x, encode, layer: taken.append(type(self)) or torch.zeros_like(layer.queries)
+        )
     booster(torch.randn(2, 9, CHANNELS), 1)
     if case in NORMED_KEYS:
-        assert taken == ["attend_normed"]
-        assert booster.way(2, 9, 1) == "keys of all tokens, no values"
+        assert taken == [NormedKeys]
+        assert booster.describe_readout(2, 9, 1) == "keys of all tokens, no values"
     else:
-        assert taken == ["attend_visual"]
-        assert booster.way(2, 9, 1) == "no keys and values, visual tokens"
+        assert taken == [VisualTokens]
+        assert booster.describe_readout(2, 9, 1) == "no keys and values, visual tokens"
 
 
 def test_in_order_no_step_is_left_out(single):
     booster = boosted(single, causal=True)
-    assert booster.way(2, 9, 1) == "keys and values of the tokens before it (causal)"
+    assert booster.describe_readout(2, 9, 1) == "keys and values of the tokens before it (causal)"
     if single.layers[0].geometry.rotary:
         turned = boosted(single, rotary=True)
-        assert turned.way(2, 9, 1) == "keys and values of all tokens (for positions or biases)"
+        assert turned.describe_readout(2, 9, 1) == "keys and values of all tokens (for positions or biases)"
 
 
 @script_warnings

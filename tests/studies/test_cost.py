@@ -176,7 +176,7 @@ def test_an_overlay(tmp_path):
         (["--donor", "/nothing"], FileNotFoundError, "config.json, found nothing at /nothing"),
         (["--donor", "/nothing", "--block", "random"], ValueError, "got both"),
         (["--overlay", "published/nothing"], FileNotFoundError, "an overlay of the bundle, found nothing"),
-        (["--block", "/nothing"], FileNotFoundError, "a block file, found nothing at /nothing"),
+        (["--block", "/nothing"], FileNotFoundError, "no block file at /nothing"),
         (["--bundle", "nothing"], FileNotFoundError, "there is no bundle 'nothing'"),
         (["--patch_size", "5"], ValueError, "img_size to be a multiple of patch_size"),
     ],

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The read-out of a booster: how the first few tokens of its block are computed, chosen by what the block offers."""
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from monai_llmboost.boosters.readout.encoded_tokens import EncodedTokens
+from monai_llmboost.boosters.readout.normed_keys import NormedKeys
+from monai_llmboost.boosters.readout.numerics import is_recorded
+from monai_llmboost.boosters.readout.visual_tokens import VisualTokens
+from monai_llmboost.llm.attention import AttentionForm, AttentionTensors, is_linear_map
+
+
+class AllKeys(nn.Module):
+    """The block's own computation: keys and values of all encoded tokens, the rest of the tokens that are read."""
+
+    def __init__(self, form: AttentionForm, channels: int, width: int) -> None:
+        super().__init__()
+        self.channels, self.width = channels, width
+        self.kv_features, self.features = form.num_kv_heads * form.head_size, form.num_heads * form.head_size
+
+    def cost(self, batch: int, tokens: int, read: int) -> int:
+        """Return the multiply-adds of a case, forwards, in a batch of so many cases, tokens and read tokens.
+
+        What all methods do alike is not counted.
+        """
+        encoding_and_keys = tokens * self.width * (self.channels + 2 * self.kv_features)
+        return encoding_and_keys + 2 * read * self.features * tokens
+
+
+class ReadOut(nn.Module):
+    """The exact computation of a block at the first few tokens, by the cheapest of the methods that the block allows.
+
+    Which methods there are is settled here: those for linear scores, that for normed keys, or none, and then the block
+    is asked itself. Which of them is cheapest depends on the sizes of a batch.
+
+    Args:
+        encode: the map before the block, C to D features.
+        block: what stands between the booster's maps. To be taken apart it offers what
+            :mod:`monai_llmboost.llm.attention` describes, by whatever class.
+
+    Example:
+        >>> from monai_llmboost.llm import random_block
+        >>> readout = ReadOut(nn.Linear(32, 192, bias=False), random_block("random"))
+        >>> readout.methods[readout.cheapest(batch=8, tokens=400, read=1)].description
+        'no keys and values, visual tokens'
+    """
+
+    if TYPE_CHECKING:
+        methods: Any  # a ModuleList of the methods
+
+    __constants__ = ("takes_read",)  # so that scripting leaves out the branch not taken
+    __jit_ignored_attributes__ = ("intact", "last_sizes", "last_choice")
+
+    def __init__(self, encode: nn.Linear, block: nn.Module) -> None:
+        super().__init__()
+        form: AttentionForm | None = getattr(block, "attention_form", None)
+        self.takes_read = takes_read(block)
+        self.methods = nn.ModuleList()
+        self.intact: list[tuple[nn.Module, type[nn.Module], Any]] = []  # the parts as they were found in order
+        self.last_sizes: tuple[int, int, int, bool] | None = None
+        self.last_choice = -1
+        if form is not None:
+            kinds = (NormedKeys,) if form.normed_keys else (EncodedTokens, VisualTokens)
+            width, channels = encode.weight.shape
+            self.block_itself = AllKeys(form, channels, width)
+            self.methods.extend(kind(form, channels, width) for kind in kinds)
+            self.is_exact(encode, block)
+
+    def cheapest(self, batch: int, tokens: int, read: int) -> int:
+        """Return the number of the method with the fewest operations; -1 is the block itself."""
+        if torch.jit.is_scripting() or is_recorded():  # of sizes that may be symbols
+            return self.choose(batch, tokens, read)
+        sizes = batch, tokens, read, self.training
+        if sizes != self.last_sizes:
+            self.last_sizes, self.last_choice = sizes, self.choose(batch, tokens, read)
+        return self.last_choice
+
+    def choose(self, batch: int, tokens: int, read: int) -> int:
+        """Count the operations of all methods and return what :meth:`cheapest` does."""
+        best, least = -1, self.block_itself.cost(batch, tokens, read)
+        for number, method in enumerate(self.methods):
+            cost = method.cost(batch, tokens, read)
+            if cost < least:
+                best, least = number, cost
+        return best
+
+    def forward(self, number: int, x: Tensor, encode: Tensor, layer: AttentionTensors) -> Tensor:
+        """Return what the heads of the read tokens gather, (B, R, heads * head size), by the method of this number.
+
+        Args:
+            number: of a method.
+            x: all visual tokens, (B, N, C).
+            encode: the weight E of the map before the block, (D, C).
+            layer: queries and tensors of the block.
+        """
+        attended = layer.queries
+        for index, method in enumerate(self.methods):
+            if index == number:
+                attended = method(x, encode, layer)
+        return attended
+
+    @torch.jit.unused
+    def is_exact(self, encode: nn.Module, block: Any) -> bool:
+        """Return whether the methods compute what calls of these modules would.
+
+        Asked in every call, because a hook, another map or a ``forward`` may be put in place at any time; looked into
+        only where something is not as it was.
+        """
+        if not self.methods:
+            return False
+        parts = encode, *block.attention_parts()
+        if len(self.intact) == len(parts):
+            for part, (known, kind, bias) in zip(parts, self.intact):
+                hooks = (
+                    part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+                )
+                changed = part is not known or type(part) is not kind or "forward" in part.__dict__
+                if changed or hooks or part._parameters.get("bias") is not bias:
+                    break
+            else:
+                return True
+        exact = is_linear_map(encode) and encode.bias is None and block.is_intact()
+        self.intact = [(part, type(part), part._parameters.get("bias")) for part in parts] if exact else []
+        return exact
+
+    @torch.jit.unused
+    def describe(self, encode: nn.Module, block: nn.Module, sizes: tuple[int, int, int]) -> str:
+        """Return how a batch of these sizes (cases, tokens, read tokens) is computed, in words, for tables."""
+        if self.methods and not self.is_exact(encode, block):
+            return "keys and values of all tokens (a part was changed)"
+        number = self.cheapest(*sizes) if self.methods else -1
+        return str(getattr(block, "reading", "whole block") if number < 0 else self.methods[number].description)
+
+
+def takes_read(module: nn.Module) -> bool:
+    """Return whether a module can be asked for its first few tokens only, ``module(x, read)``."""
+    return "read" in inspect.signature(module.forward).parameters

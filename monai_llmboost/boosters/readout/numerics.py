@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sizes of tokens and of encoded tokens, exactly and in a narrow range of numbers, and the Gram matrix behind them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def to_float32(x: Tensor) -> Tensor:
+    """Return the tensor in float32, or as it is if it has more digits."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def rms_normalize(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return tokens (B, N, C) divided by their own root mean square s, and the norm's eps to go with them, (B, N).
+
+    ``x / sqrt(mean(x^2) + eps)`` is the same for ``x / s`` and ``eps / s^2``, whatever s is: no gradient need pass
+    through it.
+    """
+    square = to_float32(x.detach()).square().mean(dim=-1, keepdim=True).clamp_min(1e-24)  # (B, N, 1)
+    return (to_float32(x) * square.rsqrt()).to(x.dtype), (eps / square).squeeze(-1)
+
+
+def centre(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return tokens (B, N, C) as deviations (B, N, C) from their mean over N, and that mean, (B, 1, C).
+
+    Every formula here holds for any constant in the mean's place, so no gradient need pass through it.
+    """
+    mean = to_float32(x.detach()).mean(dim=1, keepdim=True).to(x.dtype)
+    return x - mean, mean
+
+
+def squared_norms(d: Tensor, mean: Tensor, encode: Tensor, gram: Tensor) -> Tensor:
+    """Return ``|E x_j|^2`` of visual tokens ``x_j = d_j + mean``, (B, N, C) and (B, 1, C), float32 (B, N)."""
+    if torch.jit.is_scripting():
+        return squared_norms_and_parts(d, mean, encode, encode.t() @ encode)[0]
+    return SquaredNorms.apply(d, mean, encode, gram)[0]
+
+
+def squared_norms_and_parts(d: Tensor, mean: Tensor, encode: Tensor, gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``d_j . G d_j + 2 d_j . G mean + |E mean|^2 = |E x_j|^2``, ``G d_j`` and ``G mean``."""
+    encoded_mean = F.linear(mean, encode)  # (B, 1, D)
+    of_mean = encoded_mean @ encode  # (B, 1, C)
+    of_d = d @ gram  # (B, N, C)
+    square = (to_float32(of_d) * to_float32(d)).sum(dim=-1) + 2 * to_float32((d @ of_mean.transpose(1, 2)).squeeze(-1))
+    return (square + to_float32(encoded_mean).square().sum(dim=-1)).clamp_min(0), of_d, of_mean
+
+
+class SquaredNorms(torch.autograd.Function):
+    """:func:`squared_norms` with a gradient that costs two matrix products instead of four.
+
+    ``d|E x|^2 / dx = 2 G x`` is at hand, and what reaches E is ``2 E sum_j grad_j x_j x_j^T``, one symmetric matrix.
+    """
+
+    generate_vmap_rule = True  # for torch.func, such as gradients of single cases
+
+    @staticmethod
+    def forward(d: Tensor, mean: Tensor, encode: Tensor, gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map deviations (B, N, C), mean (B, 1, C), E (D, C) and its Gram matrix, a constant, to (B, N) and parts."""
+        return squared_norms_and_parts(d, mean, encode, gram)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        """Keep what the gradient needs; the parts of the result are for nothing else."""
+        d, mean, encode, _ = inputs
+        _, of_d, of_mean = output
+        ctx.mark_non_differentiable(of_d, of_mean)
+        ctx.save_for_backward(d, mean, encode, of_d, of_mean)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:
+        """Return the gradients of the deviations and of E."""
+        d, mean, encode, of_d, of_mean = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a gradient of this gradient is asked for, so it must not rest on kept results
+            of_d, of_mean = d @ (encode.t() @ encode), mean @ (encode.t() @ encode)
+        grad_d = grad_encode = None
+        weighted = 2 * grad.unsqueeze(-1)  # (B, N, 1)
+        if ctx.needs_input_grad[0]:
+            grad_d = (weighted * (of_d + of_mean)).to(d.dtype)
+        if ctx.needs_input_grad[2]:
+            x = (d + mean).flatten(0, 1)  # (B * N, C)
+            moments = symmetric_product((weighted.flatten(0, 1) * x).to(of_d.dtype), x.to(of_d.dtype))  # (C, C)
+            grad_encode = (encode.to(of_d.dtype) @ moments).to(encode.dtype)
+        return grad_d, None, grad_encode, None
+
+
+def symmetric_product(a: Tensor, b: Tensor) -> Tensor:
+    """Return ``a^T b`` (C, C) of matrices (rows, C) whose product is symmetric: five eighths of the work, mirrored."""
+    size = a.shape[1]
+    step = max(-(-size // 4), 64)
+    bands = [F.pad(a[:, i : i + step].t() @ b[:, i:], (i, 0)) for i in range(0, size, step)]
+    product = torch.cat(bands).triu()
+    return product + product.triu(1).t()
+
+
+@torch.jit.unused
+def is_recorded() -> bool:
+    """Return whether a graph is being made of this call."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+class GramMatrix(nn.Module):
+    """``E^T E`` of a weight, as a constant; kept in ``eval()`` while the weight keeps its values, and never saved.
+
+    In training, under ``torch.compile`` and in traces it is computed in every call, for it would outlive the weight.
+    """
+
+    __jit_ignored_attributes__ = ("kept",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: tuple[Tensor, Tensor] | None = None  # a weight (D, C) and its product (C, C)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Map a detached weight (D, C) to (C, C)."""
+        if self.keeps():
+            return self.of_unchanged(weight)
+        return symmetric_product(weight, weight)
+
+    def cost(self, batch: int, tokens: int, channels: int, width: int) -> int:
+        """Return the multiply-adds of a case for the sizes of its encoded tokens; cases of a batch share the matrix."""
+        norms = tokens * channels * channels + 2 * channels * width
+        return norms if self.keeps() else norms + channels * channels * width // max(batch, 1)
+
+    def keeps(self) -> bool:
+        """Return whether the product is kept from one call to the next."""
+        if torch.jit.is_scripting() or self.training:
+            return False
+        return not is_recorded()
+
+    @torch.jit.unused
+    def of_unchanged(self, weight: Tensor) -> Tensor:
+        """Return the kept product; compute it again if the weight is not, value by value, the one it was made of."""
+        meta = weight.is_meta  # has no values to compare, and no autocast
+        if self.kept is not None:
+            old, product = self.kept
+            same_kind = old.device == weight.device and old.dtype == weight.dtype
+            if same_kind and (meta or torch.equal(old, weight)):
+                return product
+        # Made outside inference mode and autocast, the product is good for whatever comes later.
+        device = "cpu" if meta else weight.device.type
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+            old = weight.clone()
+            product = symmetric_product(old, old)
+        self.kept = old, product
+        return product
+
+    def train(self, mode: bool = True) -> "GramMatrix":
+        """Forget the product when training begins."""
+        if mode:
+            self.kept = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the product: copies and pickles make their own."""
+        return {**self.__dict__, "kept": None}
