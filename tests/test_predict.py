@@ -335,7 +335,7 @@ def test_salted_names_tell_nothing(command, tmp_path):
         (["--batchsize", "3"], "no option --batchsize: did you mean --batch_size"),
         (["--ckpt_dir", "/nothing"], "expected trained weights at /nothing/model.pt, found none: train first"),
         (["--view", "other.nii"], "a case to view among those found, got 'other.nii'"),
-        (["--intensity_range", "[5,1]"], r"intensity_range as \[low, high\], got \[5, 1\]"),
+        (["--intensity_range", "[5,1]"], r"intensity_range must be \[low, high\], not \[5, 1\]"),
         (["--amp", "--device", "cpu"], "mixed precision on a GPU, got --amp with the device cpu"),
         pytest.param(
             *(["--amp"], "mixed precision on a GPU, got --amp, and there is none here: leave out --amp"),
