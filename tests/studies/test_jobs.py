@@ -297,9 +297,7 @@ def test_no_ray_at_the_address(job, monkeypatch, address):
     ray = pytest.importorskip("ray", reason="needs Ray: pip install 'monai-llmboost[ray]'")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     begin = time.monotonic()
-    with pytest.raises(
-        ConnectionError, match=rf"no Ray cluster answers at {re.escape(address)} \(.+\):"
-    ):
+    with pytest.raises(ConnectionError, match=rf"no Ray cluster answers at {re.escape(address)} \(.+\):"):
         list(run_on_ray([job("any", note, "x")], 1, address))
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConnectionError, match="no Ray cluster answers"):

@@ -108,7 +108,10 @@ def test_a_plan_is_json_and_travels_to_other_processes(tmp_path):
     ("changes", "message"),
     [
         ({"arms": ("none",)}, "a study needs 2 or more different arms, not none"),
-        ({"arms": ("none", "mlp", "none")}, "a study needs 2 or more different arms, not none, mlp, none: name each once"),
+        (
+            {"arms": ("none", "mlp", "none")},
+            "a study needs 2 or more different arms, not none, mlp, none: name each once",
+        ),
         ({"arms": ("none", "mlpp")}, "unknown arm 'mlpp'; choose from lora, mlp, none, pretrained.*; did you mean mlp"),
         ({"arms": ("none", "../train")}, "unknown arm '../train'; choose from"),
         ({"datasets": ()}, "a study needs 1 or more different data sets, not none"),
@@ -129,8 +132,14 @@ def test_a_plan_is_json_and_travels_to_other_processes(tmp_path):
         ({"lr_grid": (1e-3, 0.001)}, r"a study needs different learning rates, not 0\.001, 0\.001"),
         ({"lr_grid": (1e-3, 1.0000001e-3)}, r"a study needs different learning rates, not 0\.001, 0\.001"),
         ({"preset": "weak"}, "unknown preset 'weak'; choose from rllm, strong"),
-        ({"references": ("random",)}, r"no reference \(random\) is an arm of the study: give one of none, mlp, pretrained"),
-        ({"references": ("none", "rnadom")}, "unknown reference 'rnadom'; choose from none, mlp, pretrained, random; did you mean random"),
+        (
+            {"references": ("random",)},
+            r"no reference \(random\) is an arm of the study: give one of none, mlp, pretrained",
+        ),
+        (
+            {"references": ("none", "rnadom")},
+            "unknown reference 'rnadom'; choose from none, mlp, pretrained, random; did you mean random",
+        ),
         ({"references": ()}, r"no reference \(none\) is an arm of the study"),
         ({"options": {"seed": 3}}, "the study itself sets seed: give --seeds"),
         ({"options": {"learning_rate": 1e-3}}, "the study itself sets learning_rate: give --lr-grid"),
@@ -168,7 +177,9 @@ def test_a_bundle_without_the_preset(tmp_path):
     configs = tmp_path / "bundle" / "configs"
     shutil.rmtree(configs / "published")
     plan_of(bundle=str(tmp_path / "bundle"))
-    with pytest.raises(ValueError, match=r"rllm of the bundle .* has neither network\.json nor training\.json: add one"):
+    with pytest.raises(
+        ValueError, match=r"rllm of the bundle .* has neither network\.json nor training\.json: add one"
+    ):
         plan_of(bundle=str(tmp_path / "bundle"), preset="rllm")
     (configs / "studies.json").unlink()
     with pytest.raises(ValueError, match=r"declares no presets in its configs/studies\.json, so there is no 'strong'"):
