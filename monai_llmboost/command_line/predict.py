@@ -5,16 +5,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from monai_llmboost.bundle import bundle_path, check_options, job_configs, merged, typed_values
+from monai_llmboost.bundle import Option, bundle_path, check_options, job_configs, merged, typed_values
 from monai_llmboost.command_line.mistakes import INTERRUPTED, MISTAKES, tell
 from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, parted
 
-# What keys of the bundle are called here; others differ in their hyphens only.
-NAMES = {"dataset_dir": "input", "num_workers": "workers"}
+if TYPE_CHECKING:
+    from monai_llmboost.inference.run import PredictJob
+
+# Names of our own options for keys of the bundle; others differ in their hyphens only.
+NAMES = {Option.DATASET_DIR: "input", Option.NUM_WORKERS: "workers"}
 
 
 def predict(
@@ -24,59 +27,64 @@ def predict(
         typer.Option("--input", "-i", help="Folder, file, quoted pattern or list file of scans; may be repeated."),
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The folder to write into; an interrupted run goes on there.")
+        Path | None,
+        typer.Option("--output", "-o", help="The folder to write into; an interrupted run is resumed there."),
     ] = None,
     bundle: Bundle = DEFAULT_BUNDLE,
-    arm: Annotated[str | None, typer.Option(help="none, mlp, random, pretrained ..., as it was trained.")] = None,
+    arm: Annotated[str | None, typer.Option(help="none, mlp, random, pretrained ..., as in training.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what was found, and what is refused and why, and stop.")
+        bool, typer.Option("--dry-run", help="List the scans that were found, and why some are refused, and stop.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     amp: Annotated[bool | None, typer.Option(help="Mixed precision; on a GPU by default, never on a CPU.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Scans that go through the network at once.")] = 8,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read; 0 reads in this one.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Scans in a batch.")] = 8,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that read scans; 0 reads them in the main process.")
+    ] = 0,
     saliency: Annotated[
-        bool, typer.Option("--saliency", help="For each scan, maps of what the network looked at, and pictures.")
+        bool, typer.Option("--saliency", help="Write maps of what each prediction rests on, and pictures of them.")
     ] = False,
     report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
     view: Annotated[
-        list[str] | None, typer.Option(help="Case to put into the report's three-plane viewer; may be repeated.")
+        list[str] | None, typer.Option(help="Case to show in the report's three-plane viewer; may be repeated.")
     ] = None,
     dicom: Annotated[
         bool, typer.Option("--dicom", help="For DICOM scans, also write predictions and maps as DICOM objects.")
     ] = False,
     only: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Predict these cases alone: a case's name, or a pattern such as 'site-1/*'; may be repeated."
-        ),
+        typer.Option(help="Predict only these cases: a case's name, or a pattern such as 'site-1/*'; may be repeated."),
     ] = None,
     columns: Annotated[
         str | None,
         typer.Option(
-            help="Further columns of the tables, with commas, of DICOM scans: study_uid, accession_number. Both "
-            "identify a patient's examination: never written unless asked for, and not with --salt."
+            help="More columns of the tables, for DICOM scans: study_uid, accession_number, or both with a comma. They "
+            "identify a patient's examination, and are not allowed with --salt."
         ),
     ] = None,
     accept_refused: Annotated[
         list[str] | None,
-        typer.Option(help="A kind of refusal, as in the column refused_kind, that is no failure; may be repeated."),
+        typer.Option(
+            help="Kind of refusal, as in the column refused_kind, that does not count as a failure; may be repeated."
+        ),
     ] = None,
     known_refused: Annotated[
         Path | None,
-        typer.Option(help="An earlier predictions.csv: a case refused there is no failure if the reason is the same."),
+        typer.Option(
+            help="Earlier predictions.csv: a case refused there does not count as a failure if the reason is the same."
+        ),
     ] = None,
     salt: Annotated[
-        str | None, typer.Option(help="A secret word: name cases by salted hashes, and keep no path and no UID.")
+        str | None, typer.Option(help="Secret word: name cases by salted hashes, and write no path and no UID.")
     ] = None,
     follow_links: Annotated[
-        bool, typer.Option("--follow-links", help="Follow links to folders, and links out of the input.")
+        bool, typer.Option("--follow-links", help="Follow links to folders, and links that lead out of the input.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Begin anew, and replace what an earlier run wrote into --output.")
+        bool, typer.Option("--overwrite", help="Start again, and replace what an earlier run wrote into --output.")
     ] = False,
 ) -> None:
-    """Predict folders of NIfTI and DICOM scans; a scan that cannot be read rightly is refused, with the reason.
+    """Predict NIfTI and DICOM scans; a scan that cannot be read correctly is refused with the reason.
 
     Writes predictions.csv, predictions.json, run.json and report.html. Further
     options are the bundle's own; they are listed below.
@@ -85,48 +93,63 @@ def predict(
     refused, or the run ended early, 2 none was predicted, or a mistake in the
     command, 130 interrupted. Several GPUs: torchrun --nproc_per_node=2 -m monai_llmboost predict ...
     """
-    from monai_llmboost.inference import run as predicting
+    from monai_llmboost.inference.run import PredictJob, StoppedEarly, parse_device
     from monai_llmboost.inference.status import NOTHING_DONE, SOME_FAILED, AcceptedRefusals
 
     try:
         typed, more_inputs = parted(context.args)
         configs = job_configs(bundle_path(bundle), "inference", arm)
         options = typed_values(merged(configs), typed)
-        check_options(configs, options)  # before they stand in for arguments of run_predict
+        check_options(configs, options)  # before they stand in for arguments of PredictJob
         if output is None and not dry_run:
-            raise ValueError("expected a folder to write into: give --output DIR, or --dry-run to see what is there")
-        if device != "auto":
-            options["device"] = predicting.device_named(device)
-        if amp is not None:
-            options["amp"] = amp
+            raise ValueError("there is no folder to write into: give --output DIR, or --dry-run to list the scans")
         own: dict[str, Any] = {
-            "dataset_dir": [_literal(word) for word in [*inputs, *more_inputs]],
-            "batch_size": batch_size,
-            "num_workers": workers,
-            "saliency": saliency,
-            "report": report,
-            "view": view or None,
-            "dicom": dicom,
-            "salt": salt,
-            "follow_links": follow_links,
-            "overwrite": overwrite,
+            Option.DATASET_DIR: [_literal(word) for word in [*inputs, *more_inputs]],
+            Option.BATCH_SIZE: batch_size,
+            Option.NUM_WORKERS: workers,
+            Option.SALIENCY: saliency,
+            Option.REPORT: report,
+            Option.VIEW: view or None,
+            Option.DICOM: dicom,
+            Option.SALT: salt,
+            Option.FOLLOW_LINKS: follow_links,
+            Option.OVERWRITE: overwrite,
         }
         # Bundles that were copied earlier do not have these.
-        own |= {key: value for key, value in (("only", only), ("columns", columns)) if value}
+        own |= {key: value for key, value in ((Option.ONLY, only), (Option.COLUMNS, columns)) if value}
         for key in own.keys() & options.keys():
-            raise ValueError(f"expected --{NAMES.get(key, key.replace('_', '-'))}, got --{key}: so it is named here")
+            raise ValueError(f"--{key} is called --{NAMES.get(key, key.replace('_', '-'))} here: use that name")
+        if device != "auto":
+            options[Option.DEVICE] = parse_device(device)
+        if amp is not None:
+            options[Option.AMP] = amp
         accepted = AcceptedRefusals(tuple(accept_refused or ()), known_refused)
-        if dry_run:
-            sys.exit(predicting.dry_run(bundle, output, arm, accepted, **own, **options))
-        status = predicting.run_predict(bundle, output or Path(), arm, accepted, **own, **options)
+        job = PredictJob(bundle, output, arm, accepted, dry_run, **own, **options)
+        sys.exit(_run(job, dry_run))
     except MISTAKES as error:
         tell(error)
-        sys.exit(SOME_FAILED if isinstance(error, predicting.StoppedEarly) else NOTHING_DONE)
+        sys.exit(SOME_FAILED if isinstance(error, StoppedEarly) else NOTHING_DONE)
     except KeyboardInterrupt:
         how = "the same command without --overwrite" if overwrite else "the same command"
-        typer.echo(f"monai-llmboost: interrupted; what was predicted is kept, {how} goes on", err=True)
+        typer.echo(f"monai-llmboost: interrupted; what was predicted is kept, and {how} resumes the run", err=True)
         sys.exit(INTERRUPTED)
-    sys.exit(status)
+
+
+def _run(job: PredictJob, dry_run: bool) -> int:
+    """Find the scans and predict them, show both in the first of several processes, and return the exit code."""
+    from monai_llmboost.command_line.tables import make_console, show_inventory, show_result
+
+    found = None
+    if job.is_first:
+        with make_console().status("searching for scans"):
+            found = job.find()
+        show_inventory(found, *([None] if dry_run else []))
+        if dry_run:
+            return found.status
+    result = job.run()
+    if found is not None:
+        show_result(result, found)
+    return result.status
 
 
 def _literal(word: str) -> str:

@@ -1,15 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of scans -> predictions, maps of what the network looked at, a page to read."""
+"""A folder of scans -> predictions, maps of what they rest on, a page to read.
 
-from monai_llmboost.inference.cases import PendingBatches, ScanCases
-from monai_llmboost.inference.dicom.objects import DicomObjects
-from monai_llmboost.inference.figures import figures_of, weights_digest
-from monai_llmboost.inference.inferer import HalvingInferer
-from monai_llmboost.inference.journal import Journal
-from monai_llmboost.inference.maps.saliency import SaliencyMaps, on_input_grid, relevance_maps
-from monai_llmboost.inference.page.report import write_report
-from monai_llmboost.inference.predictions import Predictions
-from monai_llmboost.inference.provenance import run_facts
+Names are imported when they are first used, so that a mistake on the command line is reported at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from monai_llmboost.inference.batches import PendingBatches
+    from monai_llmboost.inference.cases import ScanCases
+    from monai_llmboost.inference.dicom.objects import DicomObjects
+    from monai_llmboost.inference.figures import figures_of, weights_digest
+    from monai_llmboost.inference.inferer import HalvingInferer
+    from monai_llmboost.inference.journal import Journal
+    from monai_llmboost.inference.maps.grid import on_input_grid
+    from monai_llmboost.inference.maps.relevance import relevance_maps
+    from monai_llmboost.inference.maps.saliency import SaliencyMaps
+    from monai_llmboost.inference.page.report import write_report
+    from monai_llmboost.inference.predictions import Predictions
+    from monai_llmboost.inference.provenance import run_facts, run_provenance
+
+# Modules by the names that come from them.
+_MODULES = {
+    "DicomObjects": "dicom.objects",
+    "HalvingInferer": "inferer",
+    "Journal": "journal",
+    "PendingBatches": "batches",
+    "Predictions": "predictions",
+    "SaliencyMaps": "maps.saliency",
+    "ScanCases": "cases",
+    "figures_of": "figures",
+    "on_input_grid": "maps.grid",
+    "relevance_maps": "maps.relevance",
+    "run_facts": "provenance",
+    "run_provenance": "provenance",
+    "weights_digest": "figures",
+    "write_report": "page.report",
+}
 
 __all__ = [
     "DicomObjects",
@@ -23,6 +53,13 @@ __all__ = [
     "on_input_grid",
     "relevance_maps",
     "run_facts",
+    "run_provenance",
     "weights_digest",
     "write_report",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

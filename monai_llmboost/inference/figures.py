@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well trained weights did on cases with labels, as far as files next to them prove it."""
+"""How well trained weights performed on labelled cases, as far as files next to them prove it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from typing import Any
 
 from monai_llmboost.artifacts.digests import file_digest
 from monai_llmboost.artifacts.weights import load_weights
-from monai_llmboost.engines.best_weights import BEST, DIGEST, LAST
-from monai_llmboost.engines.checkpoints import WEIGHTS
+from monai_llmboost.engines.best_weights import BEST, LAST, WEIGHTS
 from monai_llmboost.engines.curves import read_curves
+from monai_llmboost.engines.progress import DIGEST
 
 METRICS, CURVES = "metrics.json", "learning_curves.csv"
-# Numbers in two files that are equal but for their digits.
+# Largest difference of a number that two files hold with other numbers of digits.
 SAME = 1e-6
-NONE = "No figures of how well these weights do were found: a probability alone does not say how often it is right."
+NONE = (
+    "No figures on how well these weights perform were found: a probability alone does not say how often it is right."
+)
 
 
 def weights_digest(ckpt_dir: str | Path, weights: str = "best") -> str:
@@ -27,11 +29,11 @@ def weights_digest(ckpt_dir: str | Path, weights: str = "best") -> str:
 
 
 def figures_of(weights: str | Path, folders: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
-    """Return the figures of a file of weights by what they are of, ``"evaluation"`` and ``"validation"``.
+    """Return the figures of a file of weights, of ``"evaluation"`` and ``"validation"``.
 
-    An evaluation counts if its ``metrics.json`` names these very weights by their digest, validation if the
-    ``learning_curves.csv`` agrees with the ``last.pt`` next to the weights, which knows them by their digest (or, of an
-    earlier version, was written after them).
+    An evaluation counts if its ``metrics.json`` has the digest of these weights, validation if the
+    ``learning_curves.csv`` agrees with the ``last.pt`` next to the weights, which has their digest (or, of an earlier
+    version, was written after them).
 
     Args:
         weights: the file.
@@ -52,14 +54,16 @@ def figures_of(weights: str | Path, folders: Sequence[str | Path]) -> dict[str, 
 
 
 def sentences(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the figures in words, or that there are none."""
+    """Return the figures as sentences, or that there are none."""
     sentences = []
     if evaluation := figures.get("evaluation"):
         split, folds = evaluation.get("split", "test"), evaluation.get("folds")
         fold = f"fold {evaluation.get('fold')} of {folds}" if folds and split != "test" else None
-        of = ", ".join(filter(None, (evaluation.get("dataset"), f"{split} split", fold)))
+        source = ", ".join(filter(None, (evaluation.get("dataset"), f"{split} split", fold)))
         numbers = [_number(evaluation, name) for name in ("auc", "acc") if name in evaluation]
-        sentences.append(f"Evaluated on {evaluation.get('cases', '?')} labelled cases ({of}): {', '.join(numbers)}.")
+        sentences.append(
+            f"Evaluated on {evaluation.get('cases', '?')} labelled cases ({source}): {', '.join(numbers)}."
+        )
     if validation := figures.get("validation"):
         numbers = [_number(validation, name) for name in ("auc", "acc") if name in validation]
         sentences.append(f"In training, validation gave {', '.join(numbers)} (best epoch, {validation['epoch']}).")
@@ -92,7 +96,7 @@ def _validation(weights: Path, curves: Path) -> dict[str, Any]:
         rows = [row for row in read_curves(curves) if row["epoch"] == best["epoch"] and "val_auc" in row]
         if not rows or abs(rows[0]["val_auc"] - best["value"]) > SAME:
             return {}
-    except (OSError, ValueError, LookupError, TypeError):  # of something else, or nothing: then nothing is proven
+    except (OSError, ValueError, LookupError, TypeError):  # missing, or files of something else, which prove nothing
         return {}
-    named = {"auc": "val_auc", "acc": "val_acc"}
-    return {"epoch": rows[0]["epoch"], **{name: rows[0][key] for name, key in named.items() if key in rows[0]}}
+    keys = {"auc": "val_auc", "acc": "val_acc"}
+    return {"epoch": rows[0]["epoch"], **{name: rows[0][key] for name, key in keys.items() if key in rows[0]}}

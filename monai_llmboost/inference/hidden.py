@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names that are hidden: salted hashes for cases, and sentences that name no file."""
+"""Hide names: salted hashes for cases, and sentences that name no file."""
 
 from __future__ import annotations
 
@@ -14,24 +14,29 @@ from monai_llmboost.data import Scan, SkippedFile
 
 # Names of cases that are hidden.
 HASHED = re.compile(r"case-[0-9a-f]{16}")
-# What stands in a sentence for the name of a file.
+# Replaces the name of a file in a sentence.
 A_FILE = "(a file)"
 
 
 def hashed(text: str, salt: str) -> str:
-    """Return the name that stands for another one; nobody finds it without the salt."""
+    """Return the hash that replaces a name; nobody can compute it without the salt."""
     return f"case-{hmac.new(salt.encode(), text.encode(errors='surrogateescape'), hashlib.sha256).hexdigest()[:16]}"
 
 
 class HiddenNames:
     """Hides the names of cases and of all files of a run, which may be those of patients.
 
-    A sentence loses every name and path of any file that was found, whatever it says of it.
+    In sentences, every name and path of a file that was found is replaced.
 
     Args:
         salt: a secret word.
         scans: all scans that were found.
         skipped: all other files.
+
+    Example:
+        >>> hidden = HiddenNames("pepper", [], [SkippedFile(Path("in/Doe.txt"), "a text file")])
+        >>> hidden.text("cannot read Doe.txt")
+        'cannot read (a file)'
     """
 
     def __init__(self, salt: str, scans: Sequence[Scan], skipped: Sequence[SkippedFile]) -> None:
@@ -56,38 +61,38 @@ class HiddenNames:
         return SkippedFile(Path(hashed(str(file.path), self.salt)), self.text(file.reason))
 
     def text(self, text: str) -> str:
-        """Return a text with :data:`A_FILE` in the place of each name."""
+        """Return a text with :data:`A_FILE` in place of each name."""
         if text not in self._known:
             self._known[text] = "".join(self._parts(text))
         return self._known[text]
 
     def _parts(self, text: str) -> Iterable[str]:
-        place = 0
-        while place < len(text):
-            end = self._end_of_name(text, place)
-            yield A_FILE if end else text[place]
-            place = end or place + 1
+        position = 0
+        while position < len(text):
+            end = self._end_of_name(text, position)
+            yield A_FILE if end else text[position]
+            position = end or position + 1
 
-    def _end_of_name(self, text: str, place: int) -> int:
-        """Return where the longest name that begins at ``place`` ends; 0 if none does."""
-        if place and _is_of_word(text[place - 1]):
+    def _end_of_name(self, text: str, start: int) -> int:
+        """Return where the longest name that begins at ``start`` ends; 0 if none does."""
+        if start and _is_word_character(text[start - 1]):
             return 0
         for length in self._lengths:
-            end = place + length
-            if text[place:end] in self._names and not _is_of_word(text[end : end + 1]):
+            end = start + length
+            if text[start:end] in self._names and not _is_word_character(text[end : end + 1]):
                 return end
         return 0
 
 
 def _names(files: Iterable[Path]) -> Iterable[str]:
-    """Yield all by which a sentence may name files; spaces may be joined in it."""
+    """Yield everything by which a sentence may name files, also with its spaces joined."""
     for file in files:
         paths = [str(path) for path in (file, file.absolute(), file.parent, file.parent.absolute())]
-        # A folder such as "in", by itself, is a word of any sentence.
+        # A folder such as "in", alone, is a word of many sentences.
         for name in (file.name, *(path for path in paths if "/" in path.strip("/"))):
             yield name
             yield " ".join(name.split())
 
 
-def _is_of_word(character: str) -> bool:
+def _is_word_character(character: str) -> bool:
     return character.isalnum() or character == "_"

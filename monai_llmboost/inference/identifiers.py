@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from pydicom import dcmread
+from monai_llmboost.arguments import check_choice
 
-from monai_llmboost.data import Scan
-from monai_llmboost.data.scans.dicom.headers import silence_pydicom
+if TYPE_CHECKING:
+    from monai_llmboost.data import Scan
 
 # Columns by the DICOM attributes that they hold.
 ATTRIBUTES = {"study_uid": "StudyInstanceUID", "accession_number": "AccessionNumber"}
 
 
-def checked_columns(columns: Sequence[str] | str | None) -> tuple[str, ...]:
+def parse_columns(columns: Sequence[str] | str | None) -> tuple[str, ...]:
     """Return the names of columns, given as a list or as text with commas.
 
     Raises:
@@ -23,8 +24,7 @@ def checked_columns(columns: Sequence[str] | str | None) -> tuple[str, ...]:
     given = columns.split(",") if isinstance(columns, str) else columns or ()
     names = tuple(dict.fromkeys(str(name).strip() for name in given))
     for name in names:
-        if name not in ATTRIBUTES:
-            raise ValueError(f"unknown column {name!r}; choose from {', '.join(ATTRIBUTES)}")
+        check_choice("column", name, ATTRIBUTES)
     return names
 
 
@@ -32,6 +32,10 @@ def identifiers(scan: Scan, columns: Sequence[str]) -> dict[str, str]:
     """Return the columns of a scan; empty where it is no DICOM scan, or its first file has none."""
     if not columns or scan.format != "DICOM":
         return dict.fromkeys(columns, "")
+    from pydicom import dcmread
+
+    from monai_llmboost.data.scans.dicom.headers import silence_pydicom
+
     tags = [ATTRIBUTES[name] for name in columns]
     try:
         with silence_pydicom():

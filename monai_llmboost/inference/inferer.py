@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An inferer for runs that must not end at a batch that does not fit the device's memory."""
+"""An inferer for runs that must survive a batch that does not fit the device's memory."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ from torch import Tensor
 class HalvingInferer(SimpleInferer):
     """Runs the network on a batch; when the device has no memory for it, on its halves, down to single cases.
 
-    A single case that does not fit comes out as NaN, so that it is refused and the others go on; ``unfit`` has the
-    places of such cases in the latest batch.
+    The output of a single case that does not fit is NaN, so that it is refused and the others are predicted; ``unfit``
+    has the positions of such cases in the latest batch.
 
     Raises:
         torch.OutOfMemoryError: a single case does not fit, and no case of the batch did, so that there is no output
             whose shape NaN could take.
+
+    Example:
+        >>> HalvingInferer()(torch.ones(2, 1, 4, 4, 4), torch.nn.Flatten()).shape
+        torch.Size([2, 64])
     """
 
-    # Of the class until the first batch: what a run is known by is read from the attributes of its objects.
     unfit: Sequence[int] = ()
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """Images (B, channels, S0, S1, S2) to what the network makes of them, (B, ...)."""
+        """Return the network's outputs (B, ...) for images (B, channels, S0, S1, S2)."""
         outputs = self._halves(inputs, network, *args, **kwargs)
         known = next((output for output in outputs if output is not None), None)
         if known is None:
@@ -36,8 +39,8 @@ class HalvingInferer(SimpleInferer):
             )
         nan = torch.full_like(known[:1], torch.nan)
         sizes = [1 if output is None else len(output) for output in outputs]
-        places = accumulate(sizes, initial=0)
-        self.unfit = [place for place, output in zip(places, outputs) if output is None]
+        positions = accumulate(sizes, initial=0)
+        self.unfit = [position for position, output in zip(positions, outputs) if output is None]
         return torch.cat([nan if output is None else output for output in outputs])
 
     def _halves(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> list[Any]:

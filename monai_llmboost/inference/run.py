@@ -1,229 +1,285 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a bundle's `inference.json` on scans: look first, then predict, then tell."""
+"""Run a bundle's `inference.json` on scans: check, find, predict; the results are returned, and nothing is printed.
+
+Importing this, and making a :class:`PredictJob`, which checks the options, takes no time: torch and MONAI are imported
+when the scans are searched.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from monai_llmboost.bundle import check_job_effect, monai_arguments, root_cause
-from monai_llmboost.inference.console import (
-    SHOWN,
-    a_console,
-    show_inventory,
-    show_refused,
-    show_result,
-    show_without_viewer,
-)
+from monai_llmboost.bundle import BundleJob, Option, check_job_effect, monai_arguments, root_cause
+from monai_llmboost.bundle.contract import MODELS, MULTI_GPU, USUAL_CKPT_DIR
+from monai_llmboost.inference.identifiers import parse_columns
 from monai_llmboost.inference.status import AcceptedRefusals, Refusal, status_of
 
-OVERLAY = "multi_gpu_inference.json"
+if TYPE_CHECKING:
+    import torch
+
+    from monai_llmboost.data import Scan, SkippedFile
+    from monai_llmboost.inference.rows import Row
+
+JOB = "inference"
+DEVICES = re.compile(r"cpu|cuda(:\d+)?")
 
 
 class StoppedEarly(RuntimeError):
-    """A run that came to an end before its last scan; what it had predicted by then is kept."""
+    """A run that ended before its last scan; what it had predicted by then is kept."""
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What a search found.
+
+    Args:
+        scans: to be predicted.
+        refused: scans that cannot be read correctly, as far as their headers say.
+        skipped: files that are no scans.
+        status: exit code of a run that predicts the scans.
+    """
+
+    scans: Sequence[Scan]
+    refused: Sequence[Scan]
+    skipped: Sequence[SkippedFile]
+    status: int
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """What a run did.
+
+    Args:
+        output: the folder with the files.
+        rows: all cases, predicted or refused.
+        counts: the number of cases ``predicted`` and ``refused``, and of files ``skipped``.
+        accepted: how many of the refusals are accepted.
+        without_viewer: cases that were to have a viewer and were refused.
+        weights: the file of the weights.
+        figures: sentences on how well these weights did on labelled cases.
+        status: exit code: 0 every scan was predicted or its refusal is accepted, 1 some were refused, 2 none was
+            predicted.
+    """
+
+    output: Path
+    rows: Sequence[Row]
+    counts: Mapping[str, int]
+    accepted: int
+    without_viewer: Sequence[str]
+    weights: str
+    figures: Sequence[str]
+    status: int
+
+
+class PredictJob:
+    """Predicts scans with a bundle.
+
+    Under ``torchrun`` each process takes its share, and the first searches for it and writes the result for all.
+
+    Args:
+        bundle: a bundle's folder, or the name of one of this package.
+        output: the folder to write into; an interrupted run is resumed there. None only looks at the scans.
+        arm: the arm that was trained.
+        accepted: refusals that do not count in the exit code.
+        only_find: only look at the scans: no weights are needed, and nothing is written.
+        options: keys of ``inference.json``, such as ``dataset_dir`` and ``batch_size``.
+
+    Raises:
+        ValueError, OSError: an unknown option, options that contradict each other, no scans at a path, no weights.
+
+    Example:
+        >>> job = PredictJob("my_bundle", Path("out"), dataset_dir=["scans"])  # doctest: +SKIP
+        >>> len(job.find().scans)  # doctest: +SKIP
+        12
+        >>> job.run().counts  # doctest: +SKIP
+        {'predicted': 12, 'refused': 0, 'skipped': 0}
+    """
+
+    def __init__(
+        self,
+        bundle: str | Path,
+        output: Path | None,
+        arm: str | None = None,
+        accepted: AcceptedRefusals | None = None,
+        only_find: bool = False,
+        **options: Any,
+    ) -> None:
+        self.output = output
+        self.accepted = accepted or AcceptedRefusals()
+        self.is_first = int(os.environ.get("RANK", "0")) == 0
+        several = not only_find and int(os.environ.get("WORLD_SIZE", "1")) > 1
+        overlays = [MULTI_GPU.format(JOB)] if several else []
+        _check_together(options)
+        _check_places(output or Path(), options)
+        place: dict[str, Any] = {Option.LEAVE_OUT: []} if output is None else {Option.OUTPUT_DIR: str(output)}
+        self.options: dict[str, Any] = {**options, **place}
+        self._arguments = monai_arguments(bundle, JOB, arm, False, overlays, **self.options)
+        check_job_effect(bundle, JOB, [arm], self.options, overlays)
+        if not only_find:
+            _check_weights(self._arguments, options)
+        self.accepted.check()
+        self._job: BundleJob | None = None
+
+    def find(self) -> Inventory:
+        """Search for the scans and check their headers.
+
+        Raises:
+            ValueError, OSError: no scan was found, or not one that is to be viewed.
+        """
+        with _quietly():
+            cases = self._open().cases
+        view = self.options.get(Option.VIEW) or ()
+        for case in [view] if isinstance(view, str) else view:
+            if case not in {scan.name for scan in cases.scans}:
+                raise ValueError(f"--view {case!r} is none of the cases that were found: see the column case")
+        refusals = [Refusal(scan.name, scan.refused, scan.refused_kind) for scan in cases.refused]
+        status = status_of(len(cases.scans), refusals, self.accepted)
+        return Inventory(cases.scans, cases.refused, cases.skipped, status)
+
+    def run(self) -> PredictResult:
+        """Predict the scans, and write tables, provenance and page.
+
+        Raises:
+            ValueError, OSError: nothing was found, the weights do not fit, or the like; nothing was predicted.
+            StoppedEarly: the like, when some were predicted already.
+        """
+        with _quietly():
+            job = self._open()
+            predictions = job.predictions
+            try:
+                job.run()
+            except (OSError, RuntimeError, MemoryError) as error:
+                if (stopped := _stopped_early(error, predictions.journal)) is not None:
+                    raise stopped from error
+                raise
+            finally:
+                predictions.journal.close()
+            job.finalize()
+        from monai_llmboost.inference.figures import sentences
+
+        refused = {
+            row.case: Refusal(row.case, row.refused, row.refused_kind) for row in predictions.rows if row.refused
+        }
+        refusals = list(refused.values())
+        return PredictResult(
+            output=predictions.output_dir,
+            rows=predictions.rows,
+            counts=predictions.counts,
+            accepted=len(self.accepted.split(refusals)[0]),
+            without_viewer=[case for case in predictions.view or () if case in refused],
+            weights=predictions.provenance["weights"]["file"],
+            figures=sentences(predictions.provenance.get("figures") or {}),
+            status=status_of(predictions.counts["predicted"], refusals, self.accepted),
+        )
+
+    def _open(self) -> BundleJob:
+        if self._job is None:
+            self._job = BundleJob.open(self._arguments)
+        return self._job
 
 
 def run_predict(
     bundle: str | Path,
     output: Path,
-    arm: str | None,
+    arm: str | None = None,
     accepted: AcceptedRefusals | None = None,
     **options: Any,
-) -> int:
-    """Predict scans by a bundle and write tables, facts and page into ``output``; the exit code.
-
-    Under ``torchrun`` each process takes its share, and the first writes the result for all.
-
-    Args:
-        bundle: a bundle's folder, or the name of one of this package.
-        output: the folder to write into; a run that was interrupted there is continued.
-        arm: the arm that was trained.
-        accepted: refusals that do not count in the exit code.
-        options: keys of ``inference.json``, such as ``dataset_dir`` and ``batch_size``.
-
-    Returns:
-        0 if every scan was predicted or its refusal is accepted, 1 if some were refused, 2 if none was predicted.
-
-    Raises:
-        ValueError, OSError: nothing was found, the weights do not fit, or the like; nothing was predicted.
-        StoppedEarly: the like, when some were predicted already.
-    """
-    accepted = accepted or AcceptedRefusals()
-    _check_together(options)
-    _check_places(output, options)
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    first = int(os.environ.get("RANK", "0")) == 0
-    overlays = [OVERLAY] if several else []
-    options = {**options, "output_dir": str(output)}
-    arguments = monai_arguments(bundle, "inference", arm, False, overlays, **options)
-    check_job_effect(bundle, "inference", [arm], options, overlays)
-    _check_weights(arguments, options)
-    accepted.check()
-    try:
-        with _without_others_words():
-            counts, refusals, sentences = _run(arguments, first)
-    except RuntimeError as error:
-        raise root_cause(error) from error
-    if first:
-        show_result(output, counts, len(accepted.split(refusals)[0]), sentences)
-    return status_of(counts["predicted"], refusals, accepted)
+) -> PredictResult:
+    """Predict scans with a bundle, and write tables, provenance and page into a folder; see :class:`PredictJob`."""
+    return PredictJob(bundle, output, arm, accepted, **options).run()
 
 
-def _check_together(options: dict[str, Any]) -> None:
-    """Refuse options that contradict each other, before anything that takes time."""
-    if options.get("salt") is not None and options.get("dicom"):
+def _check_together(options: Mapping[str, Any]) -> None:
+    """Refuse options that contradict each other."""
+    salt = options.get(Option.SALT) is not None
+    if salt and options.get(Option.DICOM):
         raise ValueError(
-            "expected --salt or --dicom, got both: DICOM objects belong to a patient and name their source series"
+            "--salt hides names, and --dicom writes objects that belong to a patient: leave out one of them"
         )
-    if options.get("salt") is not None and options.get("columns"):
-        raise ValueError("expected --salt or --columns, got both: these columns identify a patient")
-    if options.get("columns"):
-        from monai_llmboost.inference.identifiers import checked_columns
-
-        checked_columns(options["columns"])
-    if options.get("view") and options.get("report") is False:
-        raise ValueError("expected --view or --no-report, got both: the viewer is a part of the report")
+    if salt and options.get(Option.COLUMNS):
+        raise ValueError("--salt hides names, and --columns identify a patient: leave out one of them")
+    parse_columns(options.get(Option.COLUMNS))
+    if options.get(Option.VIEW) and options.get(Option.REPORT) is False:
+        raise ValueError("--view is a part of the report, and --no-report writes none: leave out one of them")
 
 
-def _check_places(output: Path, options: dict[str, Any]) -> None:
-    """What can be reported before anything that takes time."""
-    at_fault = next((path for path in (output, *output.parents) if path.exists()), output)
-    if at_fault.exists() and not at_fault.is_dir():
-        raise ValueError(f"expected --output to be a folder, got {at_fault}, a file: give another")
-    given = options.get("dataset_dir", [])
+def _check_places(output: Path, options: Mapping[str, Any]) -> None:
+    """Check that the output may be a folder, and that there is something at each input."""
+    existing = next((path for path in (output, *output.parents) if path.exists()), output)
+    if existing.exists() and not existing.is_dir():
+        raise ValueError(f"--output must be a folder, and {existing} is a file: give another")
+    given = options.get(Option.DATASET_DIR, [])
     for word in [given] if isinstance(given, str) else given:
         path = Path(word).expanduser()
         if not path.exists() and not any(character in str(word) for character in "*?["):
-            raise FileNotFoundError(f"expected scans at {word}, found nothing there: correct the path")
+            raise FileNotFoundError(f"there is nothing at {word}: correct the path of the scans")
 
 
-def _check_weights(arguments: dict[str, Any], options: dict[str, Any]) -> None:
-    """That there is a checkpoint, where the bundle looks for it as ours do: before the folders are searched."""
-    config = json.loads(Path(arguments["config_file"][0]).read_text())
-    if config.get("ckpt_dir") != "$@bundle_root + '/models'":
+def _check_weights(arguments: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Check that there are weights, where the bundle looks for them as ours do: before the scans are searched."""
+    config_file = Path(arguments["config_file"][0])
+    config = json.loads(config_file.read_text())
+    if config.get(Option.CKPT_DIR) != USUAL_CKPT_DIR:
         return
-    root = Path(arguments["config_file"][0]).parents[1] if "bundle_root" in arguments else Path()
-    from monai_llmboost.engines.checkpoints import WEIGHTS
+    from monai_llmboost.engines.best_weights import WEIGHTS
 
-    folder = Path(options.get("ckpt_dir") or Path(options.get("bundle_root", root)) / "models")
-    file = folder / WEIGHTS.get(options.get("weights") or config.get("weights", "best"), WEIGHTS["best"])
+    root = config_file.parents[1] if Option.BUNDLE_ROOT in arguments else Path()
+    folder = Path(options.get(Option.CKPT_DIR) or Path(options.get(Option.BUNDLE_ROOT, root)) / MODELS)
+    file = folder / WEIGHTS.get(options.get(Option.WEIGHTS) or config.get(Option.WEIGHTS, "best"), WEIGHTS["best"])
     if not file.is_file():
-        raise FileNotFoundError(f"expected trained weights at {file}, found none: train first, or give --ckpt_dir")
+        raise FileNotFoundError(f"there are no trained weights at {file}: train first, or give --ckpt_dir")
 
 
-def _run(arguments: dict[str, Any], first: bool) -> tuple[dict[str, int], list[Refusal], list[str]]:
-    workflow, found = _looked(arguments, first)
-    if found is not None:
-        show_inventory([*found.scans, *found.refused], found.skipped, SHOWN)
-    predictions = workflow.parser.get_parsed_content("predictions")
-    known = set() if found is None else {scan.name for scan in found.refused}
+def _stopped_early(error: Exception, journal: Any) -> StoppedEarly | None:
+    """Return what a run that is worth resuming ends with; None for other errors."""
     import torch
 
-    from monai_llmboost.inference.figures import sentences
-
-    try:
-        workflow.run()
-    except (OSError, RuntimeError, MemoryError) as error:
-        cause = root_cause(error)
-        passing = isinstance(cause, (OSError, MemoryError, torch.OutOfMemoryError))
-        if passing and predictions.journal.is_open and (kept := len(predictions.journal.rows())):
-            message = str(cause) or "there is not enough memory"
-            how = "run the same command again" + (" without --overwrite" if predictions.journal.overwrite else "")
-            raise StoppedEarly(f"{message}; {kept} cases are kept: {how} to go on") from error
-        raise
-    finally:
-        predictions.journal.close()
-    workflow.finalize()
-    if first:
-        show_refused(predictions.refused, known)
-        show_without_viewer([case for case in predictions.view or () if case in predictions.refused])
-    kinds = getattr(predictions, "refused_kinds", {})
-    refusals = [Refusal(case, reason, kinds.get(case, "")) for case, reason in predictions.refused.items()]
-    used = f"weights: {predictions.facts['weights']['file']}"
-    return predictions.counts, refusals, [used, *sentences(predictions.facts.get("figures") or {})]
-
-
-def _looked(arguments: dict[str, Any], search: bool = True) -> tuple[Any, Any]:
-    """Return the bundle's workflow and, where this process is to search, the cases it finds."""
-    with a_console().status("looking at the files"):
-        from monai.bundle import create_workflow
-
-        workflow: Any = create_workflow(**arguments)
-        return workflow, workflow.parser.get_parsed_content("cases") if search else None
+    cause = root_cause(error)
+    if not isinstance(cause, (OSError, MemoryError, torch.OutOfMemoryError)) or not journal.is_open:
+        return None
+    kept = len(journal.rows())
+    how = "run the same command again" + (" without --overwrite" if journal.overwrite else "")
+    message = f"{str(cause) or 'there is not enough memory'}; {kept} cases are kept: {how} to resume"
+    return StoppedEarly(message) if kept else None
 
 
 @contextmanager
-def _without_others_words() -> Iterator[None]:
-    """MONAI and Ignite tell of themselves on every run; what a user must know stands in the tables."""
+def _quietly() -> Iterator[None]:
+    """Suppress what MONAI and Ignite report on every run, and raise what is at the root of MONAI's exceptions."""
     disabled = logging.root.manager.disable
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.ERROR)
         try:
             yield
+        except StoppedEarly:
+            raise
+        except RuntimeError as error:
+            raise root_cause(error) from error
         finally:
             logging.disable(disabled)
 
 
-def dry_run(
-    bundle: str | Path,
-    output: Path | None,
-    arm: str | None,
-    accepted: AcceptedRefusals | None = None,
-    **options: Any,
-) -> int:
-    """Show what a run would predict, and what not and why, as far as headers tell; return the exit code of a run.
-
-    Takes what :func:`run_predict` takes. No weights are read and nothing is written.
-    """
-    accepted = accepted or AcceptedRefusals()
-    _check_together(options)
-    _check_places(output or Path(), options)
-    places: dict[str, Any] = {"cases#leave_out": []} if output is None else {"output_dir": str(output)}
-    options |= places
-    arguments = monai_arguments(bundle, "inference", arm, False, **options)
-    check_job_effect(bundle, "inference", [arm], options)
-    accepted.check()
-    try:
-        with _without_others_words():
-            _, found = _looked(arguments)
-    except RuntimeError as error:
-        raise root_cause(error) from error
-    view = options.get("view") or ()
-    _check_view([view] if isinstance(view, str) else view, {scan.name for scan in found.scans})
-    show_inventory([*found.scans, *found.refused], found.skipped, None)
-    refusals = [Refusal(scan.name, scan.refused, scan.refused_kind) for scan in found.refused]
-    return status_of(len(found.scans), refusals, accepted)
-
-
-def _check_view(wanted: Sequence[str], found: set[str]) -> None:
-    for case in wanted:
-        if case not in found:
-            raise ValueError(f"expected a case to view among those found, got {case!r}: see the column case")
-
-
-def device_named(name: str) -> Any:
-    """The torch device of a word such as ``"cpu"`` or ``"cuda:1"``.
+def parse_device(name: str) -> torch.device:
+    """Return the torch device of a name such as ``"cpu"`` or ``"cuda:1"``.
 
     Raises:
-        ValueError: no such word, or no such device here.
+        ValueError: an unknown name, or a device that is not here.
     """
+    if not DEVICES.fullmatch(name):
+        raise ValueError(f"unknown --device {name!r}; choose from auto, cpu, cuda, cuda:1 ...")
     import torch
 
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"expected --device to be auto, cpu, cuda or cuda:1 ..., got {name!r}") from error
-    count = torch.cuda.device_count()
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"expected --device to be auto, cpu, cuda or cuda:1 ..., got {name!r}")
+    device, count = torch.device(name), torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
-        raise ValueError(f"expected --device to be one that is here, got {name!r}: there are {count} GPUs; try auto")
+        raise ValueError(f"--device {name!r} is not here, there are {count} GPUs: try auto")
     return device

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exit status of a run, and which refusals do not count against it."""
+"""The exit status of a run, and the refusals that do not count in it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
+
+from monai_llmboost.arguments import check_choice
 
 # Every scan was predicted, or its refusal is accepted; some were refused; none was predicted.
 ALL_GOOD, SOME_FAILED, NOTHING_DONE = 0, 1, 2
@@ -24,11 +26,17 @@ class Refusal(NamedTuple):
 
 @dataclass(frozen=True)
 class AcceptedRefusals:
-    """Refusals that are usual in an archive, so that an exit status of 1 means new ones.
+    """Refusals that are normal in an archive, so that an exit status of 1 means new ones.
 
     Args:
         kinds: short words, as in the column ``refused_kind``.
         known: an earlier ``predictions.csv``, whose refused cases may be refused again for the same reason.
+
+    Example:
+        >>> accepted = AcceptedRefusals(kinds=("single-slice",))
+        >>> refusal = Refusal("localizer", "got one slice", "single-slice")
+        >>> status_of(predicted=3, refusals=[refusal], accepted=accepted)
+        0
 
     Raises:
         ValueError: from :meth:`split`, an unknown kind or a file that is no such table.
@@ -39,13 +47,12 @@ class AcceptedRefusals:
     known: Path | None = None
 
     def check(self) -> None:
-        """Check the kinds and read the file, before anything that takes long or replaces the file."""
+        """Check the kinds and read the file, before anything that takes time or replaces the file."""
         if self.kinds:
             from monai_llmboost.data.scans.scan import REFUSED_KINDS
 
             for kind in self.kinds:
-                if kind not in REFUSED_KINDS:
-                    raise ValueError(f"unknown kind of refusal {kind!r}; choose from {', '.join(REFUSED_KINDS)}")
+                check_choice("kind of refusal", kind, REFUSED_KINDS)
         _ = self._known_refusals
 
     def split(self, refusals: Sequence[Refusal]) -> tuple[list[Refusal], list[Refusal]]:
@@ -64,14 +71,13 @@ class AcceptedRefusals:
                 return {(row["case"], row["refused"]) for row in csv.DictReader(file) if row["refused"]}
             except (KeyError, UnicodeDecodeError, csv.Error) as error:
                 raise ValueError(
-                    f"expected a predictions.csv with the columns case and refused in {self.known}, got another file: "
-                    "give the table of an earlier run"
+                    f"{self.known} is no predictions.csv with the columns case and refused: give that of an earlier run"
                 ) from error
 
 
 def status_of(predicted: int, refusals: Sequence[Refusal], accepted: AcceptedRefusals) -> int:
     """Return the exit status of a run."""
-    usual, others = accepted.split(refusals)
-    if not predicted and (others or not usual):
+    normal, others = accepted.split(refusals)
+    if not predicted and (others or not normal):
         return NOTHING_DONE
     return SOME_FAILED if others else ALL_GOOD

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every DICOM object that is written here has in common: its maker, its UIDs, how it comes to disk.
+"""What all DICOM objects of this package have in common: manufacturer, UIDs, writing to disk.
 
-A UID names content: it is made of all that decides an object (source images, numbers, names, weights, versions) and not
-of the time of writing. So an object written again is the same object, of which an archive keeps one, and one in which
-anything differs has another UID. The UIDs are of the kind "2.25.", the number of a UUID (PS3.5 B.2).
+A UID identifies content: it is derived from all that decides an object (source images, numbers, names, weights,
+versions) and not from the time of writing. So an object written again has the same UID, and an archive keeps one; an
+object in which anything differs has another UID. The UIDs are of the kind "2.25.", the number of a UUID (PS3.5 B.2).
 """
 
 from __future__ import annotations
@@ -28,12 +28,16 @@ DISCLAIMER = "For research only; not for diagnosis."
 
 
 def highdicom() -> tuple[Any, Any]:
-    """highdicom and the codes of pydicom, imported when they are needed."""
+    """Import highdicom and the codes of pydicom.
+
+    Raises:
+        ImportError: highdicom is not installed.
+    """
     try:
         import highdicom
     except ImportError as error:
         raise ImportError(
-            "expected highdicom to write DICOM objects, it is not installed: pip install 'monai-llmboost[dicom]'"
+            "DICOM objects need highdicom, which is not installed: pip install 'monai-llmboost[dicom]'"
         ) from error
     from pydicom.sr.codedict import codes
 
@@ -41,13 +45,13 @@ def highdicom() -> tuple[Any, Any]:
 
 
 def parameters(algorithm: Mapping[str, str]) -> list[str]:
-    """What the algorithm was run with, as sentences."""
-    told = {"weights sha256": "weights_sha256", "block fingerprint": "block_fingerprint"}
-    return [f"{words}: {algorithm[key]}" for words, key in told.items() if algorithm.get(key)]
+    """Return the digests of what the algorithm was run with, as sentences."""
+    labels = {"weights sha256": "weights_sha256", "block fingerprint": "block_fingerprint"}
+    return [f"{label}: {algorithm[key]}" for label, key in labels.items() if algorithm.get(key)]
 
 
 def equipment(algorithm: Mapping[str, str]) -> dict[str, Any]:
-    """What highdicom is told of the device that made an object."""
+    """Return highdicom's arguments on the device that made an object."""
     return {
         "manufacturer": MAKER,
         "manufacturer_model_name": algorithm["name"][:64],
@@ -57,8 +61,8 @@ def equipment(algorithm: Mapping[str, str]) -> dict[str, Any]:
 
 
 @contextmanager
-def untold() -> Iterator[None]:
-    """Without the warnings and log entries of pydicom and highdicom on odd values, which quote them."""
+def silenced() -> Iterator[None]:
+    """Suppress the warnings and log entries of pydicom and highdicom on invalid values, which quote them."""
     logger = logging.getLogger("pydicom")
     before = logger.disabled
     logger.disabled = True
@@ -72,19 +76,19 @@ def untold() -> Iterator[None]:
 
 @contextmanager
 def refused_by_highdicom() -> Iterator[None]:
-    """What highdicom or pydicom raise for an odd source, as a ValueError without values."""
+    """Raise what highdicom or pydicom raise for an invalid source as a ValueError that quotes no values."""
     try:
-        with untold():
+        with silenced():
             yield
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         text = re.split("['\"]", str(error))[0]
         if isinstance(error, AttributeError):
             if not isinstance(error.obj, Dataset):
-                raise  # of our own code
+                raise  # a mistake in our own code
             text = f"there is no {error.name}"
         raise ValueError(
-            f"expected images that DICOM objects can be derived from, got a series that highdicom refuses "
-            f"({type(error).__name__}: {' '.join(text.split())}): correct the series, or run without DICOM objects"
+            f"highdicom refuses to derive DICOM objects from the series ({type(error).__name__}: "
+            f"{' '.join(text.split())}): correct the series, or run without DICOM objects"
         ) from error
 
 
@@ -96,26 +100,26 @@ class Uids:
         self.decisive = (images, sorted(algorithm.items()), __version__, *decisive)
 
     def __call__(self, *role: Any) -> str:
-        """The UID of what plays that role in the object."""
+        """Return the UID of what has that role in the object."""
         return uid_of(*self.decisive, *role)
 
 
 def uid_of(*parts: Any) -> str:
-    """The UID of plain values, made of the UUID of their digest (PS3.5 B.2)."""
+    """Return the UID of plain values, made of the UUID of their digest (PS3.5 B.2)."""
     return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(['monai-llmboost', *parts])).int}"
 
 
-def save_whole(dataset: Dataset, path: Path, overwrite: bool) -> None:
-    """Write a DICOM file that appears whole or not at all.
+def save_atomically(dataset: Dataset, path: Path, overwrite: bool) -> None:
+    """Write a DICOM file atomically.
 
     Raises:
         ValueError: there is a file, or a folder where the file or its folder should be.
     """
-    told = f"expected {path} to be free, got something that is there: give another path, or overwrite=True for a file"
+    occupied = f"{path} is there already: give another path, or overwrite=True to replace a file"
     if path.is_dir() or (path.exists() and not overwrite):
-        raise ValueError(told)
+        raise ValueError(occupied)
     try:
         with placed_whole(path) as temporary, refused_by_highdicom():
             dataset.save_as(temporary, enforce_file_format=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(told) from error
+        raise ValueError(occupied) from error

@@ -19,11 +19,11 @@ from monai_llmboost.inference.dicom.maker import (
     highdicom,
     parameters,
     refused_by_highdicom,
-    save_whole,
+    save_atomically,
 )
 from monai_llmboost.inference.dicom.sources import NEEDED, lps_planes, read_sources, with_shared_geometry
 
-# Number of the map's series, behind that of the report.
+# Number of the map's series, after that of the report.
 SERIES_NUMBER = 9002
 
 
@@ -44,7 +44,7 @@ def write_parametric_map(
     refer to its images one by one.
 
     Args:
-        path: the file to write; it appears whole or not at all.
+        path: the file to write, atomically.
         source_files: as in :func:`write_structured_report`: single slices, or one multi-frame image.
         relevance: (i, j, k), i along the rows of the image (from column to column), k from slice to slice.
         affine: (4, 4), voxels (i, j, k) to RAS+ mm; i and j at right angles, k may be sheared.
@@ -55,14 +55,14 @@ def write_parametric_map(
         overwrite: replace a file that is there.
 
     Raises:
-        ValueError: as in :func:`write_structured_report`; and a map or an affine that is none.
+        ValueError: as in :func:`write_structured_report`; and an invalid map or affine.
         ImportError: highdicom is not installed.
     """
     hd, codes = highdicom()
     relevance = np.asarray(relevance, dtype=np.float32)
     if relevance.ndim != 3 or not relevance.size or not np.isfinite(relevance).all():
         raise ValueError(
-            f"expected a map of finite numbers (i, j, k), got shape {relevance.shape}: give one of a volume"
+            f"an array of shape {relevance.shape} is no map of finite numbers (i, j, k): give that of a volume"
         )
     spacing_mm, cosines, positions = lps_planes(affine, relevance.shape[2])
     sources = read_sources(source_files, (*NEEDED, "FrameOfReferenceUID"))
@@ -112,9 +112,9 @@ def write_parametric_map(
         # highdicom takes these from the source where they agree in the plane, with whatever the source says of slices.
         result.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = measures
         for item in (*result.DimensionIndexSequence, *result.DimensionOrganizationSequence):
-            item.DimensionOrganizationUID = uid("dimensions")  # else by chance
+            item.DimensionOrganizationUID = uid("dimensions")  # else at random
         result.DerivationDescription = "; ".join((DISCLAIMER, algorithm["name"], *parameters(algorithm)))[:1024]
-    save_whole(result, Path(path), overwrite)
+    save_atomically(result, Path(path), overwrite)
 
 
 def _refer_to(result: Dataset, frames: Sequence[int]) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Predictions and relevance maps as DICOM objects of the patient they belong to, written with highdicom.
 
-Here alone identity is kept: the patient and study of the source images are copied into what is derived from them, as
-the standard demands. Nothing of it comes into a name, a message or a log, and no pixel of the source is read.
+Only here identity is kept: the patient and study of the source images are copied into what is derived from them, as
+the standard requires. Nothing of it gets into a name, a message or a log, and no pixel of the source is read.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from pydicom.errors import InvalidDicomError
 from monai_llmboost import __version__
 from monai_llmboost.data import Scan
 from monai_llmboost.data.scans.dicom.stacks import find_dicom_stacks
+from monai_llmboost.inference.case_folder import case_folder
 from monai_llmboost.inference.dicom.maker import MAKER, highdicom
 from monai_llmboost.inference.dicom.map import write_parametric_map
 from monai_llmboost.inference.dicom.report import write_structured_report
 from monai_llmboost.inference.dicom.sources import read_sources
-from monai_llmboost.inference.maps.saliency import folder_of
+from monai_llmboost.inference.rows import Row
 
 # What the maps are, by their codes' names; others count as saliency.
 QUANTITIES = {name: "GradientWeightedClassActivation" for name in ("before_booster", "after_booster")}
@@ -34,56 +35,73 @@ class DicomObjects:
 
     Args:
         output_dir: folder of the run.
-        facts: what makes the predictions, see :func:`monai_llmboost.inference.run_facts`.
+        provenance: what makes the predictions, see :func:`monai_llmboost.inference.run_provenance`.
         volume: which of the volumes of a scan is predicted, as given to the reader.
+        facts: the name of ``provenance`` in earlier copies of bundles.
 
     Raises:
         ImportError: highdicom is not installed.
+
+    Example:
+        >>> write = DicomObjects("out", provenance)  # doctest: +SKIP
+        >>> write(scan, row, class_names=["benign", "malignant"])  # doctest: +SKIP
+        {'report': 'dicom/series-1/report.dcm'}
     """
 
-    def __init__(self, output_dir: str | Path, facts: Mapping[str, Any], volume: int | None = None) -> None:
+    def __init__(
+        self,
+        output_dir: str | Path,
+        provenance: Mapping[str, Any] | None = None,
+        volume: int | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
         highdicom()
         self.volume = volume
         self.output_dir = Path(output_dir)
+        made_by = facts if provenance is None else provenance
+        if made_by is None:
+            raise ValueError("there is no provenance: give what run_provenance returns")
         self.algorithm = {
-            "name": str(facts.get("bundle") or MAKER),
-            "version": str(facts.get("bundle_version") or __version__),
-            "weights_sha256": str(facts["weights"]["sha256"]),
-            "block_fingerprint": str((facts.get("block") or {}).get("fingerprint", "")),
-            "description": str(facts.get("task", "")),
+            "name": str(made_by.get("bundle") or MAKER),
+            "version": str(made_by.get("bundle_version") or __version__),
+            "weights_sha256": str(made_by["weights"]["sha256"]),
+            "block_fingerprint": str((made_by.get("block") or {}).get("fingerprint", "")),
+            "description": str(made_by.get("task", "")),
         }
 
-    def __call__(self, scan: Scan, row: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, str]:
-        """Write the objects of one predicted case; paths below ``output_dir``, parted by "/".
+    def __call__(self, scan: Scan, row: Row, class_names: Sequence[str]) -> dict[str, str]:
+        """Write the objects of one predicted case.
 
         Args:
             scan: a DICOM scan.
-            row: its ``probabilities``, ``predicted``, ``warnings``, and ``saliency``: paths of maps as NIfTI on the
-                scan's own grid, below ``output_dir``.
+            row: its row; its maps are files on the scan's own grid.
             class_names: names of the classes.
 
+        Returns:
+            Paths relative to ``output_dir``, with "/".
+
         Raises:
-            ValueError: see :func:`write_structured_report`; also a file in the way that is not from here.
+            ValueError: see :func:`write_structured_report`; also a file in the way that was not written by this class.
         """
         paths, frames = _images_of(scan, self.volume)
         sources = read_sources(paths)
-        folder = self.output_dir / "dicom" / folder_of(scan.name)
+        folder = self.output_dir / "dicom" / case_folder(scan.name)
         files = {"report": folder / "report.dcm"}
         write_structured_report(
             files["report"],
             sources,
             class_names,
-            row["probabilities"],
-            row["predicted"],
+            row.probabilities,
+            row.predicted,
             self.algorithm,
-            row["warnings"],
+            row.warnings,
             frames,
-            overwrite=_is_from_here(files["report"]),
+            overwrite=_is_ours(files["report"]),
         )
-        for name, place in row["saliency"].items():
-            if not place.endswith((".nii", ".nii.gz")):
+        for name, file in row.saliency.items():
+            if not file.endswith((".nii", ".nii.gz")):
                 continue  # the picture
-            image: Any = nibabel.load(self.output_dir / place)
+            image: Any = nibabel.load(self.output_dir / file)
             files[name] = folder / f"{name}.dcm"
             write_parametric_map(
                 files[name],
@@ -94,13 +112,13 @@ class DicomObjects:
                 self.algorithm,
                 QUANTITIES.get(name, "Saliency"),
                 frames,
-                overwrite=_is_from_here(files[name]),
+                overwrite=_is_ours(files[name]),
             )
         return {name: path.relative_to(self.output_dir).as_posix() for name, path in files.items()}
 
 
 def _images_of(scan: Scan, volume: int | None) -> tuple[list[Path], list[int]]:
-    """The files that a volume of a scan is made of, and its frames, from 1, in a multi-frame file; else none."""
+    """Return the files of a volume of a scan, and its frames, from 1, in a multi-frame file; else no frames."""
     if len(scan.files) > 1 and len(scan.shape) == 3:
         return list(scan.files), []
     stacks, _ = find_dicom_stacks(scan.files)
@@ -111,8 +129,8 @@ def _images_of(scan: Scan, volume: int | None) -> tuple[list[Path], list[int]]:
     return files, [part.frame + 1 for part in slices] if of_frames else []
 
 
-def _is_from_here(path: Path) -> bool:
-    """Whether a file is an object that was written here before, as an interrupted run leaves it."""
+def _is_ours(path: Path) -> bool:
+    """Return whether a file is an object of this package, as an interrupted run leaves it."""
     if not path.is_file():
         return False
     try:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydicom import Dataset
 
+from monai_llmboost.arguments import check_choice
 from monai_llmboost.inference.dicom.maker import (
     DISCLAIMER,
     MAKER,
@@ -18,7 +19,7 @@ from monai_llmboost.inference.dicom.maker import (
     highdicom,
     parameters,
     refused_by_highdicom,
-    save_whole,
+    save_atomically,
     uid_of,
 )
 from monai_llmboost.inference.dicom.sources import read_sources
@@ -26,7 +27,7 @@ from monai_llmboost.inference.dicom.sources import read_sources
 # Codes of class names, which no public terminology holds: a code is a digest of its name.
 OWN_CODES = "99LLMBOOST"
 PROCEDURES = {"CT": "CTUnspecifiedBodyRegion", "MR": "MRIUnspecifiedBodyRegion", "PT": "PETUnspecifiedBodyRegion"}
-# Number of the report's series, behind those of scanners.
+# Number of the report's series, after those of scanners.
 SERIES_NUMBER = 9001
 
 
@@ -48,30 +49,29 @@ def write_structured_report(
     The report is preliminary, unverified and qualified as research.
 
     Args:
-        path: the file to write; it appears whole or not at all.
+        path: the file to write, atomically.
         source_files: the DICOM files of the scan, or what was read of them.
         class_names: names of the classes.
         probabilities: their probabilities, 0 to 1.
         predicted: the class that was predicted.
         algorithm: ``name``, ``version``, ``weights_sha256``, ``block_fingerprint``, ``description``; the last two may
             be left out.
-        warnings: sentences such as a reader's warnings.
+        warnings: sentences, such as those of a reader.
         frames: of a multi-frame image, the frames from 1 that the scan is made of; all if left out.
         overwrite: replace a file that is there.
 
     Raises:
         ValueError: a file that is there; files that are not images of one series or lack what the standard asks for;
-            probabilities that are none or are not those of the classes.
+            probabilities that are not those of the classes.
         ImportError: highdicom is not installed.
     """
     hd, codes = highdicom()
     values = [float(value) for value in probabilities]
     if len(values) != len(class_names) or not all(0 <= value <= 1 for value in values):
         raise ValueError(
-            f"expected a probability for each of {len(class_names)} classes, got {values}: give one for each"
+            f"the probabilities {values} are not those of {len(class_names)} classes: give one from 0 to 1 for each"
         )
-    if predicted not in class_names:
-        raise ValueError(f"expected one of {list(class_names)} as predicted class, got {predicted!r}: give its name")
+    check_choice("predicted class", predicted, class_names)
     sources = read_sources(source_files)
     uid = Uids(sources, algorithm, "report", list(class_names), values, predicted, list(warnings), list(frames))
     made_by = equipment(algorithm)
@@ -112,7 +112,7 @@ def write_structured_report(
             procedure_reported=getattr(codes.cid100, PROCEDURES.get(sources[0].Modality, "ImagingProcedure")),
             imaging_measurements=[whole, *groups],
         )
-        content[0].ContentSequence.insert(-1, _image_library(sources, frames))  # in front of the measurements
+        content[0].ContentSequence.insert(-1, _image_library(sources, frames))  # before the measurements
         report = hd.sr.ComprehensiveSR(
             evidence=sources,
             content=content,
@@ -129,19 +129,19 @@ def write_structured_report(
             specific_character_set="ISO_IR 192",
             **made_by,
         )
-    save_whole(report, Path(path), overwrite)
+    save_atomically(report, Path(path), overwrite)
 
 
 def _class_code(name: str) -> Any:
     from highdicom.sr import CodedConcept
 
-    meaning = " ".join(name.replace("\\", "/").split())  # a backslash parts values
+    meaning = " ".join(name.replace("\\", "/").split())  # a backslash separates values
     meaning = meaning if len(meaning) <= 64 else f"{meaning[:61]}..."
     return CodedConcept(f"c{hashlib.sha256(name.encode()).hexdigest()[:12]}", OWN_CODES, meaning)
 
 
 def _image_library(sources: Sequence[Dataset], frames: Sequence[int]) -> Any:
-    """References to all images (TID 1600).
+    """Return references to all images (TID 1600).
 
     highdicom's own copies each image's geometry into the report, which the template leaves open, takes five times as
     long, and fails for enhanced images and others that do not have it at their top level.

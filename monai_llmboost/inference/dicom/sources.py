@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The images that DICOM objects are derived from: read without pixels, checked, and made fit for highdicom.
+"""The images that DICOM objects are derived from: read without pixels, checked, and adapted to highdicom.
 
-No pixel is read, and no value of the patient's comes into a message: of what highdicom or pydicom complain of, only
-the words before the first quoted value are passed on.
+No pixel is read, and no value of the patient's gets into a message: of what highdicom or pydicom report, only the words
+before the first quoted value are passed on.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 
-from monai_llmboost.inference.dicom.maker import untold
+from monai_llmboost.inference.dicom.maker import silenced
 
-# What the standard asks of every image (type 1): it cannot be made up.
+# What the standard requires of every image (type 1): it cannot be made up.
 NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "Rows", "Columns")
-# What it asks for and lets be empty where it is not known (type 2): many files just leave it out.
+# What it requires and allows to be empty where it is unknown (type 2): many files just leave it out.
 MAY_BE_EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
     *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
@@ -31,48 +31,48 @@ PARALLEL = 1e-3
 
 
 def read_sources(files: Sequence[str | Path | Dataset], needed: Sequence[str] = NEEDED) -> list[Dataset]:
-    """The images of one series without their pixels; what may be empty and is left out is added, empty.
+    """Return the images of one series without their pixels; what may be empty and is left out is added, empty.
 
     Raises:
-        ValueError: a file that is no DICOM file, lacks what is needed, or is of another series than the first.
+        ValueError: no DICOM file, a file that lacks what is required, or one of another series than the first.
     """
     sources = [file if isinstance(file, Dataset) else _read(Path(file)) for file in files]
     if not sources:
-        raise ValueError("expected the DICOM files of a scan, got none: give at least one")
-    with untold():  # values are decoded where they are asked for
+        raise ValueError("there are no DICOM files of a scan: give at least one")
+    with silenced():  # values are decoded where they are asked for
         for source in sources:
             missing = [keyword for keyword in needed if source.get(keyword) in (None, "")]
             if missing:
                 raise ValueError(
-                    f"expected a DICOM image with {', '.join(missing)}, which the standard asks for, got one without: "
-                    "correct the file, or run without DICOM objects"
+                    f"a DICOM image lacks {', '.join(missing)}, which the standard requires: correct the file, or run "
+                    "without DICOM objects"
                 )
             for keyword in MAY_BE_EMPTY:
                 if source.get(keyword) is None:
                     setattr(source, keyword, None)
     series = {(source.StudyInstanceUID, source.SeriesInstanceUID) for source in sources}
     if len(series) > 1:
-        raise ValueError(f"expected images of one series, got {len(series)} series: give the files of one scan")
+        raise ValueError(f"the images belong to {len(series)} series: give the files of one scan")
     return sources
 
 
 def _read(path: Path) -> Dataset:
     try:
-        with untold():
+        with silenced():
             return dcmread(path, stop_before_pixels=True)
     except InvalidDicomError as error:
-        raise ValueError(f"expected DICOM files, got {path.name}, which is none: give the files of one scan") from error
+        raise ValueError(f"{path.name} is no DICOM file: give the files of one scan") from error
 
 
 def with_shared_geometry(source: Dataset, orientation: Sequence[Dataset], measures: Sequence[Dataset]) -> Dataset:
-    """A source as highdicom wants it: slices exactly parallel, and of enhanced images the geometry not per frame."""
+    """Return a source as highdicom requires it: slices exactly parallel, shared geometry of enhanced images."""
     result = copy.copy(source)
     if "SharedFunctionalGroupsSequence" in result:
         shared = Dataset()
         shared.update(result.SharedFunctionalGroupsSequence[0])
-        for keyword, ours in (("PlaneOrientationSequence", orientation), ("PixelMeasuresSequence", measures)):
+        for keyword, default in (("PlaneOrientationSequence", orientation), ("PixelMeasuresSequence", measures)):
             if keyword not in shared:
-                setattr(shared, keyword, ours)
+                setattr(shared, keyword, default)
         result.SharedFunctionalGroupsSequence = [shared]
         return result
     cosines = orientation[0].ImageOrientationPatient
@@ -84,7 +84,7 @@ def with_shared_geometry(source: Dataset, orientation: Sequence[Dataset], measur
 
 
 def lps_planes(affine: np.ndarray, depth: int) -> tuple[list[float], list[float], np.ndarray]:
-    """The planes k of a volume (i, j, k) as DICOM has them.
+    """Return the planes k of a volume (i, j, k) as DICOM describes them.
 
     Args:
         affine: (4, 4), voxels (i, j, k) to RAS+ mm.
@@ -95,17 +95,17 @@ def lps_planes(affine: np.ndarray, depth: int) -> tuple[list[float], list[float]
         (6,); the places (depth, 3) of voxels (0, 0, k), in LPS+ mm.
 
     Raises:
-        ValueError: an affine that is none, or whose i and j are not at right angles.
+        ValueError: an invalid affine, or one whose i and j are not at right angles.
     """
     affine = np.asarray(affine, dtype=np.float64)
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise ValueError(f"expected an affine (4, 4) that can be inverted, got {affine.tolist()}: give the scan's")
+        raise ValueError(f"an affine is no (4, 4) matrix that can be inverted: {affine.tolist()}; give the scan's")
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
     distances = np.linalg.norm(lps[:3, :2], axis=0)
     along_i, along_j = (lps[:3, :2] / distances).T
     if abs(along_i @ along_j) > SQUARE:
         raise ValueError(
-            f"expected rows and columns at right angles, got a cosine of {along_i @ along_j:.4f}: DICOM has no such "
+            f"rows and columns are not at right angles, the cosine is {along_i @ along_j:.4f}: DICOM has no such "
             "images; run without DICOM objects"
         )
     between = abs(np.cross(along_i, along_j) @ lps[:3, 2])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where in an image the evidence for a class lies: maps over a network's tokens, from gradients."""
+"""Maps over a network's tokens of where in an image the evidence for a class lies, from gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from monai_llmboost.networks.class_names import unwrap
 
 
 def relevance_maps(network: nn.Module, image: Tensor, class_index: int) -> dict[str, Tensor]:
-    """Where in an image the evidence for a class lies, by one pass through the network and back.
+    """Return maps of where in an image the evidence for a class lies, by one forward and one backward pass.
 
     ``"network"``: ``relu(sum_c x_jc dy/dx_jc)`` with y the class's logit and x_j the patch tokens before positions are
     added: gradient times input (Shrikumar et al. 2016, arXiv:1605.01713), over the whole network. To first order, it
@@ -24,11 +24,11 @@ def relevance_maps(network: nn.Module, image: Tensor, class_index: int) -> dict[
 
     ``"before_booster"`` and ``"after_booster"``: Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) of the tokens that
     the booster takes and gives, ``relu(sum_c w_c x_jc)`` with ``w_c = mean_j dy/dx_jc``. The weights are the direction
-    in which a shift of all tokens at once, CLS among them, raises the logit most; the map tells which tokens lie in
-    that direction, *not* which were used. With pool "cls" and position "last" that matters: behind the booster nothing
+    in which a shift of all tokens at once, CLS among them, raises the logit most; the map says which tokens lie in
+    that direction, *not* which were used. With pool "cls" and position "last" that matters: after the booster nothing
     but the CLS token is read, so the other tokens there have no influence at all, and before it they have some through
     the block's attention alone. There the pair of maps shows what the booster does to tokens, while ``"network"`` is
-    the map that speaks of the prediction. Both are left out where the network has no booster or the booster sees one
+    the map that explains the prediction. Both are left out where the network has no booster or the booster sees one
     pooled token (position "head"). In a ViViT tokens of the booster are whole slabs: every patch of a slab has its
     slab's value.
 
@@ -47,23 +47,28 @@ def relevance_maps(network: nn.Module, image: Tensor, class_index: int) -> dict[
     Raises:
         TypeError: a network without patch tokens.
         ValueError: not one image, no such class, or a logit that is not finite.
+
+    Example:
+        >>> from monai_llmboost.networks import ViT3D
+        >>> network = ViT3D(1, 2, 8, 4, hidden_size=12, mlp_dim=12, num_layers=1, num_heads=3)
+        >>> relevance_maps(network, torch.rand(1, 1, 8, 8, 8), class_index=0)["network"].shape
+        torch.Size([2, 2, 2])
     """
     plain: Any = unwrap(network)
     if not isinstance(getattr(plain, "patch_tokens", None), nn.Module):
         raise TypeError(
-            f"expected a network with patch tokens, such as ViT3D or ViViT, got {type(plain).__name__}: "
-            "run without saliency maps"
+            f"{type(plain).__name__} has no patch tokens, as ViT3D and ViViT have: run without saliency maps"
         )
     if image.dim() != 5 or len(image) != 1:
         raise ValueError(
-            f"expected one image, (1, channels, S0, S1, S2), got shape {tuple(image.shape)}: give them one by one"
+            f"the shape {tuple(image.shape)} is not that of one image, (1, channels, S0, S1, S2): give them one by one"
         )
     patch = plain.patch_tokens
     grid = patch.size0 // patch.patch0, patch.size1 // patch.patch1, patch.size2 // patch.patch2
     device = patch.project.weight.device
     tokens: list[Tensor] = []
 
-    def cut_here(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    def start_here(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         tokens.append(output.detach().requires_grad_())  # no gradient is asked of what comes before
         return tokens[0]
 
@@ -72,16 +77,16 @@ def relevance_maps(network: nn.Module, image: Tensor, class_index: int) -> dict[
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast(device.type, enabled=False),
-        patch.register_forward_hook(cut_here),
+        patch.register_forward_hook(start_here),
     ):
         # A copy, as a tensor made in inference mode takes part in no gradient.
         before = plain.forward_features(image.detach().clone().to(device, torch.float32))
         after = plain.booster(before)  # all tokens, also where the prediction asks for the first alone: equal numbers
         logits = plain.forward_head(after)[0]
         if not 0 <= class_index < len(logits):
-            raise ValueError(f"expected class_index from 0 to {len(logits) - 1}, got {class_index}: give another class")
+            raise ValueError(f"class_index must be from 0 to {len(logits) - 1}, not {class_index}")
         if not torch.isfinite(logits[class_index]):
-            raise ValueError("expected a finite logit, got NaN or infinity: check the image and the network's weights")
+            raise ValueError("the logit is NaN or infinite: check the image and the network's weights")
         of_patches, of_before, of_after = torch.autograd.grad(logits[class_index], [tokens[0], before, after])
         maps = {"network": _scaled((of_patches * tokens[0]).sum(dim=-1).view(grid))}
         if isinstance(plain.booster, nn.Identity) or plain.boosts_pooled:
@@ -96,7 +101,7 @@ def relevance_maps(network: nn.Module, image: Tensor, class_index: int) -> dict[
 
 
 def _scaled(values: Tensor) -> Tensor:
-    """Positive parts, the largest of them 1."""
+    """Return the positive parts, the largest of them 1."""
     values = values.detach().relu()
     return values / values.max() if values.max() > 0 else values
 

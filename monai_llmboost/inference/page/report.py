@@ -7,7 +7,7 @@ import base64
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,16 @@ from markupsafe import Markup
 
 from monai_llmboost.artifacts.files import written_whole
 from monai_llmboost.artifacts.page import style_of, visible
+from monai_llmboost.inference.case_folder import case_folder
 from monai_llmboost.inference.figures import sentences
-from monai_llmboost.inference.maps.saliency import folder_of
 from monai_llmboost.inference.page.viewer import Viewer, viewer_html
+from monai_llmboost.inference.rows import Row
 
 __all__ = ["Viewer", "viewer_html", "write_report"]
 
 HERE = Path(__file__).parent
 NUM_BINS = 20
-# Previews and viewers up to so many bytes lie inside the page, in the order of the cases; the others lie next to it.
+# Most bytes of previews and of viewers inside the page, in the order of the cases; the others lie next to it.
 PREVIEW_BUDGET = 20_000_000
 VIEWER_BUDGET = 5_000_000
 VIEWERS = "viewers"
@@ -35,40 +36,41 @@ TYPES = {".png": "image/png", ".webp": "image/webp"}
 
 def write_report(
     path: Path,
-    rows: Sequence[dict[str, Any]],
-    run: dict[str, Any],
+    rows: Sequence[Row | Mapping[str, Any]],
+    run: Mapping[str, Any],
     skipped: Sequence[tuple[str, str]],
     viewers: Sequence[Viewer] = (),
     aside: bool = True,
 ) -> None:
-    """Write a run as one HTML file, which asks nothing of any server.
+    """Write a run as one HTML file, which sends no request to any server.
 
-    Whatever stands in the rows is shown as text, with control characters and those that turn the direction of reading
-    spelt out. The page forbids its browser every request, and every script but its own.
+    Whatever stands in the rows is shown as text; control characters and those that change the direction of reading are
+    escaped. The page forbids its browser every request, and every script but its own.
 
     Args:
         path: file to be written. Paths of maps and previews in ``rows`` are relative to its folder.
-        rows: one for each case, predicted or refused: ``case``, ``format``, ``series_uid``, ``modality``, ``shape``
-            (voxels along i, j, k), ``spacing_mm``, ``orientation``, ``probabilities`` (one for each class; none if
-            refused), ``predicted``, ``refused`` (the reason, or empty), ``warnings``, ``seconds``, ``input_sha256``,
-            ``saliency`` (relative path of each map, and of the ``preview``), ``thumbnail`` (PNG in base64, or empty).
-        run: what made the predictions; shown in whole. Needed are ``bundle``, ``class_names``, ``intended_use``,
+        rows: one for each case, predicted or refused, as records or as lines of the journal.
+        run: what made the predictions; all of it is shown. Required are ``bundle``, ``class_names``, ``intended_use``,
             ``started`` (ISO 8601), ``seconds`` and ``cases`` (how many were ``predicted``, ``refused``, ``skipped``).
         skipped: files that are no scans, each with the reason.
-        viewers: the cases that can be looked through; those beyond 5 MB are written into the folder ``viewers`` next to
-            the page, each a page of its own. The browser draws one when it is asked for it.
+        viewers: the cases with a viewer; those beyond 5 MB are written into the folder ``viewers`` next to the page,
+            each a page of its own. The browser draws one when it is opened.
         aside: rename an earlier file of that name; otherwise it is replaced.
 
     Raises:
         ValueError: a row without as many finite probabilities as there are classes, or a viewer of no case.
+
+    Example:
+        >>> write_report(Path("out/report.html"), rows, run, skipped=[("notes.txt", "a text file")])  # doctest: +SKIP
     """
+    records = [row if isinstance(row, Row) else Row.from_json(row) for row in rows]
     class_names = list(run["class_names"])
-    for row in rows:
+    for row in records:
         _check_probabilities(row, class_names)
-    numbers = {row["case"]: number for number, row in enumerate(rows)}
+    numbers = {row.case: number for number, row in enumerate(records)}
     for viewer in viewers:
         if viewer.case not in numbers:
-            raise ValueError(f"expected a viewer of one of the cases, got {viewer.case!r}: give the case's name")
+            raise ValueError(f"there is a viewer of {viewer.case!r}, which is no case: give a case's name")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -79,16 +81,16 @@ def write_report(
     )
     environment.filters |= {"address": _address, "number": _number}
     environment.tests["flat"] = _is_flat
-    previews = _previews(path.parent, rows)
-    inside, beside = _parted(viewers)
-    links = {numbers[viewer.case]: _written_beside(path.parent, viewer) for viewer in beside}
-    script = _text_of("report.js")
+    previews = _previews(path.parent, records)
+    inside, outside = _split_by_budget(viewers)
+    links = {numbers[viewer.case]: _write_viewer(path.parent, viewer) for viewer in outside}
+    script = _read_text("report.js")
     parts = environment.get_template("report.html").generate(
-        rows=rows,
+        rows=records,
         run=run,
         class_names=class_names,
-        keys=[_keys(row, number, len(class_names)) for number, row in enumerate(rows)],
-        histograms=[_histogram(rows, index, name) for index, name in enumerate(class_names)],
+        keys=[_keys(row, number, len(class_names)) for number, row in enumerate(records)],
+        histograms=[_histogram(records, index, name) for index, name in enumerate(class_names)],
         skipped=_by_reason(skipped),
         viewers=inside,
         viewer_of={numbers[viewer.case]: index for index, viewer in enumerate(inside)},
@@ -101,59 +103,59 @@ def write_report(
         base64_of=lambda file: base64.b64encode(file.read_bytes()).decode(),
         style=style_of(HERE),
         script=script,
-        allowed_scripts=_fingerprints([script, *(text for viewer in inside for text in _scripts(viewer.html))]),
+        allowed_scripts=_allow_scripts([script, *(text for viewer in inside for text in _scripts(viewer.html))]),
     )
     with written_whole(path, aside) as file:
         file.writelines(parts)
 
 
-def _check_probabilities(row: dict[str, Any], class_names: list[str]) -> None:
-    given = row["probabilities"]
-    if row["refused"] and not given:
+def _check_probabilities(row: Row, class_names: list[str]) -> None:
+    given = row.probabilities
+    if row.refused and not given:
         return
     if len(given) != len(class_names) or not all(map(math.isfinite, given)):
         raise ValueError(
-            f"expected {len(class_names)} finite probabilities of {row['case']!r}, one for each class, got {given}: "
-            "give the probabilities in the order of class_names, or the reason why the case is refused"
+            f"{row.case!r} has the probabilities {given}, not {len(class_names)} finite ones: give those of all "
+            "classes in the order of class_names, or the reason why the case is refused"
         )
 
 
-def _keys(row: dict[str, Any], number: int, num_classes: int) -> list[Any]:
-    """What the page sorts a row by, column by column, null where there is nothing; and whether it was refused."""
-    probabilities = list(row["probabilities"]) or [None] * num_classes
+def _keys(row: Row, number: int, num_classes: int) -> list[Any]:
+    """Return what the page sorts a row by, by column, null where there is nothing; and whether it was refused."""
+    probabilities: list[Any] = row.probabilities or [None] * num_classes
     return [
         number,
-        row["case"],
-        f"{row['format']} {row['modality']}",
-        math.prod(row["shape"]) if row["shape"] else None,
+        row.case,
+        f"{row.format} {row.modality}",
+        math.prod(row.shape) if row.shape else None,
         *probabilities,
-        row["predicted"] or None,
-        len(row["warnings"]),
-        row["seconds"],
-        bool(row["refused"]),
+        row.predicted or None,
+        len(row.warnings),
+        row.seconds,
+        bool(row.refused),
     ]
 
 
-def _histogram(rows: Sequence[dict[str, Any]], index: int, name: str) -> dict[str, Any]:
-    """How often the probability of a class fell into each of the equal parts of [0, 1]."""
+def _histogram(rows: Sequence[Row], index: int, name: str) -> dict[str, Any]:
+    """Return how often the probability of a class was in each of the equal parts of [0, 1]."""
     counts = [0] * NUM_BINS
     for row in rows:
-        if row["probabilities"]:
-            counts[min(max(int(row["probabilities"][index] * NUM_BINS), 0), NUM_BINS - 1)] += 1
-    return {"name": name, "counts": counts, "predicted": sum(row["predicted"] == name for row in rows)}
+        if row.probabilities:
+            counts[min(max(int(row.probabilities[index] * NUM_BINS), 0), NUM_BINS - 1)] += 1
+    return {"name": name, "counts": counts, "predicted": sum(row.predicted == name for row in rows)}
 
 
 def _by_reason(skipped: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
-    """Skipped files by reason, the commonest reason first."""
+    """Return skipped files by reason, the most frequent reason first."""
     groups: dict[str, list[str]] = {}
     for name, reason in skipped:
         groups.setdefault(reason, []).append(name)
     return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
 
 
-def _previews(folder: Path, rows: Sequence[dict[str, Any]]) -> dict[int, Path]:
-    """The previews that there are, by the number of their row."""
-    named = {number: row["saliency"].get("preview") for number, row in enumerate(rows)}
+def _previews(folder: Path, rows: Sequence[Row]) -> dict[int, Path]:
+    """Return the previews that exist, by the number of their row."""
+    named = {number: row.saliency.get("preview") for number, row in enumerate(rows)}
     return {number: folder / name for number, name in named.items() if name and (folder / name).is_file()}
 
 
@@ -167,28 +169,28 @@ def _within_budget(previews: dict[int, Path]) -> dict[int, Path]:
     return embedded
 
 
-def _parted(viewers: Sequence[Viewer]) -> tuple[list[Viewer], list[Viewer]]:
+def _split_by_budget(viewers: Sequence[Viewer]) -> tuple[list[Viewer], list[Viewer]]:
     """Return the viewers that lie inside the page, and the others."""
     sizes = accumulate(len(viewer.html) for viewer in viewers)
     inside = [viewer for viewer, size in zip(viewers, sizes) if size <= VIEWER_BUDGET]
     return inside, list(viewers[len(inside) :])
 
 
-def _written_beside(folder: Path, viewer: Viewer) -> str:
-    """Write a viewer as a page of its own, which may ask for nothing either; return its path below the folder."""
-    place = folder / VIEWERS / folder_of(viewer.case)
-    place = place.with_name(f"{place.name}.html")
+def _write_viewer(folder: Path, viewer: Viewer) -> str:
+    """Write a viewer as a page of its own, which sends no request either; return its path relative to the folder."""
+    file = folder / VIEWERS / case_folder(viewer.case)
+    file = file.with_name(f"{file.name}.html")
     policy = (
-        f"default-src 'none'; script-src {_fingerprints(_scripts(viewer.html))}; style-src 'unsafe-inline'; "
+        f"default-src 'none'; script-src {_allow_scripts(_scripts(viewer.html))}; style-src 'unsafe-inline'; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
     meta = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
-    with written_whole(place, aside=False) as file:
-        file.write(re.sub(r"<head[^>]*>", lambda head: head[0] + meta, viewer.html, count=1))
-    return place.relative_to(folder).as_posix()
+    with written_whole(file, aside=False) as page:
+        page.write(re.sub(r"<head[^>]*>", lambda head: head[0] + meta, viewer.html, count=1))
+    return file.relative_to(folder).as_posix()
 
 
-def _text_of(name: str) -> Markup:
+def _read_text(name: str) -> Markup:
     return Markup((HERE / name).read_text(encoding="utf-8"))
 
 
@@ -196,8 +198,8 @@ def _scripts(html: str) -> list[str]:
     return re.findall(r"<script[^>]*>(.*?)</script>", html, re.DOTALL | re.IGNORECASE)
 
 
-def _fingerprints(scripts: Sequence[str]) -> str:
-    """The sources that a page's security policy lets run: exactly these texts and no other."""
+def _allow_scripts(scripts: Sequence[str]) -> str:
+    """Return the part of a page's security policy that allows exactly these scripts."""
     digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts)
     return " ".join(dict.fromkeys(f"'sha256-{digest}'" for digest in digests))
 
@@ -207,12 +209,12 @@ def _visible(value: Any) -> Any:
 
 
 def _is_flat(value: Any) -> bool:
-    """Whether a value is a list that a line can hold: of words and numbers."""
+    """Return whether a value is a list of words and numbers, which one line can hold."""
     return isinstance(value, (list, tuple)) and not any(isinstance(item, (dict, list, tuple)) for item in value)
 
 
 def _address(path: str) -> str:
-    """A relative path as a link's address."""
+    """Return the address of a relative path, for a link."""
     return quote("./" + path, errors="surrogateescape")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A volume to look through: nilearn's three-plane viewer, one page that needs nothing else."""
+"""An interactive view of a volume: nilearn's three-plane viewer as one page that needs nothing else."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ body { margin: 0; background: #000; color: #ddd; font: 14px system-ui, sans-seri
 [id^=div_viewer] > div { padding-left: 1rem; }
 canvas:focus-visible { outline: 2px solid #7dbfe8; outline-offset: -2px; }
 </style>"""
-# The viewer is moved by clicks alone; so it is for keyboards too, by the same calls that nilearn's slider makes.
+# nilearn's viewer takes clicks alone; this adds keys, by the same calls that its slider makes.
 KEYS = """<script>
 const make = brainsprite;
 brainsprite = (params) => {
@@ -54,21 +54,22 @@ brainsprite = (params) => {
 
 
 class Viewer(NamedTuple):
-    """A case that can be looked through: the case's name, and a page as :func:`viewer_html` makes it."""
+    """The viewer of a case: the case's name, and a page as :func:`viewer_html` makes it."""
 
     case: str
     html: str
 
 
 def viewer_html(volume: np.ndarray, affine: np.ndarray, relevance: np.ndarray | None, title: str) -> str:
-    """A page that shows a volume in three planes, through the place of highest relevance; clicks and keys move them.
+    """Return a page that shows a volume in three planes through the voxel of highest relevance.
 
+    Clicks and keys move them.
     In the radiological convention, as the previews: the patient's right is on the left of a picture. Volume and
     relevance are drawn on a grid of cubes along the patient's axes, 128 along the longest.
 
     Args:
         volume: voxels (i, j, k) in any unit.
-        affine: (4, 4), voxel to RAS+ mm; may turn, flip and shear.
+        affine: (4, 4), voxel to RAS+ mm; may rotate, flip and shear.
         relevance: (i, j, k) on the same grid, from 0, or None to show the volume alone.
         title: the page's title.
 
@@ -77,13 +78,16 @@ def viewer_html(volume: np.ndarray, affine: np.ndarray, relevance: np.ndarray | 
 
     Raises:
         ValueError: the volume is not three-dimensional, or the relevance lies on another grid.
+
+    Example:
+        >>> page = viewer_html(np.random.rand(8, 8, 8), np.eye(4), None, "scan-001")
+        >>> "<title>scan-001</title>" in page
+        True
     """
     if volume.ndim != 3 or min(volume.shape) < 1:
-        raise ValueError(f"expected a volume (i, j, k), got an array of shape {volume.shape}: give one volume")
+        raise ValueError(f"an array of shape {volume.shape} is no volume (i, j, k): give one volume")
     if relevance is not None and relevance.shape != volume.shape:
-        raise ValueError(
-            f"expected relevance on the volume's grid {volume.shape}, got {relevance.shape}: resample it first"
-        )
+        raise ValueError(f"relevance has the shape {relevance.shape}, the volume {volume.shape}: resample it first")
     grid, shape = _grid(volume.shape, affine)
     grey = _on_grid(np.nan_to_num(volume, posinf=0, neginf=0), affine, grid, shape, outside=np.nan)
     low, high = np.nanpercentile(grey, WINDOW)
@@ -102,11 +106,11 @@ def viewer_html(volume: np.ndarray, affine: np.ndarray, relevance: np.ndarray | 
         place = np.array(np.unravel_index(int(heat.argmax()), shape))
         span = (0.0, 1.0)
     page = _page(grid, apply_affine(grid, place), *span, **layers)
-    return _finished(page, shape, title, opacity=layers["opacity"])
+    return _complete(page, shape, title, opacity=layers["opacity"])
 
 
 def _grid(shape: tuple[int, ...], affine: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
-    """A grid of cubes along RAS+ that holds a volume: its affine and shape."""
+    """Return the affine and shape of a grid of cubes along RAS+ that holds a volume."""
     corners = apply_affine(affine, np.array(np.meshgrid(*((-0.5, size - 0.5) for size in shape))).reshape(3, -1).T)
     start, end = corners.min(0), corners.max(0)
     voxel_mm = float((end - start).max()) / NUM_VOXELS
@@ -119,7 +123,7 @@ def _grid(shape: tuple[int, ...], affine: np.ndarray) -> tuple[np.ndarray, tuple
 def _on_grid(
     array: np.ndarray, affine: np.ndarray, grid: np.ndarray, shape: tuple[int, ...], outside: float
 ) -> np.ndarray:
-    """An array on another grid, between voxels linearly; each value is the mean of the voxels that it stands for."""
+    """Resample an array to another grid, linearly; each value is the mean of the voxels that it covers."""
     to_voxel = np.linalg.inv(affine) @ grid
     # Whole blocks of voxels are averaged first, so that detail finer than the grid does not turn into noise.
     step = np.maximum(np.floor(voxel_sizes(grid)[0] / voxel_sizes(affine) + 1e-6), 1).astype(int)
@@ -164,22 +168,22 @@ def _page(
         ).html
 
 
-def _finished(page: str, shape: tuple[int, ...], title: str, opacity: float) -> str:
-    """nilearn's page with our title, style and keys, and without the one thing that it would fetch, an icon."""
+def _complete(page: str, shape: tuple[int, ...], title: str, opacity: float) -> str:
+    """Return nilearn's page with our title, style and keys, and without the icon, the one thing that it would fetch."""
     # Width of the canvas: planes of j, i and i voxels side by side; height: the highest of them and the coordinates.
     ratio = 1.1 * max(shape[1:]) / (shape[1] + 2 * shape[0])
     head = f"<title>{html.escape(title)}</title>{STYLE.replace('RATIO', f'{ratio:.4f}')}"
     page = re.sub(r"<link[^>]*>", "", page)
     page = re.sub(r"<title>.*?</title>", lambda _: head, page, count=1, flags=re.DOTALL)
-    page = re.sub(r"brainsprite\((\{.*?\})\);", _mirrored, page, count=1, flags=re.DOTALL)
-    page = SPRITE.sub(_packed, page)
+    page = re.sub(r"brainsprite\((\{.*?\})\);", _mirror, page, count=1, flags=re.DOTALL)
+    page = SPRITE.sub(_compress, page)
     page = page.replace('value="100"', f'value="{opacity:.0%}"'.replace("%", ""), 1)  # where its slider begins
     before, start, last_script = page.rpartition("<script>")
     return before + KEYS + start + last_script
 
 
-def _packed(sprite: re.Match[str]) -> str:
-    """Return a sprite as a WebP without loss, grey ones with one channel, where that is smaller than its PNG."""
+def _compress(sprite: re.Match[str]) -> str:
+    """Return a sprite as a lossless WebP, grey ones with one channel, where that is smaller than its PNG."""
     content = base64.b64decode(sprite[1])
     picture: Any = Image.open(io.BytesIO(content)).convert("RGBA")
     *colours, opacity = picture.split()
@@ -192,8 +196,8 @@ def _packed(sprite: re.Match[str]) -> str:
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _mirrored(call: re.Match[str]) -> str:
-    """nilearn mirrors the planes alone: so the place and the coordinates are mirrored here."""
+def _mirror(call: re.Match[str]) -> str:
+    """Mirror the point and the coordinates, as nilearn mirrors the planes alone."""
     params = json.loads(call[1])
     last = params["nbSlice"]["X"] - 1
     params["numSlice"]["X"] = last - params["numSlice"]["X"]

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is drawn and written of a predicted case next to its row: maps, DICOM objects, a thumbnail, a viewer."""
+
+from __future__ import annotations
+
+import base64
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import nibabel
+import numpy as np
+import torch
+
+from monai_llmboost.inference.case import Case
+from monai_llmboost.inference.cases import ScanCases
+from monai_llmboost.inference.dicom.objects import DicomObjects
+from monai_llmboost.inference.maps.saliency import SaliencyMaps
+from monai_llmboost.inference.maps.thumbnails import thumbnail
+from monai_llmboost.inference.page.viewer import Viewer, viewer_html
+from monai_llmboost.inference.reasons import may_pass
+from monai_llmboost.inference.rows import Row
+from monai_llmboost.tasks import Classification
+
+# Gives a volume on its own grid, (i, j, k), and its affine to RAS+ mm.
+VolumeOf = Callable[[], tuple[np.ndarray, np.ndarray]]
+
+
+class CaseOutputs:
+    """Makes the outputs of predicted cases, each from one reading of its volume.
+
+    Args:
+        cases: the scans.
+        output_dir: folder of the run.
+        saliency: draws maps; None draws none.
+        dicom: writes DICOM objects of scans that came as DICOM; None writes none.
+        report: whether there will be a page, for which thumbnails and viewers are made.
+        view: names of the cases that get a viewer; None takes the first predicted one if there are maps.
+    """
+
+    def __init__(
+        self,
+        cases: ScanCases,
+        output_dir: Path,
+        saliency: SaliencyMaps | None = None,
+        dicom: DicomObjects | None = None,
+        report: bool = True,
+        view: Sequence[str] | None = None,
+    ) -> None:
+        self.cases = cases
+        self.output_dir = output_dir
+        self.saliency = saliency
+        self.dicom = dicom
+        self.report = report
+        self.view = view
+        self._viewers: dict[str, Viewer] = {}
+        self._index = {scan.name: number for number, scan in enumerate(cases.scans)}
+
+    def check_view(self) -> None:
+        """Check that the cases to view were found.
+
+        Raises:
+            ValueError: one was not.
+        """
+        for case in self.view or ():
+            if case not in self._index:
+                raise ValueError(f"--view {case!r} is none of the cases that were found: see the column case")
+
+    def keep_volumes(self, most_bytes: int) -> None:
+        """Let the cases keep each volume of which a picture or a viewer is wanted, up to this size."""
+        viewed = self.view if self.report and idist.get_rank() == 0 else None
+        self.cases.keep_volumes((viewed or ()) if self.saliency is None else self._index, most_bytes)
+
+    def make(self, row: Row, case: Case, task: Classification) -> None:
+        """Make all outputs of a predicted case, and enter them into its row."""
+        volume_of = _volume_of(self.cases, case.index, case)
+        relevance = None if self.saliency is None else self._draw_maps(self.saliency, row, case, task, volume_of)
+        scan = self.cases.scans[case.index]
+        if self.dicom is not None and scan.format == "DICOM":
+            try:
+                row.dicom = self.dicom(scan, row, task.class_names)
+            except ValueError as error:  # the source lacks what the standard requires
+                row.warnings.append(f"no DICOM objects: {self.cases.reason(error)}")
+        if self.report:
+            row.thumbnail = _encode(thumbnail(case.image))
+        if self._is_viewed(row.case):
+            self._draw_viewer(row.case, volume_of, relevance)
+
+    def complete(self, rows: Sequence[Row]) -> list[Viewer]:
+        """Make what is missing for the page, such as after an earlier run without one, and return its viewers.
+
+        A case that was to have a viewer and has none gets a warning. The rows are those of all cases.
+        """
+        if not self.report:
+            return []
+        viewed = self._viewed_of(rows)
+        self.cases.keep_volumes(viewed, sys.maxsize)
+        for row in rows:
+            case = None
+            if row.probabilities and not row.thumbnail:
+                case = self.cases.read(self._index[row.case])
+                row.thumbnail = "" if case.refused else _encode(thumbnail(case.image))
+            if row.case not in viewed or row.case in self._viewers:
+                continue
+            if row.refused:
+                row.warnings.append("no viewer: the case is refused")
+                continue
+            volume_of = _volume_of(self.cases, self._index[row.case], case)
+            error = self._draw_viewer(row.case, volume_of, _read_map(self.output_dir, row))
+            if error is not None:  # the volume cannot be read any more; its prediction stands
+                row.warnings.append(f"no viewer: {self.cases.reason(error)}")
+        return [self._viewers[case] for case in viewed if case in self._viewers]
+
+    def _draw_maps(
+        self, saliency: SaliencyMaps, row: Row, case: Case, task: Classification, volume_of: VolumeOf
+    ) -> np.ndarray | None:
+        """Write the maps of a case, and return the one of the whole network."""
+        title = f"{row.case}: {row.predicted} {max(row.probabilities):.3f}"
+        try:
+            maps = saliency(row.case, case, task.predicted(row.probabilities), lambda: volume_of()[0], title)
+        # Such as transforms of the user that keep no geometry; what may pass is tried again, and so is the case.
+        except (ValueError, MemoryError, torch.OutOfMemoryError) as error:
+            row.warnings.append(f"no saliency: {self.cases.reason(error)}")
+            row.may_pass = row.may_pass or may_pass(error)
+            return None
+        row.saliency = maps.files
+        return maps.values["network"]
+
+    def _draw_viewer(self, case: str, volume_of: VolumeOf, relevance: np.ndarray | None) -> Exception | None:
+        """Draw the viewer of a case, or return what went wrong."""
+        try:
+            self._viewers[case] = Viewer(case, viewer_html(*volume_of(), relevance, case))
+        except (ValueError, OSError) as error:
+            return error
+        return None
+
+    def _is_viewed(self, case: str) -> bool:
+        """Return whether a case that is being predicted will get a viewer, as far as that is known by now."""
+        if not self.report or idist.get_rank() != 0:  # the first process writes the page
+            return False
+        if self.view is not None:
+            return case in self.view
+        return self.saliency is not None and all(case < earlier for earlier in self._viewers)
+
+    def _viewed_of(self, rows: Sequence[Row]) -> list[str]:
+        if self.view is not None:
+            return [case for case in dict.fromkeys(self.view) if any(row.case == case for row in rows)]
+        return [row.case for row in rows if not row.refused][:1] if self.saliency is not None else []
+
+
+def _volume_of(cases: ScanCases, index: int, case: Case | None) -> VolumeOf:
+    """Return what gives the volume of a case: kept when the case was read, or read again, once."""
+
+    @cache
+    def read() -> tuple[np.ndarray, np.ndarray]:
+        if case is None or case.volume is None:
+            return cases.volume(index)
+        return case.volume, case.input_affine.numpy()
+
+    return read
+
+
+def _read_map(output_dir: Path, row: Row) -> np.ndarray | None:
+    path = row.saliency.get("network")
+    image: Any = nibabel.load(output_dir / path) if path else None
+    return None if image is None else np.asarray(image.dataobj, dtype=np.float32)
+
+
+def _encode(png: bytes) -> str:
+    return base64.b64encode(png).decode()

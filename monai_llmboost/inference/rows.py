@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One case of a run as a record: a line of the journal, a row of the tables, a row of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from monai_llmboost.artifacts.files import safe_row
+
+if TYPE_CHECKING:
+    from monai_llmboost.data import Scan
+    from monai_llmboost.tasks import Task
+
+# Fields of a row that the journal or the page needs, and the tables do not have.
+NOT_IN_TABLES = ("thumbnail", "run", "may_pass")
+# What files hold in place of the answer of a refused case.
+NO_ANSWER: Mapping[str, Any] = {"probabilities": [], "predicted": ""}
+# Columns of predictions.csv before and after those of the task.
+FIRST_COLUMNS, LAST_COLUMNS = ("case", "series_uid"), ("refused", "refused_kind", "warnings", "seconds")
+
+
+@dataclass
+class Row:
+    """A case of a run, predicted or refused. Files hold the fields in this order.
+
+    Args:
+        case: its name.
+        format: ``"NIfTI"`` or ``"DICOM"``.
+        series_uid: SeriesInstanceUID; of DICOM only.
+        modality: such as ``"CT"``; of DICOM only.
+        shape: voxels along (i, j, k), and volumes if there are several.
+        spacing_mm: distance of neighbouring voxels along (i, j, k).
+        orientation: anatomical directions in which i, j, k grow, such as ``"LPS"``.
+        answer: what the task records of the network's output; files hold its items in place of this field.
+        refused: why there is no answer; empty if there is one.
+        refused_kind: short word for that reason.
+        warnings: sentences.
+        seconds: spent on this case.
+        input_sha256: digest of the bytes that were read; empty if they were not.
+        saliency: path of each map and of the preview, relative to the output folder.
+        dicom: path of each DICOM object, relative to the output folder.
+        thumbnail: PNG in base64 for the page; empty without a page.
+        may_pass: whether the reason of a refusal may be gone in the next run.
+        run: number of the run that added it to the journal.
+
+    Example:
+        >>> row = Row("a.nii", answer={"probabilities": [0.25, 0.75], "predicted": "ring"})
+        >>> Row.from_json(row.to_json()) == row
+        True
+        >>> row.probabilities
+        [0.25, 0.75]
+    """
+
+    case: str
+    format: str = ""
+    series_uid: str = ""
+    modality: str = ""
+    shape: list[int] = field(default_factory=list)
+    spacing_mm: list[float] = field(default_factory=list)
+    orientation: str = ""
+    answer: dict[str, Any] = field(default_factory=lambda: dict(NO_ANSWER))
+    refused: str = ""
+    refused_kind: str = ""
+    warnings: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    input_sha256: str = ""
+    saliency: dict[str, str] = field(default_factory=dict)
+    dicom: dict[str, str] = field(default_factory=dict)
+    thumbnail: str = ""
+    may_pass: bool = False
+    run: int = 0
+
+    @classmethod
+    def of_scan(cls, scan: Scan) -> Row:
+        """Return the row of a scan before it is read; of one that finding it refused, the final row."""
+        return cls(
+            case=scan.name,
+            format=scan.format,
+            series_uid=scan.series_uid,
+            modality=scan.modality,
+            shape=list(scan.shape),
+            spacing_mm=[round(float(distance), 6) for distance in scan.spacing_mm],
+            orientation=scan.orientation,
+            refused=scan.refused,
+            refused_kind=scan.refused_kind,
+            warnings=list(scan.warnings),
+        )
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any]) -> Row:
+        """Return the row of a line of a journal, also of earlier versions, which did not have all fields."""
+        names = {each.name for each in fields(cls)}
+        known = {name: value for name, value in line.items() if name in names}
+        known.setdefault("may_pass", bool(line.get("refused")))  # earlier refusals do not say whether they may pass
+        return cls(**known, answer={name: value for name, value in line.items() if name not in names})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON types, those of the answer in its place."""
+        values: dict[str, Any] = {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            values |= value if each.name == "answer" else {each.name: value}
+        return values
+
+    def to_table(self) -> dict[str, Any]:
+        """Return the case as ``predictions.json`` holds it."""
+        values = {name: value for name, value in self.to_json().items() if name not in NOT_IN_TABLES}
+        return {"refused_kind": self.refused_kind, **values}
+
+    def to_cells(self, task: Task) -> dict[str, Any]:
+        """Return the cells of ``predictions.csv``, each on one line."""
+        answer = task.row(self.probabilities) if self.probabilities else {}
+        texts = {"refused": self.refused, "refused_kind": self.refused_kind, "warnings": "; ".join(self.warnings)}
+        cells = {"case": self.case, "series_uid": self.series_uid, **answer, **texts, "seconds": self.seconds}
+        return safe_row(one_line(cells, (*answer, *texts)))
+
+    @property
+    def probabilities(self) -> list[float]:
+        """The probability of each class; empty if refused."""
+        return self.answer.get("probabilities", [])
+
+    @property
+    def predicted(self) -> str:
+        """The name of the predicted class; empty if refused."""
+        return self.answer.get("predicted", "")
+
+
+def csv_columns(task: Task, identifying: Sequence[str] = ()) -> list[str]:
+    """Return the columns of ``predictions.csv`` in their order; identifying ones come after the series' UID."""
+    return [*FIRST_COLUMNS, *identifying, *task.columns(), *LAST_COLUMNS]
+
+
+def one_line(cells: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return cells, those of these names without line breaks."""
+    return {**cells, **{name: " ".join(str(cells[name]).splitlines()) for name in names}}
