@@ -40,13 +40,13 @@ class BoundedNiftiReader(ImageReader):
         RefusedScan: from ``get_data``, with what was expected and what was found.
 
     Example:
-        >>> import tempfile, nibabel
-        >>> path = Path(tempfile.mkdtemp()) / "scan.nii.gz"
+        >>> import tempfile, nibabel, numpy as np
+        >>> path = f"{tempfile.mkdtemp()}/scan.nii.gz"
         >>> nibabel.save(nibabel.Nifti1Image(np.ones((4, 5, 6), np.float32), np.eye(4)), path)
         >>> reader = BoundedNiftiReader()
         >>> voxels, meta = reader.get_data(reader.read(path))
-        >>> voxels.shape, meta["affine"][0, 0]
-        ((4, 5, 6), np.float64(1.0))
+        >>> voxels.shape, meta["affine"].shape
+        ((4, 5, 6), (4, 4))
     """
 
     def __init__(self, volume: int | None = None, max_voxels: int = MAX_VOXELS) -> None:
