@@ -219,10 +219,10 @@ def _check_alike(slices: Sequence[SliceHeader]) -> None:
     meanings += [
         (f"unit ({keyword})", {header.units[i] for header in slices} - {""}) for i, keyword in enumerate(UNITS)
     ]
-    for words, values in meanings:
+    for name, values in meanings:
         if len(values) > 1:
             raise RefusedScan(
-                f"expected slices of one {words}, got several: keep the slices of one volume", kind="mixed"
+                f"expected slices of one {name}, got several: keep the slices of one volume", kind="mixed"
             )
 
 
