@@ -22,7 +22,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from conftest import SMALL, TWO_PROCESSES
+from conftest import EARLIER, SMALL, TWO_PROCESSES
 from dicom_files import OBLIQUE, write_series
 from typer.testing import CliRunner
 
@@ -417,7 +417,7 @@ def names_told(output):
 def as_copied_earlier(bundle):
     """Make of a bundle what it was before it named its weights: a handler loads them when the evaluator starts."""
     file = bundle / "configs" / "inference.json"
-    config = json.loads(file.read_text())
+    config = json.loads((EARLIER / "inference.json").read_text())
     for key in ("weights", "columns"):
         del config["predictions"][key]
     config["handlers"].insert(0, config.pop("trained_weights"))
