@@ -20,7 +20,6 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 from monai_llmboost.bundle import bundle_path, check_options, copy_bundle, monai_arguments, root_cause, run_bundle
 from monai_llmboost.data import LabelledVolumes
-from monai_llmboost.engines.run_config import config_of_run
 from monai_llmboost.llm import extract_block
 
 CONFIGS = ROOT / "bundles" / BUNDLE / "configs"
@@ -219,43 +218,38 @@ def test_a_run_is_resumed_with_the_config_that_it_was_begun_with(tmp_path):
 
 
 @pytest.mark.usefixtures("few_phantoms")
-def test_a_run_of_an_earlier_version_resumes(tmp_path):
-    """It kept no config."""
+@pytest.mark.parametrize("config", [None, {"hidden_size": 16, "train#handlers#4#patience": 10, "gone": 1}])
+def test_a_run_of_an_earlier_version_resumes_with_its_options(tmp_path, config):
+    """Version 0.1.0 kept no config, or one whose handlers and transforms were known by their places in lists."""
     state = trained(tmp_path, 2, stop_after=1)["last.pt"]
-    assert state.pop("config")["patience"] == 10
-    torch.save(state, tmp_path / "last.pt")
-    assert trained(tmp_path, 2, resume=True, patience=3)["last.pt"]["config"]["patience"] == 3
+    assert state.pop("run_config")["patience"] == 10
+    assert state.pop("run_objects") == {}
+    torch.save(state if config is None else {**state, "config": config}, tmp_path / "last.pt")
+    if config is not None:
+        with pytest.raises(RuntimeError) as error:
+            trained(tmp_path, 2, resume=True, hidden_size=32)
+        assert "was begun with hidden_size 16, this one has 32" in str(root_cause(error.value))
+    assert trained(tmp_path, 2, resume=True, patience=3)["last.pt"]["run_config"]["patience"] == 3
 
 
-def test_the_config_of_a_run_is_without_what_may_change():
-    parser = ConfigParser(
-        {
-            "epochs": 3, "rate": 0.1, "resume": True, "_meta_": {"x": 1},
-            "handlers": [{"_target_": "StatsHandler"}, {"_target_": "A", "num_workers": 2, "b": [1, {"c": None}]}],
-            "config": "$monai_llmboost.engines.run_config.config_of_run(['rate'])",
-        },
-        globals={"monai_llmboost": "monai_llmboost"},
-    )  # fmt: skip
-    from_config = {
-        "config": parser["config"],
-        "handlers#0#_target_": "A",
-        "handlers#0#b#0": 1,
-        "handlers#0#b#1#c": None,
-    }
-    assert parser.get_parsed_content("config") == from_config
-    assert config_of_run() == {}
+@pytest.mark.usefixtures("few_phantoms")
+def test_a_run_with_an_object_of_python_is_not_resumed(tmp_path):
+    trained(tmp_path, 2, stop_after=1)
+    with pytest.raises(RuntimeError) as error:
+        trained(tmp_path, 2, resume=True, loss=torch.nn.CrossEntropyLoss())
+    assert re.search(
+        r"cannot be resumed, for loss is an object of Python \(CrossEntropyLoss\)", str(root_cause(error.value))
+    )
 
 
-def test_an_object_in_a_config_is_the_same_in_the_next_process():
-    """Its text holds an address, which is new each time."""
-    made = []
-    for _ in range(2):
-        parser = ConfigParser(
-            {"loss": object(), "config": "$monai_llmboost.engines.run_config.config_of_run(['config'])"},
-            globals={"monai_llmboost": "monai_llmboost"},
-        )
-        made.append(parser.get_parsed_content("config"))
-    assert made == [{"loss": "object"}] * 2
+@pytest.mark.usefixtures("few_phantoms")
+def test_a_run_with_handlers_in_another_order_is_not_resumed(tmp_path):
+    trained(tmp_path, 2, stop_after=1)
+    handlers = json.loads((CONFIGS / "train.json").read_text())["train_handlers"]
+    moved = {"seeds": handlers.pop("seeds"), **handlers}
+    with pytest.raises(RuntimeError) as error:
+        trained(tmp_path, 2, resume=True, train_handlers=moved)
+    assert "with the entries of train_handlers in another order: resume" in str(root_cause(error.value))
 
 
 @pytest.mark.usefixtures("few_phantoms")
@@ -273,7 +267,7 @@ def test_last_weights_and_other_splits_are_judged_on_request(tmp_path):
     assert judged["best"]["auc"] == pytest.approx(best["value"])
     assert best["epoch"] < 6
     assert rows_of(tmp_path / "best") != rows_of(tmp_path / "last")
-    with pytest.raises(ValueError, match="expected weights of best, last, got 'worst'"):
+    with pytest.raises(ValueError, match="unknown weights 'worst'; choose from best, last"):
         run_bundle(BUNDLE, "evaluate", "none", weights="worst", **options)
 
 
@@ -289,14 +283,16 @@ def test_weights_are_not_evaluated_on_the_cases_that_they_were_trained_on(run_jo
     assert (metrics["cases"], metrics["folds"], metrics["fold"]) == (25, 4, 0)
     assert evaluated()["cases"] == 20, "the test split is of no fold"
     for change in ({"folds": 0, "fold": 0}, {"fold": 1}, {"seed": 6}, {"folds": 5}):
-        told = (
-            r"got the split val of phantom, .*, and it was trained on phantom, fold 0 of 4 by seed 5: give the --folds"
+        message = (
+            "on phantom, fold 0 of 4 by seed 5, so maybe on cases of the split val of phantom, .*: give the --folds"
         )
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             evaluated(split="val", **{**fold, **change})
     run_job("train", "none", epochs=1)
     assert evaluated(split="val")["cases"] == 20
-    with pytest.raises(ValueError, match="phantom, fold 0 of 4 by seed 5, and it was trained on phantom, official spl"):
+    with pytest.raises(
+        ValueError, match="trained on phantom, official splits, so maybe on cases .* of phantom, fold 0 of 4 by seed 5"
+    ):
         evaluated(split="val", **fold)
     state = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
     torch.save({name: value for name, value in state.items() if "training_cases" not in name},
@@ -460,8 +456,8 @@ def test_names_come_from_the_checkpoint(run_job, tmp_path):
             {},
             "unknown arm 'some'; choose from lora, mlp, none, pretrained, pretrained-trained, random",
         ),
-        ("train", None, {"dataset": "liver"}, "dataset to be one of phantom"),
-        ("train", "pretrained", {"block": "random"}, "found nothing at random: give --block FILE"),
+        ("train", None, {"dataset": "liver"}, "unknown dataset 'liver'; choose from phantom"),
+        ("train", "pretrained", {"block": "random"}, "no block file at random: give --block FILE"),
         ("train", None, {"patch_size": 5}, "img_size to be a multiple of patch_size"),
         (
             "train",
@@ -471,19 +467,39 @@ def test_names_come_from_the_checkpoint(run_job, tmp_path):
         ),
         ("train", None, {"residual": "outside"}, "residual to be one of inner"),
         ("train", None, {"resume": True}, "nothing to resume"),
-        ("train", None, {"resume": "false"}, "resume to be True or False, got 'false'"),
-        ("train", None, {"download": "true"}, "download to be True or False, got 'true'"),
-        ("train", None, {"patience": -1}, "patience to be a whole number from 0, got -1"),
-        ("train", None, {"epochs": 0}, "epochs to be a whole number from 1, got 0: give one, such as --epochs 30"),
-        ("train", None, {"epochs": "two"}, "epochs to be a whole number from 1, got 'two'"),
-        ("train", None, {"epochs": 1.5}, "epochs to be a whole number from 1, got 1.5"),
-        ("train", None, {"batch_size": True}, "batch_size to be a whole number from 1, got True"),
-        ("train", None, {"learning_rate": -1}, "learning_rate to be a number from 0, got -1: give one, such as --l"),
-        ("train", None, {"weight_decay": float("nan")}, "weight_decay to be a number from 0, got nan"),
-        ("train", None, {"size": "two"}, "size to be a number, got 'two': give one, such as --size 28"),
-        ("train", "none", {"booster#gate": True}, "booster to be an object or a list, got nothing in train.json, none"),
-        ("train", "mlp", {"booster#block#seed": 1}, "booster#block to be an object or a list, got nothing in train"),
-        ("train", "random", {"booster::block::seed": 1}, "got '@frozen_block' in .*: leave out --booster::block::seed"),
+        ("train", None, {"resume": "false"}, "resume must be True or False, not 'false'"),
+        ("train", None, {"download": "true"}, "download must be True or False, not 'true'"),
+        ("train", None, {"patience": -1}, "patience must be a whole number from 0, not -1"),
+        ("train", None, {"epochs": 0}, "epochs must be a whole number from 1, not 0: correct --epochs"),
+        ("train", None, {"epochs": "two"}, "epochs must be a whole number from 1, not 'two'"),
+        ("train", None, {"epochs": 1.5}, "epochs must be a whole number from 1, not 1.5"),
+        ("train", None, {"batch_size": True}, "batch_size must be a whole number from 1, not True"),
+        (
+            "train",
+            None,
+            {"learning_rate": -1},
+            "learning_rate must be a number above 0, not -1: correct --learning_rate",
+        ),
+        ("train", None, {"weight_decay": float("nan")}, "weight_decay must be a number from 0, not nan"),
+        ("train", None, {"size": "two"}, "size must be a whole number from 1, not 'two'"),
+        (
+            "train",
+            "none",
+            {"booster#gate": True},
+            "--booster#gate changes nothing in train.json, none.json: booster must be an object for booster#gate, not missing",
+        ),
+        (
+            "train",
+            "mlp",
+            {"booster#block#seed": 1},
+            "booster#block must be an object for booster#block#seed, not missing",
+        ),
+        (
+            "train",
+            "random",
+            {"booster::block::seed": 1},
+            "--booster::block::seed changes nothing in .*: booster#block must be an object .*, not '@frozen_block'",
+        ),
         ("train", "mlp", {"booster#block": "x"}, "arguments that mlp_booster takes, got 'block': leave it out"),
         ("train", None, {"network_def#pol": "cls"}, "expected arguments that ViT3D takes, got 'pol'"),
         ("evaluate", None, {}, "model.pt: train first, or give the --ckpt_dir"),
@@ -500,7 +516,7 @@ def test_a_mistake_is_one_sentence(run_job, job, arm, options, message):
     [
         ("none", {"epochs": "$2 + 1", "seed": np.int64(3), "learning_rate": np.float32(0.1), "weight_decay": 0}),
         ("none", {"epochs": None, "size": "@patch_size", "booster": {"_target_": "x"}, "booster#gate": True}),
-        ("pretrained-trained", {"booster#block#seed": 1, "network_def#pool": "mean", "train#handlers#0#new": 1}),
+        ("pretrained-trained", {"booster#block#seed": 1, "network_def#pool": "mean", "train_handlers#seeds#new": 1}),
     ],
 )
 def test_options_that_are_right_pass(arm, options):
@@ -508,17 +524,23 @@ def test_options_that_are_right_pass(arm, options):
     assert {key: arguments[key] for key in options} == options
 
 
-def test_options_are_judged_by_all_configs_together(tmp_path):
+def test_options_are_checked_by_all_configs_together(tmp_path):
     """Overlays may add to what lies below (with a +), and write :: for #."""
     (tmp_path / "base.json").write_text('{"train": {"handlers": [{"a": 1}], "step": {"b": 2}}}')
     (tmp_path / "overlay.json").write_text('{"+train::handlers": [{"c": 3}], "+train#step": {"d": {"e": 4}}}')
     configs = [tmp_path / "base.json", tmp_path / "overlay.json"]
-    check_options(configs, {"train#handlers#1#c": 5, "train#step#d#e": 6, "train#step#b": 7})
-    for key, value in {"train#handlers#2#c": 5, "train#step#c#e": 6}.items():
-        with pytest.raises(ValueError, match=r"got nothing in base\.json, overlay\.json: leave out --train#"):
-            check_options(configs, {key: value})
-    for key in ("train#handlers#1#c", "train#step#d#e", "train#step#b"):
-        with pytest.raises(ValueError, match=f"expected {key} to be a number, got 'x'"):
+    check_options(configs, {"train#step#d#e": 6, "train#step#b": 7, "train#handlers": []})
+    with pytest.raises(
+        ValueError, match=r"changes nothing in base\.json, overlay\.json: train#step#c must be an object"
+    ):
+        check_options(configs, {"train#step#c#e": 6})
+    for key in ("train#handlers#1#c", "train#handlers#2", "train::handlers::0::new"):
+        with pytest.raises(
+            ValueError, match="is an entry of a list by its position, .*: give train#handlers as a whole"
+        ):
+            check_options(configs, {key: 5})
+    for key in ("train#step#d#e", "train#step#b"):
+        with pytest.raises(ValueError, match=f"{key} must be a number, not 'x'"):
             check_options(configs, {key: "x"})
 
 
@@ -574,7 +596,6 @@ def test_real_files_through_the_bundle(run_job, real_data, tiny_llm_folder, tmp_
 
 def test_the_published_network_has_the_published_size():
     """34,170,243 parameters for 3 classes and 3 equal channels; we keep one channel of them, 3 x 64 voxels to 64."""
-    from monai.bundle import ConfigParser
 
     parser = ConfigParser()
     parser.read_config(
@@ -597,7 +618,6 @@ def test_the_published_network_has_the_published_size():
 )
 def test_probabilities_are_not_rounded_under_mixed_precision(config, postprocessing):
     """MONAI's softmax gives the type of its input back: in bfloat16 cases would tie, which an AUC notices."""
-    from monai.bundle import ConfigParser
 
     parser = ConfigParser()
     parser.read_config(str(CONFIGS / f"{config}.json"))

@@ -101,5 +101,5 @@ def test_a_schedule_that_ends_is_refused(tmp_path):
     weights = algo.trainer.network.state_dict()
     for _ in range(2):
         algo.train(ExchangeObject(weights=weights))
-    with pytest.raises(ValueError, match="learning rate above 0 in epoch 3, got 0: its schedule is over"):
+    with pytest.raises(ValueError, match="the learning rate of epoch 3 is 0, since its schedule is over"):
         algo.train(ExchangeObject(weights=weights))

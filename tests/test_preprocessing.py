@@ -24,8 +24,8 @@ pytestmark = [
 PERCENTILES = {
     "_target_": "ScaleIntensityRangePercentilesd", "keys": "image", "lower": 1, "upper": 99, "b_min": 0.0, "b_max": 1.0,
 }  # fmt: skip
-TRAIN, VALIDATE = "train#preprocessing#transforms#1", "validate#preprocessing#transforms#1"
-INFER = "preprocessing#transforms#5"
+TRAIN, VALIDATE = "train_transforms#scale", "validate_transforms#scale"
+INFER = "inference_transforms#scale"
 BOTH = {TRAIN: PERCENTILES, VALIDATE: PERCENTILES}
 REFUSED = (
     r"model\.pt was trained with, got another: ScaleIntensityRangePercentiles b_max 1, b_min 0, lower 1, upper 99 in "
@@ -84,20 +84,20 @@ def test_the_window_of_raw_values_is_free_and_what_it_maps_to_is_not(run, scans,
         run("inference", dataset_dir=scans, output_dir=str(tmp_path / "b"), **{f"{INFER}#b_max": 2.0})
     with pytest.raises(ValueError, match="no NormalizeIntensity in this place in training, NormalizeIntensity in"):
         step = {"_target_": "NormalizeIntensityd", "keys": "image"}
-        run("inference", dataset_dir=scans, output_dir=str(tmp_path / "c"), **{"preprocessing#transforms#4": step})
+        run("inference", dataset_dir=scans, output_dir=str(tmp_path / "c"), **{"inference_transforms#resize": step})
 
 
 def test_a_validation_that_differs_is_refused_before_anything_is_renamed(run):
     folder = run("train", epochs=1)
     before = (folder / "model.pt").read_bytes()
     for change in ({TRAIN: PERCENTILES}, {VALIDATE: PERCENTILES}, {f"{VALIDATE}#b_max": 2.0}):
-        with pytest.raises(ValueError, match="expected training and validation to prepare volumes alike, got Scale"):
+        with pytest.raises(ValueError, match="training and validation prepare volumes differently, Scale"):
             run("train", epochs=1, **change)
     assert (folder / "model.pt").read_bytes() == before
     assert not (folder / "model.1.pt").exists()
 
 
-@pytest.mark.parametrize("change", [BOTH, {"train#preprocessing#transforms#2#prob": 0.25}], ids=["steps", "random"])
+@pytest.mark.parametrize("change", [BOTH, {"train_transforms#augment#prob": 0.25}], ids=["steps", "random"])
 def test_a_run_is_resumed_with_its_own_steps(run, change):
     run("train", epochs=2)
     with pytest.raises(ValueError, match=r"was begun with (preprocessing|augmentation) '.*', this one has '.*: resume"):

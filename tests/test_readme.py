@@ -152,3 +152,11 @@ def test_every_kind_of_refusal_is_described():
     page = text_of(ROOT / "docs" / "how-to" / "troubleshooting.md")
     table = page.partition("| `refused_kind` |")[2].partition("\n\n")[0]
     assert re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE) == list(REFUSED_KINDS)
+
+
+def test_the_layout_in_the_documentation_is_the_order_of_imports():
+    from test_house import ORDER
+
+    page = text_of(ROOT / "docs" / "about" / "architecture.md")
+    rooms = re.findall(r"^\| `monai_llmboost/(\w+)/` \|", page, re.MULTILINE)
+    assert rooms == [room for room in ORDER if (ROOT / "monai_llmboost" / room).is_dir()]

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run the tutorials as they are written: their commands, then their Python, in an empty folder, without a network."""
 
+import csv
+import json
 import os
 import re
 import subprocess
@@ -8,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 from dicom_files import write_series
 
@@ -61,6 +64,38 @@ def nothing(folder):
     pass
 
 
+def names_in(file):
+    """Yield the keys and columns of a file, as far as they are no names of classes, arms and the like."""
+    if file.suffix == ".csv":
+        with file.open(newline="", encoding="utf-8") as content:
+            yield from (name for name in next(csv.reader(content)) if not name.startswith("p_"))
+        return
+    if file.suffix == ".pt":
+        content = torch.load(file, weights_only=True)
+        yield from content if file.name == "last.pt" else (name for name in content if name.endswith(".code"))
+        return
+    content = json.loads(file.read_text(encoding="utf-8"))
+    yield from content
+    for case in content.get("cases", []) if file.name == "predictions.json" else []:
+        yield from case
+    for data in content["datasets"].values() if file.name == "results.json" else []:
+        yield from (*data, *data["comparisons"][0], *(key for arm in data["arms"].values() for key in arm))
+
+
+def undocumented(folder):
+    """Return the files, keys and columns in a folder that the page of file formats does not name."""
+    page = (ROOT / "docs" / "reference" / "file-formats.md").read_text(encoding="utf-8")
+    known = {word for words in re.findall(r"`([^`\n]+)`", page) for word in (words, *words.split("/"))}
+    known |= set(re.findall(r"^#+ (\S+)", page, re.MULTILINE))
+    return {
+        f"{file.name}: {name}"
+        for file in folder.rglob("*")
+        if file.suffix in (".csv", ".pt", ".json") and file.name != "cost.json" and "configs" not in file.parts
+        for name in names_in(file)
+        if name not in known
+    }
+
+
 @pytest.mark.parametrize(
     ("name", "prepare", "said"),
     [
@@ -92,6 +127,7 @@ def test_a_tutorial_runs(tmp_path, name, prepare, said):
         assert done.returncode == 0, f"{code}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         output += done.stdout
     assert re.search(said, output), output[-3000:]
+    assert not undocumented(work)
 
 
 def test_each_tutorial_is_run():

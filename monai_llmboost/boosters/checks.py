@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contract that every booster obeys, as a function anyone can run on their own."""
+"""The contract that every booster obeys, as a function to run on one's own boosters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 # Above what reordering sums costs in float32, far below what one masked or positioned token changes.
 EQUIVARIANCE_TOLERANCE = 1e-4
-OPENED = 0.5, 1.5  # range of what a parameter that is zero everywhere is set to
+NONZERO = 0.5, 1.5  # range of the values that a parameter which is zero everywhere is given
 MANY_TOKENS = 400
 
 
@@ -24,8 +24,8 @@ def check_booster(booster: nn.Module, channels: int, num_tokens: int = 9, tolera
     input and every parameter; every parameter is trained (frozen weights are buffers); a checkpoint of it can be loaded
     into a copy, which then gives the same output.
 
-    A parameter that is zero everywhere, such as a gate or the second matrix of an adapter at its start, would hide what
-    it multiplies, faults too: all this is checked of a copy in which such parameters are not zero.
+    A parameter that is zero everywhere, such as a gate or the second matrix of an adapter at its start, would hide
+    faults of what it multiplies: the rules are checked of a copy in which such parameters are not zero.
 
     Args:
         booster: the booster; it is left as it was, in the mode it was in.
@@ -36,8 +36,11 @@ def check_booster(booster: nn.Module, channels: int, num_tokens: int = 9, tolera
 
     Raises:
         ValueError: names the first rule that is broken.
+
+    Example:
+        >>> check_booster(mlp_booster(16, like="random"), channels=16)
     """
-    trial = opened(booster).eval()
+    trial = without_zeros(booster).eval()
     if tolerance is None:
         narrow = any(t.is_floating_point() and t.element_size() < 4 for t in [*trial.parameters(), *trial.buffers()])
         tolerance = 2e-2 if narrow else EQUIVARIANCE_TOLERANCE
@@ -53,8 +56,8 @@ def check_booster(booster: nn.Module, channels: int, num_tokens: int = 9, tolera
     def close(a: torch.Tensor, b: torch.Tensor) -> bool:
         return bool((a - b).abs().max() <= tolerance * b.abs().max().clamp_min(1e-6))
 
-    require(z.shape == x.shape, f"expected output of shape {tuple(x.shape)}, got {tuple(z.shape)}")
-    require(z.dtype == x.dtype, f"expected output of dtype {x.dtype}, got {z.dtype}")
+    require(z.shape == x.shape, f"the output has shape {tuple(z.shape)}, not {tuple(x.shape)} as the input")
+    require(z.dtype == x.dtype, f"the output has dtype {z.dtype}, not {x.dtype} as the input")
     require(bool(torch.isfinite(z).all()), "the output of ordinary input is not finite")
     require(close(trial(x[:1]), z[:1]), "the output of a case depends on the other cases of its batch")
     order = torch.randperm(num_tokens, generator=generator).to(device)
@@ -70,11 +73,11 @@ def check_booster(booster: nn.Module, channels: int, num_tokens: int = 9, tolera
     )
 
     if "read" in inspect.signature(trial.forward).parameters:
-        many = torch.randn(2, MANY_TOKENS, channels, generator=generator).to(device)  # may be read in another way
+        many = torch.randn(2, MANY_TOKENS, channels, generator=generator).to(device)  # may be read by another method
         for tokens in (x, many):
             require(
                 close(trial(tokens, 2), trial(tokens)[:, :2]),
-                "the first tokens, asked for alone by `read`, differ from the first of all",
+                "the first tokens, requested alone by `read`, differ from the first of all",
             )
 
     z.square().sum().backward()
@@ -90,12 +93,12 @@ def check_booster(booster: nn.Module, channels: int, num_tokens: int = 9, tolera
     require(torch.equal(other(x), trial(x)), "a checkpoint of it, loaded into a copy, gives another output")
 
 
-def opened(booster: nn.Module) -> nn.Module:
-    """A copy of the booster in which no parameter is zero everywhere."""
+def without_zeros(booster: nn.Module) -> nn.Module:
+    """Return a copy of the booster in which no parameter is zero everywhere."""
     copied = copy.deepcopy(booster)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in copied.parameters():
             if not parameter.any():
-                parameter.copy_(torch.empty(parameter.shape).uniform_(*OPENED, generator=generator))
+                parameter.copy_(torch.empty(parameter.shape).uniform_(*NONZERO, generator=generator))
     return copied

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The control arms: what takes the frozen block's place so that only one thing differs.
+"""The control arms: what replaces the frozen block so that only one thing differs.
 
 They are blocks, not boosters: the two trained maps, their initialisation and the residual stay those of
 :class:`ResidualBooster`. The random-frozen control is :func:`monai_llmboost.llm.random_block`.
@@ -19,7 +19,7 @@ REMEDY = "run with the arm it was trained with, or train again"
 
 
 class MLPControl(nn.Module):
-    """In the block's place a GELU and an RMSNorm, nothing frozen, nothing mixed between tokens: the ``mlp`` arm.
+    """A GELU and an RMSNorm in the block's place, nothing frozen, nothing mixed between tokens: the ``mlp`` arm.
 
     ``y = RMSNorm(GELU(h))``; with the trained maps around it this is a two-layer MLP with exactly the booster's
     trained parameters (Pang et al. 2024, arXiv:2310.12973, table 6, whose control also has a non-linearity; the one
@@ -27,6 +27,10 @@ class MLPControl(nn.Module):
 
     Args:
         width: features of a token between the maps, D.
+
+    Example:
+        >>> MLPControl(8)(torch.zeros(2, 5, 8)).shape
+        torch.Size([2, 5, 8])
     """
 
     def __init__(self, width: int) -> None:
@@ -36,15 +40,20 @@ class MLPControl(nn.Module):
         self.signature = Signature("block", "mlp control", REMEDY)
 
     def forward(self, h: Tensor) -> Tensor:
-        """Tokens (B, N, D) to tokens (B, N, D)."""
+        """Map tokens (B, N, D) to tokens (B, N, D)."""
         return F.rms_norm(F.gelu(h), [self.width])
 
 
 class IdentityControl(nn.Module):
-    """In the block's place nothing: the two trained maps alone, ``llm_mlp`` of the published R-LLM code.
+    """Nothing in the block's place: the two trained maps alone, ``llm_mlp`` of the published R-LLM code.
 
     Args:
         width: features of a token between the maps, D.
+
+    Example:
+        >>> h = torch.ones(2, 5, 8)
+        >>> IdentityControl(8)(h) is h
+        True
     """
 
     def __init__(self, width: int) -> None:
@@ -54,19 +63,23 @@ class IdentityControl(nn.Module):
         self.signature = Signature("block", "identity control", REMEDY)
 
     def forward(self, h: Tensor) -> Tensor:
-        """Tokens (B, N, D), unchanged."""
+        """Return tokens (B, N, D) unchanged."""
         return h
 
 
 def mlp_booster(
     channels: int, like: str | Path | BlockGeometry, residual: str = "inner", gate: bool = False
 ) -> ResidualBooster:
-    """The ``mlp`` arm: as many trained parameters as the booster with the block ``like`` has, no frozen ones.
+    """Make the ``mlp`` arm: as many trained parameters as the booster with the block ``like``, no frozen ones.
 
     Args:
         channels: features of a visual token, C.
         like: the block it is compared with: a block file, ``"random"`` or a geometry; only its width is read.
         residual: as in :class:`ResidualBooster`.
         gate: as in :class:`ResidualBooster`.
+
+    Example:
+        >>> sum(weight.numel() for weight in mlp_booster(32, like="embedded").parameters()) == 2 * 32 * 256
+        True
     """
     return ResidualBooster(channels, MLPControl(block_width(like)), residual, gate=gate)

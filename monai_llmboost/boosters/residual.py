@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from monai_llmboost.arguments import check_choice, check_switch, check_whole
 from monai_llmboost.artifacts.signature import Signature
 from monai_llmboost.boosters.readout.choose import ReadOut
 
@@ -24,19 +25,27 @@ class ResidualBooster(nn.Module):
     Args:
         channels: features of a visual token, C.
         block: tokens (B, N, D) -> (B, N, D) with an attribute ``width`` = D, such as
-            :class:`monai_llmboost.llm.FrozenBlock`; ``tokenwise = True`` tells of one that mixes no tokens.
+            :class:`monai_llmboost.llm.FrozenBlock`; one that mixes no tokens says ``tokenwise = True``. What it offers
+            besides, see :mod:`monai_llmboost.llm.attention`, decides how few tokens are read.
         residual: ``"inner"`` adds h to the block's output, ``"outer"`` adds x to the booster's, ``"both"`` both,
             ``"none"`` neither, ``"projected"`` adds ``LeakyReLU(P x)`` with a trained P to the booster's output.
         use_checkpoint: in training, compute the block's activations again in the backward pass instead of keeping
             them: more time, and less memory between the passes (the peak of a step stays where the block comes last).
-            For the full way only; where few tokens are read, few are kept.
+            For the full computation only; where few tokens are read, few are kept.
         gate: multiply the block's output by ``tanh(g)``, g one trained number that starts at zero, so that training
-            begins without the block and lets in as much of it as it finds of use (Alayrac et al. 2022,
-            arXiv:2204.14198). It needs a residual: without one, nothing at all would pass at first.
+            begins without the block and admits as much of it as is of use (Alayrac et al. 2022, arXiv:2204.14198). It
+            needs a residual: without one, nothing at all would pass at first.
 
     Raises:
-        ValueError: an unknown residual, channels below 1, or a gate that is no bool or has no residual beside it.
+        ValueError: an unknown residual, channels below 1, or a gate that is no bool or has no residual.
         TypeError: the block has no whole-number attribute ``width``.
+
+    Example:
+        >>> from monai_llmboost.llm import load_block
+        >>> booster = ResidualBooster(32, load_block("embedded"))
+        >>> x = torch.randn(2, 65, 32)
+        >>> booster(x).shape, booster(x, 1).shape  # the second computes the first token only, exactly
+        (torch.Size([2, 65, 32]), torch.Size([2, 1, 32]))
     """
 
     if TYPE_CHECKING:
@@ -50,22 +59,19 @@ class ResidualBooster(nn.Module):
         self, channels: int, block: nn.Module, residual: str = "inner", use_checkpoint: bool = False, gate: bool = False
     ) -> None:
         super().__init__()
-        if residual not in RESIDUALS:
-            raise ValueError(f"expected residual to be one of {', '.join(RESIDUALS)}, got {residual!r}")
-        if not isinstance(gate, bool):  # the word "false" on a command line would be true
-            raise ValueError(f"expected gate to be True or False, got {gate!r}")
+        check_choice("residual", residual, RESIDUALS)
+        check_switch("gate", gate)
+        check_switch("use_checkpoint", use_checkpoint)
+        check_whole("channels", channels, 1)
         if gate and residual == "none":
             raise ValueError(
-                "expected a residual beside a gate, got residual 'none', whose output would be zero while the gate is "
-                "closed: give another residual, or no gate"
+                "a gate with residual 'none' gives zero while it is closed: use another residual, or no gate"
             )
-        if not isinstance(use_checkpoint, bool):
-            raise ValueError(f"expected use_checkpoint to be True or False, got {use_checkpoint!r}")
-        if not isinstance(channels, int) or channels < 1:
-            raise ValueError(f"expected channels to be a whole number from 1, got {channels!r}")
         width = getattr(block, "width", None)
         if not isinstance(width, int):
-            raise TypeError(f"expected a block with an attribute `width`, got {type(block).__name__}: see FrozenBlock")
+            raise TypeError(
+                f"the block, {type(block).__name__}, has no whole number `width`: use one such as FrozenBlock"
+            )
         self.channels = channels
         self.width = width
         self.use_checkpoint = use_checkpoint
@@ -87,9 +93,9 @@ class ResidualBooster(nn.Module):
         self.gate = Gate() if gate else nn.Identity()
 
     def forward(self, x: Tensor, read: int | None = None) -> Tensor:
-        """Tokens (B, N, C) to tokens (B, N, C), or exactly the first ``read`` of those, (B, R, C), at far less cost."""
+        """Map tokens (B, N, C) to tokens (B, N, C), or to exactly the first ``read`` of them, at less cost."""
         if read is not None and read < 1:
-            raise ValueError("expected read from 1, or None for all tokens")
+            raise ValueError("read must be a whole number from 1, or None for all tokens")
         rows = x if read is None else x[:, :read]
         h = self.encode(rows)  # (B, R, D)
         y = self.block_output(h) if read is None or self.tokenwise else self.block_at_first(x, h)
@@ -102,7 +108,7 @@ class ResidualBooster(nn.Module):
         return z
 
     def block_output(self, h: Tensor) -> Tensor:
-        """The block on all tokens, (B, N, D) -> (B, N, D)."""
+        """Return the block on all tokens, (B, N, D) -> (B, N, D)."""
         if torch.jit.is_scripting():
             return self.block(h)
         elif self.use_checkpoint and self.training:
@@ -134,12 +140,12 @@ class ResidualBooster(nn.Module):
 
 
 class Gate(nn.Module):
-    """``tanh(g) y`` with one trained number g that starts at zero: closed at first, and opened by training."""
+    """``tanh(g) y`` with one trained number g that starts at zero, so that the gate is closed at first."""
 
     def __init__(self) -> None:
         super().__init__()
         self.g = nn.Parameter(torch.zeros(1))
 
     def forward(self, y: Tensor) -> Tensor:
-        """Tokens (B, N, D) to tokens (B, N, D), in their dtype."""
+        """Map tokens (B, N, D) to tokens (B, N, D), in their dtype."""
         return (torch.tanh(self.g) * y).to(y.dtype)  # a sum over all tokens flows back to g: in g's own dtype

@@ -2,25 +2,43 @@
 """Find, copy and run the bundles; options on their way into a bundle's configs."""
 
 from monai_llmboost.bundle.content import merged, value_at
-from monai_llmboost.bundle.contract import BundleJob, Option
+from monai_llmboost.bundle.contract import Option
 from monai_llmboost.bundle.effect import option_without_effect
 from monai_llmboost.bundle.errors import root_cause
 from monai_llmboost.bundle.find import bundle_path, copy_bundle, job_configs
-from monai_llmboost.bundle.options import MONAI_OPTIONS, check_dataset, check_given, check_options
+from monai_llmboost.bundle.identity import (
+    FREE,
+    FREE_IN_PREDICTION,
+    FREE_IN_TRAINING,
+    RunConfig,
+    as_plain,
+    code_digests,
+    counting_config,
+    running_config,
+)
+from monai_llmboost.bundle.job import BundleJob
+from monai_llmboost.bundle.options import MONAI_OPTIONS, Rules, check_given, check_options
 from monai_llmboost.bundle.run import check_job_effect, monai_arguments, run_bundle
 from monai_llmboost.bundle.words import config_values, parsed, typed_values
 
 __all__ = [
+    "FREE",
+    "FREE_IN_PREDICTION",
+    "FREE_IN_TRAINING",
     "MONAI_OPTIONS",
     "BundleJob",
     "Option",
+    "Rules",
+    "RunConfig",
+    "as_plain",
     "bundle_path",
-    "check_dataset",
     "check_given",
     "check_job_effect",
     "check_options",
+    "code_digests",
     "config_values",
     "copy_bundle",
+    "counting_config",
     "job_configs",
     "merged",
     "monai_arguments",
@@ -28,6 +46,7 @@ __all__ = [
     "parsed",
     "root_cause",
     "run_bundle",
+    "running_config",
     "typed_values",
     "value_at",
 ]

@@ -11,20 +11,25 @@ from typing import Annotated
 import typer
 
 from monai_llmboost.bundle import (
+    Option,
     bundle_path,
     check_job_effect,
     check_options,
     copy_bundle,
     job_configs,
+    merged,
     parsed,
     root_cause,
     run_bundle,
 )
+from monai_llmboost.bundle.contract import CONFIGS
+from monai_llmboost.bundle.find import arms_of
+from monai_llmboost.bundle.study_settings import StudySettings
 from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, options_of_bundle
 
 
 def bundle(
-    to: Annotated[Path, typer.Option(help="The folder to make; it must not be there yet.")],
+    to: Annotated[Path, typer.Option(help="The folder to make; it must not exist yet.")],
     name: Annotated[str, typer.Option(help="Name of a bundle that comes with this package.")] = DEFAULT_BUNDLE,
 ) -> None:
     """Copy a bundle out of the package, to run it and to change it."""
@@ -73,31 +78,34 @@ def cost(
     rounds: Annotated[int, typer.Option(help="Rounds of timing; medians are shown.")] = 5,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers into this file.")] = None,
 ) -> None:
-    """What each arm costs here: weights, operations, memory and time per volume, before you train.
+    """Measure each arm here: weights, operations, memory and time per volume, before you train.
 
     All further options are the bundle's own: --block FILE, --size N,
     --batch_size N, --hidden_size N ... Nothing is trained and no data are read.
     """
     folder = bundle_path(bundle)
     options = options_of_bundle(context.args, job_configs(folder, "train"))
-    if donor is not None and "block" in options:
-        raise ValueError("expected --block or --donor, got both: a donor's config stands in for its block")
-    last_arm = "random" if donor is not None or options.get("block") == "random" else "pretrained"
-    extra = [folder / "configs" / f"{name.removesuffix('.json')}.json" for name in overlay or []]
+    if donor is not None and Option.BLOCK in options:
+        raise ValueError("--block and --donor exclude one another: a donor's config takes the place of its block")
+    boosted = "random" if donor is not None or options.get(Option.BLOCK) == "random" else "pretrained"
+    extra = [folder / CONFIGS / f"{name.removesuffix('.json')}.json" for name in overlay or []]
     for file in extra:
         if not file.is_file():
-            raise FileNotFoundError(f"expected an overlay of the bundle, found nothing at {file}")
-    arms = {arm: [*job_configs(folder, "train", arm), *extra] for arm in ("none", "mlp", last_arm)}
+            raise FileNotFoundError(f"the bundle has no such overlay, there is nothing at {file}: correct --overlay")
+    known = arms_of(folder)
+    usual: list[str | None] = [arm for arm in ("none", "mlp", boosted) if arm in known]
+    names = usual or [*known] or [None]
+    arms = {arm or folder.name: [*job_configs(folder, "train", arm), *extra] for arm in names}
     for configs in arms.values():
-        check_options(configs, options)
-    check_job_effect(
-        bundle, "train", list(arms), options, [f"{file.relative_to(folder / 'configs')}" for file in extra]
-    )
+        check_options(configs, {**options, Option.BLOCK: "random"} if donor else options)
+    check_job_effect(bundle, "train", names, options, [f"{file.relative_to(folder / CONFIGS)}" for file in extra])
+    dataset = options.get(Option.DATASET, merged(job_configs(folder, "train")).get(Option.DATASET))
+    StudySettings.of(folder).check_used(options, [str(dataset)])
 
     if donor is not None:
         from monai_llmboost.llm import read_geometry
 
-        options["block"] = read_geometry(donor)
+        options[Option.BLOCK] = read_geometry(donor)
 
     from rich.console import Console
 

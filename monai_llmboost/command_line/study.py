@@ -9,54 +9,60 @@ from typing import Annotated
 
 import typer
 
-from monai_llmboost.bundle import bundle_path, check_dataset, job_configs
+from monai_llmboost.bundle import Option, bundle_path, check_options, job_configs, merged
 from monai_llmboost.command_line.mistakes import INTERRUPTED, MISTAKES, tell
 from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, options_of_bundle
+
+# The data set in the results of a bundle that has no key for its name.
+NO_NAME = "data"
 
 
 def study(
     context: typer.Context,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The study's folder; an interrupted study goes on there.")
+        Path | None, typer.Option("--output", "-o", help="The study's folder; an interrupted study is resumed there.")
     ] = None,
     arms: Annotated[
         str,
-        typer.Option(help="What is compared, with commas: none, mlp, random, pretrained, pretrained-trained, lora."),
+        typer.Option(help="Arms to compare, with commas: none, mlp, random, pretrained, pretrained-trained, lora."),
     ] = "none,mlp,random,pretrained",
-    dataset: Annotated[str, typer.Option(help="Data sets, with commas.")] = "phantom",
+    dataset: Annotated[str | None, typer.Option(help="Data sets, with commas; not given: that of the bundle.")] = None,
     seeds: Annotated[int, typer.Option(help="Runs of each arm; at least 5 for a claim.")] = 5,
     lr_grid: Annotated[
-        str, typer.Option(help="Learning rates, with commas: validation chooses one for each arm. Empty: the bundle's.")
+        str,
+        typer.Option(
+            help="Learning rates, with commas: validation chooses one for each arm. Empty: that of the bundle."
+        ),
     ] = "",
     lr_seeds: Annotated[int, typer.Option(help="Seeds by which the learning rate is chosen.")] = 1,
     folds: Annotated[
-        int, typer.Option(help="Deal training and validation cases anew into so many parts for each seed; 0: as given.")
+        int, typer.Option(help="Divide training and validation cases into so many parts for each seed; 0: as given.")
     ] = 0,
     preset: Annotated[
-        str | None, typer.Option(help="rllm (as published) or strong; not given: the bundle as it is.")
+        str | None, typer.Option(help="A preset of the bundle: rllm (as published) or strong; not given: as it is.")
     ] = None,
     references: Annotated[str, typer.Option(help="Arms that the others are compared with.")] = "none,mlp,random",
     bundle: Bundle = DEFAULT_BUNDLE,
     jobs: Annotated[int, typer.Option(help="Runs at once on one machine; on several GPUs each has one.")] = 1,
     engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
-    address: Annotated[str | None, typer.Option(help="Of the Ray cluster; not given: one is started here.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Address of the Ray cluster; not given: one is started here.")
+    ] = None,
     report: Annotated[
-        Path | None, typer.Option("--report", help="Only draw the page of a finished study in this folder anew.")
+        Path | None, typer.Option("--report", help="Only draw the page of a finished study in this folder again.")
     ] = None,
 ) -> None:
-    """Does the block help on your data? Train every arm with every seed, and compare them on the test split.
+    """Find out if the block helps on your data: train every arm with every seed, compare them on the test split.
 
     Runs of one seed differ in their arm alone. Learning rates and epochs are
-    chosen on validation; the test split is read once, at the end. Writes
+    chosen on validation; the test split is predicted once, at the end. Writes
     results.json and report.html. Further options are the bundle's own; they are
     listed below.
 
     Exit status: 0 every run was finished, 1 some failed, 2 nothing can be compared.
     """
     try:
-        if report is None:
-            for name in _listed(dataset) or ("",):
-                check_dataset(name)  # before what takes seconds to import
+        datasets = _datasets(bundle, dataset) if report is None else ()  # before what takes seconds to import
     except MISTAKES as error:
         tell(error)
         sys.exit(2)
@@ -65,18 +71,18 @@ def study(
     try:
         given = [name for name in context.params if _was_given(context, name)]
         if report is not None and (given != ["report"] or context.args):
-            raise ValueError("expected --report alone, got more: it only draws the page of a finished study again")
+            raise ValueError("--report takes no other option: it only draws the page of a finished study again")
         if engine == "local" and address is not None:
-            raise ValueError("expected --address with --engine ray, got --engine local: leave out --address")
+            raise ValueError("--address is for --engine ray, not for --engine local: leave out --address")
         if report is not None:
             typer.echo(f"drawn again: {studies.redraw(report)}")
             return
         if output is None:
-            raise ValueError("expected a folder to write into: give --output DIR, or --report DIR to draw a page anew")
+            raise ValueError("a study needs a folder: give --output DIR, or --report DIR to draw a page again")
         plan = studies.Plan(
             bundle,
             arms=_listed(arms),
-            datasets=_listed(dataset),
+            datasets=datasets,
             seeds=seeds,
             folds=folds,
             lr_grid=tuple(map(_rate, _listed(lr_grid))),
@@ -90,9 +96,21 @@ def study(
         tell(error)
         sys.exit(studies.NOTHING_DONE)
     except KeyboardInterrupt:
-        typer.echo(f"monai-llmboost: interrupted; the same command goes on in {output}", err=True)
+        typer.echo(f"monai-llmboost: interrupted; the same command resumes in {output}", err=True)
         sys.exit(INTERRUPTED)
     sys.exit(status)
+
+
+def _datasets(bundle: str, given: str | None) -> tuple[str, ...]:
+    """Return the data sets that were given, if the bundle has such, or else its own."""
+    configs = job_configs(bundle_path(bundle), "train")
+    own = merged(configs).get(Option.DATASET)
+    if given is None:
+        return (own if isinstance(own, str) else NO_NAME,)
+    names = _listed(given)
+    for name in names:
+        check_options(configs, {Option.DATASET: name})
+    return names
 
 
 def _was_given(context: typer.Context, name: str) -> bool:
@@ -108,4 +126,4 @@ def _rate(word: str) -> float:
     try:
         return float(word)
     except ValueError as error:
-        raise ValueError(f"expected learning rates with commas, such as 3e-4,1e-3, got {word!r}") from error
+        raise ValueError(f"learning rates are numbers with commas, such as 3e-4,1e-3, not {word!r}") from error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files <-> tensors: MedMNIST3D, phantoms, scans (NIfTI, DICOM); batches of them on the device."""
+"""Data: labelled sets (MedMNIST3D, phantoms), scans (NIfTI, DICOM), and batches on the device."""
 
 from monai_llmboost.data.augment import RandAffineBatchd
 from monai_llmboost.data.batches import BatchedVolumes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A random affine for a whole batch of volumes at once, where they are; what it does to one is MONAI's RandAffined."""
+"""Random affine of a whole batch of volumes at once, on its device; for each volume the same as MONAI's RandAffined."""
 
 from __future__ import annotations
 
@@ -15,27 +15,32 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-# One entry per axis: r for the interval from -r to r, or a pair.
+# One entry for each axis: r for the interval from -r to r, or a pair.
 AxisRanges = Sequence[float | Sequence[float]] | None
 
 
 class RandAffineBatchd(MapTransform, RandomizableTransform):
-    """Turns, shifts, scales and mirrors each volume of a batch by chance, all in one operation on their device.
+    """Random rotation, shift, scaling and flip of each volume of a batch, in one operation on their device.
 
-    A voxel at ``x`` (voxels from the volume's centre) takes its value from ``R (scale * x + shift)``, as in MONAI's
+    A voxel at ``x`` (voxels from the volume's centre) gets its value from ``R (scale * x + shift)``, as in MONAI's
     ``RandAffined``: trilinear, zeros outside, R = R0 R1 R2 about the three axes. All keys of a case share one draw.
 
     Args:
         keys: keys of volumes (B, channels, S0, S1, S2), of real numbers.
-        prob: probability of each case to be changed, on its own; the other cases stay as they are to the bit.
+        prob: probability of each case to be changed; the other cases are returned bit for bit.
         rotate_range: three ranges of angles in radians; each a number ``r`` for -r to r, or a pair; ``None`` for none.
         translate_range: three ranges of ``shift`` in voxels; as above.
         scale_range: three ranges of ``scale - 1``; as above.
-        flip_prob: probability of each axis of a case that is changed to be mirrored, its scale to be negative.
-        allow_missing_keys: do not raise if a key is missing.
+        flip_prob: probability of each axis of a changed case to be flipped (by a negative scale).
+        allow_missing_keys: accept batches without some of the keys.
 
     Raises:
-        ValueError: a probability not in 0 to 1, ranges not of three axes; from the call, if not given such volumes.
+        ValueError: a probability outside 0 to 1, or not three ranges; from the call, for other volumes.
+
+    Example:
+        >>> augment = RandAffineBatchd("image", prob=0.5, rotate_range=[0.3, 0.3, 0.3])
+        >>> augment({"image": torch.rand(4, 1, 8, 8, 8)})["image"].shape
+        torch.Size([4, 1, 8, 8, 8])
     """
 
     backend = [TransformBackends.TORCH]  # noqa: RUF012  (as in every transform of MONAI)
@@ -53,54 +58,54 @@ class RandAffineBatchd(MapTransform, RandomizableTransform):
         MapTransform.__init__(self, keys, allow_missing_keys)
         for name, value in (("prob", prob), ("flip_prob", flip_prob)):
             if not 0 <= value <= 1:
-                raise ValueError(f"expected {name} from 0 to 1, got {value}: it is a probability")
+                raise ValueError(f"{name} must be a probability from 0 to 1, not {value!r}")
         RandomizableTransform.__init__(self, prob)
-        self.rotate_range = _bounds("rotate_range", rotate_range)
-        self.translate_range = _bounds("translate_range", translate_range)
-        self.scale_range = _bounds("scale_range", scale_range)
+        self.rotate_range = _read_bounds("rotate_range", rotate_range)
+        self.translate_range = _read_bounds("translate_range", translate_range)
+        self.scale_range = _read_bounds("scale_range", scale_range)
         self.flip_prob = flip_prob
         self.chosen = np.empty(0, dtype=np.int64)
         self.matrices = np.empty((0, 3, 4))
 
     def randomize(self, data: int) -> None:
-        """Draw for a batch of that many cases: which to change, and their matrices (chosen, 3, 4) in voxels."""
+        """Draw the cases to change of a batch of ``data`` cases, and their matrices (chosen, 3, 4) in voxels."""
         self.chosen = np.flatnonzero(self.R.random_sample(data) < self.prob)
         angles, shift, scale = (
             self.R.uniform(bounds[0], bounds[1], size=(data, 3))[self.chosen]
             for bounds in (self.rotate_range, self.translate_range, self.scale_range)
         )
         scale = 1 + scale
-        if self.flip_prob:  # without, no number is drawn
+        if self.flip_prob:  # at 0, no random numbers are used up
             scale = np.where(self.R.random_sample((data, 3))[self.chosen] < self.flip_prob, -scale, scale)
-        turn = Rotation.from_euler("XYZ", angles).as_matrix() if len(self.chosen) else np.empty((0, 3, 3))
-        self.matrices = np.concatenate([turn * scale[:, None], turn @ shift[:, :, None]], axis=2)
+        rotation = Rotation.from_euler("XYZ", angles).as_matrix() if len(self.chosen) else np.empty((0, 3, 3))
+        self.matrices = np.concatenate([rotation * scale[:, None], rotation @ shift[:, :, None]], axis=2)
 
     def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
-        """The batch with its chosen cases changed."""
+        """Return the batch with its chosen cases changed."""
         batch = dict(data)
         present = list(self.key_iterator(batch))
         for key in present:
             batch[key] = convert_to_tensor(batch[key], track_meta=False)
             if batch[key].dim() != 5 or not batch[key].is_floating_point():
                 raise ValueError(
-                    "expected a batch of volumes (B, channels, S0, S1, S2) of real numbers, got shape "
-                    f"{tuple(batch[key].shape)} of {batch[key].dtype}: use BatchedVolumes and EnsureTyped before, "
+                    f"{key!r} must be a batch of volumes (B, channels, S0, S1, S2) of real numbers, not of shape "
+                    f"{tuple(batch[key].shape)} and {batch[key].dtype}: use BatchedVolumes and EnsureTyped before, "
                     "or MONAI's RandAffined for single volumes"
                 )
         if present:
             self.randomize(len(batch[present[0]]))
         if len(self.chosen):
-            batch.update({key: self._resampled(batch[key]) for key in present})
+            batch.update({key: self._resample(batch[key]) for key in present})
         return batch
 
-    def _resampled(self, volumes: Tensor) -> Tensor:
-        # From voxels to grid_sample's units, in which an axis runs from -1 to 1 between its outer edges (not the
-        # centres of its outer voxels, hence align_corners=False), the last axis first.
+    def _resample(self, volumes: Tensor) -> Tensor:
+        # From voxels to the units of grid_sample: an axis is from -1 to 1 between its outer edges (not the centres of
+        # its outer voxels, hence align_corners=False), and the last axis comes first.
         size = np.array(volumes.shape[2:])
         units = self.matrices * np.append(size, 2) / size[:, None]  # (chosen, 3, 4)
         units = np.concatenate([units[:, ::-1, 2::-1], units[:, ::-1, 3:]], axis=2)
         real = torch.promote_types(volumes.dtype, torch.float32)
-        # Neither copy waits for the device: CUDA takes what is in pageable memory before it returns.
+        # Neither copy waits for the device: CUDA has read pageable memory before it returns.
         theta = torch.from_numpy(units).to(real).to(volumes.device, non_blocking=True)
         index = torch.from_numpy(self.chosen).to(volumes.device, non_blocking=True)
         old = volumes.index_select(0, index)  # (chosen, channels, S0, S1, S2)
@@ -109,8 +114,8 @@ class RandAffineBatchd(MapTransform, RandomizableTransform):
         return volumes.index_copy(0, index, new.to(volumes.dtype))
 
 
-def _bounds(name: str, ranges: Any) -> np.ndarray:
-    """Lowest and highest value for each axis, (2, 3)."""
+def _read_bounds(name: str, ranges: Any) -> np.ndarray:
+    """Return the lowest and highest value for each axis, (2, 3)."""
     if ranges is None:
         return np.zeros((2, 3))
     try:
@@ -118,7 +123,5 @@ def _bounds(name: str, ranges: Any) -> np.ndarray:
     except (TypeError, ValueError):
         pairs = np.empty(0)
     if pairs.shape != (3, 2) or not np.isfinite(pairs).all():
-        raise ValueError(
-            f"expected {name} as three numbers or pairs, one for each axis, got {ranges!r}: write [r, r, r]"
-        )
+        raise ValueError(f"{name} must be three numbers or pairs, one for each axis, not {ranges!r}: write [r, r, r]")
     return pairs.T

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labelled volumes as batches made on the device: a set of small volumes lives there whole and is copied once."""
+"""Batches of a data set of small volumes that is kept on the device as a whole."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,34 +13,59 @@ from monai.transforms import Randomizable
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from monai_llmboost.data.datasets.named import LabelledVolumes
+from monai_llmboost.arguments import check_switch, check_whole
+from monai_llmboost.data.steps import flatten_transforms
+
+
+@runtime_checkable
+class VolumeArrays(Protocol):
+    """What :class:`BatchedVolumes` needs of a data set.
+
+    Args:
+        images: volumes (cases, S, S, S) uint8.
+        labels: labels (cases,) int64.
+        cases: names.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    cases: Sequence[str]
+
+    def __len__(self) -> int:
+        """Return the number of cases."""
 
 
 class BatchedVolumes:
-    """A loader of batches ``{"image": (B, 1, S, S, S), "label": (B,) int64, "case": B names}``, all on one device.
+    """Loader of batches ``{"image": (B, 1, S, S, S), "label": (B,) int64, "case": B names}``, all on one device.
 
-    The volumes lie there as uint8, S * S * S bytes each (a set at 28 voxels is 30 MB, at 64 voxels 350 MB); a batch
-    is picked from them in one operation, with no Python per case. It takes the place of a ``DataLoader`` in MONAI's
-    engines; seeding torch and ``transform`` at an epoch's beginning, as ``SeededEpochs`` does, repeats the epoch.
+    The volumes are kept there as uint8, S * S * S bytes each (a set at 28 voxels is 30 MB, at 64 voxels 350 MB); a
+    batch is selected from them in one operation, without Python per case. It replaces a ``DataLoader`` in MONAI's
+    engines; seeding torch and ``transform`` at the start of an epoch, as ``SeededEpochs`` does, repeats the epoch.
 
     Args:
-        dataset: the volumes, without a transform of their own.
-        batch_size: cases in a batch; the last one of an epoch may hold fewer.
-        device: where the volumes and the batches are.
-        shuffle: a new order each epoch, from torch's CPU generator.
-        sampler: gives the order instead, such as a ``DistributedSampler``; whoever trains sets its epoch.
-        transform: MONAI transform on the dictionary of a batch (B before the channel), applied once per batch. Images
-            come out as plain tensors: they have no geometry, and a ``MetaTensor`` costs Python time at each operation.
-        drop_last: leave out the last batch if it holds fewer cases.
+        dataset: the volumes, without a transform of their own; any data set with the arrays of :class:`VolumeArrays`.
+        batch_size: cases in a batch; the last one of an epoch may have fewer.
+        device: device of the volumes and the batches.
+        shuffle: whether to draw a new order for each epoch, from torch's CPU generator.
+        sampler: sampler that gives the order instead, such as a ``DistributedSampler``; the caller sets its epoch.
+        transform: MONAI transform of the dictionary of a batch (B before the channel), applied once per batch. Images
+            are returned as plain tensors: they have no geometry, and a ``MetaTensor`` slows each operation down.
+        drop_last: whether to leave out the last batch if it has fewer cases.
 
     Raises:
-        TypeError: another kind of dataset.
-        ValueError: a dataset with a transform; a wrong batch size or switch; shuffle beside a sampler; no whole batch.
+        TypeError: a dataset without these arrays.
+        ValueError: a dataset with a transform; a wrong batch size or switch; shuffle with a sampler; no whole batch.
+
+    Example:
+        >>> from monai_llmboost.data import LabelledVolumes
+        >>> loader = BatchedVolumes(LabelledVolumes("phantom", "val", size=8), batch_size=50, device="cpu")
+        >>> [len(batch["label"]) for batch in loader]
+        [50, 50, 20]
     """
 
     def __init__(
         self,
-        dataset: LabelledVolumes,
+        dataset: VolumeArrays,
         batch_size: int,
         device: torch.device | str,
         shuffle: bool = False,
@@ -48,22 +73,21 @@ class BatchedVolumes:
         transform: Callable | None = None,
         drop_last: bool = False,
     ) -> None:
-        if not isinstance(dataset, LabelledVolumes):
+        if not isinstance(dataset, VolumeArrays):
             raise TypeError(
-                f"expected dataset to be LabelledVolumes, got {type(dataset).__name__}: use monai.data.DataLoader"
+                f"dataset must have the arrays images, labels and cases, which {type(dataset).__name__} has not: use "
+                "monai.data.DataLoader"
             )
-        if dataset.transform.transforms:
+        if transforms := flatten_transforms(getattr(dataset, "transform", None)):
             raise ValueError(
-                f"expected a dataset without a transform, got {len(dataset.transform.transforms)} of single volumes: "
-                "give BatchedVolumes the transform, on whole batches"
+                f"the dataset has {len(transforms)} transforms of single volumes: give BatchedVolumes a transform of "
+                "whole batches instead"
             )
-        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-            raise ValueError(f"expected batch_size to be a whole number from 1, got {batch_size!r}: give --batch_size")
-        for name, value in (("shuffle", shuffle), ("drop_last", drop_last)):
-            if not isinstance(value, bool):  # the word "false" on a command line would be true
-                raise ValueError(f"expected {name} to be True or False, got {value!r}: write it without quotes")
+        check_whole("batch_size", batch_size, 1)
+        check_switch("shuffle", shuffle)
+        check_switch("drop_last", drop_last)
         if shuffle and sampler is not None:
-            raise ValueError("expected shuffle or a sampler, got both: let the sampler shuffle")
+            raise ValueError("shuffle and sampler are both given: leave shuffle out, and let the sampler shuffle")
         self.dataset = dataset
         self.batch_size = batch_size
         self.device = torch.device(device)
@@ -73,39 +97,39 @@ class BatchedVolumes:
         self.drop_last = drop_last
         if not len(self):
             raise ValueError(
-                f"expected cases for at least one batch, got {self._cases()} for batches of {batch_size}, drop_last "
-                f"{drop_last}: lower batch_size, or keep the last batch"
+                f"{self._count_cases()} cases make no batch of {batch_size} (drop_last is {drop_last}): lower "
+                "batch_size, or keep the last batch"
             )
-        if isinstance(transform, Randomizable):  # as MONAI's DataLoader does, so that set_determinism repeats a run
+        if isinstance(transform, Randomizable):  # as in MONAI's DataLoader, so that set_determinism repeats a run
             transform.set_random_state(seed=torch.initial_seed() % 2**32)
         self.images = torch.from_numpy(dataset.images).unsqueeze(1).to(self.device)  # (cases, 1, S, S, S) uint8
         self.labels = torch.from_numpy(dataset.labels).to(self.device)  # (cases,) int64
         self.cases = np.array(dataset.cases)
 
-    def _cases(self) -> int:
-        """Cases in an epoch of this process."""
+    def _count_cases(self) -> int:
+        """Return the number of cases in an epoch of this process."""
         return len(self.dataset if self.sampler is None else self.sampler)
 
     def __len__(self) -> int:
-        whole, rest = divmod(self._cases(), self.batch_size)
+        whole, rest = divmod(self._count_cases(), self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        # Drawn here and not at the first batch: SeededEpochs seeds just before the iterator is made.
+        # The order is drawn here and not at the first batch: SeededEpochs seeds just before the iterator is made.
         if self.sampler is not None:
             order = torch.tensor(list(self.sampler), dtype=torch.int64)
         else:
             order = torch.randperm(len(self.dataset)) if self.shuffle else torch.arange(len(self.dataset))
-        return self._batches(order)
+        return self._iterate_batches(order)
 
-    def _batches(self, order: Tensor) -> Iterator[dict[str, Any]]:
-        there = order.to(self.device, non_blocking=True)  # once an epoch
+    def _iterate_batches(self, order: Tensor) -> Iterator[dict[str, Any]]:
+        on_device = order.to(self.device, non_blocking=True)  # once an epoch
         for index in range(len(self)):
-            part = slice(index * self.batch_size, (index + 1) * self.batch_size)
+            batch_slice = slice(index * self.batch_size, (index + 1) * self.batch_size)
             batch = {
-                "image": self.images.index_select(0, there[part]),
-                "label": self.labels.index_select(0, there[part]),
-                "case": self.cases[order[part].numpy()].tolist(),
+                "image": self.images.index_select(0, on_device[batch_slice]),
+                "label": self.labels.index_select(0, on_device[batch_slice]),
+                "case": self.cases[order[batch_slice].numpy()].tolist(),
             }
             if self.transform is not None:
                 batch = self.transform(batch)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the labels of a data set are those of a network's classes, before anything is trained."""
+"""Check that the labels of a data set are those of a network's classes, before training starts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from monai.transforms import MapTransform
 from monai.utils import CommonKeys
 
-from monai_llmboost.data.steps import NEUTRAL, flatten_transforms
+from monai_llmboost.data.steps import NEUTRAL_STEPS, flatten_transforms
 
 LABEL = CommonKeys.LABEL
 
@@ -19,51 +19,52 @@ LABEL = CommonKeys.LABEL
 def check_labels(loader: Any, class_names: Sequence[str], what: str) -> None:
     """Refuse labels that are not the numbers of the classes, and a class without a case.
 
-    Labels are looked at where a data set keeps them without reading volumes: as ``labels``, or in the items of MONAI's
-    data sets. Labels that are vectors or masks are left to those who use them.
+    Labels are checked where a data set has them without reading volumes: as ``labels``, or in the items of MONAI's data
+    sets. Labels that are vectors or masks are not checked.
 
     Args:
-        loader: of the cases.
+        loader: loader of the cases.
         class_names: the classes 0, 1, ...
-        what: which cases, for the message, such as "training".
+        what: kind of the cases for messages, such as "training".
 
     Raises:
-        ValueError: words, fractions, numbers of no class; a class without a case.
+        ValueError: a label that is not the number of a class; a class without a case.
     """
     dataset = getattr(loader, "dataset", None)
-    labels = [_number(label) for label in _labels_of(dataset)]
+    labels = [_to_number(label) for label in labels_of(dataset)]
     if not class_names or not labels or any(label is None for label in labels):
         return
     transforms = flatten_transforms(getattr(dataset, "transform", None))
-    if transforms:  # of single items: the first shows what becomes of a label
+    if transforms:  # the first item shows what the transforms do with a label
         first: Any = dataset
         item = first[0]
-        made = _number(item.get(LABEL)) if isinstance(item, Mapping) else None
-        if made is None:
+        label = _to_number(item.get(LABEL)) if isinstance(item, Mapping) else None
+        if label is None:
             return
-        _check_whole([made], class_names, what)
+        _check_numbers([label], class_names, what)
         if any(map(_changes_labels, transforms)):
             return
-    _check_whole(labels, class_names, what)
+    _check_numbers(labels, class_names, what)
     absent = [name for number, name in enumerate(class_names) if number not in set(labels)]
     if absent:
         raise ValueError(
-            f"expected {what} cases of every class, got none of {', '.join(absent)}: add some, or train a network for "
-            "the other classes alone"
+            f"no {what} case has the class {' or '.join(absent)}: add some, or train a network for the other classes "
+            "only"
         )
 
 
-def _check_whole(labels: Sequence[Any], class_names: Sequence[str], what: str) -> None:
+def _check_numbers(labels: Sequence[Any], class_names: Sequence[str], what: str) -> None:
     for label in labels:
         if not isinstance(label, int) or not 0 <= label < len(class_names):
             names = f"{', '.join(class_names[:4])}{' ...' if len(class_names) > 4 else ''}"
             raise ValueError(
-                f"expected the labels of the {what} cases to be whole numbers from 0 to {len(class_names) - 1} "
-                f"({names}), got {label!r}: number the classes in this order"
+                f"labels of the {what} cases must be whole numbers from 0 to {len(class_names) - 1} ({names}), not "
+                f"{label!r}: number the classes in this order"
             )
 
 
-def _labels_of(dataset: Any) -> list[Any]:
+def labels_of(dataset: Any) -> list[Any]:
+    """Return the labels that a data set keeps next to its volumes; none if it keeps none there."""
     labels = getattr(dataset, "labels", None)
     if isinstance(labels, (np.ndarray, torch.Tensor)):
         return list(labels)
@@ -72,7 +73,7 @@ def _labels_of(dataset: Any) -> list[Any]:
     return [item[LABEL] for item in items if isinstance(item, Mapping) and LABEL in item]
 
 
-def _number(label: Any) -> Any:
+def _to_number(label: Any) -> Any:
     """Return a label as a plain value, numbers as ``int`` or ``float``; ``None`` for several values in one."""
     if isinstance(label, (np.ndarray, np.generic, torch.Tensor)):
         label = label.tolist()
@@ -84,7 +85,7 @@ def _number(label: Any) -> Any:
 
 
 def _changes_labels(transform: Any) -> bool:
-    """Whether a transform may make another label; one that is no dictionary transform may do anything."""
+    """Return whether a transform may change labels; one that is not a dictionary transform may."""
     if not isinstance(transform, MapTransform):
         return True
-    return LABEL in transform.keys and type(transform).__name__.removesuffix("d") not in NEUTRAL
+    return LABEL in transform.keys and type(transform).__name__.removesuffix("d") not in NEUTRAL_STEPS

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Only what MONAI's trainer, evaluator, handlers and metrics lack."""
 
-from monai_llmboost.engines.checkpoints import TrainedCheckpointLoader, TrainedWeights, TrainingCheckpoints
+from monai_llmboost.engines.checkpoints import TrainingCheckpoints
 from monai_llmboost.engines.curves import LearningCurves, TensorBoardCurves
+from monai_llmboost.engines.named_handlers import NamedHandlers
 from monai_llmboost.engines.reproducible import SeededEpochs
 from monai_llmboost.engines.results import MetricsFile, PredictionTable
 from monai_llmboost.engines.schedule import HeldWarmupCosine
+from monai_llmboost.engines.trained_weights import TrainedCheckpointLoader, TrainedWeights
 from monai_llmboost.engines.whole_batches import WholeBatches
 from monai_llmboost.tasks import MedMNISTACC, MedMNISTAUC, bootstrap_interval, medmnist_acc, medmnist_auc
 
@@ -15,6 +17,7 @@ __all__ = [
     "MedMNISTACC",
     "MedMNISTAUC",
     "MetricsFile",
+    "NamedHandlers",
     "PredictionTable",
     "SeededEpochs",
     "TensorBoardCurves",

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The best network of a training, ``model.pt``, and ``last.pt``, which knows it by its digest.
+"""The files of a training: ``model.pt``, its best network, and ``last.pt``, which knows that one by its digest.
 
 Two files cannot be replaced at once. So new best weights are written as ``model.next.pt`` first, then ``last.pt`` with
-their digest, and then they are renamed; a resumed run does what a killed one left undone.
+their digest, and then they are renamed; a resumed run completes what a killed one left undone.
 """
 
 from __future__ import annotations
@@ -11,11 +11,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from monai_llmboost.artifacts.digests import file_digest
+from monai_llmboost.artifacts.files import placed_whole
 
 BEST, LAST, NEXT = "model.pt", "last.pt", "model.next.pt"
-# In last.pt: the sha256 of model.pt; empty before the first validation, None where an earlier version began the run.
-DIGEST = "model_sha256"
+# Files by whose weights they hold, as the option ``weights`` names them.
+WEIGHTS = {"best": BEST, "last": LAST}
+
+
+def write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a state, or leave the earlier file as it is."""
+    with placed_whole(path) as part:
+        torch.save(state, part)
 
 
 def place_next(folder: Path) -> None:
@@ -24,18 +33,17 @@ def place_next(folder: Path) -> None:
         (folder / NEXT).replace(folder / BEST)
 
 
-def check_best(folder: Path, state: Mapping[str, Any]) -> None:
-    """See that ``model.pt`` is of the run that is resumed.
+def check_best(folder: Path, digest: str | None) -> None:
+    """Check that ``model.pt`` is of the run that is resumed.
 
     Args:
         folder: of the checkpoints.
-        state: what ``last.pt`` holds; without a digest nothing is compared.
+        digest: that ``last.pt`` keeps; ``None`` compares nothing.
 
     Raises:
         FileNotFoundError: it is not there.
         ValueError: it is of another run.
     """
-    digest = state.get(DIGEST)
     if digest is None:
         return
     path, following = folder / BEST, folder / NEXT
@@ -44,7 +52,7 @@ def check_best(folder: Path, state: Mapping[str, Any]) -> None:
     following.unlink(missing_ok=True)
     advice = "or start again with another --ckpt_dir"
     if not digest and path.exists():
-        raise ValueError(f"{path} is of another run, for that in {folder / LAST} has none yet: move it away, {advice}")
+        raise ValueError(f"{path} is of another run, since {folder / LAST} has no best network yet: move it, {advice}")
     if digest and not path.is_file():
         raise FileNotFoundError(f"{path}, the best network so far of the run to resume, is gone: put it back, {advice}")
     if digest and file_digest(path) != digest:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trained weights into a network, or one sentence that says why they are not its own."""
+"""Load trained weights into a network, or say in one sentence why they do not fit."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import nn
 
 from monai_llmboost.networks.wrappers import load_plain, plain_state, saved_state
 
-# How torch begins what it says of weights that do not fit; other lines are of our modules.
-TORCHS_LINES = ("Missing key", "Unexpected key", "size mismatch", "While copying")
+# Beginnings of torch's messages on weights that do not fit; other lines are of our modules.
+TORCH_MESSAGES = ("Missing key", "Unexpected key", "size mismatch", "While copying")
 
 
 def load_trained(network: nn.Module, state: Mapping[str, Any], path: Path) -> None:
@@ -22,22 +22,22 @@ def load_trained(network: nn.Module, state: Mapping[str, Any], path: Path) -> No
         ValueError: they are of another network; the message says in what it differs.
     """
     if not isinstance(state, Mapping):
-        raise ValueError(f"expected weights by their names in {path}, got {type(state).__name__}: train again")
+        raise ValueError(f"{path} holds no weights by their names, but {type(state).__name__}: train again")
     try:
         load_plain(network, state)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]]
-        own = [line for line in lines if not line.startswith(TORCHS_LINES)]
+        own = [line for line in lines if not line.startswith(TORCH_MESSAGES)]
         mine = saved_state(network)
-        reason = own[0] if own else _unlike(mine, plain_state(state, mine))
+        reason = own[0] if own else _differences(mine, plain_state(state, mine))
         raise ValueError(
             f"{path} was trained with other options: {reason}; "
             "give the --dataset, --size, arm, --block and network options of the training"
         ) from error
 
 
-def _unlike(own: Mapping[str, Any], state: Mapping[str, Any]) -> str:
-    """Which weights of a network and of a file have no counterpart in the other, in words."""
+def _differences(own: Mapping[str, Any], state: Mapping[str, Any]) -> str:
+    """Return in words which weights of a network and of a file have no counterpart in the other."""
     kinds = {
         "only the file has": sorted(state.keys() - own.keys()),
         "only this network has": sorted(own.keys() - state.keys()),

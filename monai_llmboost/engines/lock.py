@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 from ignite.engine import Engine, Events
 
-# Seconds in which a process that was just killed gives its folder back.
+from monai_llmboost.engines.event_handlers import call_first_on_failure
+
+# Seconds until a process that was just killed has released its folder.
 PATIENCE = 1
 
 
@@ -18,12 +19,20 @@ class TrainingLock:
 
     Args:
         folder: of the checkpoints; its file ``lock`` stays there.
+
+    Example:
+        >>> import tempfile
+        >>> trainer = Engine(lambda engine, batch: None)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     lock = TrainingLock(Path(folder))
+        ...     lock.take(trainer)
+        ...     lock.release()
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock: FileLock | None = None
-        self._listener: Any = None
+        self._attached = False
 
     def take(self, engine: Engine) -> None:
         """Take the folder, unless it is taken for this engine already.
@@ -38,24 +47,17 @@ class TrainingLock:
             lock.acquire(timeout=PATIENCE)
         except Timeout as error:
             raise ValueError(
-                f"expected {self.folder} to be free, but another training writes there: give another --ckpt_dir"
+                f"another training writes into {self.folder}: wait for its end, or give another --ckpt_dir"
             ) from error
         self._lock = lock
-        if self._listener is None:
+        if not self._attached:
             engine.add_event_handler(Events.COMPLETED, self.release)
-            engine.add_event_handler(Events.TERMINATE, self.release)  # which may be all that is fired
-            engine.add_event_handler(Events.EXCEPTION_RAISED, self._failed)
-            listeners = engine._event_handlers[Events.EXCEPTION_RAISED]
-            self._listener = listeners.pop()
-            listeners.insert(0, self._listener)  # others raise the error, which ends the row
+            engine.add_event_handler(Events.TERMINATE, self.release)  # which may be the only event
+            call_first_on_failure(engine, self.release)
+            self._attached = True
 
     def release(self) -> None:
-        """Give the folder back."""
+        """Release the folder."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
-
-    def _failed(self, engine: Engine, error: BaseException) -> None:
-        self.release()
-        if engine._event_handlers[Events.EXCEPTION_RAISED][-1] is self._listener:  # nobody else would raise it
-            raise error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""That volumes are prepared in validation, evaluation and inference as they were in training."""
+"""Checks that validation, evaluation and inference prepare volumes as training does."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def training_steps(given: Any, loader: Any, validation: Any) -> dict[str, str]:
     validated = list_transforms(validation)
     if validated is not None and (found := find_difference(kept, list_voxel_steps(validated))) is not None:
         reason = (
-            f"expected training and validation to prepare volumes alike, got {found[0]} in training and {found[1]} in "
+            f"training and validation prepare volumes differently, {found[0]} in training and {found[1]} in "
             "validation: give both the same deterministic steps"
         )
         if any(each is given for each in transforms):
@@ -57,6 +57,6 @@ def check_preprocessing(trained: str, given: Any, loader: Any, path: Path) -> No
     found = find_difference(trained, list_voxel_steps(given if applied is None else applied))
     if found is not None:
         raise ValueError(
-            f"expected the preprocessing that {path} was trained with, got another: {found[0]} in training, {found[1]} "
-            "in this run; give evaluation and inference the deterministic steps of the training"
+            f"{path} was trained with another preprocessing, {found[0]} in training and {found[1]} in this run: give "
+            "evaluation and inference the deterministic steps of the training"
         )

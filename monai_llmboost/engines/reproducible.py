@@ -11,28 +11,28 @@ from ignite.engine import Engine, Events
 from monai.transforms import Randomizable
 from monai.utils import set_determinism
 
-from monai_llmboost.arguments import is_whole
+from monai_llmboost.arguments import check_whole
 
 
 class SeededEpochs:
     """Seeds torch, numpy, random and the training transforms at the beginning of each epoch.
 
-    Ignite makes the first epoch's data iterator before ``EPOCH_STARTED``, the later ones' after it; the first epoch of
-    a run (or of a resumed run) is therefore seeded at ``STARTED``, each later one at its own ``EPOCH_STARTED``: in both
-    cases just before its iterator is made. Attach it after whatever restores the epoch.
+    Ignite makes the data iterator of the first epoch before ``EPOCH_STARTED``, those of later epochs after it. So the
+    first epoch of a run, or of a resumed run, is seeded at ``STARTED``, each later one at its ``EPOCH_STARTED``: in
+    both cases just before its iterator is made. Attach it after the handler that restores the epoch.
 
     Args:
         seed: of the whole run, a whole number from 0 to 2**32 - 1.
 
     Raises:
         ValueError: another seed, which torch would round.
+
+    Example:
+        >>> handlers = [SeededEpochs(seed=0)]  # of a trainer
     """
 
     def __init__(self, seed: int) -> None:
-        if not is_whole(seed) or not 0 <= seed < 2**32:
-            raise ValueError(
-                f"expected seed to be a whole number from 0 to 2**32 - 1, got {seed!r}: give --seed 0, say"
-            )
+        check_whole("seed", seed, 0, 2**32 - 1, "give --seed 0, say")
         self.seed = seed
         self.seeded_epoch = 0
 
@@ -42,11 +42,11 @@ class SeededEpochs:
         engine.add_event_handler(Events.EPOCH_STARTED, self.epoch_started)
 
     def start(self, engine: Engine) -> None:
-        """Seed the first epoch that is to come."""
+        """Seed the first epoch of this run."""
         self._seed_epoch(engine, engine.state.epoch + 1)
 
     def epoch_started(self, engine: Engine) -> None:
-        """Seed an epoch that was not seeded yet."""
+        """Seed an epoch that is not seeded yet."""
         if engine.state.epoch != self.seeded_epoch:
             self._seed_epoch(engine, engine.state.epoch)
 

@@ -74,8 +74,8 @@ class PredictionTable:
         names = class_names_of(self.network)
         if list(map(on_one_line, self.class_names)) != names:
             raise ValueError(
-                f"expected a network trained for the classes {list(self.class_names)}, the checkpoint's are "
-                f"{names}: give the --dataset that it was trained on"
+                f"the checkpoint was trained for the classes {names}, not for {list(self.class_names)}: give the "
+                "--dataset that it was trained on"
             )
         self.task.check_labels(getattr(engine, "data_loader", None), "evaluated")
 

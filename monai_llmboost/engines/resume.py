@@ -1,72 +1,130 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a run can go on, or begin, with the options it is given."""
+"""Whether a run can be resumed, or begun, with the options it is given."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine
 
+from monai_llmboost.bundle import RunConfig
+from monai_llmboost.bundle.contract import Option
+from monai_llmboost.engines.progress import TrainingProgress
 
-def kinds_of(keepers: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a checkpoint keeps, by class: one optimizer takes the state of another without a word."""
-    return {name: type(keeper).__name__ for name, keeper in keepers.items()}
+# In last.pt: what counts of the config of the run, by option, and its objects of Python. Version 0.1.0 kept a config by
+# places in lists, under another name.
+CONFIG, OBJECTS, EARLIER_CONFIG = "run_config", "run_objects", "config"
 
 
-def check_same_run(path: Path, state: Mapping[str, Any], asked: Mapping[str, Mapping[str, Any]]) -> None:
-    """Compare what a checkpoint says of its run with the run that is to go on.
+@dataclass
+class RunDescription:
+    """What a run is, as its checkpoint keeps it: only a run that agrees is resumed.
 
     Args:
-        path: of the checkpoint, for the message.
-        state: the checkpoint; what an earlier version did not keep is not compared.
-        asked: of this run, under the names that the checkpoint has: options, config, steps of preprocessing, kinds of
-            keepers.
+        options: of the run, such as its epochs.
+        steps: of preprocessing, see :func:`monai_llmboost.engines.preprocessing.training_steps`.
+        kinds: class of each object that the checkpoint keeps: an optimizer silently loads the state of another.
+        config: what counts of the config of its bundle; empty for code without a config, which is not compared.
 
-    Raises:
-        ValueError: they differ.
+    Example:
+        >>> run = RunDescription({"epochs": 3})
+        >>> run.check({"options": {"epochs": 5}}, Path("models/last.pt"))
+        Traceback (most recent call last):
+        ValueError: the run in models/last.pt was begun with epochs 5, this one has 3: resume it with its own options, \
+or start again with another --ckpt_dir
     """
-    for part, mine in asked.items():
-        begun = state.get(part) or {}
-        if part != "options" and not (begun and mine):
-            continue
-        for name in sorted(begun.keys() | mine.keys()):
-            if begun.get(name) != mine.get(name):
+
+    options: dict[str, Any]
+    steps: dict[str, str] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
+    config: RunConfig = field(default_factory=RunConfig)
+
+    def state(self) -> dict[str, Any]:
+        """Return the entries of ``last.pt``."""
+        return {**self._compared(), CONFIG: self.config.values, OBJECTS: self.config.objects}
+
+    def check(self, state: Mapping[str, Any], path: Path) -> None:
+        """Compare with the run that a checkpoint is of.
+
+        Args:
+            state: the checkpoint; what an earlier version did not keep is not compared.
+            path: of the checkpoint, for the message.
+
+        Raises:
+            ValueError: they differ; either config holds a Python object, which cannot be compared.
+        """
+        for part, mine in self._compared().items():
+            begun = state.get(part) or {}
+            if part == "options" or (begun and mine):
+                _compare(path, begun, mine, begun.keys() | mine.keys())
+        self._check_config(state, path)
+
+    def _compared(self) -> dict[str, dict[str, Any]]:
+        return {"options": self.options, "steps": self.steps, "kinds": self.kinds}
+
+    def _check_config(self, state: Mapping[str, Any], path: Path) -> None:
+        begun, mine = state.get(CONFIG), self.config.values
+        if begun and mine:
+            objects = {**state.get(OBJECTS, {}), **self.config.objects}
+            if objects:
+                name, kind = next(iter(objects.items()))
                 raise ValueError(
-                    f"the run in {path} was begun with {name} {begun.get(name)!r}, this one has {mine.get(name)!r}: "
-                    "resume it with its own options, or start again with another --ckpt_dir"
+                    f"the run in {path} cannot be resumed, for {name} is an object of Python ({kind}), which cannot be "
+                    "compared: write it into the config as text, and start again with another --ckpt_dir"
                 )
+            _compare(path, begun, mine, begun.keys() | mine.keys())
+            if list(begun) != list(mine):
+                name = next(one for one, other in zip(begun, mine) if one != other)
+                raise ValueError(
+                    f"the run in {path} was begun with the entries of {name.partition('#')[0]} in another order: "
+                    "resume it with its own config, or start again with another --ckpt_dir"
+                )
+        elif mine and (earlier := state.get(EARLIER_CONFIG)):
+            # The options that this version still has.
+            _compare(path, earlier, mine, {name for name in earlier.keys() & mine.keys() if "#" not in name})
 
 
-def check_progress(path: Path, state: Mapping[str, Any], engine: Engine) -> tuple[int, int]:
-    """Return the epoch that a checkpoint was written after, and the steps of an epoch.
+def _compare(path: Path, begun: Mapping[str, Any], mine: Mapping[str, Any], names: Collection[str]) -> None:
+    for name in sorted(names):
+        if begun.get(name) != mine.get(name):
+            raise ValueError(
+                f"the run in {path} was begun with {name} {begun.get(name)!r}, this one has {mine.get(name)!r}: "
+                "resume it with its own options, or start again with another --ckpt_dir"
+            )
+
+
+def check_progress(path: Path, progress: TrainingProgress, engine: Engine) -> None:
+    """Compare the progress of a checkpoint with the epochs of this run.
 
     Raises:
         ValueError: this run has other steps in an epoch, or fewer epochs.
     """
-    epoch, epoch_length = state["progress"]["epoch"], state["progress"]["epoch_length"]
-    if epoch_length != engine.state.epoch_length:
+    if progress.epoch_length != engine.state.epoch_length:
         raise ValueError(
-            f"the run in {path} has {epoch_length} steps an epoch, this one {engine.state.epoch_length}: "
+            f"the run in {path} has {progress.epoch_length} steps an epoch, this one {engine.state.epoch_length}: "
             "resume it with its own batch size and number of processes"
         )
-    if epoch > (engine.state.max_epochs or 0):
-        raise ValueError(f"the run in {path} already has {epoch} epochs, {engine.state.max_epochs} are asked for")
-    return epoch, epoch_length
+    if progress.epoch > (engine.state.max_epochs or 0):
+        raise ValueError(
+            f"the run in {path} already has {progress.epoch} epochs, {engine.state.max_epochs} are asked for: "
+            "give more --epochs"
+        )
 
 
 def check_validates(engine: Engine, options: Mapping[str, Any]) -> None:
-    """Refuse a run none of whose epochs is validated, as far as its options tell.
+    """Refuse a run none of whose epochs is validated, as far as its options say.
 
     Raises:
         ValueError: it would end without a network to keep.
     """
-    interval = options.get("val_interval", 1)
+    interval = options.get(Option.VAL_INTERVAL, 1)
     # A federated client does only a few of the epochs of its schedule in each round.
-    last = max(engine.state.max_epochs or 0, options.get("epochs", 0))
+    last = max(engine.state.max_epochs or 0, options.get(Option.EPOCHS, 0))
     if last // interval == engine.state.epoch // interval:
         raise ValueError(
-            f"expected a validation within {last} epochs, got val_interval {interval} after epoch "
-            f"{engine.state.epoch}: lower --val_interval, or give more --epochs"
+            f"no epoch of {last} would be validated with val_interval {interval} after epoch {engine.state.epoch}: "
+            "lower --val_interval, or give more --epochs"
         )

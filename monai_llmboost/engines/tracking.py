@@ -9,7 +9,8 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ignite.engine import Engine, Events
 from monai.handlers import MLFlowHandler
 
 from monai_llmboost.artifacts.files import written_whole
+from monai_llmboost.engines.event_handlers import call_first_on_failure, owners_of
 
 logger = logging.getLogger("monai_llmboost")
 # Next to the checkpoints: which MLflow runs a training writes.
@@ -26,8 +28,29 @@ FOLDER, JOB, PROCESS = (f"monai_llmboost.{name}" for name in ("folder", "job", "
 RUNNING, FINISHED, FAILED = "RUNNING", "FINISHED", "FAILED"
 
 
+@dataclass(frozen=True)
+class TrackedRun:
+    """An MLflow run of a training, as ``mlflow.json`` keeps it.
+
+    Args:
+        store: its address, or a digest of one that holds a password.
+        experiment: its name.
+        name: of the run, empty for one made of the time.
+        run: its id.
+
+    Example:
+        >>> asdict(TrackedRun("./mlruns", "phantoms", "", "8f3a"))
+        {'store': './mlruns', 'experiment': 'phantoms', 'name': '', 'run': '8f3a'}
+    """
+
+    store: str
+    experiment: str
+    name: str
+    run: str
+
+
 class MlflowRuns:
-    """Give the MLflow handlers of an engine, however they came there, a run of their own.
+    """Gives the MLflow handlers of an engine, whoever attached them, a run of their own.
 
     MONAI's handler continues any run that is not finished, so a start after a crash is written into the crashed run.
     Here handlers of one store, experiment and run name share a new run. It ends as FINISHED or FAILED; if its process
@@ -38,18 +61,22 @@ class MlflowRuns:
         folder: of the checkpoints; a training keeps ``mlflow.json`` there.
         job: ``"train"`` or ``"evaluate"``.
         resume: continue the run that ``mlflow.json`` names.
+
+    Example:
+        >>> runs = MlflowRuns(Path("models"), "train")
+        >>> runs.start(Engine(lambda engine, batch: None))  # it has no MLflow handler
     """
 
     def __init__(self, folder: Path, job: str, resume: bool = False) -> None:
         self.folder = folder
         self.job = job
         self.resume = resume
-        self.records: list[dict[str, str]] = []
+        self.records: list[TrackedRun] = []
         self.open: list[tuple[Any, str]] = []
 
     def start(self, engine: Engine, *others: Engine) -> None:
         """Open the runs, when ``engine`` starts and before its MLflow handlers do; ``others`` run inside it."""
-        handlers = list(_handlers_of(engine, *others))
+        handlers = [each for each in owners_of(Events.STARTED, engine, *others) if isinstance(each, MLFlowHandler)]
         if not handlers:
             return
         earlier = self.records or self._read()  # of this object's last start: a round of federated training
@@ -62,52 +89,48 @@ class MlflowRuns:
             if key not in runs:
                 runs[key] = self._continued(handler, known) or self._created(handler)
                 self.open.append((handler.client, runs[key]))
-                self.records.append({"store": _store(key[0]), "experiment": key[1], "name": key[2], "run": runs[key]})
+                self.records.append(TrackedRun(_store(key[0]), key[1], key[2], runs[key]))
             handler.cur_run = handler.client.get_run(runs[key])
         for record in earlier:
-            if record["run"] not in runs.values() and "://" in record["store"]:
-                _end_stale(_client(record["store"]), record["run"])
+            if record.run not in runs.values() and "://" in record.store:
+                _end_stale(_client(record.store), record.run)
         if self.job == "train":
             with written_whole(self.folder / RECORD, aside=False) as file:
-                json.dump(self.records, file, indent=1)
-        if not engine.has_event_handler(self.failed, Events.EXCEPTION_RAISED):
+                json.dump([asdict(record) for record in self.records], file, indent=1)
+        if not engine.has_event_handler(self.completed, Events.COMPLETED):
             engine.add_event_handler(Events.COMPLETED, self.completed)
-            engine.add_event_handler(Events.EXCEPTION_RAISED, self.failed)
-            listeners = engine._event_handlers[Events.EXCEPTION_RAISED]
-            listeners.insert(0, listeners.pop())  # others raise the error, which ends the row
+            call_first_on_failure(engine, self.failed)
 
     def completed(self) -> None:
         """End the runs as finished."""
         for client, run in self.open:
             client.set_terminated(run, FINISHED)
 
-    def failed(self, engine: Engine, error: BaseException) -> None:
-        """End the runs as failed, and let the error go on."""
+    def failed(self) -> None:
+        """End the runs as failed."""
         for client, run in self.open:
             try:
                 client.set_terminated(run, FAILED)
             except Exception as second:  # the store may be what failed
                 logger.warning(f"the MLflow run {run} was not ended ({second}): the next start does it")
-        if len(engine._event_handlers[Events.EXCEPTION_RAISED]) == 1:  # with a listener ignite does not raise it
-            raise error
 
-    def _read(self) -> list[dict[str, str]]:
+    def _read(self) -> list[TrackedRun]:
         if self.job != "train":
             return []
         try:
             records = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
-            return [{name: str(record[name]) for name in ("store", "experiment", "name", "run")} for record in records]
+            return [TrackedRun(*(str(record[field.name]) for field in fields(TrackedRun))) for record in records]
         except (OSError, ValueError, LookupError, TypeError):
             return []
 
-    def _continued(self, handler: MLFlowHandler, known: list[dict[str, str]]) -> str | None:
+    def _continued(self, handler: MLFlowHandler, known: list[TrackedRun]) -> str | None:
         """Open an earlier run again, if there is one and it was not deleted."""
         store = _store(handler.client.tracking_uri)
-        fitting = [each for each in known if (each["store"], each["experiment"]) == (store, handler.experiment_name)]
-        named = [each for each in fitting if each["name"] == (handler.run_name or "")] or fitting[:1]
+        fitting = [each for each in known if (each.store, each.experiment) == (store, handler.experiment_name)]
+        named = [each for each in fitting if each.name == (handler.run_name or "")] or fitting[:1]
         if not named:
             return None
-        run = named[0]["run"]
+        run = named[0].run
         try:
             if handler.client.get_run(run).info.lifecycle_stage != "active":
                 raise LookupError("it was deleted")
@@ -128,15 +151,6 @@ class MlflowRuns:
         return client.create_run(experiment, tags=tags, run_name=name).info.run_id
 
 
-def _handlers_of(*engines: Engine) -> Iterator[MLFlowHandler]:
-    """Give the MLflow handlers of engines; ignite has no public list of handlers."""
-    for engine in engines:
-        for function, *_ in engine._event_handlers.get(Events.STARTED, ()):
-            owner = getattr(function, "__self__", None)
-            if isinstance(owner, MLFlowHandler):
-                yield owner
-
-
 def _end_stale(client: Any, run: str) -> None:
     """End a run as failed if it is open and its process is gone."""
     try:
@@ -144,7 +158,7 @@ def _end_stale(client: Any, run: str) -> None:
         if found.info.status == RUNNING and not _is_alive(found.data.tags):
             client.set_terminated(run, FAILED)
             logger.info(f"the MLflow run {found.info.run_name} was interrupted: it is {FAILED} now")
-    except Exception as error:  # the store is away, or the run was deleted: no reason not to train
+    except Exception as error:  # the store cannot be reached, or the run was deleted: no reason not to train
         logger.warning(f"the MLflow run {run} was not ended ({error})")
 
 
@@ -155,19 +169,19 @@ def _client(uri: str) -> Any:
 
 
 def _store(uri: str) -> str:
-    """Return a store's address as it may lie in a file: a digest of one that holds a password."""
+    """Return a store's address as a file may hold it: a digest of one that holds a password."""
     return hashlib.sha256(uri.encode()).hexdigest() if "@" in uri else uri
 
 
 def _process() -> str:
-    """Return what tells this process from others, on this machine and on those that share the store."""
+    """Return what distinguishes this process from others, on this machine and on those that share the store."""
     return f"{platform.node()} {os.getpid()} {_begun(os.getpid())}"
 
 
 def _is_alive(tags: Mapping[str, str]) -> bool:
-    """Whether another process of this machine writes a run.
+    """Return whether another process of this machine writes a run.
 
-    Of other machines nobody knows: a run of theirs that is ended too early is FINISHED when it ends by itself.
+    This is unknown of other machines: a run of theirs that is ended too early is FINISHED when it ends by itself.
     """
     node, _, rest = tags.get(PROCESS, "").partition(" ")
     pid, _, begun = rest.partition(" ")
@@ -176,7 +190,7 @@ def _is_alive(tags: Mapping[str, str]) -> bool:
 
 
 def _begun(pid: int) -> str:
-    """Return when a process of this machine began (Linux); "-" if it has ended, or where this cannot be told."""
+    """Return when a process of this machine began (Linux); "-" if it has ended, or where that is unknown."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

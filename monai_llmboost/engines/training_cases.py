@@ -1,26 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which cases weights were trained on, so that they are not evaluated on those."""
+"""The cases that weights were trained on, so that they are not evaluated on those."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from monai_llmboost.data.datasets.named import LabelledVolumes
 from monai_llmboost.networks.class_names import TrainingCases
 
 
-def labelled_volumes_of(loader: Any) -> LabelledVolumes | None:
-    """Return the labelled volumes behind a loader and behind datasets around them; ``None`` for others."""
-    while loader is not None and not isinstance(loader, LabelledVolumes):
+def divided_dataset(loader: Any) -> Any:
+    """Return the data set that knows its ``division`` into folds: behind a loader and data sets around it, or None."""
+    while loader is not None and not hasattr(loader, "division"):
         loader = getattr(loader, "dataset", None)
     return loader
 
 
 def division_of(loader: Any) -> str | None:
-    """Return the division into folds of the cases that a loader gives; ``None`` where they say nothing of it."""
-    volumes = labelled_volumes_of(loader)
-    return None if volumes is None else volumes.division
+    """Return the division into folds of the cases that a loader gives; ``None`` where it is unknown."""
+    return getattr(divided_dataset(loader), "division", None)
 
 
 def check_cases(trained: str, loader: Any, path: Path) -> None:
@@ -34,12 +32,12 @@ def check_cases(trained: str, loader: Any, path: Path) -> None:
     Raises:
         ValueError: some of these cases were trained on.
     """
-    volumes = labelled_volumes_of(loader)
-    if not trained or volumes is None or volumes.split == "test" or trained == volumes.division:
+    dataset = divided_dataset(loader)
+    if not trained or dataset is None or dataset.split == "test" or trained == dataset.division:
         return
-    if trained != TrainingCases.SEVERAL and trained.partition(", ")[0] != volumes.division.partition(", ")[0]:
+    if trained != TrainingCases.SEVERAL and trained.partition(", ")[0] != dataset.division.partition(", ")[0]:
         return  # another data set
     raise ValueError(
-        f"expected cases that {path} was not trained on, got the split {volumes.split} of {volumes.division}, and it "
-        f"was trained on {trained}: give the --folds, --fold and --seed of the training, or --split test"
+        f"{path} was trained on {trained}, so maybe on cases of the split {dataset.split} of {dataset.division}: give "
+        "the --folds, --fold and --seed of the training, or --split test"
     )

@@ -15,6 +15,12 @@ class WholeBatches:
     knows the first item of a decollated batch but not the batch as it is. Decollating only for that takes a batch apart
     case by case and waits for the device. The engine's metrics still see the batch as it is. Attach it before the
     handlers that log the loss.
+
+    Example:
+        >>> trainer = Engine(lambda engine, batch: {"loss": batch})
+        >>> WholeBatches().attach(trainer)
+        >>> trainer.run([0.5]).output
+        [{'loss': 0.5}]
     """
 
     def attach(self, engine: Engine) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from monai_llmboost.inference.maps.saliency import SaliencyMaps
     from monai_llmboost.inference.page.report import write_report
     from monai_llmboost.inference.predictions import Predictions
-    from monai_llmboost.inference.provenance import run_facts
+    from monai_llmboost.inference.provenance import run_facts, run_provenance
 
 # Modules by the names that come from them.
 _MODULES = {
@@ -36,6 +36,7 @@ _MODULES = {
     "on_input_grid": "maps.grid",
     "relevance_maps": "maps.relevance",
     "run_facts": "provenance",
+    "run_provenance": "provenance",
     "weights_digest": "figures",
     "write_report": "page.report",
 }
@@ -52,6 +53,7 @@ __all__ = [
     "on_input_grid",
     "relevance_maps",
     "run_facts",
+    "run_provenance",
     "weights_digest",
     "write_report",
 ]

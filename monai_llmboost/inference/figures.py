@@ -10,9 +10,9 @@ from typing import Any
 
 from monai_llmboost.artifacts.digests import file_digest
 from monai_llmboost.artifacts.weights import load_weights
-from monai_llmboost.engines.best_weights import BEST, DIGEST, LAST
-from monai_llmboost.engines.checkpoints import WEIGHTS
+from monai_llmboost.engines.best_weights import BEST, LAST, WEIGHTS
 from monai_llmboost.engines.curves import read_curves
+from monai_llmboost.engines.progress import DIGEST
 
 METRICS, CURVES = "metrics.json", "learning_curves.csv"
 # Largest difference of a number that two files hold with other numbers of digits.

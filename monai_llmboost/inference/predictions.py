@@ -19,7 +19,8 @@ from torch import nn
 
 from monai_llmboost.arguments import check_switch
 from monai_llmboost.artifacts.digests import file_digest
-from monai_llmboost.engines.checkpoints import WEIGHTS, TrainedWeights
+from monai_llmboost.engines.best_weights import WEIGHTS
+from monai_llmboost.engines.trained_weights import TrainedWeights
 from monai_llmboost.inference.batches import PendingBatches
 from monai_llmboost.inference.case import Case
 from monai_llmboost.inference.cases import ScanCases

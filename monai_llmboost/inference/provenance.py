@@ -1,34 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What made a prediction: digests of files, and plain descriptions of the objects that took part."""
+"""What made a prediction: weights, block, config, code and versions, and the digest of all of these."""
 
 from __future__ import annotations
 
-import enum
-import hashlib
 import importlib.metadata
 import platform
-import random
-import types
+import uuid
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import ignite.distributed as idist
 import torch
 from torch import nn
 
 from monai_llmboost.artifacts.digests import file_digest, text_digest
+from monai_llmboost.bundle import FREE_IN_PREDICTION, as_plain, code_digests, counting_config, running_config
 from monai_llmboost.networks.class_names import unwrap
 
 PACKAGES = ("monai-llmboost", "monai", "torch", "numpy", "nibabel", "SimpleITK", "pydicom")
 # The code that turns a file into a prediction: rows made by other versions of it are not mixed.
 DECISIVE_PACKAGES = ("monai-llmboost", "monai", "torch")
-# Random states differ from run to run, and nothing that predicts draws from them.
-STATES = (np.random.RandomState, np.random.Generator, random.Random, torch.Generator)
+# How the key of a run begins whose rows no other run can continue.
+ONLY_THIS_RUN = "only this run"
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """The installed versions of packages; those that are not installed are left out."""
+    """Return the installed versions of packages; those that are not installed are left out."""
     found = {}
     for package in packages:
         try:
@@ -38,104 +37,101 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     return found
 
 
-def describe(value: Any) -> Any:
-    """An object as plain JSON types, equal in every process: its class and, in depth, what its attributes hold.
-
-    Made for transforms, inferers and the like, whose attributes are numbers, words and one another. Two objects that
-    are described alike do the same, as far as their attributes and code tell; memory addresses and random states are
-    left out, arrays become digests, functions their names and the digest of their code.
-    """
-    return _described(value, ())
-
-
-def _described(value: Any, above: tuple[int, ...]) -> Any:
-    if value is None or (isinstance(value, (bool, int, float, str)) and not isinstance(value, enum.Enum)):
-        return value
-    if isinstance(value, (enum.Enum, torch.dtype, torch.device, np.dtype, Path)):
-        return str(value)
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, (np.ndarray, torch.Tensor)):
-        array = np.ascontiguousarray(value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value)
-        return f"{array.dtype}{array.shape} {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
-    if id(value) in above:
-        return "..."
-    above = (*above, id(value))
-    if isinstance(value, Mapping):
-        return {str(key): _described(item, above) for key, item in value.items() if not isinstance(item, STATES)}
-    if isinstance(value, (set, frozenset)):
-        return sorted(str(_described(item, above)) for item in value)
-    if isinstance(value, (list, tuple)):
-        return [_described(item, above) for item in value]
-    if isinstance(value, types.FunctionType):
-        code = value.__code__
-        parts = (
-            code.co_code.hex(),
-            [str(c) for c in code.co_consts if not isinstance(c, types.CodeType)],
-            code.co_names,
-        )
-        return f"{value.__module__}.{value.__qualname__} {text_digest(parts)[:16]}"
-    if isinstance(value, types.MethodType):
-        return f"{_name(type(value.__self__))}.{value.__name__}"
-    if callable(value) and hasattr(value, "__qualname__"):  # a class, or a function written in C
-        return _name(value)
-    if isinstance(value, nn.Module):
-        return str(value)
-    attributes = {name: item for name, item in getattr(value, "__dict__", {}).items() if not isinstance(item, STATES)}
-    told = {name: _described(item, above) for name, item in sorted(attributes.items())}
-    return {"class": _name(type(value)), **told}
-
-
-def _name(named: Any) -> str:
-    return f"{getattr(named, '__module__', '')}.{named.__qualname__}"
-
-
 def describe_block(network: nn.Module) -> dict[str, str] | None:
-    """The frozen block in a network: what its signature says and its fingerprint; None if it has none."""
-    block: Any = getattr(getattr(unwrap(network), "booster", None), "block", None)
-    fingerprint = getattr(block, "fingerprint", None)
-    return None if fingerprint is None else {"block": block.signature.text, "fingerprint": fingerprint}
+    """Return the text of the signature and the fingerprint of the frozen block in a network; ``None`` without one."""
+    parts = (part for part in unwrap(network).modules() if hasattr(part, "signature"))
+    blocks = (part for part in parts if getattr(part, "fingerprint", None) is not None)
+    block: Any = next(blocks, None)
+    return None if block is None else {"block": block.signature.text, "fingerprint": block.fingerprint}
+
+
+def run_provenance(
+    weights: str | Path,
+    network: nn.Module,
+    options: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+    config: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return what makes the predictions of a run, as plain JSON types, with the digest ``key`` of all that decides.
+
+    The key is made of the digest of the weights, the fingerprint of the block, the text of the merged config (but for
+    :data:`monai_llmboost.bundle.FREE`), the code that it names outside installed packages, and versions. Where the
+    config holds objects of Python, or there is none, nothing tells whether another run does the same: then each run
+    has a key of its own.
+
+    Args:
+        weights: the checkpoint file.
+        network: the network that it is loaded into.
+        options: values that decide what comes out and that the text of the config leaves open, such as the precision.
+        metadata: what decides nothing, such as the bundle's name.
+        device: where it runs; decides nothing.
+        config: the merged config; ``None`` is the one that this is called from.
+
+    Raises:
+        ValueError: an option that is no plain value.
+    """
+    path = Path(weights)
+    config = running_config() if config is None else config
+    counting = counting_config(config, FREE_IN_PREDICTION)
+    folder = config.get("bundle_root")
+    decisive = {
+        "weights_sha256": file_digest(path) if path.is_file() else "",
+        "block": describe_block(network),
+        "config": list(counting.values.items()),  # whose order counts
+        "code": code_digests(config, folder if isinstance(folder, str) else None),
+        "options": {name: _plain(name, value) for name, value in (options or {}).items()},
+        "versions": versions(DECISIVE_PACKAGES),
+    }
+    return {
+        **dict(metadata or {}),
+        "key": _own_key(counting.objects) if counting.objects or not config else text_digest(decisive),
+        "weights": {"file": str(path), "sha256": decisive["weights_sha256"]},
+        "block": decisive["block"],
+        "network": str(unwrap(network)),
+        "config": {**counting.values, **counting.objects},
+        "code": decisive["code"],
+        "options": decisive["options"],
+        "device": f"{torch.device(device)} ({_device_name(torch.device(device))})",
+        "versions": {**versions(), "python": platform.python_version()},
+    }
+
+
+def _plain(name: str, value: Any) -> Any:
+    try:
+        return as_plain(value)
+    except TypeError as error:
+        raise ValueError(
+            f"the option {name!r} must be a plain value, such as a number or a text, not {value!r}: give its name"
+        ) from error
+
+
+def _own_key(objects: Mapping[str, str]) -> str:
+    """Return a key that no other run has, and all processes of this one."""
+    token: Any = uuid.uuid4().hex
+    if idist.get_world_size() > 1:
+        token = idist.broadcast(token, src=0)
+    found = ", ".join(f"{name} ({kind})" for name, kind in objects.items()) or "no config"
+    return f"{ONLY_THIS_RUN}, which has objects of Python that cannot be compared: {found}; {token}"
+
+
+def _device_name(device: torch.device) -> str:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" and torch.cuda.is_available() else ""
+    return name or platform.processor() or platform.machine()
 
 
 def run_facts(
     weights: str | Path,
     network: nn.Module,
-    steps: Mapping[str, Any],
-    options: Mapping[str, Any],
+    steps: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
     about: Mapping[str, Any] | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
-    """What makes the predictions of a run, as plain JSON types, with the digest ``key`` of all that decides them.
-
-    Args:
-        weights: the checkpoint file.
-        network: the network that it is loaded into.
-        steps: transforms, inferer and the like by name, described in depth.
-        options: words and numbers that decide what comes out, such as the precision.
-        about: what is told and decides nothing, such as the bundle's name.
-        device: where it runs; told.
-    """
-    path = Path(weights)
-    decisive = {
-        "weights_sha256": file_digest(path) if path.is_file() else "",
-        "block": describe_block(network),
-        "network": text_digest(str(unwrap(network))),
-        "steps": {name: describe(step) for name, step in steps.items()},
-        "options": describe(dict(options)),
-        "versions": versions(DECISIVE_PACKAGES),
-    }
-    kind = torch.device(device)
-    name = (
-        torch.cuda.get_device_name(kind) if kind.type == "cuda" and torch.cuda.is_available() else platform.processor()
+    """Return :func:`run_provenance`, for bundles that were copied from version 0.1.0 or before."""
+    warnings.warn(
+        "monai_llmboost.inference.run_facts is deprecated: use monai_llmboost.inference.run_provenance",
+        DeprecationWarning,
+        stacklevel=2,
     )
-    return {
-        **dict(about or {}),
-        "key": text_digest(decisive),
-        "weights": {"file": str(path), "sha256": decisive["weights_sha256"]},
-        "block": decisive["block"],
-        "network": str(unwrap(network)),
-        **decisive["steps"],
-        "options": decisive["options"],
-        "device": f"{kind} ({name or platform.machine()})",
-        "versions": {**versions(), "python": platform.python_version()},
-    }
+    return run_provenance(weights, network, options, about, device)

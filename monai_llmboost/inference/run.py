@@ -230,7 +230,7 @@ def _check_weights(arguments: Mapping[str, Any], options: Mapping[str, Any]) -> 
     config = json.loads(config_file.read_text())
     if config.get(Option.CKPT_DIR) != USUAL_CKPT_DIR:
         return
-    from monai_llmboost.engines.checkpoints import WEIGHTS
+    from monai_llmboost.engines.best_weights import WEIGHTS
 
     root = config_file.parents[1] if Option.BUNDLE_ROOT in arguments else Path()
     folder = Path(options.get(Option.CKPT_DIR) or Path(options.get(Option.BUNDLE_ROOT, root)) / MODELS)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +18,28 @@ class DecoderBlock(nn.Module):
 
     ``h = x + [n'](W_O attention(W_Q n(x), W_K n(x), W_V n(x)))``; ``y = h + [n''](mlp(n(h)))``
 
-    Which norms there are, biases, grouped heads, the MLP's kind, whether both parts see ``x``: as the geometry says.
+    The geometry gives the norms, biases, grouped heads, the kind of MLP, and whether both parts see ``x``.
     A language model adds positions to queries and keys and masks the future. Visual tokens have no such order, so both
     are left out (Pang et al. 2024, arXiv:2310.12973, section 3), which makes the layer permutation-equivariant:
-    ``block(x[:, p]) == block(x)[:, p]``. Who wants them can have them.
+    ``block(x[:, p]) == block(x)[:, p]``. Both are options.
 
     Args:
         geometry: the layer as numbers.
         causal: mask what follows a token, as the language model does; the first token then sees itself only.
-        rotary: turn queries and keys by the tokens' positions, as the language model does.
+        rotary: rotate queries and keys by the tokens' positions, as the language model does.
 
     Raises:
         ValueError: rotary positions of a layer that has none.
+
+    Example:
+        >>> block = DecoderBlock(BlockGeometry(width=64, mlp_width=128, num_heads=4, num_kv_heads=2, head_size=16))
+        >>> block(torch.zeros(2, 7, 64)).shape, block(torch.zeros(2, 7, 64), 1).shape
+        (torch.Size([2, 7, 64]), torch.Size([2, 1, 64]))
     """
+
+    if TYPE_CHECKING:
+        attention_norm: Any
+        key_norm: Any
 
     __constants__ = (
         "capped",
@@ -46,8 +55,8 @@ class DecoderBlock(nn.Module):
         super().__init__()
         if rotary and not geometry.rotary:
             raise ValueError(
-                "expected a layer with rotary positions, this one has none (or of a kind that is not supported): "
-                "leave out rotary, or choose another donor or layer"
+                "the layer has no rotary positions, or of a kind that is not supported: leave out rotary, or choose "
+                "another donor or layer"
             )
         self.width = geometry.width
         self.num_heads = geometry.num_heads
@@ -99,7 +108,7 @@ class DecoderBlock(nn.Module):
         self.attention_form = self.form()
 
     def form(self) -> AttentionForm | None:
-        """Return what the attention offers to who takes it apart; ``None`` where a few tokens cannot be read so.
+        """Return what the attention offers to a computation that takes it apart; ``None`` where that cannot be.
 
         At no position, unnormed keys give scores that are linear in the tokens but for each token's size; what biases
         add is the same for all tokens, which only a cap makes felt.
@@ -107,7 +116,7 @@ class DecoderBlock(nn.Module):
         unordered = not self.causal and not self.rotates
         unbiased = not self.centred and self.key.bias is None
         linear = not self.qk_normed and self.pre_norm and (unbiased or not self.capped)
-        own = type(self).attend is DecoderBlock.attend and type(self).mix is DecoderBlock.mix
+        own = type(self).attend is DecoderBlock.attend and type(self).weigh is DecoderBlock.weigh
         if not (unordered and own and (linear or (self.qk_normed and unbiased))):
             return None
         return AttentionForm(
@@ -140,7 +149,7 @@ class DecoderBlock(nn.Module):
     def is_intact(self) -> bool:
         """Return whether a call still is what :meth:`attention_tensors` and :meth:`finish` are made for.
 
-        A hook on what they leave out, or another map or norm in its place, does more than its weights say.
+        A hook on what they leave out, or another map or norm in its place, does more than its weights do.
         """
         norm = (nn.LayerNorm if self.centred else nn.RMSNorm) if self.pre_norm else nn.Identity
         key_norm = nn.RMSNorm if self.qk_normed else nn.Identity
@@ -158,27 +167,27 @@ class DecoderBlock(nn.Module):
         )
 
     def queries(self, x: Tensor) -> Tensor:
-        """What normed tokens (B, R, D) look for, (B, R, heads * head size)."""
+        """Return the queries of normed tokens (B, R, D), (B, R, heads * head size)."""
         b, r = x.shape[0], x.shape[1]
         return self.query_norm(self.query(x).view(b, r, self.query_groups, -1)).reshape(b, r, -1)
 
     def attend(self, x: Tensor, read: int | None = None) -> Tensor:
-        """What the heads of the first ``read`` normed tokens (B, N, D) gather from all, (B, R, heads * head size)."""
+        """Return what the heads of the first ``read`` normed tokens (B, N, D) gather, (B, R, heads * head size)."""
         rows = x if read is None else x[:, :read]
         if self.causal:
-            x = rows  # nobody sees what follows
+            x = rows  # no token sees what follows it
         b, n, r = x.shape[0], x.shape[1], rows.shape[1]
         q = self.queries(rows).view(b, r, self.num_heads, self.head_size).transpose(1, 2)
         k = self.key_norm(self.key(x).view(b, n, self.key_groups, -1))
         k = k.view(b, n, self.num_kv_heads, self.head_size).transpose(1, 2)  # (B, kv heads, N, head size)
         v = self.value(x).view(b, n, self.num_kv_heads, self.head_size).transpose(1, 2)
         if self.rotates:
-            q, k = self.turn(q), self.turn(k)
-        y = self.mix(q, k, v)  # (B, heads, R, head size)
+            q, k = self.rotate(q), self.rotate(k)
+        y = self.weigh(q, k, v)  # (B, heads, R, head size)
         return y.transpose(1, 2).reshape(b, r, self.num_heads * self.head_size)
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of queries (B, heads, R, head size) over keys and values (B, kv heads, N, head size)."""
+    def weigh(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return the attention of queries (B, heads, R, head size) over keys and values (B, kv heads, N, head size)."""
         grouped = self.num_kv_heads != self.num_heads
         if not self.capped:
             return F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, scale=self.scale, enable_gqa=grouped)
@@ -195,29 +204,29 @@ class DecoderBlock(nn.Module):
             scores = scores.masked_fill(future, float("-inf"))
         return scores.softmax(dim=-1).to(v.dtype) @ v
 
-    def turn(self, x: Tensor) -> Tensor:
-        """Queries or keys (B, heads, N, head size), each pair of features turned by the token's position."""
+    def rotate(self, x: Tensor) -> Tensor:
+        """Rotate each pair of features of queries or keys (B, heads, N, head size) by the token's position."""
         pairs = len(self.rotary)
-        places = torch.arange(x.shape[2], device=x.device, dtype=torch.float32)
-        angles = places.unsqueeze(1) * torch.tensor(self.rotary, device=x.device, dtype=torch.float32)  # (N, pairs)
+        positions = torch.arange(x.shape[2], device=x.device, dtype=torch.float32)
+        angles = positions.unsqueeze(1) * torch.tensor(self.rotary, device=x.device, dtype=torch.float32)  # (N, pairs)
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         a, b = x[..., :pairs], x[..., pairs : 2 * pairs]
         return torch.cat((a * cos - b * sin, b * cos + a * sin, x[..., 2 * pairs :]), dim=-1)
 
     def mlp(self, x: Tensor) -> Tensor:
-        """Normed tokens (B, N, D) to tokens (B, N, D), each for itself."""
+        """Map normed tokens (B, N, D) to tokens (B, N, D), each for itself."""
         if self.gated:
             return self.down(self.activation(self.gate(x)) * self.up(x))
         return self.down(self.activation(self.up(x)))
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """What follows the attention: tokens (B, R, D) and what their heads gathered, to tokens (B, R, D)."""
+        """Map tokens (B, R, D) and what their heads gathered, (B, R, heads * head size), to tokens (B, R, D)."""
         h = x + self.attention_post_norm(self.output(attended))
         seen = x if self.parallel else h
         return h + self.mlp_post_norm(self.mlp(self.mlp_norm(seen)))
 
     def forward(self, x: Tensor, read: int | None = None) -> Tensor:
-        """Tokens (B, N, D) to tokens (B, N, D), or to the first ``read`` of them, (B, R, D)."""
+        """Map tokens (B, N, D) to tokens (B, N, D), or to the first ``read`` of them, (B, R, D)."""
         rows = x if read is None else x[:, :read]
         return self.finish(rows, self.attend(self.attention_norm(x), read))
 
@@ -230,10 +239,10 @@ class DecoderBlock(nn.Module):
         causal: bool = False,
         rotary: bool = False,
     ) -> DecoderBlock:
-        """The layer over these tensors, which are used as they are, not copied, unless another dtype is asked for.
+        """Make the layer of these tensors, which are used as they are, not copied, unless in another dtype.
 
         Raises:
-            ValueError: a tensor is missing, unknown, or of another shape than the geometry says.
+            ValueError: a tensor is missing, unknown, or of another shape than in the geometry.
         """
         geometry.check_tensors(tensors)
         with torch.device("meta"):

@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from monai_llmboost.arguments import check_choice, check_whole
+
 # No layer that was ever trained comes near this; a config.json that asks for more is broken or hostile.
 LARGEST_WIDTH = 1 << 20
 NORMS = ("rms", "layer")
 QK_NORMS = ("none", "head", "all")
+CORRECT = "correct the model's config.json"
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 
 
@@ -29,7 +32,7 @@ class BlockGeometry:
         norm: ``"rms"`` (RMSNorm, a gain) or ``"layer"`` (LayerNorm, a gain and a bias).
         gain_offset: what is added to a stored RMSNorm gain; Gemma stores gains around 0 and adds 1.
         pre_norm: a norm before the attention and one before the MLP.
-        post_norm: a norm behind the attention and one behind the MLP, before what they give is added.
+        post_norm: a norm after the attention and one after the MLP, before their outputs are added.
         parallel: attention and MLP both see the layer's input, and are added together.
         qk_norm: an RMSNorm of queries and keys, over each head (``"head"``), over all of them (``"all"``), or none.
         qkv_bias: queries, keys and values have biases.
@@ -39,11 +42,16 @@ class BlockGeometry:
         activation: ``"silu"``, ``"gelu"``, ``"gelu_tanh"`` or ``"relu"``.
         attention_scale: factor of the scores; 0 is ``head_size ** -0.5``.
         score_cap: scores s become ``cap * tanh(s / cap)``; 0 for none (Gemma 2: 50).
-        rotary: radians by which each pair of features turns from one position to the next, for whoever asks for
-            positions; the pair i is the features i and i + ``len(rotary)`` of a head. Empty: the layer has none.
+        rotary: radians by which each pair of features is rotated from one position to the next; the pair i is the
+            features i and i + ``len(rotary)`` of a head. Empty: the layer has none.
 
     Raises:
         ValueError: something that no layer can have.
+
+    Example:
+        >>> geometry = BlockGeometry(width=64, mlp_width=128, num_heads=4, num_kv_heads=2, head_size=16)
+        >>> geometry.tensor_shapes["key.weight"]
+        (32, 64)
     """
 
     width: int
@@ -69,29 +77,22 @@ class BlockGeometry:
 
     def __post_init__(self) -> None:
         for name in ("width", "mlp_width", "num_heads", "num_kv_heads", "head_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= LARGEST_WIDTH:
-                raise ValueError(
-                    f"expected {name} to be a whole number from 1 to {LARGEST_WIDTH}, got {value!r}: "
-                    "correct the model's config.json"
-                )
+            check_whole(name, getattr(self, name), 1, LARGEST_WIDTH, CORRECT)
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"expected num_kv_heads to divide num_heads, got {self.num_kv_heads} and {self.num_heads}: "
-                "correct the model's config.json"
-            )
+            raise ValueError(f"num_kv_heads {self.num_kv_heads} does not divide num_heads {self.num_heads}: {CORRECT}")
         if not isinstance(self.norm_eps, float) or not 0 < self.norm_eps < 1:
-            raise ValueError(f"expected norm_eps between 0 and 1, got {self.norm_eps!r}: correct the model's config")
+            raise ValueError(f"norm_eps must be between 0 and 1, not {self.norm_eps!r}: {CORRECT}")
         factors = (self.attention_scale, self.score_cap, self.gain_offset, *self.rotary)
         if not all(isinstance(number, (int, float)) and 0 <= number < 1e9 for number in factors):
-            raise ValueError(f"expected factors of attention from 0 on, got {factors}: correct the model's config.json")
+            raise ValueError(f"factors of attention must be numbers from 0, not {factors}: {CORRECT}")
         for name, known in (("norm", NORMS), ("qk_norm", QK_NORMS), ("activation", ACTIVATIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"expected {name} to be one of {', '.join(known)}, got {getattr(self, name)!r}")
+            check_choice(name, getattr(self, name), known)
         if self.parallel and (self.post_norm or not self.pre_norm):
-            raise ValueError("expected a parallel layer to have norms before its parts only, got others")
+            raise ValueError(f"a parallel layer has norms before its parts only: {CORRECT}")
         if len(self.rotary) > self.head_size // 2:
-            raise ValueError(f"expected at most {self.head_size // 2} rotary pairs, got {len(self.rotary)}")
+            raise ValueError(
+                f"{len(self.rotary)} rotary pairs are too many for a head of {self.head_size} features: {CORRECT}"
+            )
 
     @property
     def scale(self) -> float:
@@ -136,27 +137,27 @@ class BlockGeometry:
         return shapes
 
     def check_tensors(self, tensors: Mapping[str, Any]) -> None:
-        """Raise ValueError if a tensor is missing, unknown, or of another shape than the geometry says."""
+        """Raise ValueError if a tensor is missing, unknown, or of another shape than in the geometry."""
         wanted = self.tensor_shapes
         wrong = sorted(set(wanted) ^ set(tensors))
         if wrong:
-            raise ValueError(f"expected the tensors {sorted(wanted)}, these are missing or unknown: {wrong}")
+            raise ValueError(f"tensors that are missing or unknown: {wrong}; the layer needs {sorted(wanted)}")
         for name, shape in wanted.items():
             if tuple(tensors[name].shape) != shape:
                 raise ValueError(
-                    f"expected {name} of shape {shape}, got {tuple(tensors[name].shape)}: the configuration and the "
-                    "weights are not of one model"
+                    f"{name} has shape {tuple(tensors[name].shape)}, not {shape}: give the config.json and the weights "
+                    "of one model"
                 )
 
     def to_json(self) -> str:
-        """The geometry as one line of JSON with sorted keys; what is as in LLaMA is left out."""
+        """Return the geometry as one line of JSON with sorted keys; what is as in LLaMA is left out."""
         plain = {field.name: field.default for field in fields(self)}
         kept = {key: value for key, value in asdict(self).items() if value != plain[key] or key == "norm_eps"}
         return json.dumps(kept, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> BlockGeometry:
-        """The geometry that :meth:`to_json` wrote.
+        """Return the geometry that :meth:`to_json` wrote.
 
         Raises:
             ValueError: the text is something else.
@@ -165,4 +166,4 @@ class BlockGeometry:
             content = json.loads(text)
             return cls(**{**content, "rotary": tuple(content.get("rotary", ()))})
         except (TypeError, AttributeError) as error:
-            raise ValueError(f"expected a layer's geometry, got {text[:80]!r}: extract the block again") from error
+            raise ValueError(f"{text[:80]!r} is no geometry of a layer: extract the block again") from error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables for people: what a block file holds, and which models to take a layer from."""
+"""Tables: what a block file holds, and which models to take a layer from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from monai_llmboost.llm.self_test import self_test
 
 
 def block_table(file: str | Path) -> Table:
-    """What is in a block file, and what its self-test measured.
+    """Return what is in a block file, and what its self-test measured.
 
     Raises:
         FileNotFoundError: no such file.
@@ -53,10 +53,10 @@ def block_table(file: str | Path) -> Table:
 
 
 def read_out(block: FrozenBlock) -> str:
-    """What a booster computes where only the CLS token is read, in words; see ``ResidualBooster.way``."""
-    if block.folds:
+    """Return how a booster computes the CLS token alone, in words; see ``ResidualBooster.describe_readout``."""
+    if block.attention_form is not None and not block.attention_form.normed_keys:
         return "exactly, where that pays without the other tokens' keys and values"
-    if block.norms_keys:
+    if block.attention_form is not None:
         return "exactly, with the other tokens' keys and, where that pays, no values"
     if block.geometry is None:
         return "by computing the whole block"
@@ -64,14 +64,14 @@ def read_out(block: FrozenBlock) -> str:
 
 
 def describe(geometry: BlockGeometry | None, config: str) -> str:
-    """One layer in words."""
+    """Return one layer in words."""
     if geometry is None:
         return f"{json.loads(config)['model_type']}, run by transformers' own class"
     heads = f"{geometry.num_heads} heads of {geometry.head_size}"
     if geometry.num_kv_heads != geometry.num_heads:
         heads += f" on {geometry.num_kv_heads} of keys and values"
     norm = "RMSNorm" if geometry.norm == "rms" else "LayerNorm"
-    place = {(True, False): "before", (False, True): "behind", (True, True): "before and behind"}
+    place = {(True, False): "before", (False, True): "after", (True, True): "before and after"}
     parts = [
         heads,
         f"MLP {geometry.mlp_width} ({geometry.activation}{', gated' if geometry.gated else ''})",
@@ -85,7 +85,7 @@ def describe(geometry: BlockGeometry | None, config: str) -> str:
 
 
 def donors_table() -> Table:
-    """The curated list of donors."""
+    """Return the curated list of donors."""
     table = Table(
         title="monai-llmboost extract MODEL --layer -1 --out block.safetensors",
         title_justify="left",

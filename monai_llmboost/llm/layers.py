@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from monai_llmboost.arguments import is_whole
+from monai_llmboost.arguments import check_choice, is_whole
 from monai_llmboost.artifacts.digests import tensors_digest
 from monai_llmboost.llm.block import DecoderBlock
 from monai_llmboost.llm.geometry import BlockGeometry
@@ -43,21 +43,21 @@ class Layer:
 
     @property
     def description(self) -> str:
-        """What makes the same tensors another layer."""
+        """What, besides the tensors, makes a layer what it is."""
         return self.geometry.to_json() if self.geometry is not None else f"{self.index} {self.config}"
 
     def module(self, dtype: torch.dtype | None, causal: bool, rotary: bool) -> DecoderBlock | TransformersLayer:
-        """The layer as a module over these very tensors.
+        """Return the layer as a module over these very tensors.
 
         Raises:
-            ValueError: mask or positions asked for and not to be had, or not a layer that can be run on its own.
+            ValueError: a mask or positions that the layer cannot have, or a layer that cannot be run on its own.
         """
         if self.geometry is not None:
             return DecoderBlock.from_tensors(self.geometry, dict(self.tensors), dtype, causal, rotary)
         if causal or rotary:
             raise ValueError(
-                "expected a family that is run natively for causal or rotary, this layer is run by transformers' own "
-                "class: leave them out, or choose another donor"
+                "a layer that is run by transformers' own class has neither causal nor rotary: leave them out, or "
+                "choose a donor of a family that is run natively"
             )
         tensors = {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in self.tensors.items()}
         return TransformersLayer(json.loads(self.config), tensors, self.index or 0)
@@ -73,7 +73,7 @@ class DonorLayers:
         num_layers: how many layers the whole model has.
         revision: commit it was read at, for a model of the hub.
         licence: the name of the model's licence as its card gives it, such as "apache-2.0".
-        final_norm: ``weight`` and perhaps ``bias`` of the norm behind the model's last layer; empty if unknown.
+        final_norm: ``weight`` and perhaps ``bias`` of the norm after the model's last layer; empty if unknown.
         quantised: the quantised types that the weights stand for, such as "Q4_K, Q6_K"; empty if they were floats.
     """
 
@@ -114,13 +114,12 @@ class DonorLayers:
         return digest.hexdigest()
 
     def final_norm_module(self, kind: str) -> nn.Module:
-        """The norm behind the last layer: ``"unit"`` (gain one), ``"donor"`` (the donor's own) or ``"none"``.
+        """Return the norm after the last layer: ``"unit"`` (gain one), ``"donor"`` (the donor's own) or ``"none"``.
 
         Raises:
             ValueError: another word, or the donor's own is not known.
         """
-        if kind not in ("unit", "donor", "none"):
-            raise ValueError(f"expected final_norm to be unit, donor or none, got {kind!r}")
+        check_choice("final_norm", kind, ("unit", "donor", "none"))
         if kind == "none":
             return nn.Identity()
         geometry, width = self.layers[-1].geometry, self.width
@@ -134,8 +133,8 @@ class DonorLayers:
         )
         if geometry is None or shapes != wanted:
             raise ValueError(
-                f"expected the final norm of {self.donor} in the block file for final_norm donor, found "
-                f"{shapes or 'none'} (it is kept of natively run families): use unit, or another donor"
+                f"no final norm of {self.donor} for final_norm donor, but {shapes or 'none'} (it is kept for natively "
+                "run families): use unit, or another donor"
             )
         with torch.device("meta"):
             norm = (nn.LayerNorm if geometry.norm == "layer" else nn.RMSNorm)(width, eps=geometry.norm_eps)
@@ -146,7 +145,7 @@ class DonorLayers:
         return norm
 
     def random(self, seed: int) -> DonorLayers:
-        """The control: each tensor normal with this one's mean and standard deviation, so that but learning is equal.
+        """Return the control: each tensor normal with this one's mean and standard deviation, with nothing learnt.
 
         Drawn in float32 from a generator of its own; the final norm stays.
         """
@@ -168,7 +167,7 @@ def generator_of(seed: int) -> torch.Generator:
         ValueError: a seed that is no whole number.
     """
     if not is_whole(seed):
-        raise ValueError(f"expected the seed of a block to be a whole number, got {seed!r}: give --block_seed 0, say")
+        raise ValueError(f"the seed of a block must be a whole number, not {seed!r}: give --block_seed 0, for example")
     return torch.Generator().manual_seed(int(seed))
 
 
@@ -191,9 +190,13 @@ def _alike(one: Tensor, other: Tensor) -> bool:
 
 
 def random_layer(geometry: BlockGeometry, seed: int = 0) -> DonorLayers:
-    """A layer of random weights without a donor, in float32, from a generator of its own.
+    """Make a layer of random weights without a donor, in float32, from a generator of its own.
 
-    Matrices have standard deviation ``1 / sqrt(inputs)``, norms do nothing but norm, biases are zero.
+    Matrices have standard deviation ``1 / sqrt(inputs)``, norms a gain of one, biases are zero.
+
+    Example:
+        >>> random_layer(BlockGeometry(64, 128, 4, 2, 16), seed=3).name
+        'random seed 3'
     """
     generator = generator_of(seed)
     tensors = {}

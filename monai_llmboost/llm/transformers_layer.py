@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The general way: one decoder layer in `transformers`' own class, for the families that block.py does not know."""
+"""One decoder layer in `transformers`' own class, for the families that block.py does not run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from monai_llmboost.llm.transformers_model import on_disk, quiet, renamed, skeleton
+from monai_llmboost.llm.transformers_model import (
+    fill_buffers,
+    on_disk,
+    quiet,
+    rename_weights,
+    skeleton,
+    use_eager_attention,
+)
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 # Layer types, classes and parameters of what reads tokens in order; what is not named here is left to the self-test.
 IN_ORDER = re.compile(
@@ -23,15 +30,15 @@ IN_ORDER = re.compile(
 )
 # How many vectors some models carry for each token from layer to layer.
 STREAMS = ("hc_mult", "hc_count", "altup_num_inputs")
-# What a layer can be told beside the tokens, and is.
-TOLD = ("attention_mask", "position_ids", "position_embeddings", "alibi", "position_bias", "shared_kv_states")
+# Arguments of a layer, besides the tokens, that are given.
+ARGUMENTS = ("attention_mask", "position_ids", "position_embeddings", "alibi", "position_bias", "shared_kv_states")
 
 
 class TransformersLayer(nn.Module):
     """One decoder layer in transformers' own class, run on visual tokens: no mask, all at one position.
 
     ``y = layer(x)``, where every submodule has ``is_causal = False`` (without a mask transformers' attention is causal
-    otherwise), and the model's own rotary embedding turns all tokens by position 0, so that its widths, its scale and
+    otherwise), and the model's own rotary embedding places all tokens at position 0, so that its widths, its scale and
     its forms per layer are right. Dropout is never on.
 
     Args:
@@ -48,7 +55,7 @@ class TransformersLayer(nn.Module):
         super().__init__()
         model, stack, layers = skeleton(config)
         if not 0 <= layer < len(layers):
-            raise ValueError(f"expected a layer from 0 to {len(layers) - 1} of this model, got {layer}")
+            raise ValueError(f"no layer {layer} in this model: choose one from 0 to {len(layers) - 1}")
         known = model.config
         name = f"{known.model_type} layer {layer}"
         kinds = getattr(known, "layer_types", None) or getattr(known, "layers_block_type", None)
@@ -59,19 +66,19 @@ class TransformersLayer(nn.Module):
         ordered = [word for word in (self.kind or "", *classes, *parameters) if IN_ORDER.search(word)]
         if ordered:
             raise ValueError(
-                f"expected a layer of attention over all tokens, {name} reads tokens in order "
-                f"({', '.join(list(dict.fromkeys(ordered))[:2])}): choose another layer or donor"
+                f"{name} reads tokens in order ({', '.join(list(dict.fromkeys(ordered))[:2])}): choose another layer "
+                "or donor, with attention over all tokens"
             )
         streams = [key for key in STREAMS if getattr(known, key, 1) > 1]
         if streams:
             raise ValueError(
-                f"expected a layer with one vector for each token, {name} has {getattr(known, streams[0])} "
-                f"({streams[0]}): choose another donor"
+                f"{name} has {getattr(known, streams[0])} vectors for each token ({streams[0]}), not one: choose "
+                "another donor"
             )
         self.config = known
         self.width = getattr(known, "hidden_size", None)
         if self.width is None:
-            raise ValueError(f"expected hidden_size in the configuration of {name}, found none: choose another donor")
+            raise ValueError(f"no hidden_size in the configuration of {name}: choose another donor")
         self.rotary = _rotary(model, stack)
         by_kind = self.rotary is not None and "layer_type" in inspect.signature(self.rotary.forward).parameters
         self.rotary_by_kind = by_kind and self.kind in known.rope_parameters
@@ -79,10 +86,10 @@ class TransformersLayer(nn.Module):
         # Some choose keys by scores of their own, to which they add the mask: all zeros, nothing is masked.
         self.needs_mask = any("Indexer" in type(module).__name__ for module in self.layer.modules())
         if any("sink" in parameter for parameter in parameters):
-            known._attn_implementation = "eager"  # SDPA would leave the sinks out
+            use_eager_attention(model)
         self.masks = _take_masks(self.layer)
-        _fill_buffers(self, model)
-        weights = renamed(model, f"{on_disk(model, stack)}.{layer}.", f"{stack}.{layer}.", tensors)
+        fill_buffers(self, model)
+        weights = rename_weights(model, f"{on_disk(model, stack)}.{layer}.", f"{stack}.{layer}.", tensors)
         _check(weights, self.layer.state_dict(), name)
         self.layer.load_state_dict(weights, strict=True, assign=True)
         filled = [
@@ -90,17 +97,17 @@ class TransformersLayer(nn.Module):
         ]
         unknown = [path for path, buffer in filled if buffer.isnan().any()]
         if unknown:
-            raise ValueError(f"expected values in all of {name}, {unknown[0]} has none: choose another donor")
+            raise ValueError(f"{unknown[0]} of {name} has no values: choose another donor")
         for module in self.layer.modules():
             module.is_causal = False  # type: ignore[assignment]
         self.eval()
 
     def train(self, mode: bool = True) -> TransformersLayer:
-        """A frozen layer has no dropout, whatever the network around it does."""
+        """Stay in ``eval()``: the layer has no dropout, whatever the mode of the network around it."""
         return super().train(False)
 
     def forward(self, x: Tensor, read: int | None = None) -> Tensor:
-        """Tokens (B, N, D) to tokens (B, N, D), or to the first ``read`` of them, (B, R, D)."""
+        """Map tokens (B, N, D) to tokens (B, N, D), or to the first ``read`` of them, (B, R, D)."""
         b, n = x.shape[:2]
         for owner, mask, is_bool in self.masks:
             nothing_masked = torch.ones((), dtype=torch.bool if is_bool else x.dtype, device=x.device)
@@ -112,7 +119,7 @@ class TransformersLayer(nn.Module):
         if "position_ids" in given:
             given["position_ids"] = positions
         if "position_embeddings" in given:
-            given["position_embeddings"] = self.turn(x, positions)
+            given["position_embeddings"] = self.rotary_embedding(x, positions)
         if "alibi" in given and getattr(self.config, "alibi", True):
             given["alibi"] = x.new_zeros(b * self.config.num_attention_heads, 1, n)
         if "position_bias" in given:
@@ -123,8 +130,8 @@ class TransformersLayer(nn.Module):
         y = y[0] if isinstance(y, (tuple, list)) else y
         return y if read is None else y[:, :read]
 
-    def turn(self, x: Tensor, positions: Tensor) -> Any:
-        """What the model's own rotary embedding gives for these positions (B, N); ``None`` if this layer has none."""
+    def rotary_embedding(self, x: Tensor, positions: Tensor) -> Any:
+        """Return the model's own rotary embedding of these positions (B, N); ``None`` if this layer has none."""
         if self.rotary is None:
             return None
         if not self.rotary_by_kind:
@@ -135,7 +142,7 @@ class TransformersLayer(nn.Module):
 
 
 def _rotary(model: nn.Module, stack: str) -> nn.Module | None:
-    """The rotary embedding nearest to the list of layers, outside of it."""
+    """Return the rotary embedding nearest to the list of layers, outside of it."""
     while stack:
         stack = stack.rpartition(".")[0]
         for child in model.get_submodule(stack).children():
@@ -145,22 +152,20 @@ def _rotary(model: nn.Module, stack: str) -> nn.Module | None:
 
 
 def _arguments(layer: nn.Module, name: str) -> list[str]:
-    """What the layer must or may be told beside the tokens.
+    """Return the arguments that the layer takes besides the tokens.
 
     Raises:
-        ValueError: it must be told something that visual tokens do not have.
+        ValueError: it requires one that visual tokens do not have.
     """
     others = list(inspect.signature(layer.forward).parameters.values())[1:]  # the first one: tokens
-    takes = [other.name for other in others if other.name in TOLD]
+    takes = [other.name for other in others if other.name in ARGUMENTS]
     missing = [
         other.name
         for other in others
-        if other.default is other.empty and other.kind is other.POSITIONAL_OR_KEYWORD and other.name not in TOLD
+        if other.default is other.empty and other.kind is other.POSITIONAL_OR_KEYWORD and other.name not in ARGUMENTS
     ]
     if missing:
-        raise ValueError(
-            f"expected a layer that needs tokens only, {name} also needs {', '.join(missing)}: choose another donor"
-        )
+        raise ValueError(f"{name} needs {', '.join(missing)} besides its tokens: choose another donor")
     if any(other.kind is other.VAR_KEYWORD for other in others):  # handed on to the attention
         within = {key for module in layer.modules() for key in inspect.signature(module.forward).parameters}
         takes += [key for key in ("position_ids", "position_embeddings") if key in within and key not in takes]
@@ -178,28 +183,14 @@ def _take_masks(layer: nn.Module) -> list[tuple[str, str, bool]]:
     return masks
 
 
-def _fill_buffers(block: TransformersLayer, model: PreTrainedModel) -> None:
-    """Give the buffers real values, as transformers does when it loads; NaN where it gives none."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        for module in block.modules():
-            empty = {name: buffer for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta}
-            for name, buffer in empty.items():
-                unknown = float("nan") if buffer.is_floating_point() else 0
-                module._buffers[name] = torch.full(buffer.shape, unknown, dtype=buffer.dtype)
-            if empty:
-                model._init_weights(module)
-
-
 def _check(weights: dict[str, Tensor], expected: dict[str, Tensor], name: str) -> None:
     """Raise ValueError if these are not the tensors of this layer."""
     other = sorted(weights.keys() ^ expected.keys())
     if other:
-        raise ValueError(
-            f"expected the tensors of {name}, missing or unknown: {other[:8]}: read them from the model again"
-        )
+        raise ValueError(f"tensors of {name} that are missing or unknown: {other[:8]}; read them from the model again")
     for key, tensor in expected.items():
         if weights[key].shape != tensor.shape:
             raise ValueError(
-                f"expected {key} of shape {tuple(tensor.shape)} in {name}, got {tuple(weights[key].shape)}: "
-                "give the config.json of this model"
+                f"{key} of {name} has shape {tuple(weights[key].shape)}, not {tuple(tensor.shape)}: give the "
+                "config.json of this model"
             )

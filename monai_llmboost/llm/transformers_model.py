@@ -20,10 +20,17 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+# Used of transformers beyond its documented interface, in this file only; pyproject.toml has the range that is tested:
+# - configurations: `_attn_implementation`, `_experts_implementation`;
+# - models: `_supports_sdpa`, `_init_weights`, `_keys_to_ignore_on_load_unexpected`, `base_model_prefix`;
+# - `models.auto.configuration_auto.model_type_to_module_name`;
+# - `conversion_mapping.get_model_conversion_mapping`;
+# - `core_model_loading`: `revert_weight_conversion`, `rename_source_key`, `dot_natural_key`, `WeightConverter`,
+#   `WeightRenaming`.
 MOST_LAYERS = 10_000
 # Part of some old checkpoints, computed from the configuration and of no use here: rotary frequencies and causal masks.
 NOT_WEIGHTS = re.compile(r"(^|\.)(rotary_emb\..*|(attn|attention)\.bias|masked_bias|causal_mask)$")
-# What a config.json says about code to run or how to run it is not read: a model's files are data.
+# Keys of a config.json on code to run, or how to run it, are not read: a model's files are data.
 NOT_READ = re.compile(r"auto_map|_?(attn|experts)_implementation\w*|output_(attentions|hidden_states)|(torch_)?dtype")
 # Where a model of several parts keeps the configuration of its language model.
 LANGUAGE_PARTS = ("text_config", "decoder")
@@ -64,36 +71,35 @@ def _import() -> None:
 
 
 def _read(config: Mapping[str, Any]) -> tuple[PretrainedConfig, type[PreTrainedModel]]:
-    """The configuration of the language model in transformers' class, and the class of the model itself."""
+    """Return the configuration of the language model in transformers' class, and the class of the model itself."""
     parts = [part for key in LANGUAGE_PARTS if isinstance(part := config.get(key), Mapping) and "model_type" in part]
     inner = parts[0] if parts else config
     model_type = str(inner.get("model_type"))
     if config.get("quantization_config") or inner.get("quantization_config"):
         raise ValueError(
-            "expected weights as they were trained, got a quantised model (quantization_config in its config.json): "
-            "choose the donor that it was made from"
+            "the model is quantised (quantization_config in its config.json): choose the donor that it was made from"
         )
     from transformers import CONFIG_MAPPING
 
     if model_type in CONFIG_MAPPING:
         try:
             known = CONFIG_MAPPING[model_type].from_dict(_what_is_read(inner)).get_text_config()
-        except Exception as error:  # each of some 200 classes has its own ways to say that a value is impossible
+        except Exception as error:  # each of some 200 classes refuses impossible values by its own errors
             raise ValueError(
-                f"expected the configuration of a {model_type} model, transformers refuses it ({_line(error)}): "
-                "correct its config.json"
+                f"transformers refuses the configuration of this {model_type} model ({_line(error)}): correct its "
+                "config.json"
             ) from error
         model_class = _model_class(known)
         if model_class is not None:
             return known, model_class
     raise ValueError(
-        f"expected a causal language model that transformers knows, got the model type {model_type!r}: "
-        "choose another donor, or a newer transformers"
+        f"the model type {model_type!r} is no causal language model that transformers knows: choose another donor, or "
+        "a newer transformers"
     )
 
 
 def _model_class(known: PretrainedConfig) -> Any:
-    """The causal language model with this configuration; of models that have none, their language part."""
+    """Return the causal language model with this configuration; of models that have none, their language part."""
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
     from transformers.models.auto.configuration_auto import model_type_to_module_name
 
@@ -108,7 +114,7 @@ def _model_class(known: PretrainedConfig) -> Any:
 
 
 def _what_is_read(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy without what is not read, at any depth, and with infinity for ``{"__float__": "Infinity"}``."""
+    """Return a copy without what is not read, at any depth, and with infinity for ``{"__float__": "Infinity"}``."""
 
     def part(content: dict[str, Any]) -> Any:
         if content.keys() == {"__float__"}:
@@ -124,11 +130,11 @@ def _line(error: Exception) -> str:
 
 @quiet()
 def skeleton(config: Mapping[str, Any]) -> tuple[PreTrainedModel, str, nn.ModuleList]:
-    """The whole causal language model without weights, and the name and the list of its decoder layers."""
+    """Return the causal language model without weights, and the name and the list of its decoder layers."""
     known, model_class = _read(config)
     number = getattr(known, "num_hidden_layers", None)
     if number is not None and not (isinstance(number, int) and 0 < number <= MOST_LAYERS):
-        raise ValueError(f"expected 1 to {MOST_LAYERS} layers, got {number!r}: correct the model's config.json")
+        raise ValueError(f"{number!r} layers are not from 1 to {MOST_LAYERS}: correct the model's config.json")
     capped = any("attn" in key and "softcap" in key and value for key, value in known.to_dict().items())
     known._attn_implementation = "sdpa" if model_class._supports_sdpa and not capped else "eager"
     known._experts_implementation = "eager"
@@ -136,14 +142,14 @@ def skeleton(config: Mapping[str, Any]) -> tuple[PreTrainedModel, str, nn.Module
         if hasattr(known, key):
             setattr(known, key, ALL)
     if getattr(known, "attention_type", None) == "block_sparse":
-        known.attention_type = "original_full"  # the same in BigBird's words
+        known.attention_type = "original_full"  # the same in BigBird's terms
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             model = model_class(known)
     except Exception as error:  # as above
         raise ValueError(
-            f"expected a {known.model_type} model, transformers cannot build it from this config.json "
-            f"({_line(error)}): correct it or choose another donor"
+            f"transformers cannot build a {known.model_type} model from this config.json ({_line(error)}): correct it "
+            "or choose another donor"
         ) from error
     lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
     lists = {name: module for name, module in lists.items() if len(module) and not ELSEWHERE.search(name)}
@@ -153,15 +159,32 @@ def skeleton(config: Mapping[str, Any]) -> tuple[PreTrainedModel, str, nn.Module
     ]
     if len(likely) != 1:
         raise ValueError(
-            f"expected one list of decoder layers in a {known.model_type} model, got {', '.join(likely) or 'none'}: "
-            "choose another donor"
+            f"a {known.model_type} model has not one list of decoder layers, but {', '.join(likely) or 'none'}: choose "
+            "another donor"
         )
     return model, likely[0], lists[likely[0]]
 
 
+def use_eager_attention(model: PreTrainedModel) -> None:
+    """Let the model's layers compute attention step by step, which knows sinks; SDPA would leave them out."""
+    model.config._attn_implementation = "eager"
+
+
+def fill_buffers(module: nn.Module, model: PreTrainedModel) -> None:
+    """Give the buffers of a module of a model real values, as transformers does on loading; NaN where it gives none."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for part in module.modules():
+            empty = {name: buffer for name, buffer in part.named_buffers(recurse=False) if buffer.is_meta}
+            for name, buffer in empty.items():
+                unknown = float("nan") if buffer.is_floating_point() else 0
+                part._buffers[name] = torch.full(buffer.shape, unknown, dtype=buffer.dtype)
+            if empty:
+                model._init_weights(part)
+
+
 @quiet()
 def on_disk(model: PreTrainedModel, stack: str) -> str:
-    """What the list of layers is called in the model's files, which a few types keep in an older form."""
+    """Return the name of the list of layers in the model's files, which a few types keep in an older form."""
     from transformers.core_model_loading import revert_weight_conversion
 
     within = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(f"{stack}.0.")}
@@ -170,7 +193,7 @@ def on_disk(model: PreTrainedModel, stack: str) -> str:
 
 
 def stack_of(config: Mapping[str, Any]) -> str:
-    """Dotted name of the list of decoder layers in the model's files, such as ``"model.layers"``.
+    """Return the dotted name of the list of decoder layers in the model's files, such as ``"model.layers"``.
 
     Raises:
         ValueError: transformers has no such model, or not one list of layers.
@@ -180,13 +203,13 @@ def stack_of(config: Mapping[str, Any]) -> str:
 
 
 def number_of_layers(config: Mapping[str, Any]) -> int:
-    """How many decoder layers the causal language model has; raises what :func:`stack_of` raises."""
+    """Return the number of decoder layers of the causal language model; raise what :func:`stack_of` raises."""
     return len(skeleton(config)[2])
 
 
 @quiet()
-def renamed(model: PreTrainedModel, stored: str, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The layer's tensors by the names and in the form of transformers' class, by transformers' own table.
+def rename_weights(model: PreTrainedModel, stored: str, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the layer's tensors by the names and in the form of transformers' class, by transformers' own table.
 
     On disk each expert has its own matrices, for example, in memory there is one tensor of them all.
     """
@@ -213,8 +236,8 @@ def renamed(model: PreTrainedModel, stored: str, prefix: str, tensors: dict[str,
             weights.update(converter.convert(new, model=model, config=model.config))
         except Exception as error:  # as above
             raise ValueError(
-                f"expected all tensors that make up {new}, transformers cannot join them ({_line(error)}): "
-                "read them from the model again"
+                f"transformers cannot join the tensors that make up {new} ({_line(error)}): read them from the model "
+                "again"
             ) from error
     useless = [NOT_WEIGHTS, *map(re.compile, model._keys_to_ignore_on_load_unexpected or [])]
     return {

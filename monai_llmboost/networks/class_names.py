@@ -44,6 +44,10 @@ class ClassNames(ReadText):
     Raises:
         ValueError: names that are no texts, another number of them, the same one twice (but for line breaks), or names
             too long to keep.
+
+    Example:
+        >>> ClassNames(3).names(), ClassNames(2, ["benign", "malignant"]).names()
+        (['class 0', 'class 1', 'class 2'], ['benign', 'malignant'])
     """
 
     what = "class names"
@@ -52,26 +56,26 @@ class ClassNames(ReadText):
         names = [] if names is None else names
         _check_texts(names)
         if names and len(names) != num_classes:
-            raise ValueError(f"expected {num_classes} class names, got {len(names)}: {list(names)}")
+            raise ValueError(f"{len(names)} class names {list(names)} for {num_classes} classes: give one for each")
         if len(set(map(_column, names))) < len(names):
             raise ValueError(
-                f"expected different class names, got {list(names)}: a table has a column for each, on one line"
+                f"class names {list(names)} are not all different: a table needs a column for each, named on one line"
             )
         text = SEPARATOR.join(map(on_one_line, names))
         if len(text.encode()) > TEXT_BYTES:
             raise ValueError(
-                f"expected class names of at most {TEXT_BYTES} bytes in all, got {len(text.encode())}: shorten them"
+                f"class names of {len(text.encode())} bytes in all are too long: shorten them to {TEXT_BYTES}"
             )
         super().__init__(text)
         self.num_classes = num_classes
 
     def names(self) -> list[str]:
-        """The names, of the checkpoint if one was loaded."""
+        """Return the names, of the checkpoint if one was loaded."""
         return self.text.split(SEPARATOR) if self.text else [f"class {index}" for index in range(self.num_classes)]
 
 
 class Preprocessing(ReadText):
-    """The steps that prepared the volumes in training, in words, a line each; empty where they are not known.
+    """The steps that prepared the volumes in training, in words, a line each; empty if they are unknown.
 
     Checkpoints of earlier versions hold none, and load. :class:`monai_llmboost.engines.TrainingCheckpoints` writes the
     text, :class:`monai_llmboost.engines.TrainedWeights` compares it.
@@ -85,7 +89,7 @@ class Preprocessing(ReadText):
 class TrainingCases(ReadText):
     """The division into folds that the network was trained by, such as "phantom, fold 0 of 4 by seed 0".
 
-    Empty where it is not known, as in checkpoints of earlier versions. What cannot be read is an average over networks
+    Empty if it is unknown, as in checkpoints of earlier versions. What cannot be read is an average over networks
     of several divisions, and loads as :attr:`SEVERAL`. :class:`monai_llmboost.engines.TrainingCheckpoints` writes the
     text, :class:`monai_llmboost.engines.TrainedWeights` compares it.
     """
@@ -102,7 +106,7 @@ class TrainingCases(ReadText):
 
 
 def keep_text(networks: Iterable[Any], name: str, text: str | None) -> None:
-    """Give networks that keep a text of this name, such as "preprocessing", another one; ``None`` leaves theirs."""
+    """Replace the text of this name, such as "preprocessing", in networks that keep one; ``None`` leaves theirs."""
     for network in networks:
         kept = getattr(network, name, None)
         if text is not None and isinstance(kept, KeptText):
@@ -122,10 +126,10 @@ def _column(name: str) -> str:
 def _check_texts(names: Sequence[str]) -> None:
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         got = names if isinstance(names, str) else list(names)
-        raise ValueError(f'expected class names as a list of texts, got {got!r}: write them as \'["a", "b"]\'')
+        raise ValueError(f'class names {got!r} are no list of texts: write them as \'["a", "b"]\'')
 
 
 def class_names_of(network: Any) -> list[str]:
-    """The names of the classes that a network keeps; none for what keeps none."""
+    """Return the names of the classes that a network keeps; none for what keeps none."""
     kept = getattr(unwrap(network), "class_names", None)
     return [] if kept is None else kept.names()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read checkpoints of the published R-LLM code (https://github.com/ZhixinLai/LLMBoostMedical, 3D) into our networks."""
+"""Checkpoints of the published R-LLM code (https://github.com/ZhixinLai/LLMBoostMedical, 3D) into our networks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from monai_llmboost.arguments import check_choice
 from monai_llmboost.artifacts.weights import check_named, load_weights
 from monai_llmboost.boosters import IdentityControl, ResidualBooster
 from monai_llmboost.llm import BlockGeometry, DonorLayers, FrozenBlock, Layer
@@ -57,15 +58,15 @@ LAYERS = [
 
 
 def _frozen_block(weights: Mapping[str, Tensor], num_heads: int, norm_eps: float) -> FrozenBlock:
-    """The block inside their checkpoint, named ``llama.layers.K.*`` there, with its final norm ``llama.norm``."""
+    """Return the block inside their checkpoint, ``llama.layers.K.*`` there, with its final norm ``llama.norm``."""
     found = {key.split(".")[2] for key in weights if key.startswith("llama.layers.")}
     if len(found) != 1:
-        raise ValueError(f"expected the weights of one LLaMA layer in the checkpoint, found {len(found)}")
+        raise ValueError(f"the checkpoint holds {len(found)} LLaMA layers (llama.layers.K.*), not one: copy it again")
     (layer,) = found
     try:
         tensors = {new: weights[f"llama.layers.{layer}.{old}"] for old, new in META.items()}
     except KeyError as error:
-        raise ValueError(f"expected {error} in the checkpoint, found none: it is incomplete") from error
+        raise ValueError(f"no {error} in the checkpoint: it is incomplete, copy it again") from error
     width = tensors["query.weight"].shape[1]
     geometry = BlockGeometry(
         width=width,
@@ -130,8 +131,7 @@ def from_published(
         ValueError: an unknown kind or mode, a depth that is not given, a damaged file, or weights that do not fit.
     """
     checkpoint = state_dict if isinstance(state_dict, Mapping) else _read(state_dict)
-    if mode not in RESIDUAL_OF_MODE:
-        raise ValueError(f"expected mode to be one of {', '.join(RESIDUAL_OF_MODE)}, got {mode!r}")
+    check_choice("mode", mode, RESIDUAL_OF_MODE)
     sizes: dict[str, Any] = {
         "in_channels": channels,
         "num_classes": num_classes,
@@ -148,7 +148,7 @@ def from_published(
         block = _frozen_block(checkpoint, llm_heads, llm_norm_eps)
         if block.width != llm_dim:
             raise ValueError(
-                f"expected a block of width {llm_dim} (llm_dim), the checkpoint holds one of {block.width}"
+                f"llm_dim {llm_dim} is not the width of the checkpoint's block: give llm_dim={block.width}"
             )
     booster = ResidualBooster(dim, block, RESIDUAL_OF_MODE[mode])
     network: nn.Module
@@ -158,8 +158,8 @@ def from_published(
         network = ViViT(num_spatial_layers=spatial_depth, num_temporal_layers=temporal_depth, booster=booster, **sizes)
     else:
         raise ValueError(
-            "expected kind 'vit3d' with depth, or 'vivit' with spatial_depth and temporal_depth, got "
-            f"kind {kind!r}, depth {depth}, spatial_depth {spatial_depth}, temporal_depth {temporal_depth}"
+            f"kind {kind!r} with depth {depth}, spatial_depth {spatial_depth}, temporal_depth {temporal_depth}: give "
+            "kind 'vit3d' with depth, or 'vivit' with spatial_depth and temporal_depth"
         )
     # Their code always makes the extra map of `llm_out_nn`; in the other modes nothing reads it.
     unused = () if mode == "llm_out_nn" else ("llama_dim_dim_mapper.",)
@@ -173,5 +173,5 @@ def from_published(
     try:
         network.load_state_dict(weights, strict=True)
     except RuntimeError as error:
-        raise ValueError(f"the checkpoint does not fit the sizes given: {error}") from error
+        raise ValueError(f"the checkpoint does not fit these sizes: {error}") from error
     return network

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ViT3D: a vision transformer over the patches of a volume, with a booster behind or between its layers."""
+"""ViT3D: a vision transformer over the patches of a volume, with a booster after or between its layers."""
 
 from __future__ import annotations
 
@@ -8,26 +8,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from monai_llmboost.arguments import is_whole
+from monai_llmboost.arguments import check_whole
 from monai_llmboost.networks.class_names import ClassNames, Preprocessing, TrainingCases
-from monai_llmboost.networks.transformer import (
-    PatchTokens,
-    check_booster_fits,
-    check_pool,
-    grid_of,
-    layers_before_booster,
-    learned_embedding,
-    network_signature,
-    reads_few,
-    transformer_layers,
-)
+from monai_llmboost.networks.insertion import BoostedNetwork, network_signature
+from monai_llmboost.networks.tokens import PatchTokens, check_pool, grid_of, learned_embedding
+from monai_llmboost.networks.transformer import transformer_layers
 
 
-class ViT3D(nn.Module):
+class ViT3D(BoostedNetwork):
     """Volume -> class logits by a 3D vision transformer, as in R-LLM (Lai et al. 2024, arXiv:2403.17343).
 
     Patches become tokens (LayerNorm, linear, LayerNorm), a CLS token and positions are added, pre-norm transformer
-    layers follow without a norm behind the last, then the booster, the pooling, a LayerNorm and a linear head; or the
+    layers follow without a norm after the last, then the booster, the pooling, a LayerNorm and a linear head; or the
     booster stands elsewhere, see ``position``.
 
     Args:
@@ -46,20 +38,24 @@ class ViT3D(nn.Module):
             ``None`` for the plain network.
         class_names: what the logits mean, in order; kept in checkpoints, so that ``class_names.names()`` of a network
             that loaded one are those it was trained with.
-        position: where the booster stands. ``"last"``: behind the last layer, where with ``pool="cls"`` it is asked for
-            the CLS token alone, at little cost. ``"middle"``: behind the first ``num_layers // 2`` layers, at least one
-            on each side; the layers behind it need all tokens of the booster. ``"head"``: on the pooled token, just
+        position: where the booster stands. ``"last"``: after the last layer, where with ``pool="cls"`` it is asked for
+            the CLS token alone, at little cost. ``"middle"``: after the first ``num_layers // 2`` layers, at least one
+            on each side; the layers after it need all tokens of the booster. ``"head"``: on the pooled token, just
             before ``head_norm``; that is one token alone, (B, 1, C), so the attention in the booster's block has
             nothing to choose from and passes on the token's own value.
         stem_channels: features of a convolutional stem before the patches are cut, see
-            :class:`monai_llmboost.networks.transformer.PatchTokens`; 0 for none, as published.
+            :class:`monai_llmboost.networks.tokens.PatchTokens`; 0 for none, as published.
 
     Raises:
         ValueError: sizes that do not fit one another, or no middle; in ``forward``, a volume of another size.
-    """
 
-    # So that scripting leaves out the branches not taken.
-    __constants__ = ("boosts_between", "boosts_pooled", "reads_cls")
+    Example:
+        >>> from monai_llmboost.boosters import ResidualBooster
+        >>> from monai_llmboost.llm import load_block
+        >>> network = ViT3D(1, 2, img_size=28, patch_size=7, booster=ResidualBooster(192, load_block("embedded")))
+        >>> network(torch.zeros(4, 1, 28, 28, 28)).shape
+        torch.Size([4, 2])
+    """
 
     def __init__(
         self,
@@ -80,13 +76,11 @@ class ViT3D(nn.Module):
         stem_channels: int = 0,
     ) -> None:
         super().__init__()
-        if not (is_whole(in_channels) and is_whole(num_classes)) or min(in_channels, num_classes) < 1:
-            raise ValueError(f"expected in_channels and num_classes from 1, got {in_channels} and {num_classes}")
+        check_whole("in_channels", in_channels, 1)
+        check_whole("num_classes", num_classes, 1)
         size, patch = grid_of(img_size, patch_size)
-        self.read_mean = check_pool(pool) == "mean"
+        check_pool(pool)
         layers = transformer_layers(num_layers, hidden_size, mlp_dim, num_heads, head_size, dropout_rate)
-        self.num_before = layers_before_booster(position, num_layers)
-        self.boosts_between, self.boosts_pooled = position == "middle", position == "head"
         num_patches = (size[0] // patch[0]) * (size[1] // patch[1]) * (size[2] // patch[2])
         self.patch_tokens = PatchTokens(in_channels, size, patch, hidden_size, stem_channels)
         self.cls_token = learned_embedding(1, 1, hidden_size)
@@ -95,21 +89,16 @@ class ViT3D(nn.Module):
         self.layers = layers
         self.head_norm = nn.LayerNorm(hidden_size)
         self.head = nn.Linear(hidden_size, num_classes)
-        self.booster = check_booster_fits(booster, hidden_size, position, pool)
-        self.reads_cls = position == "last" and pool == "cls" and reads_few(self.booster)
+        self.place_booster(booster, hidden_size, num_layers, position, pool)
         self.signature = network_signature(self, patch, num_heads, pool, booster, position, stem_channels)
         self.class_names = ClassNames(num_classes, class_names)
         self.preprocessing = Preprocessing()
         self.training_cases = TrainingCases()
 
-    def pool_tokens(self, x: Tensor) -> Tensor:
-        """Tokens (B, N, C) to one (B, C)."""
-        return x.mean(dim=1) if self.read_mean else x[:, 0]
-
     def forward_features(self, x: Tensor) -> Tensor:
-        """Volumes (B, channels, S0, S1, S2) to tokens before the booster, CLS first, (B, 1 + patches, C).
+        """Map volumes (B, channels, S0, S1, S2) to tokens before the booster, CLS first, (B, 1 + patches, C).
 
-        With position "last" all layers are behind them, with "middle" the first half; with "head" it is the pooled
+        With position "last" they have passed all layers, with "middle" the first half; with "head" it is the pooled
         token alone, (B, 1, C).
         """
         x = self.patch_tokens(x).flatten(1, 2)  # (B, patches, C)
@@ -121,7 +110,7 @@ class ViT3D(nn.Module):
         return self.pool_tokens(x).unsqueeze(1) if self.boosts_pooled else x
 
     def forward_head(self, x: Tensor) -> Tensor:
-        """Tokens after the booster (B, 1 + patches, C) to logits (B, num_classes).
+        """Map tokens after the booster (B, 1 + patches, C) to logits (B, num_classes).
 
         With position "last" and pool "cls" the CLS token (B, 1, C) is enough; with "middle" the other half of the
         layers comes first; with "head" it is the pooled token, (B, 1, C).
@@ -129,10 +118,3 @@ class ViT3D(nn.Module):
         if self.boosts_between:
             x = self.layers(x, self.num_before)
         return self.head(self.head_norm(self.pool_tokens(x)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Volumes (B, in_channels, S0, S1, S2) to raw logits (B, num_classes)."""
-        tokens = self.forward_features(x)
-        # Only the CLS token is read, which costs the booster next to nothing.
-        boosted = self.booster(tokens, 1) if self.reads_cls else self.booster(tokens)
-        return self.forward_head(boosted)

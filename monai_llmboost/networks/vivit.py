@@ -8,22 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from monai_llmboost.arguments import is_whole
+from monai_llmboost.arguments import check_whole
 from monai_llmboost.networks.class_names import ClassNames, Preprocessing, TrainingCases
-from monai_llmboost.networks.transformer import (
-    PatchTokens,
-    check_booster_fits,
-    check_pool,
-    grid_of,
-    layers_before_booster,
-    learned_embedding,
-    network_signature,
-    reads_few,
-    transformer_layers,
-)
+from monai_llmboost.networks.insertion import BoostedNetwork, network_signature
+from monai_llmboost.networks.tokens import PatchTokens, check_pool, grid_of, learned_embedding
+from monai_llmboost.networks.transformer import transformer_layers
 
 
-class ViViT(nn.Module):
+class ViViT(BoostedNetwork):
     """Volume -> class logits by a factorised encoder (Arnab et al. 2021, arXiv:2103.15691, model 2), as in R-LLM.
 
     The volume's first axis plays the part of time. Within each slab of ``patch_size[0]`` slices the patch tokens meet
@@ -47,21 +39,23 @@ class ViViT(nn.Module):
         booster: tokens (B, N, C) -> tokens (B, N, C); ``None`` for the plain network.
         class_names: what the logits mean, in order; kept in checkpoints, so that ``class_names.names()`` of a network
             that loaded one are those it was trained with.
-        position: where the booster stands. ``"last"``: behind the last temporal layer and its norm, where with
-            ``pool="cls"`` it is asked for the CLS token alone, at little cost. ``"middle"``: behind the first
-            ``num_temporal_layers // 2`` temporal layers, at least one on each side; the layers behind it need all
+        position: where the booster stands. ``"last"``: after the last temporal layer and its norm, where with
+            ``pool="cls"`` it is asked for the CLS token alone, at little cost. ``"middle"``: after the first
+            ``num_temporal_layers // 2`` temporal layers, at least one on each side; the layers after it need all
             tokens of the booster. ``"head"``: on the pooled token, just before ``head``; that is one token alone,
             (B, 1, C), so the attention in the booster's block has nothing to choose from and passes on the token's own
             value.
         stem_channels: features of a convolutional stem before the patches are cut, see
-            :class:`monai_llmboost.networks.transformer.PatchTokens`; 0 for none, as published.
+            :class:`monai_llmboost.networks.tokens.PatchTokens`; 0 for none, as published.
 
     Raises:
         ValueError: sizes that do not fit one another, or no middle; in ``forward``, a volume of another size.
-    """
 
-    # So that scripting leaves out the branches not taken.
-    __constants__ = ("boosts_between", "boosts_pooled", "reads_cls")
+    Example:
+        >>> network = ViViT(1, 3, img_size=28, patch_size=(4, 14, 14), pool="mean", class_names=["a", "b", "c"])
+        >>> network(torch.zeros(4, 1, 28, 28, 28)).shape, network.class_names.names()
+        (torch.Size([4, 3]), ['a', 'b', 'c'])
+    """
 
     def __init__(
         self,
@@ -83,17 +77,14 @@ class ViViT(nn.Module):
         stem_channels: int = 0,
     ) -> None:
         super().__init__()
-        if not (is_whole(in_channels) and is_whole(num_classes)) or min(in_channels, num_classes) < 1:
-            raise ValueError(f"expected in_channels and num_classes from 1, got {in_channels} and {num_classes}")
+        check_whole("in_channels", in_channels, 1)
+        check_whole("num_classes", num_classes, 1)
         size, patch = grid_of(img_size, patch_size)
-        self.read_mean = check_pool(pool) == "mean"
-        # Without CLS tokens there is nothing to prepend: tables of no rows keep one forward for both ways of pooling.
-        cls_tokens = 0 if self.read_mean else 1
+        # Without CLS tokens there is nothing to prepend: tables of no rows keep one forward for both kinds of pooling.
+        cls_tokens = 0 if check_pool(pool) == "mean" else 1
         num_slabs, per_slab = size[0] // patch[0], (size[1] // patch[1]) * (size[2] // patch[2])
         spatial = transformer_layers(num_spatial_layers, hidden_size, mlp_dim, num_heads, head_size, dropout_rate)
         temporal = transformer_layers(num_temporal_layers, hidden_size, mlp_dim, num_heads, head_size, dropout_rate)
-        self.num_before = layers_before_booster(position, num_temporal_layers)
-        self.boosts_between, self.boosts_pooled = position == "middle", position == "head"
         self.patch_tokens = PatchTokens(in_channels, size, patch, hidden_size, stem_channels)
         self.positions = learned_embedding(1, num_slabs, per_slab, hidden_size)
         self.spatial_cls_token = learned_embedding(1, cls_tokens, hidden_size)
@@ -104,21 +95,16 @@ class ViViT(nn.Module):
         self.temporal_layers = temporal
         self.temporal_norm = nn.LayerNorm(hidden_size)
         self.head = nn.Linear(hidden_size, num_classes)
-        self.booster = check_booster_fits(booster, hidden_size, position, pool)
-        self.reads_cls = position == "last" and pool == "cls" and reads_few(self.booster)
+        self.place_booster(booster, hidden_size, num_temporal_layers, position, pool)
         self.signature = network_signature(self, patch, num_heads, pool, booster, position, stem_channels)
         self.class_names = ClassNames(num_classes, class_names)
         self.preprocessing = Preprocessing()
         self.training_cases = TrainingCases()
 
-    def pool_tokens(self, x: Tensor) -> Tensor:
-        """Tokens (B, N, C) to one (B, C)."""
-        return x.mean(dim=1) if self.read_mean else x[:, 0]
-
     def forward_features(self, x: Tensor) -> Tensor:
-        """Volumes (B, channels, S0, S1, S2) to temporal tokens before the booster, (B, [1 +] slabs, C).
+        """Map volumes (B, channels, S0, S1, S2) to temporal tokens before the booster, (B, [1 +] slabs, C).
 
-        With position "last" all temporal layers and their norm are behind them, with "middle" the first half of the
+        With position "last" they have passed all temporal layers and their norm, with "middle" the first half of the
         layers; with "head" it is the pooled token alone, (B, 1, C).
         """
         x = self.patch_tokens(x) + self.positions  # (B, slabs, patches of a slab, C)
@@ -134,7 +120,7 @@ class ViViT(nn.Module):
         return self.pool_tokens(x).unsqueeze(1) if self.boosts_pooled else x
 
     def forward_head(self, x: Tensor) -> Tensor:
-        """Tokens after the booster (B, [1 +] slabs, C) to logits (B, num_classes).
+        """Map tokens after the booster (B, [1 +] slabs, C) to logits (B, num_classes).
 
         With position "last" and pool "cls" the CLS token (B, 1, C) is enough; with "middle" the other half of the
         temporal layers and their norm come first; with "head" it is the pooled token, (B, 1, C).
@@ -142,10 +128,3 @@ class ViViT(nn.Module):
         if self.boosts_between:
             x = self.temporal_norm(self.temporal_layers(x, self.num_before))
         return self.head(self.pool_tokens(x))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Volumes (B, in_channels, S0, S1, S2) to raw logits (B, num_classes)."""
-        tokens = self.forward_features(x)
-        # Only the CLS token is read, which costs the booster next to nothing.
-        boosted = self.booster(tokens, 1) if self.reads_cls else self.booster(tokens)
-        return self.forward_head(boosted)

@@ -1,17 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bundle x arm x seed -> what each arm costs, what it brings, and how sure that is."""
 
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from monai_llmboost.bundle import bundle_path
+from monai_llmboost.bundle.study_settings import StudySettings
 from monai_llmboost.studies.cost.arms import cost_of_arms, cost_table
 from monai_llmboost.studies.cost.measure import costs, device_name
-from monai_llmboost.studies.plan import PRESETS, Plan, Run
-from monai_llmboost.studies.statistics.compare import arm_summary, compare_arms
+from monai_llmboost.studies.plan import Plan, Run
+from monai_llmboost.studies.results import StudyResults
+from monai_llmboost.studies.statistics.compare import Comparison, Summary, arm_summary, compare_arms
 from monai_llmboost.studies.study import NOTHING_DONE, redraw, run_study
 
 __all__ = [
     "NOTHING_DONE",
-    "PRESETS",
+    "Comparison",
     "Plan",
     "Run",
+    "StudyResults",
+    "Summary",
     "arm_summary",
     "compare_arms",
     "cost_of_arms",
@@ -21,3 +31,11 @@ __all__ = [
     "redraw",
     "run_study",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "PRESETS":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    message = f"{__name__}.PRESETS is deprecated: use monai_llmboost.bundle.study_settings.StudySettings.of(bundle)"
+    warnings.warn(message, DeprecationWarning, stacklevel=2)
+    return dict(StudySettings.of(bundle_path("medmnist3d_rllm_classification")).presets)

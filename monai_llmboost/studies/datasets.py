@@ -1,31 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data sets of a study, as its bundle opens them."""
+"""The data sets and the task of a study, as its bundle makes them."""
 
 from __future__ import annotations
 
 from collections import Counter
 
-from monai.bundle import ConfigParser
-
-from monai_llmboost.bundle import config_values, merged, root_cause
-from monai_llmboost.studies.plan import Plan
-
-# Of one case alone nobody knows how much others of its class would differ, so that no interval could be told.
-FEWEST_CASES = 2
-
-
-def parser_of(plan: Plan, dataset: str, job: str = "train", **more: str) -> ConfigParser:
-    """The bundle's configs of a job on a data set, by its first arm; ``more`` are further keys and their values."""
-    parser = ConfigParser()
-    configs = plan.configs(plan.arms[0], job)
-    parser.read_config([str(file) for file in configs])
-    options = {**plan.options_for(dataset), "dataset": dataset, "folds": plan.folds, **more}
-    parser.update(config_values(merged(configs), options))
-    return parser
+from monai_llmboost.bundle import BundleJob, Option
+from monai_llmboost.data.labels import labels_of
+from monai_llmboost.studies.plan import TEST_SPLIT, Plan
+from monai_llmboost.studies.statistics.influence import FEWEST_CASES
+from monai_llmboost.tasks import Classification
+from monai_llmboost.tasks.task import Task, TaskMetric
 
 
-def check_datasets(plan: Plan) -> None:
-    """Open every data set before anything is trained: that it is there, and that its test split can be judged.
+def open_job(plan: Plan, dataset: str, job: str = "train", **more: str) -> BundleJob:
+    """Return a job of the bundle on a data set, by the first arm of a plan; ``more`` are further options."""
+    folds = {Option.FOLDS: plan.folds} if plan.folds else {}
+    return BundleJob.read(plan.configs(plan.arms[0], job), {**plan.options_for(dataset), **folds, **more})
+
+
+def task_of(job: BundleJob) -> Task:
+    """Return the task of a bundle: its item ``task``, or else a classification by its ``class_names``."""
+    return job.item("task", "study") if "task" in job else Classification(job.class_names)
+
+
+def key_metric(task: Task) -> TaskMetric:
+    """Return the metric of a task by which validation chooses: its first one."""
+    return next(iter(task.metrics.values()))
+
+
+def check_datasets(plan: Plan) -> dict[str, Task]:
+    """Open every data set before anything is trained: it must be there, and have enough test cases; return its task.
 
     A download that the plan asks for is done here once, rather than by several runs at the same time. Of the test
     cases only their labels are counted.
@@ -34,17 +39,17 @@ def check_datasets(plan: Plan) -> None:
         ValueError: fewer than two test cases of a class.
         Whatever the bundle raises where it cannot open a data set.
     """
+    tasks = {}
     for dataset in plan.datasets:
-        parser = parser_of(plan, dataset, "evaluate", split="test")
-        try:
-            cases, names = (parser.get_parsed_content(key) for key in ("validate#dataset", "class_names"))
-        except RuntimeError as error:
-            raise root_cause(error) from error
-        # Another bundle's data set may keep its labels elsewhere: then they are counted at the end.
-        counts = Counter(names[int(item["label"])] for item in getattr(cases, "data", ()) if "label" in item)
+        job = open_job(plan, dataset, "evaluate", **{Option.SPLIT: TEST_SPLIT})
+        task = tasks[dataset] = task_of(job)
+        # A data set that keeps no labels next to its items is counted at the end.
+        counts = Counter(map(task.label, labels_of(job.validation_data)))
+        names = getattr(task, "class_names", list(counts))
         rare = [f"{counts[name]} of {name}" for name in names if counts[name] < FEWEST_CASES]
         if counts and rare:
             raise ValueError(
-                f"expected {FEWEST_CASES} test cases or more of each class of {dataset}, got {', '.join(rare)}: give "
-                "more test cases, or another data set"
+                f"each class of {dataset} needs {FEWEST_CASES} test cases or more, not {', '.join(rare)}: give more "
+                "test cases, or another data set"
             )
+    return tasks

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a booster does to the tokens of a trained network, measured on volumes without their labels."""
+"""The effect of a booster on the tokens of a trained network, measured on volumes without their labels."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from monai_llmboost.networks.wrappers import unwrap
 TOKENS = 4096
 # Of all tokens of a volume, those with the largest activation.
 TOP = 0.1
-# What is measured, in words.
+# The measures in words.
 MEASURES = {
-    "cka_block": "alikeness of tokens before and behind the block (CKA, 0 to 1)",
-    "cka_booster": "alikeness of tokens before and behind the booster (CKA, 0 to 1)",
-    "top_tokens_before": "part of the activation in the top tenth of tokens, before the booster",
-    "top_tokens_after": "the same behind the booster",
+    "cka_block": "similarity of tokens before and after the block (CKA, 0 to 1)",
+    "cka_booster": "similarity of tokens before and after the booster (CKA, 0 to 1)",
+    "top_tokens_before": "fraction of the activation in the top tenth of tokens, before the booster",
+    "top_tokens_after": "the same after the booster",
 }
 
 
 def diagnose(network: nn.Module, images: Iterable[Tensor]) -> dict[str, float] | None:
-    """Measure the first booster in a network, or give ``None`` where there is none.
+    """Measure the first booster in a network, or return ``None`` where there is none.
 
     - ``cka_block``: similarity of the tokens that enter the block and those that leave it, see :func:`linear_cka`; 1 if
-      the block only turns and scales them;
-    - ``cka_booster``: the same before and behind the whole booster;
-    - ``top_tokens_before``, ``top_tokens_after``: the part of all activation that the tenth of the tokens with the
-      largest one has, before and behind the booster; activation is the length of a token from which the volume's mean
-      token is subtracted. Pang et al. (2024, arXiv:2310.12973) argue that a frozen block amplifies the tokens that tell
-      most: it would be larger behind than before. Without a second token, as at position "head", both are left out.
+      the block only rotates and scales them;
+    - ``cka_booster``: the same before and after the whole booster;
+    - ``top_tokens_before``, ``top_tokens_after``: the fraction of all activation that the tenth of the tokens with
+      the largest one has, before and after the booster; activation is the length of a token minus the volume's
+      mean token. Pang et al. (2024, arXiv:2310.12973) argue that a frozen block amplifies the informative tokens: it
+      would be larger after than before. Without a second token, as at position "head", both are left out.
 
     Args:
         network: after training, on the device of the images; left in ``eval()``.
@@ -63,17 +63,17 @@ def diagnose(network: nn.Module, images: Iterable[Tensor]) -> dict[str, float] |
         watch.remove()
     whole = {name: torch.cat([part[name] for part in parts]).float() for name in parts[0]}  # (B, N, ...)
     flat = {name: tokens.flatten(0, 1)[:TOKENS] for name, tokens in whole.items()}
-    told = {
+    measured = {
         "cka_block": linear_cka(flat["encoded"], flat["block"]),
         "cka_booster": linear_cka(flat["before"], flat["after"]),
     }
     if whole["before"].shape[1] > 1:
-        told |= {f"top_tokens_{name}": top_share(whole[name]) for name in ("before", "after")}
-    return told
+        measured |= {f"top_tokens_{name}": top_share(whole[name]) for name in ("before", "after")}
+    return measured
 
 
 def _tokens(booster: ResidualBooster, x: Tensor) -> Any:
-    """Tokens on their way through the booster, all of them though the network may read the first alone."""
+    """Yield the tokens at each stage of the booster, all of them though the network may read only the first."""
     forward = type(booster).forward  # without the watching hook
     yield "before", x
     yield "encoded", (h := booster.encode(x))
@@ -82,7 +82,7 @@ def _tokens(booster: ResidualBooster, x: Tensor) -> Any:
 
 
 def linear_cka(a: Tensor, b: Tensor) -> float:
-    """Linear centred kernel alignment of two descriptions of the same tokens, 0 to 1.
+    """Return the linear centred kernel alignment of two descriptions of the same tokens, 0 to 1.
 
     ``|B'A|^2 / (|A'A| |B'B|)`` in Frobenius norms, columns centred (Kornblith et al. 2019, arXiv:1905.00414); the same
     for any rotation and scaling of either.
@@ -97,7 +97,7 @@ def linear_cka(a: Tensor, b: Tensor) -> float:
 
 
 def top_share(tokens: Tensor) -> float:
-    """The part of a volume's activation that its most active tokens have, the mean over the volumes; (B, N, C)."""
+    """Return the fraction of a volume's activation in its most active tokens, mean over the volumes; (B, N, C)."""
     activation = torch.linalg.norm(tokens - tokens.mean(dim=1, keepdim=True), dim=-1)  # (B, N)
     most = activation.topk(max(1, round(TOP * activation.shape[1])), dim=1).values.sum(dim=1)
     return float((most / activation.sum(dim=1).clamp_min(torch.finfo(activation.dtype).tiny)).mean())

@@ -1,76 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run of a study, trained and judged by its bundle, each in a process of its own; files say what was done."""
+"""One run of a study, trained and evaluated by its bundle, each in a process of its own."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
-from monai_llmboost.artifacts.files import written_whole
 from monai_llmboost.artifacts.weights import load_weights
-from monai_llmboost.bundle import root_cause
-from monai_llmboost.engines.curves import read_curves
+from monai_llmboost.bundle import BundleJob, root_cause
+from monai_llmboost.bundle.contract import IMAGE
 from monai_llmboost.studies.diagnostics import diagnose
 from monai_llmboost.studies.plan import Plan, Run
-
-TRAINED, DIVERGED, JUDGED = "trained.json", "diverged.json", "judged.json"
-# Of the words by which validation tells that the network's output is no number any more.
-DIVERGENCE = "training has diverged"
+from monai_llmboost.studies.run_folder import OTHER_WEIGHTS, TEST, EpochResult, Evaluated, RunFolder, Trained
+from monai_llmboost.tasks.task import TrainingDiverged
 
 
-def train(plan: Plan, run: Run, folder: Path) -> None:
-    """Train a run, or go on where it was interrupted; ``trained.json`` is written last and says that it is done.
+def train(plan: Plan, run: Run, folder: RunFolder, metric: str) -> None:
+    """Train a run, or resume it where it was interrupted.
 
-    If training diverges, ``diverged.json`` says so: done again it would end like that again.
+    If training diverges, that is written too: done again it would end like that again.
+
+    Args:
+        plan: the study.
+        run: which one.
+        folder: of the run.
+        metric: key of the metric that chooses, a column of the learning curves such as ``"val_auc"``.
     """
     from monai.bundle import run as monai_run
 
     try:
-        monai_run(**plan.arguments(run, "train", folder, resume=(folder / "last.pt").is_file()))
-    except RuntimeError as error:
-        reason = str(root_cause(error))
-        if DIVERGENCE in reason:
-            _write(folder / DIVERGED, {"reason": reason})
+        monai_run(**plan.arguments(run, "train", folder.path, resume=folder.checkpoint.is_file()))
+    except (RuntimeError, ValueError) as error:
+        cause = root_cause(error)
+        if isinstance(cause, TrainingDiverged):
+            folder.write_diverged(str(cause))
         raise
-    state = load_weights(folder / "last.pt")
-    curves = read_curves(folder / "learning_curves.csv")
-    best = {"epoch": int(state["best"]["epoch"]), "validation_auc": float(state["best"]["value"])}
+    state = load_weights(folder.checkpoint)
+    best = EpochResult(int(state["best"]["epoch"]), float(state["best"]["value"]))
     epoch = state["progress"]["epoch"]
     # Of the last epoch itself: it is not validated where val_interval does not divide it.
-    last = {"epoch": epoch, "validation_auc": {row["epoch"]: row.get("val_auc") for row in curves}.get(epoch)}
-    _write(folder / TRAINED, {"best": best, "last": last})
+    validation = next((row.get(metric) for row in folder.curves() if row["epoch"] == epoch), None)
+    folder.write_trained(Trained(best, EpochResult(epoch, validation)))
 
 
-def judge(plan: Plan, run: Run, folder: Path) -> None:
-    """Predict the test split of a trained run; ``judged.json`` is written last and says that it is done.
-
-    The predictions by the weights that the plan reads lie in ``test``, those by the others in ``beside``.
-    """
-    from monai.bundle import create_workflow
-
-    diagnostics: Mapping[str, float] | None = None
-    for place, weights in (("test", plan.weights), ("beside", plan.beside)):
-        where = {"output_dir": str(folder / place), "weights": weights, "split": "test"}
-        workflow: Any = create_workflow(**plan.arguments(run, "evaluate", folder, **where))
-        workflow.run()
-        if place == "test":
-            batches = workflow.parser.get_parsed_content("validate#dataloader")
-            diagnostics = diagnose(workflow.parser.get_parsed_content("network"), (batch["image"] for batch in batches))
-        workflow.finalize()
-    _write(folder / JUDGED, {"diagnostics": diagnostics})
-
-
-def told(folder: Path, file: str) -> dict[str, Any] | None:
-    """What a run wrote at the end of its training or judging, or ``None`` if it is not done or the file is damaged."""
-    try:
-        return json.loads((folder / file).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # done again, the run itself says what is in its way
-        return None
-
-
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-    with written_whole(path, aside=False) as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
+def evaluate(plan: Plan, run: Run, folder: RunFolder) -> None:
+    """Predict the test split of a trained run by the weights that the plan reads, and by the others."""
+    diagnostics = None
+    for place, weights in ((TEST, plan.weights), (OTHER_WEIGHTS, plan.other_weights)):
+        options = {"output_dir": str(folder.path / place), "weights": weights}
+        job = BundleJob.open(plan.arguments(run, "evaluate", folder.path, **options))
+        job.run()
+        if place == TEST:
+            diagnostics = diagnose(job.network, (batch[IMAGE] for batch in job.validation_batches))
+        job.finalize()
+    folder.write_evaluated(Evaluated(diagnostics))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a study is: which arms are trained on which data, how often, and which run of it is which."""
+"""The plan of a study: which arms are trained on which data, how often, and which run is which."""
 
 from __future__ import annotations
 
@@ -7,51 +7,53 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from monai_llmboost.arguments import check_choice, check_whole
 from monai_llmboost.bundle import (
     MONAI_OPTIONS,
+    Option,
     bundle_path,
     check_options,
     job_configs,
+    merged,
     monai_arguments,
     option_without_effect,
 )
-from monai_llmboost.data import class_names, reads_files
+from monai_llmboost.bundle.contract import CONFIGS, PRESET_NETWORK, PRESET_TRAINING, STUDIES
+from monai_llmboost.bundle.study_settings import WEIGHTS, Preset, StudySettings
 
-
-class Preset(NamedTuple):
-    """Overlays of a bundle: of every job, and of training alone; and whose weights are read then, "best" or "last"."""
-
-    network: tuple[str, ...]
-    training: tuple[str, ...]
-    weights: str
-
-
-AS_IT_IS = Preset((), (), "best")
-
-
-PRESETS = {
-    "rllm": Preset(("published/network.json",), ("published/training.json",), "best"),
-    "strong": Preset(("strong/network.json",), ("strong/training.json",), "last"),
-}
-# What arms are compared with unless told otherwise, as far as they take part.
+# What arms are compared with by default, as far as they take part.
 REFERENCES = ("none", "mlp", "random")
-# Keys of a bundle that differ from run to run, or that say where a run lies.
+# Jobs of a run, in their order.
+JOBS = ("train", "evaluate")
+TEST_SPLIT = "test"
+# Keys of a bundle that differ from run to run, or that say where a run is.
 OWN = (
-    "dataset", "seed", "block_seed", "folds", "fold", "learning_rate", "resume", "split", "weights", "ckpt_dir",
-    "output_dir", "bundle_root",
+    Option.DATASET, Option.SEED, Option.BLOCK_SEED, Option.FOLDS, Option.FOLD, Option.LEARNING_RATE, Option.RESUME,
+    Option.SPLIT, Option.WEIGHTS, Option.CKPT_DIR, Option.OUTPUT_DIR, Option.BUNDLE_ROOT,
 )  # fmt: skip
-# Keys that are for data sets read from files.
-OF_FILES = ("dataset_dir", "download")
 # What to give in the place of some.
-INSTEAD = {"learning_rate": "give --lr-grid", "seed": "give --seeds", "fold": "give --folds"}
+INSTEAD = {Option.LEARNING_RATE: "give --lr-grid", Option.SEED: "give --seeds", Option.FOLD: "give --folds"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: of an arm, on a data set, with a seed and a learning rate (``None``: the bundle's own)."""
+    """A training of an arm on a data set.
+
+    Args:
+        dataset: name of the data set.
+        arm: name of the arm.
+        seed: of the initial weights and the order of cases.
+        learning_rate: ``None`` is the bundle's own.
+        fold: the part that is validated on; ``None`` without folds.
+
+    Example:
+        >>> Run("phantom", "mlp", 0, 0.001).name
+        'phantom/mlp/lr0.001/seed0'
+    """
 
     dataset: str
     arm: str
@@ -74,20 +76,26 @@ class Plan:
     Args:
         bundle: a bundle's folder, or the name of one in this package.
         arms: overlays of its ``configs/arms``; an earlier one is the reference of a later one.
-        datasets: values of its key ``dataset``.
+        datasets: values of its key ``dataset``. Of a bundle without that key one name, which names the results.
         seeds: how many; they are 0, 1, ...
-        folds: 0, or into how many parts training and validation cases are dealt anew for each seed; every part is
+        folds: 0, or into how many parts training and validation cases are divided again for each seed; every part is
             validated on once, so there are that many times as many runs.
-        lr_grid: learning rates of which validation chooses one for each arm; one alone is taken as it is, and none
+        lr_grid: learning rates of which validation chooses one for each arm; a single one is used as it is, and none
             leaves the bundle's own.
         lr_seeds: how many of the seeds the choice is made with.
-        preset: a word of ``PRESETS``, or ``None`` for the bundle as it is.
-        references: arms that the others are compared with; those of them that take part.
+        preset: a preset of the bundle, or ``None`` for the bundle as it is.
+        references: arms that the others are compared with; those of them that take part. If none of the default ones
+            does, it is the first arm.
         options: further keys of the bundle and their values, the same for every run.
 
     Raises:
         ValueError: something that no study can be made of.
         FileNotFoundError: no such bundle.
+
+    Example:
+        >>> plan = Plan("medmnist3d_rllm_classification", ("none", "random"), ("phantom",), seeds=1)
+        >>> [run.name for run in plan.runs("phantom", {"none": None, "random": None})]
+        ['phantom/none/seed0', 'phantom/random/seed0']
     """
 
     bundle: str
@@ -104,51 +112,68 @@ class Plan:
     def __post_init__(self) -> None:
         _check_different("arms", self.arms, least=2)
         _check_different("data sets", self.datasets)
-        if self.preset is not None and self.preset not in PRESETS:
-            raise ValueError(f"expected a preset of {', '.join(PRESETS)}, got {self.preset!r}: give one, or none")
-        _check_whole("seeds", self.seeds, 1)
-        _check_whole("lr_seeds", self.lr_seeds, 1, self.seeds)
-        _check_whole("folds", self.folds, 0)
+        if self.preset is not None:
+            self._check_preset(self.preset)
+        check_whole("seeds", self.seeds, 1)
+        check_whole("lr_seeds", self.lr_seeds, 1, self.seeds)
+        check_whole("folds", self.folds, 0)
         if self.folds == 1:
-            raise ValueError("expected folds to be 0 or from 2, got 1: one part is left out in turn")
+            raise ValueError("folds must be 0 or from 2, not 1: one part is left out in turn")
         for rate in self.lr_grid:
             if not (isinstance(rate, float) and 0 < rate < math.inf):
-                raise ValueError(f"expected learning rates above 0, got {rate!r}: write 0.001 or 1e-3")
-        # By the names of their folders, in which only so many digits tell them apart.
+                raise ValueError(f"learning rates must be above 0, not {rate!r}: write 0.001 or 1e-3")
+        # By the names of their folders, which have only so many digits.
         _check_different("learning rates", tuple(f"{rate:g}" for rate in self.lr_grid), least=0)
-        for name in self.datasets:
-            class_names(name)
-        strange = [arm for arm in self.references if arm not in (*self.arms, *REFERENCES)]
-        if strange:
-            raise ValueError(f"expected references among the arms {', '.join(self.arms)}, got {strange[0]}: name such")
-        known = [arm for arm in self.references if arm in self.arms]
-        if not known:
-            got = ", ".join(self.references) or "none"
-            raise ValueError(f"expected one of the arms {', '.join(self.arms)} as reference, got {got}: give such")
+        self._check_references()
         taken = sorted(set(self.options) & set(OWN))
         if taken:
             instead = INSTEAD.get(taken[0], "leave it out")
-            raise ValueError(
-                f"expected options that are the same for every run, but the study itself sets {taken[0]}: {instead}"
-            )
-        for arm in self.arms:
-            configs = self.configs(arm)
-            missing = [file for file in configs if not file.is_file()]
-            if missing:
-                raise ValueError(f"expected {missing[0].name} in the bundle for the preset {self.preset}, found none")
-            for job in ("train", "evaluate"):
-                check_options(self.configs(arm, job), self.options)
+            raise ValueError(f"options are the same for every run, but the study itself sets {taken[0]}: {instead}")
+        self._check_configs()
         self._check_last_is_validated()
 
+    def _check_preset(self, name: str) -> None:
+        if not self._settings.presets:
+            raise ValueError(
+                f"the bundle {self.bundle} declares no presets in its {CONFIGS}/{STUDIES}, so there is no {name!r}: "
+                "leave out --preset, or add them as the bundles of this package have them"
+            )
+        check_choice("preset", name, self._settings.presets)
+        if not self._preset.overlays(JOBS[0]):
+            raise ValueError(
+                f"the preset {name} of the bundle {self.bundle} has neither {PRESET_NETWORK} nor {PRESET_TRAINING}: "
+                f"add one to its folder, or remove the preset from {STUDIES}"
+            )
+
+    def _check_references(self) -> None:
+        for arm in self.references:
+            check_choice("reference", arm, dict.fromkeys((*self.arms, *REFERENCES)))
+        if not self.compared_with:
+            got = ", ".join(self.references) or "none"
+            raise ValueError(f"no reference ({got}) is an arm of the study: give one of {', '.join(self.arms)}")
+
+    def _check_configs(self) -> None:
+        """Check the configs of every job with the options of its runs, as they will be given."""
+        for arm in self.arms[1:]:
+            for job in JOBS:
+                check_options(self.configs(arm, job), self.options)
+        if len(self.datasets) > 1 and not self._has(Option.DATASET):
+            raise ValueError(
+                f"the bundle {self.bundle} has no key {Option.DATASET!r}, so a study of it has one data set, not "
+                f"{', '.join(self.datasets)}: give one name"
+            )
+        for dataset in self.datasets:
+            run = Run(dataset, self.arms[0], 0, next(iter(self.lr_grid), None), 0 if self.folds else None)
+            for job in JOBS:
+                check_options(self.configs(run.arm, job), self.settings(run, job, Path()))
+
     def _check_last_is_validated(self) -> None:
-        """Refuse to read the weights of a last epoch that nobody validates: the learning rate is chosen by it."""
-        configs = [json.loads(file.read_text()) for file in self.configs(self.arms[0])]
-        content = {key: value for config in (*configs, self.options) for key, value in config.items()}
-        epochs, interval = content.get("epochs"), content.get("val_interval", 1)
+        """Refuse to read the weights of a last epoch that is not validated: the learning rate is chosen by it."""
+        epochs, interval = self.value(Option.EPOCHS), self.value(Option.VAL_INTERVAL, 1)
         if self.weights == "last" and isinstance(epochs, int) and isinstance(interval, int) and epochs % interval:
             raise ValueError(
-                f"expected val_interval to divide epochs, for the preset {self.preset} reads the weights of the last "
-                f"epoch, got {interval} and {epochs}: give others"
+                f"{Option.VAL_INTERVAL} must divide {Option.EPOCHS}, for the preset {self.preset} reads the weights of "
+                f"the last epoch, not {interval} and {epochs}: give others"
             )
 
     def check_effect(self) -> None:
@@ -162,13 +187,8 @@ class Plan:
                 f"--lr-seeds {self.lr_seeds} has no effect: there are no learning rates to choose from; give several "
                 "with --lr-grid, or leave it out"
             )
-        given = [name for name in OF_FILES if self.options.get(name)]
-        if given and not any(map(reads_files, self.datasets)):
-            raise ValueError(
-                f"--{given[0]} has no effect: {', '.join(self.datasets)} is made by code and read from no files; give "
-                "--dataset NAME too, or leave it out"
-            )
-        every = [self.configs(arm, job) for arm in self.arms for job in ("train", "evaluate")]
+        self._settings.check_used(self.options, self.datasets)
+        every = [self.configs(arm, job) for arm in self.arms for job in JOBS]
         unused = option_without_effect(every, self.options, MONAI_OPTIONS)
         if unused is not None:
             raise ValueError(
@@ -176,77 +196,95 @@ class Plan:
                 "arm that does"
             )
 
-    def options_for(self, dataset: str) -> dict[str, Any]:
-        """Return the options of the runs on a data set: one that is made by code takes none of files."""
-        return {name: value for name, value in self.options.items() if name not in OF_FILES or reads_files(dataset)}
+    @property
+    def compared_with(self) -> tuple[str, ...]:
+        """The references that take part."""
+        known = tuple(arm for arm in self.references if arm in self.arms)
+        return known or (self.arms[:1] if self.references == REFERENCES else ())
 
     @property
     def weights(self) -> str:
-        """Whose weights the results are of: "best", of the epoch that validation chose, or "last"."""
+        """Whose weights the results are of: ``"best"``, of the epoch that validation chose, or ``"last"``."""
         return self._preset.weights
 
     @property
-    def beside(self) -> str:
-        """The other weights, which are judged as well and told beside the results."""
-        return "last" if self.weights == "best" else "best"
+    def other_weights(self) -> str:
+        """The other weights, which are evaluated as well and shown next to the results."""
+        return next(weights for weights in WEIGHTS if weights != self.weights)
 
-    def configs(self, arm: str, job: str = "train") -> list[Path]:
-        """Config files of an arm's job."""
-        folder = bundle_path(self.bundle)
-        return [*job_configs(folder, job, arm), *(folder / "configs" / name for name in self._overlays(job))]
+    @cached_property
+    def _settings(self) -> StudySettings:
+        return StudySettings.of(bundle_path(self.bundle))
 
     @property
     def _preset(self) -> Preset:
-        return AS_IT_IS if self.preset is None else PRESETS[self.preset]
+        return Preset() if self.preset is None else self._settings.presets[self.preset]
 
-    def _overlays(self, job: str) -> tuple[str, ...]:
-        return self._preset.network + (self._preset.training if job == "train" else ())
+    @cached_property
+    def contents(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """The merged configs of each arm and job, without the options."""
+        return {(arm, job): merged(self.configs(arm, job)) for arm in self.arms for job in JOBS}
+
+    def value(self, key: str, default: Any = None) -> Any:
+        """Return an option's value in training, or what the configs of the first arm have for it."""
+        return self.options.get(key, self.contents[self.arms[0], JOBS[0]].get(key, default))
+
+    def _has(self, key: str) -> bool:
+        return key in self.contents[self.arms[0], JOBS[0]]
+
+    def configs(self, arm: str, job: str = "train") -> list[Path]:
+        """Return the config files of an arm's job."""
+        folder = bundle_path(self.bundle)
+        return [*job_configs(folder, job, arm), *(folder / CONFIGS / name for name in self._preset.overlays(job))]
 
     def searched(self, dataset: str) -> list[Run]:
-        """Runs by which the learning rates are chosen; none where there is nothing to choose."""
+        """Return the runs by which the learning rates are chosen; none where there is nothing to choose."""
         if len(self.lr_grid) < 2:
             return []
         return [run for rate in self.lr_grid for run in self._runs(dataset, dict.fromkeys(self.arms, rate))
                 if run.seed < self.lr_seeds]  # fmt: skip
 
     def runs(self, dataset: str, chosen: Mapping[str, float | None]) -> list[Run]:
-        """Runs that are compared, with the learning rate of each arm: arms of one seed one after another."""
+        """Return the runs that are compared, of the arms with a learning rate: arms of one seed one after another."""
         return list(self._runs(dataset, chosen))
 
     def _runs(self, dataset: str, rates: Mapping[str, float | None]) -> Iterator[Run]:
         for seed in range(self.seeds):
             for fold in range(self.folds) if self.folds else (None,):
                 for arm in self.arms:
-                    yield Run(dataset, arm, seed, rates[arm], fold)
+                    if arm in rates:
+                        yield Run(dataset, arm, seed, rates[arm], fold)
+
+    def options_for(self, dataset: str) -> dict[str, Any]:
+        """Return the options of the runs on a data set, without those that it does not use."""
+        unused = self._settings.unused.get(dataset, ())
+        own = {Option.DATASET: dataset} if self._has(Option.DATASET) else {}
+        return {**{name: value for name, value in self.options.items() if name not in unused}, **own}
+
+    def settings(self, run: Run, job: str, folder: Path) -> dict[str, Any]:
+        """Return the options of a job of a run in a folder."""
+        own: dict[str, Any] = {Option.SEED: run.seed}
+        if self._has(Option.BLOCK_SEED):
+            own[Option.BLOCK_SEED] = run.seed
+        if run.learning_rate is not None:
+            own[Option.LEARNING_RATE] = run.learning_rate
+        if run.fold is not None:
+            own |= {Option.FOLDS: self.folds, Option.FOLD: run.fold}
+        own |= {Option.CKPT_DIR: str(folder), Option.OUTPUT_DIR: str(folder)}
+        own |= {Option.RESUME: False} if job == JOBS[0] else {Option.WEIGHTS: self.weights, Option.SPLIT: TEST_SPLIT}
+        return {**self.options_for(run.dataset), **own}
 
     def arguments(self, run: Run, job: str, folder: Path, **more: Any) -> dict[str, Any]:
-        """What ``monai.bundle`` takes for a job of a run whose checkpoints lie in ``folder``."""
-        own: dict[str, Any] = {
-            "dataset": run.dataset,
-            "seed": run.seed,
-            "block_seed": run.seed,
-            "ckpt_dir": str(folder),
-        }
-        if run.learning_rate is not None:
-            own["learning_rate"] = run.learning_rate
-        if run.fold is not None:
-            own |= {"folds": self.folds, "fold": run.fold}
-        options = {**self.options_for(run.dataset), **own, "output_dir": str(folder), **more}
-        return monai_arguments(self.bundle, job, run.arm, False, self._overlays(job), **options)
+        """Return the arguments of ``monai.bundle`` for a job of a run whose checkpoints are in ``folder``."""
+        options = {**self.settings(run, job, folder), **more}
+        return monai_arguments(self.bundle, job, run.arm, False, self._preset.overlays(job), **options)
 
     def as_dict(self) -> dict[str, Any]:
-        """The plan as JSON holds it; two studies are one if these are equal."""
+        """Return the plan as JSON has it; two studies are one if these are equal."""
         return json.loads(json.dumps(asdict(self), default=str))
 
 
 def _check_different(what: str, values: tuple, least: int = 1) -> None:
     if len(values) < least or len(set(values)) != len(values):
         number = f"{least} or more " if least else ""
-        raise ValueError(f"expected {number}different {what}, got {', '.join(values) or 'none'}: name each once")
-
-
-def _check_whole(what: str, value: Any, least: int, most: int | None = None) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
-        raise ValueError(
-            f"expected {what} to be a whole number from {least}{f' to {most}' if most else ''}, got {value!r}"
-        )
+        raise ValueError(f"a study needs {number}different {what}, not {', '.join(values) or 'none'}: name each once")

@@ -58,7 +58,9 @@ class Classification:
         """Return the task of a network that keeps its class names: after loading, those of its checkpoint."""
         names = class_names_of(network)
         if not names:
-            raise ValueError(f"expected a network with class_names, got {type(unwrap(network)).__name__}")
+            raise ValueError(
+                f"the network {type(unwrap(network)).__name__} keeps no class names: make it with class_names"
+            )
         return cls(names)
 
     def activate(self, logits: Tensor) -> Tensor:

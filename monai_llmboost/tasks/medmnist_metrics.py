@@ -12,6 +12,8 @@ from monai.handlers import IgniteMetricHandler
 from monai.metrics import CumulativeIterationMetric
 from torch import Tensor
 
+from monai_llmboost.tasks.task import TrainingDiverged
+
 
 def medmnist_auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Return the area under the ROC curve; for more than two classes the mean of their one-against-all areas.
@@ -26,7 +28,7 @@ def medmnist_auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
     from medmnist.evaluator import getAUC
 
     if not np.isfinite(probabilities).all():
-        raise ValueError("expected finite probabilities, got NaN: training has diverged, lower the learning rate")
+        raise TrainingDiverged("expected finite probabilities, got NaN: training has diverged, lower the learning rate")
     absent = sorted(set(range(probabilities.shape[1])) - set(labels.tolist()))
     if absent:
         raise ValueError(f"expected cases of every class for an AUC, none of the class(es) {absent} are there")

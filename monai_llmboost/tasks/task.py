@@ -18,6 +18,16 @@ Curves = Callable[[np.ndarray, np.ndarray], Iterator[tuple[np.ndarray, np.ndarra
 Output = Tensor | Sequence[float]
 
 
+class TrainingDiverged(ValueError):
+    """A network whose outputs are not finite any more.
+
+    Example:
+        >>> raise TrainingDiverged("the probabilities are not finite: lower the learning rate")
+        Traceback (most recent call last):
+        monai_llmboost.tasks.task.TrainingDiverged: the probabilities are not finite: lower the learning rate
+    """
+
+
 @dataclass(frozen=True)
 class TaskMetric:
     """A metric of a task. Give ``per_case`` or ``curves``: the variance over the cases follows from either.

@@ -103,9 +103,9 @@ def test_a_checkpoint_of_one_arm_is_refused_by_another():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((12, IdentityControl(4), "middle"), ValueError, "residual to be one of inner, .*, got 'middle'"),
-        ((0, IdentityControl(4)), ValueError, "channels to be a whole number from 1, got 0"),
-        ((12, nn.Linear(4, 4)), TypeError, "a block with an attribute `width`, got Linear"),
+        ((12, IdentityControl(4), "middle"), ValueError, r"unknown residual 'middle'; choose from inner, .*"),
+        ((0, IdentityControl(4)), ValueError, "channels must be a whole number from 1, not 0"),
+        ((12, nn.Linear(4, 4)), TypeError, "the block, Linear, has no whole number `width`"),
     ],
 )
 def test_wrong_arguments(arguments, error, message):
@@ -142,8 +142,8 @@ class Broken(nn.Module):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("shape", r"expected output of shape \(2, 9, 12\), got \(2, 8, 12\)"),
-        ("dtype", "expected output of dtype"),
+        ("shape", r"the output has shape \(2, 8, 12\), not \(2, 9, 12\) as the input"),
+        ("dtype", "the output has dtype"),
         ("finite", "is not finite"),
         ("batch", "depends on the other cases"),
         ("order", "reordering the tokens"),
@@ -195,5 +195,5 @@ def test_a_booster_that_reads_wrongly(wrong_from):
             z = self.map(x)
             return z if read is None else z[:, :read] + float(x.shape[1] >= wrong_from)
 
-    with pytest.raises(ValueError, match="asked for alone by `read`, differ"):
+    with pytest.raises(ValueError, match="requested alone by `read`, differ"):
         check_booster(ReadsWrongly(), 12)

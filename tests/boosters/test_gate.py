@@ -126,13 +126,15 @@ def test_what_flows_back_to_the_gate_is_summed_in_float32():
 
 
 def test_nothing_would_pass_without_a_residual():
-    with pytest.raises(ValueError, match=r"a residual beside a gate, got residual 'none', .* give another residual"):
+    with pytest.raises(
+        ValueError, match="a gate with residual 'none' gives zero while it is closed: use another residual"
+    ):
         ResidualBooster(12, IdentityControl(4), "none", gate=True)
 
 
 @pytest.mark.parametrize("gate", ["false", 1, None])
 def test_it_is_there_or_not(gate):
-    with pytest.raises(ValueError, match=f"gate to be True or False, got {gate!r}"):
+    with pytest.raises(ValueError, match=f"gate must be True or False, not {gate!r}"):
         ResidualBooster(12, IdentityControl(4), gate=gate)
 
 

@@ -149,7 +149,7 @@ def test_other_blocks_are_read_too():
 
 class Shifted(nn.Linear):
     def forward(self, x):
-        return super().forward(x) + 1
+        return nn.functional.linear(x, self.weight, self.bias) + 1
 
 
 def adapt(booster, name):
@@ -196,6 +196,134 @@ def test_an_adapter_is_not_passed_over(method, adapter):
     ADAPTERS[adapter](booster)
     torch.testing.assert_close(booster(x, 1), booster(x)[:, :1])
     assert not torch.allclose(booster(x, 1), before, atol=1e-4)
+
+
+class Merged(nn.Module):
+    """A map of another library: a property gives the weight that its forward uses."""
+
+    is_linear_map = True
+
+    def __init__(self, linear):
+        super().__init__()
+        self.register_buffer("base", linear.weight.detach())
+        self.added = nn.Parameter(0.1 * torch.randn(linear.weight.shape))
+        self.bias = None
+
+    @property
+    def weight(self):
+        return self.base + self.added
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight)
+
+
+class MergedAndShifted(Merged):
+    """It inherits the declaration, and does something else."""
+
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+class OfBaseWeight(Merged):
+    """As PEFT's: its attribute `weight` is that of the frozen map."""
+
+    is_linear_map = False
+
+    @property
+    def weight(self):
+        return self.base
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.base + self.added)
+
+
+class Doubling(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+class Renamed(FrozenBlock):
+    """A subclass that computes what its base does."""
+
+    def extra_repr(self):
+        return "mine"
+
+
+def set_forward(booster):
+    key = booster.block.layer.key
+    key.forward = lambda x, forward=key.forward: forward(x).flip(-1)
+
+
+def swap(booster, kind):
+    booster.block.layer.value = kind(booster.block.layer.value)
+
+
+def parametrized(booster):
+    torch.nn.utils.parametrize.register_parametrization(booster.encode, "weight", Doubling())
+
+
+def biased_keys(booster):
+    key = nn.Linear(WIDE.width, WIDE.num_kv_heads * WIDE.head_size)
+    booster.block.layer.key = key.requires_grad_(False)  # a trained bias would need a place in the graph
+
+
+LATER = {  # what is put in place after the booster was made, and whether the block is still taken apart
+    "a declared map": (lambda b: swap(b, Merged), True),
+    "a parametrized map": (parametrized, True),
+    "a declared map with another forward": (lambda b: swap(b, MergedAndShifted), False),
+    "a map whose weight is not all": (lambda b: swap(b, OfBaseWeight), False),
+    "a forward of its own": (set_forward, False),
+    "another block of a subclass": (lambda b: setattr(b, "block", Renamed(random_layer(WIDE, 7))), True),
+    "another map of the same class": (biased_keys, True),
+    "a new norm of another eps": (lambda b: setattr(b.block.layer, "attention_norm", nn.RMSNorm(96, eps=0.5)), False),
+}
+
+
+@pytest.mark.parametrize("later", LATER)
+def test_what_is_put_in_place_later_is_computed(method, later):
+    change, apart = LATER[later]
+    torch.manual_seed(0)
+    booster, x = ResidualBooster(CHANNELS, random_block(WIDE)), torch.randn(2, 20, CHANNELS)
+    before = booster(x, 1)
+    change(booster)
+    torch.testing.assert_close(booster(x, 1), booster(x)[:, :1])
+    assert not torch.allclose(booster(x, 1), before, atol=1e-4)
+    assert booster.takes_apart == apart
+    torch.testing.assert_close(copy.deepcopy(booster)(x, 1), booster(x, 1))
+
+
+@script_warnings
+@pytest.mark.parametrize("part", ["encode", "block.layer.value"])
+def test_what_was_put_in_place_is_scripted(visual, part):
+    booster, x = ResidualBooster(CHANNELS, random_block(WIDE)), torch.randn(2, 20, CHANNELS)
+    adapt(booster, part)
+    torch.testing.assert_close(torch.jit.script(booster)(x, 1), booster(x)[:, :1])
+
+
+def test_a_subclass_that_computes_the_same_is_taken_apart(visual):
+    booster, x = ResidualBooster(CHANNELS, Renamed(random_layer(WIDE))), torch.randn(2, 20, CHANNELS)
+    assert booster.describe_readout(2, 20, 1) == "no keys and values, visual tokens"
+    torch.testing.assert_close(booster(x, 1), booster(x)[:, :1])
+
+
+def test_a_block_of_any_class_that_offers_its_parts_is_taken_apart(visual):
+    """The contract is what counts: here it is met by delegation."""
+
+    class Other(nn.Module):
+        def __init__(self, inside):
+            super().__init__()
+            self.inside = inside
+            self.width = inside.width
+            self.attention_form = inside.attention_form
+            self.attention_tensors, self.finish = inside.attention_tensors, inside.finish
+            self.attention_parts, self.is_intact = inside.attention_parts, inside.is_intact
+
+        def forward(self, h, read=None):
+            return self.inside(h, read)
+
+    booster, x = ResidualBooster(CHANNELS, Other(random_block(WIDE))), torch.randn(2, 20, CHANNELS)
+    assert booster.describe_readout(2, 20, 1) == "no keys and values, visual tokens"
+    torch.testing.assert_close(booster(x, 1), booster(x)[:, :1])
 
 
 def test_a_block_of_another_class_is_run_as_it_is(method):

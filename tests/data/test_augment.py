@@ -25,7 +25,7 @@ def exactly(value):
     return [(entry, entry) for entry in value]
 
 
-# One parameter at a time tells which one is wrong; together they tell whether the order is right.
+# Single parameters show which one is wrong; together they show whether their order is right.
 @pytest.mark.parametrize(
     ("rotate", "translate", "scale"),
     [
@@ -38,7 +38,7 @@ def exactly(value):
     ],
 )
 @pytest.mark.parametrize("size", [(8, 8, 8), (12, 9, 6)])
-def test_equals_monais_affine(size, rotate, translate, scale):
+def test_result_equals_that_of_monai(size, rotate, translate, scale):
     images = volumes(2, channels=3, size=size)
     ours, _ = augmented(
         images,
@@ -63,19 +63,19 @@ def test_each_case_has_its_own_draw_within_the_ranges():
     assert len(np.unique(matrices.reshape(500, -1), axis=0)) == 500
 
 
-def test_no_ranges_change_nothing_but_rounding():
+def test_without_ranges_only_rounding_changes():
     images = volumes(size=(28, 28, 28))
     ours, _ = augmented(images, **dict.fromkeys(RANGES))
     assert torch.allclose(ours, images, atol=1e-5)
 
 
-def test_a_volume_is_turned_about_its_centre():
+def test_volumes_rotate_about_their_centre():
     images = volumes(1, size=(5, 5, 6))
     ours, _ = augmented(images, **{**dict.fromkeys(RANGES), "rotate_range": exactly((0, 0, np.pi / 2))})
     assert torch.allclose(ours, torch.rot90(images, 1, (3, 2)), atol=1e-5)
 
 
-def test_cases_are_chosen_one_by_one_and_the_others_stay():
+def test_cases_are_drawn_independently_and_others_are_unchanged():
     images = volumes(400, size=(3, 3, 3))
     before = images.clone()
     ours, transform = augmented(images, prob=0.3)
@@ -105,7 +105,7 @@ def test_dtype_and_shape_are_kept(dtype):
     assert torch.allclose(ours.double(), augmented(images)[0], atol=2 * torch.finfo(dtype).eps + 1e-5)
 
 
-def test_keys_share_one_draw_and_others_are_left_alone():
+def test_keys_share_one_draw_and_other_keys_are_unchanged():
     images = volumes()
     transform = RandAffineBatchd(["image", "twin", "absent"], prob=0.5, allow_missing_keys=True, **RANGES)
     batch = transform.set_random_state(seed=0)({"image": images, "twin": MetaTensor(images), "case": ["a"] * 6})
@@ -118,23 +118,25 @@ def test_keys_share_one_draw_and_others_are_left_alone():
 
 
 @pytest.mark.parametrize("images", [volumes()[0], volumes()[:, 0, 0], volumes().to(torch.uint8)])
-def test_other_than_batches_of_volumes(images):
-    with pytest.raises(ValueError, match=r"a batch of volumes \(B, channels, S0, S1, S2\) of real numbers, got shape"):
+def test_other_data_is_refused(images):
+    with pytest.raises(
+        ValueError, match=r"a batch of volumes \(B, channels, S0, S1, S2\) of real numbers, not of shape"
+    ):
         augmented(images)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prob": 1.5}, r"prob from 0 to 1, got 1\.5"),
+        ({"prob": 1.5}, r"prob must be a probability from 0 to 1, not 1\.5"),
         (
             {"rotate_range": 0.2},
-            r"rotate_range as three numbers or pairs, one for each axis, got 0\.2: write \[r, r, r\]",
+            r"rotate_range must be three numbers or pairs, one for each axis, not 0\.2: write \[r, r, r\]",
         ),
-        ({"scale_range": [0.1, 0.1]}, "scale_range as three numbers or pairs"),
-        ({"translate_range": [1, (1, 2, 3), 1]}, "translate_range as three numbers or pairs"),
-        ({"translate_range": [1, float("nan"), 1]}, "translate_range as three numbers or pairs"),
-        ({"rotate_range": "abc"}, "rotate_range as three numbers or pairs"),
+        ({"scale_range": [0.1, 0.1]}, "scale_range must be three numbers or pairs"),
+        ({"translate_range": [1, (1, 2, 3), 1]}, "translate_range must be three numbers or pairs"),
+        ({"translate_range": [1, float("nan"), 1]}, "translate_range must be three numbers or pairs"),
+        ({"rotate_range": "abc"}, "rotate_range must be three numbers or pairs"),
     ],
 )
 def test_wrong_arguments(options, message):

@@ -18,7 +18,7 @@ def names(loader):
     return [case for batch in loader for case in batch["case"]]
 
 
-def test_batches_are_those_of_an_ordinary_loader(volumes):
+def test_batches_equal_those_of_a_dataloader(volumes):
     ours = list(BatchedVolumes(volumes, 3, "cpu"))
     theirs = list(DataLoader(volumes, batch_size=3))
     assert [len(batch["case"]) for batch in ours] == [3, 3, 1]
@@ -29,7 +29,7 @@ def test_batches_are_those_of_an_ordinary_loader(volumes):
         assert type(a["case"][0]) is str
 
 
-def test_the_arrays_are_not_copied(volumes):
+def test_arrays_are_not_copied(volumes):
     loader = BatchedVolumes(volumes, 3, "cpu")
     assert np.shares_memory(volumes.images, volumes.data[3]["image"])
     assert loader.images.data_ptr() == volumes.images.ctypes.data
@@ -40,14 +40,14 @@ def test_the_arrays_are_not_copied(volumes):
 
 
 @pytest.mark.parametrize(("drop_last", "lengths"), [(False, [2, 2, 2, 1]), (True, [2, 2, 2])])
-def test_the_last_batch(volumes, drop_last, lengths):
+def test_last_batch(volumes, drop_last, lengths):
     loader = BatchedVolumes(volumes, 2, "cpu", drop_last=drop_last)
     assert len(loader) == len(lengths)
     assert [len(batch["image"]) for batch in loader] == lengths
     assert len(BatchedVolumes(volumes, 7, "cpu", drop_last=drop_last)) == 1
 
 
-def test_shuffling_follows_torchs_seed(volumes):
+def test_shuffling_follows_the_seed_of_torch(volumes):
     loader = BatchedVolumes(volumes, 3, "cpu", shuffle=True)
     orders = []
     for seed in (1, 1, 2):
@@ -58,7 +58,7 @@ def test_shuffling_follows_torchs_seed(volumes):
     assert orders[2] != names(loader), "a new order each epoch"
 
 
-def test_the_order_is_drawn_when_the_iterator_is_made(volumes):
+def test_order_is_drawn_when_the_iterator_is_made(volumes):
     loader = BatchedVolumes(volumes, 7, "cpu", shuffle=True)
     torch.manual_seed(1)
     expected = names(loader)
@@ -76,7 +76,7 @@ def test_labels_and_names_follow_their_volumes(volumes):
             assert label == item["label"]
 
 
-def test_a_samplers_order_is_kept(volumes):
+def test_sampler_gives_the_order(volumes):
     parts = []
     for rank in range(2):
         sampler = DistributedSampler(volumes, even_divisible=False, num_replicas=2, rank=rank, shuffle=True)
@@ -90,7 +90,7 @@ def test_a_samplers_order_is_kept(volumes):
     assert sorted(parts) == volumes.cases
 
 
-def test_the_transform_sees_whole_batches_and_leaves_plain_tensors(volumes):
+def test_transform_gets_whole_batches_and_images_are_plain_tensors(volumes):
     shapes = []
     transform = Compose(
         [
@@ -106,7 +106,7 @@ def test_the_transform_sees_whole_batches_and_leaves_plain_tensors(volumes):
     assert torch.allclose(batches[1]["image"], torch.tensor(volumes.images[4:, None]) / 255)
 
 
-def test_determinism_is_set_as_with_monais_loader(volumes):
+def test_set_determinism_works_as_with_the_loader_of_monai(volumes):
     def sums(seed):
         torch.manual_seed(seed)
         transform = Compose([EnsureTyped("image", dtype=torch.float32), RandScaleIntensityd("image", 0.9, prob=1.0)])
@@ -118,14 +118,14 @@ def test_determinism_is_set_as_with_monais_loader(volumes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch_size": 0}, "batch_size to be a whole number from 1, got 0"),
-        ({"batch_size": True}, "batch_size to be a whole number from 1, got True"),
-        ({"batch_size": 2.0}, r"batch_size to be a whole number from 1, got 2\.0"),
-        ({"shuffle": "false"}, "shuffle to be True or False, got 'false'"),
-        ({"drop_last": 1}, "drop_last to be True or False, got 1"),
-        ({"shuffle": True, "sampler": [0, 1]}, "expected shuffle or a sampler, got both: let the sampler shuffle"),
-        ({"batch_size": 8, "drop_last": True}, "at least one batch, got 7 for batches of 8, drop_last True: lower"),
-        ({"sampler": []}, "at least one batch, got 0 for batches of 2"),
+        ({"batch_size": 0}, "batch_size must be a whole number from 1, not 0"),
+        ({"batch_size": True}, "batch_size must be a whole number from 1, not True"),
+        ({"batch_size": 2.0}, r"batch_size must be a whole number from 1, not 2\.0"),
+        ({"shuffle": "false"}, "shuffle must be True or False, not 'false'"),
+        ({"drop_last": 1}, "drop_last must be True or False, not 1"),
+        ({"shuffle": True, "sampler": [0, 1]}, "shuffle and sampler are both given: leave shuffle out"),
+        ({"batch_size": 8, "drop_last": True}, r"7 cases make no batch of 8 \(drop_last is True\): lower"),
+        ({"sampler": []}, "0 cases make no batch of 2"),
     ],
 )
 def test_wrong_arguments(volumes, change, message):
@@ -133,9 +133,25 @@ def test_wrong_arguments(volumes, change, message):
         BatchedVolumes(**{"dataset": volumes, "batch_size": 2, "device": "cpu", **change})
 
 
+def test_any_dataset_with_arrays_makes_batches():
+    """Such as a list of a user's own volumes."""
+
+    class Arrays:
+        images = np.arange(5 * 8, dtype=np.uint8).reshape(5, 2, 2, 2)
+        labels = np.arange(5)
+        cases = tuple("abcde")
+
+        def __len__(self):
+            return len(self.labels)
+
+    first = next(iter(BatchedVolumes(Arrays(), 3, "cpu")))
+    assert first["case"] == ["a", "b", "c"]
+    assert np.array_equal(first["image"][:, 0], Arrays.images[:3])
+
+
 def test_wrong_datasets(volumes):
-    with pytest.raises(TypeError, match=r"dataset to be LabelledVolumes, got list: use monai\.data\.DataLoader"):
+    with pytest.raises(TypeError, match=r"images, labels and cases, which list has not: use monai\.data\.DataLoader"):
         BatchedVolumes(volumes.data, 2, "cpu")
     single = LabelledVolumes("phantom", "val", size=8, transform=EnsureTyped("image"))
-    with pytest.raises(ValueError, match="a dataset without a transform, got 1 of single volumes: give BatchedVolumes"):
+    with pytest.raises(ValueError, match="has 1 transforms of single volumes: give BatchedVolumes"):
         BatchedVolumes(single, 2, "cpu")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels that are none, or a class without a case, are refused in one sentence before anything is trained."""
+"""Invalid labels, and classes without a case, are refused before training."""
 
 import numpy as np
 import pytest
@@ -28,11 +28,11 @@ def loader(labels, *transforms):
         [torch.tensor(1), torch.tensor([0])],
         [[0], [1]],
         [True, False],
-        [np.array([0.0, 1.0]), np.array([1.0, 0.0])],  # left to whoever uses such
+        [np.array([0.0, 1.0]), np.array([1.0, 0.0])],  # vectors are not checked
         [],
     ],
 )
-def test_labels_that_are_right(labels):
+def test_check_labels_accepts_class_numbers(labels):
     check_labels(loader(labels), NAMES, "training")
 
 
@@ -41,19 +41,19 @@ def test_labels_that_are_right(labels):
     [
         (
             ["ring", "shell"],
-            r"labels of the training cases to be whole numbers from 0 to 1 \(shell, ring\), got 'ring'",
+            r"labels of the training cases must be whole numbers from 0 to 1 \(shell, ring\), not 'ring'",
         ),
-        ([0, 1, "1"], "got '1': number the classes in this order"),
-        ([0.0, 1.0], r"got 0\.0"),
-        ([torch.tensor(1.0)], r"got 1\.0"),
-        ([0, 1, 2], "whole numbers from 0 to 1 .*, got 2"),
-        ([0, -1], "got -1"),
+        ([0, 1, "1"], "not '1': number the classes in this order"),
+        ([0.0, 1.0], r"not 0\.0"),
+        ([torch.tensor(1.0)], r"not 1\.0"),
+        ([0, 1, 2], "whole numbers from 0 to 1 .*, not 2"),
+        ([0, -1], "not -1"),
         ([None, 1], None),
-        ([0, 0, 0], "expected training cases of every class, got none of ring: add some"),
-        ([1], "got none of shell"),
+        ([0, 0, 0], "no training case has the class ring: add some"),
+        ([1], "class shell"),
     ],
 )
-def test_labels_that_are_none(labels, message):
+def test_check_labels_refuses_other_labels(labels, message):
     if message is None:
         check_labels(loader(labels), NAMES, "training")
         return
@@ -61,25 +61,25 @@ def test_labels_that_are_none(labels, message):
         check_labels(loader(labels), NAMES, "training")
 
 
-def test_labels_that_transforms_make():
+def test_check_labels_sees_labels_made_by_transforms():
     number = Lambdad("label", NAMES.index)
     check_labels(loader(["ring", "shell"], number), NAMES, "training")
     check_labels(loader(["ring"], lambda item: {**item, "label": 1}), NAMES, "training")
-    with pytest.raises(ValueError, match=r"got 1\.0"):
+    with pytest.raises(ValueError, match=r"not 1\.0"):
         check_labels(loader([1, 0], EnsureTyped(["label"], dtype=torch.float32)), NAMES, "training")
-    with pytest.raises(ValueError, match="got 5"):
+    with pytest.raises(ValueError, match="not 5"):
         check_labels(loader(["ring"], Lambdad("label", lambda label: 5)), NAMES, "training")
-    with pytest.raises(ValueError, match="got none of ring"):
+    with pytest.raises(ValueError, match="class ring"):
         check_labels(loader([0, 0], EnsureTyped(["image"])), NAMES, "training")
 
 
-def test_what_keeps_no_labels_is_left_alone(monkeypatch):
+def test_check_labels_ignores_data_without_labels(monkeypatch):
     for each in (None, [1, 2], DataLoader(Dataset([{"image": 1}])), object()):
         check_labels(each, NAMES, "training")
     check_labels(loader([7]), [], "training")
     monkeypatch.setattr("monai_llmboost.data.datasets.phantoms.PHANTOM_CASES", {"train": 4, "val": 1, "test": 4})
     check_labels(BatchedVolumes(LabelledVolumes("phantom", "train", size=8), 2, "cpu"), NAMES, "training")
-    with pytest.raises(ValueError, match="expected validation cases of every class, got none of ring"):
+    with pytest.raises(ValueError, match="no validation case has the class ring"):
         check_labels(BatchedVolumes(LabelledVolumes("phantom", "val", size=8), 2, "cpu"), NAMES, "validation")
 
 
@@ -87,16 +87,16 @@ def test_what_keeps_no_labels_is_left_alone(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train#dataset#data": ["ring", "shell"]}, r"labels of the training cases .* got 'ring'"),
-        ({"train#dataset#data": [0, 1, 3]}, "labels of the training cases .* got 3"),
-        ({"train#dataset#data": [0.0, 1.0]}, r"labels of the training cases .* got 0\.0"),
-        ({"train#dataset#data": [0, 0]}, "expected training cases of every class, got none of ring"),
-        ({"validate#dataset#data": [1, 1]}, "expected validation cases of every class, got none of shell"),
-        ({"validate#dataset#data": ["ring"]}, "labels of the validation cases .* got 'ring'"),
+        ({"train#dataset#data": ["ring", "shell"]}, r"labels of the training cases .* not 'ring'"),
+        ({"train#dataset#data": [0, 1, 3]}, "labels of the training cases .* not 3"),
+        ({"train#dataset#data": [0.0, 1.0]}, r"labels of the training cases .* not 0\.0"),
+        ({"train#dataset#data": [0, 0]}, "no training case has the class ring"),
+        ({"validate#dataset#data": [1, 1]}, "no validation case has the class shell"),
+        ({"validate#dataset#data": ["ring"]}, "labels of the validation cases .* not 'ring'"),
     ],
 )
-def test_a_training_is_refused_before_it_begins(run_job, tmp_path, changes, message):
-    """With data sets of somebody's own, by MONAI's loaders."""
+def test_training_with_wrong_labels_is_refused_before_it_starts(run_job, tmp_path, changes, message):
+    """With data sets of users, in MONAI's loaders."""
     own = {}
     for part in ("train", "validate"):
         labels = changes.get(f"{part}#dataset#data", [0, 1])
@@ -111,9 +111,9 @@ def test_a_training_is_refused_before_it_begins(run_job, tmp_path, changes, mess
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_evaluation_is_refused_before_it_predicts(run_job, monkeypatch):
+def test_evaluation_without_a_class_is_refused_before_it_starts(run_job, monkeypatch):
     options = {**SMALL, "size": 8, "patch_size": 4}
     monkeypatch.setattr("monai_llmboost.data.datasets.phantoms.PHANTOM_CASES", {"train": 4, "val": 4, "test": 1})
     run_job("train", "none", epochs=1, **options)
-    with pytest.raises(ValueError, match="expected evaluated cases of every class, got none of ring"):
+    with pytest.raises(ValueError, match="no evaluated case has the class ring"):
         run_job("evaluate", "none", **options)

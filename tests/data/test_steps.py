@@ -11,7 +11,7 @@ from monai.data import CacheDataset, DataLoader, Dataset
 from torch.utils.data import Subset
 
 from monai_llmboost.data import BatchedVolumes, CheckVolumed, LabelledVolumes, RandAffineBatchd
-from monai_llmboost.data.steps import NOTHING, Step, find_difference, list_transforms, list_voxel_steps, steps_to_text
+from monai_llmboost.data.steps import NO_STEPS, Step, find_difference, list_transforms, list_voxel_steps, steps_to_text
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:monai")
 WINDOW = mt.ScaleIntensityRanged("image", 0, 255, 0.0, 1.0)
@@ -42,9 +42,9 @@ def texts(*transforms, **options):
         None,
     ],
 )
-def test_what_does_not_count(transform):
+def test_steps_that_change_no_voxels_are_left_out(transform):
     assert list_voxel_steps([transform]) == []
-    assert steps_to_text([], 100) == NOTHING
+    assert steps_to_text([], 100) == NO_STEPS
 
 
 @pytest.mark.parametrize(
@@ -62,12 +62,12 @@ def test_what_does_not_count(transform):
         (mt.Transposed("image", (0, 2, 1, 3)), "Transpose indices [0, 2, 1, 3]"),
     ],
 )
-def test_a_step_in_words(transform, text):
+def test_text_of_a_step(transform, text):
     (found,) = texts(transform)
     assert found.startswith(text)
 
 
-def test_writings_of_one_step_are_one():
+def test_equal_steps_have_equal_texts():
     several = mt.ScaleIntensityRanged(["image", "label"], -160, 240, clip=True)
     assert (
         texts(WINDOW)
@@ -107,7 +107,7 @@ class Halve(mt.MapTransform):
         return data
 
 
-def test_somebodys_own_step_counts():
+def test_steps_of_users_are_listed():
     assert texts(Halve("image")) == ["Halve"]
     assert texts(Halve("image", by=3)) == ["Halve by 3"]
     assert not list_voxel_steps(Halve("image"))[0].geometric
@@ -147,7 +147,7 @@ MOVES = [mt.Orientationd("image", "RAS", labels=None), mt.Resized("image", 28, m
     ],
 )
 @pytest.mark.parametrize("room", [2000, 80])
-def test_where_two_differ(trained, used, found, room):
+def test_first_difference(trained, used, found, room):
     got = find_difference(steps_to_text(list_voxel_steps(trained), room), list_voxel_steps(used))
     if found is None:
         assert got is None
@@ -158,11 +158,11 @@ def test_where_two_differ(trained, used, found, room):
 
 
 def test_too_many_steps():
-    with pytest.raises(ValueError, match="expected steps of preprocessing that fit into 40 bytes, got 3: join some"):
+    with pytest.raises(ValueError, match="3 preprocessing steps are too many for 40 bytes of text: join some"):
         steps_to_text(list_voxel_steps([WINDOW] * 3), 40)
 
 
-def test_a_function_is_the_same_under_another_python():
+def test_functions_are_compared_across_python_versions():
     (step,) = list_voxel_steps(mt.Lambdad("image", lambda x: x * 2))
     other = step.text.replace("<py3.", "<py2.")
     assert find_difference(other, [step]) is None

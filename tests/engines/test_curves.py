@@ -128,7 +128,9 @@ def test_a_bundles_training_interrupted_and_resumed(run_job, tmp_path, monkeypat
 def test_a_rate_of_nothing_is_refused(tmp_path):
     evaluator = Engine(lambda engine, _: None)
     for rate in (0.0, float("inf")):
-        with pytest.raises(ValueError, match=rf"expected a learning rate above 0, got {rate:g}: give --learning_rate"):
+        with pytest.raises(
+            ValueError, match=rf"learning rate must be above 0 and finite, not {rate:g}: give --learning_rate"
+        ):
             LearningCurves(tmp_path, evaluator, optim.SGD([torch.zeros(1)], lr=rate))
     parts = [{"params": [torch.zeros(1)], "lr": 0.0}, {"params": [torch.zeros(1)], "lr": 0.1}]
     LearningCurves(tmp_path, evaluator, optim.SGD(parts))

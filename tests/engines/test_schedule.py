@@ -33,13 +33,13 @@ def test_it_is_monais_and_then_holds(warmup, total):
 @pytest.mark.parametrize(
     ("warmup", "total", "message"),
     [
-        (5, 5, "expected fewer warmup_epochs than epochs, got 5 of 5: the full learning rate would never be reached"),
-        (9, 5, "got 9 of 5"),
-        (-1, 5, "expected warmup_epochs to be a whole number from 0, got -1: give --warmup_epochs"),
-        (1.5, 5, r"warmup_epochs to be a whole number from 0, got 1\.5"),
-        (0, 0, "expected epochs to be a whole number from 1, got 0"),
-        (0, 2.0, r"expected epochs to be a whole number from 1, got 2\.0"),
-        (True, 2, "warmup_epochs to be a whole number from 0, got True"),
+        (5, 5, "warmup_epochs must be fewer than epochs, not 5 of 5, or the full learning rate is never reached"),
+        (9, 5, "not 9 of 5"),
+        (-1, 5, "warmup_epochs must be a whole number from 0, not -1: give --warmup_epochs"),
+        (1.5, 5, r"warmup_epochs must be a whole number from 0, not 1\.5"),
+        (0, 0, "epochs must be a whole number from 1, not 0"),
+        (0, 2.0, r"epochs must be a whole number from 1, not 2\.0"),
+        (True, 2, "warmup_epochs must be a whole number from 0, not True"),
     ],
 )
 def test_numbers_that_cannot_be(warmup, total, message):

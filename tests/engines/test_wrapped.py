@@ -107,8 +107,8 @@ AVERAGE = {
     "average": {"_target_": "torch.optim.swa_utils.AveragedModel", "model": "@network", "use_buffers": True},
     "+train#handlers": [{"_target_": f"{__name__}.Updates", "average": "@average", "network": "@network"}],
     "validate#evaluator#network": "@average",
-    "train#handlers#4#save_dict#model": "@average",
-    "train#handlers#4#save_dict#trained": "@network",
+    "train_handlers#checkpoints#save_dict#model": "@average",
+    "train_handlers#checkpoints#save_dict#trained": "@network",
 }
 
 
@@ -152,7 +152,7 @@ def test_optimizers_and_parts_of_another_run_are_not_resumed(tmp_path):
         trained(tmp_path, resume=True, **{"optimizer#_target_": "torch.optim.Adam"})
     assert "begun with optimizer 'AdamW', this one has 'Adam'" in str(error.value.__cause__)
     with pytest.raises(Exception, match="Failed") as error:
-        trained(tmp_path, resume=True, **{"train#handlers#4#save_dict#trained": "@network"})
+        trained(tmp_path, resume=True, **{"train_handlers#checkpoints#save_dict#trained": "@network"})
     assert "begun with trained None, this one has 'ViT3D'" in str(error.value.__cause__)
 
 

@@ -1,63 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-import json
-import subprocess
-import sys
+"""The key of a run follows weights, block, config, code and versions, and nothing else."""
 
-import numpy as np
+import json
+import re
+
 import pytest
 import torch
-from monai.inferers import SimpleInferer
-from monai.transforms import Compose, LoadImaged, Orientationd, RandFlipd, Resized, ScaleIntensityRanged
 
 from monai_llmboost.artifacts.digests import file_digest, files_digest
-from monai_llmboost.inference.provenance import describe, run_facts
-
-
-def steps(size=28, low=0):
-    return Compose(
-        [
-            LoadImaged("image", reader="NibabelReader"),
-            Orientationd("image", axcodes="RAS", labels=None),
-            Resized("image", spatial_size=[size] * 3, mode="trilinear"),
-            ScaleIntensityRanged("image", a_min=low, a_max=255, b_min=0.0, b_max=1.0, clip=True),
-            RandFlipd("image", prob=0.5),
-        ]
-    )
-
-
-def test_equal_steps_are_described_alike_in_every_process():
-    code = "import sys; sys.path.insert(0, {!r}); from test_provenance import *; print(json.dumps(describe(steps())))"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code.format(str(__file__).rpartition("/")[0])],
-        capture_output=True,
-        text=True,
-    )
-    assert json.loads(done.stdout.splitlines()[-1]) == describe(steps())
-
-
-@pytest.mark.parametrize("other", [{"size": 30}, {"low": -160}])
-def test_other_steps_are_described_otherwise(other):
-    assert describe(steps()) != describe(steps(**other))
-
-
-def test_what_a_function_does_counts():
-    one, other, same = (lambda x: x + 1), (lambda x: x + 2), (lambda x: x + 1)
-    assert describe(one).split()[1] != describe(other).split()[1]
-    assert describe(one).split()[1] == describe(same).split()[1]
-
-
-def test_plain_types_come_out_and_circles_end():
-    class Part:
-        def __init__(self):
-            self.me, self.array, self.kinds = self, np.arange(3), {torch.float32, torch.float16}
-            self.random, self.dtype, self.inferer = np.random.RandomState(), np.dtype("f4"), SimpleInferer()
-
-    told = describe(Part())
-    assert json.loads(json.dumps(told)) == told
-    assert told["me"] == "..."
-    assert told["kinds"] == ["torch.float16", "torch.float32"]
-    assert "random" not in told
-    assert "0x" not in json.dumps(told), "no memory address"
+from monai_llmboost.inference import run_facts, run_provenance
+from monai_llmboost.inference.provenance import describe_block, versions
+from monai_llmboost.llm import frozen_block
 
 
 def test_a_scan_of_several_files_does_not_depend_on_their_names(tmp_path):
@@ -68,20 +21,71 @@ def test_a_scan_of_several_files_does_not_depend_on_their_names(tmp_path):
     assert files_digest([a, b]) == files_digest([c, a]) != files_digest([a])
 
 
-def test_the_key_follows_what_decides_and_nothing_else(tmp_path):
+CONFIG = {"epochs": 1, "transforms": {"scale": {"_target_": "ScaleIntensityd", "keys": "image"}}, "bundle_root": "."}
+
+
+def test_the_key_follows_what_decides_and_nothing_else(tmp_path, monkeypatch):
     weights = tmp_path / "model.pt"
     weights.write_bytes(b"weights")
     network = torch.nn.Linear(2, 2)
-    usual = {"weights": weights, "network": network, "steps": {"preprocessing": steps()}, "options": {"amp": False}}
-    key = run_facts(**usual)["key"]
-    assert run_facts(**usual, about={"task": "other"})["key"] == key
-    assert run_facts(**{**usual, "network": torch.nn.Linear(2, 2)})["key"] == key, "weights are known by their file"
-    for name, value in {
-        "network": torch.nn.Linear(2, 3),
-        "steps": {"preprocessing": steps(30)},
-        "options": {"amp": True},
-    }.items():
-        assert run_facts(**{**usual, name: value})["key"] != key, name
+    usual = {"weights": weights, "network": network, "options": {"amp": False}, "config": CONFIG}
+    key = run_provenance(**usual)["key"]
+    assert run_provenance(**usual, metadata={"task": "other"}, device="meta")["key"] == key
+    assert run_provenance(**{**usual, "config": {**CONFIG, "bundle_root": "/other", "num_workers": 3}})["key"] == key
+    assert run_provenance(**{**usual, "network": torch.nn.Linear(2, 2)})["key"] == key, (
+        "weights are known by their file"
+    )
+    assert run_provenance(**{**usual, "options": {"amp": True}})["key"] != key
+    assert run_provenance(**{**usual, "config": {**CONFIG, "epochs": 2}})["key"] != key
+    monkeypatch.setattr("monai_llmboost.inference.provenance.versions", lambda *_: {"monai": "0"})
+    assert run_provenance(**usual)["key"] != key
+    monkeypatch.undo()
+    assert run_provenance(**usual)["key"] == key
     weights.write_bytes(b"others")
-    assert run_facts(**usual)["key"] != key
-    json.dumps(run_facts(**usual))
+    assert run_provenance(**usual)["key"] != key
+    json.dumps(run_provenance(**usual))
+
+
+def test_the_block_counts_wherever_a_network_has_it(tmp_path):
+    networks = [torch.nn.Sequential(torch.nn.Linear(1, 1), frozen_block("random", seed=seed)) for seed in (0, 1)]
+    one, other = (run_provenance(tmp_path / "none", network, config=CONFIG) for network in networks)
+    assert one["block"]["block"].startswith("random seed 0")
+    assert one["key"] != other["key"]
+    assert describe_block(torch.nn.Linear(1, 1)) is None
+
+
+def test_the_code_of_a_bundle_counts(tmp_path):
+    (tmp_path / "scripts").mkdir()
+    script = tmp_path / "scripts" / "net.py"
+    keys = []
+    for text in ("a = 1", "a = 2"):
+        script.write_text(text)
+        config = {"net": {"_target_": "scripts.net.Net"}, "bundle_root": str(tmp_path)}
+        made = run_provenance("x", torch.nn.Linear(1, 1), config=config)
+        assert list(made["code"]) == ["scripts/net.py"]
+        keys.append(made["key"])
+    assert keys[0] != keys[1]
+
+
+@pytest.mark.parametrize(
+    ("config", "found"), [({"inferer": torch.nn.ReLU()}, r"inferer \(ReLU\)"), ({}, "no config"), (None, "no config")]
+)
+def test_a_run_that_cannot_be_compared_has_a_key_of_its_own(config, found):
+    one, other = (run_provenance("x", torch.nn.Linear(1, 1), config=config)["key"] for _ in range(2))
+    assert one != other
+    assert one.startswith("only this run, which has objects of Python that cannot be compared: ")
+    assert re.search(found, one)
+
+
+def test_an_option_that_is_no_plain_value_is_refused():
+    with pytest.raises(
+        ValueError, match="the option 'steps' must be a plain value, such as a number or a text, not ReLU"
+    ):
+        run_provenance("x", torch.nn.Linear(1, 1), {"steps": torch.nn.ReLU()}, config=CONFIG)
+
+
+def test_the_name_of_an_earlier_version_still_works():
+    with pytest.warns(DeprecationWarning, match="run_facts is deprecated: use monai_llmboost.inference.run_provenance"):
+        made = run_facts("x", torch.nn.Linear(1, 1), {"inferer": torch.nn.ReLU()}, {"amp": False}, {"task": "t"}, "cpu")
+    assert (made["task"], made["options"]) == ("t", {"amp": False})
+    assert versions(["monai", "nothing-of-this-name"]).keys() == {"monai"}

@@ -60,7 +60,7 @@ def test_a_layer_too_large_for_float16_is_no_reason_to_refuse_it(llama, tmp_path
 
 def test_nothing_is_overwritten_unasked(llama_folder, block_file):
     before = block_file.read_bytes()
-    with pytest.raises(FileExistsError, match="is there already"):
+    with pytest.raises(FileExistsError, match="exists already"):
         extract_block(llama_folder, block_file, layer=0)
     assert block_file.read_bytes() == before
     extract_block(llama_folder, block_file, layer=0, overwrite=True)
@@ -75,12 +75,12 @@ def test_a_second_call_does_nothing_only_if_it_is_the_same(llama, llama_folder, 
     with torch.no_grad():
         llama.model.layers[1].mlp.up_proj.weight.mul_(2)
     llama.save_pretrained(twin)
-    with pytest.raises(FileExistsError, match="holds something else"):
+    with pytest.raises(FileExistsError, match="holds other layers"):
         extract_block(twin, block_file, layer=1)
     content = bytearray(block_file.read_bytes())
     content[-1] ^= 1
     block_file.write_bytes(content)
-    with pytest.raises(FileExistsError, match="holds something else"):
+    with pytest.raises(FileExistsError, match="holds other layers"):
         extract_block(llama_folder, block_file, layer=1)
 
 
@@ -91,9 +91,11 @@ def test_only_block_files_are_overwritten(llama_folder, tmp_path):
         extract_block(llama_folder, other, overwrite=True)
     assert other.read_text() == "somebody's work"
     (tmp_path / "folder.safetensors").mkdir()
-    with pytest.raises(ValueError, match=r"folder\.safetensors is a folder: give --out"):
+    with pytest.raises(ValueError, match=r"folder\.safetensors is a folder, not the file to write: give --out"):
         extract_block(llama_folder, tmp_path / "folder.safetensors")
-    with pytest.raises(OSError, match=r"cannot write into /proc/1 .*: give another --out"):
+    with pytest.raises(
+        OSError, match=r"cannot write /proc/1/x\.safetensors .*: free some space there, or give another --out"
+    ):
         extract_block(llama_folder, "/proc/1/x.safetensors")
 
 
@@ -110,12 +112,12 @@ def test_of_two_extractions_at_once_one_is_refused(llama_folder, tmp_path):
 def test_an_altered_header_is_refused(block_file, tmp_path, key):
     header = read_header(block_file)
     save_file(load_file(block_file), tmp_path / "other.safetensors", metadata={**header, key: "1"})
-    with pytest.raises(ValueError, match="is not the one that was written: the file was altered"):
+    with pytest.raises(ValueError, match="was altered, its header is not the one that was written"):
         read_header(tmp_path / "other.safetensors")
     save_file(
         load_file(block_file), tmp_path / "old.safetensors", metadata={**header, "format": "monai-llmboost block 1"}
     )
-    with pytest.raises(ValueError, match=r"expected a block file of this version, .* is of another"):
+    with pytest.raises(ValueError, match=r"is a block file of another version, 'monai-llmboost block 1': extract"):
         read_header(tmp_path / "old.safetensors")
 
 
@@ -133,22 +135,24 @@ def test_an_altered_file_is_refused(block_file):
     content = bytearray(block_file.read_bytes())
     content[-1] ^= 1
     block_file.write_bytes(content)
-    with pytest.raises(ValueError, match="are not those that were extracted"):
+    with pytest.raises(ValueError, match="was altered, its weights are not those that were extracted"):
         load_block(block_file)
 
 
 def test_other_files_are_refused(tmp_path, llama_folder):
     with pytest.raises(FileNotFoundError, match=r"make one with `monai-llmboost extract"):
         load_block(tmp_path / "nothing.safetensors")
-    with pytest.raises(ValueError, match=r"is a folder: cut one layer out of the model with `monai-llmboost extract"):
+    with pytest.raises(
+        ValueError, match=r"is a folder, not a block file: cut one layer out of the model with `monai-llmboost extract"
+    ):
         load_block(llama_folder)
     save_file({"x": torch.ones(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="got another safetensors file"):
+    with pytest.raises(ValueError, match="is a safetensors file, but no block file"):
         load_block(tmp_path / "other.safetensors")
     (tmp_path / "text.safetensors").write_text("no tensors at all")
-    with pytest.raises(ValueError, match="is damaged or of another kind"):
+    with pytest.raises(ValueError, match="is no block file, or damaged"):
         load_block(tmp_path / "text.safetensors")
-    with pytest.raises(ValueError, match=r"ends in \.safetensors"):
+    with pytest.raises(ValueError, match=r"does not end in \.safetensors"):
         extract_block(llama_folder, tmp_path / "block.bin")
 
 

@@ -38,9 +38,9 @@ def test_final_norm(block, geometry):
         other.load_state_dict(block.state_dict())
     assert torch.equal(FrozenBlock(donor)(h), block(h)), "one everywhere unless asked for"
     assert FrozenBlock(donor, final_norm="none")(h).square().mean() > 1000
-    with pytest.raises(ValueError, match="expected final_norm to be unit, donor or none, got 'llm'"):
+    with pytest.raises(ValueError, match="unknown final_norm 'llm'; choose from unit, donor, none"):
         FrozenBlock(donor, final_norm="llm")
-    with pytest.raises(ValueError, match=r"expected the final norm of random seed 3 in the block file .* found none"):
+    with pytest.raises(ValueError, match="no final norm of random seed 3 for final_norm donor, but none"):
         random_block(geometry, seed=3, final_norm="donor")
 
 
@@ -52,7 +52,7 @@ def test_is_kept_in_the_dtype_asked_for(geometry, block, dtype):
     assert narrow(h).dtype == torch.float32
     torch.testing.assert_close(narrow(h), block(h), rtol=0.1, atol=0.1)
     assert narrow.fingerprint == block.fingerprint, "one block, whatever dtype it is run in"
-    with pytest.raises(ValueError, match=r"expected a floating dtype .* torch\.int8"):
+    with pytest.raises(ValueError, match=r"unknown dtype torch\.int8 of the block"):
         random_block(geometry, dtype=torch.int8)
 
 
@@ -140,11 +140,11 @@ def test_random_like_a_donor_is_the_same_with_any_number_of_threads(geometry):
 
 @pytest.mark.parametrize("word", ["causal", "rotary"])
 def test_words_for_true_and_false_are_refused(geometry, word):
-    with pytest.raises(ValueError, match=f"expected {word} to be True or False, got 'false'"):
+    with pytest.raises(ValueError, match=f"{word} must be True or False, not 'false'"):
         random_block(geometry, **{word: "false"})
 
 
 def test_the_word_random_is_a_small_block():
     assert random_block("random").width == 192
-    with pytest.raises(FileNotFoundError, match="found nothing at random: give --block FILE"):
+    with pytest.raises(FileNotFoundError, match="no block file at random: give --block FILE"):
         load_block("random")

@@ -90,9 +90,9 @@ def test_its_random_control_has_its_scale(file):
 
 
 def test_what_only_native_families_can(file):
-    with pytest.raises(ValueError, match="expected a family that is run natively for causal or rotary"):
+    with pytest.raises(ValueError, match="run by transformers' own class has neither causal nor rotary"):
         load_block(file, causal=True)
-    with pytest.raises(ValueError, match="expected the final norm of"):
+    with pytest.raises(ValueError, match=r"no final norm of .* for final_norm donor, but none"):
         load_block(file, final_norm="donor")
     with pytest.raises(ValueError, match="expected a family that is run natively, got"):
         read_geometry(file.parent)
@@ -107,7 +107,7 @@ def test_tensors_of_another_layer_are_refused(file, tmp_path):
     weights = load_file(file.parent / "model.safetensors")
     gone = next(name for name in weights if ".2." in name and name.endswith("weight"))
     save_file({name: t for name, t in weights.items() if name != gone}, folder / "model.safetensors")
-    with pytest.raises(ValueError, match="expected"):
+    with pytest.raises(ValueError, match=r"missing or unknown|cannot join"):
         extract_block(folder, folder / "block.safetensors")
     assert not (folder / "block.safetensors").exists()
 

@@ -60,19 +60,19 @@ def test_a_full_layer_passes_and_touches_no_random_number():
     [
         (
             "causal",
-            r"^mine is order-dependent \(permutation error 0\.\d+\): it is recurrent, masked or has positions; choose",
+            r"^mine is order-dependent \(permutation error 0\.\d+\), it is recurrent, masked or has positions: choose",
         ),
         ("recurrent", r"mine is order-dependent"),
         ("positions", r"mine is order-dependent"),
-        ("identity", "mine gives back the tokens as they came, it is no layer: choose"),
+        ("identity", "mine returns its tokens unchanged, it is no layer: choose"),
         (
             "no attention",
-            "mine gives the other tokens nothing of the last one: it is masked or has no attention; choose",
+            "mine passes nothing of the last token to the others, it is masked or has no attention: choose",
         ),
         ("constant", "mine does not depend on its tokens: choose"),
-        ("infinite", "mine gives an output or a gradient that is not finite, .* for float32: read them again"),
-        ("shape", r"mine does not run .*expected tokens \(1, 8, 16\), got \(1, 7, 16\)\): choose"),
-        ("tuple", r"expected tokens \(1, 8, 16\), got tuple"),
+        ("infinite", "the output or a gradient of mine is not finite, .* for float32: read them again"),
+        ("shape", r"mine does not run .*the output is \(1, 7, 16\), not tokens \(1, 8, 16\)\): choose"),
+        ("tuple", r"the output is tuple, not tokens \(1, 8, 16\)"),
         ("error", r"mine does not run on visual tokens \(KeyError: 'mask'\): choose another donor"),
     ],
 )
@@ -93,7 +93,7 @@ def test_an_order_that_was_asked_for(wrong):
     measured = self_test(Attention(wrong), "mine", in_order=True)
     assert "permutation_error" not in measured
     assert measured["first_token_gradient"] > 0
-    with pytest.raises(ValueError, match="gives back the tokens"):
+    with pytest.raises(ValueError, match="returns its tokens unchanged"):
         self_test(Attention("identity"), "mine", in_order=True)
 
 
@@ -121,5 +121,5 @@ def test_weights_as_buffers_under_no_grad():
 
 
 def test_a_block_without_weights():
-    with pytest.raises(ValueError, match="expected a block with weights, got one without"):
+    with pytest.raises(ValueError, match="the block has no weights: load them first"):
         self_test(nn.Identity(), "mine")

@@ -83,6 +83,8 @@ class Donor:
         from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
         model_type, numbers = CASES[case]
+        if model_type not in CONFIG_MAPPING:  # the releases for Python 3.10 end before some
+            pytest.skip(f"this release of transformers has no {model_type}")
         config = CONFIG_MAPPING[model_type](**numbers)
         config._attn_implementation = "eager"
         torch.manual_seed(3)
@@ -241,8 +243,13 @@ def test_the_language_model_of_several_parts(donor):
     close(TransformersLayer(config, donor.tensors(), 1)(x), donor.theirs(x))
 
 
+@only("exaone")
+def test_the_name_of_the_layers_is_that_in_the_files(donor):
+    assert donor.stack == "transformer.h"
+    assert donor.model.get_submodule("model.layers")
+
+
 def test_names_as_in_the_files():
-    assert stack_of({"model_type": "exaone", **SMALL}) == "transformer.h"
     assert stack_of({"model_type": "bert", **SMALL}) == "bert.encoder.layer"
     assert stack_of({"model_type": "qwen2_5_vl_text", **SMALL, "layer_types": None}) == "layers"
     assert number_of_layers({"model_type": "gpt_neo", "num_layers": 6, "attention_types": [[["global"], 6]]}) == 6
@@ -257,24 +264,24 @@ def test_leftovers_of_old_checkpoints_are_no_weights(donor):
 @only("phi")
 def test_other_tensors_are_refused(donor):
     tensors = donor.tensors()
-    with pytest.raises(ValueError, match=r"tensors of phi layer 1, missing or unknown: \['more'\]: read them"):
+    with pytest.raises(ValueError, match=r"tensors of phi layer 1 that are missing or unknown: \['more'\]; read them"):
         TransformersLayer(donor.config, {**tensors, "more": torch.ones(1)}, 1)
     with pytest.raises(
-        ValueError, match=r"mlp\.fc1\.bias of shape \(40,\) in phi layer 1, got \(3,\): give the config"
+        ValueError, match=r"mlp\.fc1\.bias of phi layer 1 has shape \(3,\), not \(40,\): give the config"
     ):
         TransformersLayer(donor.config, {**tensors, "mlp.fc1.bias": torch.ones(3)}, 1)
     del tensors["mlp.fc1.bias"]
     with pytest.raises(ValueError, match=r"missing or unknown: \['mlp\.fc1\.bias'\]"):
         TransformersLayer(donor.config, tensors, 1)
-    with pytest.raises(ValueError, match="a layer from 0 to 1 of this model, got 2"):
+    with pytest.raises(ValueError, match="no layer 2 in this model: choose one from 0 to 1"):
         TransformersLayer(donor.config, tensors, 2)
 
 
 @only("mixtral")
 def test_missing_experts_are_refused(donor):
     for gone, message in (
-        ("experts.3.", r"of shape \(4, .* got \(3, .*give the config"),
-        ("experts.3.w3", "make up .*gate_up_proj, transformers cannot join them"),
+        ("experts.3.", r"has shape \(3, .*, not \(4, .*give the config"),
+        ("experts.3.w3", "transformers cannot join the tensors that make up .*gate_up_proj"),
     ):
         tensors = {name: tensor for name, tensor in donor.tensors().items() if gone not in name}
         with pytest.raises(ValueError, match=message):
@@ -296,26 +303,35 @@ MAMBA = {"num_hidden_layers": 2, "hidden_size": 32, "vocab_size": 32, "state_siz
             {"model_type": "olmo_hybrid", **SMALL, **HYBRID},
             r"olmo_hybrid layer 0 reads .*GatedDeltaNet\): choose another",
         ),
-        ({"model_type": "xlnet", "d_model": 32, "n_head": 4, "n_layer": 2}, "xlnet layer 0 also needs output_g"),
+        ({"model_type": "xlnet", "d_model": 32, "n_head": 4, "n_layer": 2}, "xlnet layer 0 needs output_g"),
         (
             {"model_type": "xlm", "emb_dim": 32, "n_heads": 4, "n_layers": 2},
-            "one list of decoder layers in a xlm model",
+            "a xlm model has not one list of decoder layers",
         ),
-        ({"model_type": "gemma3n_text"}, r"one vector for each token, gemma3n_text layer 0 has 4 \(altup_num_inputs\)"),
-        ({"model_type": "no_such_type"}, "transformers knows, got the model type 'no_such_type': choose another donor"),
-        ({}, "got the model type 'None'"),
-        ({"model_type": "t5"}, "expected a causal language model that transformers knows, got the model type 't5'"),
-        ({"model_type": "phi", **SMALL, "quantization_config": {"bits": 4}}, "got a quantised model.*choose the donor"),
+        ({"model_type": "gemma3n_text"}, r"gemma3n_text layer 0 has 4 vectors for each token \(altup_num_inputs\)"),
+        (
+            {"model_type": "no_such_type"},
+            "the model type 'no_such_type' is no causal language model that .*: choose another donor",
+        ),
+        ({}, "the model type 'None' is no"),
+        ({"model_type": "t5"}, "the model type 't5' is no causal language model that transformers knows"),
+        (
+            {"model_type": "phi", **SMALL, "quantization_config": {"bits": 4}},
+            "the model is quantised .*choose the donor",
+        ),
         (
             {"model_type": "llava", "text_config": {"model_type": "phi", "quantization_config": {"bits": 4}}},
             "quantised",
         ),
-        ({"model_type": "phi", **SMALL, "num_hidden_layers": 10**9}, "1 to 10000 layers, got 1000000000: correct"),
+        (
+            {"model_type": "phi", **SMALL, "num_hidden_layers": 10**9},
+            "1000000000 layers are not from 1 to 10000: correct",
+        ),
         (
             {"model_type": "phi", **SMALL, "hidden_size": "wide"},
-            "configuration of a phi model, transformers refuses it",
+            "transformers refuses the configuration of this phi model",
         ),
-        ({"model_type": "phi", **SMALL, "hidden_act": "no such"}, "phi model, transformers cannot build it from this"),
+        ({"model_type": "phi", **SMALL, "hidden_act": "no such"}, "transformers cannot build a phi model from this"),
     ],
 )
 def test_what_cannot_be_a_donor_is_refused(config, message):

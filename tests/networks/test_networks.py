@@ -41,7 +41,7 @@ def test_logits(build, booster, pool, boosted):
 def test_a_mask_that_hides_all_from_the_cls_token_is_refused(build):
     block = random_block("random")
     block.causal = True
-    with pytest.raises(ValueError, match="the CLS token stands first and would see no other"):
+    with pytest.raises(ValueError, match="hides all other tokens from the CLS token"):
         build(booster=ResidualBooster(12, block))
     build(booster=ResidualBooster(12, block), pool="mean")
     build(booster=ResidualBooster(12, block), position="middle")
@@ -84,34 +84,36 @@ def test_head_size_is_free(build):
 
 @pytest.mark.parametrize("shape", [(1, 2, 8, 12, 12), (1, 1, 8, 12, 16), (2, 8, 12, 16), (1, 2, 12, 16)])
 def test_volumes_of_another_shape(build, shape):
-    with pytest.raises(ValueError, match=r"volumes of shape \(batch, 2, 8, 12, 16\), got \["):
+    with pytest.raises(
+        ValueError, match=r"volumes of shape \[.*\] do not fit a network for \(batch, \[2, 8, 12, 16\]\): resize"
+    ):
         build()(torch.randn(shape))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"patch_size": 5}, r"img_size to be a multiple of patch_size .* \(8, 12, 16\) and \(5, 5, 5\)"),
-        ({"img_size": (8, 8)}, "one or three sizes"),
-        ({"img_size": 0}, "expected sizes from 1"),
-        ({"patch_size": -4}, "expected sizes from 1"),
-        ({"pool": "max"}, "pool to be one of cls, mean, got 'max'"),
-        ({"num_heads": 5}, "num_heads to divide hidden_size, got 5 and 12"),
-        ({"num_heads": 0}, "numbers from 1"),
-        ({"dropout_rate": 1.0}, "dropout_rate from 0 to below 1"),
-        ({"stem_channels": -1}, "stem_channels as a whole number from 0, got -1"),
-        ({"stem_channels": 2.5}, "stem_channels as a whole number from 0, got 2.5"),
-        ({"num_classes": 0}, "in_channels and num_classes from 1"),
-        ({"class_names": ["a", "b"]}, r"expected 3 class names, got 2: \['a', 'b'\]"),
+        ({"patch_size": 5}, r"img_size \(8, 12, 16\) is no multiple of patch_size \(5, 5, 5\) along each axis"),
+        ({"img_size": (8, 8)}, r"img_size \(8, 8\) has another number of axes: give one number or 3"),
+        ({"img_size": 0}, "each number of img_size must be a whole number from 1, not 0"),
+        ({"patch_size": -4}, "each number of patch_size must be a whole number from 1, not -4"),
+        ({"pool": "max"}, "unknown pool 'max'; choose from cls, mean"),
+        ({"num_heads": 5}, "num_heads 5 does not divide hidden_size 12"),
+        ({"num_heads": 0}, "num_heads must be a whole number from 1, not 0"),
+        ({"dropout_rate": 1.0}, "dropout_rate must be from 0 to below 1, not 1.0"),
+        ({"stem_channels": -1}, "stem_channels must be a whole number from 0, not -1"),
+        ({"stem_channels": 2.5}, "stem_channels must be a whole number from 0, not 2.5"),
+        ({"num_classes": 0}, "num_classes must be a whole number from 1, not 0"),
+        ({"class_names": ["a", "b"]}, r"2 class names \['a', 'b'\] for 3 classes: give one for each"),
         (
             {"class_names": ["a b", "c", "a\nb"]},
-            r"expected different class names, got .* a column for each, on one line",
+            r"class names .* are not all different: a table needs a column for each",
         ),
-        ({"class_names": ["a b", "c", "a\u2028b"]}, "expected different class names"),
-        ({"class_names": [1, 2, 3]}, r"expected class names as a list of texts, got \[1, 2, 3\]"),
-        ({"class_names": "abc"}, "expected class names as a list of texts, got 'abc'"),
-        ({"class_names": ["a" * 500, "b", "c"]}, "at most 480 bytes"),
-        ({"booster": mlp_booster(16, "random")}, "booster with channels=12.* got channels=16"),
+        ({"class_names": ["a b", "c", "a\u2028b"]}, "are not all different"),
+        ({"class_names": [1, 2, 3]}, r"class names \[1, 2, 3\] are no list of texts: write them as"),
+        ({"class_names": "abc"}, "class names 'abc' are no list of texts"),
+        ({"class_names": ["a" * 500, "b", "c"]}, "class names of 504 bytes in all are too long: shorten them to 480"),
+        ({"booster": mlp_booster(16, "random")}, "booster with channels=16 does not fit a network with hidden_size=12"),
     ],
 )
 def test_sizes_that_do_not_fit(build, changes, message):
@@ -164,7 +166,7 @@ def test_scripts(build, booster, pool, boosted, stem_channels):
     for batch in (1, 3):
         x = torch.randn(batch, 2, 8, 12, 16)
         torch.testing.assert_close(scripted(x), network(x))
-    with pytest.raises(Exception, match="expected volumes of shape"):
+    with pytest.raises(Exception, match=r"volumes of shape .* do not fit"):
         scripted(torch.randn(1, 2, 8, 8, 8))
 
 

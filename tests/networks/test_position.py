@@ -9,7 +9,7 @@ import torch
 from monai_llmboost.boosters import ResidualBooster
 from monai_llmboost.llm import random_block
 from monai_llmboost.networks import ViT3D, ViViT
-from monai_llmboost.networks.transformer import POSITIONS
+from monai_llmboost.networks.insertion import POSITIONS
 
 SIZES = {"in_channels": 2, "num_classes": 3, "img_size": (8, 12, 16), "patch_size": (4, 4, 8), "hidden_size": 12}
 # An odd number of layers, so that the two halves cannot be mistaken for one another.
@@ -161,10 +161,12 @@ def test_a_checkpoint_of_another_position_is_refused(build):
 
 @pytest.mark.parametrize("boosted", [False, True])
 def test_a_position_that_there_is_not(build, boosted):
-    with pytest.raises(ValueError, match="position to be one of last, middle, head, got 'first'"):
+    with pytest.raises(ValueError, match="unknown position 'first'; choose from last, middle, head"):
         build(boosted, position="first")
     one = {"num_layers": 1} if isinstance(build(), ViT3D) else {"num_temporal_layers": 1}
-    with pytest.raises(ValueError, match=r"at least 2 layers around position 'middle', got 1: take more layers"):
+    with pytest.raises(
+        ValueError, match=r"position 'middle' needs at least 2 layers around the booster, not 1: take more layers"
+    ):
         build(boosted, position="middle", **one)
     for position in ("last", "head"):
         build(boosted, position=position, **one)
@@ -218,5 +220,5 @@ def test_the_bundle(run_job):
 
 @bundle_warnings
 def test_a_mistake_in_the_bundle_is_one_sentence(run_job):
-    with pytest.raises(ValueError, match="at least 2 layers around position 'middle', got 1"):
+    with pytest.raises(ValueError, match="position 'middle' needs at least 2 layers around the booster, not 1"):
         run_job("train", position="middle")

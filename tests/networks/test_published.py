@@ -75,12 +75,12 @@ def test_a_single_head_as_wide_as_the_tokens_has_no_output_map_in_the_published_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mode": "llm_new"}, "mode to be one of llm_in, .* got 'llm_new'"),
-        ({"kind": "vit2d"}, "expected kind 'vit3d' with depth"),
-        ({"depth": None}, "expected kind 'vit3d' with depth"),
-        ({"llm_dim": 64}, "expected a block of width 64 .* one of 32"),
-        ({"num_classes": 5}, "does not fit the sizes given"),
-        ({"depth": 3}, "does not fit the sizes given"),
+        ({"mode": "llm_new"}, "unknown mode 'llm_new'; choose from llm_in, .*"),
+        ({"kind": "vit2d"}, "give kind 'vit3d' with depth"),
+        ({"depth": None}, "give kind 'vit3d' with depth"),
+        ({"llm_dim": 64}, "llm_dim 64 is not the width of the checkpoint's block: give llm_dim=32"),
+        ({"num_classes": 5}, "does not fit these sizes"),
+        ({"depth": 3}, "does not fit these sizes"),
     ],
 )
 def test_what_does_not_fit(change, message):
@@ -93,5 +93,5 @@ def test_incomplete_checkpoint():
     config, weights, _ = read(next(file for file in GOLDEN if file.stem == "vit3d-cls-llm_in"))
     with pytest.raises(ValueError, match=r"llama\.layers\.0\.attention\.wq\.weight.* it is incomplete"):
         from_published({k: v for k, v in weights.items() if "wq" not in k}, **config)
-    with pytest.raises(ValueError, match="weights of one LLaMA layer in the checkpoint, found 0"):
+    with pytest.raises(ValueError, match="the checkpoint holds 0 LLaMA layers"):
         from_published({k: v for k, v in weights.items() if "llama.layers" not in k}, **config)

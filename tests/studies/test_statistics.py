@@ -4,6 +4,8 @@
 import itertools
 import json
 import math
+from dataclasses import asdict
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,14 +14,20 @@ from sklearn.metrics import roc_auc_score
 
 from monai_llmboost.engines import medmnist_acc, medmnist_auc
 from monai_llmboost.studies.statistics.compare import (
+    Comparison,
+    Intervals,
     arm_summary,
     compare_arms,
     correct_for_many,
     over_seeds_and_cases,
-    verdict,
 )
-from monai_llmboost.studies.statistics.influence import METRICS, auc_components, auc_redrawn, draws_of_cases
+from monai_llmboost.studies.statistics.influence import bootstrap_counts, components, resampled
+from monai_llmboost.studies.statistics.roc import roc_curves
+from monai_llmboost.studies.statistics.verdict import verdict
+from monai_llmboost.tasks import Classification, TaskMetric
 
+METRICS = Classification.metrics
+AUC = METRICS["auc"]
 KEYS = ["metric", "arm", "reference", "difference", "runs", "standard_error", "df", "intervals"]
 KEYS += ["p", "p_holm", "p_delong", "detectable", "verdict"]
 # Standard deviations of the scores of two classes that lie 1.5 apart: what all runs see in a case, what all runs of an
@@ -67,7 +75,7 @@ def delong_of_pairs(scores, inside):
 def test_values_are_those_of_medmnist(classes, decimals):
     predictions, labels = of_classes(classes, decimals=decimals)
     for metric, expected in (("auc", medmnist_auc), ("acc", medmnist_acc)):
-        values, influence = METRICS[metric].components(predictions, labels)
+        values, influence = components(METRICS[metric], predictions, labels)
         assert values == pytest.approx([expected(p, labels) for p in predictions], abs=1e-12)
         assert influence.sum(axis=1) == pytest.approx(np.zeros(3), abs=1e-10)
 
@@ -75,7 +83,7 @@ def test_values_are_those_of_medmnist(classes, decimals):
 @pytest.mark.parametrize("decimals", [None, 1])
 def test_covariance_is_that_of_delong(decimals):
     predictions, labels = of_classes(2, decimals=decimals)
-    _, influence = auc_components(predictions, labels)
+    _, influence = components(AUC, predictions, labels)
     assert influence @ influence.T == pytest.approx(delong_of_pairs(predictions[:, :, 1], labels == 1), rel=1e-9)
 
 
@@ -83,39 +91,38 @@ def test_covariance_is_that_of_delong(decimals):
 @pytest.mark.parametrize("classes", [2, 3])
 def test_covariance_is_that_of_a_bootstrap(metric, classes):
     predictions, labels = of_classes(classes, cases=240)
-    components, redrawn = METRICS[metric]
-    _, influence = components(predictions, labels)
-    counts = draws_of_cases(labels, draws=4000)
-    bootstrap = np.cov([redrawn(p[None], labels, counts) for p in predictions])
+    _, influence = components(METRICS[metric], predictions, labels)
+    counts = bootstrap_counts(labels, samples=4000)
+    bootstrap = np.cov([resampled(METRICS[metric], p[None], labels, counts) for p in predictions])
     assert influence @ influence.T == pytest.approx(bootstrap, rel=0.12, abs=0.05 * bootstrap.max())
 
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_a_draw_is_computed_anew(classes):
     predictions, labels = of_classes(classes, cases=30, decimals=1)
-    for counts in draws_of_cases(labels, draws=5):
+    for counts in bootstrap_counts(labels, samples=5):
         drawn = np.repeat(np.arange(30), counts.astype(int))
         for metric, expected in (("auc", medmnist_auc), ("acc", medmnist_acc)):
             mean = np.mean([expected(p[drawn], labels[drawn]) for p in predictions])
-            assert METRICS[metric].redrawn(predictions, labels, counts[None]) == pytest.approx(mean, abs=1e-12)
+            assert resampled(METRICS[metric], predictions, labels, counts[None]) == pytest.approx(mean, abs=1e-12)
 
 
 def test_no_class_vanishes_from_a_draw():
     labels = np.array([0] * 20 + [1] * 2)
-    counts = draws_of_cases(labels, draws=300)
+    counts = bootstrap_counts(labels, samples=300)
     assert (counts.sum(axis=1) == 22).all()
     assert (counts[:, 20:].sum(axis=1) > 0).all()
-    assert (counts == draws_of_cases(labels, draws=300)).all(), "seeded"
+    assert (counts == bootstrap_counts(labels, samples=300)).all(), "seeded"
     scores = np.random.default_rng(0).normal(size=(1, 22, 2))
     drawn = np.repeat(np.arange(22), counts[0].astype(int))
     expected = roc_auc_score(labels[drawn], scores[0, drawn, 1])
-    assert auc_redrawn(scores, labels, counts[:1]) == pytest.approx(expected)
+    assert resampled(AUC, scores, labels, counts[:1]) == pytest.approx(expected)
 
 
 def test_variance_is_that_of_obuchowski_and_rockette_and_df_that_of_hillis():
     """Written out with the mean covariances, of two arms and their five seeds."""
     arms, labels = simulated(np.random.default_rng(3), {"a": 1.5, "b": 1.7})
-    (a, of_a), (b, of_b) = (auc_components(p, labels) for p in arms.values())
+    (a, of_a), (b, of_b) = (components(AUC, p, labels) for p in arms.values())
     covariance = np.vstack([of_a, of_b]) @ np.vstack([of_a, of_b]).T
     other_seed = ~np.eye(5, dtype=bool)
     within = (covariance[:5, :5][other_seed].mean() + covariance[5:, 5:][other_seed].mean()) / 2
@@ -126,24 +133,24 @@ def test_variance_is_that_of_obuchowski_and_rockette_and_df_that_of_hillis():
     assert within > across
     f = ms_arm / (ms_both + 5 * (within - across))
     df = (ms_both + 5 * (within - across)) ** 2 / (ms_both**2 / 4)
-    (found,) = (c for c in compare_arms(arms, labels, ["a"]) if c["metric"] == "auc")
-    assert (found["difference"] / found["standard_error"]) ** 2 == pytest.approx(f)
-    assert found["df"] == pytest.approx(df)
-    assert found["p"] == pytest.approx(stats.f.sf(f, 1, df))
-    assert found["intervals"]["seeds"] == pytest.approx(stats.ttest_rel(b, a).confidence_interval())
-    z = found["difference"] / math.sqrt((((of_b - of_a).mean(axis=0)) ** 2).sum())
-    assert found["p_delong"] == pytest.approx(2 * stats.norm.sf(abs(z)))
+    (found,) = (c for c in compare_arms(arms, labels, ["a"]) if c.metric == "auc")
+    assert (found.difference / found.standard_error) ** 2 == pytest.approx(f)
+    assert found.df == pytest.approx(df)
+    assert found.p == pytest.approx(stats.f.sf(f, 1, df))
+    assert found.intervals.seeds == pytest.approx(stats.ttest_rel(b, a).confidence_interval())
+    z = found.difference / math.sqrt((((of_b - of_a).mean(axis=0)) ** 2).sum())
+    assert found.p_delong == pytest.approx(2 * stats.norm.sf(abs(z)))
 
 
 @pytest.fixture(scope="module")
 def studies():
-    """400 studies without difference: (auc difference, standard error, df, p) each, with five seeds and with two."""
+    """400 studies without difference: (AUC difference, standard error, df, p) each, with five seeds and with two."""
     results = {}
     for seeds in (5, 2):
         random, rows = np.random.default_rng(0), []
         for _ in range(400):
             arms, labels = simulated(random, {"a": 1.5, "b": 1.5}, seeds)
-            (a, of_a), (b, of_b) = (auc_components(p, labels) for p in arms.values())
+            (a, of_a), (b, of_b) = (components(AUC, p, labels) for p in arms.values())
             error, df = over_seeds_and_cases(b - a, of_b - of_a)
             difference = (b - a).mean()
             rows.append((difference, error, df, 2 * stats.t.sf(abs(difference) / error, df or math.inf), a, of_a))
@@ -175,7 +182,7 @@ def test_the_interval_holds_a_planted_difference_and_the_power_is_as_told():
     random, held, found, told = np.random.default_rng(1), [], [], []
     for _ in range(400):
         arms, labels = simulated(random, {"a": 1.5, "b": 1.8})
-        (a, of_a), (b, of_b) = (auc_components(p, labels) for p in arms.values())
+        (a, of_a), (b, of_b) = (components(AUC, p, labels) for p in arms.values())
         error, df = over_seeds_and_cases(b - a, of_b - of_a)
         half, difference = stats.t.ppf(0.975, df or math.inf) * error, (b - a).mean()
         held.append(abs(difference - truth) < half)
@@ -190,28 +197,29 @@ def test_the_interval_holds_a_planted_difference_and_the_power_is_as_told():
 def test_a_planted_gain_is_found_and_a_null_is_not():
     arms, labels = simulated(np.random.default_rng(5), {"none": 1.2, "mlp": 1.2, "pretrained": 2.4}, seeds=5, cases=300)
     comparisons = compare_arms(arms, labels, ["none", "mlp"])
-    assert [list(c) for c in comparisons] == [KEYS] * 6
-    assert [c["metric"] for c in comparisons] == ["auc"] * 3 + ["acc"] * 3
+    assert [list(c.as_dict()) for c in comparisons] == [KEYS] * 6
+    assert [c.metric for c in comparisons] == ["auc"] * 3 + ["acc"] * 3
     pairs = [("mlp", "none"), ("pretrained", "none"), ("pretrained", "mlp")]
-    assert [(c["arm"], c["reference"]) for c in comparisons] == pairs * 2
+    assert [(c.arm, c.reference) for c in comparisons] == pairs * 2
     null, gain, _ = comparisons[:3]
     truth = true_auc(2.4) - true_auc(1.2)
-    assert gain["difference"] == pytest.approx(truth, abs=2 * gain["standard_error"])
-    for interval in gain["intervals"].values():
+    assert gain.difference == pytest.approx(truth, abs=2 * gain.standard_error)
+    for interval in (gain.intervals.seeds, gain.intervals.cases, gain.intervals.both):
         assert interval[0] < truth < interval[1]
-    assert gain["p_holm"] < 0.001
-    assert ": better (p < 0.001, p < 0.001 corrected for all comparisons)." in gain["verdict"]
-    assert null["p_holm"] > 0.05
-    assert ": no difference seen; gains above 0." in null["verdict"]
-    assert json.loads(json.dumps(comparisons, allow_nan=False)) == comparisons
+    assert gain.p_holm < 0.001
+    assert ": better (p < 0.001, p < 0.001 corrected for all comparisons)." in gain.verdict
+    assert null.p_holm > 0.05
+    assert ": no difference seen; gains above 0." in null.verdict
+    contents = [c.as_dict() for c in comparisons]
+    assert json.loads(json.dumps(contents, allow_nan=False)) == contents
     backwards = compare_arms(dict(reversed(arms.items())), labels, ["pretrained"])
-    assert ": worse (" in backwards[1]["verdict"]
-    assert backwards[1]["difference"] == pytest.approx(-gain["difference"])
+    assert ": worse (" in backwards[1].verdict
+    assert backwards[1].difference == pytest.approx(-gain.difference)
 
 
 def test_each_pair_with_a_reference_comes_once():
     arms, labels = simulated(np.random.default_rng(0), dict.fromkeys("abcd", 1.5), seeds=2, cases=40)
-    pairs = [(c["reference"], c["arm"]) for c in compare_arms(arms, labels, ["b", "c"])]
+    pairs = [(c.reference, c.arm) for c in compare_arms(arms, labels, ["b", "c"])]
     assert pairs == [pair for pair in itertools.combinations("abcd", 2) if {"b", "c"} & set(pair)] * 2
 
 
@@ -219,16 +227,16 @@ def test_holm_is_over_the_pairs_of_one_metric():
     arms, labels = simulated(np.random.default_rng(0), {"a": 1.2, "b": 1.5, "c": 1.9}, cases=300)
     comparisons = compare_arms(arms, labels, ["a", "b"])
     for family in (comparisons[:3], comparisons[3:]):
-        ordered = sorted(family, key=lambda c: c["p"])
-        by_hand = np.maximum.accumulate([min((3 - k) * c["p"], 1) for k, c in enumerate(ordered)])
-        assert [c["p_holm"] for c in ordered] == pytest.approx(by_hand)
-    assert correct_for_many([]) == []
+        ordered = sorted(family, key=lambda c: c.p)
+        by_hand = np.maximum.accumulate([min((3 - k) * c.p, 1) for k, c in enumerate(ordered)])
+        assert [c.p_holm for c in ordered] == pytest.approx(by_hand)
+    assert correct_for_many([], AUC) == []
 
 
 def test_holm_equals_statsmodels():
     p = [0.01, 0.04, 0.03, 0.005, 0.03, 0.7, 0.9]
-    comparisons = [{**BASE, "p": one, "difference": 0.0, "intervals": {"both": [-1, 1]}} for one in p]
-    corrected = [c["p_holm"] for c in correct_for_many(comparisons)]
+    comparisons = [compared(0.0, [-1, 1], p=one) for one in p]
+    corrected = [c.p_holm for c in correct_for_many(comparisons, AUC)]
     assert corrected == [0.06, 0.15, 0.15, 0.035, 0.15, 1.0, 1.0]  # multipletests(p, method="holm")[1]
 
 
@@ -236,36 +244,36 @@ def test_many_classes():
     predictions, labels = of_classes(4, seeds=4, cases=200)
     blunt = 0.5 * predictions + 0.5 * np.random.default_rng(1).permuted(predictions, axis=1)
     for comparison in compare_arms({"blunt": blunt, "sharp": predictions}, labels, ["blunt"]):
-        assert ": better" in comparison["verdict"]
-        low, high = comparison["intervals"]["both"]
-        assert 0 < low < comparison["difference"] < high < 1
+        assert ": better" in comparison.verdict
+        low, high = comparison.intervals.both
+        assert 0 < low < comparison.difference < high < 1
 
 
 def test_one_seed_gives_an_interval_over_the_cases_alone():
     arms, labels = simulated(np.random.default_rng(0), {"a": 1.5, "b": 1.6}, seeds=1, cases=300)
     comparison = compare_arms(arms, labels, ["a"])[0]
-    assert comparison["intervals"]["seeds"] is None
-    assert comparison["df"] is None
-    assert comparison["p"] == comparison["p_delong"]
-    assert comparison["intervals"]["both"] == pytest.approx(comparison["intervals"]["cases"], abs=0.01)
-    assert comparison["verdict"].endswith(
+    assert comparison.intervals.seeds is None
+    assert comparison.df is None
+    assert comparison.p == comparison.p_delong
+    assert comparison.intervals.both == pytest.approx(comparison.intervals.cases, abs=0.01)
+    assert comparison.verdict.endswith(
         "; from one seed, so over the test cases alone: the spread between seeds is unknown."
     )
     summary = arm_summary("auc", arms["a"], labels)
-    assert summary["sd"] is None
-    assert summary["mean"] == summary["runs"][0]
-    assert summary["interval"][0] < summary["mean"] < summary["interval"][1] <= 1
+    assert summary.sd is None
+    assert summary.mean == summary.runs[0]
+    assert summary.interval[0] < summary.mean < summary.interval[1] <= 1
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 5])
 def test_equal_arms(seeds):
     arms, labels = simulated(np.random.default_rng(0), {"a": 1.5}, seeds, cases=50)
     for comparison in compare_arms({**arms, "b": arms["a"]}, labels, ["a"]):
-        assert (comparison["difference"], comparison["standard_error"], comparison["p"]) == (0, 0, 1)
-        assert comparison["intervals"] == {"seeds": [0, 0] if seeds > 1 else None, "cases": [0, 0], "both": [0, 0]}
-        assert comparison["detectable"] is None
-        assert "without any spread over seeds or test cases" in comparison["verdict"]
-        json.dumps(comparison, allow_nan=False)
+        assert (comparison.difference, comparison.standard_error, comparison.p) == (0, 0, 1)
+        assert comparison.intervals == Intervals([0, 0] if seeds > 1 else None, [0, 0], [0, 0])
+        assert comparison.detectable is None
+        assert "without any spread over seeds or test cases" in comparison.verdict
+        json.dumps(comparison.as_dict(), allow_nan=False)
 
 
 def test_runs_that_are_all_alike_leave_the_spread_of_the_cases():
@@ -273,18 +281,18 @@ def test_runs_that_are_all_alike_leave_the_spread_of_the_cases():
     alone = compare_arms(arms, labels, ["a"])
     alike = compare_arms({name: np.repeat(p, 5, axis=0) for name, p in arms.items()}, labels, ["a"])
     for one, five in zip(alone, alike):
-        assert five["standard_error"] == pytest.approx(one["standard_error"])
-        assert five["df"] is None
-        assert five["p"] == pytest.approx(five["p_delong"])
-        json.dumps(five, allow_nan=False)
+        assert five.standard_error == pytest.approx(one.standard_error)
+        assert five.df is None
+        assert five.p == pytest.approx(five.p_delong)
+        json.dumps(five.as_dict(), allow_nan=False)
 
 
 def test_a_perfect_arm_against_one_that_says_nothing_claims_nothing_of_no_spread():
     labels = np.arange(10) % 2
     perfect = np.stack([1 - labels, labels], axis=-1)[None].astype(float)
     comparison = compare_arms({"constant": np.full((1, 10, 2), 0.5), "perfect": perfect}, labels, ["constant"])[0]
-    assert (comparison["difference"], comparison["p"]) == (0.5, 1)
-    assert "whether this is a difference cannot be told" in comparison["verdict"]
+    assert (comparison.difference, comparison.p) == (0.5, 1)
+    assert "so it is unknown if this is a difference" in comparison.verdict
 
 
 def test_summary_of_an_arm():
@@ -292,18 +300,24 @@ def test_summary_of_an_arm():
     for metric, expected in (("auc", medmnist_auc), ("acc", medmnist_acc)):
         runs = [expected(p, labels) for p in arms["a"]]
         summary = arm_summary(metric, arms["a"], labels)
-        assert list(summary) == ["mean", "sd", "runs", "interval"]
-        assert summary["runs"] == pytest.approx(runs)
-        assert (summary["mean"], summary["sd"]) == pytest.approx((np.mean(runs), np.std(runs, ddof=1)))
-        low, high = summary["interval"]
-        assert 0 < low < summary["mean"] < high < 1
-        json.dumps(summary, allow_nan=False)
+        assert list(asdict(summary)) == ["mean", "sd", "runs", "interval"]
+        assert summary.runs == pytest.approx(runs)
+        assert (summary.mean, summary.sd) == pytest.approx((np.mean(runs), np.std(runs, ddof=1)))
+        low, high = summary.interval
+        assert 0 < low < summary.mean < high < 1
+        json.dumps(asdict(summary), allow_nan=False)
 
 
 BASE = {
     "metric": "auc", "arm": "pretrained", "reference": "none", "runs": [0.0] * 5, "standard_error": 0.007, "df": 9.0,
     "p": 0.6, "p_holm": 0.6, "p_delong": 0.5, "detectable": 0.0213,
 }  # fmt: skip
+
+
+def compared(difference, both, cases=None, seeds=None, **changes):
+    return Comparison(
+        **{**BASE, "difference": difference, "intervals": Intervals(seeds, cases or both, both), **changes}
+    )
 
 
 @pytest.mark.parametrize(
@@ -326,13 +340,17 @@ BASE = {
         ({"p_holm": 0.04}, -0.02, [-0.05, -0.00004], "AUC -0.020 [-0.050, -0.00004]: worse"),
         ({}, 0.02, [-1e-17, 0.05], "[0.000, 0.050]: no difference seen; gains above 0.050 and losses above 0.000"),
         ({"detectable": 0.0003}, 0.0, [-0.1, 0.1], "(a true difference of 0.0003 would have been seen"),
-        ({"runs": [0.0] * 2}, 0.0, [-0.1, 0.1], "; from 2 seeds only, which tell little of the spread between seeds."),
+        (
+            {"runs": [0.0] * 2},
+            0.0,
+            [-0.1, 0.1],
+            "; from 2 seeds only, which say little about the spread between seeds.",
+        ),
         ({"runs": [0.0] * 2, "detectable": 1.7}, 0.0, [-1, 1], "(no true difference would have been seen with 80 %"),
     ],
 )
 def test_verdict(changes, difference, both, sentence):
-    intervals = {"seeds": None, "cases": both, "both": both}
-    text = verdict({**BASE, "difference": difference, "intervals": intervals, **changes})
+    text = verdict(compared(difference, both, **changes), AUC)
     assert text.startswith("pretrained against none: AUC ")
     assert sentence in text
     assert text.endswith(".")
@@ -342,25 +360,27 @@ def test_what_is_refused():
     arms, labels = simulated(np.random.default_rng(0), {"a": 1.5, "b": 1.5}, seeds=2, cases=30)
     a, broken = arms["a"], arms["b"].copy()
     broken[0, 0] = np.nan
-    with pytest.raises(ValueError, match=r"expected the same runs, cases and classes of each arm, got .*: give each"):
+    with pytest.raises(ValueError, match=r"arms differ in their runs, cases or classes, .*: give each arm"):
         compare_arms({"a": a, "b": a[:1]}, labels, ["a"])
-    with pytest.raises(ValueError, match=r"expected the same runs.*got predictions of shapes \{\}"):
+    with pytest.raises(ValueError, match=r"arms differ.*their scores have the shapes \{\}"):
         compare_arms({}, labels, [])
-    with pytest.raises(ValueError, match=r"expected predictions \(runs, cases, classes\), got shape \(30, 2\): stack"):
+    with pytest.raises(ValueError, match=r"scores must have the shape \(runs, cases, classes\), not \(30, 2\): stack"):
         arm_summary("auc", a[0], labels)
-    with pytest.raises(ValueError, match=r"of the 30 cases, got shape \(29,\) of int64: give one label per case"):
+    with pytest.raises(ValueError, match="30 cases need 30 labels, not 29: give one label per case"):
         compare_arms(arms, labels[1:], ["a"])
-    with pytest.raises(ValueError, match=r"expected whole numbers as labels.*of float64"):
+    with pytest.raises(ValueError, match=r"labels must be whole numbers .*, not float64 of shape"):
         compare_arms(arms, labels * 1.0, ["a"])
-    with pytest.raises(ValueError, match=r"expected finite predictions, got others of the arms \['b'\]: leave out"):
+    with pytest.raises(ValueError, match=r"scores of the arms \['b'\] are not finite: leave out the seeds that failed"):
         compare_arms({"a": a, "b": broken}, labels, ["a"])
-    with pytest.raises(ValueError, match=r"expected labels from 0 to 1, got \[2\]: give the labels of these classes"):
+    with pytest.raises(ValueError, match=r"labels must be from 0 to 1, not \[2\]: give the labels of these classes"):
         compare_arms(arms, np.where(np.arange(30) == 3, 2, labels), ["a"])
-    with pytest.raises(ValueError, match=r"two test cases or more of each class, got fewer of the classes \[1\]: add"):
+    with pytest.raises(
+        ValueError, match=r"each class needs 2 test cases or more, the classes \[1\] have fewer: add cases"
+    ):
         compare_arms(arms, labels * 0, ["a"])
-    with pytest.raises(ValueError, match=r"references among the arms \['a', 'b'\], got \['c'\]: name such arms"):
+    with pytest.raises(ValueError, match=r"unknown references \['c'\]; choose from the arms a, b"):
         compare_arms(arms, labels, ["c"])
-    with pytest.raises(ValueError, match=r"expected a metric of \['auc', 'acc'\], got 'f1': give one of these"):
+    with pytest.raises(ValueError, match="unknown metric 'f1'; choose from auc, acc"):
         arm_summary("f1", a, labels)
 
 
@@ -375,15 +395,14 @@ def test_no_interval_is_narrower_than_that_over_the_cases():
         p = 1 / (1 + np.exp(-(score + random.normal(0, 0.01, (5, 60)))))
         arms[name] = np.stack([1 - p, p], axis=-1)
     for comparison in compare_arms(arms, labels, ["none"]):
-        cases, both = comparison["intervals"]["cases"], comparison["intervals"]["both"]
+        cases, both = comparison.intervals.cases, comparison.intervals.both
         assert both[0] <= cases[0]
         assert cases[1] <= both[1]
 
 
 def test_a_small_p_with_zero_in_the_interval_is_no_finding():
-    intervals = {"seeds": [-0.035, -0.012], "cases": [-0.049, 0.004], "both": [-0.049, 0.004]}
-    comparison = {**BASE, "difference": -0.023, "p": 0.005, "p_holm": 0.03, "runs": [-0.02] * 5}
-    text = verdict({**comparison, "intervals": intervals})
+    both, changes = [-0.049, 0.004], {"p": 0.005, "p_holm": 0.03, "runs": [-0.02] * 5}
+    text = verdict(compared(-0.023, both, seeds=[-0.035, -0.012], **changes), AUC)
     assert ": no difference seen; gains above 0.004 and losses above 0.049 are excluded" in text
 
 
@@ -391,9 +410,43 @@ def test_folds_are_not_seeds():
     arms, labels = simulated(np.random.default_rng(5), {"none": 1.0, "mlp": 1.0}, seeds=6)
     dealt = compare_arms(arms, labels, ["none"], folds=3)[0]
     single = compare_arms(arms, labels, ["none"])[0]
-    assert dealt["runs"] == pytest.approx(np.reshape(single["runs"], (2, 3)).mean(axis=1).tolist())
-    assert dealt["difference"] == pytest.approx(single["difference"])
-    assert "from 2 seeds only" in dealt["verdict"]
+    assert dealt.runs == pytest.approx(np.reshape(single.runs, (2, 3)).mean(axis=1).tolist())
+    assert dealt.difference == pytest.approx(single.difference)
+    assert "from 2 seeds only" in dealt.verdict
     one = {name: p[:3] for name, p in arms.items()}
-    assert "from one seed" in compare_arms(one, labels, ["none"], folds=3)[0]["verdict"]
-    assert arm_summary("auc", one["none"], labels, folds=3)["sd"] is None
+    assert "from one seed" in compare_arms(one, labels, ["none"], folds=3)[0].verdict
+    assert arm_summary("auc", one["none"], labels, folds=3).sd is None
+
+
+class Lengths:
+    """A task of one number for each case, of which smaller errors are better."""
+
+    metrics: ClassVar = {
+        "error": TaskMetric("MAE", "val_mae", lambda scores, labels: float(np.abs(scores[:, 0] - labels).mean()),
+                            lambda scores, labels: np.abs(scores[..., 0] - labels), bounds=(0.0, math.inf),
+                            larger_is_better=False),
+    }  # fmt: skip
+
+    def groups(self, labels):
+        return np.zeros(len(labels), int)
+
+
+def test_any_task_is_compared_by_its_own_metrics():
+    random = np.random.default_rng(2)
+    labels = random.normal(size=80)
+    arms = {name: (labels + spread * random.normal(size=(5, 80)))[..., None] for name, spread in (("a", 2), ("b", 1))}
+    (comparison,) = compare_arms(arms, labels, ["a"], task=Lengths())
+    assert comparison.metric == "error"
+    assert comparison.difference == pytest.approx(
+        np.abs(arms["b"][..., 0] - labels).mean() - np.abs(arms["a"][..., 0] - labels).mean()
+    )
+    assert comparison.verdict.startswith("b against a: MAE -0.")
+    assert ": better (p < 0.001" in comparison.verdict, "a smaller error is a gain"
+    summary = arm_summary("error", arms["a"], labels, task=Lengths())
+    assert summary.interval[0] < summary.mean < summary.interval[1], "not cut at 1"
+    assert roc_curves(Lengths.metrics, arms["a"], labels) is None
+
+
+def test_no_difference_of_an_error_excludes_the_gain_below_zero():
+    text = verdict(compared(0.004, [-0.011, 0.019], metric="error"), Lengths.metrics["error"])
+    assert "MAE +0.004 [-0.011, 0.019]: no difference seen; gains above 0.011 and losses above 0.019" in text

@@ -134,7 +134,7 @@ def test_handlers_ask_the_task(tmp_path):
 def test_a_networks_classes_are_its_task():
     network = ViT3D(1, 3, 8, 4, 8, 8, 1, 2, class_names=["a", "b", "c"])
     assert Classification.of(network).columns() == ["p_a", "p_b", "p_c", "predicted"]
-    with pytest.raises(ValueError, match="expected a network with class_names, got Linear"):
+    with pytest.raises(ValueError, match="the network Linear keeps no class names: make it with class_names"):
         Classification.of(nn.Linear(2, 2))
 
 

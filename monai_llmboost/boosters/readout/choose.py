@@ -2,6 +2,7 @@
 """The read-out of a booster: how the first few tokens of its block are computed, chosen by what the block offers."""
 
 import inspect
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ class ReadOut(nn.Module):
     """The exact computation of a block at the first few tokens, by the cheapest of the methods that the block allows.
 
     Which methods there are is settled here: those for linear scores, that for normed keys, or none, and then the block
-    is asked itself. Which of them is cheapest depends on the sizes of a batch.
+    computes them itself. Which of them is cheapest depends on the sizes of a batch.
 
     Args:
         encode: the map before the block, C to D features.
@@ -48,6 +49,9 @@ class ReadOut(nn.Module):
         'no keys and values, visual tokens'
     """
 
+    if TYPE_CHECKING:
+        methods: Any  # a ModuleList of the methods
+
     __constants__ = ("takes_read",)  # so that scripting leaves out the branch not taken
     __jit_ignored_attributes__ = ("intact", "last_sizes", "last_choice")
 
@@ -56,7 +60,7 @@ class ReadOut(nn.Module):
         form: AttentionForm | None = getattr(block, "attention_form", None)
         self.takes_read = takes_read(block)
         self.methods = nn.ModuleList()
-        self.intact: list[tuple[nn.Module, type[nn.Module]]] = []  # the parts as they were found to be what they seem
+        self.intact: list[tuple[nn.Module, type[nn.Module], Any]] = []  # the parts as they were found in order
         self.last_sizes: tuple[int, int, int, bool] | None = None
         self.last_choice = -1
         if form is not None:
@@ -100,7 +104,7 @@ class ReadOut(nn.Module):
         return attended
 
     @torch.jit.unused
-    def is_exact(self, encode: nn.Module, block: nn.Module) -> bool:
+    def is_exact(self, encode: nn.Module, block: Any) -> bool:
         """Return whether the methods compute what calls of these modules would.
 
         Asked in every call, because a hook, another map or a ``forward`` may be put in place at any time; looked into
@@ -109,17 +113,18 @@ class ReadOut(nn.Module):
         if not self.methods:
             return False
         parts = encode, *block.attention_parts()
-        if len(self.intact) == len(parts) and encode.bias is None:
-            for part, (known, kind) in zip(parts, self.intact):
+        if len(self.intact) == len(parts):
+            for part, (known, kind, bias) in zip(parts, self.intact):
                 hooks = (
                     part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
                 )
-                if part is not known or type(part) is not kind or hooks or "forward" in part.__dict__:
+                changed = part is not known or type(part) is not kind or "forward" in part.__dict__
+                if changed or hooks or part._parameters.get("bias") is not bias:
                     break
             else:
                 return True
         exact = is_linear_map(encode) and encode.bias is None and block.is_intact()
-        self.intact = [(part, type(part)) for part in parts] if exact else []
+        self.intact = [(part, type(part), part._parameters.get("bias")) for part in parts] if exact else []
         return exact
 
     @torch.jit.unused
@@ -128,7 +133,7 @@ class ReadOut(nn.Module):
         if self.methods and not self.is_exact(encode, block):
             return "keys and values of all tokens (a part was changed)"
         number = self.cheapest(*sizes) if self.methods else -1
-        return getattr(block, "reading", "whole block") if number < 0 else self.methods[number].description
+        return str(getattr(block, "reading", "whole block") if number < 0 else self.methods[number].description)
 
 
 def takes_read(module: nn.Module) -> bool:

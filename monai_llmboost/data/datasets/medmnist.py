@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The six MedMNIST3D sets, official splits and checksums, from a local folder or by medmnist's own download."""
+"""MedMNIST3D sets with their official splits and checksums, from a local folder or downloaded by medmnist."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import json
 import warnings
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,44 +15,68 @@ import numpy as np
 
 SIZES = (28, 64)
 SPLITS = ("train", "val", "test")
-# All named sets and their classes, in a file that is also read where medmnist's table would take seconds to import.
+# Classes of all named sets: a copy of medmnist's table, whose import takes seconds.
 DATASETS: dict[str, list[str]] = json.loads((Path(__file__).parent / "names.json").read_text(encoding="utf-8"))
 
 
-def _info() -> dict[str, dict[str, Any]]:
-    """medmnist's table of its 3D sets: checksums, addresses, labels, numbers of cases."""
-    from medmnist.info import INFO  # brings pandas and torchvision, too heavy to import with this module
+def _get_info() -> dict[str, dict[str, Any]]:
+    """Return medmnist's table of its 3D sets: checksums, addresses, labels, numbers of cases."""
+    from medmnist.info import INFO  # imports pandas and torchvision, too slow for the import of this module
 
     return {name: entry for name, entry in INFO.items() if name.endswith("3d")}
 
 
 def medmnist3d_names() -> list[str]:
-    """The names of the six sets."""
+    """Return the names of the six sets."""
     return [name for name in DATASETS if name.endswith("3d")]
 
 
-def medmnist3d_classes(name: str) -> list[str]:
-    """What the labels 0, 1, ... of a set mean."""
-    return list(DATASETS[name])
+@dataclass(frozen=True)
+class MedMNIST3D:
+    """A MedMNIST3D set, as :class:`~monai_llmboost.data.datasets.named.NamedSet`.
+
+    Args:
+        name: one of :func:`medmnist3d_names`.
+
+    Example:
+        >>> MedMNIST3D("vesselmnist3d").class_names
+        ['vessel', 'aneurysm']
+    """
+
+    name: str
+
+    @property
+    def class_names(self) -> list[str]:
+        """Return the meaning of the labels 0, 1, ..."""
+        return list(DATASETS[self.name])
+
+    @property
+    def reads_files(self) -> bool:
+        """Return True: volumes are read from the official file."""
+        return True
+
+    def load(self, split: str, size: int, root: str | Path, download: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return volumes and labels of a split; see :func:`medmnist3d_file` and :func:`medmnist3d_arrays`."""
+        return medmnist3d_arrays(medmnist3d_file(self.name, size, root, download), self.name, split)
 
 
 def medmnist3d_file(name: str, size: int, root: str | Path, download: bool = False) -> Path:
-    """The official file of a set, verified against the official checksum.
+    """Return the official file of a set, verified by its checksum.
 
     Args:
         name: one of :func:`medmnist3d_names`.
         size: 28 or 64 voxels along each axis.
-        root: folder that holds the file, or that it is downloaded to.
-        download: fetch the file with medmnist if it is missing; nothing is fetched without being asked.
+        root: folder of the file, also for the download.
+        download: whether to download a missing file with medmnist.
 
     Raises:
-        FileNotFoundError: the file is missing and no download was asked for.
+        FileNotFoundError: the file is missing, and ``download`` is False.
         ConnectionError: the download failed.
         ValueError: an unknown size, or a file that is not the official one.
     """
     if size not in SIZES:
-        raise ValueError(f"expected a MedMNIST3D size of {' or '.join(map(str, SIZES))}, got {size}")
-    info, suffix = _info()[name], "" if size == 28 else f"_{size}"
+        raise ValueError(f"size must be {' or '.join(map(str, SIZES))} for MedMNIST3D, not {size!r}")
+    info, suffix = _get_info()[name], "" if size == 28 else f"_{size}"
     root = Path(root).expanduser()
     path = root / f"{name}{suffix}.npz"
     if not path.exists():
@@ -83,10 +108,10 @@ def _download(python_class: str, size: int, root: Path, path: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # medmnist's remarks on its own dependencies
+            warnings.simplefilter("ignore")  # medmnist warns about its own dependencies
             getattr(medmnist, python_class)(split="train", root=str(root), size=size, download=True)
-    except Exception as error:  # medmnist turns whatever went wrong, the network first of all, into a bare RuntimeError
-        path.unlink(missing_ok=True)  # what came so far is not the file
+    except Exception as error:  # medmnist turns any error, of the network for instance, into a bare RuntimeError
+        path.unlink(missing_ok=True)  # an incomplete download
         raise ConnectionError(
             f"cannot download {path.name}: check the network, or put the official file into {root} by hand "
             f"({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})"
@@ -94,17 +119,22 @@ def _download(python_class: str, size: int, root: Path, path: Path) -> None:
 
 
 def medmnist3d_arrays(path: Path, name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Volumes (cases, S, S, S) uint8 and labels (cases,) int64 of one official split.
+    """Return volumes (cases, S, S, S) uint8 and labels (cases,) int64 of one official split.
 
     Raises:
-        ValueError: the file does not hold that split with the official number of cases.
+        ValueError: the file does not have that split with the official number of cases.
     """
-    expected = _info()[name]["n_samples"][split]
+    expected = _get_info()[name]["n_samples"][split]
     try:
         with np.load(path, allow_pickle=False) as content:
             images, labels = content[f"{split}_images"], content[f"{split}_labels"]
     except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"cannot read the {split} split of {path}: {error}. Fetch the official file again") from error
+        raise ValueError(
+            f"cannot read the {split} split of {path} ({error}): download the official file again"
+        ) from error
     if len(images) != expected or images.ndim != 4:
-        raise ValueError(f"expected {expected} volumes in the {split} split of {path}, got {images.shape}")
+        raise ValueError(
+            f"expected {expected} volumes in the {split} split of {path}, got shape {images.shape}: download the "
+            "official file again"
+        )
     return images, labels.reshape(-1).astype(np.int64)

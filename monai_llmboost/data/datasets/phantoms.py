@@ -1,31 +1,57 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Phantoms: seeded volumes made by code, in the form of a MedMNIST3D set, so that everything runs with no download.
+"""Phantoms: seeded volumes made by code in the form of a MedMNIST3D set, so that everything runs without a download.
 
-Two bodies of one and the same volume, a hollow shell and a ring, anywhere, turned in any direction, in noise. How much
-is bright tells nothing, and a slice tells little, for a cut through either may show a bright circle around a dark
-middle: the classes differ in 3D shape.
+The two classes are bodies of equal volume, a hollow shell and a ring, with random position and rotation, in noise.
+Neither brightness nor a single slice distinguishes them, since a section of either may be a bright circle around a dark
+centre: the classes differ in 3D shape.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from monai_llmboost.arguments import is_whole
+from monai_llmboost.arguments import check_choice, check_whole
 
 PHANTOM_CLASSES = ["shell", "ring"]
 PHANTOM_CASES = {"train": 480, "val": 120, "test": 240}
-# Lengths in voxels of a 28-voxel cube; either body has a volume of 908 voxels.
+# Lengths in voxels of a 28-voxel cube; each body has a volume of 908 voxels.
 SHELL_OUTER, SHELL_INNER = 7.2, 5.39
 RING_MAJOR, RING_MINOR = 6.5, 2.66
 LARGEST_SHIFT = 3.0
 SCALES = (0.85, 1.1)
 BACKGROUND, CONTRAST, NOISE = 60.0, 90.0, 40.0
+MIN_SIZE = 8
 
 
-def _depth_inside(label: int, u: np.ndarray) -> np.ndarray:
-    """How deep the points ``u`` (3, ...) lie inside a body at the origin, in voxels; negative outside."""
+class Phantoms:
+    """The phantoms, as :class:`~monai_llmboost.data.datasets.named.NamedSet`.
+
+    Example:
+        >>> Phantoms().class_names
+        ['shell', 'ring']
+    """
+
+    @property
+    def class_names(self) -> list[str]:
+        """Return the meaning of the labels 0 and 1."""
+        return list(PHANTOM_CLASSES)
+
+    @property
+    def reads_files(self) -> bool:
+        """Return False: phantoms are made by code."""
+        return False
+
+    def load(self, split: str, size: int, root: str | Path, download: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return volumes and labels of a split; see :func:`phantom_arrays`."""
+        return phantom_arrays(split, size)
+
+
+def _get_depth(label: int, u: np.ndarray) -> np.ndarray:
+    """Return the depth of points ``u`` (3, ...) inside a body at the origin, in voxels; negative outside."""
     x, y, z = u
     if PHANTOM_CLASSES[label] == "shell":
         radius = np.sqrt(x**2 + y**2 + z**2)
@@ -34,22 +60,23 @@ def _depth_inside(label: int, u: np.ndarray) -> np.ndarray:
 
 
 def phantom_arrays(split: str, size: int = 28, cases: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Volumes (cases, size, size, size) uint8 and labels (cases,) int64; the same at every call.
+    """Make volumes (cases, size, size, size) uint8 and labels (cases,) int64; the same at every call.
 
     Args:
-        split: ``"train"``, ``"val"`` or ``"test"``; each has random numbers of its own.
+        split: ``"train"``, ``"val"`` or ``"test"``; each has its own random numbers.
         size: voxels along each axis.
-        cases: number of volumes, classes in turn; ``None`` is 480, 120 or 240 by the split.
+        cases: number of volumes, with alternating classes; ``None`` is 480, 120 or 240 by the split.
 
     Raises:
         ValueError: an unknown split or a size below 8.
+
+    Example:
+        >>> images, labels = phantom_arrays("test", size=8, cases=2)
+        >>> images.shape, labels.tolist()
+        ((2, 8, 8, 8), [0, 1])
     """
-    if split not in PHANTOM_CASES:
-        raise ValueError(f"expected split to be one of {', '.join(PHANTOM_CASES)}, got {split!r}")
-    if not is_whole(size):
-        raise ValueError(f"expected the size of phantoms as a whole number, got {size!r}: give --size 28, say")
-    if size < 8:
-        raise ValueError(f"expected phantoms of at least 8 voxels along each axis, got {size}")
+    check_choice("split", split, PHANTOM_CASES)
+    check_whole("size", size, MIN_SIZE, advice="phantoms have at least 8 voxels along each axis")
     number = PHANTOM_CASES[split] if cases is None else cases
     random = np.random.default_rng([list(PHANTOM_CASES).index(split), size])
     per_voxel = 28 / size
@@ -58,11 +85,11 @@ def phantom_arrays(split: str, size: int = 28, cases: int | None = None) -> tupl
     labels = np.arange(number) % len(PHANTOM_CLASSES)
     images = np.empty((number, size, size, size), dtype=np.uint8)
     for index in tqdm(range(number), desc=f"phantoms ({split})", delay=2, leave=False):
-        turn = Rotation.from_quat(random.normal(size=4)).as_matrix()
+        rotation = Rotation.from_quat(random.normal(size=4)).as_matrix()
         shift = random.uniform(-LARGEST_SHIFT, LARGEST_SHIFT, size=(3, 1, 1, 1))
         scale = random.uniform(*SCALES)
-        depth = _depth_inside(labels[index], np.einsum("ij,jxyz->ixyz", turn, grid - shift) / scale)
-        body = np.clip(depth * scale / per_voxel + 0.5, 0, 1)  # one voxel wide edge
+        depth = _get_depth(labels[index], np.einsum("ij,jxyz->ixyz", rotation, grid - shift) / scale)
+        body = np.clip(depth * scale / per_voxel + 0.5, 0, 1)  # an edge of one voxel
         noisy = BACKGROUND + CONTRAST * body + NOISE * random.normal(size=body.shape)
         images[index] = np.clip(noisy, 0, 255).astype(np.uint8)
     return images, labels.astype(np.int64)

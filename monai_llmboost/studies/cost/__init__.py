@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks -> what they cost: weights, operations, memory, time."""
+"""Networks -> their cost: weights, operations, memory, time."""

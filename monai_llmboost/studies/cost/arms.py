@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
 from rich.table import Table
 from torch import Tensor, nn
 
+from monai_llmboost.arguments import check_whole
 from monai_llmboost.boosters import ResidualBooster
-from monai_llmboost.bundle import config_values, merged
-from monai_llmboost.data import check_source
+from monai_llmboost.bundle import BundleJob, Option
 from monai_llmboost.networks.wrappers import unwrap
 from monai_llmboost.studies.cost.measure import costs, device_name
 
@@ -23,56 +22,43 @@ def cost_of_arms(arms: Mapping[str, Sequence[Path]], overrides: Mapping[str, Any
     """Build the network of each arm as training would, without its data, and measure what it costs.
 
     Args:
-        arms: by name, the config files of training with the arm's overlay; the first is compared with.
+        arms: by name, the config files of training with the arm's overlay; the others are compared with the first.
         overrides: config keys and their values, such as ``{"hidden_size": 1024}``; ``batch_size`` is that of training.
         rounds: of timing.
 
     Returns:
-        ``device``, ``amp`` (dtype of autocast, or ``None``), ``batch_size``, ``img_size`` and under ``arms`` what
-        :func:`monai_llmboost.studies.costs` gives.
+        ``device``, ``amp`` (dtype of autocast, or ``None``), ``batch_size``, ``img_size`` (voxels along each axis, one
+        number for a cube), ``rounds`` and under ``arms`` what :func:`monai_llmboost.studies.costs` gives, and
+        ``read_out``, see :func:`read_out`.
 
     Raises:
         ValueError: fewer than one round; whatever the bundle refuses.
     """
-    if rounds < 1:
-        raise ValueError(f"expected at least one round of timing, got {rounds}")
-    networks = {}
+    check_whole("rounds", rounds, 1, advice="timing needs one")
+    networks: dict[str, nn.Module] = {}
     for name, files in arms.items():
-        parser = ConfigParser()
-        parser.read_config([str(file) for file in files])
-        parser.update(config_values(merged(files), overrides))
-        _check_data(parser)
-        device = torch.device(parser.get_parsed_content("device"))
+        job = BundleJob.read(files, overrides)
         torch.manual_seed(0)
-        networks[name] = parser.get_parsed_content("network_def").to(device)
-    batch_size, size = (parser.get_parsed_content(key) for key in ("batch_size", "size"))
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        raise ValueError(f"expected batch_size to be a whole number from 1, got {batch_size!r}: give --batch_size")
-    x = torch.rand(batch_size, parser.get_parsed_content("network_def#in_channels"), size, size, size, device=device)
-    amp = parser.get_parsed_content("train#trainer#amp_kwargs")["dtype"] if parser.get_parsed_content("amp") else None
-    results = costs(networks, x, rounds, amp)
+        networks[name] = job.network_definition.to(job.device)
+    check_whole(Option.BATCH_SIZE, job.batch_size, 1, advice=f"give --{Option.BATCH_SIZE}")
+    channels, *size = job.image_shape
+    x = torch.rand(job.batch_size, channels, *size, device=job.device)
+    results = costs(networks, x, rounds, job.amp_dtype)
     for name, network in networks.items():
         results[name]["read_out"] = read_out(network, x)
     return {
-        "device": device_name(device),
-        "amp": None if amp is None else str(amp),
-        "batch_size": batch_size,
-        "img_size": size,
+        "device": device_name(job.device),
+        "amp": None if job.amp_dtype is None else str(job.amp_dtype),
+        "batch_size": job.batch_size,
+        "img_size": size[0] if len(size) > 1 and len(set(size)) == 1 else size,
         "rounds": rounds,
         "arms": results,
     }
 
 
-def _check_data(parser: ConfigParser) -> None:
-    """Refuse options of data that the data set does not use, though no data are read here."""
-    keys = ("dataset", "dataset_dir", "download")
-    if all(key in parser for key in keys):
-        check_source(*(parser.get_parsed_content(key) for key in keys))
-
-
 def read_out(network: nn.Module, x: Tensor) -> str:
-    """How the booster of a network computes in training what is read of it, in words; ``x`` is a batch of volumes."""
-    booster = getattr(unwrap(network), "booster", None)  # another network of somebody's bundle need not have one
+    """Return in words how the booster of a network computes what is read of it in training; ``x`` is a batch."""
+    booster = getattr(unwrap(network), "booster", None)  # the network of another bundle need not have one
     if not isinstance(booster, ResidualBooster):
         return "-"
     calls: list[tuple[Any, ...]] = []
@@ -87,15 +73,17 @@ def read_out(network: nn.Module, x: Tensor) -> str:
 
 
 def cost_table(result: Mapping[str, Any]) -> Table:
-    """What :func:`cost_of_arms` measured, to be printed: a column for each arm."""
-    arms, size, batch = result["arms"], result["img_size"], result["batch_size"]
+    """Return what :func:`cost_of_arms` measured as a table to print, with a column for each arm."""
+    arms, batch = result["arms"], result["batch_size"]
+    size = result["img_size"]
+    size = " x ".join(map(str, [size] * 3 if isinstance(size, int) else size))
     amp = f", autocast to {result['amp']}" if result["amp"] else ""
     table = Table(
-        title=f"Cost per volume of {size} x {size} x {size} voxels in batches of {batch}\n{result['device']}{amp}",
+        title=f"Cost per volume of {size} voxels in batches of {batch}\n{result['device']}{amp}",
         caption=(
-            f"step: forwards and backwards. Times: medians of {result['rounds']} rounds. Ratio: to the first arm in "
-            "the same round, the least and the largest in brackets. Training memory: weights, gradients, Adam's two "
-            "moments and what the step of a batch holds at its peak. Milliseconds per volume: seconds per 1000 volumes."
+            f"step: forward and backward. Times: medians of {result['rounds']} rounds. Ratio: to the first arm in the "
+            "same round, the smallest and the largest in brackets. Training memory: weights, gradients, Adam's two "
+            "moments and what the step of a batch needs at its peak. Milliseconds per volume: seconds per 1000 volumes."
         ),
     )
     table.add_column("arm")
@@ -108,9 +96,7 @@ def cost_table(result: Mapping[str, Any]) -> Table:
 
 def _training_memory(cost: Mapping[str, Any]) -> str:
     growth = cost["step_memory_bytes"]
-    return (
-        "not known here" if growth is None else f"{(cost['weight_bytes'] + 8 * cost['trained'] + growth) / 1e6:.0f} MB"
-    )
+    return "unknown here" if growth is None else f"{(cost['weight_bytes'] + 8 * cost['trained'] + growth) / 1e6:.0f} MB"
 
 
 def _ratio(cost: Mapping[str, Any], kind: str) -> str:

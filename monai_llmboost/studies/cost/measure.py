@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a network costs: weights, operations, memory and time, measured on the device it will run on."""
+"""The cost of a network: weights, operations, memory and time, measured on the device it will run on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from tqdm import tqdm
 
-# Linux: writing this there makes the peak of the resident memory begin anew (proc_pid_clear_refs(5)).
+# Linux: writing this resets the peak of the resident memory (proc_pid_clear_refs(5)).
 CLEAR_REFS, RESET_PEAK = Path("/proc/self/clear_refs"), "5"
 STATUS = Path("/proc/self/status")
 # Attention on the CPU, which torch 2.14 and older do not count; that its kernel computes scores again is not counted.
@@ -32,7 +32,7 @@ CPU_ATTENTION = {
 
 
 def device_name(device: torch.device) -> str:
-    """The device in words, such as "NVIDIA H100 80GB HBM3" or the processor's name and the threads in use."""
+    """Return the name of the device, such as "NVIDIA H100 80GB HBM3" or the processor and the threads in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
@@ -42,7 +42,7 @@ def device_name(device: torch.device) -> str:
 
 
 def numbers_of_weights(network: nn.Module) -> dict[str, int]:
-    """How many weights are trained, and how many are frozen (parameters without gradient, buffers in no checkpoint)."""
+    """Count trained weights, and frozen ones (parameters without gradient, buffers in no checkpoint)."""
     saved = set(network.state_dict())
     frozen = [b for name, b in network.named_buffers() if name not in saved and b.is_floating_point()]
     frozen += [p for p in network.parameters() if not p.requires_grad]
@@ -51,30 +51,31 @@ def numbers_of_weights(network: nn.Module) -> dict[str, int]:
 
 
 def weight_bytes(network: nn.Module) -> int:
-    """Size of all weights as they lie in memory, bytes."""
+    """Return the size of all weights in memory, bytes."""
     return sum(t.numel() * t.element_size() for t in [*network.parameters(), *network.buffers()])
 
 
 def checkpoint_bytes(network: nn.Module) -> int:
-    """Size of a checkpoint of the network, bytes."""
+    """Return the size of a checkpoint of the network, bytes."""
     file = io.BytesIO()
     torch.save(network.state_dict(), file)
     return file.tell()
 
 
 def forward(network: nn.Module, x: Tensor, amp: torch.dtype | None = None) -> Callable[[], None]:
-    """One pass in ``eval()`` without gradients, as in inference, under autocast to ``amp`` if given."""
+    """Return a forward pass in ``eval()`` without gradients, as in inference, under autocast to ``amp`` if given."""
 
     def run() -> None:
         network.eval()
-        with torch.inference_mode(), autocast(x, amp):
+        # As MONAI's evaluators do; in inference mode the flop counter fails on modules that are given a parameter.
+        with torch.no_grad(), autocast(x, amp):
             network(x)
 
     return run
 
 
 def training_step(network: nn.Module, x: Tensor, amp: torch.dtype | None = None) -> Callable[[], None]:
-    """One pass forwards (under autocast to ``amp`` if given) and backwards in ``train()``, without the optimizer's."""
+    """Return a forward (under autocast to ``amp`` if given) and backward pass in ``train()``, without an optimizer."""
 
     def run() -> None:
         network.train()
@@ -87,14 +88,14 @@ def training_step(network: nn.Module, x: Tensor, amp: torch.dtype | None = None)
 
 
 def autocast(x: Tensor, amp: torch.dtype | None) -> AbstractContextManager:
-    """Autocast to ``amp`` on the device of ``x``, or nothing."""
+    """Return autocast to ``amp`` on the device of ``x``, or a context that does nothing."""
     return nullcontext() if amp is None else torch.autocast(x.device.type, amp)
 
 
 def flops(step: Callable[[], None]) -> int:
-    """Floating-point operations of a step's matrix products, attention and convolutions, two per multiply-add.
+    """Count the operations of a step's matrix products, attention and convolutions, two per multiply-add.
 
-    The step runs twice and the second run is counted, so that what ``eval()`` keeps is not counted again.
+    The step runs twice and the second run is counted, so that what ``eval()`` caches is not counted again.
     """
     step()
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
@@ -103,7 +104,7 @@ def flops(step: Callable[[], None]) -> int:
 
 
 def memory_growth(step: Callable[[], None], device: torch.device) -> int | None:
-    """Bytes in use at a step's peak beyond those in use before it: activations, gradients, temporaries.
+    """Return the bytes in use at a step's peak beyond those before it: activations, gradients, temporaries.
 
     On a GPU torch's own count; on Linux the process's resident memory; elsewhere ``None``.
     """
@@ -117,7 +118,7 @@ def memory_growth(step: Callable[[], None], device: torch.device) -> int | None:
     if not CLEAR_REFS.exists():
         return None
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):  # else memory that was freed, but kept for reuse, would hide what the step takes
+    if hasattr(libc, "malloc_trim"):  # else memory that was freed, but kept for reuse, would hide that of the step
         libc.malloc_trim(0)
     CLEAR_REFS.write_text(RESET_PEAK)
     before = _resident("VmRSS")
@@ -133,7 +134,7 @@ def _resident(field: str) -> int:
 def seconds(
     steps: Mapping[str, Callable[[], None]], rounds: int, device: torch.device, desc: str = "timing"
 ) -> dict[str, list[float]]:
-    """Seconds of each step in each round, in turn, so that a change in the machine's speed meets all alike.
+    """Return the seconds of each step in each round, in turn, so that a change in speed affects all steps.
 
     Before the first round each step runs once, unmeasured.
     """
@@ -159,19 +160,19 @@ def _wait(device: torch.device) -> None:
 def costs(
     networks: Mapping[str, nn.Module], x: Tensor, rounds: int, amp: torch.dtype | None = None
 ) -> dict[str, dict[str, Any]]:
-    """The costs of networks side by side on the same volumes, per volume where not said otherwise.
+    """Measure the costs of networks on the same volumes, per volume unless stated otherwise.
 
     Args:
-        networks: by name, on the device of ``x``; the first is what the others are compared with.
+        networks: by name, on the device of ``x``; the others are compared with the first.
         x: volumes (B, channels, S0, S1, S2).
         rounds: of timing; medians are given.
-        amp: dtype of autocast in the passes forwards; ``None`` is without.
+        amp: dtype of autocast in forward passes; ``None`` is without.
 
     Returns:
         For each network: ``trained``, ``frozen`` (numbers of weights), ``checkpoint_bytes``, ``weight_bytes`` (all
-        weights at rest), and for ``forward`` and ``step`` (forwards and backwards): ``_flops``, ``_seconds`` and
+        weights at rest), and for ``forward`` and ``step`` (forward and backward): ``_flops``, ``_seconds`` and
         ``_ratio`` (median over the rounds of the time over the first network's in the same round), ``_ratio_range``
-        (the least and the largest), and of the batch ``_memory_bytes`` (``None`` where it cannot be measured).
+        (the smallest and the largest), and of the batch ``_memory_bytes`` (``None`` where it cannot be measured).
     """
     results: dict[str, dict[str, Any]] = {}
     for name, network in networks.items():
@@ -184,7 +185,7 @@ def costs(
         steps = {name: make(network, x, amp) for name, network in networks.items()}
         for name, step in steps.items():
             results[name][f"{kind}_flops"] = flops(step) // len(x)
-            networks[name].zero_grad(set_to_none=True)  # the gradients are part of what a step takes
+            networks[name].zero_grad(set_to_none=True)  # the gradients are part of the memory of a step
             results[name][f"{kind}_memory_bytes"] = memory_growth(step, x.device)
             networks[name].zero_grad(set_to_none=True)
         times = seconds(steps, rounds, x.device, f"timing {kind}")

@@ -56,7 +56,7 @@ DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5,
 
 
 class Look(NamedTuple):
-    """How an arm looks in all pictures; its marker and its dashes tell it even without its colour."""
+    """How an arm looks in all pictures; marker and dashes identify it even without its colour."""
 
     colour: str
     marker: str
@@ -64,13 +64,13 @@ class Look(NamedTuple):
 
 
 def look_of(number: int) -> Look:
-    """The look of an arm by its number in the study."""
+    """Return the look of an arm by its number in the study."""
     return Look(f"#0500{number % NUM_COLOURS:02x}", MARKERS[number % len(MARKERS)], DASHES[number % len(DASHES)])
 
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Within it figures are made and saved, whatever the style of the machine and of whoever draws beside us."""
+    """Make and save figures within it, whatever the style of the machine and of other users of matplotlib."""
     with warnings.catch_warnings(), matplotlib.rc_context():
         # The page's reader has the letters that matplotlib's own font, which only measures here, lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
@@ -80,14 +80,14 @@ def house_style() -> Iterator[None]:
 
 
 def panel(height: float, left: float = 0.5, bottom: float = 0.45, **options: Any) -> tuple[Figure, Axes]:
-    """A figure of one plot with margins in inches, which no label's length moves."""
+    """Return a figure of one plot with margins in inches, which do not depend on the length of labels."""
     figure = Figure(figsize=(WIDTH, height))
     width, tall = WIDTH - left - 0.12, height - bottom - 0.12
     return figure, figure.add_axes((left / WIDTH, bottom / height, width / WIDTH, tall / height), **options)
 
 
 def keys_of(looks: Mapping[str, Look]) -> Callable[[str], Markup]:
-    """The line and marker of an arm, for the lists that say which is which; each time with ids of its own."""
+    """Return a function that gives the line and marker of an arm, for legends; each time with ids of its own."""
     drawn = {arm: _key(look) for arm, look in looks.items()}
     numbers = itertools.count()
     return lambda arm: Markup(drawn[arm].replace("key-", f"key{next(numbers)}-"))
@@ -104,18 +104,18 @@ def _key(look: Look) -> str:
 
 
 def svg(figure: Figure, name: str, label: str | None) -> Markup:
-    """A figure as an SVG element.
+    """Return a figure as an SVG element.
 
     Args:
         figure: drawn in the stand-ins above.
         name: letters and digits; begins every id, so it must be unique in the page.
-        label: what the picture shows, for those who do not see it; ``None`` for an ornament.
+        label: what the picture shows, for people who do not see it; ``None`` for an ornament.
     """
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     root = ElementTree.fromstring(file.getvalue())
     for element in root.iter():
-        # What it says of its maker, and a style that would hold for the whole page.
+        # What it says of its maker, and a style that would apply to the whole page.
         for child in [child for child in element if _bare(child.tag) in ("metadata", "style")]:
             element.remove(child)
     wanted = {found for element in root.iter() for text in element.attrib.values() for found in _referred(text)}
@@ -143,7 +143,7 @@ def _referred(text: str) -> list[str]:
 
 
 def _in_page(text: str, name: str) -> str:
-    """An attribute with the page's colours and letters and with ids that are its own."""
+    """Return an attribute with the page's colours and letters and with ids that are its own."""
     if text.startswith("#"):
         return f"#{name}-{text[1:]}"
     text = text.replace("url(#", f"url(#{name}-").replace("'DejaVu Sans'", "system-ui, sans-serif")

@@ -15,14 +15,14 @@ from monai_llmboost.studies.page.drawing import INK, PAPER, QUIET, WIDTH, Look, 
 from monai_llmboost.studies.page.words import finite, interval, plain, shortened, signed, span, value
 
 ROW = 0.5  # inches for one comparison
-LABEL, WHOLE = 31, 54  # letters beside the numbers, and in a line of their own
+LABEL, WHOLE = 31, 54  # letters next to the numbers, and in a line of their own
 STEPS = (1, 2, 2.5, 5, 10)  # of ticks
-GROUND = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6}  # words hide the lines of the grid behind them
+GROUND = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6}  # text hides the lines of the grid behind it
 Runs = Sequence[Sequence[float | None] | None]  # a curve for each run; none where the run failed
 
 
 def reach(comparisons: Sequence[Mapping[str, Any]]) -> float:
-    """How far from zero forest plots must go to show all comparisons of all data sets on one scale."""
+    """Return how far from zero forest plots go to show all comparisons of all data sets on one scale."""
     shown = [0.0]
     for comparison in comparisons:
         ends = [span(each) or () for each in comparison["intervals"].values()]
@@ -31,8 +31,17 @@ def reach(comparisons: Sequence[Mapping[str, Any]]) -> float:
     return 1.08 * max(map(abs, shown)) or 0.01
 
 
-def forest(comparisons: Sequence[Mapping[str, Any]], looks: Mapping[str, Look], furthest: float) -> Figure:
-    """Paired differences: thin over seeds and cases, thick over seeds alone, a dot for each seed, a line at zero."""
+def forest(
+    comparisons: Sequence[Mapping[str, Any]], looks: Mapping[str, Look], furthest: float, larger_is_better: bool = True
+) -> Figure:
+    """Draw paired differences: thin over seeds and cases, thick over seeds alone, a dot for each seed, a line at zero.
+
+    Args:
+        comparisons: of one data set by one metric.
+        looks: of the arms.
+        furthest: how far from zero the axis goes.
+        larger_is_better: of the metric.
+    """
     labels = [f"{each['arm']} against {each['reference']}" for each in comparisons]
     lines = [1 + (len(label) > LABEL) for label in labels]  # a long name has a line above its numbers
     height = sum(ROW + 0.17 * (line - 1) for line in lines)
@@ -55,7 +64,8 @@ def forest(comparisons: Sequence[Mapping[str, Any]], looks: Mapping[str, Look], 
     axes.xaxis.set_major_locator(MaxNLocator(5, symmetric=True, steps=STEPS))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: ("+" if x > 0 else "") + plain(round(x, 9))))
     axes.spines["left"].set_visible(False)
-    for key, x, align, words in (("reference", 0, "left", "← {} better"), ("arm", 1, "right", "{} better →")):
+    sides = ("reference", "arm") if larger_is_better else ("arm", "reference")
+    for key, x, align, words in zip(sides, (0, 1), ("left", "right"), ("← {} better", "{} better →")):
         names = {comparison[key] for comparison in comparisons}
         side = words.format(shortened(names.pop(), 18) if len(names) == 1 else key)
         axes.annotate(side, (x, 0), (0, -27), "axes fraction", textcoords="offset points", ha=align, color=QUIET)
@@ -85,7 +95,7 @@ def _difference(axes: Axes, comparison: Mapping[str, Any], look: Look, y: float)
 
 
 def roc(rates: Sequence[float], curves: Mapping[str, Runs], looks: Mapping[str, Look]) -> Figure:
-    """The mean ROC curve over each arm's seeds, in a band from the least to the largest of them."""
+    """Draw the mean ROC curve over each arm's seeds, in a band from the smallest to the largest of them."""
     figure, axes = panel(3.85)
     axes.plot([0, 1], [0, 1], color=QUIET, linewidth=0.8, linestyle=(0, (2, 2)))
     for arm, runs in curves.items():
@@ -100,7 +110,7 @@ def roc(rates: Sequence[float], curves: Mapping[str, Runs], looks: Mapping[str, 
 
 
 def learning(epochs: Mapping[str, Sequence[int]], curves: Mapping[str, Runs], looks: Mapping[str, Look]) -> Figure:
-    """Curves over the epochs: each run thin with a dot where it stops, and their mean as far as all of them go."""
+    """Draw curves over the epochs: each run thin with a dot where it stops, and their mean as far as all of them go."""
     figure, axes = panel(2.7)
     for arm, runs in curves.items():
         colour, _, dash = looks[arm]
@@ -124,7 +134,7 @@ def learning(epochs: Mapping[str, Sequence[int]], curves: Mapping[str, Runs], lo
 
 
 def radar(names: Sequence[str], values: Mapping[str, Sequence[float | None]], looks: Mapping[str, Look]) -> Figure:
-    """Each data set a spoke, each arm a line around; the middle is not zero, but just below the least value."""
+    """Draw each data set as a spoke, each arm as a line around; the middle is not 0, but below the smallest value."""
     figure = Figure(figsize=(WIDTH, 2.95))
     axes: Any = figure.add_axes((0.22, 0.1, 0.56, 0.8), projection="polar")
     angles = 2 * np.pi * np.arange(len(names) + 1) / len(names)
@@ -144,7 +154,7 @@ def radar(names: Sequence[str], values: Mapping[str, Sequence[float | None]], lo
     for angle, name in zip(angles, names):
         side, up = np.sin(angle), np.cos(angle)
         align = "center" if abs(side) < 0.3 else "left" if side > 0 else "right"
-        # Beside the plot there is room for few letters.
+        # Next to the plot there is room for few letters.
         text = shortened(name, 14) if align != "center" else shortened(name, 40)
         place = (0.5 + 0.54 * side, 0.5 + 0.54 * up)
         axes.text(*place, text, transform=axes.transAxes, ha=align, va="center", fontsize=8)
@@ -152,7 +162,7 @@ def radar(names: Sequence[str], values: Mapping[str, Sequence[float | None]], lo
 
 
 def radar_range(values: Mapping[str, Sequence[float | None]]) -> tuple[float, float]:
-    """What the middle and the rim of a radar stand for."""
+    """Return the values at the middle and the rim of a radar."""
     there = finite(each for around in values.values() for each in around) or [0.0, 1.0]
     low, high = min(there), max(there)
     margin = 0.25 * (high - low) or 0.05
@@ -160,7 +170,7 @@ def radar_range(values: Mapping[str, Sequence[float | None]]) -> tuple[float, fl
 
 
 def cost(costs: Mapping[str, float], scores: Mapping[str, Mapping[str, Any]], looks: Mapping[str, Look]) -> Figure:
-    """The mean AUC of each arm, with its standard deviation over seeds, against a cost on a logarithmic scale."""
+    """Draw the mean score of each arm with its standard deviation over seeds against a cost, on a logarithmic scale."""
     figure, axes = panel(2.8)
     for arm, x in costs.items():
         look, score = looks[arm], scores[arm]
@@ -179,7 +189,7 @@ def cost(costs: Mapping[str, float], scores: Mapping[str, Mapping[str, Any]], lo
 
 
 def _table(runs: Runs | Sequence[np.ndarray]) -> np.ndarray:
-    """The runs that there are, as far as all of them go (runs, points)."""
+    """Return the runs that are not missing, as far as all of them go (runs, points)."""
     there = [np.array(run, dtype=float) for run in runs if run is not None and len(run)]
     if not there:
         return np.empty((0, 0))
@@ -188,7 +198,7 @@ def _table(runs: Runs | Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _round_numbers(low: float, high: float) -> list[float]:
-    """A few round numbers between two."""
+    """Return a few round numbers between two."""
     if high < 10 * low:
         ticks = [float(x) for x in MaxNLocator(5, steps=STEPS).tick_values(low, high)]
     else:

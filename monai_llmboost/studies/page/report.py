@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 from matplotlib.figure import Figure
@@ -19,32 +20,73 @@ from monai_llmboost.studies.page import figures, words
 from monai_llmboost.studies.page.drawing import Look, house_style, keys_of, look_of, svg
 
 HERE = Path(__file__).parent
-METRICS = {"auc": "AUC", "acc": "ACC"}
+# Of results of earlier versions, which do not name their metrics.
+METRICS = {"auc": {"label": "AUC"}, "acc": {"label": "ACC"}}
 COSTS: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "trained weights, millions": lambda cost: cost["trained"] / 1e6,
-    "GFLOP per volume, forwards": lambda cost: cost["forward_flops"] / 1e9,
+    "GFLOP per volume, forward": lambda cost: cost["forward_flops"] / 1e9,
 }
-CURVES = {"train_loss": "Training loss", "validation_auc": "Validation AUC"}
 
 
-class Picture(NamedTuple):
-    """A figure, what stands under it, and its text for those who do not see it."""
+@dataclass(frozen=True)
+class Picture:
+    """A figure, its caption, and its text for people who do not see it."""
 
     figure: Figure
     caption: str
     label: str
 
 
-def write_study_report(results: Mapping[str, Any], path: Path) -> None:
-    """Write a study as one HTML file, which asks nothing of any server and runs no script.
-
-    Whatever stands in the results is shown as text. The same results give the same bytes. An earlier file is replaced.
+@dataclass(frozen=True)
+class Shown:
+    """What the pictures are drawn from.
 
     Args:
-        results: what a study found, as its ``results.json`` holds it: ``study`` (``bundle``, ``arms``, ``seeds``,
-            ``lr_grid`` ...), ``software``, ``device``, ``command``, ``model_card`` and ``datasets``, by name each with
-            ``cases``, ``class_names``, ``learning_rates``, ``arms``, ``comparisons``, ``curves``, ``roc``, ``cost`` and
-            ``diagnostics``. Numbers, runs and arms may be ``None`` where a run failed or there is nothing to tell.
+        datasets: results by data set, as in ``results.json``.
+        looks: of the arms.
+        metrics: by name, with their labels, and whether larger is better; the first is the one that chooses.
+    """
+
+    datasets: Mapping[str, Any]
+    looks: Mapping[str, Look]
+    metrics: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def key(self) -> str:
+        """Name of the metric that chooses."""
+        return next(iter(self.metrics))
+
+    @property
+    def label(self) -> str:
+        """Label of the metric that chooses."""
+        return self.labels[self.key]
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Labels of the metrics by name."""
+        return {name: metric["label"] for name, metric in self.metrics.items()}
+
+    def by_arm(self, data: Mapping[str, Any], part: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Yield a part of a data set's results, such as "roc", for each arm that has it."""
+        given = data.get(part) or {}
+        return ((arm, given[arm]) for arm in self.looks if given.get(arm))
+
+    def mean(self, data: Mapping[str, Any], arm: str) -> str:
+        """Return the mean of the metric that chooses, of an arm, as text."""
+        return words.number(words.value((data["arms"].get(arm) or {}).get(self.key), "mean"))
+
+
+def write_study_report(results: Mapping[str, Any], path: Path) -> None:
+    """Write a study as one HTML file, which needs no server and runs no script.
+
+    All of the results is shown as text. The same results give the same bytes. An earlier file is replaced.
+
+    Args:
+        results: of a study, as its ``results.json`` has them: ``study`` (``bundle``, ``arms``, ``seeds``,
+            ``lr_grid`` ...), ``metrics`` (missing before version 0.2), ``software``, ``device``, ``command``,
+            ``model_card`` and ``datasets``, by name each with ``cases``, ``class_names``, ``learning_rates``, ``arms``,
+            ``comparisons``, ``curves``, ``roc``, ``cost`` and ``diagnostics``. Numbers, runs and arms may be ``None``
+            where a run failed or nothing is known.
         path: file to be written.
 
     Raises:
@@ -54,6 +96,7 @@ def write_study_report(results: Mapping[str, Any], path: Path) -> None:
     arms = list(results["study"]["arms"])
     _check_arms(results["datasets"], arms)
     looks = {arm: look_of(number) for number, arm in enumerate(arms)}
+    shown = Shown(results["datasets"], looks, results.get("metrics") or METRICS)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -68,13 +111,12 @@ def write_study_report(results: Mapping[str, Any], path: Path) -> None:
     }
     with house_style():
         text = environment.get_template("report.html").render(
-            results,
+            {name: part for name, part in results.items() if name != "metrics"},
             arms=arms,
             key=keys_of(looks),
-            pictures={
-                group: list(_finished(group, draw(results["datasets"], looks))) for group, draw in PICTURES.items()
-            },
-            metrics=METRICS,
+            pictures={group: list(_finished(group, draw(shown))) for group, draw in PICTURES.items()},
+            metrics=shown.labels,
+            main=shown.key,
             cost_rows=ROWS,
             measures=MEASURES,
             style=style_of(HERE),
@@ -89,7 +131,7 @@ def _check_arms(datasets: Mapping[str, Any], arms: Sequence[str]) -> None:
         named |= {arm for part in ("arms", "curves", "roc") for arm in data.get(part) or ()}
         if unknown := sorted(named - set(arms)):
             raise ValueError(
-                f"expected results of the study's arms {arms}, got those of {unknown} on {name!r}: "
+                f"the results on {name!r} have the arms {unknown}, the study has {arms}: "
                 "name every arm under study, arms"
             )
 
@@ -99,90 +141,90 @@ def _finished(group: str, pictures: Iterator[Picture]) -> Iterator[dict[str, Any
         yield {"caption": picture.caption, "svg": svg(picture.figure, f"{group}{number}", picture.label)}
 
 
-def _forests(datasets: Mapping[str, Any], looks: Mapping[str, Look]) -> Iterator[Picture]:
-    def of(data: Mapping[str, Any], metric: str) -> list[Mapping[str, Any]]:
+def _forests(shown: Shown) -> Iterator[Picture]:
+    def compared(data: Mapping[str, Any], metric: str) -> list[Mapping[str, Any]]:
         return [each for each in data["comparisons"] if each["metric"] == metric]
 
+    datasets = shown.datasets
     furthest = {
-        metric: figures.reach([each for data in datasets.values() for each in of(data, metric)]) for metric in METRICS
+        metric: figures.reach([each for data in datasets.values() for each in compared(data, metric)])
+        for metric in shown.metrics
     }
     for name, data in datasets.items():
-        for metric, title in METRICS.items():
-            if comparisons := of(data, metric):
-                told = (
+        for metric, title in shown.labels.items():
+            if comparisons := compared(data, metric):
+                parts = (
                     f"{each['arm']} against {each['reference']}: {words.signed(words.value(each, 'difference'))} "
                     f"{words.interval(each['intervals'].get('both'))}"
                     for each in comparisons
                 )
-                figure = figures.forest(comparisons, looks, furthest[metric])
+                larger = shown.metrics[metric].get("larger_is_better", True)
+                figure = figures.forest(comparisons, shown.looks, furthest[metric], larger)
                 caption = f"{name}: difference in {title}"
-                yield Picture(figure, caption, f"{caption} with its interval over seeds and cases. {'; '.join(told)}")
+                yield Picture(figure, caption, f"{caption} with its interval over seeds and cases. {'; '.join(parts)}")
 
 
-def _rocs(datasets: Mapping[str, Any], looks: Mapping[str, Look]) -> Iterator[Picture]:
-    for name, data in datasets.items():
-        curves = {arm: curve for arm, curve in _by_arm(data, "roc", looks) if any(curve["true_positive_rate"])}
+def _rocs(shown: Shown) -> Iterator[Picture]:
+    for name, data in shown.datasets.items():
+        curves = {arm: curve for arm, curve in shown.by_arm(data, "roc") if any(curve["true_positive_rate"])}
         if curves:
             rates = next(iter(curves.values()))["false_positive_rate"]
             runs = {arm: curve["true_positive_rate"] for arm, curve in curves.items()}
-            told = (f"{arm}: AUC {_mean(data, arm)}" for arm in curves)
-            yield Picture(figures.roc(rates, runs, looks), name, f"ROC curves on {name}. {'; '.join(told)}")
+            parts = (f"{arm}: {shown.label} {shown.mean(data, arm)}" for arm in curves)
+            yield Picture(figures.roc(rates, runs, shown.looks), name, f"ROC curves on {name}. {'; '.join(parts)}")
 
 
-def _learning(datasets: Mapping[str, Any], looks: Mapping[str, Look]) -> Iterator[Picture]:
-    for name, data in datasets.items():
-        for key, title in CURVES.items():
-            curves = {arm: curve for arm, curve in _by_arm(data, "curves", looks) if any(curve[key] or ())}
+def _learning(shown: Shown) -> Iterator[Picture]:
+    titles = {"train_loss": "training loss", f"validation_{shown.key}": f"validation {shown.label}"}
+    for name, data in shown.datasets.items():
+        for key, title in titles.items():
+            curves = {arm: curve for arm, curve in shown.by_arm(data, "curves") if any(curve[key] or ())}
             if curves:
                 runs = {arm: [run for run in curve[key] if run] for arm, curve in curves.items()}
-                figure = figures.learning({arm: curve["epoch"] for arm, curve in curves.items()}, runs, looks)
-                told = (
+                figure = figures.learning({arm: curve["epoch"] for arm, curve in curves.items()}, runs, shown.looks)
+                parts = (
                     f"{arm}: {', '.join(words.number(words.value({'last': run[-1]}, 'last')) for run in each)}"
                     for arm, each in runs.items()
                 )
-                caption = f"{name}: {title[0].lower() + title[1:] if key == 'train_loss' else 'validation AUC'}"
-                yield Picture(figure, caption, f"{title} by epoch on {name}. Last of each run: {'; '.join(told)}")
+                label = f"{title[0].upper()}{title[1:]} by epoch on {name}. Last of each run: {'; '.join(parts)}"
+                yield Picture(figure, f"{name}: {title}", label)
 
 
-def _radars(datasets: Mapping[str, Any], looks: Mapping[str, Look]) -> Iterator[Picture]:
-    if len(datasets) < 3:
+def _radars(shown: Shown) -> Iterator[Picture]:
+    if len(shown.datasets) < 3:
         return
-    for metric, title in METRICS.items():
+    for metric, title in shown.labels.items():
         values = {
-            arm: [words.value((data["arms"].get(arm) or {}).get(metric), "mean") for data in datasets.values()]
-            for arm in looks
+            arm: [words.value((data["arms"].get(arm) or {}).get(metric), "mean") for data in shown.datasets.values()]
+            for arm in shown.looks
         }
         values = {arm: around for arm, around in values.items() if words.finite(around)}
         if values:
             low, high = figures.radar_range(values)
-            told = (f"{arm}: {', '.join(map(words.number, around))}" for arm, around in values.items())
+            parts = (f"{arm}: {', '.join(map(words.number, around))}" for arm, around in values.items())
             caption = f"Mean {title} on each data set; the middle is {low:.2f}, the rim {high:.2f}"
-            label = f"{caption}. Of {', '.join(datasets)}: {'; '.join(told)}"
-            yield Picture(figures.radar(list(datasets), values, looks), caption, label)
+            label = f"{caption}. {', '.join(shown.datasets)}: {'; '.join(parts)}"
+            yield Picture(figures.radar(list(shown.datasets), values, shown.looks), caption, label)
 
 
-def _costs(datasets: Mapping[str, Any], looks: Mapping[str, Look]) -> Iterator[Picture]:
-    for name, data in datasets.items():
+def _costs(shown: Shown) -> Iterator[Picture]:
+    for name, data in shown.datasets.items():
         measured = (data.get("cost") or {}).get("arms") or {}
         for title, cost in COSTS.items():
-            scores = {arm: (data["arms"].get(arm) or {}).get("auc") or {} for arm in looks if measured.get(arm)}
+            scores = {
+                arm: (data["arms"].get(arm) or {}).get(shown.key) or {} for arm in shown.looks if measured.get(arm)
+            }
             scores = {arm: score for arm, score in scores.items() if words.value(score, "mean") is not None}
             spent = {arm: cost(measured[arm]) for arm in scores}
             spent = {arm: x for arm, x in spent.items() if x > 0 and math.isfinite(x)}
             if spent:
-                figure = figures.cost(spent, scores, looks)
+                figure = figures.cost(spent, scores, shown.looks)
                 figure.axes[0].set_xlabel(title)
-                told = (f"{arm}: {words.plain(x)}, AUC {_mean(data, arm)}" for arm, x in spent.items())
-                yield Picture(figure, f"{name}: AUC", f"AUC against {title} on {name}. {'; '.join(told)}")
+                parts = (f"{arm}: {words.plain(x)}, {shown.label} {shown.mean(data, arm)}" for arm, x in spent.items())
+                label = f"{shown.label} against {title} on {name}. {'; '.join(parts)}"
+                yield Picture(figure, f"{name}: {shown.label}", label)
 
 
-def _by_arm(data: Mapping[str, Any], part: str, looks: Mapping[str, Look]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    given = data.get(part) or {}
-    return ((arm, given[arm]) for arm in looks if given.get(arm))
-
-
-def _mean(data: Mapping[str, Any], arm: str) -> str:
-    return words.number(words.value((data["arms"].get(arm) or {}).get("auc"), "mean"))
-
-
-PICTURES = {"forest": _forests, "roc": _rocs, "learning": _learning, "radar": _radars, "cost": _costs}
+PICTURES: dict[str, Callable[[Shown], Iterator[Picture]]] = {
+    "forest": _forests, "roc": _rocs, "learning": _learning, "radar": _radars, "cost": _costs,
+}  # fmt: skip

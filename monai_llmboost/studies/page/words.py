@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers of a study in words: whatever is missing, or not finite, is told as such and never as a number."""
+"""Numbers of a study as text: what is missing, or not finite, is shown as a dash and never as a number."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ NOTHING = "\N{EN DASH}"
 
 
 def finite(values: Iterable[Any] | None) -> list[float]:
-    """The numbers among values of which some may be missing."""
+    """Return the numbers among values of which some may be missing."""
     return [float(v) for v in values or () if isinstance(v, (int, float)) and math.isfinite(v)]
 
 
 def value(statistic: Mapping[str, Any] | None, name: str) -> float | None:
-    """A number of a statistic such as ``{"mean": 0.8, "sd": None}``, or None where there is none."""
+    """Return a number of a statistic such as ``{"mean": 0.8, "sd": None}``, or None where there is none."""
     return next(iter(finite([(statistic or {}).get(name)])), None)
 
 
 def span(ends: Sequence[Any] | None) -> tuple[float, float] | None:
-    """Both ends of an interval, or None unless both are numbers."""
+    """Return both ends of an interval, or None unless both are numbers."""
     low_high = finite(ends)
     return (low_high[0], low_high[1]) if len(low_high) == 2 else None
 
 
 def number(x: float | None) -> str:
-    """Such as 0.812."""
+    """Return a number as text, such as 0.812."""
     return signed(x).removeprefix("+")
 
 
 def signed(x: float | None) -> str:
-    """Such as +0.004 or -0.011; nothing has no sign."""
+    """Return a number with its sign, such as +0.004 or -0.011; zero has none."""
     if x is None:
         return NOTHING
     text = rounded(x)
@@ -44,23 +44,23 @@ def signed(x: float | None) -> str:
 
 
 def probability(p: float | None) -> str:
-    """Such as 0.013, and never 0."""
+    """Return a p-value as text, such as 0.013, and never 0."""
     return NOTHING if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def plain(x: float | None) -> str:
-    """As short as three digits allow, such as 0.0003, 12.5 or 1.2e+06."""
+    """Return a number in three digits, such as 0.0003, 12.5 or 1.2e+06."""
     return NOTHING if x is None else (MINUS if x < 0 else "") + f"{abs(x):.3g}"
 
 
 def interval(ends: Sequence[Any] | None) -> str:
-    """Such as [-0.011, 0.019]."""
+    """Return an interval as text, such as [-0.011, 0.019]."""
     ends = span(ends)
     return NOTHING if ends is None else f"[{number(ends[0])}, {number(ends[1])}]"
 
 
 def visible(text: Any) -> Any:
-    """Text with whatever a reader would not see (controls, marks of direction, lone surrogates) spelt out, in depth."""
+    """Return text with invisible characters (controls, marks of direction, lone surrogates) spelt out, in depth."""
     if isinstance(text, str):
         return page.visible(text)
     if isinstance(text, Mapping):
@@ -71,7 +71,7 @@ def visible(text: Any) -> Any:
 
 
 def shortened(text: str, length: int) -> str:
-    """Text of at most so many letters, without its middle if need be: names differ at their ends."""
+    """Return text of at most so many letters, without its middle if need be: names differ at their ends."""
     if len(text) <= length:
         return text
     return f"{text[: (length - 1) // 2]}…{text[len(text) - length // 2 :]}"

@@ -31,7 +31,7 @@ def official(tmp_path, monkeypatch):
     return folder
 
 
-def test_phantoms_are_the_default_form():
+def test_phantoms_have_the_form_of_medmnist():
     volumes = LabelledVolumes("phantom", "val")
     assert len(volumes) == 120
     assert volumes[7]["image"].shape == (1, 28, 28, 28)
@@ -48,7 +48,7 @@ def test_phantoms_are_seeded_and_splits_differ():
     assert labels.tolist() == [0, 1, 0, 1, 0, 1]
 
 
-def test_phantom_classes_cannot_be_told_by_brightness():
+def test_brightness_does_not_distinguish_phantom_classes():
     images, labels = phantom_arrays("train")
     brightness = images.mean((1, 2, 3))
     difference = brightness[labels == 0].mean() - brightness[labels == 1].mean()
@@ -91,9 +91,9 @@ def test_wrong_checksum(official):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("liver", "train"), "dataset to be one of phantom, adrenalmnist3d, .* got 'liver'"),
-        (("phantom", "all"), "split to be one of train, val, test, got 'all'"),
-        (("adrenalmnist3d", "train", 32), "size of 28 or 64, got 32"),
+        (("liver", "train"), "unknown dataset 'liver'; choose from phantom, adrenalmnist3d, "),
+        (("phantom", "all"), "unknown split 'all'; choose from train, val, test"),
+        (("adrenalmnist3d", "train", 32), "size must be 28 or 64 for MedMNIST3D, not 32"),
         (("phantom", "train", 4), "at least 8 voxels"),
     ],
 )
@@ -156,7 +156,7 @@ def test_real_files(real_data):
     assert len(LabelledVolumes("adrenalmnist3d", "val", size=64, root=real_data / "medmnist")) == 98
 
 
-def test_folds_deal_train_and_val_anew():
+def test_folds_divide_train_and_val():
     whole = {case for split in ("train", "val") for case in LabelledVolumes("phantom", split).cases}
     left = set(whole)
     for fold in range(3):
@@ -183,14 +183,15 @@ def test_folds_deal_train_and_val_anew():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"folds": 1}, "expected folds to be 0"),
-        ({"folds": "5"}, "expected folds to be 0"),
-        ({"folds": 3, "fold": 3}, "expected fold to be a whole number from 0 to 2, got 3"),
-        ({"fold": 1}, "expected fold to be a whole number from 0 to 0, got 1"),
-        ({"folds": 100_000}, "expected no more folds than a class has cases, got 100000 for"),
+        ({"folds": 1}, "folds must be 0"),
+        ({"folds": "5"}, "folds must be 0"),
+        ({"folds": 3, "fold": 3}, "fold must be a whole number from 0 to 2, not 3"),
+        ({"fold": 1}, "fold must be a whole number from 0 to 0, not 1"),
+        ({"fold_seed": -1}, "fold_seed must be a whole number from 0 to 4294967295, not -1"),
+        ({"folds": 100_000}, "100000 folds are more than the "),
     ],
 )
-def test_folds_that_cannot_be(options, message):
+def test_impossible_folds(options, message):
     with pytest.raises(ValueError, match=message):
         LabelledVolumes("phantom", "val", **options)
 
@@ -198,8 +199,8 @@ def test_folds_that_cannot_be(options, message):
 @pytest.mark.parametrize(
     ("options", "words"), [({"root": "images"}, "--dataset_dir"), ({"download": True}, "--download")]
 )
-def test_phantoms_take_no_folder_and_no_download(options, words):
-    """Somebody who names a folder means the set in it."""
+def test_phantoms_refuse_a_folder_and_a_download(options, words):
+    """Users who give a folder mean the set in it."""
     with pytest.raises(ValueError, match=rf"{words} has no effect: the data set 'phantom' .*give --dataset NAME too"):
         LabelledVolumes("phantom", "val", **options)
     LabelledVolumes("phantom", "val", root="~/.medmnist", download=False, folds=2)

@@ -191,7 +191,7 @@ def resample_tilted(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray,
     outside = volume.min()
     for k in range(volume.shape[2]):
         straight[:, :, k] = affine_transform(
-            volume[:, :, k], np.ones(2), low - k * shift, output_shape=size, order=1, mode="constant", cval=outside
+            volume[:, :, k], np.eye(2), low - k * shift, output_shape=size, order=1, mode="constant", cval=outside
         )
     out = affine.copy()
     out[:3, 2] = step - shift @ [x, y]

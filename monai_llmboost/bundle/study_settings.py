@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a bundle declares for studies of it, in ``configs/studies.json``: its presets, and options without a use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from monai_llmboost.arguments import check_choice
+from monai_llmboost.bundle.content import read_config
+from monai_llmboost.bundle.contract import CONFIGS, PRESET_NETWORK, PRESET_TRAINING, STUDIES
+
+WEIGHTS = ("best", "last")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A folder of overlays in ``configs``: ``network.json`` for every job, ``training.json`` for training alone.
+
+    Args:
+        network: overlays of every job, relative to ``configs``.
+        training: overlays of training alone.
+        weights: those that are read, ``"best"`` (of the epoch that validation chose) or ``"last"``.
+
+    Example:
+        >>> Preset(("strong/network.json",), ("strong/training.json",), "last").overlays("evaluate")
+        ('strong/network.json',)
+    """
+
+    network: tuple[str, ...] = ()
+    training: tuple[str, ...] = ()
+    weights: str = "best"
+
+    def __post_init__(self) -> None:
+        check_choice("weights", self.weights, WEIGHTS)
+
+    def overlays(self, job: str) -> tuple[str, ...]:
+        """Return the overlays of a job."""
+        return self.network + (self.training if job == "train" else ())
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """The settings of a bundle for studies; a bundle without ``studies.json`` has no presets.
+
+    Args:
+        presets: by name.
+        unused: for some data sets the options that they do not use, such as the folder of one that is made by code.
+    """
+
+    presets: Mapping[str, Preset] = field(default_factory=dict)
+    unused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, bundle: Path) -> StudySettings:
+        """Read the settings of a bundle.
+
+        Raises:
+            ValueError: broken JSON; a preset of unknown weights.
+        """
+        file = bundle / CONFIGS / STUDIES
+        content: Mapping[str, Any] = read_config(file) if file.is_file() else {}
+        presets = {name: _preset(bundle / CONFIGS, name, given) for name, given in content.get("presets", {}).items()}
+        return cls(presets, {name: tuple(options) for name, options in content.get("unused", {}).items()})
+
+    def check_used(self, options: Mapping[str, Any], datasets: Sequence[str]) -> None:
+        """Refuse options that none of some data sets uses.
+
+        Raises:
+            ValueError: an option without effect.
+        """
+        for name, value in options.items():
+            if value and datasets and all(name in self.unused.get(dataset, ()) for dataset in datasets):
+                raise ValueError(
+                    f"--{name} has no effect: {', '.join(datasets)} does not use it; give --dataset NAME too, or leave "
+                    "it out"
+                )
+
+
+def _preset(configs: Path, name: str, given: Mapping[str, str]) -> Preset:
+    folder = given.get("folder", name)
+    there = {
+        file: (f"{folder}/{file}",) for file in (PRESET_NETWORK, PRESET_TRAINING) if (configs / folder / file).is_file()
+    }
+    return Preset(there.get(PRESET_NETWORK, ()), there.get(PRESET_TRAINING, ()), given.get("weights", WEIGHTS[0]))

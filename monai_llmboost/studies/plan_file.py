@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan of a study on disk, with digests of the files that it names: a study is resumed with the same ones only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from monai_llmboost.artifacts.digests import file_digest, text_digest
+from monai_llmboost.bundle import Option
+from monai_llmboost.studies.plan import OWN, Plan
+from monai_llmboost.studies.run_folder import write_json
+
+# In the plan's file: digests of the configs and of the files of weights.
+CONTENTS = "contents"
+# Keys that the study sets in every run, and those that only say where something is.
+IGNORED = frozenset(OWN) - {Option.FOLDS, Option.FOLD, Option.LEARNING_RATE}
+# Endings of files of weights, wherever in a config they are named; the key ``block`` may name any file.
+WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ts")
+DIGITS = 16
+
+
+def keep_plan(plan: Plan, path: Path) -> None:
+    """Write a plan and the digests of its files, or check that the file that is there has the same.
+
+    Raises:
+        ValueError: it has others, or is no plan; the message names the option, the key or the file.
+    """
+    asked, contents = plan.as_dict(), contents_of(plan)
+    if not path.exists():
+        write_json(path, {**asked, CONTENTS: contents})
+        return
+    begun = _read(path)
+    known = begun.pop(CONTENTS, None)  # earlier versions kept none
+    for name in sorted(begun.keys() | asked.keys()):
+        if begun.get(name) != asked.get(name):
+            raise ValueError(
+                f"the study in {path.parent} was begun with {name} {begun.get(name)!r}, not {asked.get(name)!r}: "
+                "resume it with its own options, or give another --output"
+            )
+    if known is None:
+        return
+    check_contents(path.parent, known, contents)
+    files = {**contents["files"], **known.get("files", {})}
+    if files != known.get("files"):  # of a file that was not there before
+        write_json(path, {**asked, CONTENTS: {**known, "files": files}})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        plan = None
+    if not isinstance(plan, dict):
+        raise ValueError(f"{path} is not the plan of a study: give another --output")
+    return plan
+
+
+def contents_of(plan: Plan) -> dict[str, dict[str, str]]:
+    """Return digests by name: ``"configs"``, a top-level key in all arms and jobs; ``"files"``, a file of weights."""
+    contents = {f"{arm} {job}": content for (arm, job), content in plan.contents.items()}
+    keys = sorted({key for content in contents.values() for key in content} - {*IGNORED, *plan.options})
+    configs = {key: {name: content.get(key) for name, content in contents.items()} for key in keys}
+    named = sorted({file for content in (*contents.values(), plan.options) for file in _weight_files(content)})
+    return {
+        "configs": {key: text_digest(values)[:DIGITS] for key, values in configs.items()},
+        "files": {file: file_digest(path) for file in named if (path := Path(file)).is_file()},
+    }
+
+
+def _weight_files(value: Any, key: str = "") -> Iterator[str]:
+    """Yield the names of files of weights in a config value, in depth."""
+    if isinstance(value, Mapping):
+        for name, one in value.items():
+            yield from _weight_files(one, str(name))
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _weight_files(one, key)
+    elif isinstance(value, (str, Path)) and (key == Option.BLOCK or str(value).endswith(WEIGHT_FILES)):
+        yield str(value)
+
+
+def check_contents(folder: Path, begun: Mapping[str, Any], asked: Mapping[str, Mapping[str, str]]) -> None:
+    """Compare the digests that a study was begun with to those of now; a file that is gone is not compared.
+
+    Raises:
+        ValueError: they differ; the message names the key or the file.
+    """
+    configs, files = begun.get("configs", {}), begun.get("files", {})
+    for key in sorted(configs.keys() | asked["configs"].keys()):
+        if configs.get(key) != asked["configs"].get(key):
+            raise ValueError(
+                f"the study in {folder} was begun with another {key!r} in the configs of its bundle: restore it, "
+                "or give another --output"
+            )
+    for file in sorted(files.keys() & asked["files"].keys()):
+        if files[file] != asked["files"][file]:
+            raise ValueError(
+                f"the study in {folder} was begun with another content of {file}: put that file back, or give "
+                "another --output"
+            )

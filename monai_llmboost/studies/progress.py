@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a study prints on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from monai_llmboost.studies.rates import ChosenRate
+from monai_llmboost.studies.results import StudyResults
+
+COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    TaskProgressColumn(),
+    TimeElapsedColumn(),
+    TextColumn("left:"),
+    TimeRemainingColumn(elapsed_when_finished=False),
+)
+
+
+class StudyConsole:
+    """Lines of a study, and a bar for each stage.
+
+    Example:
+        >>> StudyConsole().line("training 1/2 phantom/none/seed0: done")
+        training 1/2 phantom/none/seed0: done
+    """
+
+    def __init__(self) -> None:
+        self.console = Console(soft_wrap=True)
+
+    def line(self, text: str) -> None:
+        """Print text as it is."""
+        self.console.print(text, highlight=False, markup=False)
+
+    def bar(self) -> Progress:
+        """Return a progress bar that vanishes when it is done."""
+        return Progress(*COLUMNS, console=self.console, transient=True)
+
+    def rates(self, dataset: str, rates: Mapping[str, ChosenRate]) -> None:
+        """Print the learning rate of each arm."""
+        for arm, rate in rates.items():
+            edge = ", at the edge of the grid: widen it" if rate.at_edge else ""
+            lost = "".join(f"; {each:g} diverged" for each in rate.diverged)
+            self.line(f"{dataset}, {arm}: learning rate {rate.chosen:g}{edge}{lost}")
+
+    def results(self, results: StudyResults, failed: Mapping[str, str], files: Mapping[str, Path]) -> None:
+        """Print the verdicts, the failed runs, and where everything is."""
+        first = next(iter(results.metrics))
+        for name, data in results.datasets.items():
+            self.console.print(f"\n[bold]{name}[/bold]: {data.cases['test']} test cases")
+            for comparison in data.comparisons:
+                if comparison.metric == first:
+                    self.line(f"  {comparison.verdict}")
+        for name, reason in failed.items():
+            self.line(f"failed: {name}: {reason}")
+        for what, file in files.items():
+            self.line(f"{what}: {file}")

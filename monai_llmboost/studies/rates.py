@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The learning rate of each arm, chosen on validation."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from monai_llmboost.studies.plan import Plan, Run
+from monai_llmboost.studies.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class ChosenRate:
+    """The learning rate of an arm on a data set.
+
+    Args:
+        chosen: the rate; ``None`` is the bundle's own.
+        validation: mean validation metric of each rate that was compared, by the rate as text.
+        diverged: rates by which a run diverged.
+        at_edge: whether the chosen rate is the smallest or the largest of the grid.
+
+    Example:
+        >>> ChosenRate(0.001, {"0.001": 0.8, "0.003": 0.7}, at_edge=True).as_dict("auc")["validation_auc"]
+        {'0.001': 0.8, '0.003': 0.7}
+    """
+
+    chosen: float | None
+    validation: Mapping[str, float] = field(default_factory=dict)
+    diverged: list[float] = field(default_factory=list)
+    at_edge: bool = False
+
+    def as_dict(self, metric: str) -> dict[str, Any]:
+        """Return the rate as ``results.json`` has it."""
+        return {
+            "chosen": self.chosen,
+            f"validation_{metric}": dict(self.validation),
+            "diverged": self.diverged,
+            "at_edge": self.at_edge,
+        }
+
+
+def choose_rates(
+    plan: Plan, folders: Mapping[Run, RunFolder], dataset: str, larger_is_better: bool = True
+) -> dict[str, ChosenRate]:
+    """Return for each arm the learning rate of the best mean validation metric; nothing for an arm without runs.
+
+    The means are of the weights that the study reads. A rate by which a run diverged is never chosen; one by which more
+    runs failed than by others is left out.
+
+    Args:
+        plan: the study.
+        folders: of its runs.
+        dataset: name of the data set.
+        larger_is_better: whether the largest mean is the best one.
+    """
+    if len(plan.lr_grid) < 2:
+        return {arm: ChosenRate(plan.lr_grid[0] if plan.lr_grid else None) for arm in plan.arms}
+    runs: dict[tuple[str, float | None], list[RunFolder]] = {}
+    for run in plan.searched(dataset):
+        runs.setdefault((run.arm, run.learning_rate), []).append(folders[run])
+    rates = {}
+    for arm in plan.arms:
+        of_arm = {rate: runs[arm, rate] for rate in plan.lr_grid}
+        diverged = [rate for rate, tried in of_arm.items() if any(folder.diverged for folder in tried)]
+        values = {rate: _validated(plan, tried) for rate, tried in of_arm.items() if rate not in diverged}
+        most = max(map(len, values.values()), default=0)
+        # A rate by which some runs failed is not chosen by those that did not.
+        means = {rate: statistics.fmean(ends) for rate, ends in values.items() if ends and len(ends) == most}
+        if means:
+            best = (max if larger_is_better else min)(means, key=means.__getitem__)
+            at_edge = best in (min(plan.lr_grid), max(plan.lr_grid))
+            rates[arm] = ChosenRate(best, {f"{rate:g}": mean for rate, mean in means.items()}, diverged, at_edge)
+    return rates
+
+
+def _validated(plan: Plan, folders: Iterable[RunFolder]) -> list[float]:
+    ends = [trained.of(plan.weights).validation for folder in folders if (trained := folder.trained)]
+    return [end for end in ends if end is not None]

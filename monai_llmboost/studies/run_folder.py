@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder of a run of a study: the names of its files, and their typed content."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from monai_llmboost.artifacts.files import written_whole
+from monai_llmboost.engines.best_weights import LAST
+from monai_llmboost.engines.curves import CURVES, read_curves
+
+# Each is written last in its stage, and says that the stage is done.
+TRAINED, DIVERGED, EVALUATED = "trained.json", "diverged.json", "evaluated.json"
+LOG, PREDICTIONS = "run.log", "predictions.csv"
+# Folders of predictions: by the weights that the study reads, and by the other ones.
+TEST, OTHER_WEIGHTS = "test", "other_weights"
+# Names that earlier versions gave.
+EARLIER = {EVALUATED: "judged.json", OTHER_WEIGHTS: "beside"}
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """An epoch whose weights are kept.
+
+    Args:
+        epoch: its number, from 1.
+        validation: value of the metric that chooses; ``None`` where the epoch was not validated.
+    """
+
+    epoch: int
+    validation: float | None
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> EpochResult:
+        """Return the result from its JSON object, also from that of an earlier version."""
+        return cls(content["epoch"], content["validation"] if "validation" in content else content["validation_auc"])
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The end of a training: the epochs whose weights are kept.
+
+    Args:
+        best: the epoch that validation chose.
+        last: the last one.
+    """
+
+    best: EpochResult
+    last: EpochResult
+
+    def of(self, weights: str) -> EpochResult:
+        """Return the epoch of ``"best"`` or ``"last"`` weights."""
+        return {"best": self.best, "last": self.last}[weights]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The end of an evaluation.
+
+    Args:
+        diagnostics: what the booster does, see :func:`monai_llmboost.studies.diagnostics.diagnose`.
+    """
+
+    diagnostics: Mapping[str, float] | None
+
+
+@dataclass
+class RunFolder:
+    """The folder of a run. A file that says that a stage is done does not change, so it is read once.
+
+    Args:
+        path: of the folder, which need not be there yet.
+
+    Example:
+        >>> RunFolder(Path("study/runs/phantom/none/seed0")).trained is None
+        True
+    """
+
+    path: Path
+    _known: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def trained(self) -> Trained | None:
+        """The end of the training; ``None`` if it is not done, or its file is damaged."""
+        return self._record(
+            TRAINED, lambda content: Trained(*(EpochResult.read(content[name]) for name in ("best", "last")))
+        )
+
+    @property
+    def diverged(self) -> str | None:
+        """Why the training diverged; ``None`` if it did not."""
+        return self._record(DIVERGED, lambda content: str(content["reason"]))
+
+    @property
+    def evaluated(self) -> Evaluated | None:
+        """The end of the evaluation; ``None`` if it is not done, or its file is damaged."""
+        return self._record(EVALUATED, lambda content: Evaluated(content["diagnostics"]))
+
+    @property
+    def checkpoint(self) -> Path:
+        """Its last checkpoint, from which a training is resumed."""
+        return self.path / LAST
+
+    def curves(self) -> list[dict[str, Any]]:
+        """Return the rows of the learning curves."""
+        return read_curves(self.path / CURVES)
+
+    def epochs_done(self) -> int:
+        """Return how many epochs have a row in the learning curves."""
+        file = self.path / CURVES
+        return max(0, file.read_text(encoding="utf-8").count("\n") - 1) if file.is_file() else 0
+
+    def predictions(self, place: str = TEST) -> list[dict[str, str]]:
+        """Return the rows of the predictions in a folder, ``TEST`` or ``OTHER_WEIGHTS``."""
+        with (self._place(place) / PREDICTIONS).open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    def diagnostics(self) -> Mapping[str, float] | None:
+        """Return the diagnostics of the evaluation, if there are some."""
+        return self.evaluated.diagnostics if self.evaluated else None
+
+    def write_trained(self, trained: Trained) -> None:
+        """Write that the training is done."""
+        write_json(self.path / TRAINED, asdict(trained))
+
+    def write_diverged(self, reason: str) -> None:
+        """Write that the training diverged: done again it would end like that again."""
+        write_json(self.path / DIVERGED, {"reason": reason})
+
+    def write_evaluated(self, evaluated: Evaluated) -> None:
+        """Write that the evaluation is done."""
+        write_json(self.path / EVALUATED, asdict(evaluated))
+
+    def _place(self, name: str) -> Path:
+        earlier = self.path / EARLIER.get(name, name)
+        return earlier if earlier.exists() and not (self.path / name).exists() else self.path / name
+
+    def _record(self, name: str, make: Callable[[Any], Record]) -> Record | None:
+        if name not in self._known and (file := self._place(name)).is_file():
+            try:
+                self._known[name] = make(json.loads(file.read_text(encoding="utf-8")))
+            except (OSError, ValueError, LookupError, TypeError):
+                return None  # the stage is done again, and says itself what is in its way
+        return self._known.get(name)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file atomically; an earlier one is replaced."""
+    with written_whole(path, aside=False) as file:
+        json.dump(content, file, indent=1)
+        file.write("\n")

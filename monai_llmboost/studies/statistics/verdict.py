@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A comparison -> one sentence that says what it allows to conclude."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from monai_llmboost.studies.rounding import rounded
+from monai_llmboost.tasks.task import TaskMetric
+
+if TYPE_CHECKING:
+    from monai_llmboost.studies.statistics.compare import Comparison
+
+LEVEL = 0.05  # two-sided, of all intervals and tests
+POWER = 0.80  # of the detectable difference
+SEEDS_FOR_A_CLAIM = 5  # with fewer the verdict says so
+
+
+def verdict(comparison: Comparison, metric: TaskMetric) -> str:
+    """Return the conclusion from a comparison, in one sentence.
+
+    Better or worse: the interval over seeds and cases excludes 0, and p is small after Holm too. Suggests: p is small
+    before Holm only. Otherwise no difference was seen, and the sentence says what is excluded, and what difference
+    could have been seen.
+    """
+    low, high = comparison.intervals.both
+    start = f"{comparison.arm} against {comparison.reference}: {metric.label} {_signed(comparison.difference)}"
+    few = _few_seeds(len(comparison.runs))
+    if comparison.standard_error == 0:
+        return f"{start} without any spread over seeds or test cases, so it is unknown if this is a difference{few}."
+    start += f" [{rounded(low)}, {rounded(high)}]"
+    if low <= 0 <= high:
+        return f"{start}: no difference seen; {_excluded(comparison, metric)}{few}."
+    gain = (comparison.difference > 0) == metric.larger_is_better
+    p, p_holm = _p(comparison.p), comparison.p_holm
+    if p_holm is None or p_holm < LEVEL:
+        holm = "" if p_holm is None else f", {_p(p_holm)} corrected for all comparisons"
+        return f"{start}: {'better' if gain else 'worse'} ({p}{holm}){few}."
+    what = "a gain" if gain else "a loss"
+    return f"{start}: suggests {what} ({p}), but not after correction for all comparisons ({_p(p_holm)}){few}."
+
+
+def _excluded(comparison: Comparison, metric: TaskMetric) -> str:
+    low, high = comparison.intervals.both
+    gain, loss = (high, -low) if metric.larger_is_better else (-low, high)
+    detectable = comparison.detectable or 0.0
+    impossible = detectable >= metric.bounds[1] - metric.bounds[0]
+    seen = "no true difference" if impossible else f"a true difference of {rounded(detectable)}"
+    return (
+        f"gains above {rounded(gain)} and losses above {rounded(loss)} are excluded at {100 * (1 - LEVEL):.0f} % "
+        f"({seen} would have been seen with {100 * POWER:.0f} % power)"
+    )
+
+
+def _few_seeds(seeds: int) -> str:
+    if seeds == 1:
+        return "; from one seed, so over the test cases alone: the spread between seeds is unknown"
+    if seeds < SEEDS_FOR_A_CLAIM:
+        return f"; from {seeds} seeds only, which say little about the spread between seeds"
+    return ""
+
+
+def _signed(number: float) -> str:
+    return ("" if rounded(number).startswith("-") else "+") + rounded(number)
+
+
+def _p(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
