@@ -117,7 +117,9 @@ def told(trained_bundle, volumes, tmp_path_factory):
     """What one run over everything wrote down; that it raised nothing and failed in part is checked here."""
     output = tmp_path_factory.mktemp("all")
     inputs = [str(volumes / "nifti"), str(volumes / "dicom")]
-    assert run_predict(trained_bundle, output, "none", dataset_dir=inputs, report=False, **WINDOW, **NETWORK) == 1
+    assert (
+        run_predict(trained_bundle, output, "none", dataset_dir=inputs, report=False, **WINDOW, **NETWORK).status == 1
+    )
     predictions, run = (json.loads((output / name).read_text()) for name in ("predictions.json", "run.json"))
     cases = predictions["cases"]
     refused = sum(bool(case["refused"]) for case in cases)

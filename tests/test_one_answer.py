@@ -76,7 +76,10 @@ def written_in_every_way(folder, values, affine):
 def all_answers(bundle, folder, sources, tmp_path, intensity_range):
     """The probabilities of every file in the folder through the command and the bundle, and of each source alone."""
     options = {"intensity_range": intensity_range, "clip_intensities": True, "report": False, **NETWORK}
-    assert run_predict(bundle, tmp_path / "command", "none", dataset_dir=[str(folder)], num_workers=0, **options) == 0
+    assert (
+        run_predict(bundle, tmp_path / "command", "none", dataset_dir=[str(folder)], num_workers=0, **options).status
+        == 0
+    )
     run_bundle(
         bundle, "inference", "none", False, dataset_dir=str(folder), output_dir=str(tmp_path / "bundle"), **options
     )

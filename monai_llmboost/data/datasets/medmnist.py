@@ -7,7 +7,6 @@ import hashlib
 import json
 import warnings
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,33 +30,11 @@ def medmnist3d_names() -> list[str]:
     return [name for name in DATASETS if name.endswith("3d")]
 
 
-@dataclass(frozen=True)
-class MedMNIST3D:
-    """A MedMNIST3D set, as :class:`~monai_llmboost.data.datasets.named.NamedSet`.
-
-    Args:
-        name: one of :func:`medmnist3d_names`.
-
-    Example:
-        >>> MedMNIST3D("vesselmnist3d").class_names
-        ['vessel', 'aneurysm']
-    """
-
-    name: str
-
-    @property
-    def class_names(self) -> list[str]:
-        """Return the meaning of the labels 0, 1, ..."""
-        return list(DATASETS[self.name])
-
-    @property
-    def reads_files(self) -> bool:
-        """Return True: volumes are read from the official file."""
-        return True
-
-    def load(self, split: str, size: int, root: str | Path, download: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Return volumes and labels of a split; see :func:`medmnist3d_file` and :func:`medmnist3d_arrays`."""
-        return medmnist3d_arrays(medmnist3d_file(self.name, size, root, download), self.name, split)
+def load_medmnist3d(
+    name: str, split: str, size: int, root: str | Path, download: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return volumes and labels of a split; see :func:`medmnist3d_file` and :func:`medmnist3d_arrays`."""
+    return medmnist3d_arrays(medmnist3d_file(name, size, root, download), name, split)
 
 
 def medmnist3d_file(name: str, size: int, root: str | Path, download: bool = False) -> Path:
@@ -73,9 +50,6 @@ def medmnist3d_file(name: str, size: int, root: str | Path, download: bool = Fal
         FileNotFoundError: the file is missing, and ``download`` is False.
         ConnectionError: the download failed.
         ValueError: an unknown size, or a file that is not the official one.
-
-    Example:
-        medmnist3d_file("adrenalmnist3d", 28, "~/.medmnist", download=True)
     """
     if size not in SIZES:
         raise ValueError(f"size must be {' or '.join(map(str, SIZES))} for MedMNIST3D, not {size!r}")
