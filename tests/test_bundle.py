@@ -283,12 +283,14 @@ def test_weights_are_not_evaluated_on_the_cases_that_they_were_trained_on(run_jo
     assert (metrics["cases"], metrics["folds"], metrics["fold"]) == (25, 4, 0)
     assert evaluated()["cases"] == 20, "the test split is of no fold"
     for change in ({"folds": 0, "fold": 0}, {"fold": 1}, {"seed": 6}, {"folds": 5}):
-        message = "on phantom, fold 0 of 4 by seed 5, so maybe on cases of the split val of phantom, .*: give the --folds"
+        message = (
+            r"trained on phantom, fold 0 of 4 by seed 5, so maybe on cases of the split val of .*: give the --folds"
+        )
         with pytest.raises(ValueError, match=message):
             evaluated(split="val", **{**fold, **change})
     run_job("train", "none", epochs=1)
     assert evaluated(split="val")["cases"] == 20
-    with pytest.raises(ValueError, match="trained on phantom, official splits, so maybe on cases .* of phantom, fold 0 of 4 by seed 5"):
+    with pytest.raises(ValueError, match=r"official splits, so maybe on cases .* of phantom, fold 0 of 4 by seed 5"):
         evaluated(split="val", **fold)
     state = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
     torch.save({name: value for name, value in state.items() if "training_cases" not in name},
@@ -478,7 +480,7 @@ def test_names_come_from_the_checkpoint(run_job, tmp_path):
         ("train", "random", {"booster::block::seed": 1}, "got '@frozen_block' in .*: leave out --booster::block::seed"),
         ("train", "mlp", {"booster#block": "x"}, "arguments that mlp_booster takes, got 'block': leave it out"),
         ("train", None, {"network_def#pol": "cls"}, "expected arguments that ViT3D takes, got 'pol'"),
-        ("evaluate", None, {}, "model.pt: train first, or give the --ckpt_dir"),
+        ("evaluate", None, {}, "model.pt is not there: train first, or give the --ckpt_dir"),
         ("inference", None, {"dataset_dir": "/nothing"}, "no NIfTI or DICOM scans"),
     ],
 )
