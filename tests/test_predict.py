@@ -22,7 +22,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from conftest import SMALL, TWO_PROCESSES
+from conftest import EARLIER, SMALL, TWO_PROCESSES
 from dicom_files import OBLIQUE, write_series
 from typer.testing import CliRunner
 
@@ -335,7 +335,7 @@ def test_salted_names_tell_nothing(command, tmp_path):
         (["--batchsize", "3"], "no option --batchsize: did you mean --batch_size"),
         (["--ckpt_dir", "/nothing"], "expected trained weights at /nothing/model.pt, found none: train first"),
         (["--view", "other.nii"], "a case to view among those found, got 'other.nii'"),
-        (["--intensity_range", "[5,1]"], r"intensity_range as \[low, high\], got \[5, 1\]"),
+        (["--intensity_range", "[5,1]"], r"intensity_range must be \[low, high\], not \[5, 1\]"),
         (["--amp", "--device", "cpu"], "mixed precision on a GPU, got --amp with the device cpu"),
         pytest.param(
             *(["--amp"], "mixed precision on a GPU, got --amp, and there is none here: leave out --amp"),
@@ -417,7 +417,7 @@ def names_told(output):
 def as_copied_earlier(bundle):
     """Make of a bundle what it was before it named its weights: a handler loads them when the evaluator starts."""
     file = bundle / "configs" / "inference.json"
-    config = json.loads(file.read_text())
+    config = json.loads((EARLIER / "inference.json").read_text())
     for key in ("weights", "columns"):
         del config["predictions"][key]
     config["handlers"].insert(0, config.pop("trained_weights"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a network costs, counted and measured."""
+"""The cost of a network, counted and measured."""
 
 import json
 
@@ -113,13 +113,13 @@ def test_the_table_shows_the_numbers():
     assert table.title.endswith("batches of 4\na device, autocast to torch.bfloat16")
 
 
-def test_how_a_booster_is_read_is_told_of_any_network(geometry):
+def test_the_read_out_of_any_network(geometry):
     x = torch.rand(2, 1, 8, 8, 8)
     assert read_out(nn.Flatten(), x) == "-"
     sizes = {"in_channels": 1, "num_classes": 2, "img_size": 8, "patch_size": 4, "hidden_size": 12, "num_heads": 2}
     booster = ResidualBooster(12, random_block(geometry))
     assert read_out(ViT3D(**sizes, booster=booster, pool="mean"), x) == "all tokens are read: whole block"
-    assert read_out(ViT3D(**sizes, booster=booster), x) == booster.way(2, 9, 1)
+    assert read_out(ViT3D(**sizes, booster=booster), x) == booster.describe_readout(2, 9, 1)
 
 
 def test_the_device_may_be_a_word():
@@ -139,10 +139,10 @@ def test_arms_of_the_bundle():
     assert none["trained"] < mlp["trained"] == random["trained"]
     assert none["forward_flops"] < mlp["forward_flops"] < random["forward_flops"]
     json.dumps(result)
-    with pytest.raises(ValueError, match="at least one round of timing, got 0"):
+    with pytest.raises(ValueError, match="rounds must be a whole number from 1, not 0"):
         cost_of_arms(arms, SMALL, rounds=0)
     for wrong in (0, -4, 2.5, "abc"):
-        with pytest.raises(ValueError, match=f"batch_size to be a whole number from 1, got {wrong!r}"):
+        with pytest.raises(ValueError, match=f"batch_size must be a whole number from 1, not {wrong!r}"):
             cost_of_arms(arms, {**SMALL, "batch_size": wrong})
 
 
@@ -174,9 +174,9 @@ def test_an_overlay(tmp_path):
     [
         (["--hiden_size", "3"], ValueError, "did you mean --hidden_size"),
         (["--donor", "/nothing"], FileNotFoundError, "config.json, found nothing at /nothing"),
-        (["--donor", "/nothing", "--block", "random"], ValueError, "got both"),
-        (["--overlay", "published/nothing"], FileNotFoundError, "an overlay of the bundle, found nothing"),
-        (["--block", "/nothing"], FileNotFoundError, "no block file at /nothing"),
+        (["--donor", "/nothing", "--block", "random"], ValueError, "--block and --donor exclude one another"),
+        (["--overlay", "published/nothing"], FileNotFoundError, "the bundle has no such overlay, there is nothing at"),
+        (["--block", "/nothing"], FileNotFoundError, "no block file at /nothing: give --block FILE"),
         (["--bundle", "nothing"], FileNotFoundError, "there is no bundle 'nothing'"),
         (["--patch_size", "5"], ValueError, "img_size to be a multiple of patch_size"),
     ],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is seen to before the runs of a study begin: that its data are there, fetched once, and enough."""
+"""Before the runs of a study begin: its data are there, fetched once, and enough."""
 
 import hashlib
 import threading
@@ -13,9 +13,10 @@ from conftest import BUNDLE
 
 from monai_llmboost.data import LabelledVolumes
 from monai_llmboost.studies import NOTHING_DONE, Plan, run_study
-from monai_llmboost.studies.collect import chosen_rates
 from monai_llmboost.studies.datasets import check_datasets
 from monai_llmboost.studies.plan import Run
+from monai_llmboost.studies.rates import ChosenRate, choose_rates
+from monai_llmboost.studies.run_folder import EpochResult, RunFolder, Trained
 
 CASES = {"train": 4, "val": 4, "test": 4}
 
@@ -58,20 +59,20 @@ def plan_of(datasets=("adrenalmnist3d",), **options):
 def test_a_download_is_done_once_before_the_first_run_begins(zenodo, tmp_path, monkeypatch):
     begun = []
 
-    def no_machine(jobs, at_once):
+    def no_machine(jobs, parallel):
         begun.extend(zenodo.asked)
         for job in jobs:
             assert len(LabelledVolumes("adrenalmnist3d", "train", root=tmp_path / "data", download=True)) == 4
             yield {job.name: "not trained here"}
 
-    monkeypatch.setattr("monai_llmboost.studies.study.on_this_machine", no_machine)
+    monkeypatch.setattr("monai_llmboost.studies.study.run_locally", no_machine)
     plan = plan_of(download=True, dataset_dir=str(tmp_path / "data"))
     assert run_study(plan, tmp_path / "study", jobs=2) == NOTHING_DONE
     assert begun, "it was fetched from the stand-in"
     assert zenodo.asked == begun
 
 
-def test_a_download_that_fails_is_told_by_its_own_words(zenodo, tmp_path, monkeypatch):
+def test_a_download_that_fails_is_reported_by_its_own_message(zenodo, tmp_path, monkeypatch):
     monkeypatch.setitem(medmnist.info.INFO["adrenalmnist3d"], "url", "http://127.0.0.1:1/adrenalmnist3d.npz")
     with pytest.raises(ConnectionError, match=r"cannot download adrenalmnist3d\.npz: check the network, or put"):
         check_datasets(plan_of(download=True, dataset_dir=str(tmp_path / "data")))
@@ -90,14 +91,14 @@ def test_each_class_needs_two_test_cases(monkeypatch, cases, rare):
     if rare is None:
         check_datasets(plan)
         return
-    with pytest.raises(ValueError, match=f"expected 2 test cases or more of each class of phantom, got {rare}: give"):
+    with pytest.raises(ValueError, match=f"each class of phantom needs 2 test cases or more, not {rare}: give more"):
         check_datasets(plan)
 
 
 def test_a_rate_by_which_one_seed_diverged_is_never_chosen(tmp_path):
     plan = Plan(BUNDLE, ("none", "mlp"), ("phantom",), seeds=2, lr_grid=(0.001, 0.01, 0.1), lr_seeds=2)
-    told = {0.001: [0.7, 0.7], 0.01: [0.6, 0.6], 0.1: [0.9, None]}
-    for rate, values in told.items():
+    found = {0.001: [0.7, 0.7], 0.01: [0.6, 0.6], 0.1: [0.9, None]}
+    for rate, values in found.items():
         for seed, value in enumerate(values):
             for arm in plan.arms:
                 folder = tmp_path / Run("phantom", arm, seed, rate).name
@@ -105,13 +106,9 @@ def test_a_rate_by_which_one_seed_diverged_is_never_chosen(tmp_path):
                 if value is None or (arm == "mlp" and seed == 1):
                     (folder / "diverged.json").write_text('{"reason": "training has diverged"}')
                 else:
-                    end = f'{{"epoch": 1, "validation_auc": {value}}}'
-                    (folder / "trained.json").write_text(f'{{"best": {end}, "last": {end}}}')
-    assert chosen_rates(plan, tmp_path, "phantom") == {
-        "none": {
-            "chosen": 0.001,
-            "validation_auc": {"0.001": 0.7, "0.01": 0.6},
-            "diverged": [0.1],
-            "at_edge": True,
-        }
+                    end = EpochResult(1, value)
+                    RunFolder(folder).write_trained(Trained(end, end))
+    folders = {run: RunFolder(tmp_path / run.name) for run in plan.searched("phantom")}
+    assert choose_rates(plan, folders, "phantom") == {
+        "none": ChosenRate(0.001, {"0.001": 0.7, "0.01": 0.6}, [0.1], True)
     }, "mlp, of which each rate has a seed that diverged, has failed"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work in other processes: how each ends is told, and none costs another."""
+"""Jobs in other processes: the end of each is reported, and none affects another."""
 
 import itertools
 import multiprocessing
@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from monai_llmboost.studies import jobs
-from monai_llmboost.studies.jobs import REASON, Job, on_ray, on_this_machine
+from monai_llmboost.studies import jobs, ray_jobs
+from monai_llmboost.studies.jobs import REASON, Job, run_locally
+from monai_llmboost.studies.ray_jobs import run_on_ray
 
 # A child imports this file and what is named here before it begins.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -84,6 +85,7 @@ def span(file: str) -> None:
 def job(tmp_path, monkeypatch):
     """A job by its action and arguments, in a folder of this test."""
     monkeypatch.setattr(jobs, "INTERVAL", 0.05)
+    monkeypatch.setattr(ray_jobs, "INTERVAL", 0.05)
     return lambda name, action, *arguments: Job(name, tmp_path / "jobs" / name, action, arguments)
 
 
@@ -105,12 +107,12 @@ def wait_until_gone(pid: int, seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-def test_each_end_is_told_and_costs_no_other(job, tmp_path):
+def test_each_end_is_reported_and_affects_no_other(job, tmp_path):
     blocked = job("blocked", note, "never")
     blocked.folder.parent.mkdir()
     blocked.folder.write_text("a file where the job's folder should be")
     ends = ends_of(
-        on_this_machine(
+        run_locally(
             [
                 job("first", note, str(tmp_path / "first")),
                 job("raises", fail, "no such luck"),
@@ -123,7 +125,7 @@ def test_each_end_is_told_and_costs_no_other(job, tmp_path):
                 blocked,
                 job("last", note, str(tmp_path / "last"), "ü"),
             ],
-            at_once=3,
+            parallel=3,
         )
     )
     assert ends.pop("first") == ends.pop("last") == ""
@@ -142,37 +144,37 @@ def test_each_end_is_told_and_costs_no_other(job, tmp_path):
     assert not ends
 
 
-def test_a_log_goes_on(job, tmp_path):
+def test_a_log_is_appended_to(job, tmp_path):
     for text in ("once", "again"):
-        assert ends_of(on_this_machine([job("same", fail, text)])) == {"same": text}
+        assert ends_of(run_locally([job("same", fail, text)])) == {"same": text}
     log = (tmp_path / "jobs" / "same" / "run.log").read_text()
     assert log.index("once") < log.index("again")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_told(job, tmp_path):
+def test_a_full_disk_is_reported(job, tmp_path):
     full = job("full", note, "/dev/full", "x" * 100_000)
     full.folder.mkdir(parents=True)
     (full.folder / "run.log").symlink_to("/dev/full")
-    assert "No space left" in ends_of(on_this_machine([full]))["full"]
+    assert "No space left" in ends_of(run_locally([full]))["full"]
 
 
 def test_jobs_run_in_order_one_at_a_time(job, tmp_path):
     names = ["c", "a", "b"]
-    ends = ends_of(on_this_machine([job(name, span, str(tmp_path / name)) for name in names]))
+    ends = ends_of(run_locally([job(name, span, str(tmp_path / name)) for name in names]))
     assert list(ends) == names
     spans = [tuple(map(float, (tmp_path / name).read_text().split())) for name in names]
     assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
 
 
-def test_several_run_at_once(job, tmp_path):
+def test_several_run_parallel(job, tmp_path):
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
-    ends = ends_of(on_this_machine([job("a", together, a, b), job("b", together, b, a)], at_once=5))
+    ends = ends_of(run_locally([job("a", together, a, b), job("b", together, b, a)], parallel=5))
     assert ends == {"a": "", "b": ""}
 
 
 def test_no_jobs(job):
-    assert list(on_this_machine([])) == []
+    assert list(run_locally([])) == []
 
 
 def test_each_has_a_gpu_that_this_process_may_use(job, tmp_path, monkeypatch):
@@ -180,7 +182,7 @@ def test_each_has_a_gpu_that_this_process_may_use(job, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.get_num_threads", lambda: 6)
 
     def seen():
-        ends = ends_of(on_this_machine([job(n, environment, str(tmp_path / n)) for n in ("a", "b")], at_once=2))
+        ends = ends_of(run_locally([job(n, environment, str(tmp_path / n)) for n in ("a", "b")], parallel=2))
         assert ends == {"a": "", "b": ""}
         return sorted((tmp_path / name).read_text() for name in ("a", "b"))
 
@@ -193,13 +195,13 @@ def test_each_has_a_gpu_that_this_process_may_use(job, tmp_path, monkeypatch):
 def test_relative_paths_mean_the_same_there(job, tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert ends_of(on_this_machine([job("here", note, "found")])) == {"here": ""}
+    assert ends_of(run_locally([job("here", note, "found")])) == {"here": ""}
     assert (tmp_path / "elsewhere" / "found").is_file()
 
 
 def test_closing_ends_the_processes(job, tmp_path):
     files = [tmp_path / name for name in ("a", "b", "never")]
-    engine = on_this_machine([job(file.name, run_for_ever, str(file)) for file in files], at_once=2)
+    engine = run_locally([job(file.name, run_for_ever, str(file)) for file in files], parallel=2)
     for ended in engine:
         assert ended is None
         if all(file.exists() and file.read_text() for file in files[:2]):
@@ -215,11 +217,11 @@ def test_closing_ends_the_processes(job, tmp_path):
 def start_for_ever(folder: Path) -> None:
     """A study's process, as it were, that only waits."""
     jobs.PRELOADED.clear()
-    for _ in on_this_machine([Job("one", folder, run_for_ever, (str(folder / "started"),))]):
+    for _ in run_locally([Job("one", folder, run_for_ever, (str(folder / "started"),))]):
         pass
 
 
-def test_a_process_ends_when_whoever_started_it_is_killed(tmp_path):
+def test_a_process_ends_when_its_parent_is_killed(tmp_path):
     starter = multiprocessing.get_context("forkserver").Process(target=start_for_ever, args=(tmp_path,))
     starter.start()
     wait_for(tmp_path / "started")
@@ -241,7 +243,7 @@ jobs.PRELOADED[:] = [sys.argv[1], "monai_llmboost.studies.jobs"]
 signal.signal(signal.SIGINT, signal.default_int_handler)  # wherever these tests run
 here = Path.cwd()
 work = [jobs.Job(name, here / f"job-{name}", bars.for_ever, (str(here / name),)) for name in "ab"]
-with suppress(KeyboardInterrupt), closing(jobs.on_this_machine(work, at_once=2)) as engine:
+with suppress(KeyboardInterrupt), closing(jobs.run_locally(work, parallel=2)) as engine:
     for _ in engine:
         pass
 """
@@ -295,23 +297,21 @@ def test_no_ray_at_the_address(job, monkeypatch, address):
     ray = pytest.importorskip("ray", reason="needs Ray: pip install 'monai-llmboost[ray]'")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     begin = time.monotonic()
-    with pytest.raises(
-        ConnectionError, match=rf"expected a Ray cluster at {re.escape(address)}, got no answer \(.+\):"
-    ):
-        list(on_ray([job("any", note, "x")], 1, address))
+    with pytest.raises(ConnectionError, match=rf"no Ray cluster answers at {re.escape(address)} \(.+\):"):
+        list(run_on_ray([job("any", note, "x")], 1, address))
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(ConnectionError, match="got no answer"):
-        list(on_ray([job("any", note, "x")], 1))
+    with pytest.raises(ConnectionError, match="no Ray cluster answers"):
+        list(run_on_ray([job("any", note, "x")], 1))
     assert time.monotonic() - begin < 30
 
 
 def test_whether_ray_answers_is_asked_only_where_there_is_a_port():
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0)
-        jobs._check_answer(f"ray://127.0.0.1:{server.getsockname()[1]}")
+        ray_jobs._check_answer(f"ray://127.0.0.1:{server.getsockname()[1]}")
         server.accept()[0].close()  # somebody called
     for known_to_ray in ("", "auto", "local"):
-        jobs._check_answer(known_to_ray)
+        ray_jobs._check_answer(known_to_ray)
 
 
 @pytest.fixture(scope="module")
@@ -330,14 +330,14 @@ def cluster():
 def test_on_ray(job, tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    engine = on_ray(
+    engine = run_on_ray(
         [
             job("raises", fail, "no such luck"),
             job("dies", leave, 3),
             job("good", note, "found"),
             job("forever", run_for_ever, str(tmp_path / "started")),
         ],
-        at_once=4,
+        parallel=4,
     )
     ends = {}
     for ended in engine:
@@ -355,5 +355,5 @@ def test_on_ray(job, tmp_path, monkeypatch):
 
 def test_without_ray(job, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ImportError, match=r"expected Ray for --engine ray.*pip install 'monai-llmboost\[ray\]'"):
-        list(on_ray([job("any", note, "x")], 1))
+    with pytest.raises(ImportError, match=r"--engine ray needs Ray.*pip install 'monai-llmboost\[ray\]'"):
+        list(run_on_ray([job("any", note, "x")], 1))

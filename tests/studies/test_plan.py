@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a study is made of: its runs, their names and configs, and what no study can be made of."""
+"""The plan of a study: its runs, their names and configs, and what is refused."""
 
 import json
 import pickle
@@ -10,9 +10,11 @@ import pytest
 from conftest import BUNDLE
 from monai.bundle import ConfigParser
 
-from monai_llmboost.bundle import copy_bundle
-from monai_llmboost.studies import PRESETS, Plan, Run
-from monai_llmboost.studies.datasets import parser_of
+from monai_llmboost import studies
+from monai_llmboost.bundle import bundle_path, copy_bundle
+from monai_llmboost.bundle.study_settings import StudySettings
+from monai_llmboost.studies import Plan, Run
+from monai_llmboost.studies.datasets import open_job
 
 ARMS = ("none", "mlp", "pretrained")
 
@@ -64,15 +66,19 @@ def test_a_preset_puts_its_configs_on_top_and_says_whose_weights_are_read():
         return [file.name for file in plan.configs("mlp", job)]
 
     assert names(plan_of(), "train") == ["train.json", "mlp.json"]
-    assert (plan_of().weights, plan_of().beside) == ("best", "last")
+    assert (plan_of().weights, plan_of().other_weights) == ("best", "last")
     rllm = plan_of(preset="rllm")
     assert names(rllm, "train") == ["train.json", "mlp.json", "network.json", "training.json"]
     assert names(rllm, "evaluate") == ["train.json", "mlp.json", "evaluate.json", "network.json"], "the same network"
-    assert (rllm.weights, rllm.beside) == ("best", "last")
+    assert (rllm.weights, rllm.other_weights) == ("best", "last")
     strong = plan_of(preset="strong")
     assert names(strong, "evaluate") == ["train.json", "mlp.json", "evaluate.json", "network.json"]
-    assert (strong.weights, strong.beside) == ("last", "best")
-    assert all(file.is_file() for preset in PRESETS for file in plan_of(preset=preset).configs("none"))
+    assert (strong.weights, strong.other_weights) == ("last", "best")
+    presets = StudySettings.of(bundle_path(BUNDLE)).presets
+    assert list(presets) == ["rllm", "strong"]
+    assert all(file.is_file() for preset in presets for file in plan_of(preset=preset).configs("none"))
+    with pytest.warns(DeprecationWarning, match=r"studies\.PRESETS is deprecated: use monai_llmboost\.bundle\."):
+        assert presets == studies.PRESETS
 
 
 def test_arguments_of_a_run(tmp_path):
@@ -91,41 +97,50 @@ def test_a_plan_is_json_and_travels_to_other_processes(tmp_path):
     plan = plan_of(
         lr_grid=(1e-3, 3e-3), options={"epochs": 2, "dataset_dir": tmp_path, "train#x": (1, 2), "train#y": {3}}
     )
-    told = plan.as_dict()
-    assert json.loads(json.dumps(told, allow_nan=False)) == told
-    assert told["options"] == {"epochs": 2, "dataset_dir": str(tmp_path), "train#x": [1, 2], "train#y": "{3}"}
-    assert told["lr_grid"] == [1e-3, 3e-3]
+    content = plan.as_dict()
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
+    assert content["options"] == {"epochs": 2, "dataset_dir": str(tmp_path), "train#x": [1, 2], "train#y": "{3}"}
+    assert content["lr_grid"] == [1e-3, 3e-3]
     assert pickle.loads(pickle.dumps(plan)) == plan
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"arms": ("none",)}, "expected 2 or more different arms, got none"),
-        ({"arms": ("none", "mlp", "none")}, "expected 2 or more different arms, got none, mlp, none: name each once"),
+        ({"arms": ("none",)}, "a study needs 2 or more different arms, not none"),
+        (
+            {"arms": ("none", "mlp", "none")},
+            "a study needs 2 or more different arms, not none, mlp, none: name each once",
+        ),
         ({"arms": ("none", "mlpp")}, "unknown arm 'mlpp'; choose from lora, mlp, none, pretrained.*; did you mean mlp"),
         ({"arms": ("none", "../train")}, "unknown arm '../train'; choose from"),
-        ({"datasets": ()}, "expected 1 or more different data sets, got none"),
-        ({"datasets": ("phantom", "phantom")}, "expected 1 or more different data sets, got phantom, phantom"),
+        ({"datasets": ()}, "a study needs 1 or more different data sets, not none"),
+        ({"datasets": ("phantom", "phantom")}, "a study needs 1 or more different data sets, not phantom, phantom"),
         ({"datasets": ("lung",)}, "expected dataset to be one of phantom, .*, got 'lung'"),
-        ({"seeds": 0}, "expected seeds to be a whole number from 1, got 0"),
-        ({"seeds": True}, "expected seeds to be a whole number from 1, got True"),
-        ({"seeds": 2.0}, r"expected seeds to be a whole number from 1, got 2\.0"),
-        ({"lr_seeds": 3}, "expected lr_seeds to be a whole number from 1 to 2, got 3"),
-        ({"lr_seeds": 0}, "expected lr_seeds to be a whole number from 1 to 2, got 0"),
-        ({"folds": -1}, "expected folds to be a whole number from 0, got -1"),
-        ({"folds": 1}, "expected folds to be 0 or from 2, got 1: one part is left out in turn"),
-        ({"lr_grid": (0.0,)}, r"expected learning rates above 0, got 0\.0"),
-        ({"lr_grid": (-1e-3,)}, "expected learning rates above 0"),
-        ({"lr_grid": (float("nan"),)}, "expected learning rates above 0, got nan"),
-        ({"lr_grid": (float("inf"),)}, "expected learning rates above 0, got inf"),
-        ({"lr_grid": ("1e-3",)}, "expected learning rates above 0, got '1e-3'"),
-        ({"lr_grid": (1e-3, 0.001)}, r"expected different learning rates, got 0\.001, 0\.001"),
-        ({"lr_grid": (1e-3, 1.0000001e-3)}, r"expected different learning rates, got 0\.001, 0\.001"),
-        ({"preset": "weak"}, "expected a preset of rllm, strong, got 'weak'"),
-        ({"references": ("random",)}, "expected one of the arms none, mlp, pretrained as reference, got random"),
-        ({"references": ("none", "rnadom")}, "expected references among the arms none, mlp, pretrained, got rnadom"),
-        ({"references": ()}, "as reference, got none: give such"),
+        ({"seeds": 0}, "seeds must be a whole number from 1, not 0"),
+        ({"seeds": True}, "seeds must be a whole number from 1, not True"),
+        ({"seeds": 2.0}, r"seeds must be a whole number from 1, not 2\.0"),
+        ({"lr_seeds": 3}, "lr_seeds must be a whole number from 1 to 2, not 3"),
+        ({"lr_seeds": 0}, "lr_seeds must be a whole number from 1 to 2, not 0"),
+        ({"folds": -1}, "folds must be a whole number from 0, not -1"),
+        ({"folds": 1}, "folds must be 0 or from 2, not 1: one part is left out in turn"),
+        ({"lr_grid": (0.0,)}, r"learning rates must be above 0, not 0\.0"),
+        ({"lr_grid": (-1e-3,)}, "learning rates must be above 0"),
+        ({"lr_grid": (float("nan"),)}, "learning rates must be above 0, not nan"),
+        ({"lr_grid": (float("inf"),)}, "learning rates must be above 0, not inf"),
+        ({"lr_grid": ("1e-3",)}, "learning rates must be above 0, not '1e-3'"),
+        ({"lr_grid": (1e-3, 0.001)}, r"a study needs different learning rates, not 0\.001, 0\.001"),
+        ({"lr_grid": (1e-3, 1.0000001e-3)}, r"a study needs different learning rates, not 0\.001, 0\.001"),
+        ({"preset": "weak"}, "unknown preset 'weak'; choose from rllm, strong"),
+        (
+            {"references": ("random",)},
+            r"no reference \(random\) is an arm of the study: give one of none, mlp, pretrained",
+        ),
+        (
+            {"references": ("none", "rnadom")},
+            "unknown reference 'rnadom'; choose from none, mlp, pretrained, random; did you mean random",
+        ),
+        ({"references": ()}, r"no reference \(none\) is an arm of the study"),
         ({"options": {"seed": 3}}, "the study itself sets seed: give --seeds"),
         ({"options": {"learning_rate": 1e-3}}, "the study itself sets learning_rate: give --lr-grid"),
         ({"options": {"fold": 1}}, "the study itself sets fold: give --folds"),
@@ -135,7 +150,7 @@ def test_a_plan_is_json_and_travels_to_other_processes(tmp_path):
         ({"options": {"average#momentum": 0.1}, "preset": "strong"}, "the bundle has no option --average"),
         (
             {"options": {"val_interval": 3}, "preset": "strong"},
-            "val_interval to divide epochs, .* got 3 and 40",
+            "val_interval must divide epochs, .* not 3 and 40",
         ),
         ({"options": {"epochs": 2, "val_interval": 3}}, "expected val_interval to be at most epochs, got 3 and 2"),
         ({"options": {"batch_size": 0}}, "expected batch_size to be a whole number from 1, got 0"),
@@ -147,6 +162,11 @@ def test_no_study_can_be_made_of_it(changes, message):
         plan_of(**changes)
 
 
+def test_without_the_usual_arms_the_first_one_is_the_reference():
+    assert plan_of(arms=("pretrained", "lora")).compared_with == ("pretrained",)
+    assert plan_of(arms=("pretrained", "lora", "mlp")).compared_with == ("mlp",)
+
+
 def test_no_such_bundle():
     with pytest.raises(FileNotFoundError, match="there is no bundle 'nothing'"):
         plan_of(bundle="nothing")
@@ -154,9 +174,31 @@ def test_no_such_bundle():
 
 def test_a_bundle_without_the_preset(tmp_path):
     copy_bundle(BUNDLE, tmp_path / "bundle")
-    shutil.rmtree(tmp_path / "bundle" / "configs" / "published")
-    with pytest.raises(ValueError, match=r"expected network\.json in the bundle for the preset rllm, found none"):
+    configs = tmp_path / "bundle" / "configs"
+    shutil.rmtree(configs / "published")
+    plan_of(bundle=str(tmp_path / "bundle"))
+    with pytest.raises(
+        ValueError, match=r"rllm of the bundle .* has neither network\.json nor training\.json: add one"
+    ):
         plan_of(bundle=str(tmp_path / "bundle"), preset="rllm")
+    (configs / "studies.json").unlink()
+    with pytest.raises(ValueError, match=r"declares no presets in its configs/studies\.json, so there is no 'strong'"):
+        plan_of(bundle=str(tmp_path / "bundle"), preset="strong")
+
+
+def test_a_bundle_declares_presets_of_its_own(tmp_path):
+    copy_bundle(BUNDLE, tmp_path / "bundle")
+    configs = tmp_path / "bundle" / "configs"
+    (configs / "short").mkdir()
+    (configs / "short" / "training.json").write_text('{"epochs": 3}')
+    (configs / "studies.json").write_text('{"presets": {"short": {"weights": "last"}, "odd": {"weights": "first"}}}')
+    with pytest.raises(ValueError, match="unknown weights 'first'; choose from best, last"):
+        plan_of(bundle=str(tmp_path / "bundle"))
+    (configs / "studies.json").write_text('{"presets": {"short": {"weights": "last"}}}')
+    plan = plan_of(bundle=str(tmp_path / "bundle"), preset="short")
+    assert [file.name for file in plan.configs("mlp")] == ["train.json", "mlp.json", "training.json"]
+    assert [file.name for file in plan.configs("mlp", "evaluate")] == ["train.json", "mlp.json", "evaluate.json"]
+    assert (plan.weights, plan.value("epochs")) == ("last", 3)
 
 
 def test_paths_reach_the_configs_as_they_are(tmp_path):
@@ -166,8 +208,8 @@ def test_paths_reach_the_configs_as_they_are(tmp_path):
     parsed = {key: ConfigParser({"x": arguments[key]}).get_parsed_content("x")
               for key in ("ckpt_dir", "output_dir", "block", "dataset_dir")}  # fmt: skip
     assert parsed == {"ckpt_dir": str(folder), "output_dir": str(folder), **plan.options}
-    parser = parser_of(plan, "adrenalmnist3d")
-    assert {key: parser.get_parsed_content(key) for key in plan.options} == plan.options
+    job = open_job(plan, "adrenalmnist3d")
+    assert {key: job.item(key, "this test") for key in plan.options} == plan.options
 
 
 def test_options_of_files_are_for_the_sets_that_have_some():
@@ -177,9 +219,9 @@ def test_options_of_files_are_for_the_sets_that_have_some():
     for dataset, has in (("phantom", False), ("adrenalmnist3d", True)):
         arguments = plan.arguments(Run(dataset, "none", 0), "train", Path("x"))
         assert ("dataset_dir" in arguments, "download" in arguments, arguments["epochs"]) == (has, has, 2)
-        assert (parser_of(plan, dataset).get_parsed_content("dataset_dir") == "images") is has
+        assert (open_job(plan, dataset).item("dataset_dir", "this test") == "images") is has
     for name in ("dataset_dir", "download"):
-        with pytest.raises(ValueError, match=f"--{name} has no effect: phantom is made by code"):
+        with pytest.raises(ValueError, match=f"--{name} has no effect: phantom does not use it; give"):
             plan_of(options={name: options[name]}).check_effect()
     plan_of(options={"download": False}).check_effect()
 

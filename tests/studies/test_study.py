@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole studies by the command, small: what they leave, what they cost when a run fails, that they go on exactly."""
+"""Whole studies by the command, small: their files, failed runs, exact resuming, other bundles."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import time
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from monai_llmboost.bundle import copy_bundle
 from monai_llmboost.command_line.app import app
 from monai_llmboost.engines.curves import read_curves
 from monai_llmboost.studies import Plan, compare_arms, cost_of_arms
-from monai_llmboost.studies.study import _keep
+from monai_llmboost.studies.plan_file import keep_plan
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 NETWORK = [f"--{key}={value}" for key, value in {**SMALL, "size": 8}.items()]
@@ -38,13 +38,13 @@ def results_of(folder):
 
 
 def bare(results):
-    """Results without what another machine's load or another command line changes."""
+    """Results without what the load of the machine or the command line changes."""
     datasets = {name: {**data, "cost": None} for name, data in results["datasets"].items()}
     return {**results, "command": None, "datasets": datasets}
 
 
 def predictions_of(folder, names, place="test"):
-    """Probabilities (runs, cases, classes) and labels (cases,) as they lie on the disk."""
+    """Probabilities (runs, cases, classes) and labels (cases,) from the files."""
     tables = []
     for name in names:
         with (folder / "runs" / name / place / "predictions.csv").open(newline="") as file:
@@ -86,14 +86,14 @@ def short_timing():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, words):
-    """A study that ran undisturbed, and what it said."""
+    """A study that ran undisturbed, and its output."""
     folder = tmp_path_factory.mktemp("ünd isturbed @$1") / "study"
     done = command("--output", folder, *GRID, *words)
     assert done.exit_code == 0, done.output
     return folder, done.output
 
 
-def test_it_leaves_everything_beside_its_plan(finished, bundle):
+def test_it_leaves_everything_next_to_its_plan(finished, bundle):
     folder, output = finished
     assert {file.name for file in folder.iterdir()} == {
         "cost.json",
@@ -109,7 +109,8 @@ def test_it_leaves_everything_beside_its_plan(finished, bundle):
     assert (plan["arms"], plan["lr_grid"], plan["seeds"]) == (["none", "pretrained"], [1e-3, 3e-3], 2)
     results = results_of(folder)
     assert results["study"] == {**plan, "chosen_by": "epoch of the best validation AUC"}
-    assert set(results) == {"study", "software", "device", "command", "model_card", "datasets"}
+    assert set(results) == {"study", "metrics", "software", "device", "command", "model_card", "datasets"}
+    assert results["metrics"] == {name: {"label": name.upper(), "larger_is_better": True} for name in ("auc", "acc")}
     assert results["datasets"]["phantom"].keys() == {
         *("cases", "class_names", "learning_rates", "arms", "comparisons", "curves", "roc", "cost", "diagnostics")
     }
@@ -119,7 +120,7 @@ def test_it_leaves_everything_beside_its_plan(finished, bundle):
     assert json.loads((folder / "results.json").read_text(), parse_constant=pytest.fail), "no NaN"
 
 
-def test_what_it_tells_of_each_arm(finished):
+def test_the_results_of_each_arm(finished):
     folder, _ = finished
     data = results_of(folder)["datasets"]["phantom"]
     assert data["cases"] == {"train": 480, "val": 120, "test": 240}
@@ -128,7 +129,7 @@ def test_what_it_tells_of_each_arm(finished):
         runs = [folder / "runs" / "phantom" / arm / f"lr{rate:g}" / f"seed{seed}" for seed in (0, 1)]
         ends = [json.loads((run / "trained.json").read_text()) for run in runs]
         assert summary["epochs"] == [end["best"]["epoch"] for end in ends]
-        assert summary["validation_auc"]["runs"] == [end["best"]["validation_auc"] for end in ends]
+        assert summary["validation_auc"]["runs"] == [end["best"]["validation"] for end in ends]
         curves = [read_curves(run / "learning_curves.csv") for run in runs]
         assert data["curves"][arm] == {
             "epoch": [1, 2],
@@ -149,14 +150,14 @@ def test_what_it_tells_of_each_arm(finished):
 def test_its_statistics_are_those_of_the_stored_predictions(finished):
     folder, _ = finished
     data = results_of(folder)["datasets"]["phantom"]
-    found = {"test": {}, "beside": {}}
+    found = {"test": {}, "other_weights": {}}
     for place, arms in found.items():
         for arm in ("none", "pretrained"):
             rate = data["learning_rates"][arm]["chosen"]
             names = [f"phantom/{arm}/lr{rate:g}/seed{seed}" for seed in (0, 1)]
             arms[arm], labels = predictions_of(folder, names, place)
     assert found["test"]["none"].shape == (2, 240, 2)
-    assert data["comparisons"] == json.loads(json.dumps(compare_arms(found["test"], labels, ["none"])))
+    assert data["comparisons"] == [each.as_dict() for each in compare_arms(found["test"], labels, ["none"])]
     for arm in ("none", "pretrained"):
         area = [np.mean([(p > q) + (p == q) / 2 for p in run[labels == 1, 1] for q in run[labels == 0, 1]])
                 for run in found["test"][arm]]  # fmt: skip
@@ -170,7 +171,7 @@ def test_validation_chooses_the_learning_rate(finished):
         found = {}
         for name in ("0.001", "0.003"):
             end = json.loads((folder / "runs" / "phantom" / arm / f"lr{name}" / "seed0" / "trained.json").read_text())
-            found[name] = end["best"]["validation_auc"]
+            found[name] = end["best"]["validation"]
         best = float(max(found, key=found.get))
         assert rate == {"chosen": best, "validation_auc": found, "diverged": [], "at_edge": True}
         assert f"phantom, {arm}: learning rate {rate['chosen']:g}" in output
@@ -185,7 +186,7 @@ def test_the_test_split_is_read_when_all_training_is_done_and_of_the_chosen_rate
     rates = results_of(folder)["datasets"]["phantom"]["learning_rates"]
     assert {file.relative_to(folder / "runs").parent.as_posix() for file in predicted} == {
         f"phantom/{arm}/lr{rate['chosen']:g}/seed{seed}/{place}"
-        for arm, rate in rates.items() for seed in (0, 1) for place in ("test", "beside")
+        for arm, rate in rates.items() for seed in (0, 1) for place in ("test", "other_weights")
     }  # fmt: skip
 
 
@@ -199,7 +200,7 @@ def test_a_finished_study_is_not_run_again(finished, words):
     assert (folder / "report.html").read_bytes() == page
 
 
-def test_its_page_is_drawn_anew(finished):
+def test_its_page_is_drawn_again(finished):
     folder, _ = finished
     page = (folder / "report.html").read_bytes()
     (folder / "report.html").unlink()
@@ -212,14 +213,14 @@ def test_its_page_is_drawn_anew(finished):
 
 def test_another_plan_is_refused_in_its_folder(finished, words):
     folder, _ = finished
-    for changed, told in {
-        "--seeds=3": "was begun with seeds 2, this one has 3",
+    for changed, message in {
+        "--seeds=3": "was begun with seeds 2, not 3: resume it",
         "--arms=none,mlp": "was begun with arms",
         "--epochs=3": "was begun with options",
     }.items():
         done = command("--output", folder, *GRID, *words, changed)
         assert done.exit_code == 2
-        assert told in done.stderr and "give another --output" in done.stderr
+        assert message in done.stderr and "give another --output" in done.stderr
     assert results_of(folder)["study"]["seeds"] == 2
 
 
@@ -232,7 +233,10 @@ def test_a_study_of_other_contents_is_refused_by_their_names(tmp_path, bundle):
     plan = Plan(str(own), ("none", "pretrained"), ("phantom",), 2, options=options)
     folder, train = tmp_path / "study", own / "configs" / "train.json"
     folder.mkdir()
-    keep = partial(_keep, plan, folder / "study.json")
+
+    def keep():
+        keep_plan(replace(plan), folder / "study.json")  # a plan reads its configs once
+
     keep()
     kept, config = (folder / "study.json").read_text(), train.read_text()
     keep()
@@ -257,19 +261,19 @@ def test_a_study_of_other_contents_is_refused_by_their_names(tmp_path, bundle):
 def test_a_block_that_comes_later_is_kept_from_then_on(tmp_path, bundle):
     block = tmp_path / "blk.safetensors"
     plan = Plan(str(bundle), ("none", "pretrained"), ("phantom",), options={"block": str(block)})
-    _keep(plan, tmp_path / "study.json")
+    keep_plan(plan, tmp_path / "study.json")
     block.write_bytes(b"one block")
-    _keep(plan, tmp_path / "study.json")
+    keep_plan(plan, tmp_path / "study.json")
     block.write_bytes(b"another block")
     with pytest.raises(ValueError, match="begun with another content of"):
-        _keep(plan, tmp_path / "study.json")
+        keep_plan(plan, tmp_path / "study.json")
 
 
 @pytest.mark.parametrize("more", [["--seeds", "3"], ["--jobs=1"], ["--epochs", "3"], ["--output", "x"]])
 def test_a_page_is_drawn_with_no_other_option(tmp_path, more):
     done = command("--report", tmp_path, *more)
     assert done.exit_code == 2
-    assert "expected --report alone, got more" in done.stderr
+    assert "--report takes no other option" in done.stderr
 
 
 def test_two_at_once_are_refused(finished, words):
@@ -277,7 +281,7 @@ def test_two_at_once_are_refused(finished, words):
     with FileLock(folder / "lock"):
         done = command("--output", folder, *GRID, *words)
     assert done.exit_code == 2
-    assert "another study runs there: give another --output" in done.stderr
+    assert "another study runs in" in done.stderr
 
 
 def study_in_a_group_of_its_own(output, words):
@@ -301,7 +305,7 @@ def test_killed_and_resumed_it_is_the_same_study(finished, tmp_path, words, monk
         os.killpg(study.pid, signal.SIGKILL)
         study.join()
         assert not (tmp_path / "results.json").exists()
-    assert not list(tmp_path.rglob("judged.json")) or len(list(tmp_path.rglob("judged.json"))) < 4
+    assert len(list(tmp_path.rglob("evaluated.json"))) < 4
 
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -310,7 +314,7 @@ def test_killed_and_resumed_it_is_the_same_study(finished, tmp_path, words, monk
         patch.setattr("monai_llmboost.studies.study.cost_of_arms", interrupted)
         done = command("--output", tmp_path, *GRID, *words)
     assert done.exit_code == 130
-    assert f"the same command goes on in {tmp_path}" in done.stderr
+    assert f"the same command resumes in {tmp_path}" in done.stderr
     assert not (tmp_path / "results.json").exists()
     done = command("--output", tmp_path, *GRID, *words)
     assert done.exit_code == 0
@@ -343,9 +347,9 @@ def test_a_run_that_fails_costs_its_seed_only_and_is_tried_again(tmp_path, words
     assert data["arms"]["mlp"]["failed"] == []
     assert f"failed: phantom/none/seed0: {failed['reason']}" in done.output
     assert "phantom/none/seed0" in (tmp_path / "report.html").read_text()
-    told = {arm: predictions_of(tmp_path, [f"phantom/{arm}/seed1"])[0] for arm in ("none", "mlp")}
+    found = {arm: predictions_of(tmp_path, [f"phantom/{arm}/seed1"])[0] for arm in ("none", "mlp")}
     labels = predictions_of(tmp_path, ["phantom/mlp/seed1"])[1]
-    assert data["comparisons"] == json.loads(json.dumps(compare_arms(told, labels, ["none"]))), "seed 0 is left out"
+    assert data["comparisons"] == [each.as_dict() for each in compare_arms(found, labels, ["none"])], "without seed 0"
     assert len(data["arms"]["mlp"]["auc"]["runs"]) == 1
 
     blocked.unlink()
@@ -387,24 +391,24 @@ def test_the_published_preset_with_folds(tmp_path, bundle):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (["--arms", "none"], "expected 2 or more different arms"),
+        (["--arms", "none"], "a study needs 2 or more different arms"),
         (["--arms", "none,best"], "unknown arm 'best'; choose from lora, mlp, none"),
         (["--dataset", "lung"], "expected dataset to be one of"),
-        (["--seeds", "0"], "expected seeds to be a whole number from 1"),
-        (["--lr-grid", "1e-3,fast"], "expected learning rates with commas, such as 3e-4,1e-3, got 'fast'"),
-        (["--lr-grid", "1e-3", "--lr-seeds", "9"], "expected lr_seeds to be a whole number from 1 to 5, got 9"),
-        (["--folds", "1"], "expected folds to be 0 or from 2"),
-        (["--preset", "weak"], "expected a preset of rllm, strong, got 'weak'"),
-        (["--references", "random"], "as reference, got random"),
+        (["--seeds", "0"], "seeds must be a whole number from 1"),
+        (["--lr-grid", "1e-3,fast"], "learning rates are numbers with commas, such as 3e-4,1e-3, not 'fast'"),
+        (["--lr-grid", "1e-3", "--lr-seeds", "9"], "lr_seeds must be a whole number from 1 to 5, not 9"),
+        (["--folds", "1"], "folds must be 0 or from 2"),
+        (["--preset", "weak"], "unknown preset 'weak'; choose from rllm, strong"),
+        (["--references", "random"], "no reference (random) is an arm of the study"),
         (["--learning_rate", "1e-3"], "the study itself sets learning_rate: give --lr-grid"),
         (["--hidden", "16"], "the bundle has no option --hidden: did you mean --hidden_size"),
         (["--epochs"], "expected options of the bundle as --key value, got '--epochs'"),
         (["surprise"], "expected options of the bundle as --key value, got 'surprise'"),
         (["--bundle", "nothing"], "there is no bundle 'nothing'"),
-        (["--jobs", "0"], "expected jobs to be a whole number from 1, got 0"),
-        (["--engine", "slurm"], "expected an engine of local, ray, got 'slurm'"),
-        (["--address", "auto"], "expected --address with --engine ray, got --engine local"),
-        (["--report", "x"], "expected --report alone, got more"),
+        (["--jobs", "0"], "jobs must be a whole number from 1, not 0"),
+        (["--engine", "slurm"], "unknown engine 'slurm'; choose from local, ray"),
+        (["--address", "auto"], "--address is for --engine ray, not for --engine local"),
+        (["--report", "x"], "--report takes no other option"),
         (["--lr-seeds", "2"], "--lr-seeds 2 has no effect: there are no learning rates to choose from"),
     ],
 )
@@ -423,11 +427,11 @@ def test_no_output():
     assert "give --output DIR, or --report DIR" in done.stderr
 
 
-def test_an_output_that_is_no_studys(tmp_path):
+def test_an_output_that_is_not_of_a_study(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "study.json").write_text("[1, 2")
-    for folder, message in {"file": "exists", "other": "expected the plan of a study in"}.items():
+    for folder, message in {"file": "exists", "other": "study.json is not the plan of a study"}.items():
         done = command("--output", tmp_path / folder, "--arms", "none,mlp")
         assert done.exit_code == 2
         assert message in done.stderr
@@ -436,15 +440,15 @@ def test_an_output_that_is_no_studys(tmp_path):
 def test_nothing_to_draw(tmp_path, finished):
     done = command("--report", tmp_path)
     assert done.exit_code == 2
-    assert f"expected results.json in {tmp_path}, found none" in done.stderr
+    assert f"there is no results.json in {tmp_path}" in done.stderr
     for wrong in ("{}", "[]", "{", '{"study": 3}'):
         (tmp_path / "results.json").write_text(wrong)
         done = command("--report", tmp_path)
         assert done.exit_code == 2
-        assert "expected the results of a study in" in done.stderr
+        assert "does not have the results of a study" in done.stderr
 
 
-def test_data_that_are_not_there_are_told_before_anything_is_trained(tmp_path, words):
+def test_missing_data_are_reported_before_anything_is_trained(tmp_path, words):
     done = command("--output", tmp_path, "--arms", "none,mlp", "--dataset", "phantom,nodulemnist3d", *words,
                    "--dataset_dir", tmp_path, "--size", "28")  # fmt: skip
     assert done.exit_code == 2
@@ -453,13 +457,13 @@ def test_data_that_are_not_there_are_told_before_anything_is_trained(tmp_path, w
     assert [file.name for file in tmp_path.iterdir()] == ["lock"]
 
 
-def test_a_class_of_too_few_test_cases_is_told_before_anything_is_trained(tmp_path, words, monkeypatch):
+def test_a_class_of_too_few_test_cases_is_reported_before_anything_is_trained(tmp_path, words, monkeypatch):
     monkeypatch.setattr("monai_llmboost.data.datasets.phantoms.PHANTOM_CASES", {"train": 40, "val": 20, "test": 3})
     done = command("--output", tmp_path, "--arms", "none,mlp", *words)
     assert done.exit_code == 2
     assert done.stderr == (
-        "monai-llmboost: expected 2 test cases or more of each class of phantom, got 1 of ring: give more test cases, "
-        "or another data set\n"
+        "monai-llmboost: each class of phantom needs 2 test cases or more, not 1 of ring: give more test cases, or "
+        "another data set\n"
     )
     assert [file.name for file in tmp_path.iterdir()] == ["lock"]
 

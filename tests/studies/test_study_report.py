@@ -70,7 +70,7 @@ def cost_of(number):
 
 
 def results_of(arms=ARMS, seeds=5, datasets=DATASETS, epochs=30):
-    """What a study of these arms, seeds and data sets would write; always the same."""
+    """The results that a study of these arms, seeds and data sets would write; always the same."""
     rng = np.random.default_rng(0)
     found = {}
     for name in datasets:
@@ -200,7 +200,7 @@ def test_each_picture_is_there_with_its_text(written):
         assert len(page.pictures(f"Training loss by epoch on {name}.")) == 1
         assert len(page.pictures(f"Validation AUC by epoch on {name}.")) == 1
         assert len(page.pictures(f"AUC against trained weights, millions on {name}. none: 21, AUC 0.")) == 1
-        assert len(page.pictures(f"AUC against GFLOP per volume, forwards on {name}. none: 25, AUC")) == 1
+        assert len(page.pictures(f"AUC against GFLOP per volume, forward on {name}. none: 25, AUC")) == 1
     assert len(page.pictures("Mean AUC on each data set; the middle is 0.")) == 1
     assert len(page.pictures("Mean ACC on each data set; the middle is 0.")) == 1
     assert len(page.pictures()) == 3 * 7 + 2
@@ -384,7 +384,7 @@ def test_many_arms_with_long_names(written):
 def test_results_of_an_arm_that_is_not_named(written):
     results = results_of()
     results["study"]["arms"].remove("mlp")
-    with pytest.raises(ValueError, match=r"expected results of the study's arms .*got those of \['mlp'\].*: name"):
+    with pytest.raises(ValueError, match=r"have the arms \['mlp'\], the study has .*: name every arm"):
         written(results)
 
 

@@ -73,9 +73,6 @@ def medmnist3d_file(name: str, size: int, root: str | Path, download: bool = Fal
         FileNotFoundError: the file is missing, and ``download`` is False.
         ConnectionError: the download failed.
         ValueError: an unknown size, or a file that is not the official one.
-
-    Example:
-        medmnist3d_file("adrenalmnist3d", 28, "~/.medmnist", download=True)
     """
     if size not in SIZES:
         raise ValueError(f"size must be {' or '.join(map(str, SIZES))} for MedMNIST3D, not {size!r}")
