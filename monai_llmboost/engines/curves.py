@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import math
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ class LearningCurves:
         }
         self.validated = {}
         self.rows.append(row)
-        columns = list(dict.fromkeys(name for each in self.rows for name in each))
+        columns = list(dict.fromkeys(chain.from_iterable(self.rows)))
         with placed_whole(self.path) as path, path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
             writer.writeheader()

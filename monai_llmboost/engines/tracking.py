@@ -50,7 +50,7 @@ class TrackedRun:
 
 
 class MlflowRuns:
-    """Gives the MLflow handlers of an engine, whoever attached them, a run of their own.
+    """Gives the MLflow handlers of an engine, however they were attached, a run of their own.
 
     MONAI's handler continues any run that is not finished, so a start after a crash is written into the crashed run.
     Here handlers of one store, experiment and run name share a new run. It ends as FINISHED or FAILED; if its process
