@@ -10,8 +10,8 @@ import pytest
 from conftest import BUNDLE
 from monai.bundle import ConfigParser
 
-from monai_llmboost.bundle import bundle_path, copy_bundle
 from monai_llmboost import studies
+from monai_llmboost.bundle import bundle_path, copy_bundle
 from monai_llmboost.bundle.study_settings import StudySettings
 from monai_llmboost.studies import Plan, Run
 from monai_llmboost.studies.datasets import open_job
@@ -78,7 +78,7 @@ def test_a_preset_puts_its_configs_on_top_and_says_whose_weights_are_read():
     assert list(presets) == ["rllm", "strong"]
     assert all(file.is_file() for preset in presets for file in plan_of(preset=preset).configs("none"))
     with pytest.warns(DeprecationWarning, match=r"studies\.PRESETS is deprecated: use monai_llmboost\.bundle\."):
-        assert studies.PRESETS == presets
+        assert presets == studies.PRESETS
 
 
 def test_arguments_of_a_run(tmp_path):

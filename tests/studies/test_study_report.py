@@ -274,7 +274,7 @@ def test_tables_tell_of_edges_failures_and_costs(written):
         "29.40 M",
         "202.00 M",
         "keys from tokens",
-        "before and behind the block",
+        "before and after the block",
         "diverged: 0.03, 0.1",
     ):
         assert told in page.words
