@@ -54,12 +54,12 @@ def cost() -> str:
         memory = [megabytes(forward.get("weights MB")), megabytes(step.get("peak MB of the batch"))]
         lines.append([name, *operations, *ratios, *memory])
     headings = ["ViT3D of the published size", "GFLOP forward", "GFLOP step", "time forward", "time step"]
-    headings += ["weights", "step holds"]
+    headings += ["weights", "step memory"]
     return (
         f"LLaMA-7B's last layer (202 M weights), {SHOWN['tokens']} tokens, batch {SHOWN['batch']}, float32, "
-        f"{results_of('booster-cpu')['device']}. GFLOP per volume; a step is forwards and backwards; time as the "
-        "median ratio to the plain network; a step holds gradients and activations of the batch, beyond the weights at "
-        f"its peak:\n\n{markdown(headings, lines)}"
+        f"{results_of('booster-cpu')['device']}. GFLOP per volume; a step is a forward and a backward pass; "
+        "times are median ratios to the plain network; step memory is the peak of gradients and activations of the "
+        f"batch, without the weights:\n\n{markdown(headings, lines)}"
     )
 
 
@@ -107,7 +107,7 @@ def _booster(name: str) -> str:
         milliseconds = f"{of['plain']['ms per volume']:.3g} ms"
         lines.append([*cell, f"{of['plain']['GFLOP per volume']:.0f}", milliseconds, *operations, *ratios, *memory])
     short = {"ours": "time: ours", "ours, bfloat16 block": "bf16", "full way": "full", "transformers": "transformers"}
-    headings = ["donor", "tokens", "batch", "", "GFLOP plain", "a volume", "ours", "full"]
+    headings = ["donor", "tokens", "batch", "", "GFLOP plain", "time plain", "ours", "full"]
     headings += [short[side] for side in timed] + ["memory: plain", "ours", "full"]
     result = results_of(name)
     dtype = result["settings"]["dtype"].removeprefix("torch.")
@@ -117,7 +117,7 @@ def _booster(name: str) -> str:
 
 
 def published() -> str:
-    """The published code beside ours, with the same weights."""
+    """The published code and ours, with the same weights."""
     result, lines = results_of("published-cpu"), []
     for side in ("published, plain", "published, boosted", "ours, plain", "ours, boosted"):
         (forward,) = rows_of("published-cpu", side=side, kind="forward")
@@ -127,7 +127,7 @@ def published() -> str:
         far = step["difference to published"]
         difference = "" if far is None else f"{max(far, forward['difference to published']):.0e}"
         lines.append([side, *milliseconds, *memory, difference])
-    headings = ["code, network", "forward", "step", "step holds", "checkpoint", "largest relative difference"]
+    headings = ["code, network", "forward", "step", "step memory", "checkpoint", "largest relative difference"]
     settings = result["settings"]
     return (
         f"Mode `{settings['mode']}`, batch {settings['batch']}, float32, {result['device']}; per volume; the "
@@ -156,7 +156,7 @@ def epoch() -> str:
             seconds = [f"{row[key]:.2f} s" for key in ("epoch, s", "its steps alone, s")]
             numbers = [row["set"], row["volumes"], row["batch"], *seconds, times(row["epoch / steps"])]
             lines.append([results_of(name)["device"], *numbers])
-    return markdown(["device", "set", "volumes", "batch", "epoch", "its steps alone", "epoch / steps"], lines)
+    return markdown(["device", "set", "volumes", "batch", "epoch", "steps alone", "epoch / steps"], lines)
 
 
 def inference() -> str:
@@ -176,7 +176,7 @@ def inference() -> str:
     return (
         f"{volumes} volumes of {settings['size']}\u00b3, batches of {settings['batch']}, one process that also reads, "
         f"{result['device']}, medians of {settings['rounds']} rounds:\n\n"
-        f"{markdown(['by', 'time', 'a further volume', 'peak memory', 'a further volume'], lines)}"
+        f"{markdown(['by', 'time', 'each additional volume', 'peak memory', 'each additional volume'], lines)}"
     )
 
 
@@ -282,7 +282,7 @@ TABLES = {
 
 
 def with_tables(text: str) -> str:
-    """The page with each table between ``<!-- table: NAME -->`` and ``<!-- end -->`` made anew."""
+    """Return the page with each table between ``<!-- table: NAME -->`` and ``<!-- end -->`` made again."""
 
     def made(match: re.Match[str]) -> str:
         return f"{match[1]}\n\n{TABLES[match[2]]()}\n\n<!-- end -->"
@@ -293,4 +293,4 @@ def with_tables(text: str) -> str:
 if __name__ == "__main__":
     for page in PAGES:
         page.write_text(with_tables(page.read_text()))
-    print(f"made anew: {', '.join(TABLES)}")
+    print(f"tables made: {', '.join(TABLES)}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of arguments: whole numbers, switches, and words of a list."""
+"""Checks of arguments: whole numbers, switches and choices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def is_whole(number: Any) -> bool:
-    """Return whether a value is a whole number, and not a truth value."""
+    """Return whether a value is a whole number, and not a bool."""
     return isinstance(number, numbers.Integral) and not isinstance(number, bool)
 
 
@@ -19,14 +19,19 @@ def check_whole(name: str, value: Any, least: int, most: float = math.inf, advic
     """Check that an argument is a whole number within bounds.
 
     Args:
-        name: of the argument, for the message.
-        value: of the argument.
+        name: name of the argument, for the message.
+        value: value of the argument.
         least: smallest allowed number.
         most: largest allowed number.
-        advice: what to do instead; follows the message after a colon.
+        advice: what to do; added to the message after a colon.
 
     Raises:
         ValueError: anything else.
+
+    Example:
+        >>> check_whole("batch_size", 0, 1)
+        Traceback (most recent call last):
+        ValueError: batch_size must be a whole number from 1, not 0
     """
     if not is_whole(value) or not least <= value <= most:
         span = f"from {least}" if most == math.inf else f"from {least} to {most}"
@@ -34,7 +39,7 @@ def check_whole(name: str, value: Any, least: int, most: float = math.inf, advic
 
 
 def check_switch(name: str, value: Any) -> None:
-    """Check that an argument is True or False; as text, such as ``"false"`` on a command line, it would be true.
+    """Check that an argument is True or False, and not a text such as ``"false"``, which would be true.
 
     Raises:
         ValueError: anything else.
@@ -44,10 +49,15 @@ def check_switch(name: str, value: Any) -> None:
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
-    """Check that an argument is one of some words.
+    """Check that an argument is one of ``choices``.
 
     Raises:
-        ValueError: another value; the message lists the words, and names the nearest one.
+        ValueError: another value; the message lists the choices and suggests the closest one.
+
+    Example:
+        >>> check_choice("split", "tests", ["train", "test"])
+        Traceback (most recent call last):
+        ValueError: unknown split 'tests'; choose from train, test; did you mean test?
     """
     words = list(choices)
     if value not in words:

@@ -20,6 +20,8 @@ TWO_PROCESSES = {} if torch.cuda.device_count() > 1 else {"CUDA_VISIBLE_DEVICES"
 # Differences of one case's probabilities in batches of other sizes: in float32, or, on a GPU, in bfloat16.
 PRECISION = 1e-2 if torch.cuda.is_available() else 2e-6
 BUNDLE = "medmnist3d_rllm_classification"
+# Configs of this bundle as version 0.1.0 had them, whose users may have copied them.
+EARLIER = ROOT / "tests" / "bundle" / "earlier"
 # A network and a schedule that train in a second or two; the shapes of the data stay real.
 SMALL = {"hidden_size": 16, "mlp_dim": 16, "num_layers": 1, "num_heads": 2, "batch_size": 120}
 

@@ -283,14 +283,14 @@ def test_weights_are_not_evaluated_on_the_cases_that_they_were_trained_on(run_jo
     assert (metrics["cases"], metrics["folds"], metrics["fold"]) == (25, 4, 0)
     assert evaluated()["cases"] == 20, "the test split is of no fold"
     for change in ({"folds": 0, "fold": 0}, {"fold": 1}, {"seed": 6}, {"folds": 5}):
-        told = (
-            r"got the split val of phantom, .*, and it was trained on phantom, fold 0 of 4 by seed 5: give the --folds"
+        message = (
+            r"trained on phantom, fold 0 of 4 by seed 5, so maybe on cases of the split val of .*: give the --folds"
         )
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             evaluated(split="val", **{**fold, **change})
     run_job("train", "none", epochs=1)
     assert evaluated(split="val")["cases"] == 20
-    with pytest.raises(ValueError, match="phantom, fold 0 of 4 by seed 5, and it was trained on phantom, official spl"):
+    with pytest.raises(ValueError, match=r"official splits, so maybe on cases .* of phantom, fold 0 of 4 by seed 5"):
         evaluated(split="val", **fold)
     state = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
     torch.save({name: value for name, value in state.items() if "training_cases" not in name},
@@ -454,33 +454,53 @@ def test_names_come_from_the_checkpoint(run_job, tmp_path):
             {},
             "unknown arm 'some'; choose from lora, mlp, none, pretrained, pretrained-trained, random",
         ),
-        ("train", None, {"dataset": "liver"}, "dataset to be one of phantom"),
+        ("train", None, {"dataset": "liver"}, "unknown dataset 'liver'; choose from phantom"),
         ("train", "pretrained", {"block": "random"}, "no block file at random: give --block FILE"),
-        ("train", None, {"patch_size": 5}, "img_size to be a multiple of patch_size"),
+        ("train", None, {"patch_size": 5}, "is no multiple of patch_size"),
         (
             "train",
             None,
             {"dataset": "adrenalmnist3d", "dataset_dir": "/nothing"},
             "adrenalmnist3d.npz is not in /nothing",
         ),
-        ("train", None, {"residual": "outside"}, "residual to be one of inner"),
+        ("train", None, {"residual": "outside"}, "unknown residual 'outside'; choose from inner"),
         ("train", None, {"resume": True}, "nothing to resume"),
-        ("train", None, {"resume": "false"}, "resume to be True or False, got 'false'"),
-        ("train", None, {"download": "true"}, "download to be True or False, got 'true'"),
-        ("train", None, {"patience": -1}, "patience to be a whole number from 0, got -1"),
-        ("train", None, {"epochs": 0}, "epochs to be a whole number from 1, got 0: give one, such as --epochs 30"),
-        ("train", None, {"epochs": "two"}, "epochs to be a whole number from 1, got 'two'"),
-        ("train", None, {"epochs": 1.5}, "epochs to be a whole number from 1, got 1.5"),
-        ("train", None, {"batch_size": True}, "batch_size to be a whole number from 1, got True"),
-        ("train", None, {"learning_rate": -1}, "learning_rate to be a number from 0, got -1: give one, such as --l"),
-        ("train", None, {"weight_decay": float("nan")}, "weight_decay to be a number from 0, got nan"),
-        ("train", None, {"size": "two"}, "size to be a number, got 'two': give one, such as --size 28"),
-        ("train", "none", {"booster#gate": True}, "booster to be an object or a list, got nothing in train.json, none"),
-        ("train", "mlp", {"booster#block#seed": 1}, "booster#block to be an object or a list, got nothing in train"),
-        ("train", "random", {"booster::block::seed": 1}, "got '@frozen_block' in .*: leave out --booster::block::seed"),
+        ("train", None, {"resume": "false"}, "resume must be True or False, not 'false'"),
+        ("train", None, {"download": "true"}, "download must be True or False, not 'true'"),
+        ("train", None, {"patience": -1}, "patience must be a whole number from 0, not -1"),
+        ("train", None, {"epochs": 0}, "epochs must be a whole number from 1, not 0: correct --epochs"),
+        ("train", None, {"epochs": "two"}, "epochs must be a whole number from 1, not 'two'"),
+        ("train", None, {"epochs": 1.5}, "epochs must be a whole number from 1, not 1.5"),
+        ("train", None, {"batch_size": True}, "batch_size must be a whole number from 1, not True"),
+        (
+            "train",
+            None,
+            {"learning_rate": -1},
+            "learning_rate must be a number above 0, not -1: correct --learning_rate",
+        ),
+        ("train", None, {"weight_decay": float("nan")}, "weight_decay must be a number from 0, not nan"),
+        ("train", None, {"size": "two"}, "size must be a whole number from 1, not 'two'"),
+        (
+            "train",
+            "none",
+            {"booster#gate": True},
+            "changes nothing in train.json, none.json: booster must be an object for booster#gate, not missing",
+        ),
+        (
+            "train",
+            "mlp",
+            {"booster#block#seed": 1},
+            "booster#block must be an object for booster#block#seed, not missing",
+        ),
+        (
+            "train",
+            "random",
+            {"booster::block::seed": 1},
+            "--booster::block::seed changes nothing in .*: booster#block must be an object .*, not '@frozen_block'",
+        ),
         ("train", "mlp", {"booster#block": "x"}, "arguments that mlp_booster takes, got 'block': leave it out"),
         ("train", None, {"network_def#pol": "cls"}, "expected arguments that ViT3D takes, got 'pol'"),
-        ("evaluate", None, {}, "model.pt: train first, or give the --ckpt_dir"),
+        ("evaluate", None, {}, "model.pt is not there: train first, or give the --ckpt_dir"),
         ("inference", None, {"dataset_dir": "/nothing"}, "no NIfTI or DICOM scans"),
     ],
 )
@@ -502,17 +522,23 @@ def test_options_that_are_right_pass(arm, options):
     assert {key: arguments[key] for key in options} == options
 
 
-def test_options_are_judged_by_all_configs_together(tmp_path):
+def test_options_are_checked_by_all_configs_together(tmp_path):
     """Overlays may add to what lies below (with a +), and write :: for #."""
     (tmp_path / "base.json").write_text('{"train": {"handlers": [{"a": 1}], "step": {"b": 2}}}')
     (tmp_path / "overlay.json").write_text('{"+train::handlers": [{"c": 3}], "+train#step": {"d": {"e": 4}}}')
     configs = [tmp_path / "base.json", tmp_path / "overlay.json"]
-    check_options(configs, {"train#handlers#1#c": 5, "train#step#d#e": 6, "train#step#b": 7})
-    for key, value in {"train#handlers#2#c": 5, "train#step#c#e": 6}.items():
-        with pytest.raises(ValueError, match=r"got nothing in base\.json, overlay\.json: leave out --train#"):
-            check_options(configs, {key: value})
-    for key in ("train#handlers#1#c", "train#step#d#e", "train#step#b"):
-        with pytest.raises(ValueError, match=f"expected {key} to be a number, got 'x'"):
+    check_options(configs, {"train#step#d#e": 6, "train#step#b": 7, "train#handlers": []})
+    with pytest.raises(
+        ValueError, match=r"changes nothing in base\.json, overlay\.json: train#step#c must be an object"
+    ):
+        check_options(configs, {"train#step#c#e": 6})
+    for key in ("train#handlers#1#c", "train#handlers#2", "train::handlers::0::new"):
+        with pytest.raises(
+            ValueError, match=r"is an entry of a list by its position, .*: give train#handlers as a whole"
+        ):
+            check_options(configs, {key: 5})
+    for key in ("train#step#d#e", "train#step#b"):
+        with pytest.raises(ValueError, match=f"{key} must be a number, not 'x'"):
             check_options(configs, {key: "x"})
 
 

@@ -41,6 +41,7 @@ def test_a_folder_imports_only_from_folders_before_it(file):
         ("monai_llmboost", ["torch", "monai", "numpy"]),
         ("monai_llmboost.__main__", ["torch", "monai"]),
         ("monai_llmboost.llm", ["monai", "transformers", "huggingface_hub"]),
+        ("monai_llmboost.inference.run", ["torch", "monai", "numpy", "pydicom"]),
         ("monai_llmboost.boosters", ["monai", "transformers"]),
     ],
 )

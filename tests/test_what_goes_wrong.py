@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may go wrong around good scans: the checkpoint, the donor, the disk, the kind of scan, the files beside them."""
+"""What may go wrong around good scans: the checkpoint, the donor, the disk, the kind of scan, other files."""
 
 import json
 import os
@@ -68,8 +68,8 @@ def test_a_disk_without_room_costs_only_what_is_not_written(trained_bundle, tmp_
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert full.returncode == 1
-    assert "make room, or see to it; " in full.stderr
-    assert "cases are kept: run the same command again to go on" in full.stderr
+    assert "make room, or correct the folder; " in full.stderr
+    assert "cases are kept: run the same command again to resume" in full.stderr
     assert "Traceback" not in full.stderr
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"journal"}, "no part of a table"
     journal = tmp_path / "out" / "journal" / "rank-0.jsonl"

@@ -1,59 +1,122 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the config files of a bundle say together, as plain JSON values, without MONAI."""
+"""What the config files of a bundle say together, as plain JSON values, without MONAI.
+
+A change of a list's entry by its position, such as ``train#handlers#4``, is refused: it would change another entry
+where one was inserted before it. So is a change below a key that is not there.
+"""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+# A reference of MONAI's config language in a text.
+REFERENCE = re.compile(r"@(\w*(?:(?:#|::)\w*)*)")
 
 
 def read_config(config: Path) -> dict[str, Any]:
     """Return the content of a file of a bundle's ``configs``.
 
     Raises:
-        ValueError: broken JSON; the message has the place of the mistake.
+        ValueError: broken JSON, whose place the message has; no object.
     """
     try:
-        return json.loads(config.read_text(encoding="utf-8"))
+        content = json.loads(config.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise ValueError(f"expected JSON in {config}, got a mistake at {place} ({error.msg}): correct it") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{config} must hold an object, not a {type(content).__name__}: correct it")
+    return content
 
 
 def merged(configs: Iterable[Path]) -> dict[str, Any]:
-    """Return what configs say together; a key such as ``train#handlers`` stays next to ``train``, a ``+`` is done."""
+    """Return what configs say together, as MONAI merges them: overlays in their place, each ``+`` done.
+
+    Raises:
+        ValueError: broken JSON; an overlay that changes an entry of a list by its position, or something below a key
+            that the files before it do not have.
+    """
     content: dict[str, Any] = {}
     for file in configs:
         for given, value in read_config(file).items():
             key = given.removeprefix("+").replace("::", "#")
+            try:
+                check_place(content, key)
+            except ValueError as error:
+                raise ValueError(
+                    f"{file} cannot change the bundle as it says, for {error}; of a bundle that was copied earlier, "
+                    "make a new copy with `monai-llmboost bundle --to FOLDER` and do your changes there"
+                ) from error
             if given.startswith("+"):
                 there = value_at(content, key)
                 value = [*(there or []), *value] if isinstance(value, list) else {**(there or {}), **value}
-            content[key] = value
+            set_at(content, key, copy.deepcopy(value))
     return content
 
 
 def value_at(content: Mapping[str, Any], key: str) -> Any:
-    """Return what merged configs have at a key such as ``train#handlers#0``; ``None`` if nothing."""
-    if key in content:
-        return content[key]
+    """Return what merged configs have at a key such as ``train#trainer#max_epochs``; ``None`` if nothing."""
+    value: Any = content
+    for part in key.split("#"):
+        if isinstance(value, Mapping):
+            value = value.get(part)
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return None
+    return value
+
+
+def set_at(content: dict[str, Any], key: str, value: Any) -> None:
+    """Put a value into merged configs at a key whose place :func:`check_place` allows."""
     above, _, last = key.rpartition("#")
-    parent = value_at(content, above) if above else None
-    if isinstance(parent, list):
-        return parent[int(last)] if last.isdecimal() and int(last) < len(parent) else None
-    return parent.get(last) if isinstance(parent, dict) else None
+    (value_at(content, above) if above else content)[last] = value
 
 
-def as_tree(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return merged configs with every key such as ``train#handlers#0`` in its place below ``train``."""
-    tree: dict[str, Any] = {}
-    for key, value in content.items():
-        *above, last = key.split("#")
-        place: Any = tree
-        for part in above:
-            place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
-        place[int(last) if isinstance(place, list) else last] = copy.deepcopy(value)
-    return tree
+def check_place(content: Mapping[str, Any], key: str) -> None:
+    """Check that a value can be put at a key, in an object that has a name.
+
+    Raises:
+        ValueError: it is an entry of a list, by its position (the message has the named key, as far as that can be
+            told); there is no object above it.
+    """
+    above = key.rpartition("#")[0]
+    parts = key.split("#")
+    for number, part in enumerate(parts[1:], start=1):
+        group = "#".join(parts[:number])
+        parent = value_at(content, group)
+        if part.isdecimal() and not (isinstance(parent, Mapping) and part in parent):
+            name = _entry(content, parent, int(part))
+            instead = f"name it {'#'.join([name, *parts[number + 1 :]])}" if name else f"give {group} as a whole"
+            raise ValueError(
+                f"{key} is an entry of a list by its position, which changes where others are inserted: {instead}"
+            )
+    if above and not isinstance(parent := value_at(content, above), Mapping):
+        raise ValueError(f"{above} must be an object for {key}, not {'missing' if parent is None else repr(parent)}")
+
+
+def _entry(content: Mapping[str, Any], value: Any, position: int) -> str:
+    """Return the named key of an entry of a list that is made of a dictionary's values; empty if there is none."""
+    for text in texts(value):
+        for name in REFERENCE.findall(text):
+            group = content.get(name)
+            if isinstance(group, Mapping) and "_target_" not in group and position < len(group):
+                return f"{name}#{list(group)[position]}"
+    return ""
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Yield the texts in a config value, in depth, but for those in a component that is disabled."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for one in value:
+            yield from texts(one)
+    elif isinstance(value, Mapping) and str(value.get("_disabled_", "")).strip().lower() != "true":
+        for one in value.values():
+            yield from texts(one)

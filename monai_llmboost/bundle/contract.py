@@ -1,25 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contract with a bundle: its files and the keys of its configs that our code reads, each named once, here.
+"""The contract with a bundle: the names of its files, and of the options that our commands give to it.
 
-:class:`BundleJob` gives the items of a bundle's configs; a bundle that lacks one is refused by the name of the key.
-Importing this takes no time: MONAI and torch are imported when a job is opened.
+:mod:`monai_llmboost.bundle.job` names the other keys that our code reads, each with a typed accessor, and
+:mod:`monai_llmboost.bundle.identity` those that may change without changing what a run does.
 """
 
 from __future__ import annotations
-
-import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from monai_llmboost.bundle.content import merged
-from monai_llmboost.bundle.errors import root_cause
-from monai_llmboost.bundle.words import config_values
-
-if TYPE_CHECKING:
-    import torch
-    from monai.bundle import ConfigParser
-    from torch import nn
 
 # Folders and files of a bundle.
 CONFIGS, MODELS, EVAL = "configs", "models", "eval"
@@ -51,192 +37,11 @@ class Option:
     LEAVE_OUT = "cases#leave_out"
 
 
-class BundleJob:
-    """A job of a bundle, opened: the items of its configs, each made when it is first read.
-
-    Args:
-        parser: of the job's merged configs.
-        bundle: name or folder, for messages.
-        workflow: that runs it, where there is one.
-
-    Raises:
-        ValueError: from reading, the bundle has no such key; what the item itself refuses.
-
-    Example:
-        >>> job = BundleJob.open(monai_arguments("medmnist3d_rllm_classification", "train"))  # doctest: +SKIP
-        >>> job.network  # doctest: +SKIP
-    """
-
-    def __init__(self, parser: ConfigParser, bundle: str | Path, workflow: Any = None) -> None:
-        self.parser = parser
-        self.bundle = str(bundle)
-        self.workflow = workflow
-
-    @classmethod
-    def open(cls, arguments: Mapping[str, Any]) -> BundleJob:
-        """Open a job that is to be run, by the arguments that :func:`monai_llmboost.bundle.monai_arguments` gives."""
-        from monai.bundle import create_workflow
-
-        folder = Path(arguments["config_file"][0]).parents[1]
-        _add_scripts(folder)
-        workflow: Any = create_workflow(**arguments)
-        return cls(workflow.parser, folder.name, workflow)
-
-    @classmethod
-    def read(cls, configs: Sequence[Path], options: Mapping[str, Any]) -> BundleJob:
-        """Read the configs of a job whose items are wanted, and which is not to be run; ``options`` are on top."""
-        from monai.bundle import ConfigParser
-
-        _add_scripts(configs[0].parents[1])
-        parser = ConfigParser()
-        parser.read_meta(str(configs[0].parent / METADATA))
-        parser.read_config([str(file) for file in configs])
-        parser.update(config_values(merged(configs), options))
-        return cls(parser, configs[0].parents[1].name)
-
-    def run(self) -> None:
-        """Run the job."""
-        try:
-            self.workflow.run()
-        except RuntimeError as error:
-            raise root_cause(error) from error
-
-    def finalize(self) -> None:
-        """End the job."""
-        self.workflow.finalize()
-
-    def __contains__(self, key: str) -> bool:
-        """Return whether the configs have a key."""
-        return key in self.parser
-
-    def item(self, key: str, reader: str) -> Any:
-        """Return the item at a key, made if need be.
-
-        Args:
-            key: such as ``"validate#evaluator"``.
-            reader: the command that reads it, for the message.
-
-        Raises:
-            ValueError: there is no such key.
-        """
-        if key not in self.parser:
-            raise ValueError(
-                f"the bundle {self.bundle} has no key {key!r}, which {reader} reads: add it to the bundle's configs, "
-                "as the bundles of this package have it"
-            )
-        try:
-            return self.parser.get_parsed_content(key)
-        except RuntimeError as error:
-            raise root_cause(error) from error
-
-    def _optional(self, key: str, reader: str, default: Any = None) -> Any:
-        return self.item(key, reader) if key in self.parser else default
-
-    # Of inference: what predict reads.
-
-    @property
-    def cases(self) -> Any:
-        """The scans to predict, a :class:`monai_llmboost.inference.ScanCases`."""
-        return self.item("cases", "predict")
-
-    @property
-    def predictions(self) -> Any:
-        """What writes the tables, a :class:`monai_llmboost.inference.Predictions`."""
-        return self.item("predictions", "predict")
-
-    # Of training and evaluation: what study reads.
-
-    @property
-    def network(self) -> nn.Module:
-        """The network on its device, in whatever wraps it."""
-        return self.item("network", "study")
-
-    @property
-    def booster(self) -> nn.Module | None:
-        """The booster; ``None`` for a network without one."""
-        return self._optional("booster", "study")
-
-    @property
-    def evaluator(self) -> Any:
-        """The engine that validates and evaluates."""
-        return self.item("validate#evaluator", "study")
-
-    @property
-    def class_names(self) -> list[str]:
-        """The names of the classes in the order of the network's output."""
-        return list(self.item("class_names", "study"))
-
-    @property
-    def training_data(self) -> Any:
-        """The data set of the cases that are trained on."""
-        return self.item("train#dataset", "study")
-
-    @property
-    def validation_data(self) -> Any:
-        """The data set of the split that is validated or evaluated."""
-        return self.item("validate#dataset", "study")
-
-    @property
-    def validation_batches(self) -> Any:
-        """The loader of the same."""
-        return self.item("validate#dataloader", "study")
-
-    @property
-    def intended_use(self) -> str:
-        """What the bundle is for, by its metadata; empty if it does not say."""
-        return str(self._optional("_meta_#intended_use", "study", ""))
-
-    # Of training: what cost reads.
-
-    @property
-    def network_definition(self) -> nn.Module:
-        """The network where it was made, on no device and in no wrapper."""
-        return self.item("network_def", "cost")
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the job."""
-        import torch
-
-        return torch.device(self.item("device", "cost"))
-
-    @property
-    def batch_size(self) -> Any:
-        """Cases in a batch."""
-        return self.item(Option.BATCH_SIZE, "cost")
-
-    @property
-    def amp_dtype(self) -> torch.dtype | None:
-        """The dtype of mixed precision in training; ``None`` for none."""
-        if not self._optional(Option.AMP, "cost", False):
-            return None
-        import torch
-
-        return (self._optional("train#trainer#amp_kwargs", "cost") or {}).get("dtype", torch.float16)
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """Channels and voxels along each axis of the network's input.
-
-        Of the key ``image_shape``, or by ``size`` and ``network_def#in_channels`` (copies of earlier bundles), or, of
-        other bundles, by the metadata.
-        """
-        if "image_shape" in self.parser:
-            return tuple(self.item("image_shape", "cost"))
-        if "size" in self.parser and "network_def#in_channels" in self.parser:
-            size = self.item("size", "cost")
-            return (self.item("network_def#in_channels", "cost"), size, size, size)
-        image = self.item("_meta_#network_data_format#inputs#image", "cost")
-        shape = (image["num_channels"], *image["spatial_shape"])
-        if not all(isinstance(number, int) for number in shape):
-            raise ValueError(
-                f"the bundle {self.bundle} has no key 'image_shape', which cost reads, and its metadata leaves the "
-                f"shape of an image open ({shape}): add image_shape, such as [1, 64, 64, 64]"
-            )
-        return shape
-
-
-def _add_scripts(folder: Path) -> None:
-    """Let a bundle's own scripts be imported, as MONAI does, but only when it runs."""
-    if str(folder) not in sys.path:
-        sys.path.insert(1, str(folder))
+# Options that hold text though their default may be computed or null. Others hold text if their default is plain text,
+# or the bundle declares it.
+TEXTS = (
+    Option.BUNDLE_ROOT, Option.DATASET, Option.DATASET_DIR, Option.OUTPUT_DIR, Option.CKPT_DIR, Option.BLOCK,
+    Option.SALT, Option.VIEW, Option.ONLY, Option.COLUMNS, "tracking", "tracking_uri", "experiment_name", "run_name",
+)  # fmt: skip
+# Those of them that hold several texts as well, if these are written as a Python list: "['a', 'b']".
+SEVERAL_TEXTS = (Option.DATASET_DIR, Option.VIEW, Option.ONLY, Option.COLUMNS)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from monai_llmboost.bundle.content import merged, read_config
-from monai_llmboost.bundle.contract import CONFIGS, DESCRIPTIONS, MULTI_GPU
+from monai_llmboost.bundle.contract import CONFIGS, MULTI_GPU
 from monai_llmboost.bundle.effect import ENTRY_POINTS
 from monai_llmboost.bundle.find import JOBS, job_configs
+from monai_llmboost.bundle.options import Rules
 
 # A default that is a longer expression is only said to be computed.
 LONGEST_DEFAULT = 30
@@ -42,21 +43,20 @@ def bundle_options(bundle: Path, jobs: Sequence[str] = tuple(JOBS)) -> list[Bund
         OSError: a config that is not there.
     """
     contents = {job: merged(job_configs(bundle, job)) for job in jobs}
-    file = bundle / CONFIGS / DESCRIPTIONS
-    meanings = read_config(file) if file.is_file() else {}
+    meanings = {name: rule.help for name, rule in Rules(bundle / CONFIGS).declared.items()}
     internal = _of_processes(bundle)
     names = [key for content in contents.values() for key, value in content.items() if _is_option(key, value)]
     order = {name: number for number, name in enumerate(dict.fromkeys([*meanings, *names]))}
     return [
-        _option(name, contents, str(meanings.get(name, "")))
+        _option(name, contents, meanings.get(name, ""))
         for name in sorted(set(names) - internal, key=lambda name: order[name])
     ]
 
 
 def _of_processes(bundle: Path) -> set[str]:
-    """Return the numbers that the overlays for several processes set, which are nobody's to give."""
+    """Return the keys that the overlays for several processes set, which are no options."""
     files = sorted((bundle / CONFIGS).glob(MULTI_GPU.format("*")))
-    return {key for key in merged(files) if "#" not in key} - {"device", "network"}
+    return {key for file in files for key in read_config(file) if "#" not in key} - {"device", "network"}
 
 
 def _is_option(key: str, value: Any) -> bool:

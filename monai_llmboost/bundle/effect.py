@@ -4,18 +4,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_llmboost.bundle.content import as_tree, merged, value_at
+from monai_llmboost.bundle.content import REFERENCE, check_place, merged, set_at, texts, value_at
 from monai_llmboost.bundle.words import config_values
 
 # What MONAI evaluates of a config; whatever these refer to has an effect.
 ENTRY_POINTS = ("imports", "initialize", "run", "finalize")
 # Options that are repeated from one command to the next though an arm may have no use for them.
 REPEATED = ("block", "block_seed", "block_dtype", "bundle_root")
-REFERENCE = re.compile(r"@(\w*(?:(?:#|::)\w*)*)")
 RELATIVE = re.compile(r"[@%](?:#|::)")
 # A device that is the CPU, as a word, an object or an expression.
 CPU = re.compile(r"(?:\$?(?:torch\.)?device\(\s*['\"])?cpu\b")
@@ -64,13 +63,15 @@ def check_amp(configs: Sequence[Path], options: Mapping[str, Any]) -> None:
 
 def _without_effect(configs: Sequence[Path], options: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
     content = merged(configs)
-    keys = [key for key in keys if key not in content or content[key] != options.get(key)]  # else as if not given
-    content |= {key.replace("::", "#"): value for key, value in config_values(content, options).items()}
-    try:
-        tree = as_tree(content)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        return []  # MONAI says what is wrong with it
-    reached = _reached(tree)
+    keys = [key for key in keys if value_at(content, key) is None or value_at(content, key) != options.get(key)]
+    for given, value in config_values(content, options).items():
+        key = given.replace("::", "#")
+        try:
+            check_place(content, key)
+        except ValueError:
+            return []  # check_options says what is wrong with it
+        set_at(content, key, value)
+    reached = _reached(content)
     if reached is None:
         return []
     return [
@@ -82,7 +83,7 @@ def _without_effect(configs: Sequence[Path], options: Mapping[str, Any], keys: I
 def _reached(tree: Mapping[str, Any]) -> set[str] | None:
     """Return the ids that a job's entry points lead to; ``None`` where that the text alone does not show."""
     todo = [entry for entry in ENTRY_POINTS if entry in tree]
-    if not todo or any(RELATIVE.search(text) or text.startswith("%") for text in _texts(tree)):
+    if not todo or any(RELATIVE.search(text) or text.startswith("%") for text in texts(tree)):
         return None
     reached: set[str] = set()
     while todo:
@@ -90,19 +91,7 @@ def _reached(tree: Mapping[str, Any]) -> set[str] | None:
         if one in reached:
             continue
         reached.add(one)
-        for text in _texts(value_at(tree, one)):
+        for text in texts(value_at(tree, one)):
             if text.startswith("$") or REFERENCE.fullmatch(text):
                 todo += [found.replace("::", "#") for found in REFERENCE.findall(text)]
     return reached
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Yield the strings in a config value, in depth, but for those in a component that is switched off."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        for one in value:
-            yield from _texts(one)
-    elif isinstance(value, dict) and str(value.get("_disabled_", "")).strip().lower() != "true":
-        for one in value.values():
-            yield from _texts(one)

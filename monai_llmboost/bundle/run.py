@@ -12,7 +12,7 @@ from monai_llmboost.bundle.contract import CONFIGS, LOGGING, METADATA, Option
 from monai_llmboost.bundle.effect import check_amp, option_without_effect
 from monai_llmboost.bundle.errors import root_cause
 from monai_llmboost.bundle.find import arms_of, bundle_path, job_configs
-from monai_llmboost.bundle.options import MONAI_OPTIONS, check_options
+from monai_llmboost.bundle.options import MONAI_OPTIONS, Rules, check_options
 from monai_llmboost.bundle.words import config_values
 
 
@@ -99,5 +99,5 @@ def monai_arguments(
         "meta_file": str(folder / METADATA),
         "logging_file": log,
         "workflow_type": "infer" if job == "inference" else "train",
-        **config_values(merged(configs), overrides),
+        **config_values(merged(configs), overrides, Rules(folder).texts),
     }

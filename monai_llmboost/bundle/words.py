@@ -11,19 +11,13 @@ from __future__ import annotations
 import ast
 import os
 import string
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from monai_llmboost.bundle.content import value_at
+from monai_llmboost.bundle.contract import SEVERAL_TEXTS, TEXTS
 
-# Keys that hold text though their default is computed or null. Others hold text if their default is plain text.
-TEXT = (
-    "bundle_root", "dataset", "dataset_dir", "output_dir", "ckpt_dir", "block", "salt", "view", "only", "columns",
-    "tracking", "tracking_uri", "experiment_name", "run_name",
-)  # fmt: skip
-# Those of them that hold several texts as well, if these are written as a Python list: "['a', 'b']".
-SEVERAL = ("dataset_dir", "view", "only", "columns")
 # Arguments of MONAI's workflow, which are no config items.
 NOT_IN_CONFIGS = ("tracking", "save_execute_config")
 # As JSON spells them; MONAI's own command would take them for text.
@@ -32,34 +26,35 @@ SPECIAL = frozenset("#$@%")
 PLAIN = frozenset(string.ascii_letters + string.digits + " /._-+,()[]")
 
 
-def is_text(content: Mapping[str, Any], key: str) -> bool:
+def is_text(content: Mapping[str, Any], key: str, texts: Collection[str] = ()) -> bool:
     """Return whether a key of merged configs takes text: a path, a name, a word.
 
-    Arguments of components, further down, may take a text or a list of them, so only what is typed tells.
+    Arguments of components, further down, may take a text or a list of them, so only the typed value shows it.
     """
     usual = value_at(content, key)
-    return key in TEXT or ("#" not in key and isinstance(usual, str) and not _is_computed(usual))
+    return key in TEXTS or key in texts or ("#" not in key and isinstance(usual, str) and not is_computed(usual))
 
 
-def typed_values(content: Mapping[str, Any], typed: Mapping[str, str]) -> dict[str, Any]:
+def typed_values(content: Mapping[str, Any], typed: Mapping[str, str], texts: Collection[str] = ()) -> dict[str, Any]:
     """Return the values of options as they were typed: text as it is, anything else as a Python literal or text.
 
     Args:
         content: the merged configs that the options are for.
         typed: text by key, as a shell hands it over.
+        texts: further keys that hold text, as the bundle declares them.
 
     Raises:
         ValueError: an empty text.
     """
-    return {key: _typed(content, key.replace("::", "#"), text) for key, text in typed.items()}
+    return {key: _typed(content, key.replace("::", "#"), text, texts) for key, text in typed.items()}
 
 
-def _typed(content: Mapping[str, Any], key: str, text: str) -> Any:
-    if not is_text(content, key):
+def _typed(content: Mapping[str, Any], key: str, text: str, texts: Collection[str]) -> Any:
+    if not is_text(content, key, texts):
         return parsed(text)
     if not text.strip():
-        raise ValueError(f"expected text for --{key}, got {'nothing' if not text else 'blanks'}: give one")
-    if key in SEVERAL and text.startswith("[") and not Path(text).exists():
+        raise ValueError(f"--{key} needs a text, not {'nothing' if not text else 'blanks'}: give one")
+    if key in SEVERAL_TEXTS and text.startswith("[") and not Path(text).exists():
         try:
             several = ast.literal_eval(text)
         except (SyntaxError, ValueError):
@@ -90,19 +85,20 @@ class _QuotedNames(ast.NodeTransformer):
         return ast.copy_location(ast.Constant(node.id), node)
 
 
-def config_values(content: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def config_values(content: Mapping[str, Any], values: Mapping[str, Any], texts: Collection[str] = ()) -> dict[str, Any]:
     """Return the values of options as MONAI's configs take them, so that each text comes out as it went in.
 
     Args:
         content: the merged configs that the options are for.
         values: by key. Of keys that take no text, such as ``network``, a string may be an expression.
+        texts: further keys that hold text, as the bundle declares them.
     """
     encoded = {}
     for key, value in values.items():
         if key in NOT_IN_CONFIGS:
             encoded[key] = value
         else:
-            encoded[key] = _encoded(value, text=is_text(content, key.replace("::", "#")))
+            encoded[key] = _encoded(value, text=is_text(content, key.replace("::", "#"), texts))
     return encoded
 
 
@@ -111,7 +107,7 @@ def _encoded(value: Any, text: bool) -> Any:
         value = os.fspath(value)
     if isinstance(value, (list, tuple)):
         return [_encoded(one, text) for one in value]
-    if isinstance(value, str) and (text or not _is_computed(value)) and SPECIAL.intersection(value):
+    if isinstance(value, str) and (text or not is_computed(value)) and SPECIAL.intersection(value):
         return _literal(value)
     return value
 
@@ -122,5 +118,6 @@ def _literal(text: str) -> str:
     return "$'" + "".join(c if c in PLAIN else f"\\x{n:02x}" if n < 256 else f"\\U{n:08x}" for c, n in codes) + "'"
 
 
-def _is_computed(text: str) -> bool:
-    return text.startswith(("$", "@", "%"))
+def is_computed(value: Any) -> bool:
+    """Return whether a value is an expression or a reference of MONAI's, known only when it is evaluated."""
+    return isinstance(value, str) and value.startswith(("$", "@", "%"))

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from monai_llmboost.bundle import check_given, merged, typed_values
+from monai_llmboost.bundle import Rules, check_given, merged, typed_values
 from monai_llmboost.command_line.bundle_help import print_bundle_options
 
 DEFAULT_BUNDLE = "medmnist3d_rllm_classification"
@@ -85,8 +85,10 @@ def options_of_bundle(words: list[str], configs: Iterable[Path] = ()) -> dict[st
     typed, others = parted(words)
     if others:
         raise ValueError(f"expected options of the bundle as --key value, got {others[0]!r}")
-    options = typed_values(merged(configs), typed)
-    check_given(options)
+    configs = list(configs)
+    texts = Rules(configs[0].parent).texts if configs else ()
+    options = typed_values(merged(configs), typed, texts)
+    check_given(options, configs)
     return options
 
 

@@ -69,8 +69,8 @@ def runs_as(part: nn.Module, *kinds: type[nn.Module]) -> bool:
 def is_linear_map(part: nn.Module) -> bool:
     """Return whether a call of the module is ``x @ part.weight.T + part.bias``, and nothing else.
 
-    So it is for ``nn.Linear``, also with a parametrization, and for a class that says ``is_linear_map = True`` beside
-    its ``forward``, whose ``weight`` may be a property; a subclass with a ``forward`` of its own has to say it again.
+    So it is for ``nn.Linear``, also with a parametrization, and for a class that declares ``is_linear_map = True`` next
+    to its ``forward``, whose ``weight`` may be a property; a subclass with its own ``forward`` has to declare it again.
     A mere attribute ``weight`` is not enough: adapters of other libraries give the frozen weight by that name.
     """
     if runs_as(part, nn.Linear):

@@ -18,7 +18,7 @@ class DecoderBlock(nn.Module):
 
     ``h = x + [n'](W_O attention(W_Q n(x), W_K n(x), W_V n(x)))``; ``y = h + [n''](mlp(n(h)))``
 
-    Which norms there are, biases, grouped heads, the MLP's kind, whether both parts see ``x``: as the geometry says.
+    The geometry gives the norms, biases, grouped heads, the kind of MLP, and whether both parts see ``x``.
     A language model adds positions to queries and keys and masks the future. Visual tokens have no such order, so both
     are left out (Pang et al. 2024, arXiv:2310.12973, section 3), which makes the layer permutation-equivariant:
     ``block(x[:, p]) == block(x)[:, p]``. Both are options.
@@ -149,7 +149,7 @@ class DecoderBlock(nn.Module):
     def is_intact(self) -> bool:
         """Return whether a call still is what :meth:`attention_tensors` and :meth:`finish` are made for.
 
-        A hook on what they leave out, or another map or norm in its place, does more than its weights say.
+        A hook on what they leave out, or another map or norm in its place, does more than its weights do.
         """
         norm = (nn.LayerNorm if self.centred else nn.RMSNorm) if self.pre_norm else nn.Identity
         key_norm = nn.RMSNorm if self.qk_normed else nn.Identity
@@ -242,7 +242,7 @@ class DecoderBlock(nn.Module):
         """Make the layer of these tensors, which are used as they are, not copied, unless in another dtype.
 
         Raises:
-            ValueError: a tensor is missing, unknown, or of another shape than the geometry says.
+            ValueError: a tensor is missing, unknown, or of another shape than in the geometry.
         """
         geometry.check_tensors(tensors)
         with torch.device("meta"):

@@ -16,7 +16,7 @@ from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers, Layer
 
 FORMAT = "monai-llmboost block 3"
-# The small donor that comes with the package; its card lies beside it.
+# The small donor that comes with the package; its card lies next to it.
 EMBEDDED = Path(__file__).parent / "embedded" / "tiny-english.safetensors"
 
 

@@ -31,11 +31,11 @@ def extract_block(
         overwrite: replace an existing file.
 
     Returns:
-        Whether the file was written; not if it already holds these layers of this model, which of a folder the weights
-        tell, and of a hub id its name and the revision that was asked for.
+        Whether the file was written; not if it already holds these layers of this model: of a folder the weights are
+        compared, of a hub id its name and the given revision.
 
     Raises:
-        FileExistsError: ``out`` exists, holds other layers, and ``overwrite`` was not asked for; or is no block file,
+        FileExistsError: ``out`` exists, holds other layers, and ``overwrite`` is False; or is no block file,
             which is never overwritten.
         ValueError: the layers cannot be run on their own; see ``self_test``.
         Everything that ``read_layers`` raises.
@@ -53,8 +53,8 @@ def extract_block(
         raise FileExistsError(f"{out} exists already and holds other layers: choose another --out, or give --overwrite")
     donor = read_layers(model, layer, revision)
     # Float16 has too narrow a range for some layers, which are all right in the dtypes that blocks are run in.
-    halves = any(tensor.dtype == torch.float16 for one in donor.layers for tensor in one.tensors.values())
-    dtype = torch.bfloat16 if halves else None
+    has_float16 = any(tensor.dtype == torch.float16 for one in donor.layers for tensor in one.tensors.values())
+    dtype = torch.bfloat16 if has_float16 else None
     self_test(FrozenBlock(donor, dtype, known_fingerprint="not yet known"), donor.name)
     write_block(donor, out, revision or "", overwrite)
     return True

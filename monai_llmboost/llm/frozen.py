@@ -15,13 +15,20 @@ from monai_llmboost.llm.block import DecoderBlock
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers
 
-# What `--block random` is when no donor says otherwise: small enough to train on a laptop.
+# What `--block random` is without a donor: small enough to train on a laptop.
 SMALL_GEOMETRY = BlockGeometry(width=192, mlp_width=512, num_heads=3, num_kv_heads=3, head_size=64)
 REMEDY = "run with the block and options it was trained with (--block FILE), or train again"
 
 
 def freeze_(module: nn.Module) -> None:
-    """Turn every parameter below ``module`` into a buffer that no optimizer sees and no checkpoint holds."""
+    """Turn every parameter below ``module`` into a buffer that no optimizer sees and no checkpoint holds.
+
+    Example:
+        >>> module = nn.Linear(2, 2)
+        >>> freeze_(module)
+        >>> list(module.parameters()), list(module.state_dict()), [name for name, _ in module.named_buffers()]
+        ([], [], ['weight', 'bias'])
+    """
     for child in module.modules():
         for name, parameter in list(child.named_parameters(recurse=False)):
             delattr(child, name)
@@ -95,18 +102,18 @@ class FrozenBlock(nn.Module):
         self.final_norm.to(max(last.state_dict().values(), key=torch.numel).dtype)
         # Of the weights as the donor gave them: one block is one block, whatever dtype it is run in.
         self.fingerprint = known_fingerprint or donor.fingerprint
-        options = "".join(f", {name}" for name, asked in (("causal", causal), ("rotary", rotary)) if asked)
+        options = "".join(f", {name}" for name, on in (("causal", causal), ("rotary", rotary)) if on)
         if trained:
             train_(self)
-            told = f"trained on from {donor.name} ({self.fingerprint[:12]}{options}, final norm {final_norm})"
-            self.signature = Signature("block", told, REMEDY)
+            text = f"trained on from {donor.name} ({self.fingerprint[:12]}{options}, final norm {final_norm})"
+            self.signature = Signature("block", text, REMEDY)
         else:
             for part in (self.before, self.layer, self.final_norm):
                 freeze_(part)
             options += "" if final_norm == "unit" else f", final norm {final_norm}"
             norm = tensors_digest(donor.final_norm) if final_norm == "donor" else ""
-            told, compared = f"{donor.name} ({self.fingerprint[:12]}{options})", f"{self.fingerprint}{options}{norm}"
-            self.signature = Signature("block", told, REMEDY, compared)
+            text, compared = f"{donor.name} ({self.fingerprint[:12]}{options})", f"{self.fingerprint}{options}{norm}"
+            self.signature = Signature("block", text, REMEDY, compared)
         # Whether a few tokens can be read without the others' keys and values, and else how; see boosters/readout.
         form = last.attention_form if isinstance(last, DecoderBlock) and not before else None
         # A trained bias of the keys, which no score needs, has to be in the graph.

@@ -32,7 +32,7 @@ class BlockGeometry:
         norm: ``"rms"`` (RMSNorm, a gain) or ``"layer"`` (LayerNorm, a gain and a bias).
         gain_offset: what is added to a stored RMSNorm gain; Gemma stores gains around 0 and adds 1.
         pre_norm: a norm before the attention and one before the MLP.
-        post_norm: a norm behind the attention and one behind the MLP, before what they give is added.
+        post_norm: a norm after the attention and one after the MLP, before their outputs are added.
         parallel: attention and MLP both see the layer's input, and are added together.
         qk_norm: an RMSNorm of queries and keys, over each head (``"head"``), over all of them (``"all"``), or none.
         qkv_bias: queries, keys and values have biases.
@@ -137,7 +137,7 @@ class BlockGeometry:
         return shapes
 
     def check_tensors(self, tensors: Mapping[str, Any]) -> None:
-        """Raise ValueError if a tensor is missing, unknown, or of another shape than the geometry says."""
+        """Raise ValueError if a tensor is missing, unknown, or of another shape than in the geometry."""
         wanted = self.tensor_shapes
         wrong = sorted(set(wanted) ^ set(tensors))
         if wrong:

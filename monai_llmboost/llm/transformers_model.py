@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MOST_LAYERS = 10_000
 # Part of some old checkpoints, computed from the configuration and of no use here: rotary frequencies and causal masks.
 NOT_WEIGHTS = re.compile(r"(^|\.)(rotary_emb\..*|(attn|attention)\.bias|masked_bias|causal_mask)$")
-# What a config.json says about code to run or how to run it is not read: a model's files are data.
+# Keys of a config.json on code to run, or how to run it, are not read: a model's files are data.
 NOT_READ = re.compile(r"auto_map|_?(attn|experts)_implementation\w*|output_(attentions|hidden_states)|(torch_)?dtype")
 # Where a model of several parts keeps the configuration of its language model.
 LANGUAGE_PARTS = ("text_config", "decoder")
@@ -84,7 +84,7 @@ def _read(config: Mapping[str, Any]) -> tuple[PretrainedConfig, type[PreTrainedM
     if model_type in CONFIG_MAPPING:
         try:
             known = CONFIG_MAPPING[model_type].from_dict(_what_is_read(inner)).get_text_config()
-        except Exception as error:  # each of some 200 classes has its own ways to say that a value is impossible
+        except Exception as error:  # each of some 200 classes refuses impossible values by its own errors
             raise ValueError(
                 f"transformers refuses the configuration of this {model_type} model ({_line(error)}): correct its "
                 "config.json"
@@ -142,7 +142,7 @@ def skeleton(config: Mapping[str, Any]) -> tuple[PreTrainedModel, str, nn.Module
         if hasattr(known, key):
             setattr(known, key, ALL)
     if getattr(known, "attention_type", None) == "block_sparse":
-        known.attention_type = "original_full"  # the same in BigBird's words
+        known.attention_type = "original_full"  # the same in BigBird's terms
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             model = model_class(known)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Placing a booster in a network: where it stands, whether it fits, what is asked of it."""
+"""Placing a booster in a network: where it stands, whether it fits, how many of its tokens are read."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class BoostedNetwork(nn.Module):
             booster: tokens (B, N, C) -> tokens (B, N, C), or ``None``.
             hidden_size: features of a token, C.
             num_layers: how many layers there are around it.
-            position: ``"last"``, behind the last layer; ``"middle"``, behind the first half of the layers; ``"head"``,
+            position: ``"last"``, after the last layer; ``"middle"``, after the first half of the layers; ``"head"``,
                 on the pooled token.
             pool: ``"cls"`` or ``"mean"``, how tokens become one.
 
@@ -58,7 +58,7 @@ class BoostedNetwork(nn.Module):
         self.num_before = layers_before_booster(position, num_layers)
         self.boosts_between, self.boosts_pooled = position == "middle", position == "head"
         self.booster = nn.Identity() if booster is None else check_booster_fits(booster, hidden_size, position, pool)
-        # Only the CLS token is read, which costs a booster that can be asked for it next to nothing.
+        # Where only the CLS token is read, a booster that can give it alone costs next to nothing.
         self.reads_cls = position == "last" and pool == "cls" and takes_read(unwrap(self.booster))
 
     def pool_tokens(self, x: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ def check_booster_fits(booster: nn.Module, hidden_size: int, position: str, pool
         )
     if position == "last" and pool == "cls" and getattr(getattr(booster, "block", None), "causal", False):
         raise ValueError(
-            "a causal block behind the last layer hides all other tokens from the CLS token, which stands first: use "
+            "a causal block after the last layer hides all other tokens from the CLS token, which stands first: use "
             "pool mean, or another position"
         )
     return booster

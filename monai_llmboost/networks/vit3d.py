@@ -19,7 +19,7 @@ class ViT3D(BoostedNetwork):
     """Volume -> class logits by a 3D vision transformer, as in R-LLM (Lai et al. 2024, arXiv:2403.17343).
 
     Patches become tokens (LayerNorm, linear, LayerNorm), a CLS token and positions are added, pre-norm transformer
-    layers follow without a norm behind the last, then the booster, the pooling, a LayerNorm and a linear head; or the
+    layers follow without a norm after the last, then the booster, the pooling, a LayerNorm and a linear head; or the
     booster stands elsewhere, see ``position``.
 
     Args:
@@ -38,9 +38,9 @@ class ViT3D(BoostedNetwork):
             ``None`` for the plain network.
         class_names: what the logits mean, in order; kept in checkpoints, so that ``class_names.names()`` of a network
             that loaded one are those it was trained with.
-        position: where the booster stands. ``"last"``: behind the last layer, where with ``pool="cls"`` it is asked for
-            the CLS token alone, at little cost. ``"middle"``: behind the first ``num_layers // 2`` layers, at least one
-            on each side; the layers behind it need all tokens of the booster. ``"head"``: on the pooled token, just
+        position: where the booster stands. ``"last"``: after the last layer, where with ``pool="cls"`` it is asked for
+            the CLS token alone, at little cost. ``"middle"``: after the first ``num_layers // 2`` layers, at least one
+            on each side; the layers after it need all tokens of the booster. ``"head"``: on the pooled token, just
             before ``head_norm``; that is one token alone, (B, 1, C), so the attention in the booster's block has
             nothing to choose from and passes on the token's own value.
         stem_channels: features of a convolutional stem before the patches are cut, see
@@ -98,7 +98,7 @@ class ViT3D(BoostedNetwork):
     def forward_features(self, x: Tensor) -> Tensor:
         """Map volumes (B, channels, S0, S1, S2) to tokens before the booster, CLS first, (B, 1 + patches, C).
 
-        With position "last" all layers are behind them, with "middle" the first half; with "head" it is the pooled
+        With position "last" they have passed all layers, with "middle" the first half; with "head" it is the pooled
         token alone, (B, 1, C).
         """
         x = self.patch_tokens(x).flatten(1, 2)  # (B, patches, C)

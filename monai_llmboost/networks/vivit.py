@@ -39,9 +39,9 @@ class ViViT(BoostedNetwork):
         booster: tokens (B, N, C) -> tokens (B, N, C); ``None`` for the plain network.
         class_names: what the logits mean, in order; kept in checkpoints, so that ``class_names.names()`` of a network
             that loaded one are those it was trained with.
-        position: where the booster stands. ``"last"``: behind the last temporal layer and its norm, where with
-            ``pool="cls"`` it is asked for the CLS token alone, at little cost. ``"middle"``: behind the first
-            ``num_temporal_layers // 2`` temporal layers, at least one on each side; the layers behind it need all
+        position: where the booster stands. ``"last"``: after the last temporal layer and its norm, where with
+            ``pool="cls"`` it is asked for the CLS token alone, at little cost. ``"middle"``: after the first
+            ``num_temporal_layers // 2`` temporal layers, at least one on each side; the layers after it need all
             tokens of the booster. ``"head"``: on the pooled token, just before ``head``; that is one token alone,
             (B, 1, C), so the attention in the booster's block has nothing to choose from and passes on the token's own
             value.
@@ -80,7 +80,7 @@ class ViViT(BoostedNetwork):
         check_whole("in_channels", in_channels, 1)
         check_whole("num_classes", num_classes, 1)
         size, patch = grid_of(img_size, patch_size)
-        # Without CLS tokens there is nothing to prepend: tables of no rows keep one forward for both ways of pooling.
+        # Without CLS tokens there is nothing to prepend: tables of no rows keep one forward for both kinds of pooling.
         cls_tokens = 0 if check_pool(pool) == "mean" else 1
         num_slabs, per_slab = size[0] // patch[0], (size[1] // patch[1]) * (size[2] // patch[2])
         spatial = transformer_layers(num_spatial_layers, hidden_size, mlp_dim, num_heads, head_size, dropout_rate)
@@ -104,7 +104,7 @@ class ViViT(BoostedNetwork):
     def forward_features(self, x: Tensor) -> Tensor:
         """Map volumes (B, channels, S0, S1, S2) to temporal tokens before the booster, (B, [1 +] slabs, C).
 
-        With position "last" all temporal layers and their norm are behind them, with "middle" the first half of the
+        With position "last" they have passed all temporal layers and their norm, with "middle" the first half of the
         layers; with "head" it is the pooled token alone, (B, 1, C).
         """
         x = self.patch_tokens(x) + self.positions  # (B, slabs, patches of a slab, C)

@@ -41,7 +41,7 @@ def test_the_message_names_the_arm_that_would_use_it():
         ("train", ["none", "lora"], {"lora_rank": 8}),
         ("train", ["lora"], {"lora_rank": 8, "gate": True}),
         ("evaluate", ["none"], {"epochs": 3, "learning_rate": 0.1, "patience": 2, "split": "val", "weights": "last"}),
-        ("train", [None], {"network_def#pool": "mean", "train#handlers#0": {}, "train#trainer#max_epochs": 3}),
+        ("train", [None], {"network_def#pool": "mean", "train_handlers#seeds": {}, "train#trainer#max_epochs": 3}),
         ("train", [None], {"bundle_root": "x", "tracking": "mlflow", "run_name": "y", "gate": None}),
         ("inference", ["none"], {"saliency": True, "report": False, "num_workers": 2, "volume": 1, "amp": False}),
         ("inference", [None], {"network": "$torch.compile(@network_def.to(@device))"}),

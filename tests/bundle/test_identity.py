@@ -24,7 +24,7 @@ from monai_llmboost.bundle import (
     job_configs,
     running_config,
 )
-from monai_llmboost.bundle.content import as_tree, merged
+from monai_llmboost.bundle.content import merged
 from monai_llmboost.bundle.identity import FREE_ARGUMENTS, FREE_COMPONENTS
 
 JOBS = {
@@ -35,7 +35,7 @@ JOBS = {
 
 
 def config_of(job):
-    return as_tree(merged(job_configs(bundle_path(BUNDLE), job)))
+    return merged(job_configs(bundle_path(BUNDLE), job))
 
 
 def leaves(value, place=()):

@@ -63,7 +63,7 @@ def test_plain_text_is_left_as_it_is(content):
         ("network_def#pool", "mean", "mean"),
         ("network_def::pool", "'5'", "5"),
         ("train#note", "a #1", "a #1"),
-        ("train#preprocessing#transforms#0#keys", "['image', 'x']", ["image", "x"]),
+        ("train_transforms#cast#keys", "['image', 'x']", ["image", "x"]),
         ("train#dataset#root", "a #1", "a #1"),
         ("dataset_dir", "['a', 'b #1']", ["a", "b #1"]),
         ("dataset_dir", "[a, b]", "[a, b]"),
@@ -101,7 +101,7 @@ def test_a_list_of_names_is_a_path_where_there_is_such_a_one(content, tmp_path, 
 
 @pytest.mark.parametrize(("text", "words"), [("", "nothing"), ("  ", "blanks")])
 def test_empty_text_is_refused(content, text, words):
-    with pytest.raises(ValueError, match=f"expected text for --ckpt_dir, got {words}"):
+    with pytest.raises(ValueError, match=f"--ckpt_dir needs a text, not {words}"):
         typed_values(content, {"ckpt_dir": text})
 
 

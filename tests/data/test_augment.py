@@ -25,7 +25,7 @@ def exactly(value):
     return [(entry, entry) for entry in value]
 
 
-# One parameter at a time tells which one is wrong; together they tell whether the order is right.
+# Single parameters show which one is wrong; together they show whether their order is right.
 @pytest.mark.parametrize(
     ("rotate", "translate", "scale"),
     [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels that are none, or a class without a case, are refused in one sentence before anything is trained."""
+"""Invalid labels, and classes without a case, are refused before training."""
 
 import numpy as np
 import pytest

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows and facts of a run as a report takes them, made by code."""
+"""Rows and provenance of a run as a report takes them, made by code."""
 
 import base64
 import io
 
 from PIL import Image
+
+from monai_llmboost.inference.rows import Row
 
 CLASSES = ["benign", "malignant"]
 
@@ -17,28 +19,30 @@ def png(width=60, height=20, grey=90):
 
 def row(case, malignant=None, warnings=(), **changes):
     """A case with this probability of the second class, or a refused one."""
-    return {
-        "case": case,
-        "format": "NIfTI",
-        "series_uid": "",
-        "modality": "",
-        "shape": [8, 9, 10],
-        "spacing_mm": [0.7, 0.7, 5.0],
-        "orientation": "LAS",
-        "probabilities": [] if malignant is None else [1 - malignant, malignant],
-        "predicted": "" if malignant is None else CLASSES[malignant > 0.5],
-        "refused": "expected one volume, got 3: give one of them" if malignant is None else "",
-        "warnings": list(warnings),
-        "seconds": 0.25,
-        "input_sha256": "ab" * 32,
-        "saliency": {},
-        "thumbnail": base64.b64encode(png()).decode(),
-        **changes,
-    }
+    return Row.from_json(
+        {
+            "case": case,
+            "format": "NIfTI",
+            "series_uid": "",
+            "modality": "",
+            "shape": [8, 9, 10],
+            "spacing_mm": [0.7, 0.7, 5.0],
+            "orientation": "LAS",
+            "probabilities": [] if malignant is None else [1 - malignant, malignant],
+            "predicted": "" if malignant is None else CLASSES[malignant > 0.5],
+            "refused": "expected one volume, got 3: give one of them" if malignant is None else "",
+            "warnings": list(warnings),
+            "seconds": 0.25,
+            "input_sha256": "ab" * 32,
+            "saliency": {},
+            "thumbnail": base64.b64encode(png()).decode(),
+            **changes,
+        }
+    )
 
 
 def run_of(rows, **changes):
-    refused = sum(bool(row["refused"]) for row in rows)
+    refused = sum(bool(row.refused) for row in rows)
     return {
         "bundle": "some_bundle",
         "class_names": CLASSES,

@@ -3,6 +3,7 @@ import os
 import re
 import stat
 import sys
+from dataclasses import replace
 
 import highdicom
 import nibabel
@@ -21,6 +22,7 @@ from monai_llmboost.inference.dicom.maker import refused_by_highdicom
 from monai_llmboost.inference.dicom.map import write_parametric_map
 from monai_llmboost.inference.dicom.objects import DicomObjects
 from monai_llmboost.inference.dicom.report import write_structured_report
+from monai_llmboost.inference.rows import Row
 
 SIZE = (7, 6, 5)  # columns, rows, slices
 ALGORITHM = {
@@ -32,7 +34,7 @@ ALGORITHM = {
 }
 NAMES = ["liver", "kidney", "größer \\ 肝臓", "x" * 100]
 PROBABILITIES = [0.1, 1 / 3, 0.5666666507720947, 0.0]
-# What must never be told outside of the objects; without a caret, of which highdicom warns, quoting the name.
+# What must never appear outside of the objects; without a caret, of which highdicom warns, quoting the name.
 SECRETS = {"PatientName": "Müller-Secret", "PatientID": "secret-id", "PatientBirthDate": "19990102"}
 STUDY, SERIES, FRAME = "1.2.3", "1.2.3.4", "1.2.3.5"
 
@@ -185,8 +187,8 @@ def test_report_holds_the_prediction(tmp_path, series, caplog):
     comments = texts(root, codes.DCM.Comment)
     assert comments == ["For research only; not for diagnosis.", "Which organ it is", "something is odd"]
     assert texts(root, codes.DCM.AlgorithmName) == ["a network"] * 5
-    told = texts(root, codes.DCM.AlgorithmParameters)
-    assert told[:2] == [f"weights sha256: {'a1' * 32}", "block fingerprint: b2b2"]
+    parameters = texts(root, codes.DCM.AlgorithmParameters)
+    assert parameters[:2] == [f"weights sha256: {'a1' * 32}", "block fingerprint: b2b2"]
     (observer,) = written.content.get_observer_contexts(codes.DCM.Device)
     assert observer.observer_identifying_attributes.serial_number == "a1" * 32
     flags = written.CompletionFlag, written.VerificationFlag, written.PreliminaryFlag, written.ContentQualification
@@ -281,9 +283,8 @@ def test_multiframe_source(tmp_path):
     frames = write_multiframe(tmp_path / "multi.dcm", oblique(), echoes=2)
     scan = next(s for s in find_dicom_scans([tmp_path / "multi.dcm"], str)[0] if not s.refused)
     mine = [number for number, (echo, _) in enumerate(frames, 1) if echo == 0]
-    row = {"probabilities": PROBABILITIES, "predicted": NAMES[2], "warnings": [], "saliency": {"network": "map.nii"}}
     nibabel.save(nibabel.Nifti1Image(relevance(), oblique()), tmp_path / "map.nii")
-    made = DicomObjects(tmp_path, {"weights": {"sha256": "c3"}})(scan, row, NAMES)
+    made = DicomObjects(tmp_path, {"weights": {"sha256": "c3"}})(scan, predicted_row({"network": "map.nii"}), NAMES)
     written = highdicom.pm.ParametricMap.from_file(tmp_path / made["network"])
     assert_same_field(written, relevance(), oblique())
     groups = written.PerFrameFunctionalGroupsSequence
@@ -340,25 +341,34 @@ def test_what_may_be_empty_may_be_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data, k: data.pop("FrameOfReferenceUID"), r"DICOM image with FrameOfReferenceUID, .* correct the file"),
-        (lambda data, k: setattr(data, "StudyInstanceUID", ""), "DICOM image with StudyInstanceUID"),
-        (lambda data, k: setattr(data, "SeriesInstanceUID", f"1.9.{k}"), "one series, got 5 series: give the files"),
-        (lambda data, k: data.pop("PixelSpacing"), r"highdicom refuses \(AttributeError: there is no PixelSpacing\)"),
-        (lambda data, k: setattr(data, "PatientSex", "SECRET"), r"refuses \(ValueError: \): correct"),
-        (lambda data, k: break_rules(data, "PatientBirthDate", "SECRET"), r"refuses \(ValueError: .*\): correct"),
-        (lambda data, k: setattr(data, "SOPClassUID", "1.9.9"), r"highdicom refuses \(KeyError: \)"),
+        (
+            lambda data, k: data.pop("FrameOfReferenceUID"),
+            r"a DICOM image lacks FrameOfReferenceUID, .*: correct the file",
+        ),
+        (lambda data, k: setattr(data, "StudyInstanceUID", ""), "a DICOM image lacks StudyInstanceUID"),
+        (
+            lambda data, k: setattr(data, "SeriesInstanceUID", f"1.9.{k}"),
+            "the images belong to 5 series: give the files",
+        ),
+        (
+            lambda data, k: data.pop("PixelSpacing"),
+            r"highdicom refuses .* \(AttributeError: there is no PixelSpacing\)",
+        ),
+        (lambda data, k: setattr(data, "PatientSex", "SECRET"), r"refuses .* \(ValueError: \): correct"),
+        (lambda data, k: break_rules(data, "PatientBirthDate", "SECRET"), r"refuses .* \(ValueError: .*\): correct"),
+        (lambda data, k: setattr(data, "SOPClassUID", "1.9.9"), r"highdicom refuses .* \(KeyError: \)"),
     ],
 )
 def test_poor_sources_are_refused_in_plain_words(tmp_path, change, message, caplog):
     files = write_series(tmp_path / "series", oblique(), change=change)
-    with pytest.raises(ValueError, match=message) as told:
+    with pytest.raises(ValueError, match=message) as error:
         write_parametric_map(tmp_path / "map.dcm", files, relevance(), oblique(), "network", ALGORITHM)
-    assert "secret" not in str(told.value).lower()
+    assert "secret" not in str(error.value).lower()
     assert not caplog.records
     assert sorted(path.name for path in tmp_path.iterdir()) == ["series"]
 
 
-def test_odd_values_are_copied_and_not_told(tmp_path, caplog):
+def test_invalid_values_are_copied_and_not_quoted(tmp_path, caplog):
     files = write_series(
         tmp_path / "series", oblique(), change=lambda data, k: break_rules(data, "PatientID", "x" * 70)
     )
@@ -377,26 +387,30 @@ def test_mistakes_of_ours_are_not_the_source_s():
 
 
 def test_wrong_arguments(tmp_path, series):
-    with pytest.raises(ValueError, match=r"a probability for each of 4 classes, got .*: give one for each"):
+    with pytest.raises(
+        ValueError, match=r"the probabilities .* are not those of 4 classes: give one from 0 to 1 for each"
+    ):
         report(tmp_path / "x.dcm", series, probabilities=[0.5])
-    with pytest.raises(ValueError, match="a probability for each of 4 classes"):
+    with pytest.raises(ValueError, match="are not those of 4 classes"):
         report(tmp_path / "x.dcm", series, probabilities=[0.5, float("nan"), 0.1, 0.1])
-    with pytest.raises(ValueError, match="as predicted class, got 'spleen': give its name"):
+    with pytest.raises(ValueError, match="unknown predicted class 'spleen'; choose from"):
         report(tmp_path / "x.dcm", series, predicted="spleen")
-    with pytest.raises(ValueError, match="DICOM files of a scan, got none: give at least one"):
+    with pytest.raises(ValueError, match="there are no DICOM files of a scan: give at least one"):
         report(tmp_path / "x.dcm", [])
     (tmp_path / "no.dcm").write_text("no DICOM")
-    with pytest.raises(ValueError, match=r"expected DICOM files, got no.dcm, which is none: give"):
+    with pytest.raises(ValueError, match=r"no.dcm is no DICOM file: give"):
         report(tmp_path / "x.dcm", [tmp_path / "no.dcm"])
-    with pytest.raises(ValueError, match=r"a map of finite numbers \(i, j, k\), got shape \(7, 6\): give"):
+    with pytest.raises(ValueError, match=r"an array of shape \(7, 6\) is no map of finite numbers \(i, j, k\): give"):
         pmap(tmp_path / "x.dcm", series, relevance()[..., 0], oblique())
-    with pytest.raises(ValueError, match="a map of finite numbers"):
+    with pytest.raises(ValueError, match="no map of finite numbers"):
         pmap(tmp_path / "x.dcm", series, np.full(SIZE, np.nan), oblique())
-    with pytest.raises(ValueError, match=r"an affine .* that can be inverted, got .*: give the scan's"):
+    with pytest.raises(ValueError, match=r"an affine is no .* that can be inverted: .*; give the scan's"):
         pmap(tmp_path / "x.dcm", series, relevance(), np.full((4, 4), np.nan))
     skewed = oblique()
     skewed[:3, 1] += 0.1 * skewed[:3, 0]
-    with pytest.raises(ValueError, match=r"rows and columns at right angles, got a cosine of .*: DICOM has no such"):
+    with pytest.raises(
+        ValueError, match=r"rows and columns are not at right angles, the cosine is .*: DICOM has no such"
+    ):
         pmap(tmp_path / "x.dcm", series, relevance(), skewed)
 
 
@@ -409,9 +423,9 @@ def test_files_appear_whole_and_are_not_overwritten(tmp_path, series, monkeypatc
         os.umask(umask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=r"expected .*report.dcm to be free, .*: give another path, or overwrite=True"):
+    with pytest.raises(ValueError, match=r"report.dcm is there already: give another path, or overwrite=True"):
         report(path, series, warnings=["other"])
-    with pytest.raises(ValueError, match="to be free"):
+    with pytest.raises(ValueError, match="is there already"):
         report(path / "below" / "report.dcm", series)
     assert path.read_bytes() == before
 
@@ -430,11 +444,21 @@ def test_files_appear_whole_and_are_not_overwritten(tmp_path, series, monkeypatc
 
 def test_without_highdicom(tmp_path, series, monkeypatch):
     monkeypatch.setitem(sys.modules, "highdicom", None)
-    told = r"expected highdicom to write DICOM objects, it is not installed: pip install 'monai-llmboost\[dicom\]'"
-    with pytest.raises(ImportError, match=told):
+    message = r"DICOM objects need highdicom, which is not installed: pip install 'monai-llmboost\[dicom\]'"
+    with pytest.raises(ImportError, match=message):
         write_structured_report(tmp_path / "x.dcm", series, NAMES, PROBABILITIES, NAMES[0], ALGORITHM)
-    with pytest.raises(ImportError, match=told):
+    with pytest.raises(ImportError, match=message):
         DicomObjects(tmp_path, {"weights": {"sha256": "c3"}})
+
+
+def predicted_row(saliency=None, warnings=()):
+    answer = {"probabilities": PROBABILITIES, "predicted": NAMES[2]}
+    return Row("case", answer=answer, warnings=list(warnings), saliency=saliency or {})
+
+
+def test_objects_need_provenance(tmp_path):
+    with pytest.raises(ValueError, match="there is no provenance: give what run_provenance returns"):
+        DicomObjects(tmp_path)
 
 
 def test_objects_of_a_case(tmp_path, series):
@@ -444,20 +468,15 @@ def test_objects_of_a_case(tmp_path, series):
         maps[name] = f"saliency/{name}.nii.gz"
         (tmp_path / "saliency").mkdir(exist_ok=True)
         nibabel.save(nibabel.Nifti1Image(relevance(), oblique()), tmp_path / maps[name])
-    row = {
-        "probabilities": PROBABILITIES,
-        "predicted": NAMES[2],
-        "warnings": ["odd"],
-        "saliency": {**maps, "preview": "saliency/preview.png"},
-    }
-    facts = {
+    row = predicted_row({**maps, "preview": "saliency/preview.png"}, ["odd"])
+    provenance = {
         "bundle": "a bundle",
         "bundle_version": "3.4",
         "weights": {"file": "/secret/model.pt", "sha256": "e5" * 32},
         "block": {"block": "some", "fingerprint": "f6f6"},
         "task": "Organs",
     }
-    write = DicomObjects(tmp_path, facts)
+    write = DicomObjects(tmp_path, provenance)
     made = write(scan, row, NAMES)
     where = "dicom/a folder/case/"
     assert made == {name: f"{where}{name}.dcm" for name in ("report", "network", "before_booster")}
@@ -477,13 +496,13 @@ def test_objects_of_a_case(tmp_path, series):
         assert b"/secret" not in (tmp_path / made[name]).read_bytes()
     assert quantities == ["Saliency", "Gradient-weighted class activation"]
 
-    assert write(scan, {**row, "warnings": []}, NAMES) == made  # of an interrupted run: its own are replaced
+    assert write(scan, replace(row, warnings=[]), NAMES) == made  # of an interrupted run: its own are replaced
     assert highdicom.sr.srread(tmp_path / made["report"]).SOPInstanceUID != written.SOPInstanceUID
     (tmp_path / made["report"]).write_bytes(series[0].read_bytes())
-    with pytest.raises(ValueError, match="to be free"):
+    with pytest.raises(ValueError, match="is there already"):
         write(scan, row, NAMES)
     (tmp_path / made["report"]).write_text("a note")
-    with pytest.raises(ValueError, match="to be free"):
+    with pytest.raises(ValueError, match="is there already"):
         write(scan, row, NAMES)
 
 
@@ -520,8 +539,8 @@ def test_objects_of_a_volume_in_time_refer_to_its_own_images(tmp_path, volume):
             path.rename(tmp_path / f"{time}-{path.name}")
     (scan,) = find_dicom_scans(tmp_path.glob("*.dcm"), str)[0]
     assert scan.shape == (*SIZE, 3)
-    row = {"probabilities": PROBABILITIES, "predicted": NAMES[2], "warnings": [], "saliency": {}}
-    made = DicomObjects(tmp_path / "out", {"weights": {"sha256": "c3"}}, volume=volume)(scan, row, NAMES)
+    write = DicomObjects(tmp_path / "out", facts={"weights": {"sha256": "c3"}}, volume=volume)
+    made = write(scan, predicted_row(), NAMES)
     referred = highdicom.sr.srread(tmp_path / "out" / made["report"]).get_evidence()
     assert {str(uids[2]).rsplit(".", 1)[1] for uids in referred} == {str(volume)}
     assert len(referred) == SIZE[2]
@@ -536,8 +555,8 @@ def test_objects_of_a_real_volume_in_time(tmp_path, real_data, name):
     step = np.array(array.shape) // 5
     affine, values = meta["affine"] @ np.diag([*step, 1.0]), relevance(tuple(np.array(array.shape) // step))
     nibabel.save(nibabel.Nifti1Image(values, affine), tmp_path / "map.nii")
-    row = {"probabilities": PROBABILITIES, "predicted": NAMES[2], "warnings": [], "saliency": {"network": "map.nii"}}
-    made = DicomObjects(tmp_path, {"weights": {"sha256": "c3"}}, volume=1)(scan, row, NAMES)
+    write = DicomObjects(tmp_path, {"weights": {"sha256": "c3"}}, volume=1)
+    made = write(scan, predicted_row({"network": "map.nii"}), NAMES)
     assert_same_field(highdicom.pm.ParametricMap.from_file(tmp_path / made["network"]), values, affine)
     referred = highdicom.sr.srread(tmp_path / made["report"]).get_evidence()
     assert len(referred) == len(scan.files) // scan.shape[3]

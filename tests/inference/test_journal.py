@@ -6,10 +6,11 @@ import sys
 import pytest
 
 from monai_llmboost.inference.journal import Journal
+from monai_llmboost.inference.rows import Row
 
 
 def row(case, p=0.5):
-    return {"case": case, "probabilities": [p, 1 - p], "input_sha256": "x"}
+    return Row(case, answer={"probabilities": [p, 1 - p], "predicted": "x"}, input_sha256="x")
 
 
 def opened(folder, key="k", **options):
@@ -53,19 +54,19 @@ def test_the_last_of_two_rows_counts(tmp_path):
     journal = opened(tmp_path)
     journal.append([row("a", 0.1)])
     journal.append([row("a", 0.9)])
-    assert journal.rows()["a"]["probabilities"][0] == 0.9
+    assert journal.rows()["a"].probabilities[0] == 0.9
 
 
 def test_rows_of_another_run_are_never_mixed_in(tmp_path):
     first = opened(tmp_path)
     first.append([row("a")])
     first.close()
-    with pytest.raises(ValueError, match=r"of this very run, but .* other weights.*--overwrite"):
+    with pytest.raises(ValueError, match=r"holds predictions made with other weights.*--overwrite"):
         Journal(tmp_path, "other").rows()
-    anew = Journal(tmp_path, "other", overwrite=True)
-    assert anew.rows() == {}, "before the folder is taken, too"
-    anew.open()
-    anew.append([row("b")])
+    again = Journal(tmp_path, "other", overwrite=True)
+    assert again.rows() == {}, "before the folder is taken, too"
+    again.open()
+    again.append([row("b")])
     assert set(Journal(tmp_path, "other").rows()) == {"b"}
 
 
@@ -79,12 +80,12 @@ def test_two_runs_do_not_write_into_one_folder(tmp_path):
     code = f"from monai_llmboost.inference.journal import Journal; Journal({str(tmp_path)!r}, 'k').open()"
     held = opened(tmp_path)
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
-    assert "another run is writing there" in done.stderr
+    assert "another run is writing into" in done.stderr
     held.close()
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_overwrite_is_a_switch(tmp_path):
-    with pytest.raises(ValueError, match="overwrite to be True or False, got 'false'"):
+    with pytest.raises(ValueError, match="overwrite must be True or False, not 'false'"):
         Journal(tmp_path, "k", overwrite="false")

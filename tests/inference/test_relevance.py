@@ -35,7 +35,7 @@ def image():
 
 
 class Joints(nn.Module):
-    """A network whose tokens before and behind the booster pass two named places, as (B, C, N)."""
+    """A network whose tokens before and after the booster pass two named places, as (B, C, N)."""
 
     def __init__(self, network):
         super().__init__()
@@ -73,7 +73,7 @@ def test_the_pair_is_left_out_where_no_booster_sees_places(kind, changes, image)
 @pytest.mark.parametrize(
     ("kind", "pool", "position"), list(itertools.product(NETWORKS, ["cls", "mean"], ["last", "middle", "head"]))
 )
-def test_the_map_of_the_network_tells_what_the_prediction_itself_loses_with_a_token(kind, pool, position, image):
+def test_the_map_of_the_network_is_what_the_prediction_loses_with_a_token(kind, pool, position, image):
     """Shrinking a patch token by a little changes the logit of ``forward``, fast path and all, by gradient x token."""
     network = build(kind, pool=pool, position=position).double()
     lost = torch.zeros(GRID, dtype=torch.float64)
@@ -160,7 +160,7 @@ def test_hooks_and_modes_are_restored_after_an_error(image):
     before = state_of(network)
     with pytest.raises(ValueError, match=r"volumes of shape .* do not fit"):
         relevance_maps(network, image[..., :4], 0)
-    with pytest.raises(ValueError, match="class_index from 0 to 2, got 3: give another class"):
+    with pytest.raises(ValueError, match="class_index must be from 0 to 2, not 3"):
         relevance_maps(network, image, 3)
     assert state_of(network) == before
     assert all(parameter.grad is None for parameter in network.parameters())
@@ -187,9 +187,11 @@ def test_a_block_in_half_precision_and_a_control_have_maps_too(image):
 
 
 def test_what_cannot_have_maps_is_refused(image):
-    with pytest.raises(TypeError, match=r"network with patch tokens.*got Linear: run without saliency maps"):
+    with pytest.raises(TypeError, match=r"Linear has no patch tokens.*: run without saliency maps"):
         relevance_maps(nn.Linear(2, 2), image, 0)
-    with pytest.raises(ValueError, match=r"expected one image.*got shape \(2, 2, 8, 12, 16\): give them one by one"):
+    with pytest.raises(
+        ValueError, match=r"the shape \(2, 2, 8, 12, 16\) is not that of one image.*: give them one by one"
+    ):
         relevance_maps(build(), image.expand(2, -1, -1, -1, -1), 0)
-    with pytest.raises(ValueError, match="expected a finite logit"):
+    with pytest.raises(ValueError, match="the logit is NaN or infinite"):
         relevance_maps(build(), image * torch.nan, 0)

@@ -25,7 +25,9 @@ from torch import nn
 
 from monai_llmboost.boosters import ResidualBooster
 from monai_llmboost.inference import SaliencyMaps, on_input_grid, relevance_maps
-from monai_llmboost.inference.maps.saliency import STEP, folder_of
+from monai_llmboost.inference.case import Case
+from monai_llmboost.inference.case_folder import case_folder
+from monai_llmboost.inference.maps.saliency import STEP
 from monai_llmboost.llm import random_block
 from monai_llmboost.networks import ViT3D
 
@@ -114,7 +116,7 @@ def test_a_smooth_map_over_voxels_comes_back_as_by_the_inverse_of_monai(chain):
     place = np.einsum("ab,b...->a...", to_grid[:3, :3], np.mgrid[:21, :18, :12]) + to_grid[:3, 3, None, None, None]
     last = np.reshape(SIZE, (3, 1, 1, 1)) - 1
     np.testing.assert_array_equal(inside, ((place > -0.501) & (place < last + 0.501)).all(axis=0))
-    deep = ((place > 1) & (place < last - 1)).all(axis=0)  # MONAI extends edges anew at each step
+    deep = ((place > 1) & (place < last - 1)).all(axis=0)  # MONAI extends edges again at each step
     assert deep.sum() > 200
     np.testing.assert_allclose(ours[deep], theirs[deep], atol=0.01)
     exact = 1 + place[0] / 7 + place[1] / 22 + place[2] / 15
@@ -175,8 +177,8 @@ def test_grids_at_any_angle():
     last = np.reshape((8, 5, 5), (3, 1, 1, 1))
     np.testing.assert_array_equal(values > 0, ((place > -0.501) & (place < last + 0.501)).all(axis=0))
     assert values[8, 8, 8] == pytest.approx(relevance[1].mean(), rel=1e-5), "in the middle between four tokens"
-    beside = on_input_grid(relevance, (9, 6, 6), np.eye(4), turned @ np.diag([1, 1, 0.5, 1]), (17, 17, 34))
-    np.testing.assert_allclose(beside[:, :, ::2], values, atol=1e-6)
+    outside = on_input_grid(relevance, (9, 6, 6), np.eye(4), turned @ np.diag([1, 1, 0.5, 1]), (17, 17, 34))
+    np.testing.assert_allclose(outside[:, :, ::2], values, atol=1e-6)
     # A turn too small to matter goes the other way to the same values.
     for angle, tolerance in ((1e-7, 1e-5), (1e-3, 2e-2)):
         turned[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
@@ -190,7 +192,7 @@ def test_grids_at_any_angle():
 def test_an_affine_that_is_missing_or_flat_is_refused():
     nan, flat = np.full((4, 4), np.nan), np.diag([1.0, 1, 0, 1])
     for affine, input_affine in ((nan, np.eye(4)), (np.eye(4), nan), (flat, np.eye(4)), (np.eye(4), flat)):
-        with pytest.raises(ValueError, match=r"an affine that can be inverted, got .*run without saliency maps"):
+        with pytest.raises(ValueError, match=r"an affine cannot be inverted: .*run without saliency maps"):
             on_input_grid(np.ones(GRID), SIZE, affine, input_affine, (4, 4, 4))
 
 
@@ -202,8 +204,9 @@ def write(tmp_path, image):
     def written(name="a/x.nii.gz", affine=AFFINES["oblique"], shown=volume, **changes):
         grid = affine @ np.diag([21 / 8, 18 / 12, 12 / 16, 1])
         maps = SaliencyMaps(build(**changes), tmp_path / "run", SIZE)
-        return maps(name, image, 1, torch.as_tensor(grid), torch.as_tensor(affine), torch.tensor((21, 18, 12)),
-                    lambda: shown, "case x")  # fmt: skip
+        geometry = {"affine": torch.as_tensor(grid), "input_affine": torch.as_tensor(affine)}
+        case = Case(image[0], 0, input_shape=torch.tensor((21, 18, 12)), **geometry)
+        return maps(name, case, 1, lambda: shown, "case x").files
 
     return written
 
@@ -260,7 +263,7 @@ def test_a_second_run_takes_the_place_of_the_first_and_gives_the_same_bytes(writ
 
 
 def test_a_case_that_fails_leaves_no_part_of_a_file(write, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"expected the volume of shape \(21, 18, 12\), got \(3, 3, 3\)"):
+    with pytest.raises(ValueError, match=r"the volume has the shape \(3, 3, 3\), not \(21, 18, 12\): give the one"):
         write(shown=np.zeros((3, 3, 3)))
 
     def fail(image, path):
@@ -279,7 +282,7 @@ def test_no_name_leads_out_of_the_folder_and_no_two_names_to_one():
         "a?b", "x\udc80y", "x\x00y", "x\ny", "x" * 300, "x" * 299 + "y", "a/network.nii.gz", "a/preview.png", "a.",
         "a ", "Schädel 1/T1 (2).nii.gz", "翻.nii", "%2e%2e/x", "a_b", "~/x", "part#2", "a/.../b", " ", "-",
     ]  # fmt: skip
-    folders = [folder_of(name) for name in names]
+    folders = [case_folder(name) for name in names]
     assert len(set(folders)) == len(names)
     for folder in folders:
         assert not folder.is_absolute()
@@ -288,8 +291,8 @@ def test_no_name_leads_out_of_the_folder_and_no_two_names_to_one():
         assert all(0 < len(part.encode()) < 200 for part in folder.parts)
         assert all(part.isprintable() and not set(part) & set('\\:*?"<>|#%') for part in folder.parts)
     kept = ["a/b.nii", "Schädel 1/T1 (2).nii.gz", "翻.nii", "a_b"]
-    assert [folder_of(name).as_posix() for name in kept] == kept
-    assert "network.nii.gz" not in folder_of("a/network.nii.gz").parts
+    assert [case_folder(name).as_posix() for name in kept] == kept
+    assert "network.nii.gz" not in case_folder("a/network.nii.gz").parts
 
 
 def test_odd_names_are_written_below_the_folder(write, tmp_path):

@@ -101,9 +101,9 @@ def test_the_page_fetches_nothing_and_its_title_is_text():
 @pytest.mark.parametrize(
     ("volume", "relevance", "message"),
     [
-        ((5, 6), None, r"expected a volume \(i, j, k\), got an array of shape \(5, 6\): give one volume"),
-        ((5, 6, 0), None, r"expected a volume .*got an array of shape \(5, 6, 0\)"),
-        ((5, 6, 7), (7, 6, 5), r"expected relevance on the volume's grid \(5, 6, 7\), got \(7, 6, 5\): resample it"),
+        ((5, 6), None, r"an array of shape \(5, 6\) is no volume \(i, j, k\): give one volume"),
+        ((5, 6, 0), None, r"an array of shape \(5, 6, 0\) is no volume"),
+        ((5, 6, 7), (7, 6, 5), r"relevance has the shape \(7, 6, 5\), the volume \(5, 6, 7\): resample it"),
     ],
 )
 def test_arrays_of_other_shapes(volume, relevance, message):

@@ -134,8 +134,8 @@ def test_geometry_needs_no_weights(case, saved):
 
 def test_which_families_have_linear_scores(case, saved):
     block = block_of(saved[1], 0)
-    assert block.scores_are_linear == (case not in NORMED_KEYS)
-    assert not block_of(saved[1], 0, causal=True).scores_are_linear
+    assert block.attention_form.normed_keys == (case in NORMED_KEYS)
+    assert block_of(saved[1], 0, causal=True).attention_form is None
 
 
 def test_old_checkpoints_with_buffers(tmp_path):

@@ -35,7 +35,7 @@ class ReadOut(nn.Module):
     """The exact computation of a block at the first few tokens, by the cheapest of the methods that the block allows.
 
     Which methods there are is settled here: those for linear scores, that for normed keys, or none, and then the block
-    is asked itself. Which of them is cheapest depends on the sizes of a batch.
+    computes them itself. Which of them is cheapest depends on the sizes of a batch.
 
     Args:
         encode: the map before the block, C to D features.

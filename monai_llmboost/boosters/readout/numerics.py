@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes of tokens and of encoded tokens, exactly and in a narrow range of numbers, and the Gram matrix behind them."""
+"""Sizes of tokens and encoded tokens, exactly and in a narrow range of numbers, and the Gram matrix for them."""
 
 from typing import Any
 
@@ -73,7 +73,7 @@ class SquaredNorms(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:
         """Return the gradients of the deviations and of E."""
         d, mean, encode, of_d, of_mean = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a gradient of this gradient is asked for, so it must not rest on kept results
+        if torch.is_grad_enabled():  # a gradient of this gradient is wanted, so it must not rest on kept results
             of_d, of_mean = d @ (encode.t() @ encode), mean @ (encode.t() @ encode)
         grad_d = grad_encode = None
         weighted = 2 * grad.unsqueeze(-1)  # (B, N, 1)

@@ -66,8 +66,14 @@ def find_scans(
         ValueError: a list file that is not a list; a folder that is both an input and left out.
 
     Example:
-        scans, skipped = find_scans("study-1")
-        [(scan.name, scan.shape) for scan in scans if not scan.refused]
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name in ("broken.nii", "notes.txt"):
+        ...     _ = (folder / name).write_text("words")
+        >>> scans, skipped = find_scans(folder)
+        >>> [(scan.name, scan.refused_kind) for scan in scans], [file.reason for file in skipped]
+        ([('broken.nii', 'format')], ['a text file'])
     """
     several = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
     if not several:

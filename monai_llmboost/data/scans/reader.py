@@ -35,8 +35,12 @@ class ScanReader(ImageReader):
         RefusedScan: from ``get_data``, with what was expected and what was found.
 
     Example:
-        load = LoadImaged(keys="image", reader="monai_llmboost.data.ScanReader")
-        load({"image": "ct-folder"})["image"].affine
+        >>> import tempfile, nibabel, numpy as np
+        >>> path = f"{tempfile.mkdtemp()}/scan.nii"
+        >>> nibabel.save(nibabel.Nifti1Image(np.ones((4, 5, 6), np.float32), np.eye(4)), path)
+        >>> from monai.transforms import LoadImaged
+        >>> LoadImaged("image", reader="monai_llmboost.data.ScanReader")({"image": path})["image"].shape
+        torch.Size([4, 5, 6])
     """
 
     def __init__(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes DICOM files of known truth, a volume of stored values and voxel (i, j, k) -> RAS+ mm; and what is found."""
+"""Make DICOM files of a known volume and affine, voxel (i, j, k) -> RAS+ mm, and compare what is found in them."""
 
 import hashlib
 import re
@@ -14,10 +14,10 @@ from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, EnhancedMRImageS
 from monai_llmboost.data.scans import ScanReader, find_scans
 from monai_llmboost.data.scans.dicom.reader import get_reader_paths
 
-# Must never be seen in a message, a name or an output.
+# Must never appear in a message, a name or an output.
 SECRETS = {"PatientName": "Secret^Name", "PatientID": "secret-id", "PatientBirthDate": "19990102",
            "SeriesDescription": "secret words", "StudyDescription": "secret words"}  # fmt: skip
-# Not along any axis, three voxel sizes, right-handed in the order in which slices are sorted.
+# Parallel to no axis, with three voxel sizes, right-handed in the order of sorted slices.
 OBLIQUE = np.eye(4)
 OBLIQUE[:3, :3] = (
     np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1.0]]) @ np.array([[1.0, 0, 0], [0, 0.96, 0.28], [0, -0.28, 0.96]])
@@ -26,7 +26,7 @@ OBLIQUE[:3, 3] = 11.5, -20.25, 31
 
 
 def uid(words):
-    """A valid UID for some words, the same each time."""
+    """Return a valid UID for a text, the same each time."""
     return "2.25." + str(int(hashlib.sha256(words.encode()).hexdigest()[:30], 16))
 
 
@@ -35,7 +35,7 @@ def random_volume(shape=(9, 8, 6), low=-1000, high=2000, seed=0):
 
 
 def geometry(affine, k=0):
-    """DICOM's position, orientation, pixel spacing of slice k."""
+    """Return position, orientation and pixel spacing of slice k as DICOM attributes."""
     lps = np.diag([-1, -1, 1, 1]) @ affine
     sizes = np.linalg.norm(lps[:3, :2], axis=0)
     orientation = (lps[:3, :2] / sizes).T.ravel()
@@ -47,7 +47,7 @@ def geometry(affine, k=0):
 
 
 def dataset(pixels, sop_class=CTImageStorage, series="series", instance="0", **tags):
-    """An image object with pixels (rows, columns) or (frames, rows, columns), without geometry."""
+    """Return an image object with pixels (rows, columns) or (frames, rows, columns), without geometry."""
     data = Dataset()
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -82,7 +82,7 @@ def save(data, path):
 
 
 def write_series(folder, volume, affine=OBLIQUE, series="series", first=0, change=None, suffix=".dcm", **tags):
-    """One file for each slice, in the order of k; ``change(data, k)`` may alter each, or return False to leave it out.
+    """Write one file for each slice, in the order of k; ``change(data, k)`` may alter it, or return False to omit it.
 
     InstanceNumber runs against the order of the slices, and so do the names.
     """
@@ -99,7 +99,7 @@ def write_series(folder, volume, affine=OBLIQUE, series="series", first=0, chang
 
 
 def write_multiframe(path, volume, affine=OBLIQUE, order=None, sop_class=EnhancedCTImageStorage, change=None, **tags):
-    """One enhanced file with a frame for each slice in this order; ``change(groups, k)`` may alter a frame's groups.
+    """Write an enhanced file with a frame for each slice in ``order``; ``change(groups, k)`` may alter its groups.
 
     With a 4-D volume there is a frame for each slice of each volume, separated by TemporalPositionIndex and the
     dimension index. Frame ``f`` is slice ``order[f] % slices`` of volume ``order[f] // slices``.
@@ -133,7 +133,7 @@ def write_multiframe(path, volume, affine=OBLIQUE, order=None, sop_class=Enhance
 
 
 def item(**tags):
-    """An item of a sequence."""
+    """Return an item of a sequence."""
     data = Dataset()
     for keyword, value in tags.items():
         setattr(data, keyword, value)
@@ -168,7 +168,7 @@ def voxels(scan):
 
 
 def assert_are(scans, *volumes):
-    """The scans are just these volumes."""
+    """Check that the scans are exactly these volumes."""
     assert [scan.refused for scan in scans] == [""] * len(volumes)
     found = sorted(voxels(scan).tolist() for scan in scans)
     assert found == sorted(volume.tolist() for volume in volumes)

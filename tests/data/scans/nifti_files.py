@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NIfTI files made by code, good ones and damaged ones, for the tests of what reads them."""
+"""NIfTI files made by code, valid and damaged, for tests of readers."""
 
 import gzip
 
@@ -7,9 +7,9 @@ import nibabel
 import numpy as np
 
 SIZE = (9, 8, 7)
-# A turned and shifted grid of unequal steps, so that no two axes can be mistaken for one another.
+# A rotated and shifted grid with three voxel sizes, so that no two axes can be confused.
 AFFINE = np.array([[0, -1.0, 0, 9], [0, 0, 2, 1], [3, 0, 0, 5], [0, 0, 0, 1]])
-# Where fields of a NIfTI-1 header begin: https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h
+# Offsets of the fields of a NIfTI-1 header: https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h
 SIZEOF_HDR, DIM, DATATYPE, BITPIX, PIXDIM, VOX_OFFSET, SLOPE, INTER, UNITS = 0, 40, 70, 72, 76, 108, 112, 116, 123
 QFORM_CODE, SFORM_CODE, QUATERN_B, SROW_X = 252, 254, 256, 280
 
@@ -25,7 +25,7 @@ def save(path, array=None, affine=AFFINE, image=nibabel.Nifti1Image):
 
 
 def patched(path, *changes, array=None, affine=AFFINE):
-    """A good file with some fields of its header overwritten: (where, numbers, dtype), little-endian."""
+    """Write a valid file with fields of its header overwritten: (offset, numbers, dtype), little-endian."""
     plain = path.with_name("plain.nii")
     content = bytearray(save(plain, array, affine).read_bytes())
     plain.unlink()

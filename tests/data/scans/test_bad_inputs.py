@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a folder of scans may hold, one by one, beside a good scan that must be predicted whatever the other is."""
+"""Bad files in a folder of scans, one at a time, next to a good scan that must be predicted nevertheless."""
 
 import ast
 import gzip
@@ -120,7 +120,7 @@ def photographs(data, k):
 
 
 def object_of(folder, sop_class, *without):
-    """A DICOM object, without some of what an image has."""
+    """Write a DICOM object without some attributes of an image."""
     save_dicom(dataset(voxels()[:, :, 0], sop_class=sop_class, **dict.fromkeys(without)), folder / "x.dcm")
 
 
@@ -129,20 +129,20 @@ def no_image(folder, sop_class):
 
 
 def index(folder, name):
-    """A list of DICOM files that leads to a series beside the folder."""
+    """A DICOMDIR that refers to a series outside the folder."""
     (path, *_) = write_series(folder.parent / "elsewhere", voxels().astype(np.int16))
     data = dataset(voxels()[:, :, 0], sop_class=MediaStorageDirectoryStorage)
     for keyword in ("Rows", "Columns", "PixelData"):
         delattr(data, keyword)
-    with disable_value_validation():  # no part of it may be ".."
+    with disable_value_validation():  # a part of it may not be ".."
         file = ["..", "elsewhere", path.name]
         data.DirectoryRecordSequence = [item(DirectoryRecordType="IMAGE", ReferencedFileID=file)]
         save_dicom(data, folder / name)
 
 
 READ, REFUSED, SKIPPED = "read", "refused", "skipped"
-# The row of the table of bad inputs, how one is made, what becomes of it, and the words for that (for what is read: of
-# the warning, or None).
+# Row in the table of bad inputs, function that makes it, outcome, and words of the reason (or of the warning; None
+# without one).
 CASES = [
     ("1 truncated .nii.gz", lambda f: cut(f, "x.nii.gz", 300), REFUSED, "cut short"),
     ("1 truncated in its first bytes", lambda f: cut(f, "x.nii.gz", 12), REFUSED, "cut short"),
@@ -194,7 +194,7 @@ CASES = [
     ("29 singular affine", lambda f: patched(f / "x.nii", (SROW_X, [0] * 4, "f4")), REFUSED, "can be inverted"),
     ("30 NaN in sform", lambda f: patched(f / "x.nii", (SROW_X, np.nan, "f4")), REFUSED, "expected a finite sform"),
     (
-        "30 NaN in sform beside a qform",
+        "30 NaN in sform next to a qform",
         lambda f: patched(f / "x.nii", (SROW_X, np.nan, "f4"), (QFORM_CODE, 1, "i2")),
         READ,
         "the qform is taken",
@@ -262,43 +262,43 @@ def root(error):
 
 @pytest.mark.filterwarnings("ignore:Casting complex")
 @pytest.mark.parametrize(("row", "make", "outcome", "words"), CASES, ids=[case[0].strip() for case in CASES])
-def test_a_bad_input_costs_one_case(tmp_path, transform, row, make, outcome, words):
+def test_bad_input_fails_one_case_only(tmp_path, transform, row, make, outcome, words):
     if row.startswith("41") and os.geteuid() == 0:
         pytest.skip("root may read everything")
     folder = tmp_path / "scans"
     save(folder / "good.nii", GOOD)
     make(folder)
     scans, skipped = find_scans(folder)
-    told = {file.path.name: (SKIPPED, file.reason) for file in skipped}
+    outcomes = {file.path.name: (SKIPPED, file.reason) for file in skipped}
     for scan in scans:
         if scan.refused:
-            told[scan.name] = (REFUSED, scan.refused)
+            outcomes[scan.name] = (REFUSED, scan.refused)
             assert scan.refused_kind in REFUSED_KINDS
             continue
         files = [str(file) for file in scan.files]
         try:
             image = transform({"image": files[0] if len(files) == 1 else files})["image"]
         except Exception as error:
-            told[scan.name] = (REFUSED, str(root(error)))
+            outcomes[scan.name] = (REFUSED, str(root(error)))
             assert root(error).kind in REFUSED_KINDS
             continue
         assert np.array_equal(image[0], GOOD)
         assert set(scan.warnings) <= set(image.meta["warnings"].splitlines())
-        told[scan.name] = (READ, image.meta["warnings"].replace("\n", " | "))
-    assert told.pop("good.nii") == (READ, ""), "the good case goes on"
-    ((became, said),) = told.values()
+        outcomes[scan.name] = (READ, image.meta["warnings"].replace("\n", " | "))
+    assert outcomes.pop("good.nii") == (READ, ""), "the good case is read"
+    ((became, said),) = outcomes.values()
     assert became == outcome, said
     assert re.search(words, said) if words else said == ""
     assert "\n" not in said
     assert str(tmp_path) not in said, "a path may name a patient"
 
 
-def test_a_refused_scan_is_refused_too_by_who_reads_it_without_looking(tmp_path):
-    """The reader does not rely on the search."""
+def test_reading_refuses_what_finding_refuses(tmp_path):
+    """The reader checks again what the search checked."""
     for row, make, outcome, words in CASES:
         folder = tmp_path / re.sub(r"\W", "-", row)
         folder.mkdir()
-        if outcome != REFUSED or row.split()[0] in ("20", "22", "41"):  # of which voxels or permissions tell
+        if outcome != REFUSED or row.split()[0] in ("20", "22", "41"):  # known from voxels or permissions only
             continue
         make(folder)
         (file, *_) = sorted(folder.iterdir())
@@ -308,7 +308,7 @@ def test_a_refused_scan_is_refused_too_by_who_reads_it_without_looking(tmp_path)
 
 
 def kinds_given():
-    """Of each call that refuses a scan in the package: where it is, and the words that may be the kind."""
+    """Return for each call in the package that refuses a scan its place and the words that may be the kind."""
     package = Path(monai_llmboost.__file__).parent
     for file in sorted([*package.glob("data/scans/**/*.py"), *package.glob("inference/*.py")]):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -320,7 +320,7 @@ def kinds_given():
                     yield f"{file.name}:{node.lineno}", words and [word.value for word in words]
 
 
-def test_every_refusal_has_a_kind_that_is_listed():
+def test_every_refusal_has_a_listed_kind():
     given = dict(kinds_given())
     assert len(given) > 50
     assert not [place for place, words in given.items() if words is None]

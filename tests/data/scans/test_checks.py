@@ -24,25 +24,25 @@ def image(size=(9, 8, 7), seed=0):
         (lambda x: x / 255, "expected voxels that use the range 0 to 255, got 0 to 1, perhaps scaled before"),
     ],
 )
-def test_a_volume_that_must_not_be_predicted(change, message):
+def test_check_refuses_unsuitable_volumes(change, message):
     with pytest.raises(ValueError, match=message):
         CheckVolumed("image")({"image": change(image())})
 
 
-def test_other_intensities_can_be_asked_for():
+def test_other_intensity_ranges_are_possible():
     scan = image() * 10 - 1000
     assert CheckVolumed("image", intensity_range=(-1000, 400), clip_intensities=True)({"image": scan})["image"] is scan
     with pytest.raises(ValueError, match="voxels from -1000 to 400"):
         CheckVolumed("image", intensity_range=(-1000, 400))({"image": scan})
     with pytest.raises(ValueError, match="a volume with 2 channel"):
         CheckVolumed("image", channels=2)({"image": scan})
-    with pytest.raises(ValueError, match=r"intensity_range as \[low, high\], got \(3, 1\)"):
+    with pytest.raises(ValueError, match=r"intensity_range must be \[low, high\], not \(3, 1\)"):
         CheckVolumed("image", intensity_range=(3, 1))
-    with pytest.raises(ValueError, match="clip_intensities to be True or False, got 'false'"):
+    with pytest.raises(ValueError, match="clip_intensities must be True or False, not 'false'"):
         CheckVolumed("image", clip_intensities="false")
 
 
-def test_the_smallest_size_can_be_asked_for():
+def test_other_minimum_sizes_are_possible():
     assert CheckVolumed("image", min_size=7)({"image": image()})
     assert CheckVolumed("image", min_size=(9, 8, 7))({"image": image()})
     with pytest.raises(ValueError, match="at least 8 x 8 x 8 voxels, got 9 x 8 x 7"):
@@ -51,20 +51,20 @@ def test_the_smallest_size_can_be_asked_for():
         CheckVolumed("image", min_size=(9, 9, 7))({"image": image()})
 
 
-def test_a_map_of_labels_is_warned_of():
+def test_label_map_gives_a_warning():
     labels = MetaTensor(image() // 128 * 128, meta={"warnings": "from the reader"})
     out = CheckVolumed("image")({"image": labels})["image"]
     assert out.meta["warnings"].splitlines() == [
         "from the reader",
         "different values in some 8192 voxels: 2; perhaps it is a map of labels, no image",
     ]
-    told = r"got 0 to 1, perhaps a map of labels: .* give --intensity_range '.low,high.'$"
-    with pytest.raises(ValueError, match=told):
+    reason = r"got 0 to 1, perhaps a map of labels: .* give --intensity_range '.low,high.'$"
+    with pytest.raises(ValueError, match=reason):
         CheckVolumed("image", clip_intensities=True)({"image": image() // 128})
     assert "warnings" not in CheckVolumed("image")({"image": MetaTensor(image())})["image"].meta
 
 
-def test_what_is_clipped_is_told():
+def test_clipped_voxels_give_a_warning():
     wide = image()
     wide[0, 0] = 300
     out = CheckVolumed("image", clip_intensities=True)({"image": MetaTensor(wide)})["image"]
@@ -73,13 +73,13 @@ def test_what_is_clipped_is_told():
 
 
 @pytest.mark.parametrize("wrong", ["foo", 3, [1, 2, 3], [None, 2]])
-def test_a_range_that_is_none(wrong):
-    with pytest.raises(ValueError, match=r"expected intensity_range as \[low, high\], got"):
+def test_invalid_intensity_range(wrong):
+    with pytest.raises(ValueError, match=r"intensity_range must be \[low, high\], not"):
         CheckVolumed("image", intensity_range=wrong)
 
 
-def test_values_are_counted_over_the_whole_volume():
-    """An image behind a large constant part is no map of labels."""
+def test_values_are_sampled_from_the_whole_volume():
+    """An image after a large constant part is not a label map."""
     wide = torch.zeros(1, 128, 64, 64)
     wide[:, 64:] = image((64, 64, 64))
     assert "warnings" not in CheckVolumed("image")({"image": MetaTensor(wide)})["image"].meta

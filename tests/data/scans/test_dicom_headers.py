@@ -27,7 +27,7 @@ PLANE = np.arange(12, dtype=np.int16).reshape(3, 4)
 
 
 def headless(data, path, implicit):
-    """As before DICOM's part 10: elements from the first byte on."""
+    """Write a file as before DICOM Part 10, with elements from the first byte on."""
     plain = Dataset()
     plain.update(data)
     plain.save_as(path, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
@@ -35,7 +35,7 @@ def headless(data, path, implicit):
 
 
 @pytest.mark.parametrize("implicit", [True, False])
-def test_old_files_without_a_mark_are_known_and_read(tmp_path, implicit):
+def test_old_files_without_preamble_are_recognised_and_read(tmp_path, implicit):
     (path, *_) = write_series(tmp_path, random_volume())
     old = headless(dcmread(path), tmp_path / "old", implicit)
     assert old.read_bytes()[128:132] != b"DICM"
@@ -58,7 +58,7 @@ def test_old_files_without_a_mark_are_known_and_read(tmp_path, implicit):
     ],
     ids=["empty", "text", "zeros", "odd element", "long element", "gzip"],
 )
-def test_other_content_does_not_look_like_dicom(tmp_path, content):
+def test_other_content_is_not_dicom(tmp_path, content):
     (tmp_path / "x.dcm").write_bytes(content)
     assert not looks_like_dicom(tmp_path / "x.dcm")
     assert isinstance(read_header(tmp_path / "x.dcm"), SkippedFile)
@@ -91,21 +91,21 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_is_no_image_to_be_predicted_is_skipped_with_its_reason(tmp_path, name):
+def test_other_dicom_objects_are_skipped_with_a_reason(tmp_path, name):
     make, reason = OTHERS[name]
     skipped = read_header(save(make(), tmp_path / "other.dcm"))
     assert isinstance(skipped, SkippedFile)
     assert re.search(reason, skipped.reason), skipped.reason
 
 
-def test_a_file_deflated_as_a_whole_is_not_unpacked(tmp_path):
+def test_deflated_files_are_not_decompressed(tmp_path):
     data = dataset(PLANE)
     data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     assert "not deflated as a whole" in read_header(save(data, tmp_path / "x.dcm")).reason
 
 
-def test_damage_anywhere_raises_nothing_and_tells_no_secret(tmp_path, caplog):
-    """Bytes changed and files cut at many places; whatever comes of it is a volume or a reason."""
+def test_damaged_files_raise_nothing_and_leak_no_patient_data(tmp_path, caplog):
+    """Changed bytes and truncated files give a volume or a reason."""
     (path, *_) = write_series(tmp_path, random_volume((4, 3, 2)))
     multi = write_multiframe(tmp_path / "multi.dcm", random_volume((4, 3, 2)))
     chance = random.Random(0)
@@ -126,11 +126,11 @@ def test_damage_anywhere_raises_nothing_and_tells_no_secret(tmp_path, caplog):
                 outcomes.add(str(refused))
             told = (repr((scans, skipped)) + " ".join(outcomes) + caplog.text).lower()
             assert not any(secret.lower() in told for secret in SECRETS.values())
-    assert len(outcomes) > 3, "the damage did something"
+    assert len(outcomes) > 3, "the damage has an effect"
 
 
-def test_text_in_the_place_of_a_uid_goes_nowhere(tmp_path, caplog):
-    """As where the length of a UID is damaged, so that the next tags are taken for a part of it."""
+def test_text_instead_of_a_uid_is_dropped(tmp_path, caplog):
+    """After a damaged length of a UID, the next tags are read as a part of it."""
     words = "1.2.3\0Secret^Name"
     with disable_value_validation():
         tags = dict.fromkeys(("SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality"), words)
@@ -142,7 +142,7 @@ def test_text_in_the_place_of_a_uid_goes_nowhere(tmp_path, caplog):
     assert "Secret" not in repr((scans, skipped, read_header(tmp_path / "series-001.dcm"))) + caplog.text
 
 
-def test_a_header_has_what_the_file_says(tmp_path):
+def test_header_has_the_values_of_the_file(tmp_path):
     data = dataset(
         PLANE.astype(np.uint16), instance="7", ImagePositionPatient=["1.5", "-2", "3"], PixelSpacing=["0.5", "0.25"],
         ImageOrientationPatient=["1", "0", "0", "0", "1", "0"], RescaleSlope="2", RescaleIntercept="-1024",
@@ -153,14 +153,15 @@ def test_a_header_has_what_the_file_says(tmp_path):
     assert (own.study_uid, own.series_uid, own.series_number) == (uid("study"), uid("series"), "")
     assert own.frame_of_reference == uid("frame of reference")
     assert header == SliceHeader(
-        path=tmp_path / "x", frame=0, frames=1, identity=own, sop_uid=uid("series/7"), number=None, modality="CT",
-        rows=3, columns=4, position=(1.5, -2, 3), unit=(0.05, 0.5, 0.5), orientation=(1, 0, 0, 0, 1, 0),
+        path=tmp_path / "x", frame=0, frames=1, identity=own, sop_uid=uid("series/7"), instance_number=None,
+        modality="CT", rows=3, columns=4, position=(1.5, -2, 3), rounding_mm=(0.05, 0.5, 0.5),
+        orientation=(1, 0, 0, 0, 1, 0),
         pixel_spacing=(0.5, 0.25), slope=2, intercept=-1024, units=("", "HU"), bits_stored=16, signed=False,
         inverted=True, padding=None, corner=None, discriminating=(("EchoTime", "3.5"),), problem="",
     )  # fmt: skip
 
 
-def test_patients_can_be_compared_and_not_be_named(tmp_path):
+def test_patients_are_comparable_but_anonymous(tmp_path):
     names = {"PatientID": "secret-id", "PatientName": "Secret^Name"}
     first, same = (read_header(save(dataset(PLANE, **names), tmp_path / str(i)))[0].identity for i in range(2))
     (other,) = read_header(save(dataset(PLANE, **{**names, "PatientID": "other"}), tmp_path / "other"))
@@ -174,7 +175,7 @@ def test_patients_can_be_compared_and_not_be_named(tmp_path):
         assert not any(word.encode().hex() in digest for word in names.values())
 
 
-def test_each_frame_has_its_own_header(tmp_path):
+def test_each_frame_has_a_header(tmp_path):
     frames = read_header(write_multiframe(tmp_path / "m.dcm", random_volume((4, 3, 3)), order=[2, 0, 1]))
     assert [part.frame for part in frames] == [0, 1, 2]
     assert [dict(part.discriminating)["DimensionIndexValues"] for part in frames] == [(1,), (1,), (1,)], (
@@ -195,7 +196,7 @@ def test_each_frame_has_its_own_header(tmp_path):
         ({"PixelRepresentation": None}, "expected PixelRepresentation, signed or unsigned, got none"),
     ],
 )
-def test_values_that_cannot_be_trusted_are_a_problem_of_the_slice(tmp_path, changes, reason):
+def test_untrustworthy_values_are_a_problem_of_the_slice(tmp_path, changes, reason):
     (header,) = read_header(save(dataset(PLANE, **changes), tmp_path / "x.dcm"))
     assert reason in header.problem
 
@@ -211,7 +212,7 @@ def test_values_that_cannot_be_trusted_are_a_problem_of_the_slice(tmp_path, chan
     ],
 )
 @pytest.mark.parametrize(("written", "what"), [(b"7,25", "decimal commas"), (b"x.25", "something else")])
-def test_numbers_that_are_none_are_named(tmp_path, keyword, values, written, what):
+def test_invalid_numbers_are_named(tmp_path, keyword, values, written, what):
     path = save(dataset(PLANE, **{keyword: values}), tmp_path / "x.dcm")
     path.write_bytes(path.read_bytes().replace(b"7.25", written))
     (header,) = read_header(path)

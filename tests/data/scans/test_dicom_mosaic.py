@@ -10,7 +10,7 @@ from pydicom.uid import MRImageStorage
 from monai_llmboost.data.scans import RefusedScan, ScanReader, find_scans
 
 SHAPE = (6, 5, 7)  # voxels (i, j, k)
-# What dcm2niix 1.0.20220720 makes of the real ones: shape, affine to RAS+ mm, mean.
+# Results of dcm2niix 1.0.20220720 for the real ones: shape, affine to RAS+ mm, mean.
 REAL = {
     "siemens_mosaic_ep2d": (
         (64, 64, 36, 2),
@@ -31,7 +31,7 @@ REAL = {
 
 
 def csa(**tags):
-    """Siemens' header CSA2 with text values: https://nipy.org/nibabel/dicom/siemens_csa.html"""
+    """Return Siemens' CSA2 header with text values: https://nipy.org/nibabel/dicom/siemens_csa.html"""
     head = b"SV10\4\3\2\1" + struct.pack("<2I", len(tags), 77)
     for name, values in tags.items():
         texts = [str(value).encode() for value in values]
@@ -43,7 +43,7 @@ def csa(**tags):
 
 
 def write_mosaic(path, volume, affine=OBLIQUE, reverse=False, change=None, **tags):
-    """All slices of a volume as tiles of one picture, as Siemens writes them; ``reverse``: from last to first."""
+    """Write all slices of a volume as tiles of one image, as Siemens does; with ``reverse``, from last to first."""
     lps = np.diag([-1, -1, 1, 1]) @ affine
     columns, rows, count = volume.shape
     side = int(np.ceil(np.sqrt(count)))
@@ -93,7 +93,7 @@ def read(path, volume=None):
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("count", [2, 4, 7, 9])
-def test_a_mosaic_is_a_volume(tmp_path, reverse, count):
+def test_mosaic_is_a_volume(tmp_path, reverse, count):
     volume = random_volume((6, 5, count))
     path = write_mosaic(tmp_path / "m.dcm", volume, reverse=reverse)
     scan = only_scan(tmp_path)
@@ -112,7 +112,7 @@ WITHOUT = {
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("name", WITHOUT)
-def test_what_a_mosaic_says_twice_may_be_absent_once(tmp_path, name, reverse):
+def test_redundant_geometry_of_a_mosaic_may_be_absent(tmp_path, name, reverse):
     volume = random_volume(SHAPE)
     array, meta = read(write_mosaic(tmp_path / "m.dcm", volume, reverse=reverse, change=WITHOUT[name]))
     np.testing.assert_array_equal(array, volume)
@@ -145,7 +145,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_mosaic_whose_geometry_is_not_sure_is_refused(tmp_path, name):
+def test_mosaic_with_ambiguous_geometry_is_refused(tmp_path, name):
     change, reason = REFUSED[name]
     write_mosaic(tmp_path / "m.dcm", random_volume(SHAPE), change=change)
     with pytest.raises(RefusedScan, match=reason):
@@ -153,7 +153,7 @@ def test_a_mosaic_whose_geometry_is_not_sure_is_refused(tmp_path, name):
     assert only_scan(tmp_path).refused
 
 
-def test_mosaics_of_several_times_are_one_scan_of_several_volumes(tmp_path):
+def test_mosaics_of_several_time_points_are_one_scan_of_several_volumes(tmp_path):
     volume = random_volume(SHAPE)
     for t in range(3):
         tags = {"InstanceNumber": t + 1, "AcquisitionNumber": t + 1, "AcquisitionTime": f"12000{t}"}
@@ -166,7 +166,7 @@ def test_mosaics_of_several_times_are_one_scan_of_several_volumes(tmp_path):
         read(tmp_path)
 
 
-def test_mosaics_of_several_echoes_are_scans_of_their_own(tmp_path):
+def test_mosaics_of_several_echoes_are_separate_scans(tmp_path):
     volume = random_volume(SHAPE)
     for i in range(4):
         tags = {"InstanceNumber": i + 1, "AcquisitionNumber": i // 2 + 1, "EchoTime": str(10 + 20 * (i % 2))}
@@ -175,7 +175,7 @@ def test_mosaics_of_several_echoes_are_scans_of_their_own(tmp_path):
     assert [(scan.shape, scan.refused) for scan in scans] == [((*SHAPE, 2), "")] * 2
 
 
-def test_mosaics_with_a_series_number_each_are_scans_of_their_own(tmp_path):
+def test_mosaics_with_different_series_numbers_are_separate_scans(tmp_path):
     volume = random_volume(SHAPE)
     for i in range(4):
         write_mosaic(tmp_path / f"{i}.dcm", volume + i, InstanceNumber=1, SeriesNumber=i + 1)
@@ -183,7 +183,7 @@ def test_mosaics_with_a_series_number_each_are_scans_of_their_own(tmp_path):
     assert [(scan.shape, scan.refused) for scan in scans] == [(SHAPE, "")] * 4
 
 
-def test_a_grid_of_another_vendor_is_named(tmp_path):
+def test_grid_of_another_vendor_is_refused(tmp_path):
     data = dataset(random_volume((12, 10, 1))[:, :, 0].T, sop_class=MRImageStorage, Manufacturer="UIH")
     data.add_new(0x00650010, "LO", "Image Private Header")
     data.add_new(0x00651050, "DS", "4")
@@ -198,7 +198,7 @@ def test_real_series_of_several_volumes_are_read_as_dcm2niix_reads_them(real_dat
     assert only_scan(folder).shape == shape
     volumes = [read(folder, t) for t in range(shape[3])]
     assert np.mean([array.mean(dtype=float) for array, _ in volumes]) == pytest.approx(mean, abs=1e-4)
-    # Both grids have the same voxels, in another order of storage.
+    # Both grids have the same voxels, stored in another order.
     step = np.linalg.inv(volumes[0][1]["affine"]) @ np.array([*affine, [0, 0, 0, 1]])
     corners = nibabel.affines.apply_affine(step, [(0, 0, 0), [n - 1 for n in shape[:3]]])
     np.testing.assert_allclose(sorted(corners.tolist()), sorted(np.rint(corners).tolist()), atol=2e-3)

@@ -29,7 +29,7 @@ def assert_reads_as(path, values):
     return meta
 
 
-def test_slope_and_intercept_are_those_of_each_slice(tmp_path):
+def test_each_slice_has_its_slope_and_intercept(tmp_path):
     slopes = [1, 0.5, 2, 3, 0.25, 1]
 
     def change(data, k):
@@ -47,7 +47,7 @@ def test_slope_of_each_frame_and_shuffled_frames(tmp_path):
     assert_reads_as(path, VOLUME * (np.arange(6) + 1.0) + 0.5)
 
 
-def test_mr_slopes_count_as_well(tmp_path):
+def test_mr_slopes_are_applied(tmp_path):
     write_series(tmp_path, VOLUME, SOPClassUID=MRImageStorage, RescaleSlope="2", RescaleIntercept="5")
     assert_reads_as(tmp_path, VOLUME * 2 + 5)
 
@@ -61,7 +61,7 @@ def test_mr_slopes_count_as_well(tmp_path):
     ],
     ids=["12 bits", "signed", "8 bits"],
 )
-def test_bright_stays_bright(tmp_path, volume, bits, mirrored):
+def test_monochrome1_is_mirrored(tmp_path, volume, bits, mirrored):
     tags = {"PhotometricInterpretation": "MONOCHROME1", "BitsStored": bits, "HighBit": bits - 1}
     tags |= {"RescaleSlope": "2", "RescaleIntercept": "0"}
     write_series(tmp_path, volume, **tags)
@@ -69,7 +69,7 @@ def test_bright_stays_bright(tmp_path, volume, bits, mirrored):
     assert meta["warnings"] == "stored with low values bright (MONOCHROME1): mirrored, so that bright is high"
 
 
-def test_what_lies_in_unused_bits_is_left_out(tmp_path):
+def test_unused_bits_are_ignored(tmp_path):
     twelve = (VOLUME % 2048).astype(np.int16)
     write_series(tmp_path / "a", twelve | (5 << 12), BitsStored=12, HighBit=11)
     assert_reads_as(tmp_path / "a", twelve)
@@ -107,13 +107,13 @@ def write_packed(folder, pack):
 
 
 @pytest.mark.parametrize("syntax", PACKED)
-def test_packed_pixels_have_the_same_values(tmp_path, syntax):
+def test_compressed_pixels_have_the_same_values(tmp_path, syntax):
     volume = write_packed(tmp_path, PACKED[syntax])
     assert_reads_as(tmp_path, volume * 0.5 - 1024)
 
 
 @pytest.mark.parametrize("syntax", ["RLE", "JPEG-LS"])
-def test_packed_frames_with_slopes_of_their_own(tmp_path, syntax):
+def test_compressed_frames_with_different_slopes(tmp_path, syntax):
     def change(groups, f):
         groups.PixelValueTransformationSequence = [item(RescaleSlope=str(f + 1), RescaleIntercept="0")]
 
@@ -129,7 +129,7 @@ def cut(path, count):
 
 
 def shorten_code(path):
-    """The code cut, but wrapped as if it were whole: GDCM fills the rest without a word."""
+    """Truncate a compressed frame within an intact wrapper: GDCM silently fills the rest."""
     data = dcmread(path)
     code = data.PixelData[16:-8]
     data.PixelData = encapsulate([code[: len(code) // 2 // 2 * 2]])
@@ -137,7 +137,7 @@ def shorten_code(path):
 
 
 @pytest.mark.parametrize("syntax", [*PACKED, "plain"])
-def test_a_file_cut_short_is_refused(tmp_path, syntax):
+def test_truncated_file_is_refused(tmp_path, syntax):
     write_packed(tmp_path, PACKED.get(syntax, lambda data: None))
     cut(tmp_path / "series-003.dcm", 20)
     with pytest.raises(RefusedScan, match=r"cut short.*copy it again"):
@@ -145,7 +145,7 @@ def test_a_file_cut_short_is_refused(tmp_path, syntax):
 
 
 @pytest.mark.parametrize("syntax", ["JPEG-LS", "JPEG 2000"])
-def test_a_code_cut_short_is_refused(tmp_path, syntax):
+def test_truncated_compressed_frame_is_refused(tmp_path, syntax):
     write_packed(tmp_path, PACKED[syntax])
     shorten_code(tmp_path / "series-003.dcm")
     with pytest.raises(RefusedScan, match=r"series-003\.dcm is damaged, cut short or in an unknown syntax") as refused:
@@ -159,8 +159,8 @@ def test_values_beyond_float32_are_refused(tmp_path):
         read(tmp_path)
 
 
-def test_padding_is_not_taken_for_tissue(tmp_path):
-    """Outside of the field of view, where bright as well as dark numbers are in use."""
+def test_padding_is_set_to_the_lowest_value(tmp_path):
+    """Outside the field of view, where writers use bright or dark values."""
     corner = np.zeros(VOLUME.shape, bool)
     corner[:2, :3] = True
     for name, padding, limit in (("dark", -2000, None), ("bright", 30000, None), ("range", 29000, 31000)):
@@ -174,19 +174,19 @@ def test_padding_is_not_taken_for_tissue(tmp_path):
         assert meta["warnings"] == "8.3 % of its voxels are padding (PixelPaddingValue): set to the lowest other value"
 
 
-def test_padding_that_is_dark_already_is_left_alone(tmp_path):
+def test_dark_padding_is_unchanged(tmp_path):
     stored = (np.abs(VOLUME) + 1).astype(np.int16)
     stored[:2] = 0
     write_series(tmp_path, stored, PixelPaddingValue=0)
     assert assert_reads_as(tmp_path, stored)["warnings"] == ""
 
 
-def test_padding_that_is_nowhere_changes_nothing(tmp_path):
+def test_absent_padding_changes_nothing(tmp_path):
     write_series(tmp_path, VOLUME, PixelPaddingValue=-2000)
     assert assert_reads_as(tmp_path, VOLUME)["warnings"] == ""
 
 
-def test_padding_of_signed_values_may_be_written_as_unsigned(tmp_path):
+def test_padding_of_signed_values_may_be_unsigned(tmp_path):
     stored = VOLUME.copy()
     stored[0] = -2000
 
@@ -209,7 +209,7 @@ def test_bright_padding_of_inverted_images_is_dark(tmp_path):
 
 
 def pieces(data, change):
-    """A file's pixels packed by RLE, with the one piece changed."""
+    """Write a file with RLE pixels, one segment of which is changed."""
     data.compress(RLELossless, generate_instance_uid=False)
     code = change(get_frame(data.PixelData, 0, number_of_frames=1))
     data.PixelData = encapsulate([code + bytes(len(code) % 2)])
@@ -221,7 +221,7 @@ def without_some(code, at, count):
 
 @pytest.mark.parametrize("at", [64, 66, 70, 100, -20, -4])
 def test_rle_with_bytes_missing_is_refused(tmp_path, at):
-    """Also where the first piece then takes its end from the second one."""
+    """Also where the first segment then ends within the second one."""
 
     def change(data, k):
         if k == 2:
@@ -233,7 +233,7 @@ def test_rle_with_bytes_missing_is_refused(tmp_path, at):
 
 
 @pytest.mark.parametrize("kind", ["RLE", "JPEG-LS", "JPEG 2000"])
-def test_packed_pixels_without_their_end_are_refused_by_the_header(tmp_path, kind):
+def test_compressed_pixels_without_end_are_refused_by_the_header(tmp_path, kind):
     write_packed(tmp_path, PACKED[kind])
     path = sorted(tmp_path.iterdir())[2]
     path.write_bytes(path.read_bytes()[:-10])
@@ -242,7 +242,7 @@ def test_packed_pixels_without_their_end_are_refused_by_the_header(tmp_path, kin
 
 
 @pytest.mark.parametrize(("more", "got"), [(b"\0" * 8, 152), (b"\0" * 2, 146)])
-def test_more_pixels_than_the_header_says_are_refused(tmp_path, more, got):
+def test_more_pixels_than_in_the_header_are_refused(tmp_path, more, got):
     def change(data, k):
         if k == 2:
             data.PixelData = data.PixelData + more
@@ -252,13 +252,13 @@ def test_more_pixels_than_the_header_says_are_refused(tmp_path, more, got):
         read(tmp_path)
 
 
-def test_an_odd_number_of_bytes_is_filled_up(tmp_path):
+def test_odd_number_of_bytes_is_padded(tmp_path):
     volume = random_volume((9, 7, 6), 0, 255).astype(np.uint8)
     write_series(tmp_path, volume, change=lambda data, k: setattr(data, "PixelData", data.PixelData + b"\0"))
     assert_reads_as(tmp_path, volume)
 
 
-def test_pixels_filled_up_by_padding_behind_them_are_refused(tmp_path):
+def test_pixels_completed_by_trailing_padding_are_refused(tmp_path):
     def change(data, k):
         if k == 2:
             data.PixelData = data.PixelData[:-20]
@@ -276,7 +276,7 @@ BAD_SCALING = {
 
 
 @pytest.mark.parametrize("name", BAD_SCALING)
-def test_scaling_that_is_no_number_is_refused(tmp_path, name):
+def test_invalid_scaling_is_refused(tmp_path, name):
     write_series(tmp_path, VOLUME, **BAD_SCALING[name])
     with pytest.raises(RefusedScan, match="expected one Rescale"):
         read(tmp_path)
@@ -298,7 +298,7 @@ UNLIKE = {
 
 
 @pytest.mark.parametrize("name", UNLIKE)
-def test_values_that_do_not_mean_the_same_are_refused(tmp_path, name):
+def test_values_of_different_meaning_are_refused(tmp_path, name):
     def change(data, k):
         for keyword, value in UNLIKE[name](k).items():
             setattr(data, keyword, value)
@@ -308,18 +308,18 @@ def test_values_that_do_not_mean_the_same_are_refused(tmp_path, name):
         read(tmp_path)
 
 
-def test_a_unit_that_only_some_slices_name_is_theirs_all(tmp_path):
+def test_unit_of_some_slices_holds_for_all(tmp_path):
     write_series(tmp_path, VOLUME, change=lambda data, k: k < 2 or setattr(data, "RescaleType", "HU"))
     assert_reads_as(tmp_path, VOLUME)
 
 
-def test_the_photometric_interpretation_may_be_in_small_letters(tmp_path):
+def test_photometric_interpretation_may_be_lower_case(tmp_path):
     with silence_pydicom():
         write_series(tmp_path, VOLUME, PhotometricInterpretation="monochrome2")
     assert_reads_as(tmp_path, VOLUME)
 
 
-def test_a_file_written_anew_between_its_header_and_its_pixels_is_refused_for_now(tmp_path):
+def test_file_rewritten_after_its_header_was_read_is_refused_for_now(tmp_path):
     paths = write_series(tmp_path, VOLUME)
     reader = DicomSeriesReader()
     found = reader.read(tmp_path)
@@ -331,7 +331,7 @@ def test_a_file_written_anew_between_its_header_and_its_pixels_is_refused_for_no
 
 
 @pytest.mark.parametrize("lost", [[3], [0, 2, 4], [5]])
-def test_damaged_slices_under_one_sop_uid_are_no_copies(tmp_path, lost):
+def test_damaged_slices_with_one_sop_uid_are_no_copies(tmp_path, lost):
     paths = write_series(tmp_path, VOLUME, SOPInstanceUID="1.2.3")
     for k in lost:
         paths[k].write_bytes(paths[k].read_bytes()[:-40])

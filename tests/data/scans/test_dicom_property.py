@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever anonymisers, exporters and file systems do to a good series: it stays one volume, or is refused once."""
+"""A valid series as altered by anonymisers, exporters and file systems is one volume, or refused once."""
 
 import copy
 import random
@@ -23,7 +23,7 @@ TAGS = {
 
 
 def series(volume=VOLUME, affine=AXIAL, name="series", **tags):
-    """A good series as name -> dataset, in the order of places."""
+    """Return a valid series as name -> dataset, in the order of positions."""
     files = {}
     for k in range(volume.shape[2]):
         data = dataset(volume[:, :, k].T, series=name, instance=str(k), InstanceNumber=k + 1)
@@ -34,7 +34,7 @@ def series(volume=VOLUME, affine=AXIAL, name="series", **tags):
 
 
 def some(chance, files):
-    """The keys of a few files, of every second one, of the first half, or of all."""
+    """Return the keys of a few files, of every second one, of the first half, or of all."""
     names = list(files)
     return chance.choice(
         [
@@ -66,10 +66,10 @@ def renumber(chance, files):
 def new_uids(chance, files):
     keyword = chance.choice(["SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"])
     how = chance.choice(
-        ["each", "one for all", "two in turns", "two halves"] if "SOP" not in keyword else ["each", "all"]
+        ["each", "one for all", "alternating", "two halves"] if "SOP" not in keyword else ["each", "all"]
     )
     for k, data in enumerate(files.values()):
-        which = {"each": k, "two in turns": k % 2, "two halves": 2 * k // len(files)}.get(how, 0)
+        which = {"each": k, "alternating": k % 2, "two halves": 2 * k // len(files)}.get(how, 0)
         setattr(data, keyword, generate_uid(entropy_srcs=[keyword, str(which)]))
     return files
 
@@ -120,7 +120,7 @@ def blank(chance, files):
 
 
 def jitter(chance, files):
-    """Measured numbers that differ by rounding, and ways of writing one number."""
+    """Change measured values by rounding, and the notation of numbers."""
     keyword = chance.choice(["EchoTime", "InversionTime", "FlipAngle", "KVP", "ReconstructionDiameter"])
     written = chance.choice([["13.40", "13.41"], ["120", "120.0"], ["350", "351", "352"], ["5.00", "5.05"]])
     how = chance.choice([lambda k: k, lambda k: 2 * k // len(files), lambda k: chance.randrange(3)])
@@ -140,7 +140,7 @@ def write(folder, files):
 
 
 def read_all(folder):
-    """What is read, as (array, affine), and the reasons of what is refused."""
+    """Return the volumes, as (array, affine), and the reasons of refused scans."""
     scans, _ = find_scans(folder)
     volumes, refused = [], [scan.refused for scan in scans if scan.refused]
     reader = ScanReader()
@@ -157,7 +157,7 @@ def read_all(folder):
 
 
 def is_the(truth, found):
-    """Whether a volume that was read is a true one: same values, at places at most a tenth of a pixel off."""
+    """Return whether a volume is the original one: same values, positions within a tenth of a pixel."""
     (values, affine), (array, other) = truth, found
     if array.shape != values.shape or not np.array_equal(array, values):
         return False
@@ -170,7 +170,7 @@ def true(volume, affine=AXIAL):
 
 
 @pytest.mark.parametrize("seed", range(150))
-def test_a_good_series_stays_one_volume_or_is_refused_once(tmp_path, seed):
+def test_altered_series_is_one_volume_or_refused_once(tmp_path, seed):
     chance = random.Random(seed)
     affine = chance.choice([AXIAL, SAGITTAL, OBLIQUE])
     files = series(affine=affine)
@@ -189,8 +189,8 @@ BETWEEN[2, 3], BEHIND[2, 3], FAR[2, 3] = 1.25, 2.5 * SLICES, 200
 
 
 @pytest.mark.parametrize("seed", range(150))
-def test_two_good_series_are_two_volumes_or_refused_once(tmp_path, seed):
-    """Under one SeriesInstanceUID or none, at the same places, between, behind or far from the first one's."""
+def test_two_altered_series_are_two_volumes_or_refused_once(tmp_path, seed):
+    """Under one SeriesInstanceUID or none, at the same positions, between, after or far from those of the first."""
     chance = random.Random(seed)
     place = [AXIAL, BETWEEN, BEHIND, FAR][seed % 4]
     own = chance.choice(
@@ -208,7 +208,7 @@ def test_two_good_series_are_two_volumes_or_refused_once(tmp_path, seed):
         "SeriesNumber",
         "ConvolutionKernel",
     }
-    if chance.random() < 0.5 and not shows_nothing:  # else it is in all respects one series of twice as many slices
+    if chance.random() < 0.5 and not shows_nothing:  # else it is one series of twice as many slices
         for data in two.values():
             data.InstanceNumber += len(one)
     for data in (*one.values(), *two.values()):
@@ -219,17 +219,17 @@ def test_two_good_series_are_two_volumes_or_refused_once(tmp_path, seed):
     write(tmp_path / folders[0], one)
     write(tmp_path / (folders[1] or "c" * (set(one) & set(two) != set())), two)
     volumes, refused = read_all(tmp_path)
-    told = (own, named, folders, [len(volumes), refused])
+    context = (own, named, folders, [len(volumes), refused])
     if volumes:
-        assert len(volumes) == 2 and not refused, told
+        assert len(volumes) == 2 and not refused, context
         assert {
             i for i, truth in enumerate((true(VOLUME), true(OTHER, place))) for v in volumes if is_the(truth, v)
         } == {0, 1}
     else:
-        assert len(refused) == 1, told
+        assert len(refused) == 1, context
 
 
-def test_the_makers_make_what_they_say(tmp_path):
+def test_alterations_do_what_their_names_say(tmp_path):
     write(tmp_path, copy.deepcopy(series()))
     (found,), refused = read_all(tmp_path)
     assert not refused

@@ -33,7 +33,7 @@ def assert_reads_as(path, values, affine=OBLIQUE, **options):
 
 
 @pytest.mark.parametrize("how", READERS)
-def test_it_reads_as_monai_reads_a_nifti_file_of_the_same_volume(tmp_path, how):
+def test_dicom_equals_nifti_of_the_same_volume(tmp_path, how):
     write_series(tmp_path / "dicom", VOLUME)
     nibabel.save(nibabel.Nifti1Image(VOLUME, OBLIQUE), tmp_path / "same.nii")
     nifti = LoadImage(reader="NibabelReader")(tmp_path / "same.nii")
@@ -49,7 +49,7 @@ def test_it_reads_as_monai_reads_a_nifti_file_of_the_same_volume(tmp_path, how):
     assert "secret" not in repr(dicom.meta).lower()
 
 
-def test_what_can_be_given(tmp_path):
+def test_accepted_inputs(tmp_path):
     paths = write_series(tmp_path / "in" / "the" / "depths", VOLUME)
     (tmp_path / "in" / "notes.txt").write_text("hello")
     (tmp_path / "in" / "the" / "empty").touch()
@@ -60,8 +60,8 @@ def test_what_can_be_given(tmp_path):
         assert_reads_as(given, VOLUME)
 
 
-def test_a_refusal_comes_through_loadimage(tmp_path):
-    """LoadImage hides what ``read`` raises and lets other readers guess."""
+def test_load_image_raises_the_refusal(tmp_path):
+    """LoadImage ignores errors of ``read`` and lets other readers guess."""
     write_series(tmp_path, VOLUME, change=lambda data, k: k != 2)
     with pytest.raises(RefusedScan, match=r"slices 2\.5 mm apart, missing: 1"):
         LoadImage(reader=NAME)(tmp_path)
@@ -69,15 +69,15 @@ def test_a_refusal_comes_through_loadimage(tmp_path):
         LoadImage(reader=NAME)(tmp_path / "gone")
 
 
-def test_several_volumes_are_listed_and_one_can_be_chosen(tmp_path):
+def test_several_volumes_are_listed_to_choose_one(tmp_path):
     write_series(tmp_path, VOLUME, series="one")
     write_series(tmp_path, VOLUME + 1, series="two")
     with pytest.raises(
         RefusedScan, match=r"expected one volume, got 2: \w{8} \(CT, 9x8x6\), \w{8} .*choose one"
-    ) as told:
+    ) as raised:
         read(tmp_path)
     assert_reads_as(f"{tmp_path}::{uid('two')}", VOLUME + 1)
-    digest = str(told.value).split("got 2: ")[1][:8]
+    digest = str(raised.value).split("got 2: ")[1][:8]
     assert read(f"{tmp_path}::{digest}")[1]["series_uid"] in (uid("one"), uid("two"))
     with pytest.raises(RefusedScan, match=r"expected the volume 1.2.3, got \w{8} \(CT, 9x8x6\).* after ::"):
         read(f"{tmp_path}::1.2.3")
@@ -91,8 +91,8 @@ def test_nothing_to_read(tmp_path):
         read(tmp_path / "x.txt")
 
 
-def test_each_scan_that_is_found_can_be_read_by_itself(tmp_path):
-    """Two echoes as slices, and three times in one shuffled file, all under one folder."""
+def test_each_found_scan_can_be_read(tmp_path):
+    """Two echoes as slices, and three time points in one shuffled file, in one folder."""
     files = write_series(tmp_path, VOLUME, EchoTime="4") + write_series(tmp_path, VOLUME + 1, first=50, EchoTime="9")
     times = np.stack([VOLUME, VOLUME + 2, VOLUME + 3], axis=-1)
     files.append(write_multiframe(tmp_path / "m.dcm", times, order=np.random.default_rng(1).permutation(18)))
@@ -112,13 +112,13 @@ def tilted(shift_mm):
 
 
 def plane_through(affine, shape):
-    """Whole numbers that grow evenly in space, at the voxels of a grid; linear interpolation gives them exactly."""
+    """Return whole numbers that grow linearly in space, which linear interpolation reproduces exactly."""
     x, y, z = np.einsum("ab,b...->a...", affine, [*np.indices(shape), np.ones(shape)])[:3]
     return 8 * x + 4 * y + 2 * z
 
 
 @pytest.mark.parametrize("shift_mm", [(0, 1.0), (0.5, -1.5), (-0.25, 0)])
-def test_a_tilted_series_is_brought_onto_a_rectangular_grid_with_true_values(tmp_path, shift_mm):
+def test_tilted_series_is_resampled_onto_a_rectangular_grid(tmp_path, shift_mm):
     affine, shape = tilted(shift_mm), (9, 8, 6)
     write_series(tmp_path, plane_through(affine, shape).astype(np.int16), affine)
     array, meta = read(tmp_path)
@@ -127,7 +127,7 @@ def test_a_tilted_series_is_brought_onto_a_rectangular_grid_with_true_values(tmp
     truth = plane_through(meta["affine"], array.shape)
     inside = np.isclose(array, truth, atol=1e-3)
     assert ((array == array.min()) | inside).all()
-    for k in range(6):  # of every slice nothing is lost but the rim that has no neighbour
+    for k in range(6):  # only the border without a neighbour is lost
         assert inside[:, :, k].sum() >= (shape[0] - 1) * (shape[1] - 1)
     corners = nibabel.affines.apply_affine(affine, [(i, j, k) for i in (0, 8) for j in (0, 7) for k in (0, 5)])
     places = nibabel.affines.apply_affine(np.linalg.inv(meta["affine"]), corners)
@@ -138,7 +138,7 @@ def test_a_tilted_series_is_brought_onto_a_rectangular_grid_with_true_values(tmp
     assert tuple(meta["spatial_shape"]) == array.shape
 
 
-def test_a_tilted_series_can_be_kept_or_refused(tmp_path):
+def test_tilted_series_can_be_sheared_or_refused(tmp_path):
     affine = tilted((0, 1.0))
     write_series(tmp_path, VOLUME, affine)
     meta = assert_reads_as(tmp_path, VOLUME, affine, gantry_tilt="shear")
@@ -148,7 +148,7 @@ def test_a_tilted_series_can_be_kept_or_refused(tmp_path):
     assert_reads_as(write_series(tmp_path / "straight", VOLUME)[0].parent, VOLUME, gantry_tilt="refuse")
 
 
-def test_a_tilt_that_would_take_all_memory_is_refused(tmp_path):
+def test_tilt_that_needs_too_much_memory_is_refused(tmp_path):
     write_series(tmp_path, VOLUME, tilted((0, 1e8)))
     with pytest.raises(RefusedScan, match=r"a tilt that a grid of 1073741824 voxels can hold"):
         read(tmp_path)
@@ -157,9 +157,9 @@ def test_a_tilt_that_would_take_all_memory_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gantry_tilt": "ignore"}, "gantry_tilt as one of resample, shear, refuse, got 'ignore'"),
-        ({"min_slices": 1}, "min_slices of 2 or more, got 1: a single slice is no volume"),
-        ({"min_slices": "3"}, "min_slices of 2 or more, got '3'"),
+        ({"gantry_tilt": "ignore"}, "unknown gantry_tilt 'ignore'; choose from resample, shear, refuse"),
+        ({"min_slices": 1}, "min_slices must be a whole number from 2, not 1: a single slice is not a volume"),
+        ({"min_slices": "3"}, "min_slices must be a whole number from 2, not '3'"),
     ],
 )
 def test_wrong_options(options, message):
@@ -167,7 +167,7 @@ def test_wrong_options(options, message):
         DicomSeriesReader(**options)
 
 
-def test_verify_suffix_looks_at_the_content(tmp_path):
+def test_verify_suffix_checks_the_content(tmp_path):
     paths = write_series(tmp_path / "a", VOLUME, suffix="")
     (tmp_path / "b.dcm").write_text("hello")
     reader = DicomSeriesReader()
@@ -187,7 +187,7 @@ def test_workers_of_a_dataloader(tmp_path):
     assert np.array_equal(batch["image"].numpy(), expected)
 
 
-def test_a_slice_that_cannot_be_read_now_is_a_reason_that_may_pass(tmp_path, monkeypatch):
+def test_unreadable_slice_is_a_reason_that_may_pass(tmp_path, monkeypatch):
     paths = write_series(tmp_path, VOLUME)
 
     def gone(path, *args, **kwargs):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every real DICOM file at hand: read, refused or skipped, each for the right reason and with the right geometry."""
+"""Real DICOM files: each is read, refused or skipped for the right reason and with the right geometry."""
 
 import nibabel
 import numpy as np
@@ -41,10 +41,10 @@ SCANS = {
     f"{TREE}/98892001/CT5N": ((16, 16, 5), (0.488281, 0.488281, 2.5)),
     **{f"{TREE}/98892003/MR1/{name}": ONE for name in (15820, 4919, 5641)},  # localizers
     **{f"{TREE}/98892003/MR2/{name}": ONE for name in (15970, 4950, 4981, 5011, 6273, 6605, 6935)},
-    # Projections from seven sides, which other readers take for a volume.
+    # Projections from seven directions, which other readers take for a volume.
     **{f"{TREE}/98892003/MR700/{name}": ONE for name in (4467, 4528, 4558, 4588, 4618, 4648, 4678)},
 }
-# Several under one name, which go by eight characters more.
+# Several scans under one name, which get a digest.
 SEVERAL = {
     f"{ENHANCED}/Philips/IM_0027_fMAP.dcm": [((64, 64, 32), (4, 4, 4))] * 2,  # magnitude and field map
 }
@@ -95,7 +95,7 @@ def assert_is(scan, expected):
         assert scan.spacing_mm == pytest.approx(spacing, rel=1e-5), scan.name
 
 
-def test_every_scan_is_what_it_is(found):
+def test_every_real_scan_is_found(found):
     scans, _ = found
     named = {scan.name: scan for scan in scans}
     assert set(SCANS) <= set(named)
@@ -109,7 +109,7 @@ def test_every_scan_is_what_it_is(found):
     assert not named
 
 
-def test_every_other_file_is_skipped_for_its_reason(found, folder):
+def test_every_other_real_file_is_skipped_with_its_reason(found, folder):
     _, skipped = found
     reasons = {file.path.relative_to(folder).as_posix(): file.reason for file in skipped}
     assert set(reasons) == set(SKIPPED)
@@ -128,7 +128,7 @@ def without_padding(values, path):
     return np.where(outside, values[~outside].min(), values).astype(np.float32)
 
 
-def test_what_is_listed_can_be_read_with_the_values_of_another_reader(found):
+def test_found_scans_have_the_values_of_another_reader(found):
     """SimpleITK sorts nothing here: it is given one slice at a time."""
     for scan in found[0]:
         other = (f"{ENHANCED}/Philips", f"{CT_MASK}/24x38x3/multi", "mr_4d_and_mosaic")
@@ -151,7 +151,7 @@ def in_grid_of(reference, array, affine):
     return array[tuple(np.moveaxis(np.rint(index).astype(int), -1, 0))]
 
 
-def test_siemens_time_points_are_those_of_the_reference_conversion(found, folder):
+def test_siemens_time_points_equal_the_reference_conversion(found, folder):
     reference = nibabel.load(folder / "enhanced" / "Ref" / "Siemens_REST1_w_SMS_PF7-8_6.nii")
     for time in range(4):
         (scan,) = (scan for scan in found[0] if scan.name.endswith(f"XA10/6_{time + 1}.dcm"))
@@ -163,7 +163,7 @@ def affine_of(scan):
     return array, meta["affine"]
 
 
-def test_philips_magnitude_and_field_map_are_those_of_the_reference_conversion(found, folder):
+def test_philips_magnitude_and_field_map_equal_the_reference_conversion(found, folder):
     scans = [scan for scan in found[0] if "IM_0027_fMAP" in scan.name]
     field, magnitude = sorted((affine_of(scan) for scan in scans), key=lambda scan: scan[0].min())
     reference = nibabel.load(folder / "enhanced" / "Ref" / "Philips_WIP_B0_NS_801_e2_fieldmaphz.nii")
@@ -174,7 +174,7 @@ def test_philips_magnitude_and_field_map_are_those_of_the_reference_conversion(f
     np.testing.assert_allclose(in_grid_of(reference, *magnitude) * factor, reference.dataobj, rtol=1e-5)
 
 
-def test_slices_and_frames_are_the_volume_that_they_were_made_from(found, folder):
+def test_slices_and_frames_equal_their_source_volume(found, folder):
     original = sitk.ReadImage(str(folder / CT_MASK / "24x38x3" / "nrrd" / "label.nrrd"))
     affine = np.diag([-0.7, -0.7, 2.5, 1])
     affine[:3, 3] = np.array(original.GetOrigin()) * [-1, -1, 1]
@@ -185,7 +185,7 @@ def test_slices_and_frames_are_the_volume_that_they_were_made_from(found, folder
         np.testing.assert_allclose(meta["affine"], affine, atol=1e-5)
 
 
-def test_compressed_files_give_the_values_of_the_plain_one(folder):
+def test_compressed_files_equal_the_uncompressed_one(folder):
     plain = folder / OLD / "MR_small.dcm"
     for name in ("RLE", "jp2klossless", "jpeg_ls_lossless", "bigendian", "implicit", "padded"):
         assert digest_pixels(folder / OLD / f"MR_small_{name}.dcm") == digest_pixels(plain), name
@@ -196,7 +196,7 @@ def test_compressed_files_give_the_values_of_the_plain_one(folder):
 @pytest.mark.parametrize(
     "name", ["693_J2KI", "693_UNCI", "J2K_pixelrep_mismatch", "JPEG-lossy", "JPEG2000", "CT_small"]
 )
-def test_each_syntax_gives_the_values_of_another_reader(folder, name):
+def test_each_transfer_syntax_has_the_values_of_another_reader(folder, name):
     path = folder / OLD / f"{name}.dcm"
     image = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
     np.testing.assert_array_equal(read_volume(read_header(path))[0], without_padding(image.T, path))

@@ -40,7 +40,7 @@ def only_scan(folder, **options):
     ],
     ids=["oblique", "axial", "coronal", "sagittal"],
 )
-def test_a_series_is_one_scan(tmp_path, affine, orientation):
+def test_series_is_one_scan(tmp_path, affine, orientation):
     paths = write_series(tmp_path / "study", VOLUME, affine)
     scan = only_scan(tmp_path)
     assert (scan.name, scan.format, scan.modality, scan.series_uid) == ("study", "DICOM", "CT", uid("series"))
@@ -51,7 +51,7 @@ def test_a_series_is_one_scan(tmp_path, affine, orientation):
 
 
 @pytest.mark.parametrize("number", [lambda k: k * 7 % 6, lambda k: 1, lambda k: None], ids=["random", "equal", "none"])
-def test_the_number_of_an_image_does_not_matter(tmp_path, number):
+def test_instance_number_does_not_matter(tmp_path, number):
     paths = write_series(tmp_path, VOLUME, change=lambda data, k: setattr(data, "InstanceNumber", number(k)))
     assert only_scan(tmp_path).files == tuple(paths)
 
@@ -76,7 +76,7 @@ REFUSED = {
     ),
     "two slices missing": (lambda data, k: k not in (1, 4), "missing: 2, the first between series-006.dcm and"),
     "uneven": (lambda data, k: moved(data, k, [0, 0, 0.2]), r"at equal distances, got 2.3 to 2.7 mm"),
-    "beside": (lambda data, k: moved(data, k, [1, 0, 0]), "even, straight line, got one 1 mm off its place"),
+    "sideways": (lambda data, k: moved(data, k, [1, 0, 0]), "even, straight line, got one 1 mm off its place"),
     "no positions": (lambda data, k: delattr(data, "ImagePositionPatient"), "the position of every slice, got none"),
     "no orientation": (lambda data, k: delattr(data, "ImageOrientationPatient"), "the orientation of every slice"),
     "no spacing": (lambda data, k: delattr(data, "PixelSpacing"), "expected the pixel spacing of every slice"),
@@ -109,7 +109,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_not_one_volume_is_refused(tmp_path, name):
+def test_slices_that_are_not_one_volume_are_refused(tmp_path, name):
     change, reason = REFUSED[name]
     write_series(tmp_path, VOLUME, AXIAL, change=change)
     scan = only_scan(tmp_path)
@@ -117,18 +117,18 @@ def test_what_is_not_one_volume_is_refused(tmp_path, name):
     assert (scan.shape, scan.spacing_mm, scan.orientation) == ((), (), "")
 
 
-def test_positions_written_with_few_digits_are_even_enough(tmp_path):
+def test_positions_with_few_digits_are_evenly_spaced(tmp_path):
     write_series(tmp_path, VOLUME, AXIAL, change=lambda data, k: moved(data, k, [0, 0, 0.01]))
     assert only_scan(tmp_path).refused == ""
 
 
-def test_fewest_slices(tmp_path):
+def test_min_slices(tmp_path):
     write_series(tmp_path, VOLUME)
     assert only_scan(tmp_path, min_slices=6).refused == ""
     assert "expected at least 7 slices, got 6" in only_scan(tmp_path, min_slices=7).refused
 
 
-def test_two_series_in_a_folder_are_two_scans_with_lasting_names(tmp_path):
+def test_two_series_in_a_folder_are_two_scans_with_stable_names(tmp_path):
     write_series(tmp_path / "study", VOLUME, series="one")
     assert only_scan(tmp_path).name == "study"
     write_series(tmp_path / "study", VOLUME, series="two")
@@ -140,7 +140,7 @@ def test_two_series_in_a_folder_are_two_scans_with_lasting_names(tmp_path):
     assert [scan.name for scan in three] == sorted(scan.name for scan in three)
 
 
-def test_localizers_of_the_same_series_are_scans_of_their_own(tmp_path):
+def test_localizers_of_the_series_are_separate_scans(tmp_path):
     paths = write_series(tmp_path, VOLUME)
     coronal = np.array([[-0.7, 0, 0, 5], [0, 0, -2.5, 6], [0, -0.9, 0, 7], [0, 0, 0, 1.0]])
     write_series(tmp_path / "scout", VOLUME[:, :, :1], coronal, first=100)
@@ -151,7 +151,7 @@ def test_localizers_of_the_same_series_are_scans_of_their_own(tmp_path):
     assert volume.warnings == scout.warnings == ("one of 2 stacks of its series",)
 
 
-def test_slices_of_another_size_are_a_scan_of_their_own(tmp_path):
+def test_slices_of_another_size_are_a_separate_scan(tmp_path):
     write_series(tmp_path / "a", VOLUME)
     write_series(tmp_path / "b", random_volume((9, 7, 4)), first=50)
     assert [scan.shape for scan in scans_in(tmp_path)[0]] == [(9, 8, 6), (9, 7, 4)]
@@ -180,7 +180,7 @@ TOLD_APART = {
 
 
 @pytest.mark.parametrize("name", TOLD_APART)
-def test_volumes_at_one_place_are_told_apart_by_their_tags(tmp_path, name):
+def test_volumes_at_the_same_positions_are_separated_by_tags(tmp_path, name):
     volumes, by = TOLD_APART[name]
     expected = [
         tuple(write_series(tmp_path, VOLUME, first=100 * i, change=tags(**values))) for i, values in enumerate(volumes)
@@ -193,7 +193,7 @@ def test_volumes_at_one_place_are_told_apart_by_their_tags(tmp_path, name):
 
 
 @pytest.mark.parametrize("trigger", [lambda k, i: "1", lambda k, i: str(10 * i + k)], ids=["same", "for each slice"])
-def test_time_points_that_neither_tags_nor_numbers_separate_are_refused(tmp_path, trigger):
+def test_inseparable_time_points_are_refused(tmp_path, trigger):
     for i in range(2):
         values = {"TriggerTime": lambda k, i=i: trigger(k, i), "InstanceNumber": lambda k, i=i: (k * 5 + i * 7) % 11}
         write_series(tmp_path, VOLUME, first=100 * i, change=tags(**values))
@@ -210,7 +210,7 @@ NUMBERED = {
 
 
 @pytest.mark.parametrize("name", NUMBERED)
-def test_time_points_that_only_their_numbers_separate_are_one_scan_of_several_volumes(tmp_path, name):
+def test_time_points_separated_by_numbers_are_one_scan_of_several_volumes(tmp_path, name):
     for t in range(3):
         change = tags(InstanceNumber=lambda k, t=t: NUMBERED[name](k, t), ContentTime=lambda k, t=t: f"12{t:02}{k:02}")
         write_series(tmp_path, VOLUME + t, first=100 * t, change=change)
@@ -237,19 +237,19 @@ def test_echoes_of_several_time_points_are_scans_of_several_volumes(tmp_path):
     assert {scan.warnings for scan in found} == {("one of 2 stacks of its series, separated by EchoTime",)}
 
 
-def test_a_sweep_that_was_broken_off_is_refused(tmp_path):
+def test_incomplete_last_time_point_is_refused(tmp_path):
     write_series(tmp_path, VOLUME)
     write_series(tmp_path, VOLUME, first=100, change=lambda data, k: k < 4)
     assert "10 slices at 6 positions and no tag" in only_scan(tmp_path).refused
 
 
-def test_one_time_point_with_a_slice_missing_costs_only_itself(tmp_path):
+def test_missing_slice_refuses_only_its_time_point(tmp_path):
     write_series(tmp_path, VOLUME, change=tags(EchoTime="4"))
     write_series(tmp_path, VOLUME, first=100, change=lambda d, k: tags(EchoTime="9")(d, k) or k != 2)
     assert sorted("missing" in scan.refused for scan in scans_in(tmp_path)[0]) == [False, True]
 
 
-def test_copies_are_left_out_with_a_word(tmp_path):
+def test_copies_are_left_out_with_a_warning(tmp_path):
     paths = write_series(tmp_path / "a", VOLUME)
     shutil.copy(paths[1], tmp_path / "a" / "zzz.dcm")
     packed = dcmread(paths[2])
@@ -261,7 +261,7 @@ def test_copies_are_left_out_with_a_word(tmp_path):
     assert {file.reason for file in scans_in(tmp_path)[1]} == {f"a copy of {path.name}" for path in paths[1:3]}
 
 
-def test_another_image_under_the_same_uid_is_no_copy(tmp_path):
+def test_another_image_with_the_same_uid_is_no_copy(tmp_path):
     paths = write_series(tmp_path, VOLUME)
     other = dcmread(paths[1])
     other.PixelData = other.PixelData[::-1]
@@ -269,14 +269,14 @@ def test_another_image_under_the_same_uid_is_no_copy(tmp_path):
     assert "7 slices at 6 positions" in only_scan(tmp_path).refused
 
 
-def test_a_series_spread_over_folders_is_named_by_what_holds_them(tmp_path):
+def test_series_in_several_folders_is_named_by_their_common_parent(tmp_path):
     for k, path in enumerate(write_series(tmp_path / "p" / "x", VOLUME)):
         (tmp_path / "p" / str(k % 2)).mkdir(exist_ok=True)
         path.rename(tmp_path / "p" / str(k % 2) / path.name)
     assert only_scan(tmp_path).name == "p"
 
 
-def test_a_tilt_is_told(tmp_path):
+def test_gantry_tilt_gives_a_warning(tmp_path):
     tilted = AXIAL.copy()
     tilted[1, 2] = 2.5 * np.tan(np.radians(15))
     write_series(tmp_path, VOLUME, tilted)
@@ -285,7 +285,7 @@ def test_a_tilt_is_told(tmp_path):
     assert scan.warnings == ("its slices are tilted by 15.0 degrees (gantry tilt)",)
 
 
-def test_the_volumes_of_a_multiframe_file_are_scans(tmp_path):
+def test_volumes_of_a_multiframe_file_are_scans(tmp_path):
     four = np.stack([VOLUME, VOLUME + 1, VOLUME + 2], axis=-1)
     path = write_multiframe(tmp_path / "m.dcm", four, order=np.random.default_rng(1).permutation(18))
     found, _ = scans_in(tmp_path)
@@ -295,7 +295,7 @@ def test_the_volumes_of_a_multiframe_file_are_scans(tmp_path):
     assert len({scan.name for scan in found}) == 3
 
 
-def test_volumes_of_a_multiframe_file_that_nothing_tells_apart_are_refused(tmp_path):
+def test_inseparable_volumes_of_a_multiframe_file_are_refused(tmp_path):
     def change(groups, f):
         del groups.FrameContentSequence
 
@@ -319,7 +319,7 @@ def test_diffusion_directions_of_a_multiframe_file(tmp_path):
     assert [scan.shape for scan in found] == [(9, 8, 6)] * 3
 
 
-def test_frames_without_places_are_refused_however_many_there_are_said_to_be(tmp_path):
+def test_frames_without_positions_are_refused_whatever_their_number(tmp_path):
     frames = dataset(np.zeros((3, 4, 5), np.uint16))
     save(frames, tmp_path / "a.dcm")
     assert "expected the place of each of 3 frames, got 0" in only_scan(tmp_path).refused
@@ -328,7 +328,7 @@ def test_frames_without_places_are_refused_however_many_there_are_said_to_be(tmp
     assert "expected 80000000000 bytes of pixels" in only_scan(tmp_path).refused
 
 
-def test_a_volume_too_large_is_refused_before_its_pixels_are_read(tmp_path):
+def test_too_large_volume_is_refused_before_its_pixels_are_read(tmp_path):
     def change(data, k):
         data.Rows = data.Columns = 60000
         data.file_meta.TransferSyntaxUID = RLELossless
@@ -340,7 +340,7 @@ def test_a_volume_too_large_is_refused_before_its_pixels_are_read(tmp_path):
     assert "voxels, got 21600000000" in only_scan(tmp_path).refused
 
 
-def test_localizers_in_many_directions_are_planes_of_their_own(tmp_path):
+def test_localizers_in_many_directions_are_separate_planes(tmp_path):
     for i in range(40):
         turned = np.eye(4)
         turned[:3, :3] = nibabel.eulerangles.euler2mat(0.05 * (i % 20)) * [0.7, 0.9, 2.0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where one volume ends and another begins, when tags vary for reasons of their own."""
+"""Separation of volumes when tags vary for other reasons."""
 
 import numpy as np
 import pytest
@@ -37,13 +37,13 @@ ROUNDED = {
 
 @pytest.mark.parametrize("keyword", ["EchoTime", "InversionTime", "FlipAngle", "ReconstructionDiameter", "KVP"])
 @pytest.mark.parametrize("name", ROUNDED)
-def test_rounding_of_a_measured_number_separates_nothing(tmp_path, name, keyword):
+def test_rounded_measured_values_do_not_separate(tmp_path, name, keyword):
     write_series(tmp_path, VOLUME, AXIAL, change=tags(**MR, **{keyword: ROUNDED[name]}))
     assert_are(scans_in(tmp_path), VOLUME)
 
 
 @pytest.mark.parametrize("name", ROUNDED)
-def test_two_echoes_one_of_which_is_rounded(tmp_path, name):
+def test_two_echoes_one_rounded(tmp_path, name):
     write_series(tmp_path, VOLUME, AXIAL, change=tags(**MR, EchoTime=ROUNDED[name]))
     write_series(tmp_path, OTHER, AXIAL, first=12, change=tags(**MR, EchoTime="26.8"))
     scans = scans_in(tmp_path)
@@ -51,7 +51,7 @@ def test_two_echoes_one_of_which_is_rounded(tmp_path, name):
     assert all("separated by EchoTime" in scan.warnings[0] for scan in scans)
 
 
-def test_echoes_that_differ_by_little_are_separated_where_they_lie_at_one_place(tmp_path):
+def test_close_echo_times_separate_slices_at_the_same_positions(tmp_path):
     for i, volume in enumerate((VOLUME, OTHER)):
         write_series(tmp_path, volume, AXIAL, first=12 * i, change=tags(**MR, EchoTime=f"{50 + 0.5 * i}"))
     assert_are(scans_in(tmp_path), VOLUME, OTHER)
@@ -60,7 +60,7 @@ def test_echoes_that_differ_by_little_are_separated_where_they_lie_at_one_place(
 @pytest.mark.parametrize(
     "jitter", [lambda k: k % 2, lambda k: k // 6, lambda k: k % 3], ids=["turns", "halves", "thirds"]
 )
-def test_time_points_whose_times_vary_within_them_are_counted_by_their_numbers(tmp_path, jitter):
+def test_time_points_with_varying_times_are_separated_by_instance_number(tmp_path, jitter):
     volumes = [random_volume((9, 8, 12), seed=i) for i in range(3)]
     for i, volume in enumerate(volumes):
         times = lambda k, i=i: str(40 * i + (jitter(k) if i else 0))  # noqa: E731
@@ -73,7 +73,7 @@ def test_time_points_whose_times_vary_within_them_are_counted_by_their_numbers(t
 
 
 @pytest.mark.parametrize("jitter", [lambda k: k % 2, lambda k: k // 6], ids=["turns", "halves"])
-def test_time_points_that_only_varying_times_separate_are_refused_once(tmp_path, jitter):
+def test_time_points_separated_only_by_varying_times_are_refused_once(tmp_path, jitter):
     for i in range(3):
         times = lambda k, i=i: str(40 * i + (jitter(k) if i else 0))  # noqa: E731
         values = {"TriggerTime": times, "InstanceNumber": None}
@@ -82,7 +82,7 @@ def test_time_points_that_only_varying_times_separate_are_refused_once(tmp_path,
     assert_refused_once(scans_in(tmp_path), "36 slices at 12 positions and no tag that separates them")
 
 
-def test_scans_that_interleave_within_a_kernel_are_all_separated(tmp_path):
+def test_interleaved_scans_of_one_kernel_are_separated(tmp_path):
     volumes = [random_volume((9, 8, 12), seed=i) for i in range(4)]
     for i, volume in enumerate(volumes):
         values = {"ConvolutionKernel": "AB"[i // 2], "AcquisitionNumber": i % 2 + 1}
@@ -90,7 +90,7 @@ def test_scans_that_interleave_within_a_kernel_are_all_separated(tmp_path):
     assert_are(scans_in(tmp_path), *volumes)
 
 
-def test_what_another_volume_at_its_place_has_more_is_told(tmp_path):
+def test_volume_with_fewer_slices_than_another_gets_a_warning(tmp_path):
     write_series(tmp_path, VOLUME, AXIAL, change=tags(EchoTime="5"))
     write_series(tmp_path, OTHER[..., :9], AXIAL, first=12, change=tags(EchoTime="10"))
     whole, short = sorted(scans_in(tmp_path), key=lambda scan: -scan.shape[2])
@@ -99,7 +99,7 @@ def test_what_another_volume_at_its_place_has_more_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("keyword", ["AcquisitionNumber", "AcquisitionTime"])
-def test_packages_that_lack_a_slice_are_not_two_scans(tmp_path, keyword):
+def test_packages_with_a_missing_slice_are_not_two_scans(tmp_path, keyword):
     lost = tags(**MR, **{keyword: lambda k: f"1200{k % 2:02d}"})
     write_series(tmp_path, VOLUME, AXIAL, change=lambda data, k: k != 1 and lost(data, k))
     assert_refused_once(scans_in(tmp_path), "missing: 1")
@@ -107,7 +107,7 @@ def test_packages_that_lack_a_slice_are_not_two_scans(tmp_path, keyword):
 
 @pytest.mark.parametrize("modality", ["MR", "CT", "PT"])
 @pytest.mark.parametrize("values", [6, 4], ids=["six of two slices", "four of three"])
-def test_a_tag_of_more_values_than_slices_of_each_separates_no_scans(tmp_path, modality, values):
+def test_tag_with_more_values_than_slices_does_not_separate(tmp_path, modality, values):
     write_series(
         tmp_path, VOLUME, AXIAL, change=tags(Modality=modality, ImageType=lambda k: ["ORIGINAL", f"{k % values}"])
     )
@@ -115,34 +115,34 @@ def test_a_tag_of_more_values_than_slices_of_each_separates_no_scans(tmp_path, m
 
 
 @pytest.mark.parametrize("modality", ["", "CT"])
-def test_passes_of_what_is_not_known_to_be_mr_are_no_packages(tmp_path, modality):
+def test_passes_without_modality_are_not_mr_packages(tmp_path, modality):
     write_series(tmp_path, VOLUME, AXIAL, change=tags(Modality=modality, AcquisitionNumber=lambda k: k % 2))
     assert_refused_once(scans_in(tmp_path), "2 that interleave, by AcquisitionNumber")
 
 
 @pytest.mark.parametrize("passes", [2, 3, 4])
-def test_passes_that_only_their_numbers_show(tmp_path, passes):
+def test_passes_shown_only_by_instance_numbers(tmp_path, passes):
     write_series(tmp_path, VOLUME, AXIAL, change=tags(InstanceNumber=lambda k: 1 + k // passes + 100 * (k % passes)))
     assert_refused_once(scans_in(tmp_path), f"{passes} that interleave, by their image numbers")
 
 
-def test_numbers_in_disorder_are_told(tmp_path):
+def test_instance_numbers_out_of_order_give_a_warning(tmp_path):
     write_series(tmp_path, VOLUME, AXIAL, change=tags(InstanceNumber=lambda k: 1 + 5 * k % 12))
     (scan,) = scans_in(tmp_path)
     assert scan.warnings == ("its image numbers do not follow its slices",)
     assert_are([scan], VOLUME)
 
 
-@pytest.mark.parametrize("place", [24, 1], ids=["behind", "between"])
+@pytest.mark.parametrize("place", [24, 1], ids=["after", "between"])
 @pytest.mark.parametrize("modality", ["CT", "MR"])
-def test_folders_that_no_numbers_count_through_are_two_scans_or_refused(tmp_path, modality, place):
+def test_folders_without_common_numbering_are_two_scans_or_refused(tmp_path, modality, place):
     for i, volume in enumerate((VOLUME, OTHER)):
         write_series(tmp_path / str(i), volume, moved(i * place), str(i), change=tags(
             Modality=modality, InstanceNumber=None, SeriesInstanceUID=uid("series")))  # fmt: skip
     assert_refused_once(scans_in(tmp_path), "slices in 2 folders, and no numbers that count them through")
 
 
-def test_folders_of_packages_are_refused(tmp_path):
+def test_packages_in_folders_are_refused(tmp_path):
     for i, volume in enumerate((VOLUME, OTHER)):
         write_series(tmp_path / str(i), volume, moved(i), first=12 * i, change=tags(**MR))
     assert_refused_once(scans_in(tmp_path), "2 that interleave, by their image numbers")
@@ -170,36 +170,36 @@ def with_frames(name, which):
 
 
 @pytest.mark.parametrize("name", FRAMES)
-def test_frames_at_one_place_are_told_apart(tmp_path, name):
+def test_frames_at_the_same_positions_are_separated(tmp_path, name):
     pair = np.stack([random_volume(seed=i) for i in range(2)], axis=-1)
     kind = {} if name in ("kernel", "tube") else {"sop_class": EnhancedMRImageStorage}
     write_multiframe(tmp_path / "x.dcm", pair, change=with_frames(name, lambda f: f // 6), **kind)
     assert_are(scans_in(tmp_path), *(pair[..., i].astype(np.float32) - 1024 for i in range(2)))
 
 
-@pytest.mark.parametrize("which", [lambda f: f % 2, lambda f: f // 6], ids=["in turns", "behind"])
-def test_frames_of_two_kernels_are_two_scans_wherever_they_lie(tmp_path, which):
+@pytest.mark.parametrize("which", [lambda f: f % 2, lambda f: f // 6], ids=["interleaved", "consecutive"])
+def test_frames_of_two_kernels_are_two_scans(tmp_path, which):
     write_multiframe(tmp_path / "x.dcm", VOLUME, change=with_frames("kernel", which))
     parts = [VOLUME[..., [k for k in range(12) if which(k) == i]].astype(np.float32) - 1024 for i in range(2)]
     assert_are(scans_in(tmp_path), *parts)
 
 
-def test_files_of_frames_that_interleave_are_refused_and_those_that_follow_are_one(tmp_path):
+def test_interleaved_multiframe_files_are_refused_and_consecutive_ones_are_one_scan(tmp_path):
     fine, step = OBLIQUE.copy(), OBLIQUE[:3, 2] / 2
     fine[:3, 3] += step
     for name, affine in (("a", OBLIQUE), ("b", fine)):
         write_multiframe(tmp_path / "turns" / f"{name}.dcm", random_volume(), affine, SeriesInstanceUID=uid("s"))
     assert_refused_once(scans_in(tmp_path / "turns"), "files of several slices that interleave, 2 of them")
-    behind = OBLIQUE.copy()
-    behind[:3, 3] += 12 * step
-    for i, affine in enumerate((OBLIQUE, behind)):
+    shifted = OBLIQUE.copy()
+    shifted[:3, 3] += 12 * step
+    for i, affine in enumerate((OBLIQUE, shifted)):
         part = VOLUME[..., 6 * i : 6 * i + 6]
-        write_multiframe(tmp_path / "behind" / f"{i}.dcm", part, affine, SeriesInstanceUID=uid("s"))
-    (scan,) = scans_in(tmp_path / "behind")
+        write_multiframe(tmp_path / "after" / f"{i}.dcm", part, affine, SeriesInstanceUID=uid("s"))
+    (scan,) = scans_in(tmp_path / "after")
     np.testing.assert_array_equal(voxels(scan), VOLUME.astype(np.float32) - 1024)
 
 
-def test_frames_in_time_of_pet_that_count_their_slices_alike(tmp_path):
+def test_pet_time_frames_with_equal_numbering(tmp_path):
     volumes = [random_volume((9, 8, 12), seed=i) for i in range(3)]
     for i, volume in enumerate(volumes):
         write_series(tmp_path, volume, AXIAL, f"f{i}", change=tags(

@@ -37,10 +37,10 @@ def test_finds_folders_files_and_patterns(tmp_path):
     assert names(tmp_path / "*" / "scan*") == ["a/scan.nii.gz", "b/scan.nii.gz"]
     assert names(f"{tmp_path}/**/*.NII") == ["b/deep/UPPER.NII"]
     assert names(tmp_path / "[ab]") == ["a/scan.nii.gz", "b/deep/UPPER.NII", "b/scan.nii.gz"], "folders by a pattern"
-    assert [scan.name for scan in find_scans(str(tmp_path / "a"))[0]] == ["scan.nii.gz"], "one input may stand alone"
+    assert [scan.name for scan in find_scans(str(tmp_path / "a"))[0]] == ["scan.nii.gz"], "a single input needs no list"
 
 
-def test_brackets_of_a_folder_are_taken_literally(tmp_path):
+def test_brackets_in_folder_names_are_literal(tmp_path):
     save(tmp_path / "scan[1]" / "right.nii")
     save(tmp_path / "scan1" / "wrong.nii")
     assert names(tmp_path / "scan[1]" / "*.nii") == ["right.nii"]
@@ -59,11 +59,11 @@ def test_nothing_found(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"only 1 other file\(s\), such as x.png, a PNG picture"):
         find_scans([tmp_path])
     save(tmp_path / "good" / "x.nii")
-    with pytest.raises(FileNotFoundError, match=r"scans at .*nothing:"):  # a typing error must not cost cases
+    with pytest.raises(FileNotFoundError, match=r"scans at .*nothing:"):  # a typing error must not lose cases
         find_scans([tmp_path / "good", tmp_path / "nothing"])
 
 
-def test_content_counts_and_not_the_name(tmp_path):
+def test_content_decides_not_the_name(tmp_path):
     save(tmp_path / "a.nii.gz").rename(tmp_path / "a.img.txt")
     (write_series(tmp_path, random_volume((5, 5, 2)), suffix=".nii")[0]).rename(tmp_path / "slice")
     scans, skipped = find_scans(tmp_path)
@@ -87,7 +87,7 @@ def test_dicom_series_are_named_by_their_folders(tmp_path):
     assert (scan.format, scan.shape, len(scan.files)) == ("DICOM", (5, 6, 4), 4)
 
 
-def test_several_inputs_keep_their_cases_apart(tmp_path):
+def test_several_inputs_give_different_names(tmp_path):
     for name in ("x/data/s.nii", "y/data/s.nii", "z/s.nii"):
         save(tmp_path / name)
     x, y = tmp_path / "x" / "data", tmp_path / "y" / "data"
@@ -96,7 +96,7 @@ def test_several_inputs_keep_their_cases_apart(tmp_path):
     assert names(x / "*.nii", x / "s.nii") == ["s.nii"], "one file is one case"
 
 
-def test_an_input_inside_another_adds_no_case(tmp_path):
+def test_input_inside_another_adds_no_case(tmp_path):
     save(tmp_path / "x" / "deep" / "s.nii")
     save(tmp_path / "x" / "t.nii")
     assert names(tmp_path / "x", tmp_path / "x" / "deep") == ["x/deep/s.nii", "x/t.nii"]
@@ -117,7 +117,7 @@ def test_an_input_inside_another_adds_no_case(tmp_path):
         (os.fsdecode(b"caf\xe9.nii"), "caf\\xe9.nii"),
     ],
 )
-def test_no_name_is_a_formula_or_more_than_a_line(tmp_path, name, shown):
+def test_names_are_no_formulas_and_one_line(tmp_path, name, shown):
     save(tmp_path / "x.nii").rename(tmp_path / name)
     assert names(tmp_path) == [shown]
     shown.encode("utf-8")
@@ -150,7 +150,7 @@ def test_lists(tmp_path, name, content):
     assert names(tmp_path / name) == ["a/s.nii", "b/s.nii"]
 
 
-def test_a_list_may_name_what_lies_elsewhere_or_is_missing(tmp_path):
+def test_list_may_name_files_elsewhere_or_missing(tmp_path):
     for name in ("one/p/t.nii", "one/q/t.nii"):
         save(tmp_path / name)
     (tmp_path / "lists").mkdir()
@@ -165,23 +165,23 @@ def test_a_list_may_name_what_lies_elsewhere_or_is_missing(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("l.csv", b"a,b\n1,2\n", r"one column, or one called 'image', got 2: name it"),
+        ("l.csv", b"a,b\n1,2\n", "the list has 2 columns, none of them called 'image'"),
         ("l.json", b"{}", "a JSON list of paths, or of objects with 'image'"),
         ("l.json", b"[1]", "a JSON list of paths"),
-        ("l.json", b"[", "list of paths in UTF-8, got"),
-        ("l.txt", b"\xff\xfe", "list of paths in UTF-8, got"),
-        ("l.txt", b"\n", "to list paths, it is empty"),
-        ("l.csv", b"", "to list paths, it is empty"),
-        ("l.csv", b"image\n", "to list paths, it is empty"),
+        ("l.json", b"[", "is not a list of paths in UTF-8"),
+        ("l.txt", b"\xff\xfe", "is not a list of paths in UTF-8"),
+        ("l.txt", b"\n", "the list .* is empty"),
+        ("l.csv", b"", "the list .* is empty"),
+        ("l.csv", b"image\n", "the list .* is empty"),
     ],
 )
-def test_lists_that_are_none(tmp_path, name, content, message):
+def test_invalid_lists(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         find_scans(tmp_path / name)
 
 
-def test_links_are_followed_on_demand_only_and_never_in_circles(tmp_path):
+def test_links_are_followed_only_on_request_and_never_in_circles(tmp_path):
     inside = tmp_path / "in"
     save(inside / "real" / "s.nii")
     save(tmp_path / "out" / "far.nii")
@@ -201,26 +201,26 @@ def test_links_are_followed_on_demand_only_and_never_in_circles(tmp_path):
     assert reasons(inside, follow_links=True)["up"] == "a link to a folder that is searched already"
     assert names(inside / "*.nii") == ["same.nii"]
     assert "leads out" in reasons(inside / "*.nii")["far.nii"]
-    assert names(inside / "far.nii") == ["far.nii"], "a link that is named is meant"
+    assert names(inside / "far.nii") == ["far.nii"], "a named link is followed"
     (tmp_path / "door").symlink_to(inside)
-    assert names(tmp_path / "door") == ["real/s.nii", "same.nii"], "and so is a folder's"
+    assert names(tmp_path / "door") == ["real/s.nii", "same.nii"], "also to a folder"
 
 
-def test_what_is_written_there_is_left_out(tmp_path):
+def test_output_folder_is_left_out(tmp_path):
     for name in ("a.nii", "out/map.nii", "b/out/kept.nii"):
         save(tmp_path / name)
     out = tmp_path / "out"
     assert names(tmp_path, leave_out=[out]) == ["a.nii", "b/out/kept.nii"]
     assert names(tmp_path / "**" / "*.nii", leave_out=[out]) == ["a.nii", "b/out/kept.nii"]
     assert names(tmp_path / "*", leave_out=[out]) == ["a.nii", "b/out/kept.nii"]
-    assert names(out / "map.nii", leave_out=[out]) == ["map.nii"], "a file that is named is meant"
+    assert names(out / "map.nii", leave_out=[out]) == ["map.nii"], "a named file is read"
     assert names(tmp_path / "b", leave_out=[tmp_path]) == ["out/kept.nii"]
     for where in (out, out / "*.nii"):
-        with pytest.raises(ValueError, match=r"the folder that is written into to be another than .*out"):
+        with pytest.raises(ValueError, match=r"the output folder is .*out, which is also searched"):
             find_scans(where, leave_out=[out])
 
 
-def test_what_is_no_file_is_not_opened(tmp_path, monkeypatch):
+def test_special_files_are_not_opened(tmp_path, monkeypatch):
     save(tmp_path / "good.nii")
     os.mkfifo(tmp_path / "pipe.nii")
     with socket.socket(socket.AF_UNIX) as server:
@@ -231,14 +231,14 @@ def test_what_is_no_file_is_not_opened(tmp_path, monkeypatch):
     assert len(reasons(tmp_path)) == 2
 
 
-def test_copies_in_side_folders_are_no_cases(tmp_path):
+def test_side_folders_are_not_searched(tmp_path):
     save(tmp_path / "a.nii")
     save(tmp_path / ".git" / "annex" / "a.nii")
     save(tmp_path / "__MACOSX" / "a.nii")
     assert names(tmp_path) == ["a.nii"]
 
 
-def test_a_file_that_may_not_be_read_is_a_refused_case_if_it_is_called_a_scan(tmp_path, monkeypatch):
+def test_unreadable_file_with_the_name_of_a_scan_is_a_refused_case(tmp_path, monkeypatch):
     from monai_llmboost.data.scans import find
 
     for name in ("a.nii.gz", "a.DCM", "a.bin", "b.nii"):
@@ -261,7 +261,7 @@ def test_a_file_that_may_not_be_read_is_a_refused_case_if_it_is_called_a_scan(tm
     assert [file.reason for file in skipped] == ["cannot be read: Permission denied"]
 
 
-def test_many_other_files_cost_little(tmp_path):
+def test_many_other_files_are_fast(tmp_path):
     save(tmp_path / "good.nii")
     for index in range(1000):
         (tmp_path / f"{index}.log").write_bytes(b"junk")
@@ -271,7 +271,7 @@ def test_many_other_files_cost_little(tmp_path):
     assert time.perf_counter() - start < 5
 
 
-def test_the_order_does_not_depend_on_the_disk(tmp_path, monkeypatch):
+def test_order_does_not_depend_on_the_file_system(tmp_path, monkeypatch):
     for name in ("b/2.nii", "a/1.nii", "c.nii"):
         save(tmp_path / name)
     ordered, scandir = names(tmp_path), os.scandir
@@ -305,12 +305,12 @@ def test_results_of_an_earlier_run_are_no_scans(tmp_path):
 
 
 @pytest.mark.parametrize("spoilt", [lambda whole: b"", lambda whole: whole[:300], lambda whole: bytes(len(whole))])
-def test_a_series_is_warned_of_unread_files_beside_it(tmp_path, spoilt):
-    """Where the first or the last slice is lost, what is left looks like a whole volume."""
+def test_unread_files_next_to_a_series_give_a_warning(tmp_path, spoilt):
+    """Without its first or last slice, a series looks complete."""
     volume = random_volume()
     paths = write_series(tmp_path / "a", volume)
     write_series(tmp_path / "b", volume, series="other")
-    (tmp_path / "b" / "notes.txt").write_text("no scan, and told as what it is")
+    (tmp_path / "b" / "notes.txt").write_text("not a scan")
     paths[0].write_bytes(spoilt(paths[0].read_bytes()))
     scans, _ = find_scans(tmp_path)
     warnings = {scan.name: scan.warnings for scan in scans if not scan.refused}
@@ -337,7 +337,7 @@ SPOILT = {
 
 @pytest.mark.parametrize("style", ["IM{:04d}", "I{}", "1.2.840.{}", "{}", "slice{}.mr", "{}.dcm", "{}.IMA"])
 @pytest.mark.parametrize("name", SPOILT)
-def test_what_is_left_of_an_end_slice_is_no_secret(tmp_path, name, style):
+def test_remains_of_an_end_slice_give_a_warning(tmp_path, name, style):
     for end in (0, -1):
         folder = tmp_path / str(end)
         paths = [
@@ -351,7 +351,7 @@ def test_what_is_left_of_an_end_slice_is_no_secret(tmp_path, name, style):
 
 
 @pytest.mark.parametrize("where", ["nowhere", "out"])
-def test_a_link_in_the_place_of_a_slice_is_no_secret(tmp_path, where):
+def test_link_instead_of_a_slice_gives_a_warning(tmp_path, where):
     paths = write_series(tmp_path / "a", random_volume())
     target = paths[0].rename(tmp_path / "elsewhere")
     (tmp_path / "a" / paths[0].name).symlink_to(target if where == "out" else tmp_path / "gone")
@@ -368,7 +368,7 @@ NEVER_SLICES = {
 
 
 @pytest.mark.parametrize("name", NEVER_SLICES)
-def test_what_is_no_slice_raises_no_doubts(tmp_path, name):
+def test_files_that_are_no_slices_give_no_warning(tmp_path, name):
     for k, path in enumerate(write_series(tmp_path, random_volume())):
         path.rename(path.with_name(f"IM{k:04d}"))
     (tmp_path / name).write_bytes(NEVER_SLICES[name])
@@ -377,7 +377,7 @@ def test_what_is_no_slice_raises_no_doubts(tmp_path, name):
 
 
 @pytest.mark.parametrize("kept", range(100, 1001, 30))
-def test_an_end_slice_cut_anywhere_is_no_secret(tmp_path, kept):
+def test_truncated_end_slice_gives_a_warning(tmp_path, kept):
     paths = write_series(tmp_path, random_volume((20, 20, 6)))
     paths[-1].write_bytes(paths[-1].read_bytes()[:kept])
     for scan in find_scans(tmp_path)[0]:
@@ -394,7 +394,7 @@ NO_SLICE = {
 
 
 @pytest.mark.parametrize("name", NO_SLICE)
-def test_an_image_of_a_series_that_cannot_be_a_slice_of_it_is_told(tmp_path, name):
+def test_other_images_of_a_series_give_a_warning(tmp_path, name):
     def change(data, k):
         for keyword, value in NO_SLICE[name].items() if k == 5 else ():
             setattr(data, keyword, value)
@@ -408,7 +408,7 @@ def test_an_image_of_a_series_that_cannot_be_a_slice_of_it_is_told(tmp_path, nam
 @pytest.mark.parametrize(
     "sop_class", ["1.2.840.10008.5.1.4.1.1.11.1", "1.2.840.10008.5.1.4.1.1.66", "1.3.46.670589.5.0.9"]
 )
-def test_a_presentation_state_in_a_series_is_no_news(tmp_path, sop_class):
+def test_presentation_state_in_a_series_gives_no_warning(tmp_path, sop_class):
     write_series(tmp_path, random_volume())
     data = dataset(np.zeros((2, 2), np.uint16), sop_class=sop_class, Rows=None, Columns=None)
     save_dicom(data, tmp_path / "state")
@@ -424,7 +424,7 @@ def test_a_presentation_state_in_a_series_is_no_news(tmp_path, sop_class):
         ("README", b"words", False), ("report.html", b"<html>", False), ("labels.csv", b"a,1", False),
     ],
 )  # fmt: skip
-def test_pages_and_pieces_in_place_of_a_slice(tmp_path, name, content, lost):
+def test_error_pages_and_partial_downloads_instead_of_a_slice(tmp_path, name, content, lost):
     write_series(tmp_path, random_volume())
     (tmp_path / name).write_bytes(content)
     ((scan,), _) = find_scans(tmp_path)

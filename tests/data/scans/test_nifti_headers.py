@@ -25,7 +25,7 @@ from monai_llmboost.data.scans.nifti.headers import read_nifti_header, read_nift
 NAN = np.nan
 
 
-def test_a_scan_is_told_by_its_header(tmp_path):
+def test_scan_is_described_by_its_header(tmp_path):
     scan = read_nifti_scan(save(tmp_path / "x.nii.gz", np.stack([voxels()] * 3, -1)), "name")
     assert (scan.name, scan.format, scan.shape) == ("name", "NIfTI", (*SIZE, 3))
     assert np.allclose(scan.spacing_mm, (3, 1, 2))
@@ -33,7 +33,7 @@ def test_a_scan_is_told_by_its_header(tmp_path):
     assert (scan.files, scan.warnings, scan.refused) == ((tmp_path / "x.nii.gz",), (), "")
 
 
-def test_the_files_of_a_pair_are_one_scan(tmp_path):
+def test_files_of_a_pair_are_one_scan(tmp_path):
     nibabel.save(nibabel.Nifti1Pair(voxels(), AFFINE), tmp_path / "x.hdr")
     files = (tmp_path / "x.hdr", tmp_path / "x.img")
     assert read_nifti_scan(files[0], "x").files == read_nifti_scan(files[1], "x").files == files
@@ -59,7 +59,7 @@ def both(sform_code, qform_code, **changes):
 
 @pytest.mark.parametrize("changes", [{}, {"pixdim": [-1, 2, 3, 4, 1, 1, 1, 1]}, {"pixdim": [0, 2, 3, 4, 1, 1, 1, 1]}])
 @pytest.mark.parametrize("codes", [(1, 1), (2, 0), (0, 1), (0, 0), (0, 4), (5, 0), (77, 1)])
-def test_the_affine_is_chosen_as_nibabel_chooses_it(tmp_path, codes, changes):
+def test_affine_is_chosen_as_by_nibabel(tmp_path, codes, changes):
     path = tmp_path / "x.nii"
     path.write_bytes(both(*codes, **changes))
     assert np.array_equal(read_nifti_header(path).affine, nibabel.load(path).affine)
@@ -85,7 +85,7 @@ NO_FORM = ((SFORM_CODE, 0, "i2"), (QFORM_CODE, 0, "i2"))
         ([(UNITS, 0, "u1")], AFFINE, None),
     ],
 )
-def test_an_odd_affine_is_warned_of(tmp_path, changes, affine, warning):
+def test_unusual_affine_gives_a_warning(tmp_path, changes, affine, warning):
     path = patched(tmp_path / "x.nii", *changes)
     header = read_nifti_header(path)
     assert header.affine.shape == (4, 4)
@@ -115,7 +115,7 @@ def test_an_odd_affine_is_warned_of(tmp_path, changes, affine, warning):
         ([(0, 999, "i4")], AFFINE, "expected 348 as the length of its header"),
     ],
 )
-def test_a_header_that_cannot_be_right_is_refused(tmp_path, changes, affine, reason):
+def test_impossible_headers_are_refused(tmp_path, changes, affine, reason):
     scan = read_nifti_scan(patched(tmp_path / "x.nii", *changes, affine=affine), "x")
     assert re.search(reason, scan.refused), scan.refused
     assert scan.shape == ()
@@ -156,7 +156,7 @@ NO_SFORM = [("sform_code", None, 0)]
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("image", [nibabel.Nifti1Image, nibabel.Nifti2Image])
 @pytest.mark.parametrize("excess", [3.9e-7, 1e-5, 1e-4, 9e-4])
-def test_a_quaternion_that_is_too_long_by_rounding(tmp_path, excess, image, order):
+def test_quaternion_too_long_by_rounding_is_normalised(tmp_path, excess, image, order):
     path = with_qform(tmp_path / "x.nii", TURNED, *NO_SFORM, *scaled(TURNED, excess), image=image, order=order)
     header = read_nifti_header(path)
     assert np.allclose(header.affine, TURNED, atol=1e-6)
@@ -165,7 +165,7 @@ def test_a_quaternion_that_is_too_long_by_rounding(tmp_path, excess, image, orde
     assert "it is normalised" in warning
 
 
-def test_a_quaternion_is_only_warned_of_where_it_counts(tmp_path):
+def test_quaternion_gives_a_warning_only_if_used(tmp_path):
     path = with_qform(tmp_path / "x.nii", TURNED, *scaled(TURNED, 1e-4))
     assert read_nifti_header(path).warnings == ()
     path = with_qform(tmp_path / "x.nii", TURNED, *NO_SFORM, *scaled(TURNED, 0))
@@ -173,7 +173,7 @@ def test_a_quaternion_is_only_warned_of_where_it_counts(tmp_path):
 
 
 @pytest.mark.parametrize("excess", [2e-3, 0.1, 2])
-def test_a_quaternion_that_is_no_rotation_is_refused(tmp_path, excess):
+def test_quaternion_that_is_not_a_rotation_is_refused(tmp_path, excess):
     path = with_qform(tmp_path / "x.nii", TURNED, *NO_SFORM, *scaled(TURNED, excess))
     assert "expected a qform that is a rotation, got broken numbers" in read_nifti_scan(path, "x").refused
 
@@ -193,7 +193,7 @@ FLAT = {
 
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("name", FLAT)
-def test_a_sform_that_cannot_be_used_gives_way_to_a_good_qform(tmp_path, name, order):
+def test_unusable_sform_is_replaced_by_a_usable_qform(tmp_path, name, order):
     path = with_qform(tmp_path / "x.nii", TURNED, *FLAT[name], order=order)
     header = read_nifti_header(path)
     assert np.allclose(header.affine, TURNED, atol=1e-6)
@@ -206,12 +206,12 @@ def test_a_sform_that_cannot_be_used_gives_way_to_a_good_qform(tmp_path, name, o
     "changes",
     [[("qform_code", None, 0)], [("pixdim", 2, 0)], [("quatern_b", None, 3.0)], [("qoffset_x", None, np.nan)]],
 )
-def test_without_a_good_qform_it_is_refused(tmp_path, name, changes):
+def test_unusable_sform_without_usable_qform_is_refused(tmp_path, name, changes):
     path = with_qform(tmp_path / "x.nii", TURNED, *FLAT[name], *changes)
     assert re.search("an affine that can be inverted|a finite sform", read_nifti_scan(path, "x").refused)
 
 
-def test_both_warnings_where_a_flat_sform_gives_way_to_a_rounded_qform(tmp_path):
+def test_singular_sform_and_rounded_qform_give_two_warnings(tmp_path):
     path = with_qform(tmp_path / "x.nii", TURNED, *FLAT["all zeros"], *scaled(TURNED, 1e-4))
     assert [warning.partition(" ")[2][:5] for warning in read_nifti_header(path).warnings] == ["sform", "quate"]
 
@@ -231,13 +231,13 @@ MIRRORED = TURNED @ np.diag([1, 1, -1, 1])
         (np.nan, TURNED, "its pixdim[0] is nan, which must be 1 or -1: 1 is taken"),
     ],
 )
-def test_the_sign_of_the_third_axis(tmp_path, value, affine, warning):
+def test_sign_of_the_third_axis(tmp_path, value, affine, warning):
     header = read_nifti_header(with_qform(tmp_path / "x.nii", TURNED, *NO_SFORM, ("pixdim", 0, value)))
     assert np.allclose(header.affine, affine, atol=1e-6)
     assert header.warnings == ((warning,) if warning else ())
 
 
-def test_a_sign_that_readers_do_not_agree_on_is_refused(tmp_path):
+def test_ambiguous_sign_of_the_third_axis_is_refused(tmp_path):
     """nibabel makes 1 of it, the reference library -1: left and right would be exchanged."""
     path = with_qform(tmp_path / "x.nii", TURNED, *NO_SFORM, ("pixdim", 0, -3))
     assert (
@@ -268,7 +268,7 @@ def test_negative_voxel_sizes(tmp_path, codes):
         ([("dim", 0, 3), ("dim", slice(4, 8), 99)], SIZE, None),
     ],
 )
-def test_axes_behind_the_third(tmp_path, changes, shape, warning):
+def test_axes_after_the_third(tmp_path, changes, shape, warning):
     header = read_nifti_header(with_qform(tmp_path / "x.nii", TURNED, *changes))
     assert header.shape == shape
     assert len(header.warnings) == bool(warning)
@@ -284,7 +284,7 @@ def test_axes_behind_the_third(tmp_path, changes, shape, warning):
         (348.0, "expected voxels from byte 352 on, its header says byte 348"),
     ],
 )
-def test_where_the_voxels_begin(tmp_path, offset, outcome):
+def test_offset_of_the_voxels(tmp_path, offset, outcome):
     scan = read_nifti_scan(with_qform(tmp_path / "x.nii", TURNED, ("vox_offset", None, offset)), "x")
     assert outcome in scan.refused if isinstance(outcome, str) else scan.refused == ""
     assert isinstance(outcome, str) or scan.warnings == outcome
@@ -299,7 +299,7 @@ def test_units(tmp_path, units, warned):
 
 @pytest.mark.parametrize("name", ["x.nii.gz", "x.nii", "x.NII.GZ"])
 @pytest.mark.parametrize(("times", "word"), [(2, "twice"), (3, "more often")])
-def test_gzip_within_gzip(tmp_path, times, word, name):
+def test_nested_gzip_is_refused(tmp_path, times, word, name):
     content = save(tmp_path / "plain.nii").read_bytes()
     for _ in range(times):
         content = gzip.compress(content)
@@ -308,7 +308,7 @@ def test_gzip_within_gzip(tmp_path, times, word, name):
     assert re.search(reason, read_nifti_scan(tmp_path / name, "x").refused)
 
 
-def test_gzip_within_gzip_is_told_from_damage(tmp_path):
+def test_nested_gzip_is_distinguished_from_damage(tmp_path):
     packed = gzip.compress(save(tmp_path / "plain.nii").read_bytes())
     (tmp_path / "x.nii.gz").write_bytes(packed[:20])
     assert "a gzip stream that is damaged or cut short" in read_nifti_scan(tmp_path / "x.nii.gz", "x").refused
@@ -316,7 +316,7 @@ def test_gzip_within_gzip_is_told_from_damage(tmp_path):
     assert "compressed" in read_nifti_scan(tmp_path / "x.nii.gz", "x").refused
 
 
-def test_the_voxels_of_a_pair_compressed_twice(tmp_path):
+def test_voxels_of_a_pair_compressed_twice_are_refused(tmp_path):
     nibabel.save(nibabel.Nifti1Pair(voxels(), AFFINE), tmp_path / "x.hdr")
     image = tmp_path / "x.img"
     (tmp_path / "x.img.gz").write_bytes(gzip.compress(gzip.compress(image.read_bytes())))
@@ -324,12 +324,12 @@ def test_the_voxels_of_a_pair_compressed_twice(tmp_path):
     assert "compressed twice" in read_nifti_scan(tmp_path / "x.hdr", "x").refused
 
 
-def test_a_shear_is_kept_and_told(tmp_path):
+def test_shear_is_kept_with_a_warning(tmp_path):
     (warning,) = read_nifti_header(save(tmp_path / "x.nii", affine=SHEAR)).warnings
     assert "sheared by 16.7 degrees" in warning
 
 
-def test_a_rotation_by_odd_angles_is_no_shear(tmp_path):
+def test_rotation_is_no_shear(tmp_path):
     """Nor do sform and qform disagree by what float32 rounds, far from the origin."""
     turned = nibabel.affines.from_matvec(nibabel.eulerangles.euler2mat(0.3, 0.2, 0.1) @ np.diag([0.4, 0.5, 6]), 500)
     image = nibabel.Nifti1Image(voxels((90, 90, 90)), turned)
@@ -338,7 +338,7 @@ def test_a_rotation_by_odd_angles_is_no_shear(tmp_path):
     assert read_nifti_header(tmp_path / "x.nii").warnings == ()
 
 
-def test_damaged_headers_never_do_more_than_refuse(tmp_path):
+def test_damaged_headers_are_refused_without_other_errors(tmp_path):
     """One byte of a good header replaced after another, by values that are odd in many fields."""
     good = save(tmp_path / "x.nii").read_bytes()
     path = tmp_path / "bad.nii"

@@ -40,7 +40,7 @@ def numbers(dtype, size=SIZE):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_values_and_affine_equal_those_of_nibabel(tmp_path, dtype):
+def test_values_and_affine_equal_nibabel(tmp_path, dtype):
     """In either byte order, scaled or not, NIfTI-1 and -2, compressed or not."""
     kinds = (nibabel.Nifti1Image, nibabel.Nifti2Image)
     scalings = ((1, 0), (0.123, -1024), (-3, 0.5), (np.nan, 3))
@@ -64,7 +64,7 @@ def test_values_and_affine_equal_those_of_nibabel(tmp_path, dtype):
         assert bool(meta["warnings"]) == bool(np.isnan(slope))
 
 
-def test_what_comes_is_what_the_reader_of_monai_gives(tmp_path):
+def test_result_equals_that_of_the_reader_of_monai(tmp_path):
     path = save(tmp_path / "x.nii.gz", voxels((*SIZE, 1)))
     ours, theirs = LoadImage(reader=BoundedNiftiReader())(path), LoadImage(reader="NibabelReader")(path)
     assert torch.equal(ours, theirs[..., 0])
@@ -81,14 +81,14 @@ def test_free_text_of_the_header_is_not_copied(tmp_path):
     assert "Doe" not in repr(read(path)[1])
 
 
-def test_a_refusal_reaches_who_loads_although_other_readers_could_read_the_file(tmp_path):
+def test_load_image_raises_the_refusal_although_other_readers_accept_the_file(tmp_path):
     path = save(tmp_path / "x.nii", np.where(voxels() == voxels()[0, 0, 0], np.nan, 1).astype("f4"))
     assert LoadImage(reader="NibabelReader")(path).isnan().any(), "another reader takes it"
     with pytest.raises(RefusedScan, match="NaN or infinite"):
         LoadImage(reader=BoundedNiftiReader())(path)
 
 
-def test_an_unforeseen_error_reaches_who_loads(tmp_path, monkeypatch):
+def test_load_image_raises_unexpected_errors(tmp_path, monkeypatch):
     path = save(tmp_path / "x.nii")
     monkeypatch.setattr(np, "frombuffer", lambda *_: 1 / 0)
     with pytest.raises(RefusedScan, match="division by zero"):
@@ -109,7 +109,7 @@ def test_several_volumes_need_a_choice(tmp_path):
     assert np.array_equal(loaded["image"], four[..., 1])
 
 
-def test_damage_behind_the_chosen_volume_is_noticed(tmp_path):
+def test_damage_after_the_chosen_volume_is_found(tmp_path):
     four = np.stack([voxels(seed=seed) for seed in range(3)], -1)
     packed = bytearray(gzip.compress(save(tmp_path / "x.nii", four).read_bytes(), compresslevel=0))
     packed[-20] ^= 0xFF  # in the last volume
@@ -117,7 +117,7 @@ def test_damage_behind_the_chosen_volume_is_noticed(tmp_path):
     assert "CRC" in refused(tmp_path / "x.nii.gz", volume=0)
 
 
-def test_flipped_bits_in_a_compressed_file_are_noticed(tmp_path):
+def test_flipped_bits_in_a_compressed_file_are_found(tmp_path):
     """Stored rather than compressed, so that flipping a voxel's bits leaves a stream that can be unpacked."""
     larger = voxels((40, 40, 40))  # nibabel would meet the end of a smaller file while it looks for the header
     packed = bytearray(gzip.compress(save(tmp_path / "x.nii", larger).read_bytes(), compresslevel=0))
@@ -127,7 +127,7 @@ def test_flipped_bits_in_a_compressed_file_are_noticed(tmp_path):
     assert "CRC" in refused(tmp_path / "x.nii.gz")
 
 
-def test_every_cut_of_a_compressed_file_is_noticed(tmp_path):
+def test_every_truncation_of_a_compressed_file_is_found(tmp_path):
     content = save(tmp_path / "x.nii.gz").read_bytes()
     for length in range(0, len(content), 13):
         (tmp_path / "cut.nii.gz").write_bytes(content[:length])
@@ -137,13 +137,13 @@ def test_every_cut_of_a_compressed_file_is_noticed(tmp_path):
         assert "cut short" in refused(tmp_path / "cut.nii.gz")
 
 
-def test_a_stream_of_several_parts_is_one_file(tmp_path):
+def test_gzip_stream_of_several_members_is_one_file(tmp_path):
     content = save(tmp_path / "x.nii").read_bytes()
     (tmp_path / "x.nii.gz").write_bytes(gzip.compress(content[:500]) + gzip.compress(content[500:]))
     assert np.array_equal(read(tmp_path / "x.nii.gz")[0], voxels())
 
 
-def test_a_small_rest_behind_the_voxels_is_accepted_and_a_large_one_is_not(tmp_path):
+def test_few_trailing_bytes_are_accepted_and_many_are_not(tmp_path):
     content = save(tmp_path / "x.nii").read_bytes()
     for pack, name in ((bytes, "y.nii"), (gzip.compress, "y.nii.gz")):
         (tmp_path / name).write_bytes(pack(content + bytes(1 << 20)))
@@ -152,7 +152,7 @@ def test_a_small_rest_behind_the_voxels_is_accepted_and_a_large_one_is_not(tmp_p
         assert "not what it says" in refused(tmp_path / name)
 
 
-def test_larger_volumes_are_refused_and_may_be_asked_for(tmp_path):
+def test_max_voxels(tmp_path):
     path = save(tmp_path / "x.nii.gz")
     assert f"at most 503 voxels, its header says 504 (shape {SIZE}): if this is right" in refused(path, max_voxels=503)
     assert read(path, max_voxels=504)[0].shape == SIZE
@@ -169,7 +169,7 @@ def peak(path):
 
 
 def test_memory_is_bounded_by_the_volume(tmp_path):
-    """The volume in float32 and a few chunks, not the compressed, the unpacked and the scaled one beside each other."""
+    """The float32 volume and a few chunks, not compressed, decompressed and scaled data at the same time."""
     array = np.zeros((256, 256, 256), np.int16)
     for path in (save(tmp_path / "x.nii", array), save(tmp_path / "x.nii.gz", array)):
         used, result = peak(path)
@@ -177,7 +177,7 @@ def test_memory_is_bounded_by_the_volume(tmp_path):
         assert used < 64 + 16
 
 
-def test_no_bomb_takes_memory(tmp_path):
+def test_gzip_bombs_need_no_memory(tmp_path):
     huge = patched(tmp_path / "huge.nii.gz", (40, [3, 32767, 32767, 32767, 1, 1, 1, 1], "i2"))
     empty = patched(tmp_path / "empty.nii.gz", (40, [3, 1000, 1000, 1000, 1, 1, 1, 1], "i2"))
     plain = save(tmp_path / "x.nii").read_bytes()
@@ -189,7 +189,7 @@ def test_no_bomb_takes_memory(tmp_path):
         assert used < 12
 
 
-def test_a_pair_of_files_is_one_scan(tmp_path):
+def test_pair_of_files_is_one_scan(tmp_path):
     nibabel.save(nibabel.Nifti1Pair(voxels(), AFFINE), tmp_path / "x.hdr")
     header, image = tmp_path / "x.hdr", tmp_path / "x.img"
     for files in (header, image, [header, image]):
@@ -204,7 +204,7 @@ def test_a_pair_of_files_is_one_scan(tmp_path):
     assert "the .hdr of x.img is missing" in refused(image)
 
 
-def test_channels_in_several_files(tmp_path):
+def test_several_files_are_refused(tmp_path):
     paths = [save(tmp_path / f"{name}.nii.gz") for name in "abc"]
     reason = (
         "got 3 as channels of one image, which is not supported here: give one of them, combine them into a 4-D file"
@@ -217,11 +217,11 @@ def test_channels_in_several_files(tmp_path):
     assert "got none" in refused([])
 
 
-def test_a_missing_file_is_said(tmp_path):
+def test_missing_file_is_refused(tmp_path):
     assert "a file that is there, got none" in refused(tmp_path / "nothing.nii")
 
 
-def test_a_pipe_is_not_read(tmp_path):
+def test_pipe_is_not_read(tmp_path):
     """It could wait for ever; here, so that this test cannot, something is in it."""
     os.mkfifo(tmp_path / "x.nii")
     pipe = os.open(tmp_path / "x.nii", os.O_RDWR | os.O_NONBLOCK)
@@ -235,10 +235,10 @@ def test_a_pipe_is_not_read(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"volume": -1}, "volume to be a whole number from 0, got -1"),
-        ({"volume": "1"}, "volume to be a whole number from 0, got '1'"),
-        ({"volume": True}, "volume to be a whole number from 0, got True"),
-        ({"max_voxels": 0}, "max_voxels to be a whole number from 1, got 0"),
+        ({"volume": -1}, "volume must be a whole number from 0, not -1"),
+        ({"volume": "1"}, "volume must be a whole number from 0, not '1'"),
+        ({"volume": True}, "volume must be a whole number from 0, not True"),
+        ({"max_voxels": 0}, "max_voxels must be a whole number from 1, not 0"),
     ],
 )
 def test_wrong_options(options, message):

@@ -66,7 +66,7 @@ def folder(real_data):
     return real_data / "volumes" / "nifti"
 
 
-def test_each_file_is_read_as_nibabel_reads_it_or_refused_or_skipped(folder):
+def test_real_files_are_read_as_by_nibabel_or_refused_or_skipped(folder):
     scans, skipped = find_scans(folder)
     assert {str(file.path.relative_to(folder)): file.reason for file in skipped} == SKIPPED
     assert {scan.name for scan in scans} == {*READ, *REFUSED}
@@ -90,7 +90,7 @@ def test_each_file_is_read_as_nibabel_reads_it_or_refused_or_skipped(folder):
             assert meta["warnings"].splitlines() == list(scan.warnings)
 
 
-def test_files_of_several_volumes_need_a_choice(folder):
+def test_files_with_several_volumes_need_a_choice(folder):
     for name in ("nibabel/example4d.nii.gz", "nibabel/example_nifti2.nii.gz"):
         reader = ScanReader()
         with pytest.raises(RefusedScan, match="expected one volume, got 2"):

@@ -16,7 +16,7 @@ def load(source, **options):
     return LoadImaged("image", reader="monai_llmboost.data.ScanReader", **options)({"image": source})["image"]
 
 
-def test_each_kind_goes_to_its_reader(tmp_path):
+def test_format_selects_the_reader(tmp_path):
     save(tmp_path / "n.nii.gz")
     files = write_series(tmp_path / "series", DICOM)
     for source in (tmp_path / "n.nii.gz", str(tmp_path / "n.nii.gz"), [tmp_path / "n.nii.gz"]):
@@ -30,19 +30,19 @@ def test_each_kind_goes_to_its_reader(tmp_path):
         assert np.allclose(load(source).affine, OBLIQUE, atol=1e-4)
 
 
-def test_content_counts_and_not_the_name(tmp_path):
+def test_content_decides_not_the_name(tmp_path):
     save(tmp_path / "n.nii").rename(tmp_path / "n.dcm")
     assert np.array_equal(load(tmp_path / "n.dcm"), voxels())
     files = write_series(tmp_path / "series", DICOM, suffix=".nii.gz")
     assert np.array_equal(load(files), DICOM)
 
 
-def test_a_name_with_two_colons_is_a_file_if_there_is_one(tmp_path):
+def test_existing_file_with_colons_in_its_name_is_read(tmp_path):
     save(tmp_path / "a.nii").rename(tmp_path / "a::b.nii")
     assert np.array_equal(load(tmp_path / "a::b.nii"), voxels())
 
 
-def test_what_is_found_can_be_read(tmp_path):
+def test_found_scans_can_be_read(tmp_path):
     save(tmp_path / "n.nii.gz")
     write_series(tmp_path / "series", DICOM)
     for scan in find_scans(tmp_path)[0]:
@@ -51,7 +51,7 @@ def test_what_is_found_can_be_read(tmp_path):
         assert np.allclose(np.linalg.norm(image.affine[:3, :3], axis=0), scan.spacing_mm)
 
 
-def test_options_reach_the_readers(tmp_path):
+def test_options_are_passed_to_the_readers(tmp_path):
     save(tmp_path / "n.nii", np.stack([voxels(seed=seed) for seed in range(3)], -1))
     write_series(tmp_path / "series", DICOM)
     assert np.array_equal(load(tmp_path / "n.nii", volume=2), voxels(seed=2))
@@ -63,8 +63,8 @@ def test_options_reach_the_readers(tmp_path):
         load(tmp_path / "series", gantry_tilt="guess")
 
 
-def test_a_refusal_reaches_who_loads(tmp_path):
-    """LoadImage would try its other readers if it were raised while it reads."""
+def test_load_image_raises_the_refusal(tmp_path):
+    """LoadImage would try other readers if ``read`` raised it."""
     files = write_series(tmp_path / "series", DICOM)
     files[2].unlink()
     with pytest.raises(RefusedScan, match="missing"):
@@ -79,15 +79,15 @@ def test_a_refusal_reaches_who_loads(tmp_path):
         load(tmp_path / "x.dcm")
 
 
-def test_files_that_are_no_one_scan(tmp_path):
+def test_files_of_several_scans_are_refused(tmp_path):
     with pytest.raises(RefusedScan, match="expected one NIfTI file, got 2"):
         load([save(tmp_path / "a.nii"), save(tmp_path / "b.nii")])
     with pytest.raises(RefusedScan, match="expected the files of a scan, got none"):
         load([])
 
 
-def test_scans_with_unlike_warnings_make_a_batch(tmp_path):
-    """In anyone's DataLoader: one has a code of its orientation, the other has none."""
+def test_scans_with_different_warnings_can_be_collated(tmp_path):
+    """In a plain DataLoader: one has an orientation code, the other has none."""
     volume = np.random.default_rng(0).integers(0, 255, (6, 5, 4)).astype(np.uint8)
     for name, code in (("known", 1), ("unknown", 0)):
         image = nibabel.Nifti1Image(volume, np.eye(4))
