@@ -381,6 +381,31 @@ def test_many_arms_with_long_names(written):
     assert all(arm in page.words for arm in arms)
 
 
+def test_the_metrics_of_another_task(written):
+    """Under their own names; of an error the smaller one is better, so the sides of a forest plot change."""
+    results = results_of(datasets=("a",), seeds=2)
+    results["metrics"] = {"mae": {"label": "MAE", "larger_is_better": False}}
+    data = results["datasets"]["a"]
+    data["comparisons"] = [
+        {**each, "metric": "mae", "verdict": "a verdict"} for each in data["comparisons"] if each["metric"] == "auc"
+    ]
+    for each in data["arms"].values():
+        each["mae"], each["validation_mae"] = each.pop("auc"), each.pop("validation_auc")
+        del each["acc"]
+        each["beside"]["mae"] = each["beside"].pop("auc")
+    for curve in data["curves"].values():
+        curve["validation_mae"] = curve.pop("validation_auc")
+    data["roc"] = {}
+    file = written(results)
+    page = Page(file)
+    assert "MAE on 298 test cases" in page.words
+    assert "The rate with the best validation MAE was chosen" in page.words
+    assert "AUC" not in page.words.replace("validation AUC", "")  # which study, chosen_by says here
+    assert len(page.pictures("Validation MAE by epoch on a.")) == 1
+    assert len(page.pictures("a: difference in MAE")) == 1
+    assert file.read_text().index("arm better") < file.read_text().index("reference better")
+
+
 def test_results_of_an_arm_that_is_not_named(written):
     results = results_of()
     results["study"]["arms"].remove("mlp")

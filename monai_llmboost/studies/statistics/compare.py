@@ -118,6 +118,10 @@ class Summary:
         sd = float(values.std(ddof=1)) if len(values) > 1 else None
         return cls(float(values.mean()), sd, values.tolist(), interval)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the summary as ``results.json`` has it, without an interval that is not known."""
+        return {name: value for name, value in asdict(self).items() if name != "interval" or value is not None}
+
 
 @dataclass(frozen=True)
 class _Arm:
