@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from monai_llmboost.studies.rates import ChosenRate
-from monai_llmboost.studies.statistics.compare import Comparison, Summary
+from monai_llmboost.studies.statistics.records import Comparison, Summary
 from monai_llmboost.studies.statistics.roc import RocCurves
 
 

@@ -258,8 +258,8 @@ def test_no_rounding_hides_a_sign(written):
     comparison["intervals"] = {"both": [-0.05, 0.0004], "seeds": [-0.00003, 0.02], "cases": [0.0, 0.04]}
     page = Page(written(results))
     table, forest = (text.replace(MINUS, "-") for text in (page.words, page.pictures("a: difference in AUC")[0]))
-    for told in ("-0.0002", "[-0.050, 0.0004]", "[-0.00003, 0.020]", "[0.000, 0.040]"):
-        assert told in table
+    for shown in ("-0.0002", "[-0.050, 0.0004]", "[-0.00003, 0.020]", "[0.000, 0.040]"):
+        assert shown in table
     assert "mlp against none: -0.0002 [-0.050, 0.0004]" in forest
 
 
@@ -268,7 +268,7 @@ def test_tables_tell_of_edges_failures_and_costs(written):
     results["datasets"]["adrenalmnist3d"]["learning_rates"]["mlp"]["diverged"] = [0.03, 0.1]
     results["datasets"]["vesselmnist3d"]["arms"]["random"]["failed"] = [{"run": "random/seed3", "reason": "no memory"}]
     page = Page(written(results))
-    for told in (
+    for shown in (
         "random/seed3:",
         "no memory",
         "29.40 M",
@@ -277,7 +277,7 @@ def test_tables_tell_of_edges_failures_and_costs(written):
         "before and after the block",
         "diverged: 0.03, 0.1",
     ):
-        assert told in page.words
+        assert shown in page.words
     assert page.words.count("at the grid's edge") == 2
     assert "0.920 [0.91" not in page.words, "diagnostics are short numbers"
     assert "0.92 [0.91, 0.93]" in " ".join(page.words.split())
@@ -346,8 +346,8 @@ def test_an_arm_that_failed_wholly(written, arm):
     page = Page(written(failed_wholly(results_of(seeds=2, datasets=("a", "b", "c")), arm)))
     assert page.words.count("the loss was not finite") == 3 * 2
     assert len(page.pictures()) == 3 * 7 + 2
-    for told in (page.words, *page.pictures()):
-        assert not re.search(r"\bNone\b|\bnan\b", told)
+    for shown in (page.words, *page.pictures()):
+        assert not re.search(r"\bNone\b|\bnan\b", shown)
 
 
 def test_all_arms_failed(written):
