@@ -7,7 +7,7 @@ from conftest import llama_config
 from safetensors.torch import save_file
 
 from monai_llmboost.llm import BlockGeometry, FrozenBlock, load_block, random_layer, read_layers, write_block
-from monai_llmboost.llm.donor.checkpoint import layers_of
+from monai_llmboost.llm.donor.checkpoint import parse_layers
 from monai_llmboost.llm.donor.meta import META
 
 
@@ -142,7 +142,7 @@ def test_no_such_layer(llama_folder, layer):
     ],
 )  # fmt: skip
 def test_which_layers(asked, got):
-    assert layers_of(asked, 8) == got
+    assert parse_layers(asked, 8) == got
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_which_layers(asked, got):
 )
 def test_layers_that_are_not_to_be_had(asked, message):
     with pytest.raises(ValueError, match=message):
-        layers_of(asked, 8)
+        parse_layers(asked, 8)
 
 
 def test_no_such_folder(tmp_path):

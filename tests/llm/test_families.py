@@ -20,7 +20,7 @@ from monai_llmboost.llm import (
     read_layers,
     self_test,
 )
-from monai_llmboost.llm.donor.families import FAMILIES, family_of, geometry_of
+from monai_llmboost.llm.donor.families import FAMILIES, find_family, make_geometry
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -186,7 +186,7 @@ def test_what_a_configuration_leaves_out_is_its_familys_default():
     for name, family in FAMILIES.items():
         whole = CONFIG_MAPPING[name]().to_dict()
         for layer in (0, 3):
-            assert geometry_of(family, {"model_type": name}, layer) == geometry_of(family, whole, layer), name
+            assert make_geometry(family, {"model_type": name}, layer) == make_geometry(family, whole, layer), name
 
 
 @pytest.mark.parametrize(
@@ -209,12 +209,12 @@ def test_what_a_configuration_leaves_out_is_its_familys_default():
 def test_numbers_that_do_not_go_together(family, changes):
     config = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 4, **changes}
     with pytest.raises(ValueError, match=r"expected|must be|does not|too many|choose from"):
-        geometry_of(FAMILIES[family], config, 3)
+        make_geometry(FAMILIES[family], config, 3)
 
 
 def test_no_cap_is_no_cap():
-    assert geometry_of(FAMILIES["gemma2"], {"attn_logit_softcapping": None}, 0).score_cap == 0
-    assert geometry_of(FAMILIES["gemma2"], {}, 0).score_cap == 50
+    assert make_geometry(FAMILIES["gemma2"], {"attn_logit_softcapping": None}, 0).score_cap == 0
+    assert make_geometry(FAMILIES["gemma2"], {}, 0).score_cap == 50
 
 
 @pytest.mark.parametrize(
@@ -229,4 +229,4 @@ def test_no_cap_is_no_cap():
     ],
 )
 def test_what_block_cannot_do_is_not_called_native(config):
-    assert family_of(config) is None
+    assert find_family(config) is None

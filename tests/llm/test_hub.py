@@ -197,10 +197,10 @@ def test_exactly_the_bytes_of_the_tensors_are_sent(server, folder, tensors):
     repository = HubRepository("lab/tiny")
     assert (repository.donor, repository.revision) == ("lab/tiny", COMMIT)
     assert repository.has(WEIGHTS)
-    assert repository.tensor_names(WEIGHTS) == list("abcde")
+    assert repository.list_tensors(WEIGHTS) == list("abcde")
     header = header_bytes(folder)
     assert server.sent == header
-    found = repository.tensors(WEIGHTS, ["b", "c", "e"])
+    found = repository.read_tensors(WEIGHTS, ["b", "c", "e"])
     assert list(found) == ["b", "c", "e"]
     assert all(torch.equal(found[name], tensors[name]) for name in found)
     assert server.sent == header + 3 * 2**15, "and the header once"
@@ -214,8 +214,8 @@ def test_exactly_the_bytes_of_the_tensors_are_sent(server, folder, tensors):
 def test_all_files_are_of_one_commit(server):
     repository = HubRepository("lab/tiny")
     server.commit = LATER  # the branch moves on
-    repository.licence(), repository.json("model.safetensors.index.json"), repository.has("pytorch_model.bin")
-    assert repository.tensors(WEIGHTS, ["a"])
+    repository.find_licence(), repository.read_json("model.safetensors.index.json"), repository.has("pytorch_model.bin")
+    assert repository.read_tensors(WEIGHTS, ["a"])
     assert [one.revision for one in server.asked if one.revision != COMMIT] == ["main"] * 2, "HEAD and GET of config"
     assert HubRepository("lab/tiny").revision == LATER
     assert HubRepository("lab/tiny", COMMIT).revision == COMMIT
@@ -229,44 +229,44 @@ def test_a_whole_file_in_the_cache_is_read_there(server, tensors, monkeypatch):
     before = len(server.asked)
     offline(monkeypatch)
     repository = HubRepository("lab/tiny")
-    assert repository.json("model.safetensors.index.json") is None, "with the weights there, that is all there is"
+    assert repository.read_json("model.safetensors.index.json") is None, "with the weights there, that is all there is"
     assert repository.has(WEIGHTS)
     assert not repository.has("pytorch_model.bin")
-    assert repository.licence() == ""
-    assert torch.equal(repository.tensors(WEIGHTS, ["d"])["d"], tensors["d"])
-    assert repository.tensor_names(WEIGHTS) == list("abcde")
+    assert repository.find_licence() == ""
+    assert torch.equal(repository.read_tensors(WEIGHTS, ["d"])["d"], tensors["d"])
+    assert repository.list_tensors(WEIGHTS) == list("abcde")
     assert len(server.asked) == before
 
 
 def test_pickled_weights_come_whole(server, tensors):
     repository = HubRepository("lab/tiny")
     assert repository.has("pytorch_model.bin")
-    assert set(repository.tensor_names("pytorch_model.bin")) == set("abcde")
-    assert torch.equal(repository.tensors("pytorch_model.bin", ["b"])["b"], tensors["b"])
+    assert set(repository.list_tensors("pytorch_model.bin")) == set("abcde")
+    assert torch.equal(repository.read_tensors("pytorch_model.bin", ["b"])["b"], tensors["b"])
     assert sum(one.method == "GET" and one.name == "pytorch_model.bin" for one in server.asked) == 1
 
 
 def test_what_is_not_there(server, folder):
     (folder / "README.md").unlink()
     repository = HubRepository("lab/tiny")
-    assert repository.json("nothing.json") is None
-    assert repository.json("nothing.json") is None
+    assert repository.read_json("nothing.json") is None
+    assert repository.read_json("nothing.json") is None
     assert sum(one.name == "nothing.json" for one in server.asked) == 1, "the cache remembers that"
-    assert repository.licence() == ""
+    assert repository.find_licence() == ""
     assert not repository.has("model-1.safetensors")
     assert not repository.has("pytorch_model-1.bin")
     for name in ("model-1.safetensors", "pytorch_model-1.bin"):
         with pytest.raises(FileNotFoundError, match=rf"expected the weight file {name} in lab/tiny, found none"):
-            repository.tensors(name, ["a"])
+            repository.read_tensors(name, ["a"])
     with pytest.raises(ValueError, match=rf"expected \['z'\] in {WEIGHTS}, found none: index and weights"):
-        repository.tensors(WEIGHTS, ["z"])
+        repository.read_tensors(WEIGHTS, ["z"])
 
 
 def test_a_repository_without_configuration(server, folder):
     (folder / "config.json").unlink()
     repository = HubRepository("lab/tiny")
     assert repository.revision == COMMIT
-    assert repository.json("config.json") is None
+    assert repository.read_json("config.json") is None
 
 
 # Redirects and tokens
@@ -277,8 +277,8 @@ def test_a_redirect_does_not_carry_the_token_away(server, folder, tensors, monke
     storage = serve(folder, storage=True)
     server.redirect_to = storage.address
     repository = HubRepository("lab/tiny")
-    assert torch.equal(repository.tensors(WEIGHTS, ["b"])["b"], tensors["b"])
-    assert torch.equal(repository.tensors("pytorch_model.bin", ["b"])["b"], tensors["b"])
+    assert torch.equal(repository.read_tensors(WEIGHTS, ["b"])["b"], tensors["b"])
+    assert torch.equal(repository.read_tensors("pytorch_model.bin", ["b"])["b"], tensors["b"])
     stop(storage)
     assert {one.headers.get("authorization") for one in server.asked} == {"Bearer hf_secret"}
     assert not any("authorization" in one.headers for one in storage.asked)
@@ -293,7 +293,7 @@ def test_redirected_the_hubs_own_etag_counts(server, folder):
     server.redirect_to = storage.address
     server.answers = [{}, {}, {"etag": "other"}]
     with pytest.raises(ConnectionError, match=rf"{WEIGHTS} of lab/tiny changed while it was read: try again"):
-        HubRepository("lab/tiny").tensors(WEIGHTS, ["a"])
+        HubRepository("lab/tiny").read_tensors(WEIGHTS, ["a"])
     stop(storage)
 
 
@@ -303,7 +303,7 @@ def test_redirected_the_hubs_own_etag_counts(server, folder):
 @pytest.mark.parametrize("breaks", [[1000, 0, 0, 20_000, 5000, 0, 0], [2**15 - 1], [0, 0, 0, 0, 0]])
 def test_a_broken_connection_is_taken_up_at_the_byte_reached(server, folder, tensors, breaks):
     server.answers = [{}, {}, *({"breaks": number} for number in breaks)]
-    assert torch.equal(HubRepository("lab/tiny").tensors(WEIGHTS, ["b"])["b"], tensors["b"])
+    assert torch.equal(HubRepository("lab/tiny").read_tensors(WEIGHTS, ["b"])["b"], tensors["b"])
     begin = header_bytes(folder) + 2**15
     reached = [begin + sum(breaks[:number]) for number in range(len(breaks) + 1)]
     assert ranges(server)[2:] == [f"bytes={first}-{begin + 2**15 - 1}" for first in reached]
@@ -316,7 +316,7 @@ def test_a_connection_that_breaks_for_good(server, folder):
     at = header_bytes(folder) + 10
     message = rf"connection to the hub for {WEIGHTS} of lab/tiny broke 6 times at byte {at} \(.+\): check the network"
     with pytest.raises(ConnectionError, match=message):
-        HubRepository("lab/tiny").tensors(WEIGHTS, ["a"])
+        HubRepository("lab/tiny").read_tensors(WEIGHTS, ["a"])
     assert server.waits == [1, 2, 4, 8, 8]
 
 
@@ -325,7 +325,7 @@ def test_a_busy_server_is_asked_again(server, tensors, status):
     busy = {"status": status}
     later = {"status": status, "headers": {"Retry-After": "7"}}
     server.answers = [busy, {}, busy, {}, {"breaks": 100}, busy, later]
-    assert torch.equal(HubRepository("lab/tiny").tensors(WEIGHTS, ["a"])["a"], tensors["a"])
+    assert torch.equal(HubRepository("lab/tiny").read_tensors(WEIGHTS, ["a"])["a"], tensors["a"])
     assert len(server.waits) == 5
     assert max(server.waits) >= 7
 
@@ -334,7 +334,7 @@ def test_a_server_that_stays_busy(server):
     server.answers = [{"status": 503}] * 50
     message = rf"cannot reach the hub for {WEIGHTS} of lab/tiny \(status 503\): check the network"
     with pytest.raises(ConnectionError, match=message):
-        HubRepository("lab/tiny").tensors(WEIGHTS, ["a"])
+        HubRepository("lab/tiny").read_tensors(WEIGHTS, ["a"])
     assert len(server.answers) == 44
 
 
@@ -346,7 +346,7 @@ def test_a_server_that_ignores_ranges_is_not_listened_to(server):
         rf"expected bytes \d+ to \d+ of {WEIGHTS} from 127\.0\.0\.1, got another answer \(status 200\): run `hf down"
     )
     with pytest.raises(ConnectionError, match=message):
-        HubRepository("lab/tiny").tensors(WEIGHTS, ["a"])
+        HubRepository("lab/tiny").read_tensors(WEIGHTS, ["a"])
     assert server.endless < 50 * 2**20
     assert len(ranges(server)) == 3
 
@@ -365,7 +365,7 @@ def test_a_server_that_ignores_ranges_is_not_listened_to(server):
 def test_an_answer_of_other_bytes_is_refused(server, answer, good):
     server.answers = [*[{}] * good, answer]
     with pytest.raises(ConnectionError, match=r"expected bytes .* got another answer"):
-        HubRepository("lab/tiny").tensors(WEIGHTS, ["a"])
+        HubRepository("lab/tiny").read_tensors(WEIGHTS, ["a"])
     assert not server.waits
 
 
@@ -373,14 +373,14 @@ def test_an_answer_of_other_bytes_is_refused(server, answer, good):
 def test_a_file_that_changes_is_refused(server, answer):
     server.answers = [{}, {}, answer]
     with pytest.raises(ConnectionError, match=rf"{WEIGHTS} of lab/tiny changed while it was read: try again"):
-        HubRepository("lab/tiny").tensors(WEIGHTS, ["a"])
+        HubRepository("lab/tiny").read_tensors(WEIGHTS, ["a"])
 
 
 @pytest.mark.parametrize("length", [0, 5, 50])
 def test_a_file_on_the_hub_that_is_cut_short(server, folder, length):
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:length])
     with pytest.raises(ValueError, match=rf"cannot read {WEIGHTS}: it is cut short.* Download it again"):
-        HubRepository("lab/tiny").tensors(WEIGHTS, ["a"])
+        HubRepository("lab/tiny").read_tensors(WEIGHTS, ["a"])
 
 
 # What the hub refuses, and no hub at all
@@ -407,7 +407,7 @@ def test_the_weights_alone_may_be_gated(server):
         repository.has(WEIGHTS)
     server.answers = [{}, {}, gated]
     with pytest.raises(ConnectionError, match="lab/tiny is gated: accept its licence"):
-        repository.tensors(WEIGHTS, ["a"])
+        repository.read_tensors(WEIGHTS, ["a"])
 
 
 def test_a_token_that_has_expired(server, monkeypatch):
@@ -420,17 +420,17 @@ def test_a_token_that_has_expired(server, monkeypatch):
 
 def test_no_hub(server, folder, use):
     repository = HubRepository("lab/tiny")
-    repository.json("model.safetensors.index.json")
+    repository.read_json("model.safetensors.index.json")
     use("http://127.0.0.1:1")
     message = (
         r"cannot get tokenizer\.json of lab/tiny: the hub cannot be reached \(.*refused.*\) and it is not in the local"
     )
     with pytest.raises(ConnectionError, match=message):
-        repository.json("tokenizer.json")
+        repository.read_json("tokenizer.json")
     server.waits.clear()
-    assert repository.licence() == "", "unknown"
-    assert repository.json("config.json") == {"model_type": "llama"}
-    assert repository.json("model.safetensors.index.json") is None, "the cache knows"
+    assert repository.find_licence() == "", "unknown"
+    assert repository.read_json("config.json") == {"model_type": "llama"}
+    assert repository.read_json("model.safetensors.index.json") is None, "the cache knows"
     for method in (repository.has, repository.tensor_names):
         with pytest.raises(ConnectionError, match=rf"cannot get {WEIGHTS} of lab/tiny: the hub cannot be reached"):
             method(WEIGHTS)
@@ -446,16 +446,16 @@ def test_a_hub_that_is_gone_before_the_weights_are_read(server, use):
     with pytest.raises(
         ConnectionError, match=rf"connection to the hub for {WEIGHTS} of lab/tiny broke 6 times at byte 0"
     ):
-        repository.tensors(WEIGHTS, ["a"])
+        repository.read_tensors(WEIGHTS, ["a"])
 
 
 def test_offline_mode(server, monkeypatch):
-    HubRepository("lab/tiny").json("model.safetensors.index.json")
+    HubRepository("lab/tiny").read_json("model.safetensors.index.json")
     before = len(server.asked)
     offline(monkeypatch)
     repository = HubRepository("lab/tiny")
-    assert repository.json("model.safetensors.index.json") is None
-    for method in (repository.has, repository.tensor_names, repository.json):
+    assert repository.read_json("model.safetensors.index.json") is None
+    for method in (repository.has, repository.list_tensors, repository.json):
         for name in (WEIGHTS, "pytorch_model.bin"):
             with pytest.raises(
                 ConnectionError, match=rf"cannot get {name} of lab/tiny: HF_HUB_OFFLINE is set and it is no"
@@ -475,7 +475,7 @@ def test_a_full_disk_is_not_called_a_network(server, monkeypatch):
     repository = HubRepository("lab/tiny")
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", full)
     with pytest.raises(OSError, match="No space left on device"):
-        repository.tensors("pytorch_model.bin", ["a"])
+        repository.read_tensors("pytorch_model.bin", ["a"])
 
 
 # The same of both
@@ -486,26 +486,31 @@ def test_both_have_the_same_methods(server, folder, tensors):
     public = {name for name in dir(far) if not name.startswith("_")}
     assert public == {name for name in dir(local) if not name.startswith("_")} - {"path"}
     assert (local.donor, local.revision) == ("model", "")
-    assert local.json("config.json") == far.json("config.json") == {"model_type": "llama"}
-    assert local.json("nothing.json") is None
-    assert local.licence() == far.licence() == "apache-2.0"
+    assert local.read_json("config.json") == far.read_json("config.json") == {"model_type": "llama"}
+    assert local.read_json("nothing.json") is None
+    assert local.find_licence() == far.find_licence() == "apache-2.0"
     assert local.has(WEIGHTS)
     assert not local.has("nothing.bin")
     for name in (WEIGHTS, "pytorch_model.bin"):
-        assert local.tensor_names(name) == far.tensor_names(name)
-        assert torch.equal(local.tensors(name, ["c"])["c"], tensors["c"])
+        assert local.list_tensors(name) == far.list_tensors(name)
+        assert torch.equal(local.read_tensors(name, ["c"])["c"], tensors["c"])
         with pytest.raises(ValueError, match=rf"expected \['z'\] in {name}, found none"):
-            local.tensors(name, ["z"])
+            local.read_tensors(name, ["z"])
     with pytest.raises(
         FileNotFoundError, match=r"expected the weight file x\.bin next to config\.json: download it too"
     ):
-        local.tensor_names("x.bin")
+        local.list_tensors("x.bin")
 
 
 @pytest.mark.parametrize("name", ["../secret", "a/b", "..", "", "a\\b", "/etc/passwd", "c:x", "a\0b"])
 def test_names_that_lead_elsewhere(server, folder, name):
     for files in (LocalFolder(folder), HubRepository("lab/tiny")):
-        for method in (files.json, files.has, files.tensor_names, lambda name, files=files: files.tensors(name, ["a"])):
+        for method in (
+            files.read_json,
+            files.has,
+            files.list_tensors,
+            lambda name, files=files: files.read_tensors(name, ["a"]),
+        ):
             with pytest.raises(
                 ValueError, match=r"expected plain file names in (model|lab/tiny), got .*: do not trust"
             ):
@@ -525,7 +530,7 @@ def test_json_that_is_none(server, folder, content, message):
     (folder / "x.json").write_bytes(content)
     for files in (LocalFolder(folder), HubRepository("lab/tiny")):
         with pytest.raises(ValueError, match=message):
-            files.json("x.json")
+            files.read_json("x.json")
 
 
 @pytest.mark.parametrize(
@@ -550,7 +555,7 @@ def test_the_licence_of_a_model(folder, card, licence):
     (folder / "README.md").unlink()
     if card is not None:
         (folder / "README.md").write_bytes(card if isinstance(card, bytes) else card.encode())
-    assert LocalFolder(folder).licence() == licence
+    assert LocalFolder(folder).find_licence() == licence
 
 
 @pytest.mark.parametrize(
@@ -563,7 +568,7 @@ def test_a_progress_bar_for_what_is_large(server, monkeypatch, terminal, large, 
     repository = HubRepository("lab/tiny")
     repository.has(WEIGHTS)
     monkeypatch.setattr(sys, "stderr", written)
-    repository.tensors(WEIGHTS, ["a", "c"])
+    repository.read_tensors(WEIGHTS, ["a", "c"])
     assert (f"{WEIGHTS}: 100%" in written.getvalue()) == shown
     assert ("65.5k/65.5k" in written.getvalue()) == shown
 
@@ -580,9 +585,9 @@ def listed(server):
 def test_names_of_files(listed, folder):
     (folder / "original").mkdir()
     (folder / "original" / "consolidated.00.pth").write_bytes(b"")
-    assert HubRepository("lab/tiny").names() == sorted(path.name for path in folder.iterdir() if path.is_file())
+    assert HubRepository("lab/tiny").list_files() == sorted(path.name for path in folder.iterdir() if path.is_file())
     listed.lists = False
-    assert HubRepository("lab/tiny").names() is None
+    assert HubRepository("lab/tiny").list_files() is None
 
 
 def test_names_in_the_cache(listed, monkeypatch):
@@ -591,7 +596,7 @@ def test_names_in_the_cache(listed, monkeypatch):
     hf_hub_download("lab/tiny", WEIGHTS)
     HubRepository("lab/tiny")
     offline(monkeypatch)
-    assert HubRepository("lab/tiny").names() == ["config.json", WEIGHTS]
+    assert HubRepository("lab/tiny").list_files() == ["config.json", WEIGHTS]
 
 
 def hub_model(folder, seed, **options):
@@ -713,7 +718,7 @@ def test_the_licence_file_of_a_repository(listed, folder):
     (folder / "LICENSE").write_text(
         "LLAMA 3.1 COMMUNITY LICENSE AGREEMENT\nLlama 3.1 Version Release Date: July 23, 2024"
     )
-    assert HubRepository("lab/tiny").licence() == "llama3.1"
+    assert HubRepository("lab/tiny").find_licence() == "llama3.1"
 
 
 # The command `extract`, in a process of its own: the environment as a user sets it

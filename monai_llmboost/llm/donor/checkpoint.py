@@ -10,13 +10,20 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from monai_llmboost.llm.donor.families import family_of, geometry_of, text_config
+from monai_llmboost.llm.donor.families import find_family, get_text_config, make_geometry
 from monai_llmboost.llm.donor.gguf.model import read_gguf
 from monai_llmboost.llm.donor.hub import HubRepository, LocalFolder
-from monai_llmboost.llm.donor.hugging_face import check_weights, depth_of, language_config, read_hugging_face
+from monai_llmboost.llm.donor.hugging_face import check_weights, count_layers, get_language_config, read_hugging_face
 from monai_llmboost.llm.donor.meta import read_native
-from monai_llmboost.llm.donor.unread import no_weights
-from monai_llmboost.llm.donor.weight_sets import USUAL, Files, WeightSet, gguf_files, hugging_face_sets, native_sets
+from monai_llmboost.llm.donor.unread import no_weights_error
+from monai_llmboost.llm.donor.weight_sets import (
+    USUAL,
+    Files,
+    WeightSet,
+    find_gguf_files,
+    find_hugging_face_sets,
+    find_native_sets,
+)
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers, same_weights
 
@@ -49,15 +56,15 @@ def read_layers(model: str | Path, layer: int | str | Sequence[int] = -1, revisi
         ConnectionError: the hub cannot be reached, or does not give this model to you.
         ImportError: a package that this form of model needs is missing.
     """
-    files, chosen = _opened(model, revision)
-    donor = _agreed(_forms(files, chosen, str(model), partial(layers_of, layer)), files.donor)
+    files, chosen = _open_files(model, revision)
+    donor = _read_agreeing(_find_forms(files, chosen, str(model), partial(parse_layers, layer)), files.donor)
     for one in donor.layers:
         check_weights(one.tensors)
     check_weights({f"the final norm's {name}": tensor for name, tensor in donor.final_norm.items()})
     return donor
 
 
-def _opened(model: str | Path, revision: str | None) -> tuple[Files, str]:
+def _open_files(model: str | Path, revision: str | None) -> tuple[Files, str]:
     """Return the files of a model, and the name of the one that was asked for."""
     path, on_hub = Path(model), HUB_ID.fullmatch(str(model))
     if path.is_dir() or (path.is_file() and path.suffix.lower() == ".gguf"):
@@ -74,46 +81,46 @@ def _opened(model: str | Path, revision: str | None) -> tuple[Files, str]:
         raise ConnectionError(f"{error} (nor is there a folder {model} here)") from error
 
 
-def _forms(files: Files, chosen: str, model: str, choose: Callable[[int], list[int]]) -> list[Form]:
+def _find_forms(files: Files, chosen: str, model: str, choose: Callable[[int], list[int]]) -> list[Form]:
     """Return every form that a model is there in, the one that counts first, with how to read it."""
     is_local = isinstance(files, LocalFolder)
-    content = None if chosen else files.json("config.json")
+    content = None if chosen else files.read_json("config.json")
     missing: FileNotFoundError | None = None  # which matters if there is no other form
     sets: list[WeightSet] = []
     native: list[list[WeightSet]] = []
     try:
-        sets = hugging_face_sets(files) if content is not None else []
+        sets = find_hugging_face_sets(files) if content is not None else []
     except FileNotFoundError as error:
         missing = error
     # On the hub all is of one commit, and what is not safetensors comes whole: only sets of one kind are compared.
     sets = [one for one in sets if is_local or one.is_safetensors == sets[0].is_safetensors]
-    config = language_config(content) if content is not None and sets else {}
+    config = get_language_config(content) if content is not None and sets else {}
     forms: list[Form] = [(one.name, partial(read_hugging_face, files, config, one, choose)) for one in sets]
     if not chosen and (not sets or (is_local and config["model_type"] in NATIVE_FORM)) and files.has("params.json"):
         try:
-            native = native_sets(files)
+            native = find_native_sets(files)
         except FileNotFoundError as error:
             missing = missing or error
     forms += [(parts[0].name, partial(read_native, files, parts, choose)) for parts in native]
-    if not forms and (parts := gguf_files(files, chosen)):
+    if not forms and (parts := find_gguf_files(files, chosen)):
         donor = files.donor if not chosen else Path(chosen).stem if is_local else model
         forms = [(parts[0], partial(_read_gguf, files, parts, donor, choose))]
     if not forms:
-        raise missing or _no_form(files, content is not None)
+        raise missing or _no_form_error(files, content is not None)
     return forms
 
 
-def _no_form(files: Files, has_config: bool) -> FileNotFoundError:
+def _no_form_error(files: Files, has_config: bool) -> FileNotFoundError:
     """Return what to raise where a model is there in no form that is read."""
     expected, advice = "config.json (Hugging Face) or params.json (Meta, Mistral)", "give the folder of a model's files"
     if has_config:
         expected, advice = " or ".join(USUAL), "download the weights too"
     elif files.has("params.json"):
         expected, advice = "consolidated.00.pth or consolidated.safetensors", "download the weights too"
-    return no_weights(files.names(), files.donor, expected, advice)
+    return no_weights_error(files.list_files(), files.donor, expected, advice)
 
 
-def _agreed(forms: Sequence[Form], donor: str) -> DonorLayers:
+def _read_agreeing(forms: Sequence[Form], donor: str) -> DonorLayers:
     """Return the layers of the first form that is complete, if the others hold the same.
 
     Raises:
@@ -143,9 +150,9 @@ def _agreed(forms: Sequence[Form], donor: str) -> DonorLayers:
 
 
 def _read_gguf(files: Files, parts: Sequence[str], donor: str, choose: Callable[[int], list[int]]) -> DonorLayers:
-    opened = {name: files.gguf(name) for name in parts}
-    found = read_gguf(opened, files.tensors, donor, choose)
-    return replace(found, revision=files.revision, licence=found.licence or files.licence())
+    opened = {name: files.open_gguf(name) for name in parts}
+    found = read_gguf(opened, files.read_tensors, donor, choose)
+    return replace(found, revision=files.revision, licence=found.licence or files.find_licence())
 
 
 def read_geometry(model: str | Path) -> BlockGeometry:
@@ -165,18 +172,18 @@ def read_geometry(model: str | Path) -> BlockGeometry:
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"expected a model's config.json, found nothing at {path}: give the file or its folder")
-    content = LocalFolder(path.parent).json(path.name) or {}
-    config = text_config(content)
-    family = family_of(config)
+    content = LocalFolder(path.parent).read_json(path.name) or {}
+    config = get_text_config(content)
+    family = find_family(config)
     if family is None:
         raise ValueError(
             f"expected a family that is run natively, got {config.get('model_type')!r}: extract a layer of it, if it "
             "can be a donor, then give its block file"
         )
-    return geometry_of(family, config, depth_of(config) - 1)
+    return make_geometry(family, config, count_layers(config) - 1)
 
 
-def layers_of(layer: int | str | Sequence[int], number: int) -> list[int]:
+def parse_layers(layer: int | str | Sequence[int], number: int) -> list[int]:
     """Indices from 0 for what :func:`read_layers` takes as ``layer``, of a model of ``number`` layers.
 
     Raises:

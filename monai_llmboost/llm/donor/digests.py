@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from monai_llmboost.llm.donor.tensor_files import damaged
+from monai_llmboost.llm.donor.tensor_files import damaged_error
 
 # Larger files are not read whole to have their digest.
 LARGEST = 4 << 30
@@ -28,15 +28,15 @@ def check_digest(path: Path) -> None:
     status = path.stat()
     if status.st_size > LARGEST:
         return
-    for digest, source in _published(path):
+    for digest, source in _find_digests(path):
         algorithm = ALGORITHMS[len(digest)]
         # Of 40 digits it is the one that git has of a file; of some mirrors that of the content alone.
         before = [b"blob %d\0" % status.st_size, b""] if algorithm == "sha1" else [b""]
-        if digest.lower() not in [_digest(path, algorithm, first, status.st_mtime_ns) for first in before]:
-            raise damaged(path.name, f"it does not have the {algorithm} digest in {source}")
+        if digest.lower() not in [_compute_digest(path, algorithm, first, status.st_mtime_ns) for first in before]:
+            raise damaged_error(path.name, f"it does not have the {algorithm} digest in {source}")
 
 
-def _published(path: Path) -> Iterator[tuple[str, str]]:
+def _find_digests(path: Path) -> Iterator[tuple[str, str]]:
     """Yield each digest that is known of a file, with where it stands."""
     blob = path.resolve()
     if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{40}", blob.name):
@@ -45,7 +45,7 @@ def _published(path: Path) -> Iterator[tuple[str, str]]:
     if note.is_file():
         _, etag, noted, *_ = [*note.read_text(errors="replace").split(), "", "", ""]
         # What was written after the download is not what was downloaded.
-        if re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{40}", etag) and path.stat().st_mtime <= _seconds(noted) + 1:
+        if re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{40}", etag) and path.stat().st_mtime <= _parse_seconds(noted) + 1:
             yield etag, "what the download noted"
     for name in LISTS:
         if (path.parent / name).is_file():
@@ -54,7 +54,7 @@ def _published(path: Path) -> Iterator[tuple[str, str]]:
                     yield match[1], name
 
 
-def _seconds(text: str) -> float:
+def _parse_seconds(text: str) -> float:
     try:
         return float(text)
     except ValueError:
@@ -62,7 +62,7 @@ def _seconds(text: str) -> float:
 
 
 @lru_cache(maxsize=64)
-def _digest(path: Path, algorithm: str, before: bytes, modified: int) -> str:
+def _compute_digest(path: Path, algorithm: str, before: bytes, modified: int) -> str:
     """Return the digest of some bytes and a file behind them, hexadecimal; once for each state of it."""
     digest = hashlib.new(algorithm, before, usedforsecurity=False)
     with path.open("rb") as file:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from monai_llmboost.llm.donor.names import GPT2, GPT_NEOX, LLAMA, OPT, PHI3, QK_NORMS, SANDWICH, Names
-from monai_llmboost.llm.donor.numbers import Config, number, rotary_angles, whole_number
+from monai_llmboost.llm.donor.numbers import Config, compute_rotary_angles, read_number, read_whole
 from monai_llmboost.llm.geometry import BlockGeometry
 
 # As configurations spell them.
@@ -43,7 +43,7 @@ class Family:
     only_if: Mapping[str, Any] = field(default_factory=dict)
 
 
-def text_config(config: Config) -> Config:
+def get_text_config(config: Config) -> Config:
     """The part of a configuration that is about the language model, with its family's defaults for what is left out."""
     inner = config.get("text_config")
     text = inner if isinstance(inner, Mapping) and str(config.get("model_type")) not in FAMILIES else config
@@ -51,23 +51,23 @@ def text_config(config: Config) -> Config:
     return text if family is None else {**family.defaults, **text}
 
 
-def family_of(config: Config) -> Family | None:
+def find_family(config: Config) -> Family | None:
     """The family whose layer a (text) configuration describes; ``None`` if block.py has not all that it takes."""
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None or any(config.get(key, value) != value for key, value in family.only_if.items()):
         return None
-    return family if _activation_word(config) in ACTIVATIONS else None
+    return family if _activation_name(config) in ACTIVATIONS else None
 
 
-def _activation_word(config: Config) -> str:
+def _activation_name(config: Config) -> str:
     return str(config.get("hidden_activation") or config.get("hidden_act") or config.get("activation_function", "silu"))
 
 
 def _activation(config: Config) -> str:
-    return ACTIVATIONS[_activation_word(config)]
+    return ACTIVATIONS[_activation_name(config)]
 
 
-def geometry_of(family: Family, config: Config, layer: int) -> BlockGeometry:
+def make_geometry(family: Family, config: Config, layer: int) -> BlockGeometry:
     """The numbers of one layer.
 
     Raises:
@@ -83,22 +83,22 @@ def geometry_of(family: Family, config: Config, layer: int) -> BlockGeometry:
 
 
 def _llama(config: Config, layer: int, **changes: Any) -> BlockGeometry:
-    width, heads = whole_number(config, "hidden_size"), whole_number(config, "num_attention_heads")
-    head_size = whole_number(config, "head_dim", max(width // heads, 1))
+    width, heads = read_whole(config, "hidden_size"), read_whole(config, "num_attention_heads")
+    head_size = read_whole(config, "head_dim", max(width // heads, 1))
     numbers: dict[str, Any] = {
         "width": width,
-        "mlp_width": whole_number(config, "intermediate_size"),
+        "mlp_width": read_whole(config, "intermediate_size"),
         "num_heads": heads,
-        "num_kv_heads": whole_number(config, "num_key_value_heads", heads),
+        "num_kv_heads": read_whole(config, "num_key_value_heads", heads),
         "head_size": head_size,
-        "norm_eps": number(config, "rms_norm_eps", 1e-6),
+        "norm_eps": read_number(config, "rms_norm_eps", 1e-6),
         "activation": _activation(config),
         "qkv_bias": bool(config.get("attention_bias")),
         "output_bias": bool(config.get("attention_bias")),
         "mlp_bias": bool(config.get("mlp_bias")),
     }
     if "rotary" not in changes:
-        numbers["rotary"] = rotary_angles(config, head_size)
+        numbers["rotary"] = compute_rotary_angles(config, head_size)
     return BlockGeometry(**{**numbers, **changes})
 
 
@@ -112,7 +112,7 @@ def _qwen3(config: Config, layer: int) -> BlockGeometry:
 
 def _smollm3(config: Config, layer: int) -> BlockGeometry:
     turned = config.get("no_rope_layers")
-    interval = whole_number(config, "no_rope_layer_interval", 4)
+    interval = read_whole(config, "no_rope_layer_interval", 4)
     rotates = turned[layer] if isinstance(turned, list) and layer < len(turned) else (layer + 1) % interval != 0
     if rotates:
         return _llama(config, layer)
@@ -135,22 +135,22 @@ def _gemma2(config: Config, layer: int, **changes: Any) -> BlockGeometry:
         config,
         layer,
         post_norm=True,
-        attention_scale=number(config, "query_pre_attn_scalar", 256) ** -0.5,
-        score_cap=number(config, "attn_logit_softcapping", 0.0),
+        attention_scale=read_number(config, "query_pre_attn_scalar", 256) ** -0.5,
+        score_cap=read_number(config, "attn_logit_softcapping", 0.0),
         **changes,
     )
 
 
 def _gemma3(config: Config, layer: int) -> BlockGeometry:
-    types, pattern = config.get("layer_types"), whole_number(config, "sliding_window_pattern", 6)
+    types, pattern = config.get("layer_types"), read_whole(config, "sliding_window_pattern", 6)
     near = types[layer] == "sliding_attention" if isinstance(types, list) else (layer + 1) % pattern != 0
-    head_size = whole_number(config, "head_dim", 256)
+    head_size = read_whole(config, "head_dim", 256)
     if config.get("rope_parameters"):
-        rotary = rotary_angles(config, head_size, kind="sliding_attention" if near else "full_attention")
+        rotary = compute_rotary_angles(config, head_size, kind="sliding_attention" if near else "full_attention")
     elif near:
-        rotary = rotary_angles({"rope_theta": number(config, "rope_local_base_freq", 1e4)}, head_size)
+        rotary = compute_rotary_angles({"rope_theta": read_number(config, "rope_local_base_freq", 1e4)}, head_size)
     else:
-        rotary = rotary_angles(config, head_size, base=1e6)
+        rotary = compute_rotary_angles(config, head_size, base=1e6)
     return _gemma2(config, layer, qk_norm="head", rotary=rotary)
 
 
@@ -159,14 +159,14 @@ def _olmo2(config: Config, layer: int) -> BlockGeometry:
 
 
 def _gpt2(config: Config, layer: int) -> BlockGeometry:
-    width, heads = whole_number(config, "n_embd"), whole_number(config, "n_head")
+    width, heads = read_whole(config, "n_embd"), read_whole(config, "n_head")
     return BlockGeometry(
         width=width,
-        mlp_width=whole_number(config, "n_inner", 4 * width),
+        mlp_width=read_whole(config, "n_inner", 4 * width),
         num_heads=heads,
         num_kv_heads=heads,
         head_size=max(width // heads, 1),
-        norm_eps=number(config, "layer_norm_epsilon", 1e-5),
+        norm_eps=read_number(config, "layer_norm_epsilon", 1e-5),
         norm="layer",
         qkv_bias=True,
         output_bias=True,
@@ -178,11 +178,11 @@ def _gpt2(config: Config, layer: int) -> BlockGeometry:
 
 
 def _opt(config: Config, layer: int) -> BlockGeometry:
-    width, heads = whole_number(config, "hidden_size"), whole_number(config, "num_attention_heads")
+    width, heads = read_whole(config, "hidden_size"), read_whole(config, "num_attention_heads")
     biases = bool(config.get("enable_bias", True))
     return BlockGeometry(
         width=width,
-        mlp_width=whole_number(config, "ffn_dim"),
+        mlp_width=read_whole(config, "ffn_dim"),
         num_heads=heads,
         num_kv_heads=heads,
         head_size=max(width // heads, 1),
@@ -198,15 +198,15 @@ def _opt(config: Config, layer: int) -> BlockGeometry:
 
 def _gpt_neox(config: Config, layer: int) -> BlockGeometry:
     config = {"rope_theta": config.get("rotary_emb_base"), **config}
-    width, heads = whole_number(config, "hidden_size"), whole_number(config, "num_attention_heads")
+    width, heads = read_whole(config, "hidden_size"), read_whole(config, "num_attention_heads")
     biases = bool(config.get("attention_bias", True))
     return BlockGeometry(
         width=width,
-        mlp_width=whole_number(config, "intermediate_size"),
+        mlp_width=read_whole(config, "intermediate_size"),
         num_heads=heads,
         num_kv_heads=heads,
         head_size=max(width // heads, 1),
-        norm_eps=number(config, "layer_norm_eps", 1e-5),
+        norm_eps=read_number(config, "layer_norm_eps", 1e-5),
         norm="layer",
         parallel=bool(config.get("use_parallel_residual", True)),
         qkv_bias=biases,
@@ -214,7 +214,7 @@ def _gpt_neox(config: Config, layer: int) -> BlockGeometry:
         mlp_bias=True,
         gated=False,
         activation=_activation(config),
-        rotary=rotary_angles(config, max(width // heads, 1)),
+        rotary=compute_rotary_angles(config, max(width // heads, 1)),
     )
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from monai_llmboost.artifacts.weights import TensorArchive
 from monai_llmboost.llm.donor.digests import check_digest
 from monai_llmboost.llm.donor.gguf.file import GgufFile
-from monai_llmboost.llm.donor.licences import licence_of_card, licence_of_text
-from monai_llmboost.llm.donor.tensor_files import LocalBytes, SafetensorsFile, check_found
+from monai_llmboost.llm.donor.licences import identify_licence, read_card_licence
+from monai_llmboost.llm.donor.tensor_files import LocalBytes, SafetensorsFile, check_present
 
 # Files of which single tensors can be read; others are read whole.
 RANGED: dict[str, type[SafetensorsFile] | type[GgufFile]] = {".safetensors": SafetensorsFile, ".gguf": GgufFile}
@@ -35,21 +35,21 @@ class LocalFolder:
         self.path = Path(path)
         self.donor = self.path.resolve().name
 
-    def json(self, name: str) -> dict[str, Any] | None:
+    def read_json(self, name: str) -> dict[str, Any] | None:
         """Content of a JSON file, ``None`` if there is no such file; ValueError if it is no JSON object."""
         return read_json(self._path(name)) if self.has(name) else None
 
-    def licence(self) -> str:
+    def find_licence(self) -> str:
         """The licence that the model's card names, such as ``apache-2.0``, else its licence file; empty if unknown."""
-        return licence_of(self.names, lambda name: self._path(name) if self.has(name) else None)
+        return find_licence(self.list_files, lambda name: self._path(name) if self.has(name) else None)
 
-    def names(self) -> list[str] | None:
+    def list_files(self) -> list[str] | None:
         """Return the names of all files."""
         return sorted(path.name for path in self.path.iterdir() if path.is_file())
 
     def check_name(self, name: str) -> None:
         """Raise ValueError if a file's name could lead out of the folder."""
-        plain_name(name, self.donor)
+        check_file_name(name, self.donor)
 
     def path_of(self, name: str) -> str:
         """Return what to give as a model for one of its files."""
@@ -59,15 +59,15 @@ class LocalFolder:
         """Whether there is such a file."""
         return self._path(name).is_file()
 
-    def gguf(self, name: str) -> GgufFile:
-        """Return a GGUF file for its header; raises as :meth:`tensors` does."""
+    def open_gguf(self, name: str) -> GgufFile:
+        """Return a GGUF file for its header; raises as :meth:`read_tensors` does."""
         return GgufFile(LocalBytes(self._weights(name)))
 
-    def tensor_names(self, name: str) -> list[str]:
-        """Names of all tensors of a weight file; raises as :meth:`tensors` does."""
-        return names_of_tensors(self._weights(name))
+    def list_tensors(self, name: str) -> list[str]:
+        """Names of all tensors of a weight file; raises as :meth:`read_tensors` does."""
+        return list_tensors(self._weights(name))
 
-    def tensors(self, name: str, names: Iterable[str]) -> dict[str, Tensor]:
+    def read_tensors(self, name: str, names: Iterable[str]) -> dict[str, Tensor]:
         """The named tensors of a weight file; of a ``.safetensors`` or ``.gguf`` only their bytes are read.
 
         Raises:
@@ -77,7 +77,7 @@ class LocalFolder:
         return read_tensors(self._weights(name), names)
 
     def _path(self, name: str) -> Path:
-        return self.path / plain_name(name, self.donor)
+        return self.path / check_file_name(name, self.donor)
 
     def _weights(self, name: str) -> Path:
         if not self.has(name):
@@ -85,7 +85,7 @@ class LocalFolder:
         return self._path(name)
 
 
-def plain_name(name: str, donor: str) -> str:
+def check_file_name(name: str, donor: str) -> str:
     """Return a file's name; ValueError if it could lead out of the model's folder."""
     if name in ("", ".", "..") or re.search(r"[/\\:\0]", name):
         raise ValueError(f"expected plain file names in {donor}, got {name!r}: do not trust this model")
@@ -104,17 +104,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def licence_of(names: Callable[[], list[str] | None], find: Callable[[str], Path | None]) -> str:
+def find_licence(names: Callable[[], list[str] | None], find: Callable[[str], Path | None]) -> str:
     """Return what the card among a model's files says of its licence, else what its licence file is."""
-    if (path := find("README.md")) is not None and (said := licence_of_card(path)):
+    if (path := find("README.md")) is not None and (said := read_card_licence(path)):
         return said
     for name in names() or []:
-        if LICENCES.fullmatch(name) and (path := find(name)) is not None and (said := licence_of_text(path)):
+        if LICENCES.fullmatch(name) and (path := find(name)) is not None and (said := identify_licence(path)):
             return said
     return ""
 
 
-def names_of_tensors(path: Path) -> list[str]:
+def list_tensors(path: Path) -> list[str]:
     """Return the names of all tensors of a weight file."""
     if path.suffix in RANGED:
         return RANGED[path.suffix](LocalBytes(path)).names()
@@ -127,5 +127,5 @@ def read_tensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
         check_digest(path)
         return RANGED[path.suffix](LocalBytes(path)).read(names)
     archive, wanted = TensorArchive(path), list(names)
-    check_found(path.name, wanted, archive.names())
+    check_present(path.name, wanted, archive.names())
     return archive.read(wanted)

@@ -14,14 +14,14 @@ from torch import Tensor
 from monai_llmboost.llm.donor.folder import (
     RANGED,
     LocalFolder,
-    licence_of,
-    names_of_tensors,
-    plain_name,
+    check_file_name,
+    find_licence,
+    list_tensors,
     read_json,
     read_tensors,
 )
 from monai_llmboost.llm.donor.gguf.file import GgufFile
-from monai_llmboost.llm.donor.hub_bytes import HubBytes, reason
+from monai_llmboost.llm.donor.hub_bytes import HubBytes, describe_error
 from monai_llmboost.llm.donor.tensor_files import LocalBytes, SafetensorsFile
 
 __all__ = ["HubRepository", "LocalFolder", "NotCached"]
@@ -56,48 +56,48 @@ class HubRepository:
         self._unreachable = ""  # why, once the hub did not answer: from then on only the cache is looked at
         self._opened: dict[str, SafetensorsFile | GgufFile] = {}
         self._names: list[str] | None = None
-        with self._translated("config.json"):
+        with self._translate_errors("config.json"):
             try:
                 self.revision = Path(hf_hub_download(repo_id, "config.json", revision=revision)).parent.name
-            except errors.RemoteEntryNotFoundError as error:  # then `json` tells that there is none
+            except errors.RemoteEntryNotFoundError as error:  # then `read_json` tells that there is none
                 self.revision = error.response.headers.get("X-Repo-Commit", "")
             except errors.LocalEntryNotFoundError:
-                self.revision = self._cached_commit(revision)
+                self.revision = self._find_cached_commit(revision)
                 if not self.revision:
                     raise
         if not COMMIT.fullmatch(self.revision):
             raise ConnectionError(f"expected a commit of {repo_id} from the hub, got {self.revision!r}: try again")
 
-    def json(self, name: str) -> dict[str, Any] | None:
+    def read_json(self, name: str) -> dict[str, Any] | None:
         """Content of a JSON file, ``None`` if there is no such file; ValueError if it is no JSON object."""
         path = self._find(name)
         return None if path is None else read_json(path)
 
-    def licence(self) -> str:
+    def find_licence(self) -> str:
         """The licence that the model's card names, such as ``apache-2.0``, else its licence file; empty if unknown."""
         try:
-            return licence_of(self.names, self._download)
+            return find_licence(self.list_files, self._download)
         except NotCached:
             return ""
 
-    def names(self) -> list[str] | None:
+    def list_files(self) -> list[str] | None:
         """Return the names of all files that lie in no folder; ``None`` if the hub does not say."""
         if self._names is None:
-            listed = self._listed_in_cache() if self._offline() else self._listed_by_hub()
+            listed = self._list_in_cache() if self._is_offline() else self._list_on_hub()
             # Of a cache that has no weights nobody knows what the hub has.
-            self._names = listed if not self._offline() or any(name.endswith(WEIGHTS) for name in listed) else []
+            self._names = listed if not self._is_offline() or any(name.endswith(WEIGHTS) for name in listed) else []
         return self._names or None
 
     def check_name(self, name: str) -> None:
         """Raise ValueError if a file's name could lead out of the repository."""
-        plain_name(name, self.donor)
+        check_file_name(name, self.donor)
 
     def path_of(self, name: str) -> str:
         """Return what to give as a model for one of its files."""
         return f"{self.donor}/{name}"
 
-    def gguf(self, name: str) -> GgufFile:
-        """Return a GGUF file for its header; raises as :meth:`tensors` does."""
+    def open_gguf(self, name: str) -> GgufFile:
+        """Return a GGUF file for its header; raises as :meth:`read_tensors` does."""
         weights = self._weights(name)
         if isinstance(weights, GgufFile):
             return weights
@@ -107,9 +107,9 @@ class HubRepository:
         """Whether there is such a file."""
         from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
 
-        if self._in_cache(name) is not None or self._offline():
+        if self._look_in_cache(name) is not None or self._is_offline():
             return self._find(name) is not None
-        with self._translated(name):
+        with self._translate_errors(name):
             try:
                 if Path(name).suffix in RANGED:
                     self._open(name)
@@ -119,12 +119,12 @@ class HubRepository:
                 return False
         return True
 
-    def tensor_names(self, name: str) -> list[str]:
-        """Names of all tensors of a weight file; raises as :meth:`tensors` does."""
+    def list_tensors(self, name: str) -> list[str]:
+        """Names of all tensors of a weight file; raises as :meth:`read_tensors` does."""
         weights = self._weights(name)
-        return names_of_tensors(weights) if isinstance(weights, Path) else weights.names()
+        return list_tensors(weights) if isinstance(weights, Path) else weights.names()
 
-    def tensors(self, name: str, names: Iterable[str]) -> dict[str, Tensor]:
+    def read_tensors(self, name: str, names: Iterable[str]) -> dict[str, Tensor]:
         """The named tensors of a weight file; of a ``.safetensors`` or ``.gguf`` only their bytes are fetched.
 
         Raises:
@@ -139,24 +139,27 @@ class HubRepository:
         names = list(names)
         total = weights.num_bytes(names)
         hidden = True if total < BAR_BYTES else None  # None shows it to a terminal only
-        with self._translated(name), tqdm(total=total, unit="B", unit_scale=True, desc=name, disable=hidden) as bar:
+        with (
+            self._translate_errors(name),
+            tqdm(total=total, unit="B", unit_scale=True, desc=name, disable=hidden) as bar,
+        ):
             return weights.read(names, bar.update)
 
     def _weights(self, name: str) -> Path | SafetensorsFile | GgufFile:
         """A weight file: whole on this machine, or open on the hub."""
         from huggingface_hub import errors
 
-        cached = self._in_cache(name)
+        cached = self._look_in_cache(name)
         if isinstance(cached, str):
             return Path(cached)
         if Path(name).suffix not in RANGED:
             path = self._download(name)
             if path is not None:
                 return path
-        elif self._offline():
-            raise self._not_cached(name)
+        elif self._is_offline():
+            raise self._not_cached_error(name)
         else:
-            with self._translated(name):
+            with self._translate_errors(name):
                 try:
                     return self._open(name)
                 except errors.RemoteEntryNotFoundError:
@@ -168,7 +171,7 @@ class HubRepository:
             self._opened[name] = RANGED[Path(name).suffix](HubBytes(self.donor, name, self.revision))
         return self._opened[name]
 
-    def _listed_by_hub(self) -> list[str]:
+    def _list_on_hub(self) -> list[str]:
         from huggingface_hub import HfApi, errors
 
         try:
@@ -177,11 +180,11 @@ class HubRepository:
             return []
         return sorted(one.rfilename for one in siblings if "/" not in one.rfilename)
 
-    def _listed_in_cache(self) -> list[str]:
+    def _list_in_cache(self) -> list[str]:
         folder = self._cache_folder() / "snapshots" / self.revision
         return sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
 
-    def _cached_commit(self, revision: str | None) -> str:
+    def _find_cached_commit(self, revision: str | None) -> str:
         """The commit of which the cache has files, though perhaps no ``config.json``; empty if there is none."""
         asked = revision or "main"
         if COMMIT.fullmatch(asked):
@@ -199,7 +202,7 @@ class HubRepository:
         try:
             return self._download(name)
         except NotCached:
-            if any(name.endswith(WEIGHTS) for name in self._listed_in_cache()):
+            if any(name.endswith(WEIGHTS) for name in self._list_in_cache()):
                 return None
             raise
 
@@ -207,28 +210,28 @@ class HubRepository:
         """A file whole, from the cache or else the hub; ``None`` if the model has none."""
         from huggingface_hub import errors, hf_hub_download
 
-        cached = self._in_cache(name)
+        cached = self._look_in_cache(name)
         if cached is not None:
             return Path(cached) if isinstance(cached, str) else None
-        with self._translated(name):
+        with self._translate_errors(name):
             try:
                 only_cache = bool(self._unreachable)
                 return Path(hf_hub_download(self.donor, name, revision=self.revision, local_files_only=only_cache))
             except errors.RemoteEntryNotFoundError:
                 return None
 
-    def _in_cache(self, name: str) -> object:
+    def _look_in_cache(self, name: str) -> object:
         """The path (str) of a file in the cache, ``None`` if it is not there, anything else if the model has none."""
         from huggingface_hub import try_to_load_from_cache
 
-        return try_to_load_from_cache(self.donor, plain_name(name, self.donor), revision=self.revision)
+        return try_to_load_from_cache(self.donor, check_file_name(name, self.donor), revision=self.revision)
 
-    def _offline(self) -> bool:
+    def _is_offline(self) -> bool:
         from huggingface_hub import constants
 
         return constants.HF_HUB_OFFLINE or bool(self._unreachable)
 
-    def _not_cached(self, name: str) -> NotCached:
+    def _not_cached_error(self, name: str) -> NotCached:
         from huggingface_hub import constants
 
         why, advice = f"the hub cannot be reached ({self._unreachable})", "check the network, then try again"
@@ -237,7 +240,7 @@ class HubRepository:
         return NotCached(f"cannot get {name} of {self.donor}: {why} and it is not in the local cache: {advice}")
 
     @contextmanager
-    def _translated(self, name: str) -> Iterator[None]:
+    def _translate_errors(self, name: str) -> Iterator[None]:
         """Whatever keeps ``name`` from coming, as ConnectionError of one sentence."""
         from huggingface_hub import errors
 
@@ -257,8 +260,8 @@ class HubRepository:
                 f"{repo} has no revision {self._asked!r}: give a branch, tag or commit of it"
             ) from error
         except errors.LocalEntryNotFoundError as error:
-            self._unreachable = self._unreachable or reason(error.__cause__)
-            raise self._not_cached(name) from error
+            self._unreachable = self._unreachable or describe_error(error.__cause__)
+            raise self._not_cached_error(name) from error
         except ConnectionError:  # a sentence already
             raise
         except (errors.HTTPError, OSError) as error:
@@ -266,8 +269,8 @@ class HubRepository:
                 raise
             if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
                 raise ConnectionError(
-                    f"the hub refuses {name} of {repo} ({reason(error)}): renew your token with `hf auth login`"
+                    f"the hub refuses {name} of {repo} ({describe_error(error)}): renew your token with `hf auth login`"
                 ) from error
             raise ConnectionError(
-                f"cannot reach the hub for {name} of {repo} ({reason(error)}): check the network, then try again"
+                f"cannot reach the hub for {name} of {repo} ({describe_error(error)}): check the network, then try again"
             ) from error

@@ -7,7 +7,7 @@ import re
 import time
 from typing import Any
 
-from monai_llmboost.llm.donor.tensor_files import Progress, damaged, no_progress
+from monai_llmboost.llm.donor.tensor_files import Progress, damaged_error, ignore_progress
 
 TRIES = 5  # how often a request that failed is made again, if not one byte has come in between
 WAIT_SECONDS = 1.0  # before the first of these, twice as long before each next one
@@ -37,9 +37,9 @@ class HubBytes:
         self._repo, self._commit, self._etag = repo_id, commit, ""
         self._url = hf_hub_url(repo_id, name, revision=commit)
         self._first = bytearray(8)  # what SafetensorsFile asks for first; the answer also tells the file's size
-        self._fetch(0, memoryview(self._first), no_progress)
+        self._fetch(0, memoryview(self._first), ignore_progress)
 
-    def read_into(self, offset: int, buffer: memoryview, progress: Progress = no_progress) -> None:
+    def read_into(self, offset: int, buffer: memoryview, progress: Progress = ignore_progress) -> None:
         """Fill ``buffer`` with the bytes from ``offset`` on; raises as the constructor does."""
         if offset == 0 and len(buffer) == len(self._first):
             buffer[:] = self._first
@@ -73,7 +73,7 @@ class HubBytes:
                     self._check(response, offset + done, end)
                     for chunk in response.iter_raw():
                         if len(chunk) > len(buffer) - done:
-                            raise self._no_range(response, offset + done, end)
+                            raise self._no_range_error(response, offset + done, end)
                         buffer[done : done + len(chunk)] = chunk
                         done += len(chunk)
                         failures = 0
@@ -81,7 +81,7 @@ class HubBytes:
             except errors.HfHubHTTPError:
                 raise
             except errors.HTTPError as error:
-                why = reason(error)
+                why = describe_error(error)
             if done == len(buffer):
                 return
             failures += 1
@@ -97,12 +97,12 @@ class HubBytes:
         from huggingface_hub.utils import hf_raise_for_status
 
         if response.status_code == 416:
-            raise damaged(self.name, f"it is cut short, before byte {end}")
+            raise damaged_error(self.name, f"it is cut short, before byte {end}")
         hf_raise_for_status(response)
         found = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
         plain = response.headers.get("Content-Encoding", "identity") == "identity"
         if response.status_code != 206 or found is None or not plain:
-            raise self._no_range(response, begin, end)
+            raise self._no_range_error(response, begin, end)
         first, last, size = map(int, found.groups())
         # Redirected, the hub's own answer names commit and content, which the storage behind it need not do alike.
         answers = [*response.history, response]
@@ -113,18 +113,18 @@ class HubBytes:
         if commits != {self._commit} or (size, etag) != (self.size, self._etag):
             raise ConnectionError(f"{self.name} of {self._repo} changed while it was read: try again")
         if size <= end:
-            raise damaged(self.name, f"it is cut short, with {size} bytes in all")
+            raise damaged_error(self.name, f"it is cut short, with {size} bytes in all")
         if (first, last) != (begin, end):
-            raise self._no_range(response, begin, end)
+            raise self._no_range_error(response, begin, end)
 
-    def _no_range(self, response: Any, begin: int, end: int) -> ConnectionError:
+    def _no_range_error(self, response: Any, begin: int, end: int) -> ConnectionError:
         return ConnectionError(
             f"expected bytes {begin} to {end} of {self.name} from {response.url.host}, got another answer (status "
             f"{response.status_code}): run `hf download {self._repo} {self.name}`, then try again"
         )
 
 
-def reason(error: BaseException | None) -> str:
+def describe_error(error: BaseException | None) -> str:
     """What happened, on one line; of an answer its status and the server's words, without the signed address."""
     response = getattr(error, "response", None)
     if response is not None:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_llmboost.llm.donor.families import Family, family_of, geometry_of, text_config
-from monai_llmboost.llm.donor.names import block_tensors, check_depth, one_dtype
-from monai_llmboost.llm.donor.unread import refuse_quantised
+from monai_llmboost.llm.donor.families import Family, find_family, get_text_config, make_geometry
+from monai_llmboost.llm.donor.names import check_depth, rename_tensors, unify_dtype
+from monai_llmboost.llm.donor.unread import check_not_quantised
 from monai_llmboost.llm.donor.weight_sets import Files, WeightSet
 from monai_llmboost.llm.layers import DonorLayers, Layer
 from monai_llmboost.llm.transformers_model import NOT_WEIGHTS, number_of_layers, stack_of
@@ -21,15 +21,15 @@ from monai_llmboost.llm.transformers_model import NOT_WEIGHTS, number_of_layers,
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-def language_config(content: Mapping[str, Any]) -> Mapping[str, Any]:
+def get_language_config(content: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the part of a ``config.json`` that is about the language model; ValueError if it is quantised."""
-    config = text_config(content)
+    config = get_text_config(content)
     for said in (content, config):
-        refuse_quantised(said)
+        check_not_quantised(said)
     return config
 
 
-def depth_of(config: Mapping[str, Any]) -> int:
+def count_layers(config: Mapping[str, Any]) -> int:
     """Return how many layers a natively run model has."""
     key = "n_layer" if "n_layer" in config else "num_hidden_layers"
     number = config.get(key)
@@ -45,7 +45,7 @@ def read_hugging_face(
 
     Args:
         files: the model.
-        config: of its language model, see :func:`language_config`.
+        config: of its language model, see :func:`get_language_config`.
         weights: the files that hold its weights.
         choose: number of layers -> indices of those that are wanted.
 
@@ -53,25 +53,25 @@ def read_hugging_face(
         FileNotFoundError: a file of the weights is missing.
         ValueError: one is damaged, the model is of a kind that cannot be a donor, or ``choose`` refuses.
     """
-    family = family_of(config)
-    number = depth_of(config) if family else number_of_layers(config)
+    family = find_family(config)
+    number = count_layers(config) if family else number_of_layers(config)
     indices = choose(number)
     stack = family.layers if family else stack_of(config)
     words = stack.rpartition(".")[2]
     weight_map = weights.weight_map(files)
-    prefix = _prefix(weight_map, stack, indices[0], files.donor)
+    prefix = _find_prefix(weight_map, stack, indices[0], files.donor)
     if family:  # others have further layers for other tasks
         check_depth(weight_map, f"{prefix}{words}.", number, files.donor)
     begins = [f"{prefix}{words}.{index}." for index in indices]
     norm = f"{prefix}{family.final_norm}." if family else None
     stored = weights.read(files, weight_map, lambda name: _is_wanted(name, begins, norm))
     check_weights(stored)
-    layers = [_layer(_under(begin, stored), config, family, i, files.donor) for begin, i in zip(begins, indices)]
-    final_norm = _under(norm, stored) if norm else {}
-    return DonorLayers(tuple(layers), files.donor, number, files.revision, files.licence(), final_norm)
+    layers = [_layer(_select_under(begin, stored), config, family, i, files.donor) for begin, i in zip(begins, indices)]
+    final_norm = _select_under(norm, stored) if norm else {}
+    return DonorLayers(tuple(layers), files.donor, number, files.revision, files.find_licence(), final_norm)
 
 
-def _prefix(names: Iterable[str], stack: str, index: int, donor: str) -> str:
+def _find_prefix(names: Iterable[str], stack: str, index: int, donor: str) -> str:
     """What stands before the list of layers in names on disk, such as ``model.``; of several, the language model's."""
     likely, _, words = stack.rpartition(".")
     begins = re.compile(rf"((?:.*?\.)?){re.escape(words)}\.{index}\.")
@@ -94,7 +94,7 @@ def _is_wanted(name: str, begins: list[str], norm: str | None) -> bool:
     return any(name.startswith(begin) and not NOT_WEIGHTS.search(name.removeprefix(begin)) for begin in begins)
 
 
-def _under(begin: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _select_under(begin: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(begin): tensor for name, tensor in tensors.items() if name.startswith(begin)}
 
 
@@ -104,9 +104,9 @@ def _layer(
     if family is None:
         return Layer(tensors, config=json.dumps(dict(config), sort_keys=True), index=index)
     try:
-        geometry = geometry_of(family, config, index)
-        ours = block_tensors(family.names, geometry, tensors, family.transposed, family.by_head)
-        return Layer(one_dtype(ours), geometry, index=index)
+        geometry = make_geometry(family, config, index)
+        ours = rename_tensors(family.names, geometry, tensors, family.transposed, family.by_head)
+        return Layer(unify_dtype(ours), geometry, index=index)
     except ValueError as error:
         raise ValueError(f"layer {index} of {donor}: {error}") from error
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from monai_llmboost.llm.donor.families import FAMILIES, geometry_of
+from monai_llmboost.llm.donor.families import FAMILIES, make_geometry
 from monai_llmboost.llm.geometry import BlockGeometry
 
 
@@ -31,7 +31,7 @@ class KnownDonor:
     @property
     def geometry(self) -> BlockGeometry:
         """Of the last layer."""
-        return geometry_of(FAMILIES[self.config["model_type"]], self.config, self.num_layers - 1)
+        return make_geometry(FAMILIES[self.config["model_type"]], self.config, self.num_layers - 1)
 
     @property
     def layer_weights(self) -> int:

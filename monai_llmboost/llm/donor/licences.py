@@ -46,7 +46,7 @@ LLAMA = re.compile(r"(?:meta )?llama (?P<version>[234](?: \d)?) community licens
 GEMMA = re.compile(r"gemma terms of use\b")
 
 
-def licence_of_card(path: Path) -> str:
+def read_card_licence(path: Path) -> str:
     """Return what the front matter of a model's card says of its licence; empty if nothing."""
     from huggingface_hub import metadata_load
 
@@ -61,7 +61,7 @@ def licence_of_card(path: Path) -> str:
     return " ".join(", ".join(names).split())
 
 
-def licence_of_text(path: Path) -> str:
+def identify_licence(path: Path) -> str:
     """Return the name of a well-known licence whose text a file holds, else where to read it, with its first line.
 
     The SPDX identifier, or, where there is none, what model cards call it, such as ``"llama3.1"``; empty for a file
@@ -76,10 +76,10 @@ def licence_of_text(path: Path) -> str:
     first = next((line for line in lines if re.search(r"\w", line)), "")
     if not first:
         return ""
-    return _known(" ".join(re.findall(r"[a-z0-9]+", text.lower()))) or f"see {path.name}: {first[:80]}"
+    return _match_text(" ".join(re.findall(r"[a-z0-9]+", text.lower()))) or f"see {path.name}: {first[:80]}"
 
 
-def _known(words: str) -> str:
+def _match_text(words: str) -> str:
     """Return the licence that a text of lower-case words is, empty if none or if it has more to say."""
     if match := LLAMA.match(words):
         return f"llama{match['version'].replace(' ', '.')}"
@@ -94,23 +94,23 @@ def _known(words: str) -> str:
         first, last = words.find(begin), words.find(end)
         if 0 <= first <= LONGEST_TITLE and hashlib.sha256(words[first:last].encode()).hexdigest() == digest:
             return name if re.fullmatch(rest, words[last + len(end) :]) else ""
-    return _bsd(words)
+    return _match_bsd(words)
 
 
-def _bsd(words: str) -> str:
+def _match_bsd(words: str) -> str:
     first = words.find(BSD[0])
     clauses = 3 if THIRD_CLAUSE in words else 2
     is_bsd = (
         0 <= first <= LONGEST_TITLE
         and len(words) - first <= LONGEST_BSD[clauses - 2]
-        and _in_order(words, BSD)
+        and _has_in_order(words, BSD)
         and words.endswith(BSD_END)
         and "advertising materials" not in words  # of four clauses
     )
     return f"BSD-{clauses}-Clause" if is_bsd else ""
 
 
-def _in_order(text: str, passages: tuple[str, ...]) -> bool:
+def _has_in_order(text: str, passages: tuple[str, ...]) -> bool:
     place = 0
     for passage in passages:
         place = text.find(passage, place)

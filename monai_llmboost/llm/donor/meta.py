@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_llmboost.llm.donor.families import FAMILIES, geometry_of
-from monai_llmboost.llm.donor.names import check_depth, halves_apart, one_dtype
-from monai_llmboost.llm.donor.numbers import whole_number
+from monai_llmboost.llm.donor.families import FAMILIES, make_geometry
+from monai_llmboost.llm.donor.names import check_depth, deinterleave_rotary, unify_dtype
+from monai_llmboost.llm.donor.numbers import read_whole
 from monai_llmboost.llm.donor.weight_sets import Files, WeightSet
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers, Layer
@@ -55,7 +55,7 @@ def read_native(files: Files, parts: Sequence[WeightSet], choose: Callable[[int]
         ValueError: a file is damaged or says something impossible, the model is of another kind, or ``choose`` refuses.
     """
     params = _params(files)
-    number = whole_number(params, "n_layers")
+    number = read_whole(params, "n_layers")
     indices = choose(number)
     maps = [part.weight_map(files) for part in parts]
     check_depth(maps[0], "layers.", number, files.donor)
@@ -66,7 +66,7 @@ def read_native(files: Files, parts: Sequence[WeightSet], choose: Callable[[int]
         files.donor,
         number,
         files.revision,
-        files.licence(),
+        files.find_licence(),
         {"weight": norm["norm.weight"]} if norm else {},
     )
 
@@ -77,7 +77,7 @@ def _params(files: Files) -> dict[str, Any]:
     Raises:
         ValueError: it describes a model of another kind, or is damaged.
     """
-    params = files.json("params.json") or {}
+    params = files.read_json("params.json") or {}
     for key, what in OTHER_LAYERS.items():
         if params.get(key):
             raise ValueError(
@@ -113,12 +113,12 @@ def _layer(params: dict[str, Any], parts: list[dict[str, Tensor]], index: int, d
     geometry.check_tensors(tensors)  # also tells if the last of several files is missing
     # Without rotary positions the order cancels; it is undone so that both forms of one model have one fingerprint.
     for name in ("query.weight", "key.weight"):
-        tensors[name] = halves_apart(tensors[name], geometry.head_size)
-    return Layer(one_dtype(tensors), geometry, index=index)
+        tensors[name] = deinterleave_rotary(tensors[name], geometry.head_size)
+    return Layer(unify_dtype(tensors), geometry, index=index)
 
 
 def _geometry(params: dict[str, Any], mlp_width: int) -> BlockGeometry:
-    width, heads = whole_number(params, "dim"), whole_number(params, "n_heads")
+    width, heads = read_whole(params, "dim"), read_whole(params, "n_heads")
     if width % heads and not params.get("head_dim"):
         raise ValueError(f"expected dim to be a multiple of n_heads, got {width} and {heads}: correct params.json")
     if params.get("hidden_dim") not in (None, mlp_width):
@@ -131,7 +131,7 @@ def _geometry(params: dict[str, Any], mlp_width: int) -> BlockGeometry:
         scaling = {**SCALED, "factor": SMALL_FACTOR} if (width, params.get("n_layers")) in SMALL else SCALED
     if params.get("yarn"):
         scaling = {"rope_type": "yarn"}
-    return geometry_of(
+    return make_geometry(
         FAMILIES["llama"],
         {
             "hidden_size": width,

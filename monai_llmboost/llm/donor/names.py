@@ -66,7 +66,7 @@ GPT_NEOX: Names = {
 }
 
 
-def block_tensors(
+def rename_tensors(
     names: Names,
     geometry: BlockGeometry,
     tensors: Mapping[str, Tensor],
@@ -99,7 +99,7 @@ def block_tensors(
             renamed[f"{target}.{kind}"] = tensor
         else:
             parts = [f"{part}.{kind}" for part in target]
-            renamed.update(zip(parts, _taken_apart(tensor, parts, geometry, by_head)))
+            renamed.update(zip(parts, _split_fused(tensor, parts, geometry, by_head)))
     missing = sorted(set(geometry.tensor_shapes) - set(renamed))
     if missing:
         raise ValueError(f"expected {missing} in the layer, found none: download all the model's files")
@@ -125,7 +125,7 @@ def check_depth(names: Iterable[str], begin: str, number: int, donor: str) -> No
         )
 
 
-def halves_apart(weight: Tensor, head_size: int) -> Tensor:
+def deinterleave_rotary(weight: Tensor, head_size: int) -> Tensor:
     """Return the rows of queries or keys with first halves before second halves of each head, from pairs side by side.
 
     Meta and llama.cpp store the two features of a rotary pair side by side, Hugging Face a half of a head apart.
@@ -134,7 +134,7 @@ def halves_apart(weight: Tensor, head_size: int) -> Tensor:
     return pairs.transpose(1, 2).reshape(weight.shape).contiguous()
 
 
-def one_dtype(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def unify_dtype(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a layer's tensors in one dtype: that of its matrices if all fit it exactly, else float32 (or float64).
 
     Some writers keep norms in float32 next to matrices of 16 bits, which no layer runs with.
@@ -154,7 +154,7 @@ def _transpose_(tensor: Tensor) -> Tensor:
     return tensor.view(-1).copy_(transposed.view(-1)).view(transposed.shape)
 
 
-def _taken_apart(tensor: Tensor, parts: list[str], geometry: BlockGeometry, by_head: bool) -> list[Tensor]:
+def _split_fused(tensor: Tensor, parts: list[str], geometry: BlockGeometry, by_head: bool) -> list[Tensor]:
     shapes = geometry.tensor_shapes
     rows = [shapes[part][0] for part in parts if part in shapes]
     if len(rows) != len(parts) or tensor.shape[0] != sum(rows):

@@ -13,7 +13,7 @@ Config = Mapping[str, Any]
 LARGEST_NUMBER = 1e15  # of anything that a configuration counts or scales with
 
 
-def whole_number(config: Config, key: str, default: int | None = None) -> int:
+def read_whole(config: Config, key: str, default: int | None = None) -> int:
     """A whole number from 1 on, or ValueError."""
     value = config.get(key)
     value = default if value is None else value
@@ -23,7 +23,7 @@ def whole_number(config: Config, key: str, default: int | None = None) -> int:
     return value
 
 
-def number(config: Config, key: str, default: float) -> float:
+def read_number(config: Config, key: str, default: float) -> float:
     """A finite number, or ValueError."""
     value = config.get(key)
     value = default if value is None else value
@@ -33,7 +33,9 @@ def number(config: Config, key: str, default: float) -> float:
     return float(value)
 
 
-def rotary_angles(config: Config, head_size: int, base: float = 10000.0, kind: str | None = None) -> tuple[float, ...]:
+def compute_rotary_angles(
+    config: Config, head_size: int, base: float = 10000.0, kind: str | None = None
+) -> tuple[float, ...]:
     """Radians from one position to the next of each pair of features; empty if scaled in a way not done here.
 
     Args:
@@ -47,8 +49,8 @@ def rotary_angles(config: Config, head_size: int, base: float = 10000.0, kind: s
         raise ValueError("expected rope_parameters or rope_scaling in config.json to be an object, got another thing")
     given = given.get(kind, given) or {}
     rule: dict[str, Any] = {**config, **scaled, **given}
-    base = number(rule, "rope_theta", base)
-    part = number(rule, "partial_rotary_factor", number(config, "rotary_pct", 1.0))
+    base = read_number(rule, "rope_theta", base)
+    part = read_number(rule, "partial_rotary_factor", read_number(config, "rotary_pct", 1.0))
     if base <= 0 or not 0 <= part <= 1 or head_size > LARGEST_WIDTH:
         raise ValueError(
             f"expected rope_theta above 0 and a rotary part from 0 to 1 of a head in config.json, got {base} and "
@@ -60,16 +62,16 @@ def rotary_angles(config: Config, head_size: int, base: float = 10000.0, kind: s
     if scaling == "default":
         return tuple(angles)
     if scaling == "linear":
-        return tuple(angle / number(rule, "factor", 1.0) for angle in angles)
+        return tuple(angle / read_number(rule, "factor", 1.0) for angle in angles)
     if scaling == "llama3":
-        return tuple(_llama3(angle, rule) for angle in angles)
+        return tuple(_scale_llama3(angle, rule) for angle in angles)
     return ()
 
 
-def _llama3(angle: float, rule: Config) -> float:
+def _scale_llama3(angle: float, rule: Config) -> float:
     """Slow turns slowed down further, quick ones kept, those between in between (Llama 3.1)."""
-    factor = number(rule, "factor", 8.0)
-    low, high = number(rule, "low_freq_factor", 1.0), number(rule, "high_freq_factor", 4.0)
-    turns = number(rule, "original_max_position_embeddings", 8192) * angle / (2 * math.pi)
+    factor = read_number(rule, "factor", 8.0)
+    low, high = read_number(rule, "low_freq_factor", 1.0), read_number(rule, "high_freq_factor", 4.0)
+    turns = read_number(rule, "original_max_position_embeddings", 8192) * angle / (2 * math.pi)
     kept = min(max((turns - low) / (high - low), 0.0), 1.0)
     return (1 - kept) * angle / factor + kept * angle

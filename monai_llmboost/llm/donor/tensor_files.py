@@ -36,11 +36,11 @@ DTYPES = {
 Progress = Callable[[int], object]
 
 
-def no_progress(count: int) -> None:
+def ignore_progress(count: int) -> None:
     """Tell nobody that ``count`` more bytes have come."""
 
 
-def damaged(name: str, why: str) -> ValueError:
+def damaged_error(name: str, why: str) -> ValueError:
     """The one sentence for a file that is not what it should be."""
     return ValueError(f"cannot read {name}: {why}. Download it again")
 
@@ -51,7 +51,7 @@ class ByteSource(Protocol):
     name: str
     size: int
 
-    def read_into(self, offset: int, buffer: memoryview, progress: Progress = no_progress) -> None:
+    def read_into(self, offset: int, buffer: memoryview, progress: Progress = ignore_progress) -> None:
         """Fill ``buffer`` with the bytes from ``offset`` on, telling ``progress`` how many came each time."""
 
 
@@ -61,7 +61,7 @@ class LocalBytes:
     def __init__(self, path: Path) -> None:
         self.path, self.name, self.size = path, path.name, path.stat().st_size
 
-    def read_into(self, offset: int, buffer: memoryview, progress: Progress = no_progress) -> None:
+    def read_into(self, offset: int, buffer: memoryview, progress: Progress = ignore_progress) -> None:
         """Fill ``buffer`` with the bytes from ``offset`` on; ValueError if the file ends before."""
         with self.path.open("rb", buffering=0) as file:
             file.seek(offset)
@@ -69,7 +69,7 @@ class LocalBytes:
             while done < len(buffer):  # the system hands out 2 GiB at most at a time
                 count = file.readinto(buffer[done:])
                 if not count:
-                    raise damaged(self.name, f"it is cut short, at {offset + done} bytes")
+                    raise damaged_error(self.name, f"it is cut short, at {offset + done} bytes")
                 done += count
                 progress(count)
 
@@ -102,17 +102,17 @@ class SafetensorsFile:
         try:
             entries = {name: _entry(value, start) for name, value in header.items() if name != "__metadata__"}
         except (KeyError, TypeError, ValueError) as error:
-            raise damaged(source.name, f"its header describes a tensor wrongly ({str(error)[:200]})") from error
+            raise damaged_error(source.name, f"its header describes a tensor wrongly ({str(error)[:200]})") from error
         self.entries = dict(sorted(entries.items(), key=lambda item: item[1][2:]))
         position = start
         for name, entry in self.entries.items():
             if entry.begin != position:
-                raise damaged(source.name, f"its header leaves a gap or an overlap before {name}")
+                raise damaged_error(source.name, f"its header leaves a gap or an overlap before {name}")
             position = entry.end
         if position > source.size:
-            raise damaged(source.name, f"it is cut short, with {source.size} bytes of {position}")
+            raise damaged_error(source.name, f"it is cut short, with {source.size} bytes of {position}")
         if position < source.size:
-            raise damaged(source.name, f"it has {source.size} bytes, its header speaks of {position}")
+            raise damaged_error(source.name, f"it has {source.size} bytes, its header speaks of {position}")
 
     def names(self) -> list[str]:
         """Every tensor's name, in the order in which they lie in the file."""
@@ -123,7 +123,7 @@ class SafetensorsFile:
         wanted = set(names)
         return sum(entry.end - entry.begin for name, entry in self.entries.items() if name in wanted)
 
-    def read(self, names: Iterable[str], progress: Progress = no_progress) -> dict[str, Tensor]:
+    def read(self, names: Iterable[str], progress: Progress = ignore_progress) -> dict[str, Tensor]:
         """The named tensors, by one read for each run of neighbours; neighbours share one piece of memory.
 
         Args:
@@ -134,7 +134,7 @@ class SafetensorsFile:
             ValueError: the file has no such tensor, or of a dtype that torch does not have.
         """
         wanted = list(dict.fromkeys(names))
-        check_found(self.source.name, wanted, self.entries)
+        check_present(self.source.name, wanted, self.entries)
         for name in wanted:
             if self.entries[name].dtype not in DTYPES:
                 raise ValueError(
@@ -169,7 +169,7 @@ class SafetensorsFile:
             yield run
 
 
-def check_found(file: str, wanted: Iterable[str], found: Iterable[str]) -> None:
+def check_present(file: str, wanted: Iterable[str], found: Iterable[str]) -> None:
     """Raise ValueError if not all wanted names are found."""
     missing = sorted(set(wanted) - set(found))
     if missing:
@@ -179,24 +179,24 @@ def check_found(file: str, wanted: Iterable[str], found: Iterable[str]) -> None:
 def _read_header(source: ByteSource) -> tuple[dict[str, Any], int]:
     """The header, and the position of the first byte behind it."""
     if source.size < 8:
-        raise damaged(source.name, f"it is cut short, with {source.size} bytes in all")
+        raise damaged_error(source.name, f"it is cut short, with {source.size} bytes in all")
     first = bytearray(8)
     source.read_into(0, memoryview(first))
     if first == b"version ":
-        raise damaged(source.name, "it is a pointer of Git LFS in the place of the weights")
+        raise damaged_error(source.name, "it is a pointer of Git LFS in the place of the weights")
     length = int.from_bytes(first, "little")
     if length > HEADER_LIMIT:
-        raise damaged(source.name, f"its header would have {length} bytes, at most {HEADER_LIMIT} are allowed")
+        raise damaged_error(source.name, f"its header would have {length} bytes, at most {HEADER_LIMIT} are allowed")
     if 8 + length > source.size:
-        raise damaged(source.name, f"it is cut short within its header, with {source.size} bytes of {8 + length}")
+        raise damaged_error(source.name, f"it is cut short within its header, with {source.size} bytes of {8 + length}")
     raw = bytearray(length)
     source.read_into(8, memoryview(raw))
     try:
         header = json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise damaged(source.name, f"its header is not JSON ({error})") from error
+        raise damaged_error(source.name, f"its header is not JSON ({error})") from error
     if not isinstance(header, dict):
-        raise damaged(source.name, f"its header is a {type(header).__name__}, not an object")
+        raise damaged_error(source.name, f"its header is a {type(header).__name__}, not an object")
     return header, 8 + length
 
 

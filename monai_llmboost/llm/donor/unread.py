@@ -37,7 +37,7 @@ FORMS: tuple[tuple[str, str, str], ...] = (
 QUANTISED = ("quantization_config", "quantization")
 
 
-def refuse_quantised(config: Mapping[str, Any]) -> None:
+def check_not_quantised(config: Mapping[str, Any]) -> None:
     """Raise ValueError if a configuration says that the weights are quantised, with the method where it names one."""
     for key in QUANTISED:
         if said := config.get(key):
@@ -56,7 +56,7 @@ def refuse_quantised(config: Mapping[str, Any]) -> None:
             )
 
 
-def no_weights(names: Iterable[str] | None, donor: str, expected: str, advice: str) -> FileNotFoundError:
+def no_weights_error(names: Iterable[str] | None, donor: str, expected: str, advice: str) -> FileNotFoundError:
     """Return what to raise where a model has no weights that are read, with what it has instead, if it has anything."""
     for pattern, what, todo in FORMS:
         for name in sorted(names or ()):

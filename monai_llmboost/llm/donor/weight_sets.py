@@ -60,10 +60,10 @@ class WeightSet:
             ValueError: a damaged file, or without an index one name in two of them.
         """
         if self.index:
-            return _index(files, self.index)
+            return _read_index(files, self.index)
         found: dict[str, str] = {}
         for file in self.files:
-            for name in files.tensor_names(file):
+            for name in files.list_tensors(file):
                 if name in found:
                     raise ValueError(
                         f"{name} is in {found[name]} and in {file} of {files.donor}, and no index says which counts: "
@@ -83,9 +83,9 @@ class WeightSet:
         tensors: dict[str, Tensor] = {}
         opened = sorted({weight_map[name] for name in names})
         for file in opened:
-            tensors.update(files.tensors(file, [name for name in names if weight_map[name] == file]))
+            tensors.update(files.read_tensors(file, [name for name in names if weight_map[name] == file]))
         for file in opened if self.index else ():
-            for name in files.tensor_names(file):
+            for name in files.list_tensors(file):
                 if is_wanted(name) and weight_map.get(name) != file:
                     says = f"says in {weight_map[name]}" if name in weight_map else "does not have it"
                     raise ValueError(
@@ -101,7 +101,7 @@ def is_weight_file(name: str) -> bool:
     return any(_match(pattern, name, stems) for pattern in (SINGLE, PART)) or GGUF.fullmatch(name) is not None
 
 
-def hugging_face_sets(files: Files) -> list[WeightSet]:
+def find_hugging_face_sets(files: Files) -> list[WeightSet]:
     """Return the sets of weights as transformers names them, safetensors first; of one variant, the plain one if there.
 
     An index whose files are all missing counts only if there is nothing else.
@@ -109,29 +109,29 @@ def hugging_face_sets(files: Files) -> list[WeightSet]:
     Raises:
         ValueError: there are several variants and no plain weights, or an index is damaged.
     """
-    names = files.names()
-    found = list(_probed(files)) if names is None else _sets(files, names, ("model", "pytorch_model"))
+    names = files.list_files()
+    found = list(_probe_usual(files)) if names is None else _group_files(files, names, ("model", "pytorch_model"))
     alive = [one for one in found if names is None or set(one.files) & set(names)]
-    return _one_variant(alive or found, files.donor)
+    return _choose_variant(alive or found, files.donor)
 
 
-def native_sets(files: Files) -> list[list[WeightSet]]:
+def find_native_sets(files: Files) -> list[list[WeightSet]]:
     """Return the sets of weights as Meta and Mistral name them; each is several where the model is split over files.
 
     Raises:
         FileNotFoundError: a part is missing.
     """
-    names = files.names()
+    names = files.list_files()
     if names is None:
         names = [name for name in (NATIVE, "consolidated.00.pth") if files.has(name)]
-    found = [[one] for one in _sets(files, names, ("consolidated",))]
+    found = [[one] for one in _group_files(files, names, ("consolidated",))]
     parts = sorted(name for name in names if re.fullmatch(r"consolidated\.\d+\.pth", name))
     if [name.split(".")[1] for name in parts] != [f"{number:02d}" for number in range(len(parts))]:
         raise FileNotFoundError(f"expected all parts from consolidated.00.pth on, found {parts}")
     return found + ([[WeightSet((name,)) for name in parts]] if parts else [])
 
 
-def gguf_files(files: Files, chosen: str = "") -> list[str]:
+def find_gguf_files(files: Files, chosen: str = "") -> list[str]:
     """Return the GGUF file of a model, or its parts in their order; none if there is none.
 
     Args:
@@ -143,7 +143,7 @@ def gguf_files(files: Files, chosen: str = "") -> list[str]:
         FileNotFoundError: a part is missing.
     """
     models: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
-    for name in [chosen] if files.names() is None and chosen else files.names() or []:
+    for name in [chosen] if files.list_files() is None and chosen else files.list_files() or []:
         if found := GGUF.fullmatch(name):
             models[found["stem"], found["of"] or ""][int(found["part"] or 1)] = name
     wanted = [key for key, parts in models.items() if not chosen or chosen in parts.values()]
@@ -162,13 +162,13 @@ def gguf_files(files: Files, chosen: str = "") -> list[str]:
     return [parts[part] for part in sorted(parts)]
 
 
-def _sets(files: Files, names: Iterable[str], stems: tuple[str, ...]) -> list[WeightSet]:
+def _group_files(files: Files, names: Iterable[str], stems: tuple[str, ...]) -> list[WeightSet]:
     """Return the sets that names of files make, with an index first, then one file, then parts without an index."""
     indexed, single = [], []
     parts: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for name in sorted(names):
         if (match := _match(INDEX, name, stems)) is not None:
-            content = _index(files, name)
+            content = _read_index(files, name)
             indexed.append(WeightSet(tuple(sorted(set(content.values()))), name, match["variant"] or ""))
         elif (match := _match(PART, name, stems)) is not None:
             variant = match["variant"] or match["after"] or ""
@@ -197,19 +197,19 @@ def _match(pattern: re.Pattern[str], name: str, stems: tuple[str, ...]) -> re.Ma
     return match
 
 
-def _probed(files: Files) -> Iterator[WeightSet]:
+def _probe_usual(files: Files) -> Iterator[WeightSet]:
     """Yield the first usual set of a repository that does not list its files."""
     for whole in USUAL:
         index = f"{whole}.index.json"
-        if files.json(index) is not None:
-            yield WeightSet(tuple(sorted(set(_index(files, index).values()))), index)
+        if files.read_json(index) is not None:
+            yield WeightSet(tuple(sorted(set(_read_index(files, index).values()))), index)
             return
         if files.has(whole):
             yield WeightSet((whole,))
             return
 
 
-def _one_variant(sets: list[WeightSet], donor: str) -> list[WeightSet]:
+def _choose_variant(sets: list[WeightSet], donor: str) -> list[WeightSet]:
     plain = [one for one in sets if not one.variant]
     if plain:
         return plain
@@ -222,8 +222,8 @@ def _one_variant(sets: list[WeightSet], donor: str) -> list[WeightSet]:
     return sets
 
 
-def _index(files: Files, name: str) -> dict[str, str]:
-    weight_map = (files.json(name) or {}).get("weight_map")
+def _read_index(files: Files, name: str) -> dict[str, str]:
+    weight_map = (files.read_json(name) or {}).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise ValueError(f"expected a weight_map of file names in {name}: download it again")
     for file in set(weight_map.values()):

@@ -20,9 +20,9 @@ from monai_llmboost.llm.donor.tensor_files import (
     HEADER_LIMIT,
     ByteSource,
     Progress,
-    check_found,
-    damaged,
-    no_progress,
+    check_present,
+    damaged_error,
+    ignore_progress,
 )
 
 MAGIC, VERSIONS, SWAPPED = b"GGUF", (2, 3), (2 << 24, 3 << 24)
@@ -65,7 +65,7 @@ class GgufFile:
         header = _Header(source)
         if (magic := header.take(4)) != MAGIC:
             what = "a pointer of Git LFS in place of the weights" if magic == b"vers" else "no GGUF file"
-            raise damaged(source.name, f"it is {what}")
+            raise damaged_error(source.name, f"it is {what}")
         version = header.number("<I")
         if version not in VERSIONS:
             what = "big-endian" if version in SWAPPED else f"of version {version}"
@@ -75,17 +75,19 @@ class GgufFile:
         for _ in range(keys):
             key = header.text()
             if key in self.metadata:
-                raise damaged(source.name, f"its metadata have {key} twice")
+                raise damaged_error(source.name, f"its metadata have {key} twice")
             self.metadata[key] = header.value(header.number("<I"))
         described = [header.tensor() for _ in range(tensors)]
-        self.entries = self._placed(described, header.position)
+        self.entries = self._place_tensors(described, header.position)
 
-    def _placed(self, described: list[tuple[str, int, tuple[int, ...], int]], behind: int) -> dict[str, GgufEntry]:
+    def _place_tensors(
+        self, described: list[tuple[str, int, tuple[int, ...], int]], behind: int
+    ) -> dict[str, GgufEntry]:
         sizes = _sizes()
         alignment = self.metadata.get("general.alignment", ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-            raise damaged(self.source.name, f"its tensors are aligned to {alignment!r}")
-        start = end = _aligned(behind, alignment)
+            raise damaged_error(self.source.name, f"its tensors are aligned to {alignment!r}")
+        start = end = _align(behind, alignment)
         entries: dict[str, GgufEntry] = {}
         for name, number, shape, offset in sorted(described, key=lambda tensor: tensor[3]):
             if number not in sizes:
@@ -95,16 +97,16 @@ class GgufFile:
                 )
             kind, values, size = sizes[number]
             if name in entries or shape[-1] % values or start + offset != end:
-                raise damaged(self.source.name, f"its header contradicts itself about {name}")
+                raise damaged_error(self.source.name, f"its header contradicts itself about {name}")
             begin = start + offset
             length = prod(shape) // values * size
             entries[name] = GgufEntry(kind, shape, begin, begin + length)
-            end = _aligned(begin + length, alignment)
+            end = _align(begin + length, alignment)
         last = max((entry.end for entry in entries.values()), default=start)
         if self.source.size < last:
-            raise damaged(self.source.name, f"it is cut short, with {self.source.size} bytes of {last}")
+            raise damaged_error(self.source.name, f"it is cut short, with {self.source.size} bytes of {last}")
         if self.source.size > end:
-            raise damaged(self.source.name, f"it has {self.source.size} bytes, its header speaks of {end}")
+            raise damaged_error(self.source.name, f"it has {self.source.size} bytes, its header speaks of {end}")
         return entries
 
     def names(self) -> list[str]:
@@ -115,7 +117,7 @@ class GgufFile:
         """Return the size in bytes, as stored, of those of the named tensors that the file has."""
         return sum(self.entries[name].end - self.entries[name].begin for name in set(names) & self.entries.keys())
 
-    def read(self, names: Iterable[str], progress: Progress = no_progress) -> dict[str, Tensor]:
+    def read(self, names: Iterable[str], progress: Progress = ignore_progress) -> dict[str, Tensor]:
         """Return the named tensors: floats as they are stored, quantised ones as the float32 that they stand for.
 
         Args:
@@ -126,7 +128,7 @@ class GgufFile:
             ValueError: the file has no such tensor, or one of a type that cannot be turned into floats.
         """
         wanted = list(dict.fromkeys(names))
-        check_found(self.source.name, wanted, self.entries)
+        check_present(self.source.name, wanted, self.entries)
         return {name: self._read(name, self.entries[name], progress) for name in wanted}
 
     def _read(self, name: str, entry: GgufEntry, progress: Progress) -> Tensor:
@@ -160,7 +162,7 @@ def _sizes() -> dict[int, tuple[str, int, int]]:
     return {int(kind): (kind.name, values, size) for kind, (values, size) in GGML_QUANT_SIZES.items()}
 
 
-def _aligned(position: int, alignment: int) -> int:
+def _align(position: int, alignment: int) -> int:
     return -(-position // alignment) * alignment
 
 
@@ -175,7 +177,7 @@ class _Header:
         begin = self.position - self._start
         if begin < 0 or begin + length > len(self._buffer):
             if self.position + length > min(self.source.size, HEADER_LIMIT):
-                raise damaged(self.source.name, "it is cut short within its header")
+                raise damaged_error(self.source.name, "it is cut short within its header")
             wanted = min(max(length, self._chunk), self.source.size - self.position)
             buffer = bytearray(wanted)
             self.source.read_into(self.position, memoryview(buffer))
@@ -190,17 +192,17 @@ class _Header:
     def count(self, what: str) -> int:
         number = self.number("<Q")
         if number > LARGEST_COUNT:
-            raise damaged(self.source.name, f"its header speaks of {number} {what}")
+            raise damaged_error(self.source.name, f"its header speaks of {number} {what}")
         return number
 
     def text(self) -> str:
         length = self.number("<Q")
         if length > LONGEST_NAME:
-            raise damaged(self.source.name, f"its header has a name of {length} bytes")
+            raise damaged_error(self.source.name, f"its header has a name of {length} bytes")
         try:
             return self.take(length).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise damaged(self.source.name, "its header has a name that is no text") from error
+            raise damaged_error(self.source.name, "its header has a name that is no text") from error
 
     def value(self, kind: int) -> Any:
         """Return one value of the metadata, ``None`` for one that is skipped: a vocabulary, a long text."""
@@ -214,7 +216,7 @@ class _Header:
                 return self.skip(length)
             return self.take(length).decode("utf-8", errors="replace")
         if kind != LIST:
-            raise damaged(self.source.name, f"its metadata have a value of type {kind}")
+            raise damaged_error(self.source.name, f"its metadata have a value of type {kind}")
         inner, length = self.number("<I"), self.number("<Q")
         if inner in SCALARS:
             size = struct.calcsize(SCALARS[inner])
@@ -222,7 +224,7 @@ class _Header:
                 return self.skip(length * size)
             return list(struct.unpack(f"<{length}{SCALARS[inner][1]}", self.take(length * size)))
         if inner != TEXT or length > HEADER_LIMIT // 8:
-            raise damaged(self.source.name, f"its metadata have a list of {length} values of type {inner}")
+            raise damaged_error(self.source.name, f"its metadata have a list of {length} values of type {inner}")
         for _ in range(length):
             self.skip(self.number("<Q"))
         return None
@@ -234,8 +236,8 @@ class _Header:
         """Return name, type, shape (slowest axis first) and place of one tensor."""
         name, axes = self.text(), self.number("<I")
         if not 1 <= axes <= MOST_AXES:
-            raise damaged(self.source.name, f"its header gives {name} {axes} axes")
+            raise damaged_error(self.source.name, f"its header gives {name} {axes} axes")
         shape = struct.unpack(f"<{axes}Q", self.take(8 * axes))[::-1]
         if not 0 < prod(shape) < 2**63:
-            raise damaged(self.source.name, f"its header gives {name} the shape {shape}")
+            raise damaged_error(self.source.name, f"its header gives {name} the shape {shape}")
         return name, self.number("<I"), shape, self.number("<Q")

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from monai_llmboost.llm.donor.families import FAMILIES, geometry_of
+from monai_llmboost.llm.donor.families import FAMILIES, make_geometry
 from monai_llmboost.llm.donor.gguf.file import FLOATS, GgufFile
-from monai_llmboost.llm.donor.names import Names, block_tensors, check_depth, halves_apart, one_dtype
+from monai_llmboost.llm.donor.names import Names, check_depth, deinterleave_rotary, rename_tensors, unify_dtype
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers, Layer
 
@@ -101,7 +101,7 @@ def read_gguf(
         stored |= read(file, [name for name in (*wanted, *norm, *extra) if places[name] == file])
     kinds = {files[places[name]].entries[name].kind for name in wanted}
     layers = [_layer(architecture, metadata, stored, index, donor) for index in indices]
-    final = {name.rpartition(".")[2]: _without_offset(architecture, name, stored[name]) for name in norm}
+    final = {name.rpartition(".")[2]: _remove_offset(architecture, name, stored[name]) for name in norm}
     return DonorLayers(
         tuple(layers),
         donor,
@@ -154,21 +154,21 @@ def _layer(
 ) -> Layer:
     begin = f"blk.{index}."
     found = {name.removeprefix(begin): tensor for name, tensor in stored.items() if name.startswith(begin)}
-    found = {name: _without_offset(architecture, name, tensor) for name, tensor in found.items() if name not in UNUSED}
+    found = {name: _remove_offset(architecture, name, tensor) for name, tensor in found.items() if name not in UNUSED}
     try:
         geometry = _geometry(architecture, metadata, found, stored.get(ROPE_FACTORS), index)
-        tensors = block_tensors(architecture.names, geometry, found)
+        tensors = rename_tensors(architecture.names, geometry, found)
     except ValueError as error:
         raise ValueError(f"layer {index} of {donor}: {error}") from error
     if architecture.paired:
         # Without rotary positions the order cancels; it is undone so that both forms of one model are one block.
         for name in tensors:
             if name.startswith(("query.", "key.")):
-                tensors[name] = halves_apart(tensors[name], geometry.head_size)
-    return Layer(one_dtype(tensors), geometry, index=index)
+                tensors[name] = deinterleave_rotary(tensors[name], geometry.head_size)
+    return Layer(unify_dtype(tensors), geometry, index=index)
 
 
-def _without_offset(architecture: Architecture, name: str, tensor: Tensor) -> Tensor:
+def _remove_offset(architecture: Architecture, name: str, tensor: Tensor) -> Tensor:
     """Return a gain as the model itself stores it."""
     if architecture.gain_added and name.endswith("norm.weight"):
         return tensor.float() - architecture.gain_added
@@ -186,7 +186,7 @@ def _geometry(
     if architecture.family == "gpt2" and "ffn_up.weight" in found:  # the converter writes 4 * width, whatever it is
         config["n_inner"] = found["ffn_up.weight"].shape[0]
     family = FAMILIES[architecture.family]
-    geometry = geometry_of(family, config, index)
+    geometry = make_geometry(family, config, index)
     size = _value(metadata, "attention.value_length", index)
     if size not in (None, geometry.head_size):
         raise ValueError(f"expected values of {geometry.head_size} features a head, got {size}: choose another donor")
