@@ -431,7 +431,7 @@ def test_no_hub(server, folder, use):
     assert repository.find_licence() == "", "unknown"
     assert repository.read_json("config.json") == {"model_type": "llama"}
     assert repository.read_json("model.safetensors.index.json") is None, "the cache knows"
-    for method in (repository.has, repository.tensor_names):
+    for method in (repository.has, repository.list_tensors):
         with pytest.raises(ConnectionError, match=rf"cannot get {WEIGHTS} of lab/tiny: the hub cannot be reached"):
             method(WEIGHTS)
     assert not server.waits, "it was not asked again and again"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Families of language models whose layer block.py runs itself: how each writes its numbers in ``config.json``."""
+"""Model families that block.py runs natively: how each one stores its geometry in ``config.json``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from monai_llmboost.llm.donor.names import GPT2, GPT_NEOX, LLAMA, OPT, PHI3, QK_
 from monai_llmboost.llm.donor.numbers import Config, compute_rotary_angles, read_number, read_whole
 from monai_llmboost.llm.geometry import BlockGeometry
 
-# As configurations spell them.
+# Names of activations in configurations -> names in block.py.
 ACTIVATIONS = {
     "silu": "silu", "swish": "silu", "relu": "relu", "gelu": "gelu",
     "gelu_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
@@ -20,17 +20,17 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class Family:
-    """How one family writes its layers.
+    """How one model family stores its layers.
 
     Args:
-        names: module on disk -> module of block.py.
-        defaults: what its configuration class of `transformers` takes for keys that a ``config.json`` leaves out.
-        geometry: configuration and index of a layer -> its numbers.
-        layers: last word of the list of layers on disk.
-        final_norm: last word of the model's norm behind its last layer.
-        transposed: matrices are stored (in, out).
-        by_head: queries, keys and values stored as one lie head by head, not one after the other.
-        only_if: what a configuration must say (or leave out) for this to hold.
+        names: module name in the checkpoint -> module name in block.py.
+        defaults: defaults of its `transformers` configuration class, for keys that ``config.json`` omits.
+        geometry: function from configuration and layer index to the layer's geometry.
+        layers: last part of the name of the layer list in the checkpoint.
+        final_norm: last part of the name of the norm after the last layer.
+        transposed: matrices are stored as (in, out).
+        by_head: fused queries, keys and values are stored head by head, instead of one after the other.
+        only_if: values that these configuration keys must have, if present.
     """
 
     names: Names
@@ -44,7 +44,7 @@ class Family:
 
 
 def get_text_config(config: Config) -> Config:
-    """The part of a configuration that is about the language model, with its family's defaults for what is left out."""
+    """Return the language model part of a configuration, with its family's defaults for missing keys."""
     inner = config.get("text_config")
     text = inner if isinstance(inner, Mapping) and str(config.get("model_type")) not in FAMILIES else config
     family = FAMILIES.get(str(text.get("model_type")))
@@ -52,7 +52,7 @@ def get_text_config(config: Config) -> Config:
 
 
 def find_family(config: Config) -> Family | None:
-    """The family whose layer a (text) configuration describes; ``None`` if block.py has not all that it takes."""
+    """Return the family of a (text) configuration; ``None`` if block.py cannot run its layers."""
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None or any(config.get(key, value) != value for key, value in family.only_if.items()):
         return None
@@ -68,17 +68,17 @@ def _activation(config: Config) -> str:
 
 
 def make_geometry(family: Family, config: Config, layer: int) -> BlockGeometry:
-    """The numbers of one layer.
+    """Return the geometry of one layer.
 
     Raises:
-        ValueError: one is missing or impossible.
+        ValueError: a number is missing or invalid.
     """
     try:
         return family.geometry({**family.defaults, **config}, layer)
     except (ArithmeticError, LookupError, TypeError) as error:
         raise ValueError(
-            f"expected a configuration of {config.get('model_type')}, its numbers do not go together ({error}): "
-            "download config.json again"
+            f"the numbers in the configuration of {config.get('model_type')} are inconsistent ({error}): download "
+            "config.json again"
         ) from error
 
 
@@ -111,10 +111,10 @@ def _qwen3(config: Config, layer: int) -> BlockGeometry:
 
 
 def _smollm3(config: Config, layer: int) -> BlockGeometry:
-    turned = config.get("no_rope_layers")
+    use_rope = config.get("no_rope_layers")  # 1: with rotary positions
     interval = read_whole(config, "no_rope_layer_interval", 4)
-    rotates = turned[layer] if isinstance(turned, list) and layer < len(turned) else (layer + 1) % interval != 0
-    if rotates:
+    listed = use_rope[layer : layer + 1] if isinstance(use_rope, list) else []
+    if listed[0] if listed else (layer + 1) % interval != 0:
         return _llama(config, layer)
     return _llama(config, layer, rotary=())
 
@@ -124,9 +124,9 @@ def _phi3(config: Config, layer: int) -> BlockGeometry:
 
 
 def _gemma(config: Config, layer: int, **changes: Any) -> BlockGeometry:
-    word = config.get("hidden_activation") or config.get("hidden_act")
-    word = "gelu_tanh" if word in (None, "gelu") else word  # of old files: the tanh form is what was trained
-    config = {**config, "hidden_activation": word}
+    name = config.get("hidden_activation") or config.get("hidden_act")
+    name = "gelu_tanh" if name in (None, "gelu") else name  # old files say gelu, but the tanh form was trained
+    config = {**config, "hidden_activation": name}
     return _llama(config, layer, gain_offset=1.0, **changes)
 
 
@@ -143,11 +143,11 @@ def _gemma2(config: Config, layer: int, **changes: Any) -> BlockGeometry:
 
 def _gemma3(config: Config, layer: int) -> BlockGeometry:
     types, pattern = config.get("layer_types"), read_whole(config, "sliding_window_pattern", 6)
-    near = types[layer] == "sliding_attention" if isinstance(types, list) else (layer + 1) % pattern != 0
+    is_local = types[layer] == "sliding_attention" if isinstance(types, list) else (layer + 1) % pattern != 0
     head_size = read_whole(config, "head_dim", 256)
     if config.get("rope_parameters"):
-        rotary = compute_rotary_angles(config, head_size, kind="sliding_attention" if near else "full_attention")
-    elif near:
+        rotary = compute_rotary_angles(config, head_size, kind="sliding_attention" if is_local else "full_attention")
+    elif is_local:
         rotary = compute_rotary_angles({"rope_theta": read_number(config, "rope_local_base_freq", 1e4)}, head_size)
     else:
         rotary = compute_rotary_angles(config, head_size, base=1e6)
@@ -218,32 +218,38 @@ def _gpt_neox(config: Config, layer: int) -> BlockGeometry:
     )
 
 
-def _sizes(width: int, mlp_width: int, layers: int, heads: int, kv_heads: int | None, **more: Any) -> dict[str, Any]:
+def _list_defaults(
+    width: int, mlp_width: int, layers: int, heads: int, kv_heads: int | None, **other: Any
+) -> dict[str, Any]:
     return {
         "hidden_size": width,
         "intermediate_size": mlp_width,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
-        **more,
+        **other,
     }
 
 
 GPT2_SIZES = {"n_embd": 768, "n_head": 12, "n_layer": 12, "activation_function": "gelu_new"}
 OPT_SIZES = {"hidden_size": 768, "ffn_dim": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 FAMILIES = {
-    "llama": Family(LLAMA, _sizes(4096, 11008, 32, 32, None), _llama),
-    "mistral": Family(LLAMA, _sizes(4096, 14336, 32, 32, 8), _llama),
-    "qwen2": Family(LLAMA, _sizes(4096, 22016, 32, 32, 32), _qwen2),
-    "qwen3": Family({**LLAMA, **QK_NORMS}, _sizes(4096, 22016, 32, 32, 32, head_dim=128), _qwen3),
-    "smollm3": Family(LLAMA, _sizes(2048, 11008, 36, 16, 4, rope_theta=2e6), _smollm3),
-    "phi3": Family(PHI3, _sizes(3072, 8192, 32, 32, None, rms_norm_eps=1e-5), _phi3),
-    "gemma": Family(LLAMA, _sizes(3072, 24576, 28, 16, 16, head_dim=256), _gemma),
+    "llama": Family(LLAMA, _list_defaults(4096, 11008, 32, 32, None), _llama),
+    "mistral": Family(LLAMA, _list_defaults(4096, 14336, 32, 32, 8), _llama),
+    "qwen2": Family(LLAMA, _list_defaults(4096, 22016, 32, 32, 32), _qwen2),
+    "qwen3": Family({**LLAMA, **QK_NORMS}, _list_defaults(4096, 22016, 32, 32, 32, head_dim=128), _qwen3),
+    "smollm3": Family(LLAMA, _list_defaults(2048, 11008, 36, 16, 4, rope_theta=2e6), _smollm3),
+    "phi3": Family(PHI3, _list_defaults(3072, 8192, 32, 32, None, rms_norm_eps=1e-5), _phi3),
+    "gemma": Family(LLAMA, _list_defaults(3072, 24576, 28, 16, 16, head_dim=256), _gemma),
     "gemma2": Family(
-        {**LLAMA, **SANDWICH}, _sizes(2304, 9216, 26, 8, 4, head_dim=256, attn_logit_softcapping=50.0), _gemma2
+        {**LLAMA, **SANDWICH}, _list_defaults(2304, 9216, 26, 8, 4, head_dim=256, attn_logit_softcapping=50.0), _gemma2
     ),
-    "gemma3_text": Family({**LLAMA, **SANDWICH, **QK_NORMS}, _sizes(2304, 9216, 26, 8, 4, head_dim=256), _gemma3),
-    "olmo2": Family({**LLAMA, **SANDWICH, **QK_NORMS}, _sizes(4096, 11008, 32, 32, None, rms_norm_eps=1e-5), _olmo2),
+    "gemma3_text": Family(
+        {**LLAMA, **SANDWICH, **QK_NORMS}, _list_defaults(2304, 9216, 26, 8, 4, head_dim=256), _gemma3
+    ),
+    "olmo2": Family(
+        {**LLAMA, **SANDWICH, **QK_NORMS}, _list_defaults(4096, 11008, 32, 32, None, rms_norm_eps=1e-5), _olmo2
+    ),
     "gpt2": Family(
         GPT2,
         GPT2_SIZES,
@@ -262,7 +268,7 @@ FAMILIES = {
     ),
     "gpt_neox": Family(
         GPT_NEOX,
-        _sizes(6144, 24576, 44, 64, None, hidden_act="gelu", rotary_pct=0.25),
+        _list_defaults(6144, 24576, 44, 64, None, hidden_act="gelu", rotary_pct=0.25),
         _gpt_neox,
         final_norm="final_layer_norm",
         by_head=True,
