@@ -15,7 +15,7 @@ from monai_llmboost.llm.donor.gguf.model import read_gguf
 from monai_llmboost.llm.donor.hub import HubRepository, LocalFolder
 from monai_llmboost.llm.donor.hugging_face import check_weights, count_layers, get_language_config, read_hugging_face
 from monai_llmboost.llm.donor.meta import read_native
-from monai_llmboost.llm.donor.unread import no_weights_error
+from monai_llmboost.llm.donor.unsupported import no_weights_error
 from monai_llmboost.llm.donor.weight_sets import (
     USUAL,
     Files,
@@ -180,8 +180,8 @@ def read_geometry(model: str | Path) -> BlockGeometry:
     family = find_family(config)
     if family is None:
         raise ValueError(
-            f"model type {config.get('model_type')!r} is not run natively: extract a layer with `monai-llmboost extract`, "
-            "then give the block file"
+            f"model type {config.get('model_type')!r} is not run natively: extract a layer with "
+            "`monai-llmboost extract`, then give the block file"
         )
     return make_geometry(family, config, count_layers(config) - 1)
 

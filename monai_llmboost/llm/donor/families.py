@@ -158,21 +158,31 @@ def _olmo2(config: Config, layer: int) -> BlockGeometry:
     return _llama(config, layer, pre_norm=False, post_norm=True, qk_norm="all")
 
 
-def _gpt2(config: Config, layer: int) -> BlockGeometry:
-    width, heads = read_whole(config, "n_embd"), read_whole(config, "n_head")
+def _layer_norm_geometry(config: Config, width: int, heads: int, **numbers: Any) -> BlockGeometry:
+    """Return the geometry of a layer with LayerNorm, an ungated MLP, and keys and values for each head."""
     return BlockGeometry(
         width=width,
-        mlp_width=read_whole(config, "n_inner", 4 * width),
         num_heads=heads,
         num_kv_heads=heads,
         head_size=max(width // heads, 1),
-        norm_eps=read_number(config, "layer_norm_epsilon", 1e-5),
         norm="layer",
+        gated=False,
+        activation=_activation(config),
+        **numbers,
+    )
+
+
+def _gpt2(config: Config, layer: int) -> BlockGeometry:
+    width, heads = read_whole(config, "n_embd"), read_whole(config, "n_head")
+    return _layer_norm_geometry(
+        config,
+        width,
+        heads,
+        mlp_width=read_whole(config, "n_inner", 4 * width),
+        norm_eps=read_number(config, "layer_norm_epsilon", 1e-5),
         qkv_bias=True,
         output_bias=True,
         mlp_bias=True,
-        gated=False,
-        activation=_activation(config),
         attention_scale=0.0 if config.get("scale_attn_weights", True) else 1.0,
     )
 
@@ -180,19 +190,15 @@ def _gpt2(config: Config, layer: int) -> BlockGeometry:
 def _opt(config: Config, layer: int) -> BlockGeometry:
     width, heads = read_whole(config, "hidden_size"), read_whole(config, "num_attention_heads")
     biases = bool(config.get("enable_bias", True))
-    return BlockGeometry(
-        width=width,
+    return _layer_norm_geometry(
+        config,
+        width,
+        heads,
         mlp_width=read_whole(config, "ffn_dim"),
-        num_heads=heads,
-        num_kv_heads=heads,
-        head_size=max(width // heads, 1),
         norm_eps=1e-5,
-        norm="layer",
         qkv_bias=biases,
         output_bias=biases,
         mlp_bias=biases,
-        gated=False,
-        activation=_activation(config),
     )
 
 
@@ -200,20 +206,16 @@ def _gpt_neox(config: Config, layer: int) -> BlockGeometry:
     config = {"rope_theta": config.get("rotary_emb_base"), **config}
     width, heads = read_whole(config, "hidden_size"), read_whole(config, "num_attention_heads")
     biases = bool(config.get("attention_bias", True))
-    return BlockGeometry(
-        width=width,
+    return _layer_norm_geometry(
+        config,
+        width,
+        heads,
         mlp_width=read_whole(config, "intermediate_size"),
-        num_heads=heads,
-        num_kv_heads=heads,
-        head_size=max(width // heads, 1),
         norm_eps=read_number(config, "layer_norm_eps", 1e-5),
-        norm="layer",
         parallel=bool(config.get("use_parallel_residual", True)),
         qkv_bias=biases,
         output_bias=biases,
         mlp_bias=True,
-        gated=False,
-        activation=_activation(config),
         rotary=compute_rotary_angles(config, max(width // heads, 1)),
     )
 

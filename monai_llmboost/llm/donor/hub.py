@@ -221,7 +221,7 @@ class HubRepository:
                 return None
 
     def _look_in_cache(self, name: str) -> object:
-        """Return the path (str) of a cached file, ``None`` if it is not cached, else a marker that the model lacks it."""
+        """Return the path (str) of a cached file, ``None`` if not cached, else a marker that the model lacks it."""
         from huggingface_hub import try_to_load_from_cache
 
         return try_to_load_from_cache(self.donor, check_file_name(name, self.donor), revision=self.revision)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A file on the hub, read by HTTP range requests: only the bytes requested, resumed after a broken connection.
 
-The public readers of huggingface_hub 2.4 do not replace this. ``HfFileSystem`` needs a listing that mirrors lack, reads the whole answer into memory before copying it, and starts a broken one again. ``http_get`` accepts a ``Range``
-header, but not the end of the answer, its size, commit or ETag: an answer with other bytes, or the whole file from a
-server that ignores ranges, would pass for the tensors. ``get_safetensors_metadata`` reads headers only, 100 kB each.
+The public readers of huggingface_hub 2.4 do not replace this. ``HfFileSystem`` needs a listing, which mirrors lack, holds
+the whole response in memory before it is copied, and repeats a broken request from the start. ``http_get`` takes a
+``Range`` header, but does not check the range, size, commit or ETag of the response, so that other bytes, or the start
+of the whole file, would be taken for the tensors. ``get_safetensors_metadata`` reads headers only, at least 100 kB each.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from monai_llmboost.llm.donor.families import Family, find_family, get_text_config, make_geometry
-from monai_llmboost.llm.donor.names import check_depth, rename_tensors, unify_dtype
-from monai_llmboost.llm.donor.unread import check_not_quantised
+from monai_llmboost.llm.donor.names import check_depth, rename_tensors, select_prefix, unify_dtype
+from monai_llmboost.llm.donor.unsupported import check_not_quantised
 from monai_llmboost.llm.donor.weight_sets import Files, WeightSet
 from monai_llmboost.llm.layers import DonorLayers, Layer
 from monai_llmboost.llm.transformers_model import NOT_WEIGHTS, number_of_layers, stack_of
@@ -58,7 +58,7 @@ def read_hugging_face(
     indices = choose(number)
     stack = family.layers if family else stack_of(config)
     last_part = stack.rpartition(".")[2]
-    weight_map = weights.weight_map(files)
+    weight_map = weights.read_weight_map(files)
     prefix = _find_prefix(weight_map, stack, indices[0], files.donor)
     if family:  # other models may have additional layers for other tasks
         check_depth(weight_map, f"{prefix}{last_part}.", number, files.donor)
@@ -67,10 +67,9 @@ def read_hugging_face(
     stored = weights.read(files, weight_map, lambda name: _is_wanted(name, prefixes, norm))
     check_weights(stored)
     layers = [
-        _make_layer(_select_prefix(begin, stored), config, family, i, files.donor)
-        for begin, i in zip(prefixes, indices)
+        _make_layer(select_prefix(begin, stored), config, family, i, files.donor) for begin, i in zip(prefixes, indices)
     ]
-    final_norm = _select_prefix(norm, stored) if norm else {}
+    final_norm = select_prefix(norm, stored) if norm else {}
     return DonorLayers(tuple(layers), files.donor, number, files.revision, files.find_licence(), final_norm)
 
 
@@ -95,10 +94,6 @@ def _is_wanted(name: str, prefixes: list[str], norm: str | None) -> bool:
     if norm is not None and name in (f"{norm}weight", f"{norm}bias"):
         return True
     return any(name.startswith(begin) and not NOT_WEIGHTS.search(name.removeprefix(begin)) for begin in prefixes)
-
-
-def _select_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _make_layer(

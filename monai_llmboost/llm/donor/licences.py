@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 
 LONGEST = 200_000  # bytes read from a licence file
-# Licences with a fixed text, compared as lower-case words: start and end of the text, sha256 of the words before the end,
-# and a pattern for what may follow. A title and a copyright line may precede it.
+# Licences with a fixed text, compared as lower-case words: start and end of the text, sha256 of the words before the
+# end, and a pattern for what may follow. A title and a copyright line may precede it.
 TEXTS = {
     "Apache-2.0": (
         "terms and conditions for use reproduction and distribution",

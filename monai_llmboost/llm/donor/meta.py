@@ -27,7 +27,7 @@ META = {
     "feed_forward.w3.weight": "up.weight",
     "feed_forward.w2.weight": "down.weight",
 }
-# In a checkpoint of several files these are split along their inputs, norms are repeated, the rest is split along outputs.
+# In a checkpoint of several files these are split by inputs, norms are repeated, and the rest is split by outputs.
 SPLIT_BY_INPUT = ("output.weight", "down.weight")
 # Meaning of `use_scaled_rope` in Meta's code for Llama 3.1. The small models of Llama 3.2 have another factor, which is
 # not in params.json; width and number of layers identify them.
@@ -57,9 +57,12 @@ def read_native(files: Files, parts: Sequence[WeightSet], choose: Callable[[int]
     params = _read_params(files)
     number = read_whole(params, "n_layers")
     indices = choose(number)
-    maps = [part.weight_map(files) for part in parts]
+    maps = [part.read_weight_map(files) for part in parts]
     check_depth(maps[0], "layers.", number, files.donor)
-    layers = [_make_layer(params, _read_parts(files, parts, maps, f"layers.{index}."), index, files.donor) for index in indices]
+    layers = []
+    for index in indices:
+        stored = _read_parts(files, parts, maps, f"layers.{index}.")
+        layers.append(_make_layer(params, stored, index, files.donor))
     norm = _read_parts(files, parts[:1], maps[:1], "norm.weight")[0]
     return DonorLayers(
         tuple(layers),
@@ -100,15 +103,17 @@ def _make_layer(params: dict[str, Any], parts: list[dict[str, Tensor]], index: i
         pieces = [part[prefix + old] for part in parts if prefix + old in part]
         if len(pieces) != len(parts):
             raise ValueError(
-                f"layer {index} of {donor}: {old} is in only {len(pieces)} of {len(parts)} consolidated files: download "
-                "all files"
+                f"layer {index} of {donor}: {old} is in only {len(pieces)} of {len(parts)} consolidated files: "
+                "download all files"
             )
         whole = pieces[0].ndim == 1 or len(pieces) == 1
         tensors[new] = pieces[0] if whole else torch.cat(pieces, dim=1 if new in SPLIT_BY_INPUT else 0)
     unknown = sorted({n for part in parts for n in part if n.startswith(prefix)} - {prefix + old for old in META})
     unknown = [name for name in unknown if not name.endswith("inv_freq")]
     if unknown:
-        raise ValueError(f"layer {index} of {donor} has tensors that LLaMA does not have, {unknown}: choose another donor")
+        raise ValueError(
+            f"layer {index} of {donor} has tensors that LLaMA does not have, {unknown}: choose another donor"
+        )
     geometry = _make_geometry(params, tensors["gate.weight"].shape[0])
     geometry.check_tensors(tensors)  # fails too if the last of several files is missing
     # Without rotary positions the order has no effect; it is undone so that both formats have the same fingerprint.

@@ -109,6 +109,11 @@ def rename_tensors(
     return renamed
 
 
+def select_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names start with a prefix, by their names without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def check_depth(names: Iterable[str], begin: str, number: int, donor: str) -> None:
     """Check that there are not more layers than the configuration says; the last layer would be another one.
 

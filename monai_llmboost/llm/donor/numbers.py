@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from monai_llmboost.arguments import is_whole
 from monai_llmboost.llm.geometry import LARGEST_WIDTH
 
 Config = Mapping[str, Any]
@@ -18,7 +17,7 @@ def read_whole(config: Config, key: str, default: int | None = None) -> int:
     """Return a whole number from 1; raise ValueError for anything else."""
     value = config.get(key)
     value = default if value is None else value
-    if not is_whole(value) or not 0 < value < LARGEST_NUMBER:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < LARGEST_NUMBER:
         shown = repr(value)[:80]
         raise ValueError(f"{key} in config.json must be a whole number from 1, not {shown}: download it again")
     return value

@@ -52,7 +52,7 @@ class ByteSource(Protocol):
     size: int
 
     def read_into(self, offset: int, buffer: memoryview, progress: Progress = ignore_progress) -> None:
-        """Fill ``buffer`` with the bytes from ``offset``, calling ``progress`` with the number of bytes of each read."""
+        """Fill ``buffer`` with the bytes from ``offset``, and call ``progress`` with the number of each read."""
 
 
 class LocalBytes:
@@ -138,8 +138,8 @@ class SafetensorsFile:
         for name in wanted:
             if self.entries[name].dtype not in DTYPES:
                 raise ValueError(
-                    f"{name} in {self.source.name} has an unsupported dtype {self.entries[name].dtype!r}: choose a form "
-                    f"of this model in one of {', '.join(DTYPES)}"
+                    f"{name} in {self.source.name} has an unsupported dtype {self.entries[name].dtype!r}: choose a "
+                    f"form of this model in one of {', '.join(DTYPES)}"
                 )
         tensors = {}
         for run in self._runs(set(wanted)):
@@ -173,7 +173,9 @@ def check_present(file: str, wanted: Iterable[str], found: Iterable[str]) -> Non
     """Check that a file has all wanted tensors; raise ValueError otherwise."""
     missing = sorted(set(wanted) - set(found))
     if missing:
-        raise ValueError(f"{file} lacks the tensors {missing}: index and weights belong to different models, download them again")
+        raise ValueError(
+            f"{file} lacks the tensors {missing}: index and weights belong to different models, download them again"
+        )
 
 
 def _read_header(source: ByteSource) -> tuple[dict[str, Any], int]:
