@@ -48,8 +48,8 @@ def check_not_quantised(config: Mapping[str, Any]) -> None:
                 method, bits = method or "bitsandbytes", 4 if settings.get("load_in_4bit") else 8
             known = ", ".join(([str(method)] if method else []) + ([f"{bits} bits"] if bits else []))
             raise ValueError(
-                f"the model is quantised{known and f' ({known})'}: choose the float version of this donor, or a GGUF file "
-                "of it"
+                f"the model is quantised{known and f' ({known})'}: choose the float version of this donor, "
+                "or a GGUF file of it"
             )
 
 

@@ -205,7 +205,7 @@ def _make_geometry(
     if factors is not None and geometry.rotary:
         if factors.numel() != len(geometry.rotary):
             raise ValueError(
-                f"{ROPE_FACTORS} must have {len(geometry.rotary)} values, not {factors.numel()}: download the file again"
+                f"{ROPE_FACTORS} must have {len(geometry.rotary)} values, not {factors.numel()}: download it again"
             )
         angles = tuple(angle / factor for angle, factor in zip(geometry.rotary, factors.double().tolist()))
         geometry = replace(geometry, rotary=angles)
