@@ -175,14 +175,14 @@ def test_a_missing_folder_is_refused(tmp_path):
     [
         ({"model_type": "no such type"}, "no such type"),
         ({"attention_bias": True}, r"layer 2 of tiny-llama: the layer lacks \['key\.bias', "),
-        ({"rope_parameters": {"rope_theta": "much"}}, "rope_theta in config.json to be a number, got 'much'"),
-        ({"rope_parameters": [1]}, "rope_parameters or rope_scaling in config.json to be an object"),
-        ({"rms_norm_eps": "tiny"}, "rms_norm_eps in config.json to be a number, got 'tiny'"),
+        ({"rope_parameters": {"rope_theta": "much"}}, "rope_theta in config.json must be a finite number, not 'much'"),
+        ({"rope_parameters": [1]}, "rope_parameters and rope_scaling in config.json must be objects"),
+        ({"rms_norm_eps": "tiny"}, "rms_norm_eps in config.json must be a finite number, not 'tiny'"),
         ({"rms_norm_eps": 2.0}, "expected norm_eps between 0 and 1"),
-        ({"quantization_config": {"bits": 4}}, "got a quantised model"),
-        ({"hidden_size": "24"}, "hidden_size in config.json to be a whole number from 1, got '24'"),
-        ({"num_hidden_layers": None}, "num_hidden_layers to be the number of layers"),
-        ({"num_attention_heads": 0}, "num_attention_heads in config.json to be a whole number"),
+        ({"quantization_config": {"bits": 4}}, "the model is quantised"),
+        ({"hidden_size": "24"}, "hidden_size in config.json must be a whole number from 1, not '24'"),
+        ({"num_hidden_layers": None}, "num_hidden_layers in the configuration must be the number of layers"),
+        ({"num_attention_heads": 0}, "num_attention_heads in config.json must be a whole number"),
     ],
 )
 def test_an_invalid_configuration_is_refused(llama_folder, changes, message):

@@ -265,7 +265,7 @@ def test_shards_without_an_index(kind, models, tmp_path):
     for layer in (0, -1):
         assert torch.equal(read(tmp_path, layer), query(new, layer))
     next(iter(sorted(tmp_path.glob(f"*-00001-of-*.{kind}")))).unlink()
-    with pytest.raises(FileNotFoundError, match="has only some shards of .*, without an index"):
+    with pytest.raises(FileNotFoundError, match=r"has only some shards of .*, without an index"):
         read(tmp_path)
 
 
@@ -350,10 +350,10 @@ def test_unsupported_layers_of_mistral_are_refused(params, message, tmp_path):
 @pytest.mark.parametrize(("width", "layers", "factor"), [(4096, 32, 8), (2048, 16, 32), (3072, 28, 32)])
 def test_scaled_positions_of_llama_3(width, layers, factor):
     """The factor is not in params.json; the slowest pair is slowed down by all of it."""
-    from monai_llmboost.llm.donor.meta import _geometry
+    from monai_llmboost.llm.donor.meta import _make_geometry
 
     params = {"dim": width, "n_layers": layers, "n_heads": 32, "norm_eps": 1e-5, "rope_theta": 5e5}
-    plain, scaled = (_geometry({**params, "use_scaled_rope": on}, 1024).rotary for on in (False, True))
+    plain, scaled = (_make_geometry({**params, "use_scaled_rope": on}, 1024).rotary for on in (False, True))
     assert plain[-1] / scaled[-1] == pytest.approx(factor)
     assert plain[0] == scaled[0]
 
@@ -388,7 +388,7 @@ def test_a_complete_format_replaces_an_incomplete_one(models, tmp_path):
 
 FORMS = {
     "adapter_model.safetensors": r"only an adapter \(LoRA\), not a model \(adapter_.*merge it into its base model",
-    "model.onnx": r"an ONNX model \(model\.onnx\), which is not read: choose the safetensors form",
+    "model.onnx": r"an ONNX model \(model\.onnx\), which is not supported: choose the safetensors form",
     "tf_model.h5": "TensorFlow weights",
     "model.ckpt.index": "TensorFlow weights",
     "flax_model.msgpack": "Flax weights",
