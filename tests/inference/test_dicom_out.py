@@ -34,7 +34,7 @@ ALGORITHM = {
 }
 NAMES = ["liver", "kidney", "größer \\ 肝臓", "x" * 100]
 PROBABILITIES = [0.1, 1 / 3, 0.5666666507720947, 0.0]
-# What must never be told outside of the objects; without a caret, of which highdicom warns, quoting the name.
+# What must never appear outside of the objects; without a caret, of which highdicom warns, quoting the name.
 SECRETS = {"PatientName": "Müller-Secret", "PatientID": "secret-id", "PatientBirthDate": "19990102"}
 STUDY, SERIES, FRAME = "1.2.3", "1.2.3.4", "1.2.3.5"
 
@@ -187,8 +187,8 @@ def test_report_holds_the_prediction(tmp_path, series, caplog):
     comments = texts(root, codes.DCM.Comment)
     assert comments == ["For research only; not for diagnosis.", "Which organ it is", "something is odd"]
     assert texts(root, codes.DCM.AlgorithmName) == ["a network"] * 5
-    told = texts(root, codes.DCM.AlgorithmParameters)
-    assert told[:2] == [f"weights sha256: {'a1' * 32}", "block fingerprint: b2b2"]
+    parameters = texts(root, codes.DCM.AlgorithmParameters)
+    assert parameters[:2] == [f"weights sha256: {'a1' * 32}", "block fingerprint: b2b2"]
     (observer,) = written.content.get_observer_contexts(codes.DCM.Device)
     assert observer.observer_identifying_attributes.serial_number == "a1" * 32
     flags = written.CompletionFlag, written.VerificationFlag, written.PreliminaryFlag, written.ContentQualification
@@ -361,14 +361,14 @@ def test_what_may_be_empty_may_be_left_out(tmp_path):
 )
 def test_poor_sources_are_refused_in_plain_words(tmp_path, change, message, caplog):
     files = write_series(tmp_path / "series", oblique(), change=change)
-    with pytest.raises(ValueError, match=message) as told:
+    with pytest.raises(ValueError, match=message) as error:
         write_parametric_map(tmp_path / "map.dcm", files, relevance(), oblique(), "network", ALGORITHM)
-    assert "secret" not in str(told.value).lower()
+    assert "secret" not in str(error.value).lower()
     assert not caplog.records
     assert sorted(path.name for path in tmp_path.iterdir()) == ["series"]
 
 
-def test_odd_values_are_copied_and_not_told(tmp_path, caplog):
+def test_invalid_values_are_copied_and_not_quoted(tmp_path, caplog):
     files = write_series(
         tmp_path / "series", oblique(), change=lambda data, k: break_rules(data, "PatientID", "x" * 70)
     )
