@@ -284,15 +284,13 @@ def test_weights_are_not_evaluated_on_the_cases_that_they_were_trained_on(run_jo
     assert evaluated()["cases"] == 20, "the test split is of no fold"
     for change in ({"folds": 0, "fold": 0}, {"fold": 1}, {"seed": 6}, {"folds": 5}):
         message = (
-            "on phantom, fold 0 of 4 by seed 5, so maybe on cases of the split val of phantom, .*: give the --folds"
+            r"trained on phantom, fold 0 of 4 by seed 5, so maybe on cases of the split val of .*: give the --folds"
         )
         with pytest.raises(ValueError, match=message):
             evaluated(split="val", **{**fold, **change})
     run_job("train", "none", epochs=1)
     assert evaluated(split="val")["cases"] == 20
-    with pytest.raises(
-        ValueError, match="trained on phantom, official splits, so maybe on cases .* of phantom, fold 0 of 4 by seed 5"
-    ):
+    with pytest.raises(ValueError, match=r"official splits, so maybe on cases .* of phantom, fold 0 of 4 by seed 5"):
         evaluated(split="val", **fold)
     state = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
     torch.save({name: value for name, value in state.items() if "training_cases" not in name},
@@ -458,14 +456,14 @@ def test_names_come_from_the_checkpoint(run_job, tmp_path):
         ),
         ("train", None, {"dataset": "liver"}, "unknown dataset 'liver'; choose from phantom"),
         ("train", "pretrained", {"block": "random"}, "no block file at random: give --block FILE"),
-        ("train", None, {"patch_size": 5}, "img_size to be a multiple of patch_size"),
+        ("train", None, {"patch_size": 5}, "is no multiple of patch_size"),
         (
             "train",
             None,
             {"dataset": "adrenalmnist3d", "dataset_dir": "/nothing"},
             "adrenalmnist3d.npz is not in /nothing",
         ),
-        ("train", None, {"residual": "outside"}, "residual to be one of inner"),
+        ("train", None, {"residual": "outside"}, "unknown residual 'outside'; choose from inner"),
         ("train", None, {"resume": True}, "nothing to resume"),
         ("train", None, {"resume": "false"}, "resume must be True or False, not 'false'"),
         ("train", None, {"download": "true"}, "download must be True or False, not 'true'"),
@@ -486,7 +484,7 @@ def test_names_come_from_the_checkpoint(run_job, tmp_path):
             "train",
             "none",
             {"booster#gate": True},
-            "--booster#gate changes nothing in train.json, none.json: booster must be an object for booster#gate, not missing",
+            "changes nothing in train.json, none.json: booster must be an object for booster#gate, not missing",
         ),
         (
             "train",
@@ -502,7 +500,7 @@ def test_names_come_from_the_checkpoint(run_job, tmp_path):
         ),
         ("train", "mlp", {"booster#block": "x"}, "arguments that mlp_booster takes, got 'block': leave it out"),
         ("train", None, {"network_def#pol": "cls"}, "expected arguments that ViT3D takes, got 'pol'"),
-        ("evaluate", None, {}, "model.pt: train first, or give the --ckpt_dir"),
+        ("evaluate", None, {}, "model.pt is not there: train first, or give the --ckpt_dir"),
         ("inference", None, {"dataset_dir": "/nothing"}, "no NIfTI or DICOM scans"),
     ],
 )
@@ -536,7 +534,7 @@ def test_options_are_checked_by_all_configs_together(tmp_path):
         check_options(configs, {"train#step#c#e": 6})
     for key in ("train#handlers#1#c", "train#handlers#2", "train::handlers::0::new"):
         with pytest.raises(
-            ValueError, match="is an entry of a list by its position, .*: give train#handlers as a whole"
+            ValueError, match=r"is an entry of a list by its position, .*: give train#handlers as a whole"
         ):
             check_options(configs, {key: 5})
     for key in ("train#step#d#e", "train#step#b"):

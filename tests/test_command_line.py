@@ -213,7 +213,7 @@ def test_a_mistake_in_the_verbs_own_options_is_named(parted, words, message):
         (["--lora_rank", "3"], "--lora_rank has no effect: nothing in train with these options uses it"),
         (["--dataset_dir", "images"], "--dataset_dir has no effect: the data set 'phantom' is made by code and read"),
         (["--download", "True"], "--download has no effect: the data set 'phantom' is made by code"),
-        (["--residual", "None"], "residual to be one of inner"),
+        (["--residual", "None"], "unknown residual None; choose from inner"),
     ],
 )
 # What MONAI says of itself on every normal run.

@@ -10,7 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import BUNDLE, SMALL
+from conftest import BUNDLE, EARLIER, SMALL
 from typer.testing import CliRunner
 
 from monai_llmboost.bundle import copy_bundle, run_bundle
@@ -28,8 +28,8 @@ TRAIN, VALIDATE = "train_transforms#scale", "validate_transforms#scale"
 INFER = "inference_transforms#scale"
 BOTH = {TRAIN: PERCENTILES, VALIDATE: PERCENTILES}
 REFUSED = (
-    r"model\.pt was trained with, got another: ScaleIntensityRangePercentiles b_max 1, b_min 0, lower 1, upper 99 in "
-    r"training, ScaleIntensityRange b_max 1, b_min 0 in this run; give evaluation and inference the deterministic steps"
+    r"model\.pt was trained with another preprocessing, ScaleIntensityRangePercentiles b_max 1, b_min 0, lower 1, "
+    r"upper 99 in training and ScaleIntensityRange b_max 1, b_min 0 in this run: give"
 )
 SIZE = {**SMALL, "size": 8, "patch_size": 4}
 
@@ -73,16 +73,16 @@ def test_other_steps_than_in_training_are_refused_by_name(run, scans, tmp_path):
         with pytest.raises(ValueError, match=REFUSED):
             run("inference", dataset_dir=scans, output_dir=str(tmp_path / f"to{window[1]}"), intensity_range=window)
     run("inference", **out, **{INFER: PERCENTILES})
-    with pytest.raises(ValueError, match=r"lower 1, upper 99 in training, .* lower 2, upper 99 in this run"):
+    with pytest.raises(ValueError, match=r"lower 1, upper 99 in training and .* lower 2, upper 99 in this run"):
         run("inference", **{**out, "output_dir": str(tmp_path / "other")}, **{INFER: {**PERCENTILES, "lower": 2}})
 
 
 def test_the_window_of_raw_values_is_free_and_what_it_maps_to_is_not(run, scans, tmp_path):
     assert kept(run("train", epochs=1)) == "ScaleIntensityRange b_max 1, b_min 0"
     run("inference", dataset_dir=scans, output_dir=str(tmp_path / "a"), intensity_range=[-100, 400])
-    with pytest.raises(ValueError, match="b_max 1, b_min 0 in training, ScaleIntensityRange b_max 2, b_min 0 in"):
+    with pytest.raises(ValueError, match="b_max 1, b_min 0 in training and ScaleIntensityRange b_max 2, b_min 0 in"):
         run("inference", dataset_dir=scans, output_dir=str(tmp_path / "b"), **{f"{INFER}#b_max": 2.0})
-    with pytest.raises(ValueError, match="no NormalizeIntensity in this place in training, NormalizeIntensity in"):
+    with pytest.raises(ValueError, match="no NormalizeIntensity in this place in training and NormalizeIntensity in"):
         step = {"_target_": "NormalizeIntensityd", "keys": "image"}
         run("inference", dataset_dir=scans, output_dir=str(tmp_path / "c"), **{"inference_transforms#resize": step})
 
@@ -122,7 +122,8 @@ def test_averaged_weights_know_it_too(run, tmp_path):
 
 
 def old(bundle):
-    """The configs as an earlier version had them: without the new keys, classes and names."""
+    """Make the configs those of an earlier version: without the new keys, classes and names."""
+    shutil.copytree(EARLIER, bundle / "configs", dirs_exist_ok=True)
     places = {"train": ["train", "handlers"], "evaluate": ["validate#handlers"], "inference": ["handlers"]}
     for name, handlers in places.items():
         file = bundle / "configs" / f"{name}.json"
@@ -144,7 +145,8 @@ def test_copies_of_earlier_bundles_go_on_unchecked(tmp_path, scans):
     bundle = tmp_path / "mine"
     copy_bundle(BUNDLE, bundle)
     old(bundle)
-    run_bundle(bundle, "train", "none", False, **SIZE, epochs=1, **{TRAIN: PERCENTILES})
+    steps = {"train#preprocessing#transforms": [{"_target_": "CastToTyped", "keys": "image"}, PERCENTILES]}
+    run_bundle(bundle, "train", "none", False, **SIZE, epochs=1, **steps)
     assert kept(bundle / "models") == ""
     run_bundle(bundle, "evaluate", "none", False, **SIZE)
     run_bundle(bundle, "inference", "none", False, **SIZE, dataset_dir=scans)
@@ -159,11 +161,11 @@ def test_predict_and_plain_monai_refuse_too(run, scans, tmp_path):
         app, ["predict", "--bundle", str(bundle), "--arm", "none", "-i", scans, "-o", str(tmp_path / "out"), *words]
     )
     assert predicted.exit_code == 2
-    assert "was trained with, got another: ScaleIntensityRangePercentiles" in predicted.output
+    assert "was trained with another preprocessing, ScaleIntensityRangePercentiles" in predicted.output
     files = [str(bundle / "configs" / name) for name in ("inference.json", "arms/none.json")]
     command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--bundle_root", str(bundle), *words]
     places = ["--config_file", str(files), "--dataset_dir", scans, "--output_dir", str(tmp_path / "out2")]
     done = subprocess.run([*command, *places], capture_output=True, text=True)
     assert done.returncode == 1
-    assert "was trained with, got another: ScaleIntensityRangePercentiles" in done.stderr
+    assert "was trained with another preprocessing, ScaleIntensityRangePercentiles" in done.stderr
     assert not (tmp_path / "out2" / "predictions.csv").exists()

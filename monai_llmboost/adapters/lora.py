@@ -27,8 +27,8 @@ class LowRankLinear(Adapter):
 
     A begins uniform within ``1 / sqrt(inputs)`` and B at zero, so that training begins at the frozen map exactly.
 
-    ``torch.nn.utils.parametrize`` would do the same sum, but what it makes cannot be scripted, and its names of the
-    weights are not those of earlier checkpoints.
+    ``torch.nn.utils.parametrize`` would do the same sum, but a scripted network with it raises when it runs, it puts
+    the frozen weight into checkpoints, and its names of the weights are not those of earlier ones.
 
     Args:
         linear: the frozen map, of which ``weight`` (outputs, inputs) and perhaps ``bias`` are taken, not copied.

@@ -50,8 +50,7 @@ class BundleJob:
         from monai.bundle import create_workflow
 
         folder = Path(arguments["config_file"][0]).parents[1]
-        if str(folder) not in sys.path:  # as MONAI does to find a bundle's own scripts, but only when it runs
-            sys.path.insert(1, str(folder))
+        _add_scripts(folder)
         workflow: Any = create_workflow(**arguments)
         return cls(workflow.parser, folder.name, workflow)
 
@@ -60,6 +59,7 @@ class BundleJob:
         """Read the configs of a job whose items are wanted, and which is not to be run; ``options`` are on top."""
         from monai.bundle import ConfigParser
 
+        _add_scripts(configs[0].parents[1])
         parser = ConfigParser()
         parser.read_meta(str(configs[0].parent / METADATA))
         parser.read_config([str(file) for file in configs])
@@ -206,3 +206,9 @@ class BundleJob:
                 f"shape of an image open ({shape}): add image_shape, such as [1, 64, 64, 64]"
             )
         return shape
+
+
+def _add_scripts(folder: Path) -> None:
+    """Let a bundle's own scripts be imported, as MONAI does, but only when it runs."""
+    if str(folder) not in sys.path:
+        sys.path.insert(1, str(folder))

@@ -38,6 +38,7 @@ class RandAffineBatchd(MapTransform, RandomizableTransform):
         ValueError: a probability outside 0 to 1, or not three ranges; from the call, for other volumes.
 
     Example:
+        >>> import torch
         >>> augment = RandAffineBatchd("image", prob=0.5, rotate_range=[0.3, 0.3, 0.3])
         >>> augment({"image": torch.rand(4, 1, 8, 8, 8)})["image"].shape
         torch.Size([4, 1, 8, 8, 8])

@@ -168,10 +168,10 @@ def _describe_step(transform: Any) -> Step:
     if name == "ScaleIntensityRange":  # without both, it maps to 0 to 1
         settings = {"b_min": "0", "b_max": "1", **settings}
     kept = {key: value for key, value in sorted(settings.items()) if key not in WINDOW_SETTINGS.get(name, ())}
-    words = ", ".join(f"{key} {value}" for key, value in kept.items())
+    text = ", ".join(f"{key} {value}" for key, value in kept.items())
     modules = [f"{kind.__module__}." for kind in type(transform).__mro__]
     geometric = name in GEOMETRIC_STEPS or any(module.startswith(GEOMETRIC_MODULES) for module in modules)
-    return Step(f"{name} {words}".strip().replace("\n", " "), geometric)
+    return Step(f"{name} {text}".strip().replace("\n", " "), geometric)
 
 
 def _list_settings(transform: Any, random: bool) -> dict[str, str]:
@@ -197,9 +197,9 @@ def _list_settings(transform: Any, random: bool) -> dict[str, str]:
         elif name in defaults or not (random or value is None):
             if name in PER_KEY_SETTINGS and isinstance(value, (list, tuple)) and len(value) > index:
                 value = value[index]
-            word = _to_text(value)
-            own[name] = "" if word == _to_text(defaults.get(name, {})) else word
-    return {name: word for name, word in {**inner, **own}.items() if word}
+            text = _to_text(value)
+            own[name] = "" if text == _to_text(defaults.get(name, {})) else text
+    return {name: text for name, text in {**inner, **own}.items() if text}
 
 
 def _get_defaults(kind: type) -> dict[str, Any]:
@@ -212,7 +212,7 @@ def _get_defaults(kind: type) -> dict[str, Any]:
 def _get_input_index(transform: Any) -> int:
     """Return the index of the network's input among a transform's keys."""
     keys = list(getattr(transform, "keys", ())) if isinstance(transform, MapTransform) else []
-    return next((place for place, key in enumerate(keys) if key not in NOT_INPUT_KEYS), 0)
+    return next((index for index, key in enumerate(keys) if key not in NOT_INPUT_KEYS), 0)
 
 
 def _to_text(value: Any) -> str:

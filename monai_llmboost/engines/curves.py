@@ -35,8 +35,9 @@ class LearningCurves:
             gives 0, since it ended before the run.
 
     Example:
+        >>> from ignite.engine import Engine
         >>> evaluator = Engine(lambda engine, batch: None)
-        >>> optimizer = optim.SGD(torch.nn.Linear(1, 2).parameters(), lr=0.1)
+        >>> optimizer = torch.optim.SGD(torch.nn.Linear(1, 2).parameters(), lr=0.1)
         >>> handlers = [LearningCurves("eval", evaluator, optimizer)]  # of a trainer
     """
 

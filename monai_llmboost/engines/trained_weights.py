@@ -43,7 +43,7 @@ class TrainedWeights:
         FileNotFoundError: from the run, if there is no such file.
 
     Example:
-        >>> network = nn.Linear(1, 2)
+        >>> network = torch.nn.Linear(1, 2)
         >>> handlers = [TrainedWeights("models", network)]  # of an evaluator, before those that read the network
     """
 

@@ -17,6 +17,8 @@ from monai_llmboost.arguments import check_switch
 from monai_llmboost.inference.rows import Row
 
 FOLDER = "journal"
+# How the key of a run begins whose rows no other run can continue; what cannot be compared follows, and a semicolon.
+INCOMPARABLE = "only this run: "
 
 
 class Journal:
@@ -67,7 +69,7 @@ class Journal:
             lines = _lines(path)
             if lines and lines[0].get("key") != self.key:
                 raise ValueError(
-                    f"{self.output_dir} holds predictions made with other weights, block, options or versions: give "
+                    f"{self.output_dir} holds predictions made with {_difference(self.key, lines[0]['key'])}: give "
                     "another folder, or --overwrite"
                 )
             rows += map(Row.from_json, lines[1:])
@@ -137,6 +139,13 @@ class Journal:
         """Release the lock of the folder."""
         if self._lock is not None:
             self._lock.release()
+
+
+def _difference(*keys: str) -> str:
+    for key in keys:
+        if key.startswith(INCOMPARABLE):
+            return f"what cannot be compared ({key.removeprefix(INCOMPARABLE).rpartition(';')[0]})"
+    return "other weights, block, options or versions"
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -17,13 +17,12 @@ from torch import nn
 
 from monai_llmboost.artifacts.digests import file_digest, text_digest
 from monai_llmboost.bundle import FREE_IN_PREDICTION, as_plain, code_digests, counting_config, running_config
+from monai_llmboost.inference.journal import INCOMPARABLE
 from monai_llmboost.networks.class_names import unwrap
 
 PACKAGES = ("monai-llmboost", "monai", "torch", "numpy", "nibabel", "SimpleITK", "pydicom")
 # The code that turns a file into a prediction: rows made by other versions of it are not mixed.
 DECISIVE_PACKAGES = ("monai-llmboost", "monai", "torch")
-# How the key of a run begins whose rows no other run can continue.
-ONLY_THIS_RUN = "only this run"
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
@@ -111,8 +110,8 @@ def _own_key(objects: Mapping[str, str]) -> str:
     token: Any = uuid.uuid4().hex
     if idist.get_world_size() > 1:
         token = idist.broadcast(token, src=0)
-    found = ", ".join(f"{name} ({kind})" for name, kind in objects.items()) or "no config"
-    return f"{ONLY_THIS_RUN}, which has objects of Python that cannot be compared: {found}; {token}"
+    found = ", ".join(f"{name} is a {kind} object of Python" for name, kind in objects.items()) or "there is no config"
+    return f"{INCOMPARABLE}{found}; {token}"
 
 
 def _device_name(device: torch.device) -> str:

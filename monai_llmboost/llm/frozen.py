@@ -21,7 +21,14 @@ REMEDY = "run with the block and options it was trained with (--block FILE), or 
 
 
 def freeze_(module: nn.Module) -> None:
-    """Turn every parameter below ``module`` into a buffer that no optimizer sees and no checkpoint holds."""
+    """Turn every parameter below ``module`` into a buffer that no optimizer sees and no checkpoint holds.
+
+    Example:
+        >>> module = nn.Linear(2, 2)
+        >>> freeze_(module)
+        >>> list(module.parameters()), list(module.state_dict()), [name for name, _ in module.named_buffers()]
+        ([], [], ['weight', 'bias'])
+    """
     for child in module.modules():
         for name, parameter in list(child.named_parameters(recurse=False)):
             delattr(child, name)

@@ -30,6 +30,12 @@ class Layer:
 
     Raises:
         ValueError: the tensors do not fit the geometry.
+
+    Example:
+        >>> geometry = BlockGeometry(width=16, mlp_width=32, num_heads=2, num_kv_heads=1, head_size=8)
+        >>> layer = Layer({name: torch.zeros(shape) for name, shape in geometry.tensor_shapes.items()}, geometry)
+        >>> layer.module(torch.float32, causal=False, rotary=False)(torch.ones(1, 3, 16)).shape
+        torch.Size([1, 3, 16])
     """
 
     tensors: Mapping[str, Tensor]
@@ -75,6 +81,11 @@ class DonorLayers:
         licence: the name of the model's licence as its card gives it, such as "apache-2.0".
         final_norm: ``weight`` and perhaps ``bias`` of the norm after the model's last layer; empty if unknown.
         quantised: the quantised types that the weights stand for, such as "Q4_K, Q6_K"; empty if they were floats.
+
+    Example:
+        >>> donor = read_block("embedded")
+        >>> donor.name, donor.width, donor.licence
+        ('tiny-english layer 5', 256, 'apache-2.0')
     """
 
     layers: tuple[Layer, ...]
@@ -87,7 +98,7 @@ class DonorLayers:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name in messages."""
         indices = [str(layer.index) for layer in self.layers if layer.index is not None]
         return " ".join(
             [self.donor, *(["layers" if len(indices) > 1 else "layer", ", ".join(indices)] if indices else [])]

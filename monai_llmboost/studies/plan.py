@@ -154,9 +154,6 @@ class Plan:
 
     def _check_configs(self) -> None:
         """Check the configs of every job with the options of its runs, as they will be given."""
-        for arm in self.arms[1:]:
-            for job in JOBS:
-                check_options(self.configs(arm, job), self.options)
         if len(self.datasets) > 1 and not self._has(Option.DATASET):
             raise ValueError(
                 f"the bundle {self.bundle} has no key {Option.DATASET!r}, so a study of it has one data set, not "
@@ -166,6 +163,9 @@ class Plan:
             run = Run(dataset, self.arms[0], 0, next(iter(self.lr_grid), None), 0 if self.folds else None)
             for job in JOBS:
                 check_options(self.configs(run.arm, job), self.settings(run, job, Path()))
+        for arm in self.arms[1:]:
+            for job in JOBS:
+                check_options(self.configs(arm, job), self.options)
 
     def _check_last_is_validated(self) -> None:
         """Refuse to read the weights of a last epoch that is not validated: the learning rate is chosen by it."""

@@ -14,7 +14,9 @@ from monai_llmboost.studies.plan import OWN, Plan
 from monai_llmboost.studies.run_folder import write_json
 
 # In the plan's file: digests of the configs and of the files of weights.
-CONTENTS = "contents"
+DIGESTS = "digests"
+# The same in the first version. The configs of this package's bundle have another form since, so only files are compared.
+FIRST_DIGESTS = "contents"
 # Keys that the study sets in every run, and those that only say where something is.
 IGNORED = frozenset(OWN) - {Option.FOLDS, Option.FOLD, Option.LEARNING_RATE}
 # Endings of files of weights, wherever in a config they are named; the key ``block`` may name any file.
@@ -30,22 +32,20 @@ def keep_plan(plan: Plan, path: Path) -> None:
     """
     asked, contents = plan.as_dict(), contents_of(plan)
     if not path.exists():
-        write_json(path, {**asked, CONTENTS: contents})
+        write_json(path, {**asked, DIGESTS: contents})
         return
     begun = _read(path)
-    known = begun.pop(CONTENTS, None)  # earlier versions kept none
+    first = begun.pop(FIRST_DIGESTS, {})
+    known = begun.pop(DIGESTS, {**contents, "files": first.get("files", {})})
     for name in sorted(begun.keys() | asked.keys()):
         if begun.get(name) != asked.get(name):
             raise ValueError(
                 f"the study in {path.parent} was begun with {name} {begun.get(name)!r}, not {asked.get(name)!r}: "
                 "resume it with its own options, or give another --output"
             )
-    if known is None:
-        return
     check_contents(path.parent, known, contents)
-    files = {**contents["files"], **known.get("files", {})}
-    if files != known.get("files"):  # of a file that was not there before
-        write_json(path, {**asked, CONTENTS: {**known, "files": files}})
+    # A file that was not there before is kept from now on.
+    write_json(path, {**asked, DIGESTS: {**known, "files": {**contents["files"], **known["files"]}}})
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from monai_llmboost.artifacts.digests import file_digest, files_digest
-from monai_llmboost.inference import run_facts, run_provenance
+from monai_llmboost.inference import Journal, run_facts, run_provenance
 from monai_llmboost.inference.provenance import describe_block, versions
+from monai_llmboost.inference.rows import Row
 from monai_llmboost.llm import frozen_block
 
 
@@ -68,12 +69,17 @@ def test_the_code_of_a_bundle_counts(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("config", "found"), [({"inferer": torch.nn.ReLU()}, r"inferer \(ReLU\)"), ({}, "no config"), (None, "no config")]
+    ("config", "found"),
+    [
+        ({"inferer": torch.nn.ReLU()}, "inferer is a ReLU object of Python"),
+        ({}, "there is no config"),
+        (None, "there is no config"),
+    ],
 )
 def test_a_run_that_cannot_be_compared_has_a_key_of_its_own(config, found):
     one, other = (run_provenance("x", torch.nn.Linear(1, 1), config=config)["key"] for _ in range(2))
     assert one != other
-    assert one.startswith("only this run, which has objects of Python that cannot be compared: ")
+    assert one.startswith("only this run: ")
     assert re.search(found, one)
 
 
@@ -89,3 +95,19 @@ def test_the_name_of_an_earlier_version_still_works():
         made = run_facts("x", torch.nn.Linear(1, 1), {"inferer": torch.nn.ReLU()}, {"amp": False}, {"task": "t"}, "cpu")
     assert (made["task"], made["options"]) == ("t", {"amp": False})
     assert versions(["monai", "nothing-of-this-name"]).keys() == {"monai"}
+
+
+def test_rows_of_a_run_that_cannot_be_compared_are_not_continued(tmp_path):
+    config = {"inferer": torch.nn.ReLU()}
+    one, other = (run_provenance("x", torch.nn.Linear(1, 1), config=config)["key"] for _ in range(2))
+    journal = Journal(tmp_path, one)
+    journal.open()
+    journal.append([Row("a.nii")])
+    journal.close()
+    assert list(journal.rows()) == ["a.nii"]
+    told = (
+        r"made with what cannot be compared \(inferer is a ReLU object of Python\): give another folder, or --overwrite"
+    )
+    for key in (other, "a digest"):
+        with pytest.raises(ValueError, match=told):
+            Journal(tmp_path, key).rows()

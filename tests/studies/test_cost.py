@@ -178,7 +178,7 @@ def test_an_overlay(tmp_path):
         (["--overlay", "published/nothing"], FileNotFoundError, "the bundle has no such overlay, there is nothing at"),
         (["--block", "/nothing"], FileNotFoundError, "no block file at /nothing: give --block FILE"),
         (["--bundle", "nothing"], FileNotFoundError, "there is no bundle 'nothing'"),
-        (["--patch_size", "5"], ValueError, "img_size to be a multiple of patch_size"),
+        (["--patch_size", "5"], ValueError, "is no multiple of patch_size"),
     ],
 )
 def test_a_mistake_is_one_sentence(words, error, message):

@@ -61,9 +61,7 @@ def bundle(tmp_path_factory):
     copy_bundle(BUNDLE, folder)
     file = folder / "configs" / "evaluate.json"
     config = json.loads(file.read_text())
-    handlers = config["validate#handlers"]
-    config["validate#handlers"] = [each for each in handlers if "MetricsFile" not in each["_target_"]]
-    assert len(config["validate#handlers"]) == len(handlers) - 1
+    del config["validate_handlers"]["metrics"]
     file.write_text(json.dumps(config))
     return folder
 
@@ -104,7 +102,7 @@ def test_it_leaves_everything_next_to_its_plan(finished, bundle):
         "study.json",
     }
     plan = json.loads((folder / "study.json").read_text())
-    assert plan.pop("contents").keys() == {"configs", "files"}
+    assert plan.pop("digests").keys() == {"configs", "files"}
     assert plan["options"] == {**SMALL, "size": 8, "epochs": 2}
     assert (plan["arms"], plan["lr_grid"], plan["seeds"]) == (["none", "pretrained"], [1e-3, 3e-3], 2)
     results = results_of(folder)
@@ -252,10 +250,19 @@ def test_a_study_of_other_contents_is_refused_by_their_names(tmp_path, bundle):
     train.write_text(json.dumps(json.loads(config)))
     keep()  # other blanks are no other content
     assert (folder / "study.json").read_text() == kept
-    earlier = {name: value for name, value in json.loads(kept).items() if name != "contents"}
+    earlier = json.loads(kept)
+    earlier["contents"] = {**earlier.pop("digests"), "configs": {"of": "another form"}}
     (folder / "study.json").write_text(json.dumps(earlier))
-    train.write_text(config.replace('"weight_decay": 0.05', '"weight_decay": 0.5'))
+    block.write_bytes(b"another block")
+    with pytest.raises(ValueError, match=r"was begun with another content of .*blk\.safetensors"):
+        keep()
+    block.write_bytes(b"one block")
     keep()
+    assert (folder / "study.json").read_text() == kept, "of the first version, and now of this one"
+    del earlier["contents"]  # before the first version
+    (folder / "study.json").write_text(json.dumps(earlier))
+    keep()
+    assert (folder / "study.json").read_text() == kept
 
 
 def test_a_block_that_comes_later_is_kept_from_then_on(tmp_path, bundle):
@@ -319,6 +326,34 @@ def test_killed_and_resumed_it_is_the_same_study(finished, tmp_path, words, monk
     done = command("--output", tmp_path, *GRID, *words)
     assert done.exit_code == 0
     assert bare(results_of(tmp_path)) == bare(results_of(finished[0]))
+
+
+def as_of_the_first_version(folder):
+    """Give the files of a study the names and the form that they had."""
+    plan = json.loads((folder / "study.json").read_text())
+    plan["contents"] = {**plan.pop("digests"), "configs": {"of": "another form"}}
+    (folder / "study.json").write_text(json.dumps(plan))
+    for file in folder.rglob("trained.json"):
+        ends = json.loads(file.read_text())
+        earlier = {name: {"epoch": end["epoch"], "validation_auc": end["validation"]} for name, end in ends.items()}
+        file.write_text(json.dumps(earlier))
+    for name, earlier in {"evaluated.json": "judged.json", "other_weights": "beside"}.items():
+        for path in folder.rglob(name):
+            path.rename(path.with_name(earlier))
+
+
+def test_a_study_of_the_first_version_is_resumed(finished, tmp_path, words):
+    folder = tmp_path / "study"
+    shutil.copytree(finished[0], folder)
+    as_of_the_first_version(folder)
+    (lost, *others) = sorted(folder.rglob("judged.json"))
+    lost.unlink()
+    kept = {file: file.stat().st_mtime_ns for file in [*folder.rglob("model.pt"), *others]}
+    done = command("--output", folder, *GRID, *words)
+    assert done.exit_code == 0, done.output
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept, "only one evaluation was missing"
+    assert [file.parent for file in folder.rglob("evaluated.json")] == [lost.parent]
+    assert bare(results_of(folder)) == bare(results_of(finished[0]))
 
 
 def test_a_run_that_fails_costs_its_seed_only_and_is_tried_again(tmp_path, words):

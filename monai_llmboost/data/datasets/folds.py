@@ -26,8 +26,8 @@ class Folds:
         ValueError: a number of folds, a fold or a seed that is not possible.
 
     Example:
-        >>> Folds(folds=2, fold=1).select(np.array([0, 0, 1, 1]), "val")
-        array([1, 3])
+        >>> Folds(folds=2, fold=1).select(np.array([0, 0, 1, 1]), "val").tolist()
+        [0, 3]
     """
 
     folds: int = 0

@@ -4,37 +4,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
+from medmnist.info import INFO
 from monai.data import Dataset
 
 from monai_llmboost.arguments import check_choice, check_switch
 from monai_llmboost.data.datasets.folds import Folds
-from monai_llmboost.data.datasets.medmnist import SPLITS, MedMNIST3D, medmnist3d_names
-from monai_llmboost.data.datasets.phantoms import Phantoms
+from monai_llmboost.data.datasets.medmnist import SPLITS, load_medmnist3d, medmnist3d_names
+from monai_llmboost.data.datasets.phantoms import PHANTOM_CLASSES, phantom_arrays
 
 # Folder of the files unless another one is given.
 ROOT = "~/.medmnist"
 
 
-class NamedSet(Protocol):
-    """A set of labelled volumes with official splits."""
+@dataclass(frozen=True)
+class NamedSet:
+    """A set of labelled volumes with official splits.
 
-    @property
-    def class_names(self) -> list[str]:
-        """Return the meaning of the labels 0, 1, ..."""
+    Args:
+        class_names: meaning of the labels 0, 1, ...
+        load: function of the split, the size in voxels, the folder and whether to download, to volumes (cases, S, S, S)
+            uint8 and labels (cases,) int64.
+        reads_files: whether volumes are read from files, rather than made by code.
+    """
 
-    @property
-    def reads_files(self) -> bool:
-        """Return whether volumes are read from files, rather than made by code."""
-
-    def load(self, split: str, size: int, root: str | Path, download: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Return volumes (cases, size, size, size) uint8 and labels (cases,) int64 of a split."""
+    class_names: list[str]
+    load: Callable[[str, int, str | Path, bool], tuple[np.ndarray, np.ndarray]]
+    reads_files: bool = True
 
 
-SETS: dict[str, NamedSet] = {"phantom": Phantoms(), **{name: MedMNIST3D(name) for name in medmnist3d_names()}}
+SETS = {"phantom": NamedSet(PHANTOM_CLASSES, lambda split, size, *_: phantom_arrays(split, size), reads_files=False)}
+SETS |= {
+    name: NamedSet(list(INFO[name]["label"].values()), partial(load_medmnist3d, name)) for name in medmnist3d_names()
+}
 
 
 def class_names(dataset: str) -> list[str]:
@@ -48,7 +54,7 @@ def class_names(dataset: str) -> list[str]:
         ['normal', 'hyperplasia']
     """
     check_choice("dataset", dataset, SETS)
-    return SETS[dataset].class_names
+    return list(SETS[dataset].class_names)
 
 
 def reads_files(dataset: str) -> bool:

@@ -8,8 +8,6 @@ centre: the classes differ in 3D shape.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
@@ -25,29 +23,6 @@ LARGEST_SHIFT = 3.0
 SCALES = (0.85, 1.1)
 BACKGROUND, CONTRAST, NOISE = 60.0, 90.0, 40.0
 MIN_SIZE = 8
-
-
-class Phantoms:
-    """The phantoms, as :class:`~monai_llmboost.data.datasets.named.NamedSet`.
-
-    Example:
-        >>> Phantoms().class_names
-        ['shell', 'ring']
-    """
-
-    @property
-    def class_names(self) -> list[str]:
-        """Return the meaning of the labels 0 and 1."""
-        return list(PHANTOM_CLASSES)
-
-    @property
-    def reads_files(self) -> bool:
-        """Return False: phantoms are made by code."""
-        return False
-
-    def load(self, split: str, size: int, root: str | Path, download: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Return volumes and labels of a split; see :func:`phantom_arrays`."""
-        return phantom_arrays(split, size)
 
 
 def _get_depth(label: int, u: np.ndarray) -> np.ndarray:

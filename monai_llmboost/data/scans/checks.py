@@ -39,6 +39,7 @@ class CheckVolumed(MapTransform):
         RefusedScan: from the call, with what was expected and what was found.
 
     Example:
+        >>> import torch
         >>> data = CheckVolumed("image", intensity_range=(0, 255))({"image": 255 * torch.rand(1, 28, 28, 28)})
         >>> data["image"].shape
         torch.Size([1, 28, 28, 28])

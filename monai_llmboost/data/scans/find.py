@@ -67,6 +67,7 @@ def find_scans(
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
         >>> folder = Path(tempfile.mkdtemp())
         >>> for name in ("broken.nii", "notes.txt"):
         ...     _ = (folder / name).write_text("words")

@@ -35,7 +35,7 @@ class ScanReader(ImageReader):
         RefusedScan: from ``get_data``, with what was expected and what was found.
 
     Example:
-        >>> import tempfile, nibabel
+        >>> import tempfile, nibabel, numpy as np
         >>> path = f"{tempfile.mkdtemp()}/scan.nii"
         >>> nibabel.save(nibabel.Nifti1Image(np.ones((4, 5, 6), np.float32), np.eye(4)), path)
         >>> from monai.transforms import LoadImaged

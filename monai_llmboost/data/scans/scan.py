@@ -87,6 +87,7 @@ class Scan:
         refused_kind: kind of that reason, one of ``REFUSED_KINDS``; empty if there is none.
 
     Example:
+        >>> from pathlib import Path
         >>> Scan("brain.nii.gz", (Path("brain.nii.gz"),), "NIfTI", shape=(181, 217, 181)).refused
         ''
     """
@@ -117,6 +118,7 @@ class SkippedFile:
         series_uid: SeriesInstanceUID of a DICOM image; empty if it is none, or unknown.
 
     Example:
+        >>> from pathlib import Path
         >>> SkippedFile(Path("README.txt"), "a text file").unread
         False
     """

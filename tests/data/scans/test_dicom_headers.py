@@ -153,8 +153,9 @@ def test_header_has_the_values_of_the_file(tmp_path):
     assert (own.study_uid, own.series_uid, own.series_number) == (uid("study"), uid("series"), "")
     assert own.frame_of_reference == uid("frame of reference")
     assert header == SliceHeader(
-        path=tmp_path / "x", frame=0, frames=1, identity=own, sop_uid=uid("series/7"), instance_number=None, modality="CT",
-        rows=3, columns=4, position=(1.5, -2, 3), rounding_mm=(0.05, 0.5, 0.5), orientation=(1, 0, 0, 0, 1, 0),
+        path=tmp_path / "x", frame=0, frames=1, identity=own, sop_uid=uid("series/7"), instance_number=None,
+        modality="CT", rows=3, columns=4, position=(1.5, -2, 3), rounding_mm=(0.05, 0.5, 0.5),
+        orientation=(1, 0, 0, 0, 1, 0),
         pixel_spacing=(0.5, 0.25), slope=2, intercept=-1024, units=("", "HU"), bits_stored=16, signed=False,
         inverted=True, padding=None, corner=None, discriminating=(("EchoTime", "3.5"),), problem="",
     )  # fmt: skip

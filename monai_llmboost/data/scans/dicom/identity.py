@@ -161,10 +161,10 @@ def _separate_by_identity(series: Series) -> Iterator[Series]:
         own = keys[header.path]
         fits = [own] if own in whole else [key for key in whole if all(a in ("", b) for a, b in zip(own, key))]
         groups.setdefault(fits[0] if len(fits) == 1 else None, []).append(header)
-    words = " and ".join(SERIES_FIELDS[field] for field in varying)
+    keywords = " and ".join(SERIES_FIELDS[field] for field in varying)
     if None in groups or any(len(group) == 1 for group in groups.values()):
         refused = (
-            f"expected images of one {words} under one SeriesInstanceUID, got {len(whole) or 'several'} among "
+            f"expected images of one {keywords} under one SeriesInstanceUID, got {len(whole) or 'several'} among "
             f"{len(files)} files: separate them, by patient and study"
         )
         yield Series(series.slices, warnings=tuple(warnings), refused=refused)

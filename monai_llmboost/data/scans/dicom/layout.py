@@ -72,11 +72,11 @@ def check_planes(slices: Sequence[SliceHeader]) -> None:
     Raises:
         RefusedScan: a position, an orientation or a pixel spacing is absent or invalid.
     """
-    named = {"position": "position", "orientation": "orientation", "pixel_spacing": "pixel spacing"}
-    for attribute, words in named.items():
+    names = {"position": "position", "orientation": "orientation", "pixel_spacing": "pixel spacing"}
+    for attribute, name in names.items():
         if absent := sum(getattr(header, attribute) is None for header in slices):
             raise RefusedScan(
-                f"expected the {words} of every slice, got none for {absent} of {len(slices)}: "
+                f"expected the {name} of every slice, got none for {absent} of {len(slices)}: "
                 f"export the original images, not pictures of them",
                 kind="no-geometry",
             )

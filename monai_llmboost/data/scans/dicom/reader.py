@@ -127,7 +127,7 @@ class DicomSeriesReader(ImageReader):
         """Return the slices and geometry of the chosen volume."""
         if stack.refused:
             raise RefusedScan(stack.refused, kind=stack.refused_kind)
-        return stack.layouts[choose_volume(self.volume, _get_shape(stack))]
+        return stack.layouts[choose_volume(self.volume, stack.shape)]
 
     def _find_stack(self, data: Sequence[PathLike] | PathLike) -> Stack:
         paths, choice = _split_choice(data)
@@ -199,11 +199,6 @@ def resample_tilted(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray,
     return straight, out
 
 
-def _get_shape(stack: Stack) -> tuple[int, ...]:
-    first, count = stack.layouts[0].slices, len(stack.layouts)
-    return (first[0].columns, first[0].rows, len(first), *([count] if count > 1 else []))
-
-
 def _split_choice(data: Sequence[PathLike] | PathLike) -> tuple[list[Path], str]:
     """Split paths from the volume that is chosen of them, if any."""
     paths, choices = [], set()
@@ -234,7 +229,7 @@ def _iterate_files(paths: Sequence[Path]) -> Iterator[Path]:
 def _list_stacks(stacks: Sequence[Stack]) -> str:
     def describe(stack: Stack) -> str:
         first = stack.slices[0]
-        what = "refused" if stack.refused else "x".join(map(str, _get_shape(stack)))
+        what = "refused" if stack.refused else "x".join(map(str, stack.shape))
         return f"{stack.digest} ({first.modality or 'no modality'}, {what})"
 
     more = f" and {len(stacks) - MAX_LISTED} more" if len(stacks) > MAX_LISTED else ""

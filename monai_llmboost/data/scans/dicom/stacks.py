@@ -69,6 +69,14 @@ class Stack:
         """Return the files, in the order of their first slices."""
         return tuple(dict.fromkeys(header.path for header in self.slices))
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the voxels along (i, j, k), and the number of volumes if there are several; empty if refused."""
+        if not self.layouts:
+            return ()
+        first, count = self.layouts[0].slices, len(self.layouts)
+        return (first[0].columns, first[0].rows, len(first), *([count] if count > 1 else []))
+
 
 def _digest(value: object) -> str:
     return hashlib.sha256(repr(value).encode()).hexdigest()[:8]
@@ -181,8 +189,7 @@ def _lay_out(volumes: Volumes, series: Series, min_slices: int) -> Stack:
         warnings=(*series.warnings, *volumes.warnings),
     )
     try:
-        bad = next((header for header in slices if header.problem), None)
-        if bad:
+        if bad := next((header for header in slices if header.problem), None):
             raise RefusedScan(f"{bad.problem} ({bad.path.name})", kind="damaged")
         if volumes.refused:
             raise RefusedScan(volumes.refused, kind="unclear")
@@ -212,10 +219,10 @@ def _check_alike(slices: Sequence[SliceHeader]) -> None:
     meanings += [
         (f"unit ({keyword})", {header.units[i] for header in slices} - {""}) for i, keyword in enumerate(UNITS)
     ]
-    for words, values in meanings:
+    for name, values in meanings:
         if len(values) > 1:
             raise RefusedScan(
-                f"expected slices of one {words}, got several: keep the slices of one volume", kind="mixed"
+                f"expected slices of one {name}, got several: keep the slices of one volume", kind="mixed"
             )
 
 
@@ -264,24 +271,18 @@ def _get_base(files: Sequence[Path]) -> Path:
 
 def _to_scan(stack: Stack, name: str) -> Scan:
     first = stack.slices[0]
-    scan = Scan(
+    affine = stack.layouts[0].affine if stack.layouts else None
+    return Scan(
         name=name,
         files=stack.files,
         format="DICOM",
+        shape=stack.shape,
+        spacing_mm=() if affine is None else tuple(float(size) for size in nibabel.affines.voxel_sizes(affine)),
+        orientation="" if affine is None else "".join(nibabel.aff2axcodes(affine)),
         modality=first.modality,
         series_uid=first.series_uid,
         stack=stack.digest,
         warnings=stack.warnings,
         refused=stack.refused,
         refused_kind=stack.refused_kind,
-    )
-    if not stack.layouts:
-        return scan
-    affine = stack.layouts[0].affine
-    count = len(stack.layouts)
-    return replace(
-        scan,
-        shape=(first.columns, first.rows, len(stack.layouts[0].slices), *([count] if count > 1 else [])),
-        spacing_mm=tuple(float(size) for size in nibabel.affines.voxel_sizes(affine)),
-        orientation="".join(nibabel.aff2axcodes(affine)),
     )

@@ -274,9 +274,9 @@ def _check_size(header: NiftiHeader) -> None:
         raise RefusedScan(f"expected {header.end} bytes of voxels, got an empty file: copy it again", kind="damaged")
     most = size * MAX_GZIP_RATIO if header.packed else size
     if most < header.end:
-        came = f"a compressed file of {size} bytes, which cannot hold them" if header.packed else f"{size}"
+        found = f"a compressed file of {size} bytes, which cannot hold them" if header.packed else f"{size}"
         raise RefusedScan(
-            f"expected {header.end} bytes by its header, got {came}: it is cut short, copy it again", kind="damaged"
+            f"expected {header.end} bytes by its header, got {found}: it is cut short, copy it again", kind="damaged"
         )
     if not header.packed and size > header.end + MAX_TRAILING_BYTES:
         raise RefusedScan(f"expected {header.end} bytes by its header, got {size}: not what it says", kind="damaged")

@@ -40,13 +40,13 @@ class BoundedNiftiReader(ImageReader):
         RefusedScan: from ``get_data``, with what was expected and what was found.
 
     Example:
-        >>> import tempfile, nibabel
-        >>> path = Path(tempfile.mkdtemp()) / "scan.nii.gz"
+        >>> import tempfile, nibabel, numpy as np
+        >>> path = f"{tempfile.mkdtemp()}/scan.nii.gz"
         >>> nibabel.save(nibabel.Nifti1Image(np.ones((4, 5, 6), np.float32), np.eye(4)), path)
         >>> reader = BoundedNiftiReader()
         >>> voxels, meta = reader.get_data(reader.read(path))
-        >>> voxels.shape, meta["affine"][0, 0]
-        ((4, 5, 6), np.float64(1.0))
+        >>> voxels.shape, meta["affine"].shape
+        ((4, 5, 6), (4, 4))
     """
 
     def __init__(self, volume: int | None = None, max_voxels: int = MAX_VOXELS) -> None:
@@ -119,7 +119,7 @@ def read_voxels(header: NiftiHeader, volume: int | None = None) -> np.ndarray:
     with header.voxels.open("rb") as raw:
         file = cast(BinaryIO, gzip.GzipFile(fileobj=raw) if header.packed else raw)
         try:
-            file.seek(start)  # a gzip stream is read to that place
+            file.seek(start)  # a gzip stream is read up to here
             voxels, not_finite, too_large = _read_volume(file, header)
             # The checksum is at the end; the size of an uncompressed file was checked with the header.
             end = _skip_to(file, header.end + MAX_TRAILING_BYTES + 1) if header.packed else header.end
@@ -181,10 +181,10 @@ def _fill(file: BinaryIO, buffer: memoryview) -> int:
     return filled
 
 
-def _skip_to(file: BinaryIO, place: int) -> int:
-    """Read up to a place, or to the end of the file if that comes first, and return where that is."""
+def _skip_to(file: BinaryIO, offset: int) -> int:
+    """Read up to an offset, or to the end of the file if that is first, and return the position."""
     buffer = memoryview(bytearray(1 << 20))
-    while (left := place - file.tell()) > 0 and _fill(file, buffer[:left]):
+    while (left := offset - file.tell()) > 0 and _fill(file, buffer[:left]):
         pass
     return file.tell()
 
