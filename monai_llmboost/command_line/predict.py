@@ -93,7 +93,8 @@ def predict(
     refused, or the run ended early, 2 none was predicted, or a mistake in the
     command, 130 interrupted. Several GPUs: torchrun --nproc_per_node=2 -m monai_llmboost predict ...
     """
-    from monai_llmboost.inference.run import PredictJob, StoppedEarly, parse_device
+    from monai_llmboost.inference.options import parse_device
+    from monai_llmboost.inference.run import PredictJob, StoppedEarly
     from monai_llmboost.inference.status import NOTHING_DONE, SOME_FAILED, AcceptedRefusals
 
     try:
