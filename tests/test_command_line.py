@@ -108,7 +108,7 @@ def test_bundle(command, tmp_path):
         (["run", "train", "--arm", "none", "--booster#gate", "True"], "booster to be an object or a list, got nothing"),
         (["cost", "--booster#gate", "True"], "booster to be an object or a list, got nothing in train.json, none.json"),
         (["extract", "nowhere", "--out", "x.safetensors"], "a model folder or a hub id such as owner/name"),
-        (["extract", ".", "--out", "x.bin"], "an output name that ends in .safetensors"),
+        (["extract", ".", "--out", "x.bin"], "does not end in .safetensors: give --out"),
         (["extract", "nowhere", "--layer", "last", "--out", "x.safetensors"], "a model folder or a hub id"),
         (["info", "nowhere.safetensors"], "no block file at nowhere.safetensors"),
         (["demo", "--output", "."], "is there already"),
@@ -213,7 +213,7 @@ def test_a_mistake_in_the_verbs_own_options_is_named(parted, words, message):
         (["--lora_rank", "3"], "--lora_rank has no effect: nothing in train with these options uses it"),
         (["--dataset_dir", "images"], "--dataset_dir has no effect: the data set 'phantom' is made by code and read"),
         (["--download", "True"], "--download has no effect: the data set 'phantom' is made by code"),
-        (["--residual", "None"], "unknown residual None; choose from inner"),
+        (["--residual", "None"], "unknown residual 'None'; choose from inner"),
     ],
 )
 # What MONAI says of itself on every normal run.
