@@ -847,7 +847,7 @@ def test_a_dry_run_refuses_what_a_run_refuses_by_the_same_headers(command, tmp_p
     ("words", "message"),
     [
         (["--volum", "1"], "no option --volum: did you mean --volume"),
-        (["--volume", "x"], "expected volume to be a whole number"),
+        (["--volume", "x"], "volume must be a whole number"),
         (["--gantry_tilt", "no"], "gantry_tilt"),
         (["--view", "other"], "--view 'other' is none of the cases that were found"),
         (["--salt", "x", "--dicom"], "--salt hides names, and --dicom writes objects that belong to a patient"),
