@@ -45,7 +45,7 @@ PREDICTED = {
     "nifti/sct_spine_mr/t2s/t2s.nii.gz",
     "nifti/sct_spine_mr/t2s/t2s_uncropped.nii.gz",
     *(f"nifti/totalsegmentator/example_{name}.nii.gz" for name in ("ct", "ct_sm", "mr_sm")),
-    # Maps of so many labels that they cannot be told from images.
+    # Maps of so many labels that they cannot be distinguished from images.
     *(f"nifti/totalsegmentator/example_{name}.nii.gz" for name in ("seg", "seg_fast_force_split", "seg_mr")),
 }
 REFUSED = {
@@ -113,13 +113,12 @@ def volumes(real_data):
 
 
 @pytest.fixture(scope="module")
-def told(trained_bundle, volumes, tmp_path_factory):
-    """What one run over everything wrote down; that it raised nothing and failed in part is checked here."""
+def written(trained_bundle, volumes, tmp_path_factory):
+    """Cases and skipped files of one run over everything, which predicts some and refuses others."""
     output = tmp_path_factory.mktemp("all")
     inputs = [str(volumes / "nifti"), str(volumes / "dicom")]
-    assert (
-        run_predict(trained_bundle, output, "none", dataset_dir=inputs, report=False, **WINDOW, **NETWORK).status == 1
-    )
+    result = run_predict(trained_bundle, output, "none", dataset_dir=inputs, report=False, **WINDOW, **NETWORK)
+    assert result.status == 1
     predictions, run = (json.loads((output / name).read_text()) for name in ("predictions.json", "run.json"))
     cases = predictions["cases"]
     refused = sum(bool(case["refused"]) for case in cases)
@@ -129,9 +128,9 @@ def told(trained_bundle, volumes, tmp_path_factory):
     return {case["case"]: case for case in cases}, skipped
 
 
-def test_every_file_is_of_one_case_or_skipped(told, volumes):
+def test_every_file_is_of_one_case_or_skipped(written, volumes):
     """A file of several volumes is of a case for each, and these are different volumes."""
-    cases, skipped = told
+    cases, skipped = written
     scans, _ = find_scans([volumes / "nifti", volumes / "dicom"])
     assert sorted(scan.name for scan in scans) == sorted(cases)
     owners = {}
@@ -148,8 +147,8 @@ def test_every_file_is_of_one_case_or_skipped(told, volumes):
         assert len({scan.stack for scan in several}) == len(several)
 
 
-def test_every_predicted_case_has_probabilities(told):
-    cases, _ = told
+def test_every_predicted_case_has_probabilities(written):
+    cases, _ = written
     predicted = {name: case for name, case in cases.items() if not case["refused"]}
     assert set(predicted) == PREDICTED
     for name, case in predicted.items():
@@ -167,8 +166,8 @@ def test_every_predicted_case_has_probabilities(told):
     assert len({tuple(case["probabilities"]) for case in predicted.values()}) >= len(predicted) - 1, "no two else"
 
 
-def test_every_refused_case_has_its_reason(told):
-    cases, _ = told
+def test_every_refused_case_has_its_reason(written):
+    cases, _ = written
     refused = {name: case for name, case in cases.items() if case["refused"]}
     assert set(refused) == set(REFUSED)
     for name, case in refused.items():
@@ -177,8 +176,8 @@ def test_every_refused_case_has_its_reason(told):
         assert not case["probabilities"] and not case["predicted"], name
 
 
-def test_every_skipped_file_has_its_reason(told, volumes):
-    _, skipped = told
+def test_every_skipped_file_has_its_reason(written, volumes):
+    _, skipped = written
     seen = Counter()
     for path, reason in skipped.items():
         below = path.removeprefix(f"{volumes}/")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-ROOMS = ["monai_llmboost.llm", "monai_llmboost.adapters", "monai_llmboost.boosters", "monai_llmboost.networks"]
+ROOMS = [f"monai_llmboost.{room}" for room in ("llm", "adapters", "boosters", "networks", "tasks", "engines")]
 WITHOUT = {"Signature"}  # of a folder that has no examples
 
 

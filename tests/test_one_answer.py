@@ -37,7 +37,7 @@ def network_of(bundle):
 
 
 @torch.no_grad()
-def asked_as_an_array(network, values, affine, intensity_range):
+def predict_array(network, values, affine, intensity_range):
     """Without MONAI's transforms: turned by numpy, resized by torch."""
     turn = nibabel.io_orientation(affine)
     ras = torch.from_numpy(np.ascontiguousarray(nibabel.apply_orientation(values, turn), dtype=np.float32))
@@ -47,7 +47,7 @@ def asked_as_an_array(network, values, affine, intensity_range):
 
 
 @torch.no_grad()
-def asked_in_a_pipeline_of_ones_own(network, source, intensity_range):
+def predict_in_own_pipeline(network, source, intensity_range):
     pipeline = Compose(
         [
             LoadImaged("image", reader="monai_llmboost.data.ScanReader"),
@@ -90,7 +90,7 @@ def all_answers(bundle, folder, sources, tmp_path, intensity_range):
                 assert not row["refused"], row
                 answers[way, row["case"]] = [float(row["p_shell"]), float(row["p_ring"])]
     for name, source in sources.items():
-        answers["pipeline", name] = asked_in_a_pipeline_of_ones_own(network, str(source), intensity_range)
+        answers["pipeline", name] = predict_in_own_pipeline(network, str(source), intensity_range)
     return network, answers
 
 
@@ -104,12 +104,12 @@ def test_a_volume_made_by_code(trained_bundle, tmp_path):
     folder.mkdir()
     sources = written_in_every_way(folder, values, affine)
     network, answers = all_answers(trained_bundle, folder, sources, tmp_path, [-200, 1500])
-    expected = asked_as_an_array(network, values, affine, [-200, 1500])
+    expected = predict_array(network, values, affine, [-200, 1500])
     assert 0.02 < expected[0] < 0.98
     assert len(answers) == 12
     for asked, answer in answers.items():
         assert answer == pytest.approx(expected, abs=SAME), asked
-    upside_down = asked_as_an_array(network, values[:, :, ::-1], affine, [-200, 1500])
+    upside_down = predict_array(network, values[:, :, ::-1], affine, [-200, 1500])
     assert abs(upside_down[0] - expected[0]) > 3 * SAME, "a wrong orientation would be noticed"
 
 
@@ -124,7 +124,7 @@ def test_a_real_nifti_volume(trained_bundle, tmp_path, real_data, name):
     sources = written_in_every_way(folder, values, image.affine)
     window = [float(values.min()), float(values.max())]
     network, answers = all_answers(trained_bundle, folder, sources, tmp_path, window)
-    expected = asked_as_an_array(network, values, image.affine, window)
+    expected = predict_array(network, values, image.affine, window)
     assert len(answers) == 12
     for asked, answer in answers.items():
         assert answer == pytest.approx(expected, abs=SAME), asked
@@ -149,7 +149,7 @@ def test_a_real_dicom_series(trained_bundle, tmp_path, real_data, name):
     window = [float(values.min()), float(values.max())]
     sources = {axes: folder / f"{axes}.nii" for axes in ("LPS", "RAI", "ASR")} | {"dicom": source}
     network, answers = all_answers(trained_bundle, folder, sources, tmp_path, window)
-    expected = asked_as_an_array(network, values, image.affine, window)
+    expected = predict_array(network, values, image.affine, window)
     assert len(answers) == 4 * 3
     for asked, answer in answers.items():
         assert answer == pytest.approx(expected, abs=SAME), asked

@@ -22,7 +22,7 @@ from monai_llmboost.bundle import (
 )
 from monai_llmboost.command_line.app import app
 from monai_llmboost.data import class_names, medmnist3d_names
-from monai_llmboost.data.datasets.medmnist import DATASETS
+from monai_llmboost.data.datasets.named import SETS
 from monai_llmboost.data.datasets.phantoms import PHANTOM_CLASSES
 
 WHOLE = {
@@ -162,9 +162,9 @@ def test_the_table_of_data_sets_is_medmnists():
     from medmnist.info import INFO
 
     theirs = {name: entry["label"] for name, entry in INFO.items() if name.endswith("3d")}
-    assert list(DATASETS) == ["phantom", *sorted(theirs)] == ["phantom", *medmnist3d_names()]
-    assert Rules(bundle_path(BUNDLE) / "configs").declared["dataset"].choices == tuple(DATASETS)
-    assert class_names("phantom") == DATASETS["phantom"] == PHANTOM_CLASSES
+    assert list(SETS) == ["phantom", *sorted(theirs)] == ["phantom", *medmnist3d_names()]
+    assert Rules(bundle_path(BUNDLE) / "configs").declared["dataset"].choices == tuple(SETS)
+    assert class_names("phantom") == PHANTOM_CLASSES
     for name, labels in theirs.items():
         assert class_names(name) == [labels[str(index)] for index in range(len(labels))]
 

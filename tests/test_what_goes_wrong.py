@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may go wrong around good scans: the checkpoint, the donor, the disk, the kind of scan, the files beside them."""
+"""What may go wrong around good scans: the checkpoint, the donor, the disk, the kind of scan, other files."""
 
 import json
 import os

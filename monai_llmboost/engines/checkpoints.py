@@ -64,7 +64,8 @@ class TrainingCheckpoints:
         FileNotFoundError: from the run, if there is nothing to resume, or its ``model.pt`` is gone.
 
     Example:
-        >>> network = nn.Linear(1, 2)
+        >>> from ignite.engine import Engine
+        >>> network = torch.nn.Linear(1, 2)
         >>> evaluator = Engine(lambda engine, batch: None)
         >>> keeper = TrainingCheckpoints("models", {"model": network}, evaluator, "val_auc", patience=10)
         >>> keeper.attach(Engine(lambda engine, batch: None))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import math
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import optim
 
-from monai_llmboost.artifacts.files import placed_whole, set_aside
+from monai_llmboost.artifacts.files import atomic_path, set_aside
 
 CURVES = "learning_curves.csv"
 
@@ -35,8 +36,9 @@ class LearningCurves:
             gives 0, since it ended before the run.
 
     Example:
+        >>> from ignite.engine import Engine
         >>> evaluator = Engine(lambda engine, batch: None)
-        >>> optimizer = optim.SGD(torch.nn.Linear(1, 2).parameters(), lr=0.1)
+        >>> optimizer = torch.optim.SGD(torch.nn.Linear(1, 2).parameters(), lr=0.1)
         >>> handlers = [LearningCurves("eval", evaluator, optimizer)]  # of a trainer
     """
 
@@ -92,8 +94,8 @@ class LearningCurves:
         }
         self.validated = {}
         self.rows.append(row)
-        columns = list(dict.fromkeys(name for each in self.rows for name in each))
-        with placed_whole(self.path) as path, path.open("w", newline="", encoding="utf-8") as file:
+        columns = list(dict.fromkeys(chain.from_iterable(self.rows)))
+        with atomic_path(self.path) as path, path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)

@@ -17,6 +17,7 @@ class WholeBatches:
     handlers that log the loss.
 
     Example:
+        >>> from ignite.engine import Engine
         >>> trainer = Engine(lambda engine, batch: {"loss": batch})
         >>> WholeBatches().attach(trainer)
         >>> trainer.run([0.5]).output

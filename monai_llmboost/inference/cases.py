@@ -222,7 +222,7 @@ def _check_header(scan: Scan, checks: Sequence[Callable[[Scan], None] | None]) -
 
 
 def _begins_with_loading(transform: Any) -> bool:
-    """Whether the first step, and no more, reads the volume."""
+    """Return whether the first step, and no other, reads the volume."""
     return isinstance(transform, Compose) and isinstance(next(iter(transform.transforms), None), LoadImaged)
 
 

@@ -92,7 +92,8 @@ class PatchTokens(nn.Module):
         dims = len(img_size)
         self.shape = [in_channels, *img_size]
         self.cut = [number for size, patch in zip(img_size, patch_size) for number in (size // patch, patch)]
-        self.grid = [img_size[0] // patch_size[0], -1]
+        self.grid = [size // patch for size, patch in zip(img_size, patch_size)]  # patches along each axis
+        self.tokens = [self.grid[0], math.prod(self.grid[1:])]
         # Within a patch: the axes but the first of three, that one, channel: the order of the published checkpoints.
         within = [3 + 2 * axis for axis in (range(dims) if dims < 3 else (1, 2, 0))]
         self.order = [0, *(2 + 2 * axis for axis in range(dims)), *within, 1]
@@ -114,5 +115,5 @@ class PatchTokens(nn.Module):
             )
         x = self.stem(x)
         x = x.reshape([x.shape[0], x.shape[1]] + self.cut).permute(self.order)  # (B, G0, G1, ..., P1, ..., channel)
-        x = x.reshape([x.shape[0]] + self.grid + [self.voxels])
+        x = x.reshape([x.shape[0]] + self.tokens + [self.voxels])
         return self.norm_out(self.project(self.norm_in(x)))

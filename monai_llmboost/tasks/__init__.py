@@ -4,7 +4,7 @@
 from monai_llmboost.tasks.classification import Classification
 from monai_llmboost.tasks.intervals import bootstrap_interval
 from monai_llmboost.tasks.medmnist_metrics import MedMNISTACC, MedMNISTAUC, medmnist_acc, medmnist_auc
-from monai_llmboost.tasks.task import Task, TaskMetric
+from monai_llmboost.tasks.task import Task, TaskMetric, TrainingDiverged
 
 __all__ = [
     "Classification",
@@ -12,6 +12,7 @@ __all__ = [
     "MedMNISTAUC",
     "Task",
     "TaskMetric",
+    "TrainingDiverged",
     "bootstrap_interval",
     "medmnist_acc",
     "medmnist_auc",

@@ -28,6 +28,7 @@ def bootstrap_interval(
             ``None``: the labels, which are classes.
 
     Example:
+        >>> import numpy as np
         >>> low, high = bootstrap_interval(lambda scores, labels: scores.mean(), np.arange(100) / 100, np.zeros(100))
         >>> low < 0.495 < high
         True

@@ -28,10 +28,10 @@ def medmnist_auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
     from medmnist.evaluator import getAUC
 
     if not np.isfinite(probabilities).all():
-        raise TrainingDiverged("expected finite probabilities, got NaN: training has diverged, lower the learning rate")
+        raise TrainingDiverged("probabilities are not finite, training has diverged: lower the learning rate")
     absent = sorted(set(range(probabilities.shape[1])) - set(labels.tolist()))
     if absent:
-        raise ValueError(f"expected cases of every class for an AUC, none of the class(es) {absent} are there")
+        raise ValueError(f"an AUC needs cases of every class, and there are none of the class(es) {absent}: add some")
     return float(getAUC(labels[:, None], probabilities, _kind(probabilities)))
 
 
@@ -55,7 +55,9 @@ class _OverAllCases(CumulativeIterationMetric):
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if y is None:
-            raise ValueError("expected labels beside the probabilities, got none")
+            raise ValueError(
+                "the probabilities have no labels: give batches with labels, and an output_transform that takes both"
+            )
         return y_pred.detach().float(), torch.as_tensor(y).reshape(-1, 1)  # (cases, classes), (cases, 1)
 
     def aggregate(self, *args: Any, **kwargs: Any) -> float:
@@ -68,6 +70,14 @@ class MedMNISTAUC(IgniteMetricHandler):
 
     Args:
         output_transform: engine output -> (probabilities, labels), such as ``from_engine(["pred", "label"])``.
+
+    Example:
+        >>> from ignite.engine import Engine
+        >>> evaluator = Engine(lambda engine, batch: batch)
+        >>> MedMNISTAUC().attach(evaluator, "val_auc")
+        >>> batch = torch.tensor([[0.8, 0.2], [0.3, 0.7]]), torch.tensor([0, 1])
+        >>> evaluator.run([batch]).metrics
+        {'val_auc': 1.0}
     """
 
     def __init__(self, output_transform: Callable = lambda x: x) -> None:
@@ -79,6 +89,14 @@ class MedMNISTACC(IgniteMetricHandler):
 
     Args:
         output_transform: engine output -> (probabilities, labels), such as ``from_engine(["pred", "label"])``.
+
+    Example:
+        >>> from ignite.engine import Engine
+        >>> evaluator = Engine(lambda engine, batch: batch)
+        >>> MedMNISTACC().attach(evaluator, "val_acc")
+        >>> batch = torch.tensor([[0.8, 0.2], [0.3, 0.7]]), torch.tensor([0, 1])
+        >>> evaluator.run([batch]).metrics
+        {'val_acc': 1.0}
     """
 
     def __init__(self, output_transform: Callable = lambda x: x) -> None:

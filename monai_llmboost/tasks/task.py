@@ -42,6 +42,7 @@ class TaskMetric:
         larger_is_better: False for an error.
 
     Example:
+        >>> import numpy as np
         >>> def error(scores, labels):
         ...     return abs(scores[..., 0] - labels)
         >>> mae = TaskMetric("MAE", "val_mae", lambda *case: error(*case).mean(), error, larger_is_better=False)

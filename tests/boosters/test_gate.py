@@ -222,5 +222,5 @@ def test_the_bundle(run_job, arm):
 
 @bundle_warnings
 def test_a_mistake_in_the_bundle_is_one_sentence(run_job):
-    with pytest.raises(ValueError, match="gate to be True or False, got 'true'"):
+    with pytest.raises(ValueError, match="gate must be True or False, not 'true'"):
         run_job("train", gate="true")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of trained weights are told where files prove that they are of these weights, and nowhere else."""
+"""Figures of trained weights are reported where files prove that they are of these weights, and nowhere else."""
 
 import csv
 import json
@@ -36,12 +36,12 @@ def trained(tmp_path):
     return tmp_path
 
 
-def told(folder):
+def figures_in(folder):
     return figures_of(folder / "models" / "model.pt", [folder / "eval"])
 
 
 def test_figures_of_these_weights(trained):
-    figures = told(trained)
+    figures = figures_in(trained)
     assert figures == {"evaluation": METRICS, "validation": {"epoch": 2, "auc": 0.75, "acc": 0.6}}
     assert sentences(figures) == [
         "Evaluated on 240 labelled cases (phantom, test split): AUC 0.812 [0.750, 0.860], ACC 0.700.",
@@ -49,14 +49,14 @@ def test_figures_of_these_weights(trained):
     ]
     for name in ("metrics.json", "learning_curves.csv"):
         shutil.move(trained / "eval" / name, trained / "models" / name)
-    assert told(trained) == figures, "next to the weights"
+    assert figures_in(trained) == figures, "next to the weights"
 
 
 def test_other_weights_have_no_figures(trained):
     torch.save({"a": torch.ones(3)}, trained / "models" / "model.pt")
     later = (trained / "models" / "last.pt").stat().st_mtime_ns + 1
     os.utime(trained / "models" / "model.pt", ns=(later, later))
-    assert told(trained) == {}
+    assert figures_in(trained) == {}
     assert sentences({}) == [NONE]
     assert figures_of(trained / "nothing.pt", [trained / "eval"]) == {}
 
@@ -68,12 +68,12 @@ def test_other_weights_have_no_figures(trained):
 def test_files_of_something_else_prove_nothing(trained, name, content):
     (trained / name).write_bytes(content)
     kind = "evaluation" if "metrics" in name else "validation"
-    assert kind not in told(trained)
+    assert kind not in figures_in(trained)
 
 
 def test_metrics_of_an_evaluation_before_it_named_its_weights(trained):
     (trained / "eval" / "metrics.json").write_text(json.dumps(METRICS))
-    assert "evaluation" not in told(trained)
+    assert "evaluation" not in figures_in(trained)
 
 
 def test_weights_of_another_training_that_were_put_back_have_no_validation(trained):
@@ -81,10 +81,10 @@ def test_weights_of_another_training_that_were_put_back_have_no_validation(train
     last, weights = trained / "models" / "last.pt", trained / "models" / "model.pt"
     digest = weights_digest(trained / "models")
     torch.save({**torch.load(last, weights_only=True), "model_sha256": digest}, last)
-    assert told(trained)["validation"] == {"epoch": 2, "auc": 0.75, "acc": 0.6}
+    assert figures_in(trained)["validation"] == {"epoch": 2, "auc": 0.75, "acc": 0.6}
     torch.save({"a": torch.ones(3)}, weights)
     os.utime(weights, ns=(0, 0))
-    assert "validation" not in told(trained)
+    assert "validation" not in figures_in(trained)
 
 
 def test_figures_of_a_fold_name_it():

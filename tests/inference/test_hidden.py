@@ -53,13 +53,13 @@ def test_no_sentence_names_a_file(tmp_path):
     (folder / f"{NAME}.img").unlink()
     said = said_of(folder)
     assert not [text for text in said if "Doe" in text or "Jane" in text], said
-    for told in (
+    for message in (
         "a damaged copy of (a file)",
         "between (a file) and (a file)",
         "does not end with .gz",
         ".img of (a file) is missing",
     ):
-        assert any(told in text for text in said), (told, said)
+        assert any(message in text for text in said), (message, said)
 
 
 def test_a_file_that_is_written_again_meanwhile_is_not_named(tmp_path):
@@ -71,9 +71,9 @@ def test_a_file_that_is_written_again_meanwhile_is_not_named(tmp_path):
 
 def test_no_scans_at_all_names_no_file(tmp_path):
     (tmp_path / f"{NAME}.txt").write_text("hello")
-    with pytest.raises(FileNotFoundError, match="no NIfTI or DICOM scans at one of the inputs") as told:
+    with pytest.raises(FileNotFoundError, match="no NIfTI or DICOM scans at one of the inputs") as error:
         said_of(tmp_path)
-    assert NAME not in str(told.value)
+    assert NAME not in str(error.value)
 
 
 def test_a_long_name_is_hidden_before_a_sentence_is_cut(tmp_path):
@@ -88,8 +88,8 @@ def test_folders_of_one_word_stay_in_sentences(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = write_series(tmp_path / "in", random_volume((9, 8, 6)))[0].name
     cases = ScanCases("in", Loaded(), (1, 2, 2, 2), salt="pepper")
-    told = cases.reason(ValueError(f"got nothing in {tmp_path / 'in'}, in in/{name} or in {name}"))
-    assert told == "got nothing in (a file), in (a file) or in (a file)"
+    message = cases.reason(ValueError(f"got nothing in {tmp_path / 'in'}, in in/{name} or in {name}"))
+    assert message == "got nothing in (a file), in (a file) or in (a file)"
 
 
 @pytest.mark.parametrize("folder", ["pydicom_compressed_endian", ""])

@@ -63,10 +63,10 @@ def test_rows_of_another_run_are_never_mixed_in(tmp_path):
     first.close()
     with pytest.raises(ValueError, match=r"holds predictions made with other weights.*--overwrite"):
         Journal(tmp_path, "other").rows()
-    anew = Journal(tmp_path, "other", overwrite=True)
-    assert anew.rows() == {}, "before the folder is taken, too"
-    anew.open()
-    anew.append([row("b")])
+    again = Journal(tmp_path, "other", overwrite=True)
+    assert again.rows() == {}, "before the folder is taken, too"
+    again.open()
+    again.append([row("b")])
     assert set(Journal(tmp_path, "other").rows()) == {"b"}
 
 

@@ -87,7 +87,7 @@ def test_the_grey_window_leaves_out_the_extremes():
 
 
 def runs(flags):
-    """Where flags are set without a break, as (first, behind the last)."""
+    """Where flags are set without a break, as (first, after the last)."""
     edges = np.flatnonzero(np.diff(np.concatenate(([0], flags.astype(int), [0]))))
     return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2]) if b - a > 20]
 

@@ -35,7 +35,7 @@ def image():
 
 
 class Joints(nn.Module):
-    """A network whose tokens before and behind the booster pass two named places, as (B, C, N)."""
+    """A network whose tokens before and after the booster pass two named places, as (B, C, N)."""
 
     def __init__(self, network):
         super().__init__()
@@ -73,7 +73,7 @@ def test_the_pair_is_left_out_where_no_booster_sees_places(kind, changes, image)
 @pytest.mark.parametrize(
     ("kind", "pool", "position"), list(itertools.product(NETWORKS, ["cls", "mean"], ["last", "middle", "head"]))
 )
-def test_the_map_of_the_network_tells_what_the_prediction_itself_loses_with_a_token(kind, pool, position, image):
+def test_the_map_of_the_network_is_what_the_prediction_loses_with_a_token(kind, pool, position, image):
     """Shrinking a patch token by a little changes the logit of ``forward``, fast path and all, by gradient x token."""
     network = build(kind, pool=pool, position=position).double()
     lost = torch.zeros(GRID, dtype=torch.float64)

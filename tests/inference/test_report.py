@@ -60,13 +60,13 @@ def test_the_page_names_no_address_and_allows_its_own_scripts_alone(written):
         assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
 
 
-def test_everything_about_the_run_is_told(written):
+def test_everything_about_the_run_is_shown(written):
     rows = [row("a", 0.3, series_uid="1.2.3.4", modality="CT")]
     text = written(rows, skipped=[("notes.txt", "a text")], command="predict --input x").read_text()
     of_the_run = ["Research only; not for diagnosis", "cd" * 32, "predict --input x", "28, 28, 28"]
     of_the_case = ["1.2.3.4", "CT", "ab" * 32, "8 \xd7 9 \xd7 10", "0.7 \xd7 0.7 \xd7 5 mm", "0.300"]
-    for told in (*of_the_run, *of_the_case, "notes.txt", "a text (1)"):
-        assert told in text
+    for shown in (*of_the_run, *of_the_case, "notes.txt", "a text (1)"):
+        assert shown in text
 
 
 def test_histograms_count_every_case_once(written):
@@ -114,7 +114,7 @@ def test_viewers_beyond_the_budget_lie_next_to_the_page(written, monkeypatch):
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
 
 
-def test_a_class_is_told_with_its_probability_and_what_is_known_of_the_weights(written):
+def test_a_class_has_its_probability_and_the_page_the_figures_of_the_weights(written):
     rows = [row("a", 0.51)]
     text = written(rows).read_text()
     assert re.search(r'<td class="predicted"><bdi>malignant</bdi> <span>0\.510</span></td>', text)

@@ -40,7 +40,7 @@ def browser():
 
 @pytest.fixture
 def opened(browser):
-    """Opens a page; in the end nothing may have been asked of the network, and nothing complained of."""
+    """Open a page; in the end it must have sent no request and logged no error."""
     contexts, problems = [], []
 
     def open_page(path, **options):
@@ -122,7 +122,7 @@ def test_searching_and_choosing(written, opened):
 def test_readable_without_javascript_and_on_a_phone(written, opened, where):
     page = opened(written(), java_script_enabled=False, **where)
     assert cases(page) == [row["case"] for row in ROWS]
-    assert not page.locator("#choose").is_visible()
+    assert not page.locator("#filter").is_visible()
     assert page.get_by_text("expected one volume, got 3").is_visible()
     # Rows and cells stay a table for a screen reader, though they are laid out as grids.
     tree = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
@@ -167,7 +167,7 @@ def test_previews_lie_inside_up_to_the_budget(written, opened, tmp_path, monkeyp
         "./two%20%23%3F%25.png",
         "./three.png",
     ]
-    assert page.get_by_text("those of 1 others lie beside it").is_visible()
+    assert page.get_by_text("those of 1 others are files next to it").is_visible()
     shown = page.locator("dialog[open] img")
     page.locator("a[data-preview]").first.focus()
     page.keyboard.press("Enter")
@@ -189,7 +189,7 @@ def picture(page):
     return np.asarray(Image.open(io.BytesIO(frame.locator("canvas").screenshot())).convert("RGB"), dtype=float)
 
 
-def test_the_viewer_opens_when_asked_and_draws(written, opened):
+def test_the_viewer_opens_on_demand_and_draws(written, opened):
     volume = np.random.default_rng(0).random((9, 10, 11)).astype(np.float32)
     relevance = np.zeros_like(volume)
     relevance[3:5, 4:6, 5:7] = 1
@@ -215,7 +215,7 @@ def test_the_viewer_opens_when_asked_and_draws(written, opened):
 def test_print_shows_a_table_and_no_controls(written, opened):
     page = opened(written(), color_scheme="dark")
     page.emulate_media(media="print")
-    assert not page.locator("#choose").is_visible()
+    assert not page.locator("#filter").is_visible()
     styles = (
         "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.querySelector('thead')).display]"
     )

@@ -116,7 +116,7 @@ def test_a_smooth_map_over_voxels_comes_back_as_by_the_inverse_of_monai(chain):
     place = np.einsum("ab,b...->a...", to_grid[:3, :3], np.mgrid[:21, :18, :12]) + to_grid[:3, 3, None, None, None]
     last = np.reshape(SIZE, (3, 1, 1, 1)) - 1
     np.testing.assert_array_equal(inside, ((place > -0.501) & (place < last + 0.501)).all(axis=0))
-    deep = ((place > 1) & (place < last - 1)).all(axis=0)  # MONAI extends edges anew at each step
+    deep = ((place > 1) & (place < last - 1)).all(axis=0)  # MONAI extends edges again at each step
     assert deep.sum() > 200
     np.testing.assert_allclose(ours[deep], theirs[deep], atol=0.01)
     exact = 1 + place[0] / 7 + place[1] / 22 + place[2] / 15
@@ -177,8 +177,8 @@ def test_grids_at_any_angle():
     last = np.reshape((8, 5, 5), (3, 1, 1, 1))
     np.testing.assert_array_equal(values > 0, ((place > -0.501) & (place < last + 0.501)).all(axis=0))
     assert values[8, 8, 8] == pytest.approx(relevance[1].mean(), rel=1e-5), "in the middle between four tokens"
-    beside = on_input_grid(relevance, (9, 6, 6), np.eye(4), turned @ np.diag([1, 1, 0.5, 1]), (17, 17, 34))
-    np.testing.assert_allclose(beside[:, :, ::2], values, atol=1e-6)
+    outside = on_input_grid(relevance, (9, 6, 6), np.eye(4), turned @ np.diag([1, 1, 0.5, 1]), (17, 17, 34))
+    np.testing.assert_allclose(outside[:, :, ::2], values, atol=1e-6)
     # A turn too small to matter goes the other way to the same values.
     for angle, tolerance in ((1e-7, 1e-5), (1e-3, 2e-2)):
         turned[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]

@@ -7,6 +7,7 @@ from ignite.engine import Engine
 from monai.handlers import from_engine
 
 from monai_llmboost.engines import MedMNISTACC, MedMNISTAUC, bootstrap_interval, medmnist_acc, medmnist_auc
+from monai_llmboost.tasks import TrainingDiverged
 
 
 def cases(num_classes, number=60, seed=0):
@@ -34,7 +35,7 @@ def test_a_tie_of_two_classes_counts_as_the_first():
 
 
 def test_a_class_without_cases():
-    with pytest.raises(ValueError, match=r"none of the class\(es\) \[1\] are there"):
+    with pytest.raises(ValueError, match=r"there are none of the class\(es\) \[1\]: add some"):
         medmnist_auc(np.full((3, 2), 0.5), np.zeros(3, int))
 
 
@@ -79,3 +80,17 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
         low, high = bootstrap_interval(medmnist_auc, *cases(2, 100, seed), resamples=100)
         hits += low <= truth <= high
     assert 50 <= hits <= 60
+
+
+def test_probabilities_that_are_not_finite_are_a_training_that_diverged():
+    with pytest.raises(
+        TrainingDiverged, match="probabilities are not finite, training has diverged: lower the learning"
+    ):
+        medmnist_auc(np.full((2, 2), np.nan), np.array([0, 1]))
+
+
+def test_a_metric_without_labels():
+    engine = Engine(lambda engine, probabilities: (probabilities, None))
+    MedMNISTAUC().attach(engine, "auc")
+    with pytest.raises(ValueError, match="the probabilities have no labels: give batches with labels"):
+        engine.run([torch.full((2, 2), 0.5)])

@@ -2,10 +2,7 @@
 """What every task must offer, on classifications and on two small tasks that stand for those to come."""
 
 import csv
-import doctest
-import importlib
 import io
-import pkgutil
 from typing import ClassVar
 
 import numpy as np
@@ -14,7 +11,6 @@ import torch
 from ignite.engine import Engine
 from torch import nn
 
-import monai_llmboost.tasks
 from monai_llmboost.artifacts.files import safe_row
 from monai_llmboost.engines import MetricsFile, PredictionTable
 from monai_llmboost.networks import ViT3D
@@ -149,8 +145,3 @@ def test_a_metric_without_its_variance():
 
 def test_a_name_of_a_validation_metric_is_that_of_the_bundle():
     assert {name: metric.key for name, metric in Classification.metrics.items()} == {"auc": "val_auc", "acc": "val_acc"}
-
-
-@pytest.mark.parametrize("module", [each.name for each in pkgutil.iter_modules(monai_llmboost.tasks.__path__)])
-def test_examples(module):
-    assert doctest.testmod(importlib.import_module(f"monai_llmboost.tasks.{module}")).failed == 0

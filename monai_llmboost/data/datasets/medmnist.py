@@ -4,30 +4,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from medmnist.info import INFO
 
 SIZES = (28, 64)
 SPLITS = ("train", "val", "test")
-# Classes of all named sets: a copy of medmnist's table, whose import takes seconds.
-DATASETS: dict[str, list[str]] = json.loads((Path(__file__).parent / "names.json").read_text(encoding="utf-8"))
-
-
-def _get_info() -> dict[str, dict[str, Any]]:
-    """Return medmnist's table of its 3D sets: checksums, addresses, labels, numbers of cases."""
-    from medmnist.info import INFO  # imports pandas and torchvision, too slow for the import of this module
-
-    return {name: entry for name, entry in INFO.items() if name.endswith("3d")}
 
 
 def medmnist3d_names() -> list[str]:
     """Return the names of the six sets."""
-    return [name for name in DATASETS if name.endswith("3d")]
+    return sorted(name for name in INFO if name.endswith("3d"))
 
 
 def load_medmnist3d(
@@ -53,7 +44,7 @@ def medmnist3d_file(name: str, size: int, root: str | Path, download: bool = Fal
     """
     if size not in SIZES:
         raise ValueError(f"size must be {' or '.join(map(str, SIZES))} for MedMNIST3D, not {size!r}")
-    info, suffix = _get_info()[name], "" if size == 28 else f"_{size}"
+    info, suffix = INFO[name], "" if size == 28 else f"_{size}"
     root = Path(root).expanduser()
     path = root / f"{name}{suffix}.npz"
     if not path.exists():
@@ -101,7 +92,7 @@ def medmnist3d_arrays(path: Path, name: str, split: str) -> tuple[np.ndarray, np
     Raises:
         ValueError: the file does not have that split with the official number of cases.
     """
-    expected = _get_info()[name]["n_samples"][split]
+    expected = INFO[name]["n_samples"][split]
     try:
         with np.load(path, allow_pickle=False) as content:
             images, labels = content[f"{split}_images"], content[f"{split}_labels"]

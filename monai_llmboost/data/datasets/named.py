@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from medmnist.info import INFO
 from monai.data import Dataset
 
 from monai_llmboost.arguments import check_choice, check_switch
 from monai_llmboost.data.datasets.folds import Folds
-from monai_llmboost.data.datasets.medmnist import DATASETS, SPLITS, load_medmnist3d, medmnist3d_names
+from monai_llmboost.data.datasets.medmnist import SPLITS, load_medmnist3d, medmnist3d_names
 from monai_llmboost.data.datasets.phantoms import PHANTOM_CLASSES, phantom_arrays
 
 # Folder of the files unless another one is given.
@@ -37,7 +38,9 @@ class NamedSet:
 
 
 SETS = {"phantom": NamedSet(PHANTOM_CLASSES, lambda split, size, *_: phantom_arrays(split, size), reads_files=False)}
-SETS |= {name: NamedSet(DATASETS[name], partial(load_medmnist3d, name)) for name in medmnist3d_names()}
+SETS |= {
+    name: NamedSet(list(INFO[name]["label"].values()), partial(load_medmnist3d, name)) for name in medmnist3d_names()
+}
 
 
 def class_names(dataset: str) -> list[str]:

@@ -64,7 +64,7 @@ def relevance_maps(network: nn.Module, image: Tensor, class_index: int) -> dict[
             f"the shape {tuple(image.shape)} is not that of one image, (1, channels, S0, S1, S2): give them one by one"
         )
     patch = plain.patch_tokens
-    grid = patch.size0 // patch.patch0, patch.size1 // patch.patch1, patch.size2 // patch.patch2
+    grid = tuple(patch.grid)
     device = patch.project.weight.device
     tokens: list[Tensor] = []
 

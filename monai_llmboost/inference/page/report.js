@@ -6,7 +6,7 @@
   const rows = [...body.rows];
   const keys = JSON.parse(document.getElementById("keys").textContent);
   const headings = [...table.tHead.rows[0].cells];
-  const form = document.getElementById("choose");
+  const form = document.getElementById("filter");
   const collator = new Intl.Collator(undefined, { numeric: true });
 
   // ---- sorting: rows without a key (a refused case has no probability) come last in both directions
@@ -31,11 +31,11 @@
     });
   });
 
-  // ---- choosing: the words of the search, all of them, and one of three groups
+  // ---- filtering: by all words of the search, and by one of three groups
   const numWarnings = headings.length - 2;
   const isRefused = headings.length;
   let texts;
-  const choose = () => {
+  const filterRows = () => {
     const words = form.querySelector("input[type=search]").value.toLowerCase().split(/\s+/).filter(Boolean);
     const group = form.elements.show.value;
     if (words.length) texts ??= rows.map((row) => row.textContent.toLowerCase());
@@ -51,15 +51,15 @@
   let waiting;
   form.addEventListener("input", () => {
     clearTimeout(waiting);
-    waiting = setTimeout(choose, 100);
+    waiting = setTimeout(filterRows, 100);
   });
   form.addEventListener("submit", (event) => event.preventDefault());
-  choose();
+  filterRows();
 
-  // ---- previews: the link of a picture shows the copy inside this page
+  // ---- previews: the link of a picture shows its copy inside this page
   const dialog = document.getElementById("preview");
   let link;
-  const beside = (step) => {
+  const neighbour = (step) => {
     const links = [...body.querySelectorAll("tr:not([hidden]) a[data-preview]")];
     return links[links.indexOf(link) + step];
   };
@@ -72,23 +72,23 @@
     const picture = document.getElementById("preview-" + link.dataset.preview);
     image.src = "data:" + picture.dataset.type + ";base64," + picture.textContent;
     image.alt = "Preview of " + row.querySelector("th bdi").textContent;
-    dialog.querySelector(".before").disabled = !beside(-1);
-    dialog.querySelector(".after").disabled = !beside(1);
+    dialog.querySelector(".before").disabled = !neighbour(-1);
+    dialog.querySelector(".after").disabled = !neighbour(1);
     if (!dialog.open) dialog.showModal();
   };
-  dialog.querySelector(".before").addEventListener("click", () => show(beside(-1)));
-  dialog.querySelector(".after").addEventListener("click", () => show(beside(1)));
+  dialog.querySelector(".before").addEventListener("click", () => show(neighbour(-1)));
+  dialog.querySelector(".after").addEventListener("click", () => show(neighbour(1)));
   dialog.querySelector(".close").addEventListener("click", () => dialog.close());
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
   dialog.addEventListener("close", () => link.focus());
   dialog.addEventListener("keydown", (event) => {
-    if (event.key === "ArrowLeft") show(beside(-1));
-    if (event.key === "ArrowRight") show(beside(1));
+    if (event.key === "ArrowLeft") show(neighbour(-1));
+    if (event.key === "ArrowRight") show(neighbour(1));
   });
 
-  // ---- the viewer: a volume is loaded only when it is asked for
+  // ---- the viewer: a volume is loaded only when it is opened
   const viewer = document.getElementById("viewer");
-  const look = () => {
+  const openViewer = () => {
     const choice = viewer.querySelector("select");
     const frame = viewer.querySelector("iframe");
     frame.title = "Three planes of " + choice.selectedOptions[0].textContent;
@@ -97,10 +97,10 @@
   if (viewer) {
     viewer.addEventListener("toggle", () => {
       if (!viewer.open) return;
-      look();
+      openViewer();
       viewer.scrollIntoView({ block: "nearest" });
     });
-    viewer.querySelector("select").addEventListener("change", look);
+    viewer.querySelector("select").addEventListener("change", openViewer);
   }
 
   body.addEventListener("click", (event) => {
@@ -112,7 +112,7 @@
     }
     if (button) {
       viewer.querySelector("select").value = button.dataset.viewer;
-      if (viewer.open) look();
+      if (viewer.open) openViewer();
       viewer.open = true;
       viewer.scrollIntoView();
       viewer.querySelector("summary").focus({ preventScroll: true });

@@ -94,7 +94,7 @@ def viewer_html(volume: np.ndarray, affine: np.ndarray, relevance: np.ndarray | 
     high = high if high > low else low + 1
     grey = np.clip(np.nan_to_num(grey, nan=low), low, high)
     if relevance is None or not relevance.max() > 0:
-        # The volume itself takes the place of the map: so the colour bar tells its values.
+        # The volume itself takes the place of the map, so that the colour bar shows its values.
         layers = {"image": grey, "background": None, "cmap": "gray", "threshold": None, "opacity": 1.0}
         place = (np.array(shape) - 1) / 2
         span = (float(low), float(high))
