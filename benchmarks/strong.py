@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The strong preset: the validation AUC of the plain network, against that of the official ResNet-18 (3D).
 
-A booster that lifts a weak network proves nothing, so the preset is tuned, and here the plain ViT3D stands beside the
+A booster that lifts a weak network proves nothing, so the preset is tuned, and here the plain ViT3D stands next to the
 convolutional network of the MedMNIST benchmark (Yang et al. 2023, doi:10.1038/s41597-022-01721-8, at 28 voxels along
 each axis). The official validation splits are too small to say (98 and 191 cases), so training and validation cases are
-dealt into folds, and each is predicted once by a network that did not see it. The AUC is that of the weights behind the
+divided into folds, and each is predicted once by a network that did not see it. The AUC is that of the weights of the
 last epoch, as the preset reads them; the test split is not opened. The official figures are of the test split.
 
 Folds are trained as in a study, each in a process of its own; what is done already is not done again.
@@ -24,30 +24,32 @@ from tqdm import tqdm
 
 from monai_llmboost.studies import Plan
 from monai_llmboost.studies.cost.measure import device_name
-from monai_llmboost.studies.jobs import Job, on_this_machine
-from monai_llmboost.studies.one_run import TRAINED, told, train
+from monai_llmboost.studies.jobs import Job, run_locally
+from monai_llmboost.studies.one_run import train
+from monai_llmboost.studies.run_folder import RunFolder
+from monai_llmboost.tasks import Classification
 
 OFFICIAL = {"adrenalmnist3d": 0.827, "vesselmnist3d": 0.874}
 
 
 def jobs_of(plan: Plan, folder: Path, arms: list[str]) -> dict[tuple[str, str], list[Job]]:
-    """The trainings of each data set and arm, one a fold."""
+    """Return the trainings of each data set and arm, one for each fold."""
     jobs: dict[tuple[str, str], list[Job]] = {}
     for dataset in plan.datasets:
         for run in plan.runs(dataset, dict.fromkeys(plan.arms)):
             if run.arm in arms:
-                place = folder / run.name
-                jobs.setdefault((dataset, run.arm), []).append(Job(run.name, place, train, (plan, run, place)))
+                place = RunFolder(folder / run.name)
+                arguments = (plan, run, place, Classification.metrics["auc"].key)
+                jobs.setdefault((dataset, run.arm), []).append(Job(run.name, place.path, train, arguments))
     return jobs
 
 
 def rows_of(jobs: dict[tuple[str, str], list[Job]]) -> list[dict[str, Any]]:
-    """One row for each data set and arm."""
+    """Return one row for each data set and arm."""
     rows = []
     for (dataset, arm), folds in jobs.items():
-        found = [told(job.folder, TRAINED) for job in folds]
-        last = [fold["last"]["validation_auc"] for fold in found if fold]
-        best = [fold["best"]["validation_auc"] for fold in found if fold]
+        found = [trained for job in folds if (trained := RunFolder(job.folder).trained)]
+        last, best = ([fold.of(weights).validation for fold in found] for weights in ("last", "best"))
         row = {"set": dataset, "arm": arm, "AUC": statistics.mean(last), "sd of folds": statistics.stdev(last)}
         row |= {"folds": [round(value, 4) for value in last], "AUC, epoch by validation": statistics.mean(best)}
         rows.append(row | {"ResNet-18 (3D), official": OFFICIAL[dataset]})
@@ -64,7 +66,9 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=["none"], choices=["none", "mlp", "random", "pretrained"])
     parser.add_argument("--folds", type=int, default=5, help="from 2")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once")
-    parser.add_argument("--folder", type=Path, required=True, help="of the trainings; an interrupted one goes on there")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="of the trainings; an interrupted one is resumed there"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "strong-cpu.json", help="the JSON file to write")
     options = parser.parse_args()
     arms = ("none", "mlp", "random", "pretrained")  # a plan is of several; those asked for are trained
@@ -82,10 +86,10 @@ def main() -> None:
         jobs = jobs_of(plan, options.folder, options.arms)
     except (ValueError, OSError) as error:
         sys.exit(f"strong: {error}")
-    rest = [job for of in jobs.values() for job in of if told(job.folder, TRAINED) is None]
+    rest = [job for folds in jobs.values() for job in folds if RunFolder(job.folder).trained is None]
     failed = {}
     with tqdm(total=len(rest), desc="folds") as bar:
-        for ended in on_this_machine(rest, options.jobs):
+        for ended in run_locally(rest, options.jobs):
             bar.update(len(ended or {}))
             failed |= {name: reason for name, reason in (ended or {}).items() if reason}
     if failed:

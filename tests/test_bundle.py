@@ -290,7 +290,9 @@ def test_weights_are_not_evaluated_on_the_cases_that_they_were_trained_on(run_jo
             evaluated(split="val", **{**fold, **change})
     run_job("train", "none", epochs=1)
     assert evaluated(split="val")["cases"] == 20
-    with pytest.raises(ValueError, match=r"official splits, so maybe on cases .* of phantom, fold 0 of 4 by seed 5"):
+    with pytest.raises(
+        ValueError, match=r"trained on phantom, official splits, so maybe on cases .* of phantom, fold 0 of 4 by seed 5"
+    ):
         evaluated(split="val", **fold)
     state = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
     torch.save({name: value for name, value in state.items() if "training_cases" not in name},

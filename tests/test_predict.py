@@ -849,7 +849,7 @@ def test_a_dry_run_refuses_what_a_run_refuses_by_the_same_headers(command, tmp_p
     ("words", "message"),
     [
         (["--volum", "1"], "no option --volum: did you mean --volume"),
-        (["--volume", "x"], "volume must be a whole number from 0"),
+        (["--volume", "x"], "volume must be a whole number"),
         (["--gantry_tilt", "no"], "gantry_tilt"),
         (["--view", "other"], "--view 'other' is none of the cases that were found"),
         (["--salt", "x", "--dicom"], "--salt hides names, and --dicom writes objects that belong to a patient"),
@@ -928,3 +928,29 @@ def test_a_file_in_place_of_the_output_costs_no_time(trained_bundle, tmp_path):
     assert result.exit_code == 2
     assert "--output must be a folder" in result.output
     assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_predictions_by_another_config_are_not_reused(predict, trained_bundle, tmp_path):
+    """A function, and the values that it is called with, do not show in the transform that is made of them."""
+    scans = write_scans(tmp_path / "scans", 1)
+
+    def step(expression):
+        return {"inference_transforms#more": {"_target_": "Lambdad", "keys": "image", "func": expression}}
+
+    partial = "$__import__('functools').partial(torch.clamp, max={})"
+    for first, second in ((partial.format(1.0), partial.format(0.25)), ("$lambda x: x", "$lambda x: x * 0.5")):
+        assert predict(scans, overwrite=True, **step(first)) == 0
+        before = (tmp_path / "out" / "predictions.csv").read_bytes()
+        with pytest.raises(ValueError, match="predictions made with other weights, block, options or versions: give"):
+            predict(scans, **step(second))
+        assert predict(scans, **step(first)) == 0, "this very run"
+        assert predict(scans, overwrite=True, **step(second)) == 0
+        assert (tmp_path / "out" / "predictions.csv").read_bytes() != before
+    told = r"cannot be compared \(inference_transforms#more#func is a function object of Python\): give another folder"
+    assert predict(scans, overwrite=True, **step(abs_of)) == 0
+    with pytest.raises(ValueError, match=told):
+        predict(scans, **step(abs_of))
+
+
+def abs_of(volume):
+    return volume.abs()

@@ -82,7 +82,7 @@ def options_of_bundle(words: list[str], configs: Iterable[Path] = ()) -> dict[st
     Raises:
         ValueError: a word that is no option, a value that is missing.
     """
-    typed, others = parted(words)
+    typed, others = split_options(words)
     if others:
         raise ValueError(f"expected options of the bundle as --key value, got {others[0]!r}")
     configs = list(configs)
@@ -92,7 +92,7 @@ def options_of_bundle(words: list[str], configs: Iterable[Path] = ()) -> dict[st
     return options
 
 
-def parted(words: list[str]) -> tuple[dict[str, str], list[str]]:
+def split_options(words: list[str]) -> tuple[dict[str, str], list[str]]:
     """Return ``--key value`` and ``--key=value`` pairs as they were typed, and the words that are no part of one.
 
     Of an option that is given twice the last value counts.

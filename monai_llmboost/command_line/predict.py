@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from monai_llmboost.bundle import Option, bundle_path, check_options, job_configs, merged, typed_values
-from monai_llmboost.command_line.mistakes import INTERRUPTED, MISTAKES, tell
-from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, parted
+from monai_llmboost.command_line.errors import INTERRUPTED, USER_ERRORS, report_error
+from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, split_options
 
 if TYPE_CHECKING:
     from monai_llmboost.inference.run import PredictJob
@@ -98,7 +98,7 @@ def predict(
     from monai_llmboost.inference.status import NOTHING_DONE, SOME_FAILED, AcceptedRefusals
 
     try:
-        typed, more_inputs = parted(context.args)
+        typed, more_inputs = split_options(context.args)
         configs = job_configs(bundle_path(bundle), "inference", arm)
         options = typed_values(merged(configs), typed)
         check_options(configs, options)  # before they stand in for arguments of PredictJob
@@ -127,8 +127,8 @@ def predict(
         accepted = AcceptedRefusals(tuple(accept_refused or ()), known_refused)
         job = PredictJob(bundle, output, arm, accepted, dry_run, **own, **options)
         sys.exit(_run(job, dry_run))
-    except MISTAKES as error:
-        tell(error)
+    except USER_ERRORS as error:
+        report_error(error)
         sys.exit(SOME_FAILED if isinstance(error, StoppedEarly) else NOTHING_DONE)
     except KeyboardInterrupt:
         how = "the same command without --overwrite" if overwrite else "the same command"

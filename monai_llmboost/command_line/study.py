@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from monai_llmboost.bundle import Option, bundle_path, check_options, job_configs, merged
-from monai_llmboost.command_line.mistakes import INTERRUPTED, MISTAKES, tell
+from monai_llmboost.command_line.errors import INTERRUPTED, USER_ERRORS, report_error
 from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, options_of_bundle
 
 # The data set in the results of a bundle that has no key for its name.
@@ -63,8 +63,8 @@ def study(
     """
     try:
         datasets = _datasets(bundle, dataset) if report is None else ()  # before what takes seconds to import
-    except MISTAKES as error:
-        tell(error)
+    except USER_ERRORS as error:
+        report_error(error)
         sys.exit(2)
     from monai_llmboost import studies
 
@@ -92,8 +92,8 @@ def study(
             options=options_of_bundle(context.args, job_configs(bundle_path(bundle), "evaluate")),
         )
         status = studies.run_study(plan, output, engine, jobs, address)
-    except MISTAKES as error:
-        tell(error)
+    except USER_ERRORS as error:
+        report_error(error)
         sys.exit(studies.NOTHING_DONE)
     except KeyboardInterrupt:
         typer.echo(f"monai-llmboost: interrupted; the same command resumes in {output}", err=True)

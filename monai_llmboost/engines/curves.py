@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import math
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import optim
 
-from monai_llmboost.artifacts.files import placed_whole, set_aside
+from monai_llmboost.artifacts.files import atomic_path, set_aside
 
 CURVES = "learning_curves.csv"
 
@@ -93,8 +94,8 @@ class LearningCurves:
         }
         self.validated = {}
         self.rows.append(row)
-        columns = list(dict.fromkeys(name for each in self.rows for name in each))
-        with placed_whole(self.path) as path, path.open("w", newline="", encoding="utf-8") as file:
+        columns = list(dict.fromkeys(chain.from_iterable(self.rows)))
+        with atomic_path(self.path) as path, path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)

@@ -33,7 +33,7 @@ class TrainedWeights:
             epoch (in ``last.pt``).
         preprocessing: the transforms that prepare volumes here; ``None`` compares none. Every deterministic step that
             the checkpoint names must be there, with its settings. The window of raw values that
-            ``ScaleIntensityRange`` maps is free, for it depends on their units; so are further steps that only move
+            ``ScaleIntensityRange`` maps is free, since it depends on their units; so are further steps that only move
             voxels.
 
     Raises:

@@ -10,7 +10,7 @@ from monai_llmboost.networks.class_names import TrainingCases
 
 
 def divided_dataset(loader: Any) -> Any:
-    """Return the data set that knows its ``division`` into folds: behind a loader and data sets around it, or None."""
+    """Return the data set that knows its ``division`` into folds, inside a loader and other data sets, or None."""
     while loader is not None and not hasattr(loader, "division"):
         loader = getattr(loader, "dataset", None)
     return loader

@@ -11,10 +11,10 @@ from typing import Any
 from monai_llmboost.artifacts.digests import file_digest
 from monai_llmboost.artifacts.weights import load_weights
 from monai_llmboost.engines.best_weights import BEST, LAST, WEIGHTS
-from monai_llmboost.engines.curves import read_curves
+from monai_llmboost.engines.curves import CURVES, read_curves
 from monai_llmboost.engines.progress import DIGEST
+from monai_llmboost.engines.results import METRICS_FILE
 
-METRICS, CURVES = "metrics.json", "learning_curves.csv"
 # Largest difference of a number that two files hold with other numbers of digits.
 SAME = 1e-6
 NONE = (
@@ -44,7 +44,7 @@ def figures_of(weights: str | Path, folders: Sequence[str | Path]) -> dict[str, 
         return {}
     digest, figures = file_digest(path), {}
     for folder in dict.fromkeys([path.parent, *map(Path, folders)]):
-        metrics = _metrics(folder / METRICS)
+        metrics = _metrics(folder / METRICS_FILE)
         if "evaluation" not in figures and metrics.get("weights_sha256") == digest:
             keys = ("dataset", "split", "folds", "fold", "cases", "auc", "auc_interval_95", "acc", "acc_interval_95")
             figures["evaluation"] = {key: metrics[key] for key in keys if key in metrics}

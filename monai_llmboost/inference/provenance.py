@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from monai_llmboost.artifacts.digests import file_digest, text_digest
-from monai_llmboost.bundle import FREE_IN_PREDICTION, as_plain, code_digests, counting_config, running_config
+from monai_llmboost.bundle import FREE_IN_PREDICTION, Option, as_plain, code_digests, counting_config, running_config
 from monai_llmboost.inference.journal import INCOMPARABLE
 from monai_llmboost.networks.class_names import unwrap
 
@@ -88,7 +88,8 @@ def run_provenance(
         "weights": {"file": str(path), "sha256": decisive["weights_sha256"]},
         "block": decisive["block"],
         "network": str(unwrap(network)),
-        "config": {**counting.values, **counting.objects},
+        # Where names are hidden, no text of the config is written, which may hold some.
+        "config": {**counting.values, **counting.objects} if config.get(Option.SALT) is None else {},
         "code": decisive["code"],
         "options": decisive["options"],
         "device": f"{torch.device(device)} ({_device_name(torch.device(device))})",

@@ -12,7 +12,8 @@ from monai_llmboost.studies.cost.arms import cost_of_arms, cost_table
 from monai_llmboost.studies.cost.measure import costs, device_name
 from monai_llmboost.studies.plan import Plan, Run
 from monai_llmboost.studies.results import StudyResults
-from monai_llmboost.studies.statistics.compare import Comparison, Summary, arm_summary, compare_arms
+from monai_llmboost.studies.statistics.compare import arm_summary, compare_arms
+from monai_llmboost.studies.statistics.records import Comparison, Summary
 from monai_llmboost.studies.study import NOTHING_DONE, redraw, run_study
 
 __all__ = [

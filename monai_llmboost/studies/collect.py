@@ -21,7 +21,8 @@ from monai_llmboost.studies.plan import Plan, Run
 from monai_llmboost.studies.rates import ChosenRate
 from monai_llmboost.studies.results import ArmResults, Curves, DatasetResults, FailedRun, MetricName, StudyResults
 from monai_llmboost.studies.run_folder import OTHER_WEIGHTS, TEST, RunFolder
-from monai_llmboost.studies.statistics.compare import Summary, arm_summary, compare_arms
+from monai_llmboost.studies.statistics.compare import arm_summary, compare_arms
+from monai_llmboost.studies.statistics.records import Summary
 from monai_llmboost.studies.statistics.roc import roc_curves
 from monai_llmboost.tasks.task import Task
 

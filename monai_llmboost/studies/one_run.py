@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from monai_llmboost.artifacts.weights import load_weights
 from monai_llmboost.bundle import BundleJob, root_cause
 from monai_llmboost.bundle.contract import IMAGE
+from monai_llmboost.engines.progress import TrainingProgress
 from monai_llmboost.studies.diagnostics import diagnose
 from monai_llmboost.studies.plan import Plan, Run
 from monai_llmboost.studies.run_folder import OTHER_WEIGHTS, TEST, EpochResult, Evaluated, RunFolder, Trained
@@ -32,9 +32,8 @@ def train(plan: Plan, run: Run, folder: RunFolder, metric: str) -> None:
         if isinstance(cause, TrainingDiverged):
             folder.write_diverged(str(cause))
         raise
-    state = load_weights(folder.checkpoint)
-    best = EpochResult(int(state["best"]["epoch"]), float(state["best"]["value"]))
-    epoch = state["progress"]["epoch"]
+    progress = TrainingProgress.read(folder.checkpoint)
+    best, epoch = EpochResult(progress.best_epoch, progress.best_value), progress.epoch
     # Of the last epoch itself: it is not validated where val_interval does not divide it.
     validation = next((row.get(metric) for row in folder.curves() if row["epoch"] == epoch), None)
     folder.write_trained(Trained(best, EpochResult(epoch, validation)))

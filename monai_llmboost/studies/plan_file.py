@@ -15,7 +15,7 @@ from monai_llmboost.studies.run_folder import write_json
 
 # In the plan's file: digests of the configs and of the files of weights.
 DIGESTS = "digests"
-# The same in the first version. The configs of this package's bundle have another form since, so only files are compared.
+# The same in the first version; only files are compared, for the configs of our bundle have another form since then.
 FIRST_DIGESTS = "contents"
 # Keys that the study sets in every run, and those that only say where something is.
 IGNORED = frozenset(OWN) - {Option.FOLDS, Option.FOLD, Option.LEARNING_RATE}

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from monai_llmboost.studies.rates import ChosenRate
-from monai_llmboost.studies.statistics.compare import Comparison, Summary
+from monai_llmboost.studies.statistics.records import Comparison, Summary
 from monai_llmboost.studies.statistics.roc import RocCurves
 
 
@@ -51,10 +51,12 @@ class ArmResults:
     def as_dict(self, metrics: Sequence[str]) -> dict[str, Any]:
         """Return the results as ``results.json`` has them; the first of the metrics is the one that chooses."""
         first = metrics[0]
-        other = {"what": self.other_chosen_by, first: asdict(self.other_weights[first])} if self.other_weights else None
+        other = (
+            {"what": self.other_chosen_by, first: self.other_weights[first].as_dict()} if self.other_weights else None
+        )
         return {
-            **{name: asdict(self.metrics[name]) if name in self.metrics else None for name in metrics},
-            f"validation_{first}": self.validation and asdict(self.validation),
+            **{name: self.metrics[name].as_dict() if name in self.metrics else None for name in metrics},
+            f"validation_{first}": self.validation and self.validation.as_dict(),
             "epochs": self.epochs,
             "beside": other,  # the name that the file has had from the start
             "failed": [asdict(run) for run in self.failed],
@@ -113,7 +115,7 @@ class DatasetResults:
             "roc": {arm: asdict(curves) for arm, curves in self.roc.items()},
             "cost": dict(self.cost),
             "diagnostics": {
-                arm: found and {name: asdict(summary) for name, summary in found.items()}
+                arm: found and {name: summary.as_dict() for name, summary in found.items()}
                 for arm, found in self.diagnostics.items()
             },
         }

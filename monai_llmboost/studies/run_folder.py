@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from monai_llmboost.artifacts.files import written_whole
+from monai_llmboost.artifacts.files import atomic_text
 from monai_llmboost.engines.best_weights import LAST
 from monai_llmboost.engines.curves import CURVES, read_curves
+from monai_llmboost.engines.results import PREDICTIONS_FILE
 
 # Each is written last in its stage, and says that the stage is done.
 TRAINED, DIVERGED, EVALUATED = "trained.json", "diverged.json", "evaluated.json"
-LOG, PREDICTIONS = "run.log", "predictions.csv"
+LOG = "run.log"
 # Folders of predictions: by the weights that the study reads, and by the other ones.
 TEST, OTHER_WEIGHTS = "test", "other_weights"
 # Names that earlier versions gave.
@@ -119,7 +120,7 @@ class RunFolder:
 
     def predictions(self, place: str = TEST) -> list[dict[str, str]]:
         """Return the rows of the predictions in a folder, ``TEST`` or ``OTHER_WEIGHTS``."""
-        with (self._place(place) / PREDICTIONS).open(newline="", encoding="utf-8") as file:
+        with (self._place(place) / PREDICTIONS_FILE).open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
 
     def diagnostics(self) -> Mapping[str, float] | None:
@@ -153,6 +154,6 @@ class RunFolder:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file atomically; an earlier one is replaced."""
-    with written_whole(path, aside=False) as file:
+    with atomic_text(path, aside=False) as file:
         json.dump(content, file, indent=1)
         file.write("\n")

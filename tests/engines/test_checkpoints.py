@@ -193,7 +193,7 @@ def test_two_trainings_in_one_folder_are_refused(tmp_path, resume):
 
 
 @pytest.mark.parametrize("how", ["failed", "terminated"])
-def test_a_training_that_ends_early_gives_its_folder_back(tmp_path, how):
+def test_a_training_that_ends_early_releases_its_folder(tmp_path, how):
     trainer, run = training(tmp_path, [0.5, 0.6], 2)[1:]
 
     @trainer.on(Events.EPOCH_COMPLETED(once=1))
@@ -236,7 +236,7 @@ def test_patience_counts_validations(tmp_path, interval, patience, epochs, ended
     assert validated_every(tmp_path, interval, epochs, [0.8, *[0.7] * 20], patience=patience) == (ended, best)
 
 
-def test_patience_goes_on_counting_after_a_resume(tmp_path):
+def test_patience_is_counted_across_a_resume(tmp_path):
     values = [0.8, *[0.7] * 20]
     options = {"patience": 3, "options": {"val_interval": 2, "epochs": 20}}
     validated_every(tmp_path, 2, 5, values, **options)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of a training's course: its columns and numbers, and that a resumed run goes on in it."""
+"""The table of a training's course: its columns and numbers, and that a resumed run continues it."""
 
 import csv
 import sys
@@ -26,7 +26,7 @@ def trained(folder, epochs=4, every=1, losses=(1.0, 2.0, 6.0), output=lambda los
         evaluator.state.metrics = {"val_auc": trainer.state.epoch / 10, "val_acc": 0.5}
 
     @trainer.on(Events.STARTED)
-    def go_on(_):
+    def resume(_):
         trainer.state.epoch, trainer.state.iteration = begin, begin * len(losses)
 
     @trainer.on(Events.EPOCH_STARTED)
@@ -68,7 +68,7 @@ def test_an_epoch_that_was_not_validated_is_empty(tmp_path):
 
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("ahead", [2, 3])
-def test_a_resumed_run_goes_on(tmp_path, every, ahead):
+def test_a_resumed_run_continues_the_table(tmp_path, every, ahead):
     """Also where the table is an epoch ahead of the checkpoint: the run was killed between the two."""
     whole = trained(tmp_path / "whole", every=every).read_text()
     path = trained(tmp_path / "cut", epochs=ahead, every=every)
@@ -89,7 +89,7 @@ def test_an_earlier_table_is_set_aside(tmp_path):
     assert [row["train_loss"] for row in rows_of(path)] == ["7.0"]
 
 
-def test_a_loss_that_is_no_number_is_told(tmp_path):
+def test_a_loss_that_is_no_number_is_written(tmp_path):
     path = trained(tmp_path, epochs=1, losses=(float("nan"),))
     (row,) = read_curves(path)
     assert row["train_loss"] != row["train_loss"]

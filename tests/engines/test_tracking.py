@@ -44,7 +44,7 @@ def runs_of(store, request):
 
 @pytest.fixture
 def start(store, tmp_path, request):
-    """Train an empty network, a step an epoch, with MONAI's handlers put behind ours as `--tracking mlflow` does."""
+    """Train an empty network, a step an epoch, with MONAI's handlers put after ours as `--tracking mlflow` does."""
 
     def run(epochs, fail_in=None, folder=tmp_path, stats=False, again=0, **options):
         name = {"tracking_uri": store, "experiment_name": request.node.name, "tag_name": "loss"}

@@ -83,6 +83,14 @@ def test_a_run_that_cannot_be_compared_has_a_key_of_its_own(config, found):
     assert re.search(found, one)
 
 
+def test_no_text_of_the_config_is_written_where_names_are_hidden():
+    made = run_provenance("x", torch.nn.Linear(1, 1), config={**CONFIG, "salt": "secret", "where": "/patients/Meier"})
+    assert "Meier" not in json.dumps(made)
+    assert made["config"] == {}
+    other = run_provenance("x", torch.nn.Linear(1, 1), config={**CONFIG, "salt": "other", "where": "/patients/Meier"})
+    assert made["key"] == other["key"], "which would help to guess it"
+
+
 def test_an_option_that_is_no_plain_value_is_refused():
     with pytest.raises(
         ValueError, match="the option 'steps' must be a plain value, such as a number or a text, not ReLU"

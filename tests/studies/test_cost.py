@@ -50,7 +50,7 @@ def test_memory_growth_sees_what_a_step_holds():
     kept = []
     growth = memory_growth(lambda: kept.append(torch.ones(25_000_000)), CPU)
     if growth is None:
-        pytest.skip("this system does not tell the peak of a process's memory")
+        pytest.skip("this system does not report the peak of a process's memory")
     assert 95e6 < growth < 150e6
     assert memory_growth(lambda: torch.ones(1), CPU) < 20e6
 

@@ -73,9 +73,9 @@ def test_top_share_by_hand():
 @pytest.mark.parametrize("position", ["last", "middle"])
 def test_diagnose(images, booster, pool, position):
     boosted = network(booster, pool=pool, position=position)
-    told = diagnose(boosted, images)
-    assert set(told) == NAMES
-    assert all(type(value) is float and 0 < value <= 1 for value in told.values())
+    measured = diagnose(boosted, images)
+    assert set(measured) == NAMES
+    assert all(type(value) is float and 0 < value <= 1 for value in measured.values())
     with torch.inference_mode():
         x = torch.cat([boosted.forward_features(image) for image in images])
         h = boosted.booster.encode(x)
@@ -85,12 +85,12 @@ def test_diagnose(images, booster, pool, position):
             "top_tokens_before": top_share(x),
             "top_tokens_after": top_share(boosted.booster(x)),
         }
-    assert told == pytest.approx(expected, rel=1e-4)
+    assert measured == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_pooled_token_has_no_others_beside_it(images):
-    told = diagnose(network(position="head"), images)
-    assert set(told) == {"cka_block", "cka_booster"}
+    measured = diagnose(network(position="head"), images)
+    assert set(measured) == {"cka_block", "cka_booster"}
 
 
 def test_no_booster(images):

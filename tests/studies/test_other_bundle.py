@@ -4,7 +4,7 @@
 import json
 
 import pytest
-from other_bundle import CASES, CLASSES, write_other_bundle
+from other_bundle import CASES, CLASSES, SHAPE, write_other_bundle
 from typer.testing import CliRunner
 
 from monai_llmboost.command_line.app import app
@@ -41,7 +41,7 @@ def test_a_study(other, tmp_path):
     assert data["diagnostics"]["boosted"]["cka_block"]["runs"]
     assert (tmp_path / "runs" / "data" / "boosted" / "seed1" / "test" / "predictions.csv").is_file()
     page = (tmp_path / "report.html").read_text()
-    assert "8 × 12 × 4 voxels" in page
+    assert " \N{MULTIPLICATION SIGN} ".join(map(str, SHAPE[1:])) in page
     assert "each class is compared with all others" in page
 
 

@@ -14,14 +14,13 @@ from sklearn.metrics import roc_auc_score
 
 from monai_llmboost.engines import medmnist_acc, medmnist_auc
 from monai_llmboost.studies.statistics.compare import (
-    Comparison,
-    Intervals,
     arm_summary,
     compare_arms,
     correct_for_many,
     over_seeds_and_cases,
 )
 from monai_llmboost.studies.statistics.influence import bootstrap_counts, components, resampled
+from monai_llmboost.studies.statistics.records import Comparison, Intervals
 from monai_llmboost.studies.statistics.roc import roc_curves
 from monai_llmboost.studies.statistics.verdict import verdict
 from monai_llmboost.tasks import Classification, TaskMetric
@@ -179,7 +178,7 @@ def test_the_interval_holds_the_truth_of_one_arm_in_95_of_100_studies(studies):
 
 def test_the_interval_holds_a_planted_difference_and_the_power_is_as_told():
     truth = true_auc(1.8) - true_auc(1.5)
-    random, held, found, told = np.random.default_rng(1), [], [], []
+    random, held, found, detectable = np.random.default_rng(1), [], [], []
     for _ in range(400):
         arms, labels = simulated(random, {"a": 1.5, "b": 1.8})
         (a, of_a), (b, of_b) = (components(AUC, p, labels) for p in arms.values())
@@ -187,11 +186,11 @@ def test_the_interval_holds_a_planted_difference_and_the_power_is_as_told():
         half, difference = stats.t.ppf(0.975, df or math.inf) * error, (b - a).mean()
         held.append(abs(difference - truth) < half)
         found.append(abs(difference) > half)
-        told.append(stats.t.ppf(0.8, df or math.inf) * error + half)
+        detectable.append(stats.t.ppf(0.8, df or math.inf) * error + half)
     assert 0.925 < np.mean(held) < 0.98
     power = np.mean(found)
-    told_power = stats.norm.cdf(truth / np.median(told) * (1.96 + 0.84) - 1.96)
-    assert power == pytest.approx(told_power, abs=0.06)
+    expected_power = stats.norm.cdf(truth / np.median(detectable) * (1.96 + 0.84) - 1.96)
+    assert power == pytest.approx(expected_power, abs=0.06)
 
 
 def test_a_planted_gain_is_found_and_a_null_is_not():
@@ -408,11 +407,11 @@ def test_a_small_p_with_zero_in_the_interval_is_no_finding():
 
 def test_folds_are_not_seeds():
     arms, labels = simulated(np.random.default_rng(5), {"none": 1.0, "mlp": 1.0}, seeds=6)
-    dealt = compare_arms(arms, labels, ["none"], folds=3)[0]
+    folded = compare_arms(arms, labels, ["none"], folds=3)[0]
     single = compare_arms(arms, labels, ["none"])[0]
-    assert dealt.runs == pytest.approx(np.reshape(single.runs, (2, 3)).mean(axis=1).tolist())
-    assert dealt.difference == pytest.approx(single.difference)
-    assert "from 2 seeds only" in dealt.verdict
+    assert folded.runs == pytest.approx(np.reshape(single.runs, (2, 3)).mean(axis=1).tolist())
+    assert folded.difference == pytest.approx(single.difference)
+    assert "from 2 seeds only" in folded.verdict
     one = {name: p[:3] for name, p in arms.items()}
     assert "from one seed" in compare_arms(one, labels, ["none"], folds=3)[0].verdict
     assert arm_summary("auc", one["none"], labels, folds=3).sd is None

@@ -61,7 +61,7 @@ def bundle(tmp_path_factory):
     copy_bundle(BUNDLE, folder)
     file = folder / "configs" / "evaluate.json"
     config = json.loads(file.read_text())
-    del config["validate_handlers"]["metrics"]
+    del config["evaluate_handlers"]["metrics"]
     file.write_text(json.dumps(config))
     return folder
 

@@ -258,8 +258,8 @@ def test_no_rounding_hides_a_sign(written):
     comparison["intervals"] = {"both": [-0.05, 0.0004], "seeds": [-0.00003, 0.02], "cases": [0.0, 0.04]}
     page = Page(written(results))
     table, forest = (text.replace(MINUS, "-") for text in (page.words, page.pictures("a: difference in AUC")[0]))
-    for told in ("-0.0002", "[-0.050, 0.0004]", "[-0.00003, 0.020]", "[0.000, 0.040]"):
-        assert told in table
+    for shown in ("-0.0002", "[-0.050, 0.0004]", "[-0.00003, 0.020]", "[0.000, 0.040]"):
+        assert shown in table
     assert "mlp against none: -0.0002 [-0.050, 0.0004]" in forest
 
 
@@ -268,16 +268,16 @@ def test_tables_tell_of_edges_failures_and_costs(written):
     results["datasets"]["adrenalmnist3d"]["learning_rates"]["mlp"]["diverged"] = [0.03, 0.1]
     results["datasets"]["vesselmnist3d"]["arms"]["random"]["failed"] = [{"run": "random/seed3", "reason": "no memory"}]
     page = Page(written(results))
-    for told in (
+    for shown in (
         "random/seed3:",
         "no memory",
         "29.40 M",
         "202.00 M",
         "keys from tokens",
-        "before and behind the block",
+        "before and after the block",
         "diverged: 0.03, 0.1",
     ):
-        assert told in page.words
+        assert shown in page.words
     assert page.words.count("at the grid's edge") == 2
     assert "0.920 [0.91" not in page.words, "diagnostics are short numbers"
     assert "0.92 [0.91, 0.93]" in " ".join(page.words.split())
@@ -346,8 +346,8 @@ def test_an_arm_that_failed_wholly(written, arm):
     page = Page(written(failed_wholly(results_of(seeds=2, datasets=("a", "b", "c")), arm)))
     assert page.words.count("the loss was not finite") == 3 * 2
     assert len(page.pictures()) == 3 * 7 + 2
-    for told in (page.words, *page.pictures()):
-        assert not re.search(r"\bNone\b|\bnan\b", told)
+    for shown in (page.words, *page.pictures()):
+        assert not re.search(r"\bNone\b|\bnan\b", shown)
 
 
 def test_all_arms_failed(written):
@@ -379,6 +379,31 @@ def test_many_arms_with_long_names(written):
     page = Page(written(results_of(arms=arms, seeds=2, datasets=("a",))))
     assert len(page.pictures("a: difference in AUC")) == 1
     assert all(arm in page.words for arm in arms)
+
+
+def test_the_metrics_of_another_task(written):
+    """Under their own names; of an error the smaller one is better, so the sides of a forest plot change."""
+    results = results_of(datasets=("a",), seeds=2)
+    results["metrics"] = {"mae": {"label": "MAE", "larger_is_better": False}}
+    data = results["datasets"]["a"]
+    data["comparisons"] = [
+        {**each, "metric": "mae", "verdict": "a verdict"} for each in data["comparisons"] if each["metric"] == "auc"
+    ]
+    for each in data["arms"].values():
+        each["mae"], each["validation_mae"] = each.pop("auc"), each.pop("validation_auc")
+        del each["acc"]
+        each["beside"]["mae"] = each["beside"].pop("auc")
+    for curve in data["curves"].values():
+        curve["validation_mae"] = curve.pop("validation_auc")
+    data["roc"] = {}
+    file = written(results)
+    page = Page(file)
+    assert "MAE on 298 test cases" in page.words
+    assert "The rate with the best validation MAE was chosen" in page.words
+    assert "AUC" not in page.words.replace("validation AUC", "")  # which study, chosen_by says here
+    assert len(page.pictures("Validation MAE by epoch on a.")) == 1
+    assert len(page.pictures("a: difference in MAE")) == 1
+    assert file.read_text().index("arm better") < file.read_text().index("reference better")
 
 
 def test_results_of_an_arm_that_is_not_named(written):

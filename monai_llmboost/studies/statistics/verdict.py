@@ -3,13 +3,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from monai_llmboost.studies.rounding import rounded
+from monai_llmboost.studies.statistics.records import Comparison
 from monai_llmboost.tasks.task import TaskMetric
-
-if TYPE_CHECKING:
-    from monai_llmboost.studies.statistics.compare import Comparison
 
 LEVEL = 0.05  # two-sided, of all intervals and tests
 POWER = 0.80  # of the detectable difference
