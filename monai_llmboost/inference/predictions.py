@@ -157,7 +157,7 @@ class Predictions:
             raise ValueError(f"{file} was written while it was read: run this again")
 
     def _check_hidden(self) -> None:
-        """Refuse to hide names in a folder where an earlier run left them."""
+        """Refuse ``--salt`` if an earlier run wrote names into the folder."""
         if not self.cases.hides_names:
             return
         if "command" in read_run(self.output_dir) or not all(map(HASHED.fullmatch, self.journal.names())):

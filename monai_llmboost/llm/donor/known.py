@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A short list of language models to take a layer from: open ones of several sizes, and the classics behind a gate."""
+"""A short list of language models to take a layer from: open ones of several sizes, and well-known gated ones."""
 
 from __future__ import annotations
 
