@@ -428,7 +428,7 @@ def test_the_published_preset_with_folds(tmp_path, bundle):
     [
         (["--arms", "none"], "a study needs 2 or more different arms"),
         (["--arms", "none,best"], "unknown arm 'best'; choose from lora, mlp, none"),
-        (["--dataset", "lung"], "expected dataset to be one of"),
+        (["--dataset", "lung"], "unknown dataset 'lung'; choose from"),
         (["--seeds", "0"], "seeds must be a whole number from 1"),
         (["--lr-grid", "1e-3,fast"], "learning rates are numbers with commas, such as 3e-4,1e-3, not 'fast'"),
         (["--lr-grid", "1e-3", "--lr-seeds", "9"], "lr_seeds must be a whole number from 1 to 5, not 9"),
