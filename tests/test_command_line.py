@@ -57,7 +57,7 @@ def test_extract(command, llama_folder, tmp_path):
     code, _, said = command("extract", llama_folder, "--out", out)
     assert code == 1
     assert said == (
-        f"monai-llmboost: {out} is there already and holds something else: choose another --out, or give --overwrite\n"
+        f"monai-llmboost: {out} exists already and holds other layers: choose another --out, or give --overwrite\n"
     )
     assert command("extract", llama_folder, "--out", out, "--overwrite")[0] == 0
     assert "layers 1, 2 of 3" in command("extract", llama_folder, "--layer", "1:", "--out", out, "--overwrite")[1]
@@ -109,11 +109,11 @@ def test_bundle(command, tmp_path):
         (["run", "train", "--epochs", "two"], "epochs must be a whole number from 1, not 'two': correct --epochs"),
         (
             ["run", "train", "--arm", "none", "--booster#gate", "True"],
-            "booster must be an object for booster#gate, not missing",
+            "--booster#gate changes nothing in train.json, none.json: booster must be an object",
         ),
         (
             ["cost", "--booster#gate", "True"],
-            "changes nothing in train.json, none.json: booster must be an object for booster#gate, not missing",
+            "--booster#gate changes nothing in train.json, none.json: booster must be an object",
         ),
         (["extract", "nowhere", "--out", "x.safetensors"], "a model folder or a hub id such as owner/name"),
         (["extract", ".", "--out", "x.bin"], "does not end in .safetensors: give --out"),
