@@ -142,7 +142,7 @@ def test_the_tables_are_those_of_the_results(monkeypatch):
         row["side"]: row["operations / plain"] for row in tables.rows_of("booster-cpu", **tables.SHOWN, kind="forward")
     }
     words = " ".join(text_of(README).split())
-    assert f"takes {operations['full way']:.2f} times the operations of the plain network" in words
+    assert f"needs {operations['full way']:.2f} times the operations of the plain network" in words
     assert f"the same result with {operations['ours']:.2f} times" in words
 
 
