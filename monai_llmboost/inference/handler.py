@@ -19,7 +19,7 @@ from torch import nn
 
 from monai_llmboost.arguments import check_switch
 from monai_llmboost.artifacts.digests import file_digest
-from monai_llmboost.engines.best_weights import WEIGHTS
+from monai_llmboost.engines.checkpoint_files import WEIGHTS
 from monai_llmboost.engines.trained_weights import TrainedWeights
 from monai_llmboost.inference.batches import PendingBatches
 from monai_llmboost.inference.case import Case
