@@ -187,8 +187,8 @@ def main() -> None:
     """Measure and write the results."""
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0],
-        epilog="time / own plain: relative to the plain network of the same code; time / published: relative to their network "
-        "of the same kind; both in the same round. difference to published: largest difference, relative to the largest value, of the "
+        epilog="time / own plain: relative to the plain network of the same code; time / published: relative to their "
+        "network of the same kind; both in the same round. difference to published: largest relative difference of the "
         "logits (forward) and of the gradients of the positions and of the first linear map (step).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -13,8 +13,7 @@ from fire.parser import DefaultParseValue
 
 import monai_llmboost
 from monai_llmboost.__main__ import main
-from monai_llmboost.command_line.options import BundleCommand, options_of_bundle
-from monai_llmboost.command_line.options import parted as split_options
+from monai_llmboost.command_line.options import BundleCommand, options_of_bundle, split_options
 
 
 @pytest.fixture
@@ -58,7 +57,7 @@ def test_extract(command, llama_folder, tmp_path):
     code, _, said = command("extract", llama_folder, "--out", out)
     assert code == 1
     assert said == (
-        f"monai-llmboost: {out} is there already and holds something else: choose another --out, or give --overwrite\n"
+        f"monai-llmboost: {out} exists already and holds other layers: choose another --out, or give --overwrite\n"
     )
     assert command("extract", llama_folder, "--out", out, "--overwrite")[0] == 0
     assert "layers 1, 2 of 3" in command("extract", llama_folder, "--layer", "1:", "--out", out, "--overwrite")[1]
@@ -103,12 +102,21 @@ def test_bundle(command, tmp_path):
         (["run", "train", "--epochs"], "options of the bundle as --key value, got '--epochs'"),
         (["run", "train", "epochs", "3"], "options of the bundle as --key value, got 'epochs'"),
         (["run", "train", "--bundle", "nowhere"], "there is no bundle 'nowhere'"),
-        (["run", "train", "--arm", "both"], "lora, mlp, none, pretrained, pretrained-trained, random, got 'both'"),
-        (["run", "train", "--epochs", "two"], "epochs to be a whole number from 1, got 'two': give one, such as"),
-        (["run", "train", "--arm", "none", "--booster#gate", "True"], "booster to be an object or a list, got nothing"),
-        (["cost", "--booster#gate", "True"], "booster to be an object or a list, got nothing in train.json, none.json"),
+        (
+            ["run", "train", "--arm", "both"],
+            "unknown arm 'both'; choose from lora, mlp, none, pretrained, pretrained-trained, random",
+        ),
+        (["run", "train", "--epochs", "two"], "epochs must be a whole number from 1, not 'two': correct --epochs"),
+        (
+            ["run", "train", "--arm", "none", "--booster#gate", "True"],
+            "--booster#gate changes nothing in train.json, none.json: booster must be an object",
+        ),
+        (
+            ["cost", "--booster#gate", "True"],
+            "--booster#gate changes nothing in train.json, none.json: booster must be an object",
+        ),
         (["extract", "nowhere", "--out", "x.safetensors"], "a model folder or a hub id such as owner/name"),
-        (["extract", ".", "--out", "x.bin"], "an output name that ends in .safetensors"),
+        (["extract", ".", "--out", "x.bin"], "does not end in .safetensors: give --out"),
         (["extract", "nowhere", "--layer", "last", "--out", "x.safetensors"], "a model folder or a hub id"),
         (["info", "nowhere.safetensors"], "no block file at nowhere.safetensors"),
         (["demo", "--output", "."], "is there already"),
@@ -133,7 +141,7 @@ def test_values_are_python_literals_as_in_monai():
 
 
 @pytest.fixture
-def parted(monkeypatch):
+def typed_command(monkeypatch):
     """What a verb's command line becomes: Typer's values, and the bundle's options as they were typed."""
     seen = {}
 
@@ -174,9 +182,9 @@ def parted(monkeypatch):
         (["--a", "1", "--b#c=2", "--a=3", "--b::c", "4"], {"a": "3", "b::c": "4"}),
     ],
 )
-def test_values_of_the_bundles_options_are_no_options_of_the_verb(parted, words, typed):
+def test_values_of_the_bundles_options_are_no_options_of_the_verb(typed_command, words, typed):
     for order in (["word", *words], [*words, "word"]):
-        code, seen, said = parted(*order)
+        code, seen, said = typed_command(*order)
         assert code == 0, said
         assert seen["word"] == "word" and seen["out"] == ("y" if "-o" in words else "x") and not seen["flag"]
         assert split_options(seen["args"])[0] == typed
@@ -194,8 +202,8 @@ def test_values_of_the_bundles_options_are_no_options_of_the_verb(parted, words,
         (["--switch", "false"], "--switch takes no value, got 'false'"),
     ],
 )
-def test_a_mistake_in_the_verbs_own_options_is_named(parted, words, message):
-    code, _, said = parted(*words)
+def test_a_mistake_in_the_verbs_own_options_is_named(typed_command, words, message):
+    code, _, said = typed_command(*words)
     assert code == 2
     assert message in said.replace("│ ", "")
 
@@ -205,15 +213,15 @@ def test_a_mistake_in_the_verbs_own_options_is_named(parted, words, message):
     [
         (["--epochs", "--seed", "1"], "got '--epochs' and then '--seed=1': give the value"),
         (["--epochs", "--arm", "none"], "got '--epochs' and no value: give the value"),
-        (["--epochs", "1", "--epochs", "two"], "epochs to be a whole number from 1, got 'two'"),
-        (["--ckpt_dir="], "expected text for --ckpt_dir, got nothing: give one"),
+        (["--epochs", "1", "--epochs", "two"], "epochs must be a whole number from 1, not 'two'"),
+        (["--ckpt_dir="], "--ckpt_dir needs a text, not nothing: give one"),
         (["--name", "x"], "the bundle has no option --name"),
         (["--job", "x"], "the bundle has no option --job"),
         (["--overlays", "x"], "the bundle has no option --overlays"),
         (["--lora_rank", "3"], "--lora_rank has no effect: nothing in train with these options uses it"),
         (["--dataset_dir", "images"], "--dataset_dir has no effect: the data set 'phantom' is made by code and read"),
         (["--download", "True"], "--download has no effect: the data set 'phantom' is made by code"),
-        (["--residual", "None"], "unknown residual None; choose from inner"),
+        (["--residual", "None"], "unknown residual 'None'; choose from inner"),
     ],
 )
 # What MONAI says of itself on every normal run.

@@ -536,7 +536,7 @@ def test_weights_of_the_last_epoch_are_read_where_they_are_asked_for(command, tr
         table[weights] = float(rows_of(out)[0]["p_ring"])
     assert table["last"] > table["best"] + 0.05
     result = command(*words, "--weights", "lats")
-    assert result.exit_code == 2 and "expected weights of best, last, got 'lats'" in result.output
+    assert result.exit_code == 2 and "unknown weights 'lats'; choose from best, last" in result.output
 
 
 def test_a_page_that_is_asked_for_later_has_its_pictures(predict, tmp_path):
@@ -849,7 +849,7 @@ def test_a_dry_run_refuses_what_a_run_refuses_by_the_same_headers(command, tmp_p
     ("words", "message"),
     [
         (["--volum", "1"], "no option --volum: did you mean --volume"),
-        (["--volume", "x"], "expected volume to be a whole number"),
+        (["--volume", "x"], "volume must be a whole number"),
         (["--gantry_tilt", "no"], "gantry_tilt"),
         (["--view", "other"], "--view 'other' is none of the cases that were found"),
         (["--salt", "x", "--dicom"], "--salt hides names, and --dicom writes objects that belong to a patient"),

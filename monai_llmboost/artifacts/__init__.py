@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is written to disk and read back, each guarded in one place: files of weights."""
+"""What is written to disk: atomic files, digests, signatures in checkpoints, weight files, and the theme of pages."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that appear whole or not at all, and in the place of an earlier one only where that is asked for."""
+"""Atomic writes, earlier files that are renamed and not overwritten, and cells of CSV files."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 logger = logging.getLogger("monai_llmboost")
-# What makes a spreadsheet take a cell for a formula, and what a cell that was kept from it begins with.
+# The beginning of a cell that a spreadsheet takes for a formula, or of one that :func:`safe_row` changed.
 FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 
 def set_aside(*paths: Path) -> None:
-    """Rename files to the next free ``name.1.suffix``, ``name.2.suffix`` ..., those of one run with one number.
+    """Rename files to the next free ``name.1.suffix``, ``name.2.suffix`` ..., all with the same number.
 
-    Nothing is overwritten; a file that is not there is passed over.
+    Nothing is overwritten; missing files are skipped.
     """
     there = [path for path in paths if path.exists()]
     number = 1
@@ -36,10 +36,16 @@ def _numbered(path: Path, number: int) -> Path:
 
 
 @contextmanager
-def placed_whole(path: Path, aside: bool = False, overwrite: bool = True) -> Iterator[Path]:
-    """Another path in the same folder to write to, whose file takes its place when it is whole, or not at all.
+def atomic_path(path: Path, aside: bool = False, overwrite: bool = True) -> Iterator[Path]:
+    """Yield a temporary path in the same folder, and move its file to ``path`` when the block ends without an error.
 
-    An earlier file is replaced, or, with ``aside``, set aside, or, without ``overwrite``, a FileExistsError.
+    Args:
+        path: the file to write.
+        aside: rename an earlier file with :func:`set_aside` instead of replacing it.
+        overwrite: replace an earlier file.
+
+    Raises:
+        FileExistsError: there is an earlier file, and ``overwrite`` is False.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"part-{os.getpid()}-{path.name}")
@@ -56,23 +62,25 @@ def placed_whole(path: Path, aside: bool = False, overwrite: bool = True) -> Ite
 
 
 @contextmanager
-def written_whole(path: Path, aside: bool = True) -> Iterator[TextIO]:
-    """A text file that appears under its name when all of it is written, or not at all.
+def atomic_text(path: Path, aside: bool = True) -> Iterator[TextIO]:
+    """Yield a text file that is moved to ``path`` when the block ends without an error.
 
-    An earlier one is set aside, or, with ``aside=False``, replaced.
+    Args:
+        path: the file to write.
+        aside: rename an earlier file with :func:`set_aside`; otherwise it is replaced.
     """
     with (
-        placed_whole(path, aside) as temporary,
-        # A file name that is no UTF-8 is written with its odd bytes spelt out, rather than costing the whole table.
+        atomic_path(path, aside) as temporary,
+        # A file name that is not UTF-8 is written with escapes, rather than failing the whole table.
         temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
         yield file
 
 
 def safe_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row of a CSV file whose texts no spreadsheet takes for formulas: an apostrophe stands before those.
+    """Return a row of a CSV file with an apostrophe before each text that a spreadsheet would take for a formula.
 
-    :func:`plain_cell` takes it away. A carriage return, which the csv module leaves unquoted, becomes a space.
+    :func:`plain_cell` removes it. A carriage return, which the csv module leaves unquoted, becomes a space.
     """
     cells = {name: value.replace("\r", " ") if isinstance(value, str) else value for name, value in row.items()}
     return {name: f"'{value}" if _is_formula(value) else value for name, value in cells.items()}

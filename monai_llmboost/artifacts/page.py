@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every page here has in common: colours and letters by day and by night, and text from outside made harmless."""
+"""The theme of all pages, light and dark, and escapes for characters that a reader would not see."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ HERE = Path(__file__).parent
 
 
 def style_of(page: Path) -> Markup:
-    """The styles of all pages, then those of the page whose ``report.css`` lies in the folder ``page``."""
+    """Return the style sheet of all pages, followed by ``report.css`` in the folder ``page``."""
     return Markup("".join(file.read_text(encoding="utf-8") for file in (HERE / "page.css", page / "report.css")))
 
 
 def visible(text: str) -> str:
-    """Text with whatever a reader would not see (controls, marks of direction, lone surrogates) spelt out."""
+    """Return text with escapes for characters that are not seen: controls, marks of direction, lone surrogates."""
     if text.isprintable():  # nearly always; pictures in base64 are long
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Short texts that travel in a checkpoint as tensors, so that every loader carries them, ``weights_only`` too."""
+"""Short texts stored as tensors in a checkpoint, so that every loader keeps them, ``weights_only`` too."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ TEXT_BYTES = CODE_BYTES - DIGEST_BYTES
 def encode(text: str, compared: str | None = None, size: int = CODE_BYTES) -> Tensor:
     """Return a text with its checksum as float32 (size,), each number a byte: 0 to 255.
 
-    The first 32 are the sha256 digest of ``compared`` (``text`` itself by default), the others the text's first bytes.
-    Where the digest is not that of these bytes, the last four are their CRC-32. Numbers of this size survive a mean in
-    float32 and a cast to float16 or bfloat16; earlier versions kept uint8, which no average does.
+    The first 32 bytes are the sha256 digest of ``compared`` (by default ``text``), the others the first bytes of the
+    text. Where the digest is not the digest of these bytes, the last four are their CRC-32. Numbers of this size
+    survive a mean in float32 and a cast to float16 or bfloat16; earlier versions kept uint8, which no average does.
     """
     digest = hashlib.sha256((text if compared is None else compared).encode()).digest()
     room = size - DIGEST_BYTES
@@ -47,7 +47,7 @@ def decode(code: Tensor) -> str | None:
 
 
 def _bytes_of(code: Tensor) -> bytes | None:
-    """Return the bytes nearest to the numbers of a code, or ``None`` if they are no bytes."""
+    """Return the bytes nearest to the numbers of a code, or ``None`` if they are not bytes."""
     numbers = torch.as_tensor(code).detach().cpu().double().round()
     fits = numbers.dim() == 1 and numbers.numel() > DIGEST_BYTES and bool(((numbers >= 0) & (numbers <= 255)).all())
     return bytes(numbers.to(torch.uint8).tolist()) if fits else None
@@ -56,12 +56,12 @@ def _bytes_of(code: Tensor) -> bytes | None:
 class KeptText(nn.Module):
     """A text that a state dict holds as the tensor ``code``.
 
-    It is no buffer: averages over parameters and buffers (EMA, SWA) do not touch it, nor do ``half()`` and ``to()``.
-    Averages over whole state dicts of networks with one text round back to that text, see :func:`encode`.
+    It is not a buffer: averages over parameters and buffers (EMA, SWA) do not change it, nor do ``half()`` and
+    ``to()``. Averages over state dicts of networks with the same text round to that text, see :func:`encode`.
 
     Args:
-        text: the text; a module that reads its own from a checkpoint replaces it.
-        compared: what the digest is of; ``None`` is the text.
+        text: the text; loading a checkpoint may replace it.
+        compared: content of the digest; ``None`` for the text.
     """
 
     __jit_unused_properties__ = ["code"]  # noqa: RUF012  (torch's own)
@@ -85,7 +85,7 @@ class KeptText(nn.Module):
             raise ValueError(reason)
 
     def read(self, code: Tensor) -> str:
-        """Take in what a checkpoint has; return why that cannot be, or nothing."""
+        """Read the text of a checkpoint; return why it is refused, or an empty string."""
         raise NotImplementedError
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -109,13 +109,13 @@ class KeptText(nn.Module):
 
 
 class Signature(KeptText):
-    """What a module is, in its checkpoint; a checkpoint that says something else is refused.
+    """The identity of a module in its checkpoint; a checkpoint with another identity is refused.
 
     Args:
-        what: what the text names, for the message, such as "block".
-        text: what it is, for the message.
-        remedy: what to do when it does not agree, for the message.
-        compared: what must agree; ``None`` is the text.
+        what: kind of the module for messages, such as "block".
+        text: identity for messages.
+        remedy: what to do when the identities differ, for messages.
+        compared: content that must be equal; ``None`` for the text.
     """
 
     def __init__(self, what: str, text: str, remedy: str, compared: str | None = None) -> None:
@@ -125,7 +125,7 @@ class Signature(KeptText):
         self.digest = list(hashlib.sha256((text if compared is None else compared).encode()).digest())
 
     def read(self, code: Tensor) -> str:
-        """Compare what a checkpoint has with what the module is."""
+        """Compare the identity in a checkpoint with that of the module."""
         if list((_bytes_of(code) or b"")[:DIGEST_BYTES]) == self.digest:
             return ""
         return (
@@ -135,7 +135,7 @@ class Signature(KeptText):
 
 
 def _shown(code: Tensor) -> str:
-    """Return a text to be shown, or what stands for one whose checksum does not fit."""
+    """Return the text for a message, or a placeholder if its checksum does not fit."""
     text = decode(code)
     if text is None and torch.as_tensor(code).dtype == torch.uint8:  # of an earlier version, some without a checksum
         text = (_bytes_of(code) or b"")[DIGEST_BYTES:].rstrip(b"\0").decode(errors="replace")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read files of weights that ``torch.save`` wrote; nothing in them is used before its checksum was compared.
+"""Read weight files written by ``torch.save``; nothing in them is used before its checksum is compared.
 
-Such a file is a zip archive: ``data.pkl`` says which tensors there are, each ``data/N`` holds the bytes of one storage,
-and a directory at the end keeps the CRC-32 of every member. torch itself never compares them. Here they are compared,
-and before that the archive must be as torch writes it: members stored as they are, one after the other from the first
-byte to the directory, each with one name in both places. So every reader finds the same bytes under the same name.
+Such a file is a zip archive: ``data.pkl`` describes the tensors, each ``data/N`` holds the bytes of one storage, and a
+directory at the end holds the CRC-32 of every member. torch itself never compares them. Here they are compared, and the
+archive must have the form that torch writes: uncompressed members without gaps from the first byte to the directory,
+each with the same name in its header and in the directory. So every reader finds the same bytes under the same name.
 
 A CRC finds damage, not intent: other weights come with other checksums.
 """
@@ -28,16 +28,16 @@ from torch import Tensor
 ZIP, SAFETENSORS, LFS = b"PK\x03\x04", b"{", b"version https://git-lfs"
 BEFORE_1_6 = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number that torch's former format begins with
 END_OF_ARCHIVE, END_SIZE = b"PK\x05\x06", 22
-LOCAL_HEADER = struct.Struct("<4s22x2H")  # its signature, and the lengths of name and padding behind it
-LONGEST_DESCRIPTOR = 24  # bytes that may stand behind a member: its checksum and sizes once more
-TORCH_FLAGS = 0x0808  # sizes stand behind the member; its name is UTF-8
-IS_FOLDER = 0x10  # of which torch reads nothing, and leaves the memory as it was
+LOCAL_HEADER = struct.Struct("<4s22x2H")  # its signature, and the lengths of the name and the padding after it
+LONGEST_DESCRIPTOR = 24  # bytes that may follow a member: its checksum and sizes again
+TORCH_FLAGS = 0x0808  # the sizes follow the member; its name is UTF-8
+IS_FOLDER = 0x10  # of such a member torch reads nothing, and leaves the memory uninitialised
 CHUNK = 1 << 20
 ONLY_WEIGHTS = "only tensors, numbers and text are read"
 
 
 class Unfit(ValueError):
-    """Why a file is not read, and what to do if that is not to get it again."""
+    """The reason why a file is not read; ``advice`` says what to do if downloading it again does not help."""
 
     def __init__(self, why: str, advice: str = "") -> None:
         super().__init__(why)
@@ -45,7 +45,7 @@ class Unfit(ValueError):
 
 
 class Member(NamedTuple):
-    """Where a member of an archive lies in the file, and its CRC-32."""
+    """Position of a member of an archive in the file, and its CRC-32."""
 
     begin: int
     size: int
@@ -53,15 +53,16 @@ class Member(NamedTuple):
 
 
 def load_weights(path: str | Path, advice: str = "Copy it again") -> Any:
-    """Return what ``torch.save`` wrote, on the CPU, after the checksums of all of it were compared.
+    """Load what ``torch.save`` wrote, on the CPU, after comparing all checksums.
 
     Args:
         path: the file.
-        advice: what to do about a damaged one.
+        advice: what to do about a damaged file.
 
     Raises:
-        ValueError: it is damaged, of another kind or of torch before 1.6, or holds more than tensors, numbers and text.
-        OSError: it cannot be read at all.
+        ValueError: the file is damaged, of another format or of torch before 1.6, or holds other objects than tensors,
+            numbers and text.
+        OSError: the file cannot be read.
     """
     with _in_one_sentence(str(path), advice), Path(path).open("rb") as file:
         for name, member in _members(file).items():
@@ -73,16 +74,16 @@ def load_weights(path: str | Path, advice: str = "Copy it again") -> Any:
 class TensorArchive:
     """Named tensors in a file of ``torch.save``, such as ``pytorch_model.bin``; the file is mapped, not read.
 
-    The checksum of the pickle is compared here, that of a storage before the first tensor of it is given; what nobody
-    asks for is not read.
+    The checksum of the pickle is compared at once, that of a storage before its first tensor is returned; other
+    storages are not read.
 
     Args:
         path: the file.
-        advice: what to do about a damaged one.
+        advice: what to do about a damaged file.
 
     Raises:
-        ValueError: as :func:`load_weights`, and if it holds anything but tensors by name.
-        OSError: it cannot be read at all.
+        ValueError: as :func:`load_weights`, and if the file holds anything but named tensors.
+        OSError: the file cannot be read.
     """
 
     def __init__(self, path: Path, advice: str = "Download it again") -> None:
@@ -105,14 +106,14 @@ class TensorArchive:
         self._compared: set[int] = set()
 
     def names(self) -> list[str]:
-        """Return every tensor's name."""
+        """Return the names of all tensors."""
         return list(self._tensors)
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return copies of the named tensors, contiguous and each in memory of its own; KeyError for an unknown name.
+        """Return contiguous copies of the named tensors; KeyError for an unknown name.
 
         Raises:
-            ValueError: their bytes do not have the checksum that they were written with.
+            ValueError: a checksum does not match.
         """
         wanted = {name: self._tensors[name].detach() for name in names}
         with _in_one_sentence(self._name, self._advice):
@@ -132,7 +133,7 @@ class TensorArchive:
 
 
 def check_named(content: Any, file: str) -> None:
-    """Raise ValueError unless a file holds tensors by name and nothing else."""
+    """Raise ValueError unless the content of a file is named tensors and nothing else."""
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
     ):
@@ -140,7 +141,7 @@ def check_named(content: Any, file: str) -> None:
 
 
 def _in_memory(storages: list[Member], tensors: dict[str, Tensor]) -> dict[int, Member]:
-    """Return the address at which each storage of a mapped file lies in memory; the first of both lies lowest."""
+    """Return the storages of a mapped file by their addresses in memory: the first has the lowest address."""
     addresses = [tensor.data_ptr() for tensor in (t.untyped_storage() for t in tensors.values()) if tensor.nbytes()]
     filled = [member for member in storages if member.size]
     if not addresses or not filled:
@@ -151,22 +152,22 @@ def _in_memory(storages: list[Member], tensors: dict[str, Tensor]) -> dict[int, 
 
 @contextmanager
 def _in_one_sentence(name: str, advice: str) -> Iterator[None]:
-    """Turn whatever keeps a file from being used into one sentence; torch's own tells how to load it all the same."""
+    """Turn any error of reading a file into one sentence: torch's message says how to load it unchecked."""
     try:
         yield
     except MemoryError:
         raise
     except OSError as error:
-        if error.errno != errno.EINVAL:  # which stands for a place that no file has
+        if error.errno != errno.EINVAL:  # EINVAL: a seek to a place before the file
             raise
         raise ValueError(f"cannot read {name}: its directory is damaged. {advice}") from error
     except Unfit as error:
         raise ValueError(f"cannot read {name}: {error}. {error.advice or advice}") from error
-    except pickle.UnpicklingError as error:  # the checksums are right, so it was written like this
+    except pickle.UnpicklingError as error:  # the checksums are right, so it was written so
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"it holds {found[1]}" if found else "it holds other things"
         raise ValueError(f"cannot read {name}: {what}, and {ONLY_WEIGHTS}. Give a file of weights alone") from error
-    except Exception as error:  # of an archive that torch refuses nearly any kind
+    except Exception as error:  # torch refuses an archive with nearly any kind of error
         raise ValueError(f"cannot read {name}: torch refuses it ({_line(error)}). {advice}") from error
 
 
@@ -179,16 +180,16 @@ def _damaged(name: str) -> Unfit:
 
 
 def _convert(name: str) -> str:
-    """How to write a file anew with torch's present format, without running anything in it."""
+    """Return a command that writes a file again in torch's present format, without running anything in it."""
     load = f"torch.load('{name}', map_location='cpu', weights_only=True)"
     return f"Convert it: python -c \"import torch; torch.save({load}, '{name}')\""
 
 
 def _members(file: BinaryIO) -> dict[str, Member]:
-    """Return the members of an archive as torch writes it, by their names without the folder that they all lie in.
+    """Return the members of an archive by name, without the folder that torch puts all of them in.
 
     Raises:
-        Unfit: it is none, or contradicts itself.
+        Unfit: the file is not such an archive, or contradicts itself.
     """
     _check_kind(file)
     size = file.seek(0, 2)
@@ -200,7 +201,7 @@ def _members(file: BinaryIO) -> dict[str, Member]:
             entries, directory = archive.infolist(), archive.start_dir
     except OSError:
         raise
-    except Exception as error:  # of a damaged directory nearly any kind
+    except Exception as error:  # a damaged directory raises nearly any kind of error
         raise Unfit(f"its directory is damaged ({_line(error)})") from error
     folder = entries[0].filename.partition("/")[0] + "/" if entries else ""
     members: dict[str, Member] = {}
@@ -214,7 +215,7 @@ def _members(file: BinaryIO) -> dict[str, Member]:
         if not 0 <= entry.header_offset - end <= (LONGEST_DESCRIPTOR if members else 0):
             raise Unfit(f"there is a gap or an overlap before {name!r}")
         end = begin + entry.file_size
-        short = name.removeprefix(folder).lower()  # torch does not tell capitals from small letters
+        short = name.removeprefix(folder).lower()  # torch ignores the case of letters
         if short in members or not name.startswith(folder):
             raise Unfit(f"{name!r} is there twice, or not where the others are")
         members[short] = Member(begin, entry.file_size, entry.CRC)
@@ -225,7 +226,7 @@ def _members(file: BinaryIO) -> dict[str, Member]:
 
 
 def _check_kind(file: BinaryIO) -> None:
-    """Raise Unfit, with what it is, unless a file begins as torch's do."""
+    """Raise Unfit, with the kind of the file, unless it begins as torch's files do."""
     file.seek(0)
     head = file.read(512)
     if head.startswith(ZIP):
@@ -233,7 +234,7 @@ def _check_kind(file: BinaryIO) -> None:
     if not head:
         raise Unfit("it is empty")
     if head.startswith(LFS):
-        raise Unfit("it is a pointer of Git LFS in place of the weights", "Run `git lfs pull`, or download it")
+        raise Unfit("it is a Git LFS pointer instead of the weights", "Run `git lfs pull`, or download it")
     if BEFORE_1_6 in head[:32]:
         raise Unfit("it is of torch before 1.6, whose format has no checksum", _convert(Path(file.name).name))
     if head[8:9] == SAFETENSORS:
@@ -244,7 +245,7 @@ def _check_kind(file: BinaryIO) -> None:
 
 
 def _begin(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
-    """Return where a member's bytes begin, by the header before them, which must have the directory's name."""
+    """Return the position of a member's bytes, by the header before them, whose name must be that of the directory."""
     file.seek(entry.header_offset)
     head = file.read(LOCAL_HEADER.size)
     signature, length, padding = LOCAL_HEADER.unpack(head) if len(head) == LOCAL_HEADER.size else (b"", 0, 0)
@@ -254,7 +255,7 @@ def _begin(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
 
 
 def _check_members(members: dict[str, Member]) -> None:
-    """Raise Unfit unless these are the members of a file of torch.save, in their order, with checksums."""
+    """Raise Unfit unless these are the members of a torch.save file, in order and with checksums."""
     if "constants.pkl" in members:
         raise Unfit(f"it is a TorchScript program, and {ONLY_WEIGHTS}", "Save the state_dict of what it holds")
     if "data.pkl" not in members:

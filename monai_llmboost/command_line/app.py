@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All verbs, in the order of `monai-llmboost --help`, and what they have in common."""
+"""All commands, in the order of `monai-llmboost --help`, and what they have in common."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from monai_llmboost import __version__
 from monai_llmboost.command_line.blocks import donors, extract, info
 from monai_llmboost.command_line.bundles import bundle, cost, run
 from monai_llmboost.command_line.demo import demo
-from monai_llmboost.command_line.mistakes import MISTAKES, tell
+from monai_llmboost.command_line.errors import USER_ERRORS, report_error
 from monai_llmboost.command_line.options import BundleCommand
 from monai_llmboost.command_line.predict import predict
 from monai_llmboost.command_line.study import study
@@ -63,6 +63,6 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
-    except MISTAKES as error:
-        tell(error)
+    except USER_ERRORS as error:
+        report_error(error)
         sys.exit(1)

@@ -14,7 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import optim
 
-from monai_llmboost.artifacts.files import placed_whole, set_aside
+from monai_llmboost.artifacts.files import atomic_path, set_aside
 
 CURVES = "learning_curves.csv"
 
@@ -95,7 +95,7 @@ class LearningCurves:
         self.validated = {}
         self.rows.append(row)
         columns = list(dict.fromkeys(chain.from_iterable(self.rows)))
-        with placed_whole(self.path) as path, path.open("w", newline="", encoding="utf-8") as file:
+        with atomic_path(self.path) as path, path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)

@@ -16,7 +16,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, distributed, nn
 
-from monai_llmboost.artifacts.files import safe_row, written_whole
+from monai_llmboost.artifacts.files import atomic_text, safe_row
 from monai_llmboost.networks.class_names import class_names_of, on_one_line
 from monai_llmboost.tasks import Classification, Task, bootstrap_interval
 
@@ -102,7 +102,7 @@ class PredictionTable:
         """Write the table of all ranks."""
         rows = [row for part in gathered(self.rows) for row in part]
         if idist.get_rank() == 0 and rows:
-            with written_whole(self.path) as file:
+            with atomic_text(self.path) as file:
                 writer = csv.DictWriter(file, max(map(list, rows), key=len), restval="", lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(map(safe_row, sorted(rows, key=lambda row: row["case"])))
@@ -165,7 +165,7 @@ class MetricsFile:
             numbers[name] = metric.compute(scores, labels)
             interval = bootstrap_interval(metric.compute, scores, labels, groups=groups)
             numbers[f"{name}_interval_95"] = list(interval)
-        with written_whole(self.path) as file:
+        with atomic_text(self.path) as file:
             json.dump({**self.about, "cases": len(labels), **numbers}, file, indent=2)
             file.write("\n")
         values = " ".join(f"{metric.label} {numbers[name]:.4f}" for name, metric in self.task.metrics.items())

@@ -17,7 +17,7 @@ from typing import Any
 from ignite.engine import Engine, Events
 from monai.handlers import MLFlowHandler
 
-from monai_llmboost.artifacts.files import written_whole
+from monai_llmboost.artifacts.files import atomic_text
 from monai_llmboost.engines.event_handlers import call_first_on_failure, owners_of
 
 logger = logging.getLogger("monai_llmboost")
@@ -95,7 +95,7 @@ class MlflowRuns:
             if record.run not in runs.values() and "://" in record.store:
                 _end_stale(_client(record.store), record.run)
         if self.job == "train":
-            with written_whole(self.folder / RECORD, aside=False) as file:
+            with atomic_text(self.folder / RECORD, aside=False) as file:
                 json.dump([asdict(record) for record in self.records], file, indent=1)
         if not engine.has_event_handler(self.completed, Events.COMPLETED):
             engine.add_event_handler(Events.COMPLETED, self.completed)

@@ -7,10 +7,8 @@ when the scans are searched.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,18 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai_llmboost.bundle import BundleJob, Option, check_job_effect, monai_arguments, root_cause
-from monai_llmboost.bundle.contract import MODELS, MULTI_GPU, USUAL_CKPT_DIR
-from monai_llmboost.inference.identifiers import parse_columns
+from monai_llmboost.bundle.contract import MULTI_GPU
+from monai_llmboost.inference.options import check_places, check_together, check_weights
 from monai_llmboost.inference.status import AcceptedRefusals, Refusal, status_of
 
 if TYPE_CHECKING:
-    import torch
-
     from monai_llmboost.data import Scan, SkippedFile
     from monai_llmboost.inference.rows import Row
 
 JOB = "inference"
-DEVICES = re.compile(r"cpu|cuda(:\d+)?")
 
 
 class StoppedEarly(RuntimeError):
@@ -118,14 +113,14 @@ class PredictJob:
         self.is_first = int(os.environ.get("RANK", "0")) == 0
         several = not only_find and int(os.environ.get("WORLD_SIZE", "1")) > 1
         overlays = [MULTI_GPU.format(JOB)] if several else []
-        _check_together(options)
-        _check_places(output or Path(), options)
+        check_together(options)
+        check_places(output or Path(), options)
         place: dict[str, Any] = {Option.LEAVE_OUT: []} if output is None else {Option.OUTPUT_DIR: str(output)}
         self.options: dict[str, Any] = {**options, **place}
         self._arguments = monai_arguments(bundle, JOB, arm, False, overlays, **self.options)
         check_job_effect(bundle, JOB, [arm], self.options, overlays)
         if not only_find:
-            _check_weights(self._arguments, options)
+            check_weights(self._arguments, options)
         self.accepted.check()
         self._job: BundleJob | None = None
 
@@ -198,47 +193,6 @@ def run_predict(
     return PredictJob(bundle, output, arm, accepted, **options).run()
 
 
-def _check_together(options: Mapping[str, Any]) -> None:
-    """Refuse options that contradict each other."""
-    salt = options.get(Option.SALT) is not None
-    if salt and options.get(Option.DICOM):
-        raise ValueError(
-            "--salt hides names, and --dicom writes objects that belong to a patient: leave out one of them"
-        )
-    if salt and options.get(Option.COLUMNS):
-        raise ValueError("--salt hides names, and --columns identify a patient: leave out one of them")
-    parse_columns(options.get(Option.COLUMNS))
-    if options.get(Option.VIEW) and options.get(Option.REPORT) is False:
-        raise ValueError("--view is a part of the report, and --no-report writes none: leave out one of them")
-
-
-def _check_places(output: Path, options: Mapping[str, Any]) -> None:
-    """Check that the output may be a folder, and that there is something at each input."""
-    existing = next((path for path in (output, *output.parents) if path.exists()), output)
-    if existing.exists() and not existing.is_dir():
-        raise ValueError(f"--output must be a folder, and {existing} is a file: give another")
-    given = options.get(Option.DATASET_DIR, [])
-    for word in [given] if isinstance(given, str) else given:
-        path = Path(word).expanduser()
-        if not path.exists() and not any(character in str(word) for character in "*?["):
-            raise FileNotFoundError(f"there is nothing at {word}: correct the path of the scans")
-
-
-def _check_weights(arguments: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-    """Check that there are weights, where the bundle looks for them as ours do: before the scans are searched."""
-    config_file = Path(arguments["config_file"][0])
-    config = json.loads(config_file.read_text())
-    if config.get(Option.CKPT_DIR) != USUAL_CKPT_DIR:
-        return
-    from monai_llmboost.engines.best_weights import WEIGHTS
-
-    root = config_file.parents[1] if Option.BUNDLE_ROOT in arguments else Path()
-    folder = Path(options.get(Option.CKPT_DIR) or Path(options.get(Option.BUNDLE_ROOT, root)) / MODELS)
-    file = folder / WEIGHTS.get(options.get(Option.WEIGHTS) or config.get(Option.WEIGHTS, "best"), WEIGHTS["best"])
-    if not file.is_file():
-        raise FileNotFoundError(f"there are no trained weights at {file}: train first, or give --ckpt_dir")
-
-
 def _stopped_early(error: Exception, journal: Any) -> StoppedEarly | None:
     """Return what a run that is worth resuming ends with; None for other errors."""
     import torch
@@ -267,19 +221,3 @@ def _quietly() -> Iterator[None]:
             raise root_cause(error) from error
         finally:
             logging.disable(disabled)
-
-
-def parse_device(name: str) -> torch.device:
-    """Return the torch device of a name such as ``"cpu"`` or ``"cuda:1"``.
-
-    Raises:
-        ValueError: an unknown name, or a device that is not here.
-    """
-    if not DEVICES.fullmatch(name):
-        raise ValueError(f"unknown --device {name!r}; choose from auto, cpu, cuda, cuda:1 ...")
-    import torch
-
-    device, count = torch.device(name), torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ValueError(f"--device {name!r} is not here, there are {count} GPUs: try auto")
-    return device

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from monai_llmboost.artifacts.files import safe_row, set_aside, written_whole
+from monai_llmboost.artifacts.files import atomic_text, safe_row, set_aside
 from monai_llmboost.data import SkippedFile
 from monai_llmboost.inference.page.report import write_report
 from monai_llmboost.inference.page.viewer import Viewer
@@ -54,11 +54,11 @@ def write_results(output_dir: Path, results: Results, report: bool = True, overw
         overwrite: replace earlier tables.
     """
     aside = not overwrite and loses_cases(output_dir, results.run["key"], results.rows)
-    with written_whole(output_dir / CSV_TABLE, aside) as file:
+    with atomic_text(output_dir / CSV_TABLE, aside) as file:
         write_csv(file, results)
-    with written_whole(output_dir / JSON_TABLE, aside) as file:
+    with atomic_text(output_dir / JSON_TABLE, aside) as file:
         write_json(file, _json_table(results))
-    with written_whole(output_dir / RUN, aside) as file:
+    with atomic_text(output_dir / RUN, aside) as file:
         write_json(file, results.run)
     if report:
         skipped = [(str(item.path), item.reason) for item in results.skipped]

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from monai_llmboost.artifacts.digests import tensors_digest, text_digest
-from monai_llmboost.artifacts.files import placed_whole
+from monai_llmboost.artifacts.files import atomic_path
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers, Layer
 
@@ -52,7 +52,7 @@ def write_block(donor: DonorLayers, out: Path, asked: str = "", overwrite: bool 
     tensors = {f"{i}.{name}": t for i, one in enumerate(donor.layers) for name, t in one.tensors.items()}
     tensors |= {f"final_norm.{name}": tensor for name, tensor in donor.final_norm.items()}
     try:
-        with placed_whole(out, overwrite=overwrite) as temporary:
+        with atomic_path(out, overwrite=overwrite) as temporary:
             save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, metadata=header)
     except FileExistsError:
         raise

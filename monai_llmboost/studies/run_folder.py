@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from monai_llmboost.artifacts.files import written_whole
-from monai_llmboost.engines.best_weights import LAST
+from monai_llmboost.artifacts.files import atomic_text
+from monai_llmboost.engines.checkpoint_files import LAST
 from monai_llmboost.engines.curves import CURVES, read_curves
 from monai_llmboost.engines.results import PREDICTIONS_FILE
 
@@ -154,6 +154,6 @@ class RunFolder:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file atomically; an earlier one is replaced."""
-    with written_whole(path, aside=False) as file:
+    with atomic_text(path, aside=False) as file:
         json.dump(content, file, indent=1)
         file.write("\n")

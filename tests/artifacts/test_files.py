@@ -3,16 +3,16 @@ import stat
 
 import pytest
 
-from monai_llmboost.artifacts.files import plain_cell, safe_row, written_whole
+from monai_llmboost.artifacts.files import atomic_text, plain_cell, safe_row
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "new" / "table.csv"
-    with pytest.raises(RuntimeError, match="stopped"), written_whole(path) as file:
+    with pytest.raises(RuntimeError, match="stopped"), atomic_text(path) as file:
         file.write("half")
         raise RuntimeError("stopped")
     assert not list(path.parent.iterdir())
-    with written_whole(path) as file:
+    with atomic_text(path) as file:
         file.write("whole")
     assert path.read_text() == "whole"
     assert stat.S_IMODE(path.stat().st_mode) & 0o400

@@ -22,6 +22,7 @@ from monai_llmboost.inference.dicom.maker import refused_by_highdicom
 from monai_llmboost.inference.dicom.map import write_parametric_map
 from monai_llmboost.inference.dicom.objects import DicomObjects
 from monai_llmboost.inference.dicom.report import write_structured_report
+from monai_llmboost.inference.dicom.sources import SourceImages
 from monai_llmboost.inference.rows import Row
 
 SIZE = (7, 6, 5)  # columns, rows, slices
@@ -134,12 +135,14 @@ def relevance(shape=SIZE):
 
 def report(path, files, **changes):
     arguments = {"class_names": NAMES, "probabilities": PROBABILITIES, "predicted": NAMES[2], "algorithm": ALGORITHM}
-    write_structured_report(path, files, **{**arguments, **changes})
+    source = SourceImages(files, changes.pop("frames", ()))
+    write_structured_report(path, source, **{**arguments, **changes})
     return highdicom.sr.srread(path)
 
 
 def pmap(path, files, values, affine, **changes):
-    write_parametric_map(path, files, values, affine, **{"label": "network", "algorithm": ALGORITHM, **changes})
+    source = SourceImages(files, changes.pop("frames", ()))
+    write_parametric_map(path, source, values, affine, **{"label": "network", "algorithm": ALGORITHM, **changes})
     return highdicom.pm.ParametricMap.from_file(path)
 
 
@@ -362,7 +365,7 @@ def test_what_may_be_empty_may_be_left_out(tmp_path):
 def test_poor_sources_are_refused_in_plain_words(tmp_path, change, message, caplog):
     files = write_series(tmp_path / "series", oblique(), change=change)
     with pytest.raises(ValueError, match=message) as error:
-        write_parametric_map(tmp_path / "map.dcm", files, relevance(), oblique(), "network", ALGORITHM)
+        write_parametric_map(tmp_path / "map.dcm", SourceImages(files), relevance(), oblique(), "network", ALGORITHM)
     assert "secret" not in str(error.value).lower()
     assert not caplog.records
     assert sorted(path.name for path in tmp_path.iterdir()) == ["series"]
@@ -446,7 +449,7 @@ def test_without_highdicom(tmp_path, series, monkeypatch):
     monkeypatch.setitem(sys.modules, "highdicom", None)
     message = r"DICOM objects need highdicom, which is not installed: pip install 'monai-llmboost\[dicom\]'"
     with pytest.raises(ImportError, match=message):
-        write_structured_report(tmp_path / "x.dcm", series, NAMES, PROBABILITIES, NAMES[0], ALGORITHM)
+        write_structured_report(tmp_path / "x.dcm", SourceImages(series), NAMES, PROBABILITIES, NAMES[0], ALGORITHM)
     with pytest.raises(ImportError, match=message):
         DicomObjects(tmp_path, {"weights": {"sha256": "c3"}})
 

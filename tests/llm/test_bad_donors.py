@@ -90,7 +90,7 @@ WRONG = {
     "layer in words": (lambda folder: None, "invalid layers 'last'", ("--layer", "last")),
     "unknown type": (lambda folder: config(folder, model_type="abacus"), "model type 'abacus'", ()),
     "another family": (lambda folder: config(folder, model_type="qwen3"), "the layer lacks", ()),
-    "quantised": (lambda folder: config(folder, quantization_config={"bits": 4}), "the model is quantised (4 bits)", ()),
+    "quantised": (lambda folder: config(folder, quantization_config={"bits": 4}), "is quantised (4 bits)", ()),
     "recurrent": (
         lambda folder: config(folder, model_type="mamba", num_hidden_layers=4), "choose another", ()
     ),

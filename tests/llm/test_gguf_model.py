@@ -199,7 +199,10 @@ def test_a_model_in_parts(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"expert_count": 8}, "x is a mixture of experts, which is not supported in GGUF: give the model's safetensors"),
+        (
+            {"expert_count": 8},
+            "x is a mixture of experts, which is not supported in GGUF: give the model's safetensors",
+        ),
         ({"attention.value_length": 16}, "layer 3 of x: values must have 8 features per head, not 16"),
         ({"attention.head_count": 8}, "layer 3 of x: expected query.weight of shape"),
         ({"block_count": 9}, r"layer 8 of x: the layer lacks "),

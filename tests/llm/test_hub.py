@@ -420,7 +420,9 @@ def test_an_unreachable_hub(server, folder, use):
     repository = HubRepository("lab/tiny")
     repository.read_json("model.safetensors.index.json")
     use("http://127.0.0.1:1")
-    message = r"cannot get tokenizer\.json of lab/tiny: the hub cannot be reached \(.*refused.*\) and the file is not in the"
+    message = (
+        r"cannot get tokenizer\.json of lab/tiny: the hub cannot be reached \(.*refused.*\) and the file is not in the"
+    )
     with pytest.raises(ConnectionError, match=message):
         repository.read_json("tokenizer.json")
     server.waits.clear()

@@ -21,7 +21,7 @@ from typing import Any
 from pydicom import Dataset
 
 from monai_llmboost import __version__
-from monai_llmboost.artifacts.files import placed_whole
+from monai_llmboost.artifacts.files import atomic_path
 
 MAKER = "monai-llmboost"
 DISCLAIMER = "For research only; not for diagnosis."
@@ -119,7 +119,7 @@ def save_atomically(dataset: Dataset, path: Path, overwrite: bool) -> None:
     if path.is_dir() or (path.exists() and not overwrite):
         raise ValueError(occupied)
     try:
-        with placed_whole(path) as temporary, refused_by_highdicom():
+        with atomic_path(path) as temporary, refused_by_highdicom():
             dataset.save_as(temporary, enforce_file_format=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise ValueError(occupied) from error

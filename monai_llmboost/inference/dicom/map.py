@@ -21,7 +21,7 @@ from monai_llmboost.inference.dicom.maker import (
     refused_by_highdicom,
     save_atomically,
 )
-from monai_llmboost.inference.dicom.sources import NEEDED, lps_planes, read_sources, with_shared_geometry
+from monai_llmboost.inference.dicom.sources import NEEDED, SourceImages, lps_planes, read_sources, with_shared_geometry
 
 # Number of the map's series, after that of the report.
 SERIES_NUMBER = 9002
@@ -29,13 +29,12 @@ SERIES_NUMBER = 9002
 
 def write_parametric_map(
     path: str | Path,
-    source_files: Sequence[str | Path | Dataset],
+    source: SourceImages,
     relevance: np.ndarray,
     affine: np.ndarray,
     label: str,
     algorithm: Mapping[str, str],
     quantity: str = "Saliency",
-    frames: Sequence[int] = (),
     overwrite: bool = False,
 ) -> None:
     """Write a relevance map as a DICOM Parametric Map, a float32 image without unit in the source's frame of reference.
@@ -45,13 +44,12 @@ def write_parametric_map(
 
     Args:
         path: the file to write, atomically.
-        source_files: as in :func:`write_structured_report`: single slices, or one multi-frame image.
+        source: the images of the scan: single slices, or one multi-frame image.
         relevance: (i, j, k), i along the rows of the image (from column to column), k from slice to slice.
         affine: (4, 4), voxels (i, j, k) to RAS+ mm; i and j at right angles, k may be sheared.
         label: what the map is, such as ``"network"``.
         algorithm: as in :func:`write_structured_report`.
         quantity: the code's name in pydicom's DCM dictionary: ``"Saliency"``, ``"GradientWeightedClassActivation"``.
-        frames: of a multi-frame image, the frames from 1 that the scan is made of; all if left out.
         overwrite: replace a file that is there.
 
     Raises:
@@ -65,10 +63,10 @@ def write_parametric_map(
             f"an array of shape {relevance.shape} is no map of finite numbers (i, j, k): give that of a volume"
         )
     spacing_mm, cosines, positions = lps_planes(affine, relevance.shape[2])
-    sources = read_sources(source_files, (*NEEDED, "FrameOfReferenceUID"))
+    sources, frames = read_sources(source.files, (*NEEDED, "FrameOfReferenceUID")), list(source.frames)
     planes = np.ascontiguousarray(relevance.transpose(2, 1, 0))  # (k, j, i) = (frames, rows, columns)
     digest = hashlib.sha256(planes.data).hexdigest()
-    uid = Uids(sources, algorithm, "map", label, quantity, digest, np.round(affine, 6).tolist(), list(frames))
+    uid = Uids(sources, algorithm, "map", label, quantity, digest, np.round(affine, 6).tolist(), frames)
     code = getattr(codes.DCM, quantity)
     made_by = equipment(algorithm)
     with refused_by_highdicom():

@@ -23,7 +23,7 @@ from monai_llmboost.inference.case_folder import case_folder
 from monai_llmboost.inference.dicom.maker import MAKER, highdicom
 from monai_llmboost.inference.dicom.map import write_parametric_map
 from monai_llmboost.inference.dicom.report import write_structured_report
-from monai_llmboost.inference.dicom.sources import read_sources
+from monai_llmboost.inference.dicom.sources import SourceImages, read_sources
 from monai_llmboost.inference.rows import Row
 
 # What the maps are, by their codes' names; others count as saliency.
@@ -83,19 +83,18 @@ class DicomObjects:
         Raises:
             ValueError: see :func:`write_structured_report`; also a file in the way that was not written by this class.
         """
-        paths, frames = _images_of(scan, self.volume)
-        sources = read_sources(paths)
+        found = _images_of(scan, self.volume)
+        source = SourceImages(read_sources(found.files), found.frames)
         folder = self.output_dir / "dicom" / case_folder(scan.name)
         files = {"report": folder / "report.dcm"}
         write_structured_report(
             files["report"],
-            sources,
+            source,
             class_names,
             row.probabilities,
             row.predicted,
             self.algorithm,
             row.warnings,
-            frames,
             overwrite=_is_ours(files["report"]),
         )
         for name, file in row.saliency.items():
@@ -105,28 +104,27 @@ class DicomObjects:
             files[name] = folder / f"{name}.dcm"
             write_parametric_map(
                 files[name],
-                sources,
+                source,
                 np.asarray(image.dataobj, dtype=np.float32),
                 image.affine,
                 name,
                 self.algorithm,
                 QUANTITIES.get(name, "Saliency"),
-                frames,
                 overwrite=_is_ours(files[name]),
             )
         return {name: path.relative_to(self.output_dir).as_posix() for name, path in files.items()}
 
 
-def _images_of(scan: Scan, volume: int | None) -> tuple[list[Path], list[int]]:
+def _images_of(scan: Scan, volume: int | None) -> SourceImages:
     """Return the files of a volume of a scan, and its frames, from 1, in a multi-frame file; else no frames."""
     if len(scan.files) > 1 and len(scan.shape) == 3:
-        return list(scan.files), []
+        return SourceImages(scan.files)
     stacks, _ = find_dicom_stacks(scan.files)
     (stack,) = (stack for stack in stacks if stack.digest == scan.stack)
     slices = stack.layouts[volume or 0].slices
     files = list(dict.fromkeys(part.path for part in slices))
     of_frames = len(files) == 1 and slices[0].corner is None  # a mosaic is one picture
-    return files, [part.frame + 1 for part in slices] if of_frames else []
+    return SourceImages(files, [part.frame + 1 for part in slices] if of_frames else [])
 
 
 def _is_ours(path: Path) -> bool:

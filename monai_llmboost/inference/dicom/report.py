@@ -22,7 +22,7 @@ from monai_llmboost.inference.dicom.maker import (
     save_atomically,
     uid_of,
 )
-from monai_llmboost.inference.dicom.sources import read_sources
+from monai_llmboost.inference.dicom.sources import SourceImages, read_sources
 
 # Codes of class names, which no public terminology holds: a code is a digest of its name.
 OWN_CODES = "99LLMBOOST"
@@ -33,13 +33,12 @@ SERIES_NUMBER = 9001
 
 def write_structured_report(
     path: str | Path,
-    source_files: Sequence[str | Path | Dataset],
+    source: SourceImages,
     class_names: Sequence[str],
     probabilities: Sequence[float],
     predicted: str,
     algorithm: Mapping[str, str],
     warnings: Sequence[str] = (),
-    frames: Sequence[int] = (),
     overwrite: bool = False,
 ) -> None:
     """Write a prediction as a DICOM Comprehensive SR, a measurement report (TID 1500).
@@ -50,14 +49,13 @@ def write_structured_report(
 
     Args:
         path: the file to write, atomically.
-        source_files: the DICOM files of the scan, or what was read of them.
+        source: the images of the scan.
         class_names: names of the classes.
         probabilities: their probabilities, 0 to 1.
         predicted: the class that was predicted.
         algorithm: ``name``, ``version``, ``weights_sha256``, ``block_fingerprint``, ``description``; the last two may
             be left out.
         warnings: sentences, such as those of a reader.
-        frames: of a multi-frame image, the frames from 1 that the scan is made of; all if left out.
         overwrite: replace a file that is there.
 
     Raises:
@@ -72,8 +70,8 @@ def write_structured_report(
             f"the probabilities {values} are not those of {len(class_names)} classes: give one from 0 to 1 for each"
         )
     check_choice("predicted class", predicted, class_names)
-    sources = read_sources(source_files)
-    uid = Uids(sources, algorithm, "report", list(class_names), values, predicted, list(warnings), list(frames))
+    sources, frames = read_sources(source.files), list(source.frames)
+    uid = Uids(sources, algorithm, "report", list(class_names), values, predicted, list(warnings), frames)
     made_by = equipment(algorithm)
     with refused_by_highdicom():
         algorithm_id = hd.sr.AlgorithmIdentification(

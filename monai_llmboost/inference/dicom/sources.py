@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,19 @@ MAY_BE_EMPTY = (
 SQUARE = 1e-4
 # Difference of direction cosines up to which slices are parallel to the map.
 PARALLEL = 1e-3
+
+
+@dataclass(frozen=True)
+class SourceImages:
+    """The images that a scan was read from.
+
+    Args:
+        files: DICOM files of one series, or what was read of them.
+        frames: of a multi-frame image, the frames from 1 that the scan is made of; all if empty.
+    """
+
+    files: Sequence[str | Path | Dataset]
+    frames: Sequence[int] = ()
 
 
 def read_sources(files: Sequence[str | Path | Dataset], needed: Sequence[str] = NEEDED) -> list[Dataset]:

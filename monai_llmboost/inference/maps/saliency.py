@@ -12,7 +12,7 @@ import numpy as np
 from monai.utils import ensure_tuple_rep
 from torch import nn
 
-from monai_llmboost.artifacts.files import placed_whole
+from monai_llmboost.artifacts.files import atomic_path
 from monai_llmboost.inference.case import Case
 from monai_llmboost.inference.case_folder import PREVIEW, case_folder
 from monai_llmboost.inference.maps.grid import on_input_grid, to_matrix
@@ -99,12 +99,12 @@ class SaliencyMaps:
         folder = self.output_dir / FOLDER / case_folder(name)
         files = {kind: folder / f"{kind}.nii.gz" for kind in rounded}
         for kind, values in rounded.items():
-            with placed_whole(files[kind]) as path:
+            with atomic_path(files[kind]) as path:
                 nibabel.save(_nifti(values, input_affine, f"{DESCRIPTIONS[kind]}, class {class_index}"), path)
         token_mm = np.linalg.norm(affine[:3, :3], axis=0) * self.image_size / tokens
         note = f"token size {' x '.join(f'{size:.1f}' for size in token_mm)} mm"
         files["preview"] = folder / PREVIEW
-        with placed_whole(files["preview"]) as path:
+        with atomic_path(files["preview"]) as path:
             save_preview(path, volume, input_affine, on_grid, title, note)
         return CaseMaps({kind: path.relative_to(self.output_dir).as_posix() for kind, path in files.items()}, rounded)
 

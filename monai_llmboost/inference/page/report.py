@@ -16,7 +16,7 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
-from monai_llmboost.artifacts.files import written_whole
+from monai_llmboost.artifacts.files import atomic_text
 from monai_llmboost.artifacts.page import style_of, visible
 from monai_llmboost.inference.case_folder import case_folder
 from monai_llmboost.inference.figures import sentences
@@ -105,7 +105,7 @@ def write_report(
         script=script,
         allowed_scripts=_allow_scripts([script, *(text for viewer in inside for text in _scripts(viewer.html))]),
     )
-    with written_whole(path, aside) as file:
+    with atomic_text(path, aside) as file:
         file.writelines(parts)
 
 
@@ -185,7 +185,7 @@ def _write_viewer(folder: Path, viewer: Viewer) -> str:
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
     meta = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
-    with written_whole(file, aside=False) as page:
+    with atomic_text(file, aside=False) as page:
         page.write(re.sub(r"<head[^>]*>", lambda head: head[0] + meta, viewer.html, count=1))
     return file.relative_to(folder).as_posix()
 

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from matplotlib.figure import Figure
 
-from monai_llmboost.artifacts.files import written_whole
+from monai_llmboost.artifacts.files import atomic_text
 from monai_llmboost.artifacts.page import style_of
 from monai_llmboost.studies.cost.arms import ROWS
 from monai_llmboost.studies.diagnostics import MEASURES
@@ -121,7 +121,7 @@ def write_study_report(results: Mapping[str, Any], path: Path) -> None:
             measures=MEASURES,
             style=style_of(HERE),
         )
-    with written_whole(path, aside=False) as file:
+    with atomic_text(path, aside=False) as file:
         file.write(text)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from monai_llmboost.artifacts.digests import file_digest
-from monai_llmboost.artifacts.files import placed_whole
+from monai_llmboost.artifacts.files import atomic_path
 
 BEST, LAST, NEXT = "model.pt", "last.pt", "model.next.pt"
 # Files by whose weights they hold, as the option ``weights`` names them.
@@ -23,7 +23,7 @@ WEIGHTS = {"best": BEST, "last": LAST}
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write a state, or leave the earlier file as it is."""
-    with placed_whole(path) as part:
+    with atomic_path(path) as part:
         torch.save(state, part)
 
 

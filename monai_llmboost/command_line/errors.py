@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Report an error in one sentence, or with MONAI_LLMBOOST_DEBUG=1 as a traceback."""
+
+from __future__ import annotations
+
+import os
+
+import typer
+
+# Reported in one sentence; anything else is a fault of the program, and a traceback.
+USER_ERRORS = (ValueError, OSError, TypeError, RuntimeError, ImportError, MemoryError)
+# What shells give for ctrl-C.
+INTERRUPTED = 130
+
+
+def report_error(error: BaseException) -> None:
+    """Write the message of an error to standard error; with MONAI_LLMBOOST_DEBUG=1 raise the error."""
+    if os.environ.get("MONAI_LLMBOOST_DEBUG"):
+        raise error
+    typer.echo(f"monai-llmboost: {str(error) or 'there is not enough memory'}", err=True)
