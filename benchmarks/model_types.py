@@ -7,8 +7,8 @@ compared with the same layer in the model as transformers runs it: eager attenti
 masked), every token at position 0, alibi zero.
 
 A type is ``general`` if at least one of its layers passes, ``native`` if block.py runs it (it is measured too),
-``refused`` if no layer passes, and ``not built`` if no tiny model could be made, which does not show whether it can be a donor. A
-model with several parts is read as the type of its language part. Each type runs in a separate process.
+``refused`` if no layer passes, and ``not built`` if no tiny model could be made, which does not show whether it can be
+a donor. A model with several parts is read as the type of its language part. Each type runs in a separate process.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ WRONG = {
     "header of a terabyte": (header_lies, "more than the limit of", ()),
     "header tampered": (header_tampered, "its header has an invalid tensor", ()),
     "not finite": (not_finite, "up_proj.weight has NaN or infinite weights", ()),
-    "another shape": (other_shape, "up.weight of shape (40, 24), got (3, 3)", ()),
+    "another shape": (other_shape, "up.weight has shape (3, 3), not (40, 24)", ()),
     "shard missing": (lambda folder: shard_of(folder).unlink(), "lacks the weight file model-", ()),
     "index names a missing tensor": (index_lies, "index and weights belong to different models", ()),
     "index leads out": (index_leads_out, "do not trust this model", ()),

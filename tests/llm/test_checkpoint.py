@@ -91,7 +91,7 @@ def test_a_missing_meta_file_is_refused(meta_geometry, tmp_path, gone):
     folder = write_meta(tmp_path / "meta", random_layer(meta_geometry, 1).layers[0].tensors, meta_geometry, parts=2)
     (folder / f"consolidated.{gone:02d}.pth").unlink()
     with pytest.raises(
-        (FileNotFoundError, ValueError), match=r"some of the files from consolidated\.00|query\.weight of shape"
+        (FileNotFoundError, ValueError), match=r"some of the files from consolidated\.00|query\.weight has shape"
     ):
         read_layers(folder)
 
@@ -178,7 +178,7 @@ def test_a_missing_folder_is_refused(tmp_path):
         ({"rope_parameters": {"rope_theta": "much"}}, "rope_theta in config.json must be a finite number, not 'much'"),
         ({"rope_parameters": [1]}, "rope_parameters and rope_scaling in config.json must be objects"),
         ({"rms_norm_eps": "tiny"}, "rms_norm_eps in config.json must be a finite number, not 'tiny'"),
-        ({"rms_norm_eps": 2.0}, "expected norm_eps between 0 and 1"),
+        ({"rms_norm_eps": 2.0}, "norm_eps must be between 0 and 1"),
         ({"quantization_config": {"bits": 4}}, "the model is quantised"),
         ({"hidden_size": "24"}, "hidden_size in config.json must be a whole number from 1, not '24'"),
         ({"num_hidden_layers": None}, "num_hidden_layers in the configuration must be the number of layers"),
@@ -249,7 +249,7 @@ def test_two_stacks_of_layers_are_refused(llama, geometry, tmp_path):
 
 def test_a_configuration_of_another_model_is_refused(llama_folder):
     change_config(llama_folder, head_dim=16)
-    with pytest.raises(ValueError, match=r"query\.weight of shape \(64, 24\), got \(32, 24\)"):
+    with pytest.raises(ValueError, match=r"query\.weight has shape \(32, 24\), not \(64, 24\)"):
         read_layers(llama_folder)
 
 

@@ -204,7 +204,7 @@ def test_a_model_in_parts(tmp_path):
             "x is a mixture of experts, which is not supported in GGUF: give the model's safetensors",
         ),
         ({"attention.value_length": 16}, "layer 3 of x: values must have 8 features per head, not 16"),
-        ({"attention.head_count": 8}, "layer 3 of x: expected query.weight of shape"),
+        ({"attention.head_count": 8}, "layer 3 of x: query.weight has shape"),
         ({"block_count": 9}, r"layer 8 of x: the layer lacks "),
         ({"block_count": 3}, "the configuration of x says 3 layers, but its weights have 4"),
         ({"block_count": 0}, "block_count in the GGUF metadata must be a whole number from 1, not 0"),

@@ -453,7 +453,7 @@ def test_offline_mode(server, monkeypatch):
     offline(monkeypatch)
     repository = HubRepository("lab/tiny")
     assert repository.read_json("model.safetensors.index.json") is None
-    for method in (repository.has, repository.list_tensors, repository.json):
+    for method in (repository.has, repository.list_tensors, repository.read_json):
         for name in (WEIGHTS, "pytorch_model.bin"):
             with pytest.raises(
                 ConnectionError, match=rf"cannot get {name} of lab/tiny: HF_HUB_OFFLINE is set and the file is no"

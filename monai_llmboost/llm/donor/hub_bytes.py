@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A file on the hub, read by HTTP range requests: only the bytes requested, resumed after a broken connection.
 
-The public readers of huggingface_hub 2.4 do not replace this. ``HfFileSystem`` needs a listing, which mirrors lack,
-holds the whole response in memory before it is copied, and repeats a broken request from the start. ``http_get``
-takes a ``Range`` header, but does not check the range, size, commit or ETag of the response, so that other bytes, or
-the start of the whole file, would be taken for the tensors. ``get_safetensors_metadata`` reads headers only, 100 kB
-at a time.
+The public readers of huggingface_hub 2.4 do not replace this. ``HfFileSystem`` needs the listing service, which
+mirrors lack, holds the whole response in memory before it is copied, and repeats a broken request from the start.
+``http_get`` with a ``Range`` header takes a response with other bytes or another ETag for the right one, reads the
+whole file from a server that ignores ranges, and does not retry status 503. ``get_safetensors_metadata`` reads
+headers only, 100 kB at a time.
 """
 
 from __future__ import annotations
