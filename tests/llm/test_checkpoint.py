@@ -209,7 +209,7 @@ def test_broken_files_are_named(llama_folder):
     with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json is not JSON"):
         read_layers(llama_folder)
     index.unlink()
-    with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors or pytorch_model\.bin"):
+    with pytest.raises(FileNotFoundError, match=r"has only some shards of model\.safetensors or pytorch_model\.bin"):
         read_layers(llama_folder)
 
 
