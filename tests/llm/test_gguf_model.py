@@ -141,7 +141,7 @@ def test_the_command(tmp_path):
     assert result.exit_code == 0, result.output
     assert "layer 1 of 2 of x" in result.output
     assert "dequantised from Q8_0" in result.output
-    assert "was there already" in CliRunner().invoke(app, words).output
+    assert "already exists" in CliRunner().invoke(app, words).output
     assert read_header(tmp_path / "b.safetensors")["licence"] == "mit"
 
 
