@@ -256,7 +256,7 @@ def test_train_json_alone_makes_the_network(bundle):
 # Exported networks.
 
 IMAGES = torch.rand(4, 1, 28, 28, 28, generator=torch.Generator().manual_seed(0))
-DYNAMIC = {"dynamic_shapes": [{0: "batch"}], "input_names": ["image"], "output_names": ["pred"], "external_data": False}
+DYNAMIC = {"dynamic_shapes": ({0: "batch"},), "input_names": ["image"], "output_names": ["pred"], "external_data": False}
 
 
 @pytest.fixture(scope="module")
@@ -292,11 +292,18 @@ def run_onnx(file, images):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning:torch")
-def test_onnx_runs_at_any_batch(bundle, logits, tmp_path):
+@pytest.mark.parametrize("way", ["monai", "torch"])
+def test_onnx_runs_at_any_batch(bundle, logits, tmp_path, way):
+    """The example has two cases: with one, torch takes the size of a batch for a constant."""
     pytest.importorskip("onnxruntime")
-    onnx_export(
-        filepath=str(tmp_path / "model.onnx"), use_trace=True, input_shape=[2, 1, 28, 28, 28],
-        converter_kwargs=dict(DYNAMIC), **places(bundle),
-    )  # fmt: skip
+    pytest.importorskip("onnxscript")
+    file = tmp_path / "model.onnx"
+    if way == "monai":
+        shape = [2, *IMAGES.shape[1:]]
+        onnx_export(filepath=str(file), use_trace=True, input_shape=shape, converter_kwargs=dict(DYNAMIC), **places(bundle))
+    else:
+        network = parser_of(bundle).get_parsed_content("network_def").eval()
+        network.load_state_dict(torch.load(bundle / "models" / "model.pt", weights_only=True))
+        torch.onnx.export(network, (IMAGES[:2],), file, dynamo=True, **DYNAMIC)
     for batch in (1, 4):
-        torch.testing.assert_close(run_onnx(tmp_path / "model.onnx", IMAGES[:batch]), logits[:batch], atol=1e-5, rtol=0)
+        torch.testing.assert_close(run_onnx(file, IMAGES[:batch]), logits[:batch], atol=1e-5, rtol=0)
