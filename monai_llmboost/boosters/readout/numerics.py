@@ -87,7 +87,7 @@ class SquaredNorms(torch.autograd.Function):
 
 
 def symmetric_product(a: Tensor, b: Tensor) -> Tensor:
-    """Return a symmetric product ``a^T b`` (C, C) of matrices (rows, C); five eighths are computed, the rest mirrored."""
+    """Return ``a^T b`` (C, C), a symmetric product of matrices (rows, C); five eighths are computed, then mirrored."""
     size = a.shape[1]
     step = max(-(-size // 4), 64)
     bands = [F.pad(a[:, i : i + step].t() @ b[:, i:], (i, 0)) for i in range(0, size, step)]
