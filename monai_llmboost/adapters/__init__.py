@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frozen block -> block with a trained update of its weights."""
+"""Adapters: trained updates of a frozen block's weights."""
 
 from monai_llmboost.adapters.adapter import Adapter, adapt_
 from monai_llmboost.adapters.lora import LowRankLinear, lora_block

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an adapter is: a linear map with a ``weight``, a frozen one plus a trained update.
+"""Adapters: linear maps whose ``weight`` is a frozen weight plus a trained update.
 
-Because the sum is again a weight, whatever takes a layer apart by its weights (the read-out of a booster) works with an
-adapter as with the frozen map. A map of another library joins in by ``is_linear_map``, see
+Because the sum is a weight again, code that uses the weights of a layer (the read-out of a booster) works with an
+adapter in the same way as with the frozen map. A map of another library can declare ``is_linear_map``, see
 :func:`monai_llmboost.llm.attention.is_linear_map`.
 """
 
@@ -23,10 +23,10 @@ ATTENTION_MAPS = ("query", "key", "value", "output")
 class Adapter(nn.Module):
     """A frozen linear map and a trained update of its weight: ``y = x (W + update)^T + bias``.
 
-    A kind of adapter is a subclass with :meth:`update` and its parameters, which begin such that the update is zero.
+    A subclass implements :meth:`update` and adds parameters, initialised so that the update is zero.
 
     Args:
-        linear: the frozen map, of which ``weight`` (outputs, inputs) and perhaps ``bias`` are taken, not copied.
+        linear: the frozen map; ``weight`` (outputs, inputs) and an optional ``bias`` are used without a copy.
 
     Example:
         >>> class Scaled(Adapter):
@@ -53,12 +53,12 @@ class Adapter(nn.Module):
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach(), persistent=False)
 
     def update(self) -> Tensor:
-        """Return what is added to the frozen weight, (outputs, inputs)."""
+        """Return the update of the frozen weight, (outputs, inputs)."""
         raise NotImplementedError
 
     @property
     def weight(self) -> Tensor:
-        """The sum, (outputs, inputs), rounded once to the dtype of W."""
+        """The frozen weight plus the update, (outputs, inputs), rounded once to the frozen weight's dtype."""
         return (self.frozen + self.update()).to(self.frozen.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,14 +67,14 @@ class Adapter(nn.Module):
 
 
 def adapt_(block: FrozenBlock, make: Callable[[nn.Linear], Adapter]) -> None:
-    """Put adapters in the place of the maps of a block's attention, in all its layers.
+    """Replace the maps of a block's attention by adapters, in all its layers.
 
     Args:
         block: a frozen block.
-        make: frozen map -> adapter.
+        make: function from a frozen map to its adapter.
 
     Raises:
-        ValueError: a layer that is run by transformers' own class.
+        ValueError: a layer is run by a class of transformers.
     """
     if not block.native:
         raise ValueError(

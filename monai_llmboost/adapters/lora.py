@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Low-rank adapters on the attention of a frozen block: between freezing and training all of it."""
+"""Low-rank adapters (LoRA) on the attention of a frozen block."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import generator_of
 from monai_llmboost.llm.sources import frozen_block
 
-# Added to the seed, whose own random numbers draw a random block and the maps around it.
+# Added to the seed, because the seed itself draws a random block and the maps around it.
 STREAM = 2_000_003
 
 
 class LowRankLinear(Adapter):
-    """A frozen linear map and a trained one of low rank: ``y = x (W + (alpha / rank) B A)^T + bias``.
+    """A frozen linear map and a trained map of low rank: ``y = x (W + (alpha / rank) B A)^T + bias``.
 
-    A begins uniform within ``1 / sqrt(inputs)`` and B at zero, so that training begins at the frozen map exactly.
+    A starts uniform within ``1 / sqrt(inputs)`` and B at zero, so that training starts exactly at the frozen map.
 
-    ``torch.nn.utils.parametrize`` would do the same sum, but a scripted network with it raises when it runs, it puts
-    the frozen weight into checkpoints, and its names of the weights are not those of earlier ones.
+    ``torch.nn.utils.parametrize`` is not used, because scripted networks with it raise when they run, and it puts the
+    frozen weight into checkpoints and changes the names of the weights.
 
     Args:
-        linear: the frozen map, of which ``weight`` (outputs, inputs) and perhaps ``bias`` are taken, not copied.
+        linear: the frozen map; ``weight`` (outputs, inputs) and an optional ``bias`` are used without a copy.
         rank: columns of B and rows of A.
-        alpha: over ``rank`` it is the factor of the product.
-        generator: draws A; ``None`` is torch's own.
+        alpha: the product B A is multiplied by ``alpha / rank``.
+        generator: random generator for A; ``None`` is torch's global one.
 
     Example:
         >>> adapter = LowRankLinear(nn.Linear(6, 4), rank=2, alpha=2.0)
@@ -63,25 +63,24 @@ def lora_block(
     dtype: torch.dtype | None = None,
     **options: Any,
 ) -> FrozenBlock:
-    """Make what ``--block SOURCE`` says, frozen, with low-rank adapters on its attention: the ``lora`` arm.
+    """Make the frozen block that ``--block SOURCE`` names, with low-rank adapters on its attention: the ``lora`` arm.
 
-    The maps to queries, keys and values and the output's become :class:`LowRankLinear` (Hu et al. 2021,
-    arXiv:2106.09685; Kuzucu et al. 2025, arXiv:2507.00754, adapt a language model's layer to images so, in masked
-    pre-training). A and B are float32 parameters, which an optimizer sees and a checkpoint holds; the rest stays as in
-    any :class:`FrozenBlock`. As the sum is again a weight, a few tokens are read exactly and at little cost, as of the
-    frozen block.
+    The query, key, value and output maps become :class:`LowRankLinear` (Hu et al. 2021, arXiv:2106.09685; Kuzucu et
+    al. 2025, arXiv:2507.00754, adapt a language model's layer to images in this way, in masked pre-training). A and B
+    are float32 parameters, which optimizers see and checkpoints contain; all else is as in any :class:`FrozenBlock`.
+    Because the sum is a weight again, the exact read-out of a few tokens works as for the frozen block.
 
     Args:
         source: as in :func:`frozen_block`.
         rank: as in :class:`LowRankLinear`.
-        alpha: as in :class:`LowRankLinear`; while it stays, another rank needs no other learning rate.
-        seed: seed of A, and of a random block; no other random number is touched.
-        dtype: dtype to keep the frozen weights in.
+        alpha: as in :class:`LowRankLinear`; with a fixed alpha, a new rank does not need a new learning rate.
+        seed: seed of A, and of a random block; the global random state is not changed.
+        dtype: dtype of the frozen weights.
         options: ``final_norm``, ``causal``, ``rotary`` as in :class:`FrozenBlock`.
 
     Raises:
-        ValueError: a rank that is no whole number from 1, an alpha that is not above 0, or a layer that is not run
-            natively; all that ``frozen_block`` raises.
+        ValueError: the rank is not a whole number from 1, alpha is not above 0, or a layer is not run natively; also
+            all errors of ``frozen_block``.
         FileNotFoundError: no such file.
 
     Example:

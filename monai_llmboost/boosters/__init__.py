@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frozen block -> booster: tokens -> tokens."""
+"""Boosters, which map tokens to tokens by a frozen block; their controls and their check."""
 
 from monai_llmboost.boosters.checks import check_booster
 from monai_llmboost.boosters.controls import IdentityControl, MLPControl, mlp_booster

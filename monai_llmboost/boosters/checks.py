@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contract that every booster obeys, as a function to run on one's own boosters."""
+"""Check of the booster contract, for boosters of this package and of users."""
 
 from __future__ import annotations
 
@@ -9,33 +9,37 @@ import inspect
 import torch
 from torch import nn
 
-# Above what reordering sums costs in float32, far below what one masked or positioned token changes.
+# Above float32 rounding errors of reordered sums, far below the effect of one masked or positioned token.
 EQUIVARIANCE_TOLERANCE = 1e-4
-NONZERO = 0.5, 1.5  # range of the values that a parameter which is zero everywhere is given
+NONZERO = 0.5, 1.5  # range of the values that replace a parameter of zeros
 MANY_TOKENS = 400
 
 
 def check_booster(booster: nn.Module, channels: int, num_tokens: int = 9, tolerance: float | None = None) -> None:
-    """Check that a booster can stand in any network: tokens (B, N, C) -> tokens (B, N, C) and the rules around it.
+    """Check that a booster maps tokens (B, N, C) to tokens (B, N, C) and can be placed in any network.
 
-    The rules: the shape and dtype stay; numbers are finite; the cases of a batch do not touch each other; reordering
-    the tokens reorders the output; the first output token depends on the last input token or on no other token at all
-    (no causal mask); a booster that takes ``read`` gives exactly the first tokens of all; the gradient reaches the
-    input and every parameter; every parameter is trained (frozen weights are buffers); a checkpoint of it can be loaded
-    into a copy, which then gives the same output.
+    The rules:
 
-    A parameter that is zero everywhere, such as a gate or the second matrix of an adapter at its start, would hide
-    faults of what it multiplies: the rules are checked of a copy in which such parameters are not zero.
+    - shape and dtype stay the same, and values are finite;
+    - the cases of a batch are independent;
+    - reordering the tokens reorders the output;
+    - the first output token depends on all other input tokens or on none (no causal mask);
+    - with ``read``, the output equals the first tokens of the full output;
+    - the gradient reaches the input and every parameter, and every parameter is trained (frozen weights are buffers);
+    - a checkpoint can be loaded into a copy, which then gives the same output.
+
+    Parameters of zeros, such as an initial gate or the second matrix of an adapter, would hide errors, so the check
+    uses a copy with other values for them.
 
     Args:
-        booster: the booster; it is left as it was, in the mode it was in.
+        booster: the booster; it is not changed.
         channels: C.
         num_tokens: N of the trial input.
-        tolerance: largest relative difference in the comparisons; by default 1e-4, or 2e-2 if a floating weight is
-            kept in fewer than 32 bits.
+        tolerance: largest relative difference in the comparisons; by default 1e-4, or 2e-2 if a floating weight has
+            fewer than 32 bits.
 
     Raises:
-        ValueError: names the first rule that is broken.
+        ValueError: a rule is broken; the message names the first one.
 
     Example:
         >>> check_booster(mlp_booster(16, like="random"), channels=16)
@@ -66,14 +70,14 @@ def check_booster(booster: nn.Module, channels: int, num_tokens: int = 9, tolera
     )
 
     (touched,) = torch.autograd.grad(z[:, 0].square().sum(), x, retain_graph=True)
-    reach = touched.abs().amax(dim=(0, 2)) > 0  # (N,): which input tokens the first output token depends on
+    reach = touched.abs().amax(dim=(0, 2)) > 0  # (N,): input tokens that affect the first output token
     require(bool(reach[0]), "no gradient reaches the input")
     require(
         bool(reach[1:].all() or not reach[1:].any()), "the first token sees some tokens and not others (a causal mask?)"
     )
 
     if "read" in inspect.signature(trial.forward).parameters:
-        many = torch.randn(2, MANY_TOKENS, channels, generator=generator).to(device)  # may be read by another method
+        many = torch.randn(2, MANY_TOKENS, channels, generator=generator).to(device)  # may select another read-out
         for tokens in (x, many):
             require(
                 close(trial(tokens, 2), trial(tokens)[:, :2]),
@@ -94,7 +98,7 @@ def check_booster(booster: nn.Module, channels: int, num_tokens: int = 9, tolera
 
 
 def without_zeros(booster: nn.Module) -> nn.Module:
-    """Return a copy of the booster in which no parameter is zero everywhere."""
+    """Return a copy of the booster in which every parameter has nonzero values."""
     copied = copy.deepcopy(booster)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

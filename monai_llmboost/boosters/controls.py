@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The control arms: what replaces the frozen block so that only one thing differs.
+"""Control arms: modules that replace the frozen block while all else stays equal.
 
-They are blocks, not boosters: the two trained maps, their initialisation and the residual stay those of
-:class:`ResidualBooster`. The random-frozen control is :func:`monai_llmboost.llm.random_block`.
+They are blocks, not boosters: :class:`ResidualBooster` still provides the trained maps, their initialisation and the
+residual. The control with random frozen weights is :func:`monai_llmboost.llm.random_block`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ REMEDY = "run with the arm it was trained with, or train again"
 
 
 class MLPControl(nn.Module):
-    """A GELU and an RMSNorm in the block's place, nothing frozen, nothing mixed between tokens: the ``mlp`` arm.
+    """A GELU and an RMSNorm instead of the block, without frozen weights or attention: the ``mlp`` arm.
 
-    ``y = RMSNorm(GELU(h))``; with the trained maps around it this is a two-layer MLP with exactly the booster's
-    trained parameters (Pang et al. 2024, arXiv:2310.12973, table 6, whose control also has a non-linearity; the one
-    in the published R-LLM code has none and is :class:`IdentityControl`).
+    ``y = RMSNorm(GELU(h))``; with the trained maps around it this is a two-layer MLP with the same number of trained
+    parameters as the booster (as in Pang et al. 2024, arXiv:2310.12973, table 6). The control of the published R-LLM
+    code has no non-linearity: :class:`IdentityControl`.
 
     Args:
         width: features of a token between the maps, D.
@@ -45,7 +45,7 @@ class MLPControl(nn.Module):
 
 
 class IdentityControl(nn.Module):
-    """Nothing in the block's place: the two trained maps alone, ``llm_mlp`` of the published R-LLM code.
+    """No block, only the two trained maps: ``llm_mlp`` of the published R-LLM code.
 
     Args:
         width: features of a token between the maps, D.
@@ -70,11 +70,11 @@ class IdentityControl(nn.Module):
 def mlp_booster(
     channels: int, like: str | Path | BlockGeometry, residual: str = "inner", gate: bool = False
 ) -> ResidualBooster:
-    """Make the ``mlp`` arm: as many trained parameters as the booster with the block ``like``, no frozen ones.
+    """Make the ``mlp`` arm: as many trained parameters as the booster with the block ``like``, and no frozen ones.
 
     Args:
         channels: features of a visual token, C.
-        like: the block it is compared with: a block file, ``"random"`` or a geometry; only its width is read.
+        like: the block to compare with: a block file, ``"random"`` or a geometry; only its width is read.
         residual: as in :class:`ResidualBooster`.
         gate: as in :class:`ResidualBooster`.
 

@@ -15,30 +15,30 @@ RESIDUALS = ("inner", "outer", "both", "none", "projected")
 
 
 class ResidualBooster(nn.Module):
-    """Visual tokens through a frozen block, between two trained linear maps and a residual.
+    """A frozen block between two trained linear maps, with a residual.
 
     ``h = F_E(x)``; ``y = [tanh(g)] block(h) [+ h]``; ``z = F_D(y) [+ x | + LeakyReLU(P x)]``
 
-    Lai et al. 2024, arXiv:2403.17343; ``residual="inner"`` is the paper's best, its published code calls the five
-    ``llm_in``, ``llm_out``, ``llm_hybrid``, ``llm`` and ``llm_out_nn``.
+    Lai et al. 2024, arXiv:2403.17343; ``residual="inner"`` is the paper's best. The published code calls the five
+    residuals, in the order below, ``llm_in``, ``llm_out``, ``llm_hybrid``, ``llm`` and ``llm_out_nn``.
 
     Args:
         channels: features of a visual token, C.
-        block: tokens (B, N, D) -> (B, N, D) with an attribute ``width`` = D, such as
-            :class:`monai_llmboost.llm.FrozenBlock`; one that mixes no tokens says ``tokenwise = True``. What it offers
-            besides, see :mod:`monai_llmboost.llm.attention`, decides how few tokens are read.
+        block: maps tokens (B, N, D) to tokens (B, N, D) and has an attribute ``width`` = D, such as
+            :class:`monai_llmboost.llm.FrozenBlock`. A block that does not mix tokens sets ``tokenwise = True``. The
+            interface of :mod:`monai_llmboost.llm.attention`, if the block has it, allows a cheaper read-out.
         residual: ``"inner"`` adds h to the block's output, ``"outer"`` adds x to the booster's, ``"both"`` both,
             ``"none"`` neither, ``"projected"`` adds ``LeakyReLU(P x)`` with a trained P to the booster's output.
-        use_checkpoint: in training, compute the block's activations again in the backward pass instead of keeping
-            them: more time, and less memory between the passes (the peak of a step stays where the block comes last).
-            For the full computation only; where few tokens are read, few are kept.
-        gate: multiply the block's output by ``tanh(g)``, g one trained number that starts at zero, so that training
-            begins without the block and admits as much of it as is of use (Alayrac et al. 2022, arXiv:2204.14198). It
-            needs a residual: without one, nothing at all would pass at first.
+        use_checkpoint: in training, recompute the block's activations in the backward pass instead of keeping them:
+            more time, and less memory between the passes (the peak of a step does not change if the block comes last).
+            Only for the full computation, because reading a few tokens keeps few activations.
+        gate: multiply the block's output by ``tanh(g)``, where the trained number g starts at zero, so that training
+            starts without the block and learns how much of it to add (Alayrac et al. 2022, arXiv:2204.14198). A gate
+            needs a residual, because a closed gate alone gives zero.
 
     Raises:
-        ValueError: an unknown residual, channels below 1, or a gate that is no bool or has no residual.
-        TypeError: the block has no whole-number attribute ``width``.
+        ValueError: an unknown residual, channels below 1, or a gate that is not a bool or has no residual.
+        TypeError: the block has no integer attribute ``width``.
 
     Example:
         >>> from monai_llmboost.llm import load_block
@@ -51,7 +51,7 @@ class ResidualBooster(nn.Module):
     if TYPE_CHECKING:
         block: Any
 
-    # So that scripting leaves out the branches not taken.
+    # So that scripting skips the branches that are not taken.
     __constants__ = ("inner", "outer", "takes_apart", "tokenwise")
     __jit_unused_properties__ = ["takes_apart"]  # noqa: RUF012  (torch's own)
 
@@ -93,7 +93,7 @@ class ResidualBooster(nn.Module):
         self.gate = Gate() if gate else nn.Identity()
 
     def forward(self, x: Tensor, read: int | None = None) -> Tensor:
-        """Map tokens (B, N, C) to tokens (B, N, C), or to exactly the first ``read`` of them, at less cost."""
+        """Map tokens (B, N, C) to tokens (B, N, C), or only to the first ``read`` of them, exactly and at less cost."""
         if read is not None and read < 1:
             raise ValueError("read must be a whole number from 1, or None for all tokens")
         rows = x if read is None else x[:, :read]
@@ -108,7 +108,7 @@ class ResidualBooster(nn.Module):
         return z
 
     def block_output(self, h: Tensor) -> Tensor:
-        """Return the block on all tokens, (B, N, D) -> (B, N, D)."""
+        """Return the block's output for all tokens, (B, N, D) to (B, N, D)."""
         if torch.jit.is_scripting():
             return self.block(h)
         elif self.use_checkpoint and self.training:
@@ -116,7 +116,7 @@ class ResidualBooster(nn.Module):
         return self.block(h)
 
     def block_at_first(self, x: Tensor, h: Tensor) -> Tensor:
-        """Return the block at the first tokens ``h`` (B, R, D), where it sees all visual tokens ``x`` (B, N, C)."""
+        """Return the block's output at the first tokens ``h`` (B, R, D) of all visual tokens ``x`` (B, N, C)."""
         read = h.shape[1]
         if self.takes_apart:
             method = self.readout.cheapest(x.shape[0], x.shape[1], read)
@@ -129,18 +129,18 @@ class ResidualBooster(nn.Module):
 
     @property
     def takes_apart(self) -> bool:
-        """Whether the block can be read without keys and values of all tokens now; when scripted, whether it could."""
+        """Whether the block can be read without keys and values of all tokens; scripting keeps the current value."""
         return self.readout.is_exact(self.encode, self.block)
 
     def describe_readout(self, batch: int, tokens: int, read: int) -> str:
-        """Return how the first ``read`` tokens are computed, in words, for tables."""
+        """Return how the first ``read`` tokens are computed, as text for tables."""
         if self.tokenwise:
             return "each token for itself"
         return self.readout.describe(self.encode, self.block, (batch, tokens, read))
 
 
 class Gate(nn.Module):
-    """``tanh(g) y`` with one trained number g that starts at zero, so that the gate is closed at first."""
+    """A gate ``tanh(g) y`` with one trained number g, which starts at zero, so that the gate is closed at first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,4 +148,4 @@ class Gate(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         """Map tokens (B, N, D) to tokens (B, N, D), in their dtype."""
-        return (torch.tanh(self.g) * y).to(y.dtype)  # a sum over all tokens flows back to g: in g's own dtype
+        return (torch.tanh(self.g) * y).to(y.dtype)  # in g's dtype, because its gradient sums all tokens

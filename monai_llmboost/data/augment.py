@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random affine of a whole batch of volumes at once, on its device; for each volume the same as MONAI's RandAffined."""
+"""Random affine of a batch of volumes on its device, with the same result for each volume as MONAI's RandAffined."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class RandAffineBatchd(MapTransform, RandomizableTransform):
 
     Args:
         keys: keys of volumes (B, channels, S0, S1, S2), of real numbers.
-        prob: probability of each case to be changed; the other cases are returned bit for bit.
+        prob: probability that a case is changed; the other cases are returned bit for bit.
         rotate_range: three ranges of angles in radians; each a number ``r`` for -r to r, or a pair; ``None`` for none.
         translate_range: three ranges of ``shift`` in voxels; as above.
         scale_range: three ranges of ``scale - 1``; as above.
-        flip_prob: probability of each axis of a changed case to be flipped (by a negative scale).
+        flip_prob: probability that an axis of a changed case is flipped (by a negative scale).
         allow_missing_keys: accept batches without some of the keys.
 
     Raises:

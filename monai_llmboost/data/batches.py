@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches of a data set of small volumes that is kept on the device as a whole."""
+"""Batches of a data set of small volumes that is kept completely on the device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from monai_llmboost.data.steps import flatten_transforms
 
 @runtime_checkable
 class VolumeArrays(Protocol):
-    """What :class:`BatchedVolumes` needs of a data set.
+    """The interface of a data set for :class:`BatchedVolumes`.
 
     Args:
         images: volumes (cases, S, S, S) uint8.
@@ -53,8 +53,8 @@ class BatchedVolumes:
         drop_last: whether to leave out the last batch if it has fewer cases.
 
     Raises:
-        TypeError: a dataset without these arrays.
-        ValueError: a dataset with a transform; a wrong batch size or switch; shuffle with a sampler; no whole batch.
+        TypeError: the dataset does not have these arrays.
+        ValueError: a dataset with a transform; an invalid batch size or switch; shuffle with a sampler; no full batch.
 
     Example:
         >>> from monai_llmboost.data import LabelledVolumes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check that the labels of a data set are those of a network's classes, before training starts."""
+"""Check that the labels of a data set match the classes of a network, before training starts."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ LABEL = CommonKeys.LABEL
 
 
 def check_labels(loader: Any, class_names: Sequence[str], what: str) -> None:
-    """Refuse labels that are not the numbers of the classes, and a class without a case.
+    """Check that labels are class numbers, and that every class has a case.
 
-    Labels are checked where a data set has them without reading volumes: as ``labels``, or in the items of MONAI's data
+    Labels are checked if the data set has them without reading volumes: as ``labels``, or in the items of MONAI's data
     sets. Labels that are vectors or masks are not checked.
 
     Args:
@@ -64,7 +64,7 @@ def _check_numbers(labels: Sequence[Any], class_names: Sequence[str], what: str)
 
 
 def labels_of(dataset: Any) -> list[Any]:
-    """Return the labels that a data set keeps next to its volumes; none if it keeps none there."""
+    """Return the labels that a data set has without reading volumes; an empty list if it has none."""
     labels = getattr(dataset, "labels", None)
     if isinstance(labels, (np.ndarray, torch.Tensor)):
         return list(labels)
@@ -74,7 +74,7 @@ def labels_of(dataset: Any) -> list[Any]:
 
 
 def _to_number(label: Any) -> Any:
-    """Return a label as a plain value, numbers as ``int`` or ``float``; ``None`` for several values in one."""
+    """Return a label as a plain value, numbers as ``int`` or ``float``; ``None`` for labels of several values."""
     if isinstance(label, (np.ndarray, np.generic, torch.Tensor)):
         label = label.tolist()
     while isinstance(label, (list, tuple)) and len(label) == 1:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Preprocessing steps that decide what a network sees, as text that is stored with its weights."""
+"""Preprocessing steps that change a network's input, as text that is stored with its weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from monai.transforms import (
 )
 from monai.utils import CommonKeys
 
-# Steps that load, convert, move or arrange, and do not change voxels.
+# Steps that load, convert, move or rearrange data, and do not change voxels.
 NEUTRAL_STEPS = {
     "AsChannelLast", "CastToType", "CheckVolume", "ClassesToIndices", "ConcatItems", "CopyItems", "DataStats",
     "Decollate", "DeleteItems", "EnsureChannelFirst", "EnsureType", "FgBgToIndices", "FlattenSequence",
@@ -37,12 +37,12 @@ NEUTRAL_STEPS = {
 }  # fmt: skip
 # Settings of windows that depend on the units of the raw values (HU, 0 to 255 ...); the network sees the output range.
 WINDOW_SETTINGS = {"ScaleIntensityRange": {"a_min", "a_max", "clip"}}
-# Settings for the keys and types that a step is applied to.
+# Settings that select keys and types, and do not change voxels.
 IGNORED_SETTINGS = {
     "allow_missing_keys", "dtype", "first_key", "keys", "lazy", "meta_key_postfix", "meta_keys", "output_dtype",
     "track_meta",
 }  # fmt: skip
-# Settings of which a dictionary transform has one for each key.
+# Settings that have one value for each key in dictionary transforms.
 PER_KEY_SETTINGS = {"align_corners", "anti_aliasing", "anti_aliasing_sigma", "mode", "padding_mode"}
 # Keys of items that are not input of the network.
 NOT_INPUT_KEYS = {CommonKeys.LABEL, CommonKeys.PRED, CommonKeys.LOSS}
@@ -81,10 +81,10 @@ class Step(NamedTuple):
 
 
 def list_voxel_steps(transform: Any, random: bool = False) -> list[Step]:
-    """Return the steps of a transform, or of several, that change what a network sees, in their order.
+    """Return the steps of a transform, or of several, that change a network's input, in their order.
 
-    Steps that load, convert types, arrange channels or choose a device, and steps on labels only, are left out; so are
-    random steps, or with ``random`` all others.
+    Left out are steps that load, convert types, arrange channels or choose a device, steps on labels only, and random
+    steps. With ``random``, only random steps are returned.
     """
     return [
         _describe_step(each)
@@ -94,10 +94,10 @@ def list_voxel_steps(transform: Any, random: bool = False) -> list[Step]:
 
 
 def steps_to_text(steps: Sequence[Step], max_bytes: int) -> str:
-    """Return steps as text, one a line; if it is longer than ``max_bytes``, with digests instead of settings.
+    """Return steps as text, one per line; if it is longer than ``max_bytes``, with digests instead of settings.
 
     Raises:
-        ValueError: still too long.
+        ValueError: the text with digests is still too long.
     """
     for text in ("\n".join(step.text for step in steps) or NO_STEPS, "\n".join(step.short for step in steps)):
         if len(text.encode()) <= max_bytes:
@@ -106,17 +106,17 @@ def steps_to_text(steps: Sequence[Step], max_bytes: int) -> str:
 
 
 def find_difference(trained: str, steps: Sequence[Step]) -> tuple[str, str] | None:
-    """Return the first difference between a preprocessing and that of the training, or ``None``.
+    """Return the first difference between the preprocessing of this run and of the training, or ``None``.
 
-    All steps of the training must be there, in the same order; additional steps may only move voxels, since a data set
-    may have cubes of a size to which scans are first resampled.
+    All steps of the training must be present in the same order. Additional steps may only move voxels, because scans
+    may first be resampled to the cubes that a training set already has.
 
     Args:
         trained: text of :func:`steps_to_text` for the training.
         steps: steps of this run.
 
     Returns:
-        The step of the training and that of this run, as text.
+        The step of the training and the step of this run, as text.
     """
     wanted = [] if trained == NO_STEPS else trained.split("\n")
     found = 0
@@ -139,7 +139,7 @@ def list_transforms(loader: Any) -> list[Any] | None:
 
 
 def flatten_transforms(transform: Any) -> list[Any]:
-    """Return the transforms in a Compose or a list one by one; random choices, such as OneOf, are not taken apart."""
+    """Return the transforms in a Compose or a list one by one; random choices, such as OneOf, are not split."""
     if isinstance(transform, Compose) and not isinstance(transform, RANDOM_CHOICES):
         transform = transform.transforms
     if isinstance(transform, (list, tuple)):
@@ -175,9 +175,9 @@ def _describe_step(transform: Any) -> Step:
 
 
 def _list_settings(transform: Any, random: bool) -> dict[str, str]:
-    """Return the settings of a transform that are not defaults, including those of transforms in it.
+    """Return the settings of a transform that are not defaults, including the settings of transforms in it.
 
-    For random transforms only arguments count: their other attributes have the last random values.
+    For random transforms only constructor arguments count, because other attributes contain the last random values.
     """
     if isinstance(transform, (types.FunctionType, functools.partial)):
         return {"of": _to_text(transform)}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of scans -> predictions, maps of what they rest on, a page to read.
+"""Predictions for a folder of scans, with saliency maps and a report page.
 
-Names are imported when they are first used, so that a mistake on the command line is reported at once.
+Names are imported on first use, so that errors in command-line options are reported without delay.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from monai_llmboost.inference.page.report import write_report
     from monai_llmboost.inference.provenance import run_facts, run_provenance
 
-# Modules by the names that come from them.
+# Names and the modules that define them.
 _MODULES = {
     "DicomObjects": "dicom.objects",
     "HalvingInferer": "inferer",

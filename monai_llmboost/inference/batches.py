@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The batches of a run that are still to be predicted."""
+"""The batches of a run that are not predicted yet."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from monai_llmboost.inference.rows import Row
 class PendingBatches(Sampler):
     """Batches of a run that are not yet in its journal, as lists of indices, for ``DataLoader(batch_sampler=...)``.
 
-    Which cases form a batch depends on the cases alone, and a batch of which any case is missing is predicted as a
-    whole: so a resumed run, and one of several processes, gives exactly the numbers of an uninterrupted one.
+    The composition of batches depends only on the cases, and a batch with any missing case is predicted completely. So
+    a resumed run, and a run of several processes, gives exactly the numbers of an uninterrupted run.
 
     Args:
         cases: the cases.
-        journal: what is done; a case counts as done if it was predicted from the same bytes, and its maps and DICOM
-            objects are still there.
+        journal: journal of finished cases; a case is done if it was predicted from the same bytes, and its maps and
+            DICOM objects still exist.
         batch_size: cases in a batch.
-        rank: number of this process: it takes every ``world_size``-th batch.
+        rank: rank of this process, which takes every ``world_size``-th batch.
         world_size: number of processes.
 
     Raises:
-        ValueError: a wrong batch size; a name instead of cases.
+        ValueError: an invalid batch size; a name instead of cases.
 
     Example:
         >>> batches = PendingBatches(cases, Journal("out", key), batch_size=8)  # doctest: +SKIP
@@ -64,4 +64,4 @@ def _is_done(scan: Scan, done: Mapping[str, Row], journal: Journal) -> bool:
     try:
         return row.input_sha256 == scan_digest(scan) and journal.has_files(row)
     except OSError:
-        return False  # it will be refused, with the reason, when it is read
+        return False  # reading it will refuse it with the reason

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A scan on its way into the network, as a record and as the item that MONAI's loader batches."""
+"""A scan that was read for the network, as a record and as an item for MONAI's loader."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ def _unknown_affine() -> Tensor:
 class Case:
     """A scan that was read for the network, or refused with the reason.
 
-    Affines map voxels to RAS+ mm in float64; they are NaN where the transform leaves none.
+    Affines map voxels to RAS+ mm in float64; they are NaN if the transform keeps none.
 
     Args:
-        image: (channels, S0, S1, S2) float32, as the network takes it; zeros if refused.
-        index: place among the scans of the run.
-        refused: the reason; empty if it was read.
-        refused_kind: short word for the reason.
-        may_pass: whether the reason may be gone in the next run.
+        image: (channels, S0, S1, S2) float32, the network's input; zeros if refused.
+        index: index among the scans of the run.
+        refused: reason of the refusal; empty if the scan was read.
+        refused_kind: kind of the refusal.
+        may_pass: whether another run may succeed.
         warnings: sentences.
         input_sha256: digest of the bytes that were read.
-        affine: (4, 4) of ``image``.
-        input_affine: (4, 4) of the volume on its own grid.
-        input_shape: (3,) of the volume on its own grid.
-        voxels: that volume, float32 with i fastest, where a picture of it is wanted; else empty. Bytes, as loaders
-            batch them as they are, whatever the volume's shape, and move them between processes without shared memory.
-        seconds: spent on reading.
+        affine: (4, 4), affine of ``image``.
+        input_affine: (4, 4), affine of the original volume.
+        input_shape: (3,), voxels of the original volume.
+        voxels: the original volume, float32 with i fastest, if a picture of it is needed; else empty. It is kept as
+            bytes, because loaders batch bytes of any length and move them between processes without shared memory.
+        seconds: time for reading.
 
     Example:
         >>> case = Case(torch.zeros(1, 4, 4, 4), index=7, warnings=["odd", "spacing"])
@@ -58,13 +58,13 @@ class Case:
     seconds: float = 0.0
 
     def to_item(self) -> dict[str, Any]:
-        """Return the item that a loader collates."""
+        """Return the case as an item that a loader can collate."""
         return {each.name: getattr(self, each.name) for each in fields(self)} | {"warnings": "\n".join(self.warnings)}
 
     @classmethod
     def from_batch(cls, batch: Mapping[str, Any], position: int) -> Case:
         """Return a case of a collated batch."""
-        # Items of other data sets, and of transforms after ours, may have more keys, and fewer.
+        # Items of other data sets and transforms may have more or fewer keys.
         item = {each.name: batch[each.name][position] for each in fields(cls) if each.name in batch}
         return cls(
             **item
@@ -78,6 +78,6 @@ class Case:
 
     @property
     def volume(self) -> np.ndarray | None:
-        """The volume on its own grid, (i, j, k) float32; None if it was not kept."""
+        """The original volume, (i, j, k) float32; None if it was not kept."""
         shape = tuple(self.input_shape.tolist())
         return np.frombuffer(self.voxels, np.float32).reshape(shape, order="F") if self.voxels else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a case's own files, made of its name, whatever that holds."""
+"""Safe folder names for the files of a case, derived from its name."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import hashlib
 import re
 from pathlib import Path
 
-# A longer part of a case's name is cut; file systems take 255 bytes.
+# Longer parts of a case's name are cut; file systems allow 255 bytes.
 LONGEST_PART = 60
-# Files that lie in such a folder, which no part of a name may be.
+# Names of files in such a folder, which parts of a case's name must not equal.
 MAP_NAMES = ("network", "before_booster", "after_booster")
 PREVIEW = "preview.webp"
 FILE_NAMES = {PREVIEW, "preview.png", *(f"{name}.nii.gz" for name in MAP_NAMES)}
@@ -18,7 +18,7 @@ FILE_NAMES = {PREVIEW, "preview.png", *(f"{name}.nii.gz" for name in MAP_NAMES)}
 def case_folder(name: str) -> Path:
     """Return a relative path without ``..`` for a case; different names give different folders.
 
-    A part of the name is kept where every file system takes it, and otherwise shortened and completed by a digest.
+    A part of the name is kept if it is valid on every file system; otherwise it is shortened and gets a digest.
 
     Example:
         >>> case_folder("site-1/scan.nii").as_posix()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scans as the cases of a run: found, chosen, checked by their headers, then read or refused one by one."""
+"""Scans as the cases of a run: found, selected, checked by their headers, then read or refused one by one."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ from monai_llmboost.inference.reasons import kind_of, may_pass, reason_of
 
 
 class ScanCases(Dataset):
-    """Scans found on disk as items, one for each that can be read as far as its header says.
+    """Data set of scans on disk, with one item for each scan that its header does not exclude.
 
-    An item holds the fields of :class:`monai_llmboost.inference.case.Case`. A scan that cannot be read correctly
-    becomes an item with the reason and an empty image, so that one bad scan costs one case and not the run.
+    An item contains the fields of :class:`monai_llmboost.inference.case.Case`. A scan that cannot be read correctly
+    becomes an item with the reason and an empty image, so that one bad scan does not stop the run.
 
     Args:
         where: a folder, a file, a pattern or a list file, or several of them; see
             :func:`monai_llmboost.data.find_scans`.
         transform: MONAI transform from ``{"image": path or paths}`` to ``{"image": (channels, S0, S1, S2)}``.
         image_shape: shape of the transformed images.
-        reader: what reads the volumes in ``transform``; also used to read one again for a picture.
+        reader: the reader in ``transform``; also used to read a volume again for a picture.
         follow_links: also follow links to folders, and links that lead out of the folder.
         leave_out: folders that are not searched, such as the output folder.
-        salt: a secret word; if given, cases are named by their salted hashes instead of their paths, and no path and no
+        salt: a secret text; if given, cases are named by their salted hashes instead of their paths, and no path and no
             UID is kept.
-        only: names of cases, or patterns of names such as ``"site-1/*"``, of which one must fit; ``None`` takes all.
-            With ``salt`` the name before and the one after count.
+        only: names of cases, or patterns of names such as ``"site-1/*"``; cases that match one are taken, ``None``
+            takes all. With ``salt``, both the original and the hashed name can match.
 
     Raises:
-        FileNotFoundError: nothing found.
-        ValueError: an empty salt; a name or pattern that fits no case.
+        FileNotFoundError: no scans were found.
+        ValueError: an empty salt; a name or pattern that matches no case.
 
     Example:
         >>> cases = ScanCases("scans", preprocessing, (1, 28, 28, 28))  # doctest: +SKIP
@@ -89,17 +89,17 @@ class ScanCases(Dataset):
 
     @property
     def hides_names(self) -> bool:
-        """Whether cases are named by hashes, and no file by its name."""
+        """Whether cases are named by hashes and file names are hidden."""
         return self.hidden is not None
 
     def reason(self, error: BaseException) -> str:
-        """Return why something went wrong, as :func:`reason_of`, without names of files if they are hidden."""
+        """Return the reason of an error, see :func:`reason_of`, without file names if they are hidden."""
         return reason_of(error, None if self.hidden is None else self.hidden.text)
 
     def keep_volumes(self, cases: Collection[str], most_bytes: int) -> None:
-        """Keep the volumes of these cases, by name, on their own grids next to their images.
+        """Keep the original volumes of these cases, by name, in addition to their images.
 
-        Larger ones than ``most_bytes`` in float32 are not kept.
+        Volumes larger than ``most_bytes`` in float32 are not kept.
         """
         self._kept, self._most_bytes = frozenset(cases), most_bytes
 
@@ -123,7 +123,7 @@ class ScanCases(Dataset):
                 case.input_shape = torch.as_tensor(np.asarray(image.meta["spatial_shape"])[:3], dtype=torch.int64)
                 image = image.as_tensor()
             case.image = torch.as_tensor(image, dtype=torch.float32)
-        except Exception as error:  # whatever a reader or a transform raises concerns this case alone
+        except Exception as error:  # any error of a reader or a transform concerns only this case
             case.refused, case.refused_kind, case.may_pass = self.reason(error), kind_of(error), may_pass(error)
             case.voxels = b""
         if self.hidden is not None:
@@ -132,7 +132,7 @@ class ScanCases(Dataset):
         return case
 
     def _load(self, scan: Scan) -> tuple[Any, bytes]:
-        """Return the image, and the volume as it was read, before any other step, where it is to be kept."""
+        """Return the image, and the volume before other transforms if it is to be kept."""
         item, transform = {"image": _source(scan)}, self.transform
         if scan.name not in self._kept or not _begins_with_loading(transform):
             return transform(item)["image"], b""
@@ -150,14 +150,14 @@ class ScanCases(Dataset):
             raise RefusedScan("voxels are NaN or infinite after the transforms: correct them", kind="not-finite")
 
     def volume(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Read a case's volume again, on its own grid.
+        """Read the original volume of a case again.
 
         Returns:
             Voxels (i, j, k) float32, and their affine to RAS+ mm.
 
         Raises:
             ValueError: no reader was given.
-            RefusedScan: the scan is refused, or cannot be read.
+            RefusedScan: the scan cannot be read, or is refused.
         """
         if self.reader is None:
             raise ValueError("there is no reader to read a volume again: give ScanCases its reader")
@@ -169,13 +169,13 @@ class ScanCases(Dataset):
 
 
 def scan_digest(scan: Scan) -> str:
-    """Return the digest of the bytes of a scan's files, and of which volume in them it is."""
+    """Return the digest of the bytes of a scan's files, combined with the stack if there is one."""
     digest = files_digest(scan.files)
     return text_digest([digest, scan.stack]) if scan.stack else digest
 
 
 def _find(where: Any, follow_links: bool, leave_out: Any, hide: bool) -> tuple[list[Scan], list[SkippedFile]]:
-    """Return the scans and the other files; where nothing is found, ``hide`` keeps file names out of the message."""
+    """Return the scans and the other files; ``hide`` removes file names from the message if nothing is found."""
     try:
         return find_scans(_as_list(where), follow_links, [Path(path).absolute() for path in _as_list(leave_out)])
     except FileNotFoundError:
@@ -185,10 +185,10 @@ def _find(where: Any, follow_links: bool, leave_out: Any, hide: bool) -> tuple[l
 
 
 def _choose(scans: Sequence[Scan], patterns: Sequence[str], salt: str | None) -> list[Scan]:
-    """Return the scans whose name, or salted name, is one of the patterns or fits one.
+    """Return the scans whose name, or salted name, equals or matches one of the patterns.
 
     Raises:
-        ValueError: a pattern that fits none.
+        ValueError: a pattern matches no scan.
     """
     names = [{scan.name} if salt is None else {scan.name, hashed(scan.name, str(salt))} for scan in scans]
     chosen: set[int] = set()
@@ -203,7 +203,7 @@ def _choose(scans: Sequence[Scan], patterns: Sequence[str], salt: str | None) ->
 
 
 def _shape_check(transform: Any) -> Callable[[Scan], None] | None:
-    """Return what the first transform that can check a shape does with that of a scan."""
+    """Return a check of a scan's shape by the first transform with ``check_shape``; None if there is none."""
     check = next(
         filter(None, (getattr(one, "check_shape", None) for one in getattr(transform, "transforms", ()))), None
     )
@@ -211,7 +211,7 @@ def _shape_check(transform: Any) -> Callable[[Scan], None] | None:
 
 
 def _check_header(scan: Scan, checks: Sequence[Callable[[Scan], None] | None]) -> Scan:
-    """Return a scan, refused if its header alone says that reading it would refuse it."""
+    """Return a scan, refused if its header shows that reading would refuse it."""
     try:
         for check in checks:
             if check is not None and not scan.refused:
@@ -222,7 +222,7 @@ def _check_header(scan: Scan, checks: Sequence[Callable[[Scan], None] | None]) -
 
 
 def _begins_with_loading(transform: Any) -> bool:
-    """Return whether the first step, and no other, reads the volume."""
+    """Return whether the first transform reads the volume."""
     return isinstance(transform, Compose) and isinstance(next(iter(transform.transforms), None), LoadImaged)
 
 
@@ -231,5 +231,5 @@ def _as_list(where: Any) -> list[Any]:
 
 
 def _source(scan: Scan) -> Any:
-    """Return what the reader takes for a scan."""
+    """Return the reader's input for a scan."""
     return str(scan.files[0]) if scan.format == "NIfTI" else get_reader_paths(scan)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well trained weights performed on labelled cases, as far as files next to them prove it."""
+"""Performance of trained weights on labelled cases, from files that provably belong to the weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from monai_llmboost.engines.curves import CURVES, read_curves
 from monai_llmboost.engines.progress import DIGEST
 from monai_llmboost.engines.results import METRICS_FILE
 
-# Largest difference of a number that two files hold with other numbers of digits.
+# Largest difference of a number that two files contain with different numbers of digits.
 SAME = 1e-6
 NONE = (
     "No figures on how well these weights perform were found: a probability alone does not say how often it is right."
@@ -23,21 +23,21 @@ NONE = (
 
 
 def weights_digest(ckpt_dir: str | Path, weights: str = "best") -> str:
-    """Return the sha256 of the weights that an evaluation reads; empty if there are none."""
+    """Return the sha256 of the weights for an evaluation; empty if there are none."""
     path = Path(ckpt_dir) / WEIGHTS.get(weights, weights)
     return file_digest(path) if path.is_file() else ""
 
 
 def figures_of(weights: str | Path, folders: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
-    """Return the figures of a file of weights, of ``"evaluation"`` and ``"validation"``.
+    """Return the figures of a weight file from ``"evaluation"`` and ``"validation"``.
 
-    An evaluation counts if its ``metrics.json`` has the digest of these weights, validation if the
-    ``learning_curves.csv`` agrees with the ``last.pt`` next to the weights, which has their digest (or, of an earlier
-    version, was written after them).
+    An evaluation is used if its ``metrics.json`` has the digest of these weights. Validation is used if
+    ``learning_curves.csv`` agrees with the ``last.pt`` next to the weights and ``last.pt`` has their digest (in earlier
+    versions: was written after them).
 
     Args:
         weights: the file.
-        folders: where training and evaluation may have written.
+        folders: possible output folders of training and evaluation.
     """
     path = Path(weights)
     if not path.is_file():
@@ -54,7 +54,7 @@ def figures_of(weights: str | Path, folders: Sequence[str | Path]) -> dict[str, 
 
 
 def sentences(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the figures as sentences, or that there are none."""
+    """Return the figures as sentences, or a sentence that there are none."""
     sentences = []
     if evaluation := figures.get("evaluation"):
         split, folds = evaluation.get("split", "test"), evaluation.get("folds")
@@ -84,19 +84,19 @@ def _metrics(path: Path) -> dict[str, Any]:
 
 
 def _validation(weights: Path, curves: Path) -> dict[str, Any]:
-    """Return the row of the best epoch, if both files are of the training that the weights come from."""
+    """Return the row of the best epoch, if both files belong to the training of the weights."""
     last = weights.with_name(LAST)
     try:
         state = load_weights(last)
         best, digest = state["best"], state.get(DIGEST)
-        # Earlier versions kept no digest: then these are the weights before the last epoch's.
+        # Earlier versions kept no digest; the times of the files are compared instead.
         earlier = weights.name == BEST and weights.stat().st_mtime_ns <= last.stat().st_mtime_ns
         if not (earlier if digest is None else file_digest(weights) == digest):
             return {}
         rows = [row for row in read_curves(curves) if row["epoch"] == best["epoch"] and "val_auc" in row]
         if not rows or abs(rows[0]["val_auc"] - best["value"]) > SAME:
             return {}
-    except (OSError, ValueError, LookupError, TypeError):  # missing, or files of something else, which prove nothing
+    except (OSError, ValueError, LookupError, TypeError):  # files are missing or are of another kind
         return {}
     keys = {"auc": "val_auc", "acc": "val_acc"}
     return {"epoch": rows[0]["epoch"], **{name: rows[0][key] for name, key in keys.items() if key in rows[0]}}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From an evaluator's batches to rows: into the journal as they come, into tables and a page at the end."""
+"""Handler that turns an evaluator's batches into rows of the journal, and at the end into tables and a report."""
 
 from __future__ import annotations
 
@@ -36,43 +36,43 @@ from monai_llmboost.networks.class_names import unwrap
 from monai_llmboost.tasks import Classification
 
 logger = logging.getLogger("monai_llmboost")
-# What a bundle's metadata says of a network that takes images of any kind.
+# Modality in the metadata of a bundle whose network takes images of any modality.
 ANY_MODALITY = ("", "any", "n/a")
-# Most memory for volumes that wait for their pictures, over all cases that a loader may have read ahead. Volumes beyond
-# it are read again for their pictures.
+# Maximum memory for volumes that are kept for pictures, over all cases that a loader may read ahead. Other volumes are
+# read again for their pictures.
 KEPT_BYTES = 2 << 30
 
 
 class Predictions:
-    """Writes what an evaluator predicts for scans: each batch into the journal at once, everything else at the end.
+    """Writes an evaluator's predictions for scans: each batch to the journal at once, all other files at the end.
 
-    Into the output folder come ``predictions.csv`` and ``predictions.json`` (a row for each case: probabilities or the
-    reason why there are none, warnings, seconds), ``run.json`` (what made them), ``report.html``, and on request
-    ``saliency/`` and ``dicom/``. A case whose probabilities are not finite is refused.
+    The output folder gets ``predictions.csv`` and ``predictions.json`` (a row for each case: probabilities or the
+    reason of the refusal, warnings, seconds), ``run.json`` (provenance), ``report.html``, and on request ``saliency/``
+    and ``dicom/``. A case whose probabilities are not finite is refused.
 
     Args:
-        output_dir: the folder; earlier files of these names are renamed, unless they are of this run and all their
-            cases are there again. Maps and DICOM objects of a case replace those of an earlier run; other files are
-            never touched.
-        network: gives the names of its classes, those of the checkpoint it loaded.
+        output_dir: the folder; earlier files of these names are renamed, unless they belong to this run and the new
+            files contain all their cases. Maps and DICOM objects of a case replace those of an earlier run; other files
+            are never changed.
+        network: the network, whose checkpoint contains the class names.
         cases: the scans.
-        batches: the part of them to be predicted.
-        journal: where finished cases are kept.
-        provenance: what makes the predictions, see :func:`monai_llmboost.inference.run_provenance`.
-        modality: what the network was trained on, such as ``"CT"``; a DICOM scan of another modality gets a warning.
-        report: write the page.
-        saliency: draws maps of what the prediction rests on; None draws none.
-        dicom: writes DICOM objects for scans that came as DICOM; None writes none.
+        batches: the cases that are not predicted yet.
+        journal: journal of finished cases.
+        provenance: provenance of the predictions, see :func:`monai_llmboost.inference.run_provenance`.
+        modality: modality of the training data, such as ``"CT"``; DICOM scans of another modality get a warning.
+        report: write the report.
+        saliency: draws saliency maps; None draws none.
+        dicom: writes DICOM objects for DICOM scans; None writes none.
         view: names of cases for the page's three-plane viewer; None takes the first predicted case if there are maps.
-        weights: loads the weights that ``provenance`` names into ``network`` when the run starts, so that names and
-            numbers are theirs whether or not anything is left to predict. None is a ``model.pt`` that it names.
-        columns: further columns of the tables, of scans that came as DICOM: ``"study_uid"``, ``"accession_number"``.
+        weights: loads the weights in ``provenance`` into ``network`` when the run starts, so that class names are right
+            even if no case is left to predict. None loads a ``model.pt`` that ``provenance`` names.
+        columns: additional columns of the tables for DICOM scans: ``"study_uid"``, ``"accession_number"``.
         facts: the name of ``provenance`` in earlier copies of bundles.
 
     Raises:
-        ValueError: a report that is neither True nor False; an unknown column, or one of cases whose names are hidden;
-            from :meth:`start`, a case to view that is not there, weights that do not fit, or a folder that holds the
-            names that are to be hidden; from the run, a network without loaded weights.
+        ValueError: a report that is neither True nor False; an unknown column, or columns with hidden names; from
+            :meth:`start`, an unknown case to view, weights that do not fit, or a folder that contains names that must
+            be hidden; from the run, a network without loaded weights.
         FileNotFoundError: from :meth:`start`, there are no weights.
 
     Example:
@@ -134,7 +134,7 @@ class Predictions:
         self.loaded = True
 
     def start(self) -> None:
-        """Load the weights, lock the output folder, and log what was found."""
+        """Load the weights, lock the output folder, and log the numbers of scans."""
         self.outputs.check_view()
         self._load()
         self._check_hidden()
@@ -146,10 +146,10 @@ class Predictions:
         )
 
     def _load(self) -> None:
-        """Load the weights that the provenance names, first of all, whatever is left to do."""
+        """Load the weights that the provenance names, even if no case is left to predict."""
         file, digest = Path(self.provenance["weights"]["file"]), self.provenance["weights"]["sha256"]
         if self.weights is None and file.name == WEIGHTS["best"] and file.is_file():
-            self.weights = TrainedWeights(file.parent, self.network)  # copies of the bundle from before it named them
+            self.weights = TrainedWeights(file.parent, self.network)  # for bundles from before the option `weights`
         if self.weights is None:
             return
         self.weights.load()
@@ -173,13 +173,13 @@ class Predictions:
             )
 
     def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator that does not decollate, whose batches are of :class:`ScanCases`."""
+        """Attach to an evaluator that does not decollate and runs on batches of :class:`ScanCases`."""
         engine.add_event_handler(Events.STARTED, self._started_run)
         engine.add_event_handler(Events.ITERATION_STARTED, self._iteration_started)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
 
     def _started_run(self, engine: Engine) -> None:
-        """Share out the memory for volumes among all cases that may be read at a time."""
+        """Divide the memory for volumes among all cases that may be read ahead."""
         loader: Any = engine.state.dataloader
         ahead = getattr(loader, "num_workers", 0) * (getattr(loader, "prefetch_factor", None) or 0)
         self.outputs.keep_volumes(KEPT_BYTES // (self.batches.batch_size * (1 + ahead)))
@@ -204,7 +204,7 @@ class Predictions:
         self.journal.append(rows)
 
     def _row(self, case: Case, values: list[float], fits: bool, task: Classification) -> Row:
-        """Return the row of a case from the network's output, or with the reason why it is refused."""
+        """Return the row of a case with the network's output, or with the reason of the refusal."""
         scan = self.cases.scans[case.index]
         row = Row.of_scan(scan)
         row.warnings, row.input_sha256 = case.warnings, case.input_sha256
@@ -223,7 +223,7 @@ class Predictions:
         return row
 
     def finish(self) -> dict[str, int]:
-        """Write tables, provenance and page, on rank 0, and return :attr:`counts`."""
+        """Write tables, provenance and report on rank 0, and return :attr:`counts`."""
         idist.barrier()
         mine = {scan.name for scan in self.cases.scans}
         rows = [row for case, row in self.journal.rows().items() if case in mine]

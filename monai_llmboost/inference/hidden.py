@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hide names: salted hashes for cases, and sentences that name no file."""
+"""Hidden names: salted hashes of cases, and messages without file names."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from pathlib import Path
 
 from monai_llmboost.data import Scan, SkippedFile
 
-# Names of cases that are hidden.
+# Hashed names of cases.
 HASHED = re.compile(r"case-[0-9a-f]{16}")
-# Replaces the name of a file in a sentence.
+# Replacement for file names in messages.
 A_FILE = "(a file)"
 
 
 def hashed(text: str, salt: str) -> str:
-    """Return the hash that replaces a name; nobody can compute it without the salt."""
+    """Return the hash that replaces a name; it cannot be computed without the salt."""
     return f"case-{hmac.new(salt.encode(), text.encode(errors='surrogateescape'), hashlib.sha256).hexdigest()[:16]}"
 
 
 class HiddenNames:
-    """Hides the names of cases and of all files of a run, which may be those of patients.
+    """Hides the names of cases and of all files of a run, which may contain names of patients.
 
-    In sentences, every name and path of a file that was found is replaced.
+    In messages, every name and path of a found file is replaced.
 
     Args:
-        salt: a secret word.
+        salt: a secret text.
         scans: all scans that were found.
         skipped: all other files.
 
@@ -44,10 +44,10 @@ class HiddenNames:
         files = (*(file for scan in scans for file in scan.files), *(file.path for file in skipped))
         self._names = set(_names(files))
         self._lengths = sorted({len(name) for name in self._names}, reverse=True)
-        self._known: dict[str, str] = {}  # many files are skipped for one reason
+        self._known: dict[str, str] = {}  # cache, because many files have the same reason
 
     def scan(self, scan: Scan) -> Scan:
-        """Return a scan under its hash, without UID, and without names in its sentences."""
+        """Return a scan with its hash as the name, without UID, and without names in its messages."""
         return replace(
             scan,
             name=hashed(scan.name, self.salt),
@@ -57,11 +57,11 @@ class HiddenNames:
         )
 
     def skipped(self, file: SkippedFile) -> SkippedFile:
-        """Return a skipped file under its hash, without names in its reason."""
+        """Return a skipped file with its hash as the name, without names in its reason."""
         return SkippedFile(Path(hashed(str(file.path), self.salt)), self.text(file.reason))
 
     def text(self, text: str) -> str:
-        """Return a text with :data:`A_FILE` in place of each name."""
+        """Return a text with :data:`A_FILE` instead of each name."""
         if text not in self._known:
             self._known[text] = "".join(self._parts(text))
         return self._known[text]
@@ -74,7 +74,7 @@ class HiddenNames:
             position = end or position + 1
 
     def _end_of_name(self, text: str, start: int) -> int:
-        """Return where the longest name that begins at ``start`` ends; 0 if none does."""
+        """Return the end of the longest name that begins at ``start``; 0 if there is none."""
         if start and _is_word_character(text[start - 1]):
             return 0
         for length in self._lengths:
@@ -85,10 +85,10 @@ class HiddenNames:
 
 
 def _names(files: Iterable[Path]) -> Iterable[str]:
-    """Yield everything by which a sentence may name files, also with its spaces joined."""
+    """Yield all names and paths of files that may occur in messages, also with joined spaces."""
     for file in files:
         paths = [str(path) for path in (file, file.absolute(), file.parent, file.parent.absolute())]
-        # A folder such as "in", alone, is a word of many sentences.
+        # Paths without "/" are skipped, because a folder such as "in" is a word of many messages.
         for name in (file.name, *(path for path in paths if "/" in path.strip("/"))):
             yield name
             yield " ".join(name.split())

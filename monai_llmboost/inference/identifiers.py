@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Columns that identify a patient's examination, read from DICOM files only where they are asked for."""
+"""Columns that identify a patient's examination, read from DICOM files only on request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from monai_llmboost.arguments import check_choice
 if TYPE_CHECKING:
     from monai_llmboost.data import Scan
 
-# Columns by the DICOM attributes that they hold.
+# Columns and their DICOM attributes.
 ATTRIBUTES = {"study_uid": "StudyInstanceUID", "accession_number": "AccessionNumber"}
 
 
@@ -29,7 +29,7 @@ def parse_columns(columns: Sequence[str] | str | None) -> tuple[str, ...]:
 
 
 def identifiers(scan: Scan, columns: Sequence[str]) -> dict[str, str]:
-    """Return the columns of a scan; empty where it is no DICOM scan, or its first file has none."""
+    """Return the columns of a scan; empty if it is not a DICOM scan, or its first file lacks the attribute."""
     if not columns or scan.format != "DICOM":
         return dict.fromkeys(columns, "")
     from pydicom import dcmread
@@ -41,5 +41,5 @@ def identifiers(scan: Scan, columns: Sequence[str]) -> dict[str, str]:
         with silence_pydicom():
             data = dcmread(scan.files[0], stop_before_pixels=True, force=True, specific_tags=[*tags])
             return {name: str(data.get(tag) or "").strip() for name, tag in zip(columns, tags)}
-    except Exception:  # whatever a damaged file leads to: its row says why the scan is refused
+    except Exception:  # a damaged file may raise any error; its row gives the reason for the refusal
         return dict.fromkeys(columns, "")

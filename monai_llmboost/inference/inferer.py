@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An inferer for runs that must survive a batch that does not fit the device's memory."""
+"""An inferer that continues if a batch does not fit the device's memory."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from torch import Tensor
 
 
 class HalvingInferer(SimpleInferer):
-    """Runs the network on a batch; when the device has no memory for it, on its halves, down to single cases.
+    """Runs the network on a batch; if the device lacks memory, on halves of the batch, down to single cases.
 
-    The output of a single case that does not fit is NaN, so that it is refused and the others are predicted; ``unfit``
-    has the positions of such cases in the latest batch.
+    The output of a single case that does not fit is NaN, so that it is refused and the others are predicted. ``unfit``
+    contains the positions of such cases in the latest batch.
 
     Raises:
-        torch.OutOfMemoryError: a single case does not fit, and no case of the batch did, so that there is no output
-            whose shape NaN could take.
+        torch.OutOfMemoryError: no case of the batch fits, so that the shape of the output is unknown.
 
     Example:
         >>> HalvingInferer()(torch.ones(2, 1, 4, 4, 4), torch.nn.Flatten()).shape
@@ -49,7 +48,7 @@ class HalvingInferer(SimpleInferer):
         except torch.OutOfMemoryError:
             if len(inputs) == 1:
                 return [None]
-        # Outside of the handler, which would keep the failed call's tensors alive.
+        # Outside of the except clause, which would keep the tensors of the failed call.
         if inputs.is_cuda:
             torch.cuda.empty_cache()
         middle = len(inputs) // 2

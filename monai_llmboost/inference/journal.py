@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The journal of a run: finished cases, safe on disk, so that an interrupted run is resumed where it was."""
+"""The journal of a run: finished cases on disk, so that an interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from monai_llmboost.arguments import check_switch
 from monai_llmboost.inference.rows import Row
 
 FOLDER = "journal"
-# How the key of a run begins whose rows no other run can continue; what cannot be compared follows, and a semicolon.
+# Prefix of the key of a run that no other run can resume; the reason and a semicolon follow.
 INCOMPARABLE = "only this run: "
 
 
 class Journal:
-    """Rows of finished cases, one line of JSON each, in a file of each process, flushed to disk batch by batch.
+    """Rows of finished cases as lines of JSON, in one file per process, flushed to disk batch by batch.
 
-    A run is identified by its key: rows that another run wrote (other weights, block, transforms or versions) are never
-    mixed with its own. A line that a kill cut short is ignored.
+    A run is identified by its key: rows of another run (other weights, block, transforms or versions) are never mixed
+    with its rows. An incomplete last line is ignored.
 
     Args:
-        output_dir: folder of the run; the journal lies in its folder ``journal``.
+        output_dir: folder of the run; the journal is in its folder ``journal``.
         key: digest that identifies the run.
-        overwrite: start again, whatever lies there.
-        rank: number of this process among several.
+        overwrite: start again and delete an existing journal.
+        rank: rank of this process.
 
     Raises:
-        ValueError: from :meth:`rows`, if the journal is another run's; from :meth:`open`, if another process writes it.
+        ValueError: from :meth:`rows`, if the journal belongs to another run; from :meth:`open`, if another process
+            writes to it.
 
     Example:
         >>> import tempfile
@@ -61,7 +62,7 @@ class Journal:
         self._lock: FileLock | None = None
 
     def rows(self) -> dict[str, Row]:
-        """Return the rows so far, by case; of a case that was predicted twice the last."""
+        """Return the rows so far by case; the last row if a case was predicted twice."""
         if self.overwrite and not self.is_open:
             return {}
         rows: list[Row] = []
@@ -73,19 +74,19 @@ class Journal:
                     "another folder, or --overwrite"
                 )
             rows += map(Row.from_json, lines[1:])
-        # The files of ranks have no order among themselves, and another run may have shared out the cases otherwise.
+        # The files of ranks have no order, and another run may have distributed the cases differently.
         return {row.case: row for row in sorted(rows, key=lambda row: row.run)}
 
     def has_files(self, row: Row) -> bool:
-        """Return whether all maps and DICOM objects that were written with a row are still there."""
+        """Return whether all maps and DICOM objects of a row still exist."""
         return all((self.output_dir / name).is_file() for name in (*row.saliency.values(), *row.dicom.values()))
 
     def names(self) -> set[str]:
-        """Return the names of all cases in the journal, whichever run's they are."""
+        """Return the names of all cases in the journal, of any run."""
         return {row["case"] for path in self.folder.glob("rank-*.jsonl") for row in _lines(path)[1:]}
 
     def open(self) -> None:
-        """Lock the folder for this run, and empty the journal if it is to be overwritten; all ranks wait for that.
+        """Lock the folder for this run, and delete a journal that is overwritten; all ranks wait for this.
 
         Raises:
             ValueError: another process is writing there.
@@ -108,10 +109,10 @@ class Journal:
         self.is_open = True
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Add the rows of a batch; they are on the disk when this returns.
+        """Add the rows of a batch, and flush them to disk.
 
         Raises:
-            OSError: the disk is full, or the like; what was written before stays good.
+            OSError: the file cannot be written, for example on a full disk; earlier rows stay valid.
         """
         try:
             if not self._repaired:
@@ -125,7 +126,7 @@ class Journal:
             raise OSError(error.errno, reason) from error
 
     def _repair(self) -> None:
-        """Cut off what a kill left of a line, and ensure that the first line is the key."""
+        """Remove an incomplete last line, and write the key as the first line if it is missing."""
         self.folder.mkdir(parents=True, exist_ok=True)
         content = self.path.read_bytes() if self.path.exists() else b""
         whole = content.rfind(b"\n") + 1
@@ -149,10 +150,10 @@ def _difference(*keys: str) -> str:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a file of a journal; a last one that a kill cut short is left out.
+    """Return the complete lines of a file of a journal; an incomplete last line is left out.
 
     Raises:
-        ValueError: a line that is no row.
+        ValueError: a line is not a row.
     """
     rows = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):

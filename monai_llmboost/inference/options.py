@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of the options of a prediction, before anything that takes time."""
+"""Checks of the options of a prediction before slow steps."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def check_together(options: Mapping[str, Any]) -> None:
 
 
 def check_places(output: Path, options: Mapping[str, Any]) -> None:
-    """Check that the output may be a folder, and that there is something at each input."""
+    """Check that the output can be a folder, and that each input exists."""
     existing = next((path for path in (output, *output.parents) if path.exists()), output)
     if existing.exists() and not existing.is_dir():
         raise ValueError(f"--output must be a folder, and {existing} is a file: give another")
@@ -46,7 +46,7 @@ def check_places(output: Path, options: Mapping[str, Any]) -> None:
 
 
 def check_weights(arguments: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-    """Check that there are weights, where the bundle looks for them as ours do: before the scans are searched."""
+    """Check before the search that weights exist, if the bundle uses the usual folder for them."""
     config_file = Path(arguments["config_file"][0])
     config = json.loads(config_file.read_text())
     if config.get(Option.CKPT_DIR) != USUAL_CKPT_DIR:
@@ -64,7 +64,7 @@ def parse_device(name: str) -> torch.device:
     """Return the torch device of a name such as ``"cpu"`` or ``"cuda:1"``.
 
     Raises:
-        ValueError: an unknown name, or a device that is not here.
+        ValueError: an unknown name, or a device that does not exist.
     """
     if not DEVICES.fullmatch(name):
         raise ValueError(f"unknown --device {name!r}; choose from auto, cpu, cuda, cuda:1 ...")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is drawn and written of a predicted case next to its row: maps, DICOM objects, a thumbnail, a viewer."""
+"""Outputs of a predicted case besides its row: maps, DICOM objects, a thumbnail, a viewer."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from monai_llmboost.inference.reasons import may_pass
 from monai_llmboost.inference.rows import Row
 from monai_llmboost.tasks import Classification
 
-# Gives a volume on its own grid, (i, j, k), and its affine to RAS+ mm.
+# Function that returns the original volume, (i, j, k), and its affine to RAS+ mm.
 VolumeOf = Callable[[], tuple[np.ndarray, np.ndarray]]
 
 
 class CaseOutputs:
-    """Makes the outputs of predicted cases, each from one reading of its volume.
+    """Makes the outputs of predicted cases; each volume is read once.
 
     Args:
         cases: the scans.
         output_dir: folder of the run.
         saliency: draws maps; None draws none.
-        dicom: writes DICOM objects of scans that came as DICOM; None writes none.
-        report: whether there will be a page, for which thumbnails and viewers are made.
-        view: names of the cases that get a viewer; None takes the first predicted one if there are maps.
+        dicom: writes DICOM objects for DICOM scans; None writes none.
+        report: whether to make thumbnails and viewers for the report.
+        view: names of the cases with a viewer; None takes the first predicted case if there are maps.
     """
 
     def __init__(
@@ -63,19 +63,19 @@ class CaseOutputs:
         """Check that the cases to view were found.
 
         Raises:
-            ValueError: one was not.
+            ValueError: a case to view was not found.
         """
         for case in self.view or ():
             if case not in self._index:
                 raise ValueError(f"--view {case!r} is none of the cases that were found: see the column case")
 
     def keep_volumes(self, most_bytes: int) -> None:
-        """Let the cases keep each volume of which a picture or a viewer is wanted, up to this size."""
+        """Keep volumes up to this size for cases that need a picture or a viewer."""
         viewed = self.view if self.report and idist.get_rank() == 0 else None
         self.cases.keep_volumes((viewed or ()) if self.saliency is None else self._index, most_bytes)
 
     def make(self, row: Row, case: Case, task: Classification) -> None:
-        """Make all outputs of a predicted case, and enter them into its row."""
+        """Make all outputs of a predicted case, and add them to its row."""
         volume_of = _volume_of(self.cases, case.index, case)
         relevance = None if self.saliency is None else self._draw_maps(self.saliency, row, case, task, volume_of)
         scan = self.cases.scans[case.index]
@@ -90,9 +90,10 @@ class CaseOutputs:
             self._draw_viewer(row.case, volume_of, relevance)
 
     def complete(self, rows: Sequence[Row]) -> list[Viewer]:
-        """Make what is missing for the page, such as after an earlier run without one, and return its viewers.
+        """Make thumbnails and viewers that the page still lacks, and return the viewers.
 
-        A case that was to have a viewer and has none gets a warning. The rows are those of all cases.
+        They are missing, for example, after an earlier run without a page. Cases whose viewer cannot be made get a
+        warning. ``rows`` are the rows of all cases.
         """
         if not self.report:
             return []
@@ -110,18 +111,18 @@ class CaseOutputs:
                 continue
             volume_of = _volume_of(self.cases, self._index[row.case], case)
             error = self._draw_viewer(row.case, volume_of, _read_map(self.output_dir, row))
-            if error is not None:  # the volume cannot be read any more; its prediction stands
+            if error is not None:  # the volume cannot be read any more; its prediction is kept
                 row.warnings.append(f"no viewer: {self.cases.reason(error)}")
         return [self._viewers[case] for case in viewed if case in self._viewers]
 
     def _draw_maps(
         self, saliency: SaliencyMaps, row: Row, case: Case, task: Classification, volume_of: VolumeOf
     ) -> np.ndarray | None:
-        """Write the maps of a case, and return the one of the whole network."""
+        """Write the maps of a case, and return the map of the whole network."""
         title = f"{row.case}: {row.predicted} {max(row.probabilities):.3f}"
         try:
             maps = saliency(row.case, case, task.predicted(row.probabilities), lambda: volume_of()[0], title)
-        # Such as transforms of the user that keep no geometry; what may pass is tried again, and so is the case.
+        # For example, a user's transforms keep no geometry. If the error may pass, the next run repeats the case.
         except (ValueError, MemoryError, torch.OutOfMemoryError) as error:
             row.warnings.append(f"no saliency: {self.cases.reason(error)}")
             row.may_pass = row.may_pass or may_pass(error)
@@ -130,7 +131,7 @@ class CaseOutputs:
         return maps.values["network"]
 
     def _draw_viewer(self, case: str, volume_of: VolumeOf, relevance: np.ndarray | None) -> Exception | None:
-        """Draw the viewer of a case, or return what went wrong."""
+        """Draw the viewer of a case; return the error if this fails."""
         try:
             self._viewers[case] = Viewer(case, viewer_html(*volume_of(), relevance, case))
         except (ValueError, OSError) as error:
@@ -138,7 +139,7 @@ class CaseOutputs:
         return None
 
     def _is_viewed(self, case: str) -> bool:
-        """Return whether a case that is being predicted will get a viewer, as far as that is known by now."""
+        """Return whether a case gets a viewer, judged by the cases predicted so far."""
         if not self.report or idist.get_rank() != 0:  # the first process writes the page
             return False
         if self.view is not None:
@@ -152,7 +153,7 @@ class CaseOutputs:
 
 
 def _volume_of(cases: ScanCases, index: int, case: Case | None) -> VolumeOf:
-    """Return what gives the volume of a case: kept when the case was read, or read again, once."""
+    """Return a function for the volume of a case: the kept volume, or the volume read again, once."""
 
     @cache
     def read() -> tuple[np.ndarray, np.ndarray]:

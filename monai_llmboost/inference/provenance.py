@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What made a prediction: weights, block, config, code and versions, and the digest of all of these."""
+"""Provenance of predictions: weights, block, config, code and versions, and the digest of all of these."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from monai_llmboost.inference.journal import INCOMPARABLE
 from monai_llmboost.networks.class_names import unwrap
 
 PACKAGES = ("monai-llmboost", "monai", "torch", "numpy", "nibabel", "SimpleITK", "pydicom")
-# The code that turns a file into a prediction: rows made by other versions of it are not mixed.
+# Packages that determine a prediction; rows from different versions are not mixed.
 DECISIVE_PACKAGES = ("monai-llmboost", "monai", "torch")
 
 
@@ -52,23 +52,22 @@ def run_provenance(
     device: torch.device | str = "cpu",
     config: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return what makes the predictions of a run, as plain JSON types, with the digest ``key`` of all that decides.
+    """Return the provenance of a run's predictions as JSON types, with the digest ``key`` that identifies the run.
 
-    The key is made of the digest of the weights, the fingerprint of the block, the text of the merged config (but for
-    :data:`monai_llmboost.bundle.FREE`), the code that it names outside installed packages, and versions. Where the
-    config holds objects of Python, or there is none, nothing tells whether another run does the same: then each run
-    has a key of its own.
+    The key is a digest of the weights' digest, the block's fingerprint, the text of the merged config (without
+    :data:`monai_llmboost.bundle.FREE`), the code that the config names outside installed packages, and versions. If the
+    config contains Python objects, or there is no config, runs cannot be compared and each run has a unique key.
 
     Args:
         weights: the checkpoint file.
-        network: the network that it is loaded into.
-        options: values that decide what comes out and that the text of the config leaves open, such as the precision.
-        metadata: what decides nothing, such as the bundle's name.
-        device: where it runs; decides nothing.
-        config: the merged config; ``None`` is the one that this is called from.
+        network: the network for these weights.
+        options: values that change predictions and are not in the text of the config, such as the precision.
+        metadata: values that do not change predictions, such as the bundle's name.
+        device: device of the run; not part of the key.
+        config: the merged config; ``None`` uses the config of the running bundle.
 
     Raises:
-        ValueError: an option that is no plain value.
+        ValueError: an option is not a plain value.
     """
     path = Path(weights)
     config = running_config() if config is None else config
@@ -77,7 +76,7 @@ def run_provenance(
     decisive = {
         "weights_sha256": file_digest(path) if path.is_file() else "",
         "block": describe_block(network),
-        "config": list(counting.values.items()),  # whose order counts
+        "config": list(counting.values.items()),  # a list, because the order matters
         "code": code_digests(config, folder if isinstance(folder, str) else None),
         "options": {name: _plain(name, value) for name, value in (options or {}).items()},
         "versions": versions(DECISIVE_PACKAGES),
@@ -88,7 +87,7 @@ def run_provenance(
         "weights": {"file": str(path), "sha256": decisive["weights_sha256"]},
         "block": decisive["block"],
         "network": str(unwrap(network)),
-        # Where names are hidden, no text of the config is written, which may hold some.
+        # If names are hidden, the config is not written, because its text may contain names.
         "config": {**counting.values, **counting.objects} if config.get(Option.SALT) is None else {},
         "code": decisive["code"],
         "options": decisive["options"],
@@ -107,7 +106,7 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def _own_key(objects: Mapping[str, str]) -> str:
-    """Return a key that no other run has, and all processes of this one."""
+    """Return a key that is unique to this run and equal in all its processes."""
     token: Any = uuid.uuid4().hex
     if idist.get_world_size() > 1:
         token = idist.broadcast(token, src=0)

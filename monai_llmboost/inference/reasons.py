@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an exception means for a case: the reason in a sentence, its kind, and whether it may pass."""
+"""Refusals from exceptions: the reason as a sentence, its kind, and whether another run may succeed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ LONGEST = 300
 
 
 def reason_of(error: BaseException, hide: Callable[[str], str] | None = None) -> str:
-    """Return the message at the root of what MONAI wraps ("applying transform ..."), on one line.
+    """Return the message of the original error without MONAI's wrapping ("applying transform ..."), on one line.
 
-    ``hide`` is applied to it, before it is cut to 300 characters.
+    ``hide`` is applied before the message is cut to 300 characters.
     """
     error = _cause(error)
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)  # a path may name a patient
@@ -26,13 +26,13 @@ def reason_of(error: BaseException, hide: Callable[[str], str] | None = None) ->
 
 
 def kind_of(error: BaseException) -> str:
-    """Return the short word for the kind of a refusal."""
+    """Return the kind of the refusal."""
     error = _cause(error)
     return "memory" if isinstance(error, torch.OutOfMemoryError) else get_refused_kind(error, "transforms")
 
 
 def may_pass(error: BaseException) -> bool:
-    """Return whether what went wrong may be gone in the next run: a lack of memory, or an error of the system.
+    """Return whether another run may succeed, as after a lack of memory or an error of the operating system.
 
     A scan that is refused for such a reason is not recorded as done, so that the same command tries it again.
     """
@@ -40,8 +40,8 @@ def may_pass(error: BaseException) -> bool:
     if isinstance(error, RefusedScan):
         return error.may_pass
     if isinstance(error, OSError):
-        return error.errno is not None  # a library's own, such as gzip's of a damaged file, have none
-    # torch has no class of its own for a CPU that has no memory left.
+        return error.errno is not None  # errors of libraries, such as gzip for a damaged file, have none
+    # torch has no error class for a CPU without memory.
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
 
 

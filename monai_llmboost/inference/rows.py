@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One case of a run as a record: a line of the journal, a row of the tables, a row of the page."""
+"""The record of a case of a run, for the journal, the tables and the report."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ if TYPE_CHECKING:
     from monai_llmboost.data import Scan
     from monai_llmboost.tasks import Task
 
-# Fields of a row that the journal or the page needs, and the tables do not have.
+# Fields of a row for the journal or the page only.
 NOT_IN_TABLES = ("thumbnail", "run", "may_pass")
-# What files hold in place of the answer of a refused case.
+# Answer of a refused case in files.
 NO_ANSWER: Mapping[str, Any] = {"probabilities": [], "predicted": ""}
-# Columns of predictions.csv before and after those of the task.
+# Columns of predictions.csv before and after the columns of the task.
 FIRST_COLUMNS, LAST_COLUMNS = ("case", "series_uid"), ("refused", "refused_kind", "warnings", "seconds")
 
 
 @dataclass
 class Row:
-    """A case of a run, predicted or refused. Files hold the fields in this order.
+    """A case of a run, predicted or refused. Files contain the fields in this order.
 
     Args:
-        case: its name.
+        case: name of the case.
         format: ``"NIfTI"`` or ``"DICOM"``.
-        series_uid: SeriesInstanceUID; of DICOM only.
-        modality: such as ``"CT"``; of DICOM only.
-        shape: voxels along (i, j, k), and volumes if there are several.
+        series_uid: SeriesInstanceUID; DICOM only.
+        modality: modality such as ``"CT"``; DICOM only.
+        shape: voxels along (i, j, k), and the number of volumes if there are several.
         spacing_mm: distance of neighbouring voxels along (i, j, k).
-        orientation: anatomical directions in which i, j, k grow, such as ``"LPS"``.
-        answer: what the task records of the network's output; files hold its items in place of this field.
+        orientation: anatomical directions of i, j, k, such as ``"LPS"``.
+        answer: the task's record of the network's output; files contain its items instead of this field.
         refused: why there is no answer; empty if there is one.
-        refused_kind: short word for that reason.
+        refused_kind: kind of the refusal.
         warnings: sentences.
-        seconds: spent on this case.
-        input_sha256: digest of the bytes that were read; empty if they were not.
+        seconds: time for this case.
+        input_sha256: digest of the bytes that were read; empty if none were read.
         saliency: path of each map and of the preview, relative to the output folder.
         dicom: path of each DICOM object, relative to the output folder.
         thumbnail: PNG in base64 for the page; empty without a page.
-        may_pass: whether the reason of a refusal may be gone in the next run.
-        run: number of the run that added it to the journal.
+        may_pass: whether another run may succeed.
+        run: number of the run that added the row to the journal.
 
     Example:
         >>> row = Row("a.nii", answer={"probabilities": [0.25, 0.75], "predicted": "ring"})
@@ -74,7 +74,7 @@ class Row:
 
     @classmethod
     def of_scan(cls, scan: Scan) -> Row:
-        """Return the row of a scan before it is read; of one that finding it refused, the final row."""
+        """Return the row of a scan before it is read; this is the final row if the search refused the scan."""
         return cls(
             case=scan.name,
             format=scan.format,
@@ -90,14 +90,14 @@ class Row:
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> Row:
-        """Return the row of a line of a journal, also of earlier versions, which did not have all fields."""
+        """Return the row from a line of a journal; lines of earlier versions may lack fields."""
         names = {each.name for each in fields(cls)}
         known = {name: value for name, value in line.items() if name in names}
         known.setdefault("may_pass", bool(line.get("refused")))  # earlier refusals do not say whether they may pass
         return cls(**known, answer={name: value for name, value in line.items() if name not in names})
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON types, those of the answer in its place."""
+        """Return the fields as JSON types, with the items of the answer instead of ``answer``."""
         values: dict[str, Any] = {}
         for each in fields(self):
             value = getattr(self, each.name)
@@ -105,7 +105,7 @@ class Row:
         return values
 
     def to_table(self) -> dict[str, Any]:
-        """Return the case as ``predictions.json`` holds it."""
+        """Return the case for ``predictions.json``."""
         values = {name: value for name, value in self.to_json().items() if name not in NOT_IN_TABLES}
         return {"refused_kind": self.refused_kind, **values}
 
@@ -128,10 +128,10 @@ class Row:
 
 
 def csv_columns(task: Task, identifying: Sequence[str] = ()) -> list[str]:
-    """Return the columns of ``predictions.csv`` in their order; identifying ones come after the series' UID."""
+    """Return the columns of ``predictions.csv`` in order; identifying columns follow ``series_uid``."""
     return [*FIRST_COLUMNS, *identifying, *task.columns(), *LAST_COLUMNS]
 
 
 def one_line(cells: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return cells, those of these names without line breaks."""
+    """Return the cells, without line breaks in the named ones."""
     return {**cells, **{name: " ".join(str(cells[name]).splitlines()) for name in names}}

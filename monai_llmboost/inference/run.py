@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a bundle's `inference.json` on scans: check, find, predict; the results are returned, and nothing is printed.
+"""Run a bundle's `inference.json` on scans: check, find, predict; results are returned, and nothing is printed.
 
-Importing this, and making a :class:`PredictJob`, which checks the options, takes no time: torch and MONAI are imported
-when the scans are searched.
+Importing this module and making a :class:`PredictJob`, which checks the options, is fast: torch and MONAI are imported
+only for the search for scans.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ JOB = "inference"
 
 
 class StoppedEarly(RuntimeError):
-    """A run that ended before its last scan; what it had predicted by then is kept."""
+    """A run that ended before its last scan; the predictions so far are kept."""
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """What a search found.
+    """The result of a search for scans.
 
     Args:
-        scans: to be predicted.
-        refused: scans that cannot be read correctly, as far as their headers say.
-        skipped: files that are no scans.
-        status: exit code of a run that predicts the scans.
+        scans: scans to predict.
+        refused: scans that cannot be read correctly according to their headers.
+        skipped: files that are not scans.
+        status: exit code of a run that predicts all ``scans``.
     """
 
     scans: Sequence[Scan]
@@ -51,18 +51,18 @@ class Inventory:
 
 @dataclass(frozen=True)
 class PredictResult:
-    """What a run did.
+    """The result of a run.
 
     Args:
         output: the folder with the files.
         rows: all cases, predicted or refused.
         counts: the number of cases ``predicted`` and ``refused``, and of files ``skipped``.
-        accepted: how many of the refusals are accepted.
-        without_viewer: cases that were to have a viewer and were refused.
+        accepted: the number of accepted refusals.
+        without_viewer: cases that have no viewer because they were refused.
         weights: the file of the weights.
-        figures: sentences on how well these weights did on labelled cases.
-        status: exit code: 0 every scan was predicted or its refusal is accepted, 1 some were refused, 2 none was
-            predicted.
+        figures: sentences on the performance of these weights on labelled cases.
+        status: exit code: 0 if every scan was predicted or its refusal is accepted, 1 if some were refused, 2 if none
+            was predicted.
     """
 
     output: Path
@@ -78,14 +78,14 @@ class PredictResult:
 class PredictJob:
     """Predicts scans with a bundle.
 
-    Under ``torchrun`` each process takes its share, and the first searches for it and writes the result for all.
+    Under ``torchrun`` each process predicts a part of the scans, and the first process writes the results of all.
 
     Args:
-        bundle: a bundle's folder, or the name of one of this package.
-        output: the folder to write into; an interrupted run is resumed there. None only looks at the scans.
+        bundle: a bundle's folder, or the name of a bundle of this package.
+        output: the output folder; an interrupted run is resumed there. None only searches for scans.
         arm: the arm that was trained.
-        accepted: refusals that do not count in the exit code.
-        only_find: only look at the scans: no weights are needed, and nothing is written.
+        accepted: refusals that do not change the exit code.
+        only_find: only search for scans, without weights and output.
         options: keys of ``inference.json``, such as ``dataset_dir`` and ``batch_size``.
 
     Raises:
@@ -128,7 +128,7 @@ class PredictJob:
         """Search for the scans and check their headers.
 
         Raises:
-            ValueError, OSError: no scan was found, or not one that is to be viewed.
+            ValueError, OSError: no scan was found, or a case to view was not found.
         """
         with _quietly():
             cases = self._open().cases
@@ -141,11 +141,11 @@ class PredictJob:
         return Inventory(cases.scans, cases.refused, cases.skipped, status)
 
     def run(self) -> PredictResult:
-        """Predict the scans, and write tables, provenance and page.
+        """Predict the scans, and write tables, provenance and report.
 
         Raises:
-            ValueError, OSError: nothing was found, the weights do not fit, or the like; nothing was predicted.
-            StoppedEarly: the like, when some were predicted already.
+            ValueError, OSError: an error before any prediction, such as no scans or weights that do not fit.
+            StoppedEarly: an error after some scans were predicted.
         """
         with _quietly():
             job = self._open()
@@ -189,12 +189,12 @@ def run_predict(
     accepted: AcceptedRefusals | None = None,
     **options: Any,
 ) -> PredictResult:
-    """Predict scans with a bundle, and write tables, provenance and page into a folder; see :class:`PredictJob`."""
+    """Predict scans with a bundle, and write tables, provenance and report into a folder; see :class:`PredictJob`."""
     return PredictJob(bundle, output, arm, accepted, **options).run()
 
 
 def _stopped_early(error: Exception, journal: Any) -> StoppedEarly | None:
-    """Return what a run that is worth resuming ends with; None for other errors."""
+    """Return the error for a run that can be resumed; None for other errors."""
     import torch
 
     cause = root_cause(error)
@@ -208,7 +208,7 @@ def _stopped_early(error: Exception, journal: Any) -> StoppedEarly | None:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Suppress what MONAI and Ignite report on every run, and raise what is at the root of MONAI's exceptions."""
+    """Suppress the usual logs and warnings of MONAI and Ignite, and raise the root cause of MONAI's exceptions."""
     disabled = logging.root.manager.disable
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

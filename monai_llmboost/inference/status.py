@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exit status of a run, and the refusals that do not count in it."""
+"""The exit status of a run, and accepted refusals, which do not change it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ALL_GOOD, SOME_FAILED, NOTHING_DONE = 0, 1, 2
 
 
 class Refusal(NamedTuple):
-    """Why a case was refused: the sentence, and the short word for its kind."""
+    """A refused case, with the reason and its kind."""
 
     case: str
     reason: str
@@ -26,10 +26,10 @@ class Refusal(NamedTuple):
 
 @dataclass(frozen=True)
 class AcceptedRefusals:
-    """Refusals that are normal in an archive, so that an exit status of 1 means new ones.
+    """Refusals that are normal in an archive, so that an exit status of 1 means new refusals.
 
     Args:
-        kinds: short words, as in the column ``refused_kind``.
+        kinds: kinds of refusals, as in the column ``refused_kind``.
         known: an earlier ``predictions.csv``, whose refused cases may be refused again for the same reason.
 
     Example:
@@ -39,7 +39,7 @@ class AcceptedRefusals:
         0
 
     Raises:
-        ValueError: from :meth:`split`, an unknown kind or a file that is no such table.
+        ValueError: from :meth:`split`, an unknown kind or a file that is not such a table.
         OSError: from :meth:`split`, the file cannot be read.
     """
 
@@ -47,7 +47,7 @@ class AcceptedRefusals:
     known: Path | None = None
 
     def check(self) -> None:
-        """Check the kinds and read the file, before anything that takes time or replaces the file."""
+        """Check the kinds and read the file, before slow steps and before the run replaces the file."""
         if self.kinds:
             from monai_llmboost.data.scans.scan import REFUSED_KINDS
 
@@ -56,14 +56,14 @@ class AcceptedRefusals:
         _ = self._known_refusals
 
     def split(self, refusals: Sequence[Refusal]) -> tuple[list[Refusal], list[Refusal]]:
-        """Return the refusals that are accepted, and the others."""
+        """Return the accepted refusals, and the others."""
         known = self._known_refusals
         accepted = [one for one in refusals if one.kind in self.kinds or (one.case, one.reason) in known]
         return accepted, [one for one in refusals if one not in accepted]
 
     @cached_property
     def _known_refusals(self) -> set[tuple[str, str]]:
-        """Cases and reasons in the table, read once: a run may replace it."""
+        """Cases and reasons in the table, read once, because a run may replace the table."""
         if self.known is None:
             return set()
         with self.known.open(newline="", encoding="utf-8") as file:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a finished run: tables, what made them, the page; earlier ones are renamed where they hold more."""
+"""The files of a finished run: tables, provenance and report; earlier files with other cases are renamed."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ CSV_TABLE, JSON_TABLE, RUN, REPORT = "predictions.csv", "predictions.json", "run
 
 @dataclass(frozen=True)
 class Results:
-    """All that the files of a run hold.
+    """The content of the files of a run.
 
     Args:
         rows: the cases, predicted or refused, in the order of the tables.
-        skipped: files that are no scans.
-        run: what made the predictions, as ``run.json`` and the page hold it.
-        task: gives the columns of an answer.
-        identifying: further columns of the tables for each case, by its name; all cases have the same ones.
-        viewers: of the page.
+        skipped: files that are not scans.
+        run: provenance of the predictions, for ``run.json`` and the report.
+        task: the task, which defines the columns of an answer.
+        identifying: additional columns of the tables by case; all cases have the same columns.
+        viewers: viewers in the report.
     """
 
     rows: Sequence[Row]
@@ -44,13 +44,13 @@ class Results:
 def write_results(output_dir: Path, results: Results, report: bool = True, overwrite: bool = False) -> None:
     """Write the files of a run, each atomically.
 
-    Earlier ones are renamed, unless ``overwrite`` says otherwise or they are of the same run and all their cases are in
-    the new ones.
+    Earlier files are renamed, unless ``overwrite`` is True or they belong to the same run and the new files contain all
+    their cases.
 
     Args:
         output_dir: the folder.
-        results: what they hold.
-        report: also write the page; without it, an earlier page is renamed if its tables are.
+        results: content of the files.
+        report: also write the page; otherwise, an earlier page is renamed if its tables are renamed.
         overwrite: replace earlier tables.
     """
     aside = not overwrite and loses_cases(output_dir, results.run["key"], results.rows)
@@ -92,25 +92,25 @@ def write_json(file: Any, value: Any) -> None:
 
 
 def read_run(output_dir: Path) -> dict[str, Any]:
-    """Return what made the tables in a folder; nothing if there are none."""
+    """Return the provenance of the tables in a folder; an empty dictionary if there are none."""
     return _read_object(output_dir / RUN)
 
 
 def loses_cases(output_dir: Path, key: str, rows: Iterable[Row]) -> bool:
-    """Return whether earlier tables are another run's, or have a case that the new ones lack or that has changed."""
+    """Return whether earlier tables belong to another run, or have cases that are missing or changed in ``rows``."""
     if read_run(output_dir).get("key") != key:
         return True
     new = {row.case: row.input_sha256 for row in rows}
     try:
         earlier = {row["case"]: row["input_sha256"] for row in _read_object(output_dir / JSON_TABLE)["cases"]}
     except (LookupError, TypeError):
-        return True  # somebody changed the table: nobody knows what it holds
+        return True  # the table was edited, so its content is unknown
     # A case that was refused before it was read has no digest.
     return any(case not in new or (digest and digest != new[case]) for case, digest in earlier.items())
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; an empty one if there is none."""
+    """Return the object in a JSON file; an empty dictionary if there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LLM checkpoint -> frozen block. Imports torch and safetensors; hub code and transformers only where needed."""
+"""Frozen blocks cut out of LLM checkpoints. Imports torch and safetensors; hub code and transformers only if needed."""
 
 from monai_llmboost.artifacts.signature import Signature
 from monai_llmboost.deprecated import moved

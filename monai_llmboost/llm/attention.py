@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the attention of a block offers to a computation that takes it apart: its form and its tensors.
+"""The form and tensors of a block's attention, for a read-out that computes the attention itself.
 
-A block that can be taken apart has ``attention_form`` (not ``None``), ``attention_tensors(h)``, ``attention_parts()``,
-``is_intact()`` and ``finish(h, attended)``, as :class:`monai_llmboost.llm.FrozenBlock`; any other can offer the same.
+A block that supports such a read-out has ``attention_form`` (not ``None``), ``attention_tensors(h)``,
+``attention_parts()``, ``is_intact()`` and ``finish(h, attended)``, like :class:`monai_llmboost.llm.FrozenBlock`. Any
+other class can offer the same interface.
 """
 
 from dataclasses import dataclass
@@ -13,13 +14,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class AttentionForm:
-    """The attention of a layer over unordered tokens, as numbers.
+    """Sizes and options of a layer's attention over unordered tokens.
 
     Args:
-        normed_keys: keys are normed, so that only they, and no values, need be made of each token; else the scores are
-            linear in the tokens but for each token's size.
+        normed_keys: keys are normed, so the read-out computes the keys of all tokens but no values; else the scores
+            are linear in the tokens, up to the size of each token.
         num_heads: query heads.
-        num_kv_heads: heads of keys and values.
+        num_kv_heads: key/value heads.
         head_size: features of a head.
         scale: factor of the scores.
         score_cap: scores s become ``cap * tanh(s / cap)``; 0 for none.
@@ -40,24 +41,24 @@ class AttentionForm:
 
 
 class AttentionTensors(NamedTuple):
-    """The queries of the tokens that are read, and the tensors by which the attention treats all tokens.
+    """The queries of the read tokens, and the attention weights applied to all tokens.
 
-    Matrices are (out, in), in the block's dtype; what a layer does not have is ``None``.
+    Matrices are (out, in), in the block's dtype; a tensor that the layer does not have is ``None``.
     """
 
-    queries: Tensor  # normed as the layer does, (B, R, heads * head size)
-    gain: Tensor | None  # of the norm before the attention, (D,)
-    norm_bias: Tensor | None  # of that norm, (D,)
+    queries: Tensor  # normed as in the layer, (B, R, heads * head size)
+    gain: Tensor | None  # gain of the norm before the attention, (D,)
+    norm_bias: Tensor | None  # bias of the norm before the attention, (D,)
     key: Tensor  # (kv heads * head size, D)
-    key_gain: Tensor | None  # of the keys' norm, (head size,) or (kv heads * head size,)
+    key_gain: Tensor | None  # gain of the keys' norm, (head size,) or (kv heads * head size,)
     value: Tensor  # (kv heads * head size, D)
     value_bias: Tensor | None  # (kv heads * head size,)
 
 
 def runs_as(part: nn.Module, *kinds: type[nn.Module]) -> bool:
-    """Return whether a call of the module does what one of these classes does, and nothing else.
+    """Return whether a call of the module runs ``forward`` of one of these classes, and nothing else.
 
-    A subclass that leaves ``forward`` as it is passes; hooks, and a ``forward`` set on the object, do not.
+    A subclass with inherited ``forward`` passes; a module with hooks, or with ``forward`` set on the object, does not.
     """
     hooks = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
     if hooks or "forward" in part.__dict__:
@@ -69,9 +70,9 @@ def runs_as(part: nn.Module, *kinds: type[nn.Module]) -> bool:
 def is_linear_map(part: nn.Module) -> bool:
     """Return whether a call of the module is ``x @ part.weight.T + part.bias``, and nothing else.
 
-    So it is for ``nn.Linear``, also with a parametrization, and for a class that declares ``is_linear_map = True`` next
-    to its ``forward``, whose ``weight`` may be a property; a subclass with its own ``forward`` has to declare it again.
-    A mere attribute ``weight`` is not enough: adapters of other libraries give the frozen weight by that name.
+    This is true for ``nn.Linear``, also with a parametrization, and for a class that declares ``is_linear_map = True``
+    next to its ``forward``; its ``weight`` may be a property. A subclass with a new ``forward`` must declare it again.
+    An attribute ``weight`` is not enough: adapters of other libraries use that name for the frozen weight.
     """
     if runs_as(part, nn.Linear):
         return True

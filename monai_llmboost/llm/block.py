@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One decoder layer of a language model, run on visual tokens: no positions, no mask, in both directions."""
+"""One decoder layer of a language model, run on visual tokens without positions and mask."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from monai_llmboost.llm.geometry import BlockGeometry
 
 
 class DecoderBlock(nn.Module):
-    """One pre-trained layer: attention over all tokens, then an MLP, each added to what came in.
+    """One pre-trained layer: attention over all tokens, then an MLP, each with a residual connection.
 
     ``h = x + [n'](W_O attention(W_Q n(x), W_K n(x), W_V n(x)))``; ``y = h + [n''](mlp(n(h)))``
 
     The geometry gives the norms, biases, grouped heads, the kind of MLP, and whether both parts see ``x``.
-    A language model adds positions to queries and keys and masks the future. Visual tokens have no such order, so both
-    are left out (Pang et al. 2024, arXiv:2310.12973, section 3), which makes the layer permutation-equivariant:
-    ``block(x[:, p]) == block(x)[:, p]``. Both are options.
+    A language model adds positions to queries and keys and masks later tokens. Visual tokens have no such order, so
+    both are off by default (Pang et al. 2024, arXiv:2310.12973, section 3), which makes the layer
+    permutation-equivariant: ``block(x[:, p]) == block(x)[:, p]``.
 
     Args:
-        geometry: the layer as numbers.
-        causal: mask what follows a token, as the language model does; the first token then sees itself only.
+        geometry: sizes and options of the layer.
+        causal: mask the tokens after each token, as the language model does; the first token then sees itself only.
         rotary: rotate queries and keys by the tokens' positions, as the language model does.
 
     Raises:
-        ValueError: rotary positions of a layer that has none.
+        ValueError: ``rotary`` for a layer without rotary positions.
 
     Example:
         >>> block = DecoderBlock(BlockGeometry(width=64, mlp_width=128, num_heads=4, num_kv_heads=2, head_size=16))
@@ -49,7 +49,7 @@ class DecoderBlock(nn.Module):
         "pre_norm",
         "qk_normed",
         "rotates",
-    )  # so that scripting leaves out the branches not taken
+    )  # so that scripting skips the branches that are not taken
 
     def __init__(self, geometry: BlockGeometry, causal: bool = False, rotary: bool = False) -> None:
         super().__init__()
@@ -108,10 +108,10 @@ class DecoderBlock(nn.Module):
         self.attention_form = self.form()
 
     def form(self) -> AttentionForm | None:
-        """Return what the attention offers to a computation that takes it apart; ``None`` where that cannot be.
+        """Return the form of the attention for the read-out; ``None`` if a fast read-out is not possible.
 
-        At no position, unnormed keys give scores that are linear in the tokens but for each token's size; what biases
-        add is the same for all tokens, which only a cap makes felt.
+        Without positions and key norms, scores are linear in the tokens, up to the size of each token. Biases add the
+        same to the scores of all tokens, which changes the softmax only if scores are capped.
         """
         unordered = not self.causal and not self.rotates
         unbiased = not self.centred and self.key.bias is None
@@ -132,7 +132,7 @@ class DecoderBlock(nn.Module):
         )
 
     def attention_tensors(self, x: Tensor) -> AttentionTensors:
-        """Return the queries of tokens (B, R, D) and the tensors by which the attention treats all tokens."""
+        """Return the queries of tokens (B, R, D) and the attention weights applied to all tokens."""
         gain: Optional[Tensor] = None  # noqa: UP045  (as scripting reads it)
         norm_bias: Optional[Tensor] = None  # noqa: UP045
         key_gain: Optional[Tensor] = None  # noqa: UP045
@@ -147,14 +147,14 @@ class DecoderBlock(nn.Module):
 
     @torch.jit.unused
     def is_intact(self) -> bool:
-        """Return whether a call still is what :meth:`attention_tensors` and :meth:`finish` are made for.
+        """Return whether :meth:`attention_tensors` and :meth:`finish` still compute the same as a call.
 
-        A hook on what they leave out, or another map or norm in its place, does more than its weights do.
+        They do not if a skipped module has a hook or was replaced by another kind of map or norm.
         """
         norm = (nn.LayerNorm if self.centred else nn.RMSNorm) if self.pre_norm else nn.Identity
         key_norm = nn.RMSNorm if self.qk_normed else nn.Identity
         eps = self.norm_eps
-        bias = self.key.bias  # adds the same to every score; one that is trained has to be in the graph
+        bias = self.key.bias  # adds the same to every score; a trained one must be in the graph
         return (
             runs_as(self, DecoderBlock)
             and is_linear_map(self.key)
@@ -172,10 +172,10 @@ class DecoderBlock(nn.Module):
         return self.query_norm(self.query(x).view(b, r, self.query_groups, -1)).reshape(b, r, -1)
 
     def attend(self, x: Tensor, read: int | None = None) -> Tensor:
-        """Return what the heads of the first ``read`` normed tokens (B, N, D) gather, (B, R, heads * head size)."""
+        """Return the output of the heads at the first ``read`` normed tokens (B, N, D), (B, R, heads * head size)."""
         rows = x if read is None else x[:, :read]
         if self.causal:
-            x = rows  # no token sees what follows it
+            x = rows  # no token sees later tokens
         b, n, r = x.shape[0], x.shape[1], rows.shape[1]
         q = self.queries(rows).view(b, r, self.num_heads, self.head_size).transpose(1, 2)
         k = self.key_norm(self.key(x).view(b, n, self.key_groups, -1))
@@ -214,13 +214,13 @@ class DecoderBlock(nn.Module):
         return torch.cat((a * cos - b * sin, b * cos + a * sin, x[..., 2 * pairs :]), dim=-1)
 
     def mlp(self, x: Tensor) -> Tensor:
-        """Map normed tokens (B, N, D) to tokens (B, N, D), each for itself."""
+        """Map normed tokens (B, N, D) to tokens (B, N, D), each independently."""
         if self.gated:
             return self.down(self.activation(self.gate(x)) * self.up(x))
         return self.down(self.activation(self.up(x)))
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """Map tokens (B, R, D) and what their heads gathered, (B, R, heads * head size), to tokens (B, R, D)."""
+        """Map tokens (B, R, D) and the output of their heads, (B, R, heads * head size), to tokens (B, R, D)."""
         h = x + self.attention_post_norm(self.output(attended))
         seen = x if self.parallel else h
         return h + self.mlp_post_norm(self.mlp(self.mlp_norm(seen)))
@@ -239,10 +239,10 @@ class DecoderBlock(nn.Module):
         causal: bool = False,
         rotary: bool = False,
     ) -> DecoderBlock:
-        """Make the layer of these tensors, which are used as they are, not copied, unless in another dtype.
+        """Make the layer from these tensors; they are copied only if the dtype changes.
 
         Raises:
-            ValueError: a tensor is missing, unknown, or of another shape than in the geometry.
+            ValueError: a tensor is missing, unknown, or differs in shape from the geometry.
         """
         geometry.check_tensors(tensors)
         with torch.device("meta"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Block files: layers in one small .safetensors file, with their origin in the header."""
+"""Block files: layers in one .safetensors file with their origin in the header."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers, Layer
 
 FORMAT = "monai-llmboost block 3"
-# The small donor that comes with the package; its card lies next to it.
+# The small block in the package; its model card is in the same folder.
 EMBEDDED = Path(__file__).parent / "embedded" / "tiny-english.safetensors"
 
 
 def write_block(donor: DonorLayers, out: Path, asked: str = "", overwrite: bool = True) -> None:
-    """Write layers with their numbers, origin and fingerprint (sha256) in the header, atomically.
+    """Write layers atomically, with their indices, origin and fingerprint (sha256) in the header.
 
     Args:
         donor: the layers.
         out: the file.
-        asked: the branch, tag or commit that the user gave, whose commit ``donor.revision`` is.
+        asked: the branch, tag or commit that the user gave; ``donor.revision`` is the resolved commit.
         overwrite: replace an existing file.
 
     Raises:
-        OSError: the file cannot be written (FileExistsError: it exists); an existing one stays.
+        OSError: the file cannot be written (FileExistsError: it exists); an existing file is kept.
     """
     header = {
         "format": FORMAT,
@@ -56,12 +56,12 @@ def write_block(donor: DonorLayers, out: Path, asked: str = "", overwrite: bool 
             save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, metadata=header)
     except FileExistsError:
         raise
-    except (OSError, SafetensorError) as error:  # the second is how a full disk is reported, among others
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk by its own error
         raise OSError(f"cannot write {out} ({error}): free some space there, or give another --out") from error
 
 
 def is_block_file(file: Path) -> bool:
-    """Return whether a file was written by :func:`write_block`, of any version."""
+    """Return whether a file was written by any version of :func:`write_block`."""
     try:
         with safe_open(file, framework="pt") as content:
             return (content.metadata() or {}).get("format", "").startswith("monai-llmboost block")
@@ -70,7 +70,7 @@ def is_block_file(file: Path) -> bool:
 
 
 def _digest(header: dict[str, str]) -> str:
-    """Return the digest of all of a header but itself."""
+    """Return the digest of a header without its own entry."""
     return text_digest({key: value for key, value in header.items() if key != "header"})
 
 
@@ -78,7 +78,7 @@ def read_header(file: str | Path) -> dict[str, str]:
     """Return the header that :func:`write_block` wrote: layers, donor, revision, licence, fingerprint.
 
     Args:
-        file: the block file, or the word ``"embedded"``.
+        file: the block file, or ``"embedded"``.
 
     Raises:
         FileNotFoundError: no such file.
@@ -117,11 +117,11 @@ def _path(file: str | Path) -> Path:
 
 
 def read_block(file: str | Path) -> DonorLayers:
-    """Read the layers in a file that :func:`write_block` wrote, or in that of the package (``"embedded"``).
+    """Read the layers of a block file, or of the one in the package (``"embedded"``).
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a block file, or altered since it was extracted.
+        ValueError: not a block file, or altered after extraction.
     """
     header = read_header(file)
     with safe_open(_path(file), framework="pt") as content:
@@ -147,7 +147,7 @@ def read_block(file: str | Path) -> DonorLayers:
             )
             for i, (part, index) in enumerate(zip(parts, indices))
         )
-    except ValueError as error:  # a name or a shape
+    except ValueError as error:  # an unexpected name or shape
         raise ValueError(altered) from error
     numbers = header["donor"], int(header["num_layers"]), header["revision"], header["licence"]
     donor = DonorLayers(layers, *numbers, norm, header.get("quantised", ""))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers of a language model into a block file."""
+"""Extraction of layers of a language model to a block file."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ def extract_block(
     revision: str | None = None,
     overwrite: bool = False,
 ) -> bool:
-    """Cut layers out of a language model and write them to one file, unless it is there already.
+    """Extract layers of a language model to one file, unless the file already contains them.
 
     Args:
         model: see :func:`monai_llmboost.llm.read_layers`.
-        out: the file to write, ending in ``.safetensors``; an error leaves nothing.
+        out: the file to write, ending in ``.safetensors``; an error leaves no partial file.
         layer: see :func:`monai_llmboost.llm.read_layers`.
         revision: branch, tag or commit of a hub id.
         overwrite: replace an existing file.
 
     Returns:
-        Whether the file was written; not if it already holds these layers of this model: of a folder the weights are
-        compared, of a hub id its name and the given revision.
+        Whether the file was written. It is not written if it already contains these layers of this model. For a folder
+        the weights are compared; for a hub id, its name and the given revision.
 
     Raises:
-        FileExistsError: ``out`` exists, holds other layers, and ``overwrite`` is False; or is no block file,
-            which is never overwritten.
+        FileExistsError: ``out`` contains other layers and ``overwrite`` is False; or it is not a block file
+            (such a file is never overwritten).
         ValueError: the layers cannot be run on their own; see ``self_test``.
         Everything that ``read_layers`` raises.
     """
@@ -52,7 +52,7 @@ def extract_block(
             return False
         raise FileExistsError(f"{out} exists already and holds other layers: choose another --out, or give --overwrite")
     donor = read_layers(model, layer, revision)
-    # Float16 has too narrow a range for some layers, which are all right in the dtypes that blocks are run in.
+    # The range of float16 is too narrow for some layers that run correctly in bfloat16 or float32.
     has_float16 = any(tensor.dtype == torch.float16 for one in donor.layers for tensor in one.tensors.values())
     dtype = torch.bfloat16 if has_float16 else None
     self_test(FrozenBlock(donor, dtype, known_fingerprint="not yet known"), donor.name)
@@ -61,7 +61,7 @@ def extract_block(
 
 
 def _holds(file: Path, model: str | Path, layer: int | str | Sequence[int], revision: str | None) -> bool:
-    """Return whether a block file is what would be written; of a hub id without asking the hub."""
+    """Return whether a block file equals what would be written; for a hub id, without a request to the hub."""
     try:
         held, header = read_block(file), read_header(file)
         if Path(model).exists():

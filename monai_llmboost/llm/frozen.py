@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers of a language model as a block: frozen, kept out of checkpoints, known by a fingerprint; or trained."""
+"""Blocks of language-model layers: frozen, with a fingerprint instead of weights in checkpoints; or trained."""
 
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -15,13 +15,15 @@ from monai_llmboost.llm.block import DecoderBlock
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers
 
-# What `--block random` is without a donor: small enough to train on a laptop.
+# Geometry of `--block random`: small enough to train on a laptop.
 SMALL_GEOMETRY = BlockGeometry(width=192, mlp_width=512, num_heads=3, num_kv_heads=3, head_size=64)
 REMEDY = "run with the block and options it was trained with (--block FILE), or train again"
 
 
 def freeze_(module: nn.Module) -> None:
-    """Turn every parameter below ``module`` into a buffer that no optimizer sees and no checkpoint holds.
+    """Turn every parameter of ``module`` and its submodules into a non-persistent buffer.
+
+    Optimizers do not see it and checkpoints do not contain it.
 
     Example:
         >>> module = nn.Linear(2, 2)
@@ -38,26 +40,26 @@ def freeze_(module: nn.Module) -> None:
 
 
 class FrozenBlock(nn.Module):
-    """Frozen layers of a language model one after another, then a norm: ``y = norm(layer(... layer(h)))``.
+    """Frozen layers of a language model in sequence, then a norm: ``y = norm(layer(... layer(h)))``.
 
     The weights are buffers, not parameters: any optimizer line, ``CheckpointSaver``, strict ``CheckpointLoader``,
-    ``deepcopy``, ``.to()`` and DDP (best with ``broadcast_buffers=False``) work unchanged, and a checkpoint holds the
-    block's name and fingerprint in place of its weights. Loading a checkpoint over a different block is refused.
+    ``deepcopy``, ``.to()`` and DDP (best with ``broadcast_buffers=False``) work unchanged. A checkpoint contains the
+    block's name and fingerprint instead of its weights. Loading a checkpoint into a network with another block fails.
 
-    With ``trained=True`` the same weights are where training begins: parameters, which a checkpoint holds.
+    With ``trained=True`` the weights are parameters initialised from the donor, and checkpoints contain them.
 
     Args:
         donor: the layers, one or several.
-        dtype: dtype in which the weights are kept; ``None`` keeps the donor's, or float32 if they are trained.
-        final_norm: ``"unit"``, of the donor's kind with gain one, as in the published R-LLM code, which does not load
-            the language model's own; ``"donor"``, the donor's own; ``"none"``.
-        causal: mask what follows a token, as language models do and images have no use for.
+        dtype: dtype of the weights; ``None`` keeps the donor's, or float32 if they are trained.
+        final_norm: ``"unit"`` is the donor's kind of norm with gain one, as in the published R-LLM code, which does not
+            load the language model's own; ``"donor"`` is the donor's own norm; ``"none"`` is no norm.
+        causal: mask the tokens after each token, as language models do; images do not need this.
         rotary: give tokens positions by their order, as many language models do.
-        known_fingerprint: of these layers, from a caller that has just computed it; ``None`` computes it.
-        trained: train the weights with the network around the block, the control of what freezing does.
+        known_fingerprint: fingerprint of these layers if the caller has just computed it; ``None`` computes it.
+        trained: train the weights with the network around the block, the control for the effect of freezing.
 
     Raises:
-        ValueError: ``dtype`` is no floating type, or an option that these layers cannot have.
+        ValueError: ``dtype`` is not a floating type, or the layers do not support an option.
 
     Example:
         >>> block = FrozenBlock(random_layer(SMALL_GEOMETRY, seed=0))
@@ -68,7 +70,7 @@ class FrozenBlock(nn.Module):
     if TYPE_CHECKING:
         layer: Any  # a DecoderBlock where `native`
 
-    __constants__ = ("native",)  # so that scripting leaves out the branches not taken
+    __constants__ = ("native",)  # so that scripting skips the branches that are not taken
 
     def __init__(
         self,
@@ -100,7 +102,7 @@ class FrozenBlock(nn.Module):
         self.layer = last
         self.final_norm = donor.final_norm_module(final_norm)
         self.final_norm.to(max(last.state_dict().values(), key=torch.numel).dtype)
-        # Of the weights as the donor gave them: one block is one block, whatever dtype it is run in.
+        # Of the donor's original weights, so that it does not depend on the dtype in which the block runs.
         self.fingerprint = known_fingerprint or donor.fingerprint
         options = "".join(f", {name}" for name, on in (("causal", causal), ("rotary", rotary)) if on)
         if trained:
@@ -114,14 +116,14 @@ class FrozenBlock(nn.Module):
             norm = tensors_digest(donor.final_norm) if final_norm == "donor" else ""
             text, compared = f"{donor.name} ({self.fingerprint[:12]}{options})", f"{self.fingerprint}{options}{norm}"
             self.signature = Signature("block", text, REMEDY, compared)
-        # Whether a few tokens can be read without the others' keys and values, and else how; see boosters/readout.
+        # Whether the read-out can skip keys and values of the other tokens; see boosters/readout.
         form = last.attention_form if isinstance(last, DecoderBlock) and not before else None
-        # A trained bias of the keys, which no score needs, has to be in the graph.
+        # The fast read-out leaves out the bias of the keys; a trained one must be in the graph.
         self.attention_form = None if trained and self.geometry and self.geometry.qkv_bias else form
         self.reading = self._reading()
 
     def _reading(self) -> str:
-        """Return how ``forward`` computes a few tokens, in words."""
+        """Return how ``forward`` computes a few tokens, as text."""
         if not self.native:
             return "whole block (run by transformers)"
         if len(self.before):
@@ -131,7 +133,7 @@ class FrozenBlock(nn.Module):
         return "keys and values of all tokens" + ("" if self.attention_form else " (for positions or biases)")
 
     def forward(self, h: Tensor, read: int | None = None) -> Tensor:
-        """Map tokens (B, N, D) to tokens (B, N, D), or to the first ``read`` of them, of the dtype that came in."""
+        """Map tokens (B, N, D) to tokens (B, N, D), or to the first ``read`` of them, in the dtype of the input."""
         return self.final_norm(self.layer(self.before(self.to_own_dtype(h)), read)).to(h.dtype)
 
     def to_own_dtype(self, h: Tensor) -> Tensor:
@@ -141,22 +143,22 @@ class FrozenBlock(nn.Module):
         return h.to(max([*self.layer.parameters(), *self.layer.buffers()], key=torch.numel).dtype)
 
     def attention_tensors(self, h: Tensor) -> AttentionTensors:
-        """Return the queries of tokens (B, R, D) and the tensors by which the attention treats all tokens."""
+        """Return the queries of tokens (B, R, D) and the attention weights applied to all tokens."""
         return self.layer.attention_tensors(self.to_own_dtype(h))
 
     def finish(self, h: Tensor, attended: Tensor) -> Tensor:
-        """Map tokens (B, R, D) and what their heads gathered, (B, R, heads * head size), to tokens (B, R, D)."""
+        """Map tokens (B, R, D) and the output of their heads, (B, R, heads * head size), to tokens (B, R, D)."""
         return self.final_norm(self.layer.finish(self.to_own_dtype(h), attended)).to(h.dtype)
 
     @torch.jit.unused
     def attention_parts(self) -> tuple[nn.Module, ...]:
-        """Return what does not run, or not for all tokens, where the block is taken apart."""
+        """Return the modules that a read-out without all keys and values skips, or runs for some tokens only."""
         layer = self.layer
         return self, layer, layer.key, layer.value, layer.attention_norm, layer.query_norm, layer.key_norm
 
     @torch.jit.unused
     def is_intact(self) -> bool:
-        """Return whether a call still is what :meth:`attention_tensors` and :meth:`finish` are made for."""
+        """Return whether :meth:`attention_tensors` and :meth:`finish` still compute the same as a call."""
         return runs_as(self, FrozenBlock) and self.layer.is_intact()
 
     def extra_repr(self) -> str:
@@ -167,7 +169,7 @@ class FrozenBlock(nn.Module):
 def TrainedBlock(
     donor: DonorLayers, final_norm: str = "unit", causal: bool = False, rotary: bool = False
 ) -> FrozenBlock:
-    """Return a block that is trained; deprecated for ``FrozenBlock(donor, trained=True)``."""
+    """Return a trained block; deprecated, use ``FrozenBlock(donor, trained=True)``."""
     warnings.warn(
         "monai_llmboost.llm.TrainedBlock is deprecated: use monai_llmboost.llm.FrozenBlock(donor, trained=True)",
         DeprecationWarning,
@@ -177,30 +179,30 @@ def TrainedBlock(
 
 
 def train_(block: FrozenBlock) -> None:
-    """Turn the weights of a block into parameters of their own, which a checkpoint names ``layers.N.*``."""
+    """Turn the weights of a block into parameters, which checkpoints name ``layers.N.*``."""
     for name, parameter in list(block.named_parameters()):
         owner, _, leaf = name.rpartition(".")
-        # A copy: the donor's tensors may be a file that is mapped into memory.
+        # A copy, because the donor's tensors may be a memory-mapped file.
         setattr(block.get_submodule(owner), leaf, nn.Parameter(parameter.detach().clone()))
     block.register_state_dict_post_hook(_number_layers)
     block.register_load_state_dict_pre_hook(_place_layers)
 
 
 def _number_layers(block: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """Name the layers in a state dict as trained blocks always did."""
+    """Rename the layers in a state dict to ``layers.N``, the names in checkpoints of trained blocks."""
     for own, numbered in _prefixes(block, prefix):
         for name in [name for name in state if name.startswith(own)]:
             state[numbered + name.removeprefix(own)] = state.pop(name)
 
 
 def _place_layers(block: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Give the layers in a state dict the names that they have in the block."""
+    """Rename the layers in a state dict from ``layers.N`` to their names in the block."""
     for own, numbered in _prefixes(block, prefix):
         for name in [name for name in state if name.startswith(numbered)]:
             state[own + name.removeprefix(numbered)] = state.pop(name)
 
 
 def _prefixes(block: nn.Module, prefix: str) -> list[tuple[str, str]]:
-    """Return how the names of each layer's weights begin, in the block and in a checkpoint."""
+    """Return the prefixes of each layer's weights, in the block and in a checkpoint."""
     own = [f"before.{name}" for name, _ in block.get_submodule("before").named_children()] + ["layer"]
     return [(f"{prefix}{name}.", f"{prefix}layers.{number}.") for number, name in enumerate(own)]

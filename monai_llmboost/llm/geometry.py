@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shape of one language-model layer: widths, heads, and which of the usual parts it has."""
+"""The geometry of one language-model layer: widths, heads, and optional parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from monai_llmboost.arguments import check_choice, check_whole
 
-# No layer that was ever trained comes near this; a config.json that asks for more is broken or hostile.
+# Far above any trained layer; a config.json with more is broken or hostile.
 LARGEST_WIDTH = 1 << 20
 NORMS = ("rms", "layer")
 QK_NORMS = ("none", "head", "all")
@@ -20,7 +20,7 @@ ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 
 @dataclass(frozen=True)
 class BlockGeometry:
-    """One decoder layer as numbers; the defaults are those of LLaMA.
+    """Sizes and options of one decoder layer; the defaults are LLaMA's.
 
     Args:
         width: features of a token, D.
@@ -30,23 +30,23 @@ class BlockGeometry:
         head_size: features of one head; ``num_heads * head_size`` need not equal ``width``.
         norm_eps: epsilon of every norm.
         norm: ``"rms"`` (RMSNorm, a gain) or ``"layer"`` (LayerNorm, a gain and a bias).
-        gain_offset: what is added to a stored RMSNorm gain; Gemma stores gains around 0 and adds 1.
+        gain_offset: number added to a stored RMSNorm gain; Gemma stores gains around 0 and adds 1.
         pre_norm: a norm before the attention and one before the MLP.
         post_norm: a norm after the attention and one after the MLP, before their outputs are added.
-        parallel: attention and MLP both see the layer's input, and are added together.
-        qk_norm: an RMSNorm of queries and keys, over each head (``"head"``), over all of them (``"all"``), or none.
+        parallel: attention and MLP both see the layer's input, and their outputs are added.
+        qk_norm: an RMSNorm of queries and keys, over each head (``"head"``), over all heads (``"all"``), or none.
         qkv_bias: queries, keys and values have biases.
-        output_bias: the attention's output has one.
+        output_bias: the attention's output map has a bias.
         mlp_bias: the MLP's linear maps have biases.
         gated: ``down(activation(gate(x)) * up(x))`` instead of ``down(activation(up(x)))``.
         activation: ``"silu"``, ``"gelu"``, ``"gelu_tanh"`` or ``"relu"``.
         attention_scale: factor of the scores; 0 is ``head_size ** -0.5``.
         score_cap: scores s become ``cap * tanh(s / cap)``; 0 for none (Gemma 2: 50).
-        rotary: radians by which each pair of features is rotated from one position to the next; the pair i is the
-            features i and i + ``len(rotary)`` of a head. Empty: the layer has none.
+        rotary: rotation of each pair of features from one position to the next, radians; pair i is the features i
+            and i + ``len(rotary)`` of a head. Empty: no rotary positions.
 
     Raises:
-        ValueError: something that no layer can have.
+        ValueError: an invalid size or option.
 
     Example:
         >>> geometry = BlockGeometry(width=64, mlp_width=128, num_heads=4, num_kv_heads=2, head_size=16)
@@ -137,7 +137,7 @@ class BlockGeometry:
         return shapes
 
     def check_tensors(self, tensors: Mapping[str, Any]) -> None:
-        """Raise ValueError if a tensor is missing, unknown, or of another shape than in the geometry."""
+        """Raise ValueError if a tensor is missing, unknown, or differs in shape from the geometry."""
         wanted = self.tensor_shapes
         wrong = sorted(set(wanted) ^ set(tensors))
         if wrong:
@@ -150,7 +150,7 @@ class BlockGeometry:
                 )
 
     def to_json(self) -> str:
-        """Return the geometry as one line of JSON with sorted keys; what is as in LLaMA is left out."""
+        """Return the geometry as one line of JSON with sorted keys, without the values equal to the defaults."""
         plain = {field.name: field.default for field in fields(self)}
         kept = {key: value for key, value in asdict(self).items() if value != plain[key] or key == "norm_eps"}
         return json.dumps(kept, sort_keys=True)
@@ -160,7 +160,7 @@ class BlockGeometry:
         """Return the geometry that :meth:`to_json` wrote.
 
         Raises:
-            ValueError: the text is something else.
+            ValueError: the text is not a geometry.
         """
         try:
             content = json.loads(text)

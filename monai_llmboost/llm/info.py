@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables: what a block file holds, and which models to take a layer from."""
+"""Tables of a block file's content and of suggested donors."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from monai_llmboost.llm.self_test import self_test
 
 
 def block_table(file: str | Path) -> Table:
-    """Return what is in a block file, and what its self-test measured.
+    """Return a table of a block file's content and the results of its self-test.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a block file, altered since it was extracted, or failing its self-test.
+        ValueError: not a block file, altered after extraction, or its self-test fails.
     """
     donor = read_block(file)
     block = FrozenBlock(donor, known_fingerprint=donor.fingerprint)
@@ -53,7 +53,7 @@ def block_table(file: str | Path) -> Table:
 
 
 def read_out(block: FrozenBlock) -> str:
-    """Return how a booster computes the CLS token alone, in words; see ``ResidualBooster.describe_readout``."""
+    """Return how a booster computes only the CLS token, as text; see ``ResidualBooster.describe_readout``."""
     if block.attention_form is not None and not block.attention_form.normed_keys:
         return "exactly, where that pays without the other tokens' keys and values"
     if block.attention_form is not None:
@@ -64,7 +64,7 @@ def read_out(block: FrozenBlock) -> str:
 
 
 def describe(geometry: BlockGeometry | None, config: str) -> str:
-    """Return one layer in words."""
+    """Return a description of one layer as text."""
     if geometry is None:
         return f"{json.loads(config)['model_type']}, run by transformers' own class"
     heads = f"{geometry.num_heads} heads of {geometry.head_size}"
@@ -85,7 +85,7 @@ def describe(geometry: BlockGeometry | None, config: str) -> str:
 
 
 def donors_table() -> Table:
-    """Return the curated list of donors."""
+    """Return the curated donors as a table."""
     table = Table(
         title="monai-llmboost extract MODEL --layer -1 --out block.safetensors",
         title_justify="left",

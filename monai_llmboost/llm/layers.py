@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoder layers as tensors, with what they are and where they came from."""
+"""Decoder layers as tensors, with their geometry and origin."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Layer:
     """One decoder layer.
 
     Args:
-        tensors: its weights: named as in ``geometry.tensor_shapes``, or, without a geometry, as on disk.
-        geometry: the layer as numbers, if block.py runs it; else ``None``.
-        config: the model's ``config.json``, if transformers' own class runs it.
-        index: which layer of its donor it is; ``None`` if it has no donor.
+        tensors: the weights, named as in ``geometry.tensor_shapes`` or, without a geometry, as on disk.
+        geometry: sizes and options of the layer if block.py runs it; else ``None``.
+        config: the model's ``config.json`` if a class of transformers runs the layer.
+        index: position of the layer in its donor; ``None`` without a donor.
 
     Raises:
         ValueError: the tensors do not fit the geometry.
@@ -49,14 +49,14 @@ class Layer:
 
     @property
     def description(self) -> str:
-        """What, besides the tensors, makes a layer what it is."""
+        """The geometry or configuration as text, for the fingerprint."""
         return self.geometry.to_json() if self.geometry is not None else f"{self.index} {self.config}"
 
     def module(self, dtype: torch.dtype | None, causal: bool, rotary: bool) -> DecoderBlock | TransformersLayer:
-        """Return the layer as a module over these very tensors.
+        """Return the layer as a module that uses these tensors without a copy, unless ``dtype`` differs.
 
         Raises:
-            ValueError: a mask or positions that the layer cannot have, or a layer that cannot be run on its own.
+            ValueError: the layer does not support a mask or positions, or cannot be run on its own.
         """
         if self.geometry is not None:
             return DecoderBlock.from_tensors(self.geometry, dict(self.tensors), dtype, causal, rotary)
@@ -71,16 +71,16 @@ class Layer:
 
 @dataclass(frozen=True)
 class DonorLayers:
-    """One or several layers of one language model, run one after another, and the model's final norm.
+    """Layers of one language model, run in sequence, and the model's final norm.
 
     Args:
         layers: the layers, in the order in which they are run.
         donor: name of the model.
-        num_layers: how many layers the whole model has.
-        revision: commit it was read at, for a model of the hub.
-        licence: the name of the model's licence as its card gives it, such as "apache-2.0".
-        final_norm: ``weight`` and perhaps ``bias`` of the norm after the model's last layer; empty if unknown.
-        quantised: the quantised types that the weights stand for, such as "Q4_K, Q6_K"; empty if they were floats.
+        num_layers: number of layers of the whole model.
+        revision: commit of a model from the hub.
+        licence: name of the model's licence on its card, such as "apache-2.0".
+        final_norm: ``weight`` and optional ``bias`` of the norm after the model's last layer; empty if unknown.
+        quantised: original quantised types of the weights, such as "Q4_K, Q6_K"; empty if they were floats.
 
     Example:
         >>> donor = read_block("embedded")
@@ -117,7 +117,7 @@ class DonorLayers:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 (hex) over what the layers are and every tensor's name, dtype, shape and bytes."""
+        """sha256 (hex) over the layers' descriptions and the name, dtype, shape and bytes of every tensor."""
         digest = hashlib.sha256()
         for layer in self.layers:
             digest.update(layer.description.encode())
@@ -128,7 +128,7 @@ class DonorLayers:
         """Return the norm after the last layer: ``"unit"`` (gain one), ``"donor"`` (the donor's own) or ``"none"``.
 
         Raises:
-            ValueError: another word, or the donor's own is not known.
+            ValueError: an unknown kind, or the donor's own norm is unknown.
         """
         check_choice("final_norm", kind, ("unit", "donor", "none"))
         if kind == "none":
@@ -156,14 +156,14 @@ class DonorLayers:
         return norm
 
     def random(self, seed: int) -> DonorLayers:
-        """Return the control: each tensor normal with this one's mean and standard deviation, with nothing learnt.
+        """Return the random control: normal tensors with the mean and standard deviation of the original ones.
 
-        Drawn in float32 from a generator of its own; the final norm stays.
+        They are drawn in float32 from a separate generator; the final norm is kept.
         """
         generator = generator_of(seed)
 
         def drawn(tensor: Tensor) -> Tensor:
-            exact = tensor.double()  # whose sums come to the same float32 with any number of threads
+            exact = tensor.double()  # sums round to the same float32 for any number of threads
             mean, std = exact.mean().float(), exact.std(correction=0).float()
             return mean + std * torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
 
@@ -172,10 +172,10 @@ class DonorLayers:
 
 
 def generator_of(seed: int) -> torch.Generator:
-    """Return a random generator of its own.
+    """Return a new random generator with this seed.
 
     Raises:
-        ValueError: a seed that is no whole number.
+        ValueError: the seed is not a whole number.
     """
     if not is_whole(seed):
         raise ValueError(f"the seed of a block must be a whole number, not {seed!r}: give --block_seed 0, for example")
@@ -183,7 +183,7 @@ def generator_of(seed: int) -> torch.Generator:
 
 
 def same_weights(one: DonorLayers, other: DonorLayers) -> bool:
-    """Return whether two donors hold the same layers, in any dtype: rounded to the coarser one, all are equal."""
+    """Return whether two donors have the same layers; tensors of different dtypes are compared in the coarser one."""
     pairs = [(a.tensors, b.tensors) for a, b in zip(one.layers, other.layers)]
     pairs.append((one.final_norm, other.final_norm))
     return len(one.layers) == len(other.layers) and all(
@@ -201,9 +201,9 @@ def _alike(one: Tensor, other: Tensor) -> bool:
 
 
 def random_layer(geometry: BlockGeometry, seed: int = 0) -> DonorLayers:
-    """Make a layer of random weights without a donor, in float32, from a generator of its own.
+    """Make a layer of random float32 weights without a donor, from a separate generator.
 
-    Matrices have standard deviation ``1 / sqrt(inputs)``, norms a gain of one, biases are zero.
+    Matrices have standard deviation ``1 / sqrt(inputs)``, norms have a gain of one, and biases are zero.
 
     Example:
         >>> random_layer(BlockGeometry(64, 128, 4, 2, 16), seed=3).name

@@ -20,10 +20,10 @@ TOLERANCE, TOLERANCE_16_BIT = 1e-4, 2e-2
 
 
 def main_weight(block: nn.Module) -> Tensor:
-    """Return the largest floating tensor of the block, parameter or buffer: its dtype and device are the block's.
+    """Return the largest floating parameter or buffer of the block; it gives the block's dtype and device.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the block has no weights.
     """
     floating = [tensor for tensor in chain(block.parameters(), block.buffers()) if tensor.is_floating_point()]
     if not floating:
@@ -32,26 +32,26 @@ def main_weight(block: nn.Module) -> Tensor:
 
 
 def self_test(block: nn.Module, name: str, in_order: bool = False, tolerance: float | None = None) -> dict[str, float]:
-    """Run a block on random tokens and refuse what is no full layer over unordered tokens.
+    """Run a block on random tokens and check that it is a full layer over unordered tokens.
 
-    Measured on x (1, 8, D), drawn by a generator of its own, in the block's dtype and on its device:
+    Measured on x (1, 8, D), drawn by a separate generator, in the block's dtype and on its device:
 
     - ``change``: ``max |block(x) - x| / max |x|``, zero if the block does nothing;
-    - ``first_token_gradient``: largest gradient of a sum over all outputs but the last in the first token;
-    - ``last_token_gradient``: that in the last token, zero if a causal mask is on;
-    - ``permutation_error``: ``max |block(x[:, p]) - block(x)[:, p]| / max |block(x)|`` for p backwards and shuffled.
+    - ``first_token_gradient``: largest gradient, in the first token, of a sum over all outputs except the last;
+    - ``last_token_gradient``: the same in the last token, zero with a causal mask;
+    - ``permutation_error``: ``max |block(x[:, p]) - block(x)[:, p]| / max |block(x)|`` for p reversed and shuffled.
 
-    A layer that depends on order never passes the last one. One that does not may fail by chance where rounding sends a
-    token to another expert, and so may try other tokens.
+    An order-dependent layer always has a large permutation error. In other layers, rounding can send a token to another
+    expert, so the test is repeated with other tokens.
 
     Args:
-        block: any module with ``width`` and ``forward(x)``; its weights must be there, not on the meta device.
-        name: what the block is called in messages.
-        in_order: positions or a causal mask are wanted, so that order may matter and the last token be hidden.
+        block: any module with ``width`` and ``forward(x)``, with weights that are not on the meta device.
+        name: name of the block in messages.
+        in_order: the block has positions or a causal mask, so order may matter and the last token may be masked.
         tolerance: largest permutation error; ``None`` is 1e-4, or 2e-2 if the weights have fewer than 32 bits.
 
     Raises:
-        ValueError: the block does not run, or breaks one of these rules.
+        ValueError: the block does not run, or fails one of these checks.
 
     Example:
         >>> from monai_llmboost.llm import random_block
@@ -88,10 +88,10 @@ def _measure(block: nn.Module, name: str, in_order: bool, generator: torch.Gener
     """Return what :func:`self_test` measures, on the generator's next tokens."""
     weight = main_weight(block)
     x = torch.randn(1, TOKENS, block.width, generator=generator).to(weight).requires_grad_()  # type: ignore[call-overload]
-    # A direction, as the plain sum of what a last LayerNorm gives is constant.
+    # A random direction, because the plain sum over the output of a LayerNorm is constant.
     along = torch.randn(x.shape, generator=generator).to(weight)
     orders = [torch.arange(TOKENS - 1, -1, -1), torch.randperm(TOKENS, generator=generator)]
-    # Where transformers runs the block, it warns of what concerns language models only.
+    # If transformers runs the block, its warnings concern language models only.
     loud = "transformers" in sys.modules
     try:
         with quiet() if loud else nullcontext(), torch.enable_grad():
@@ -102,7 +102,7 @@ def _measure(block: nn.Module, name: str, in_order: bool, generator: torch.Gener
             (gradient,) = torch.autograd.grad((y * along)[:, :-1].sum(), x)
         with torch.no_grad():
             permuted = [] if in_order else [block(x[:, order]) - y[:, order] for order in orders]
-    except Exception as error:  # any model's code runs here, and fails by its own errors
+    except Exception as error:  # code of any model runs here and raises its own errors
         line = " ".join(str(error).split())[:200]
         raise ValueError(
             f"{name} does not run on visual tokens ({type(error).__name__}: {line}): choose another donor or layer"

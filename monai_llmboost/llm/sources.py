@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``--block SOURCE`` means: a block file, ``embedded`` or ``random``, as a block that is frozen or trained."""
+"""Blocks from ``--block SOURCE``: a block file, ``embedded`` or ``random``; frozen or trained."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from monai_llmboost.llm.self_test import self_test
 
 
 def load_block(file: str | Path, dtype: torch.dtype | None = None, **options: Any) -> FrozenBlock:
-    """Read the block in a file of ``monai-llmboost extract`` and check it by its self-test: the ``pretrained`` arm.
+    """Read a block file written by ``monai-llmboost extract`` and run its self-test: the ``pretrained`` arm.
 
     Args:
-        file: the block file; ``"embedded"`` for the small one that comes with the package.
-        dtype: dtype to keep the weights in; ``None`` keeps the donor's.
+        file: the block file; ``"embedded"`` is the small one in the package.
+        dtype: dtype of the weights; ``None`` keeps the donor's.
         options: ``final_norm``, ``causal``, ``rotary``, ``trained`` as in :class:`FrozenBlock`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a block file, altered since it was extracted, or failing its self-test.
+        ValueError: not a block file, altered after extraction, or its self-test fails.
 
     Example:
         >>> load_block("embedded")
@@ -42,13 +42,13 @@ def random_block(
     dtype: torch.dtype | None = None,
     **options: Any,
 ) -> FrozenBlock:
-    """Make a frozen block of random weights: the ``random`` arm, the control for what pre-training brings.
+    """Make a frozen block of random weights: the ``random`` arm, the control for the effect of pre-training.
 
     Args:
         like: a block file, whose geometry and scale (mean and standard deviation of each tensor) are matched; a
-            geometry; or the word ``"random"`` for a small block.
-        seed: seed of the weights; no other random number is touched.
-        dtype: dtype to keep the weights in; ``None`` is float32.
+            geometry; or ``"random"`` for a small block.
+        seed: seed of the weights; the global random state is not changed.
+        dtype: dtype of the weights; ``None`` is float32.
         options: ``final_norm``, ``causal``, ``rotary``, ``trained`` as in :class:`FrozenBlock`.
 
     Example:
@@ -68,13 +68,13 @@ def frozen_block(
     dtype: torch.dtype | None = None,
     **options: Any,
 ) -> FrozenBlock:
-    """Make what ``--block SOURCE`` says: a block file, or the words ``embedded`` or ``random``.
+    """Make the frozen block that ``--block SOURCE`` names.
 
     Args:
-        source: a file written by ``monai-llmboost extract``; ``"embedded"`` for the one that comes with the package;
-            ``"random"`` or a geometry, for random weights.
+        source: a file written by ``monai-llmboost extract``; ``"embedded"`` for the one in the package; ``"random"``
+            or a geometry for random weights.
         seed: seed of a random block.
-        dtype: dtype to keep the weights in.
+        dtype: dtype of the weights.
         options: ``final_norm``, ``causal``, ``rotary``, ``trained`` as in :class:`FrozenBlock`.
 
     Example:
@@ -93,7 +93,7 @@ def trained_block(
     causal: bool = False,
     rotary: bool = False,
 ) -> FrozenBlock:
-    """Make what ``--block SOURCE`` says, to be trained on in float32: the ``pretrained-trained`` arm.
+    """Make the block that ``--block SOURCE`` names with trained float32 weights: the ``pretrained-trained`` arm.
 
     Args:
         source: as in :func:`frozen_block`.
@@ -110,7 +110,7 @@ def trained_block(
 
 
 def block_width(source: str | Path | BlockGeometry) -> int:
-    """Return the features of a token in what ``--block SOURCE`` says, read from the header alone.
+    """Return the features of a token of the block that ``--block SOURCE`` names; only the header is read.
 
     Example:
         >>> block_width("embedded")
@@ -124,8 +124,8 @@ def block_width(source: str | Path | BlockGeometry) -> int:
 
 
 def _tested(donor: DonorLayers, dtype: torch.dtype | None, **options: Any) -> FrozenBlock:
-    """Return the block of these layers, which has passed its self-test."""
+    """Return the block of these layers after its self-test."""
     block = FrozenBlock(donor, dtype, **options)
     self_test(block, donor.name, in_order=block.in_order)
-    block.zero_grad(set_to_none=True)  # of a block that is trained
+    block.zero_grad(set_to_none=True)  # the self-test leaves gradients in a trained block
     return block

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One decoder layer in `transformers`' own class, for the families that block.py does not run."""
+"""One decoder layer in its class of `transformers`, for the families that block.py does not run."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ from monai_llmboost.llm.transformers_model import (
 if TYPE_CHECKING:
     pass
 
-# Layer types, classes and parameters of what reads tokens in order; what is not named here is left to the self-test.
+# Layer types, classes and parameters that process tokens in order; the self-test finds any others.
 IN_ORDER = re.compile(
     r"linear_attention|mamba|rwkv|lstm|rglru|recurrentblock|delta(net|attention)|lightning|short_?conv|^conv$|a_log$",
     re.IGNORECASE,
 )
-# How many vectors some models carry for each token from layer to layer.
+# Number of vectors that some models pass for each token from layer to layer.
 STREAMS = ("hc_mult", "hc_count", "altup_num_inputs")
-# Arguments of a layer, besides the tokens, that are given.
+# Supported arguments of a layer besides the tokens.
 ARGUMENTS = ("attention_mask", "position_ids", "position_embeddings", "alibi", "position_bias", "shared_kv_states")
 
 
 class TransformersLayer(nn.Module):
-    """One decoder layer in transformers' own class, run on visual tokens: no mask, all at one position.
+    """One decoder layer in its class of transformers, run on visual tokens without a mask, all at one position.
 
-    ``y = layer(x)``, where every submodule has ``is_causal = False`` (without a mask transformers' attention is causal
-    otherwise), and the model's own rotary embedding places all tokens at position 0, so that its widths, its scale and
-    its forms per layer are right. Dropout is never on.
+    ``y = layer(x)``, where every submodule has ``is_causal = False`` (otherwise the attention of transformers is causal
+    without a mask), and the model's rotary embedding puts all tokens at position 0, so that its widths, scale and
+    per-layer variants are right. Dropout is always off.
 
     Args:
-        config: the content of the model's ``config.json``; of several parts, that of the language model is read.
-        tensors: the layer's weights by their names on disk, without what names the layer; used as they are.
+        config: the content of the model's ``config.json``; of a multi-part model, the language part is read.
+        tensors: the layer's weights by their names on disk without the layer's prefix; not copied.
         layer: index of the layer in the donor.
 
     Raises:
-        ValueError: the model or this layer of it cannot be run so, or the tensors are not those of the layer.
+        ValueError: the layer cannot be run in this way, or the tensors do not belong to it.
     """
 
     @quiet()
@@ -83,7 +83,7 @@ class TransformersLayer(nn.Module):
         by_kind = self.rotary is not None and "layer_type" in inspect.signature(self.rotary.forward).parameters
         self.rotary_by_kind = by_kind and self.kind in known.rope_parameters
         self.takes = _arguments(self.layer, name)
-        # Some choose keys by scores of their own, to which they add the mask: all zeros, nothing is masked.
+        # Some layers select keys by scores plus the mask, so they need one: zeros mask nothing.
         self.needs_mask = any("Indexer" in type(module).__name__ for module in self.layer.modules())
         if any("sink" in parameter for parameter in parameters):
             use_eager_attention(model)
@@ -103,7 +103,7 @@ class TransformersLayer(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> TransformersLayer:
-        """Stay in ``eval()``: the layer has no dropout, whatever the mode of the network around it."""
+        """Stay in ``eval()``, so that dropout is off in any mode of the network around the layer."""
         return super().train(False)
 
     def forward(self, x: Tensor, read: int | None = None) -> Tensor:
@@ -125,13 +125,13 @@ class TransformersLayer(nn.Module):
         if "position_bias" in given:
             given["position_bias"] = x.new_zeros(self.config.num_attention_heads, 1, n)
         if "shared_kv_states" in given:
-            given["shared_kv_states"] = {}  # kept for later layers, which without them are refused
+            given["shared_kv_states"] = {}  # written for later layers; layers that read it are refused
         y = self.layer(x, **given)
         y = y[0] if isinstance(y, (tuple, list)) else y
         return y if read is None else y[:, :read]
 
     def rotary_embedding(self, x: Tensor, positions: Tensor) -> Any:
-        """Return the model's own rotary embedding of these positions (B, N); ``None`` if this layer has none."""
+        """Return the model's rotary embedding of these positions (B, N); ``None`` if this layer has none."""
         if self.rotary is None:
             return None
         if not self.rotary_by_kind:
@@ -142,7 +142,7 @@ class TransformersLayer(nn.Module):
 
 
 def _rotary(model: nn.Module, stack: str) -> nn.Module | None:
-    """Return the rotary embedding nearest to the list of layers, outside of it."""
+    """Return the rotary embedding in the closest parent of the list of layers; ``None`` if there is none."""
     while stack:
         stack = stack.rpartition(".")[0]
         for child in model.get_submodule(stack).children():
@@ -155,9 +155,9 @@ def _arguments(layer: nn.Module, name: str) -> list[str]:
     """Return the arguments that the layer takes besides the tokens.
 
     Raises:
-        ValueError: it requires one that visual tokens do not have.
+        ValueError: the layer requires an argument that visual tokens do not have.
     """
-    others = list(inspect.signature(layer.forward).parameters.values())[1:]  # the first one: tokens
+    others = list(inspect.signature(layer.forward).parameters.values())[1:]  # without the tokens
     takes = [other.name for other in others if other.name in ARGUMENTS]
     missing = [
         other.name
@@ -166,14 +166,14 @@ def _arguments(layer: nn.Module, name: str) -> list[str]:
     ]
     if missing:
         raise ValueError(f"{name} needs {', '.join(missing)} besides its tokens: choose another donor")
-    if any(other.kind is other.VAR_KEYWORD for other in others):  # handed on to the attention
+    if any(other.kind is other.VAR_KEYWORD for other in others):  # passed on to the attention
         within = {key for module in layer.modules() for key in inspect.signature(module.forward).parameters}
         takes += [key for key in ("position_ids", "position_embeddings") if key in within and key not in takes]
     return takes
 
 
 def _take_masks(layer: nn.Module) -> list[tuple[str, str, bool]]:
-    """Remove the causal masks (1, 1, N, N) that some layers keep as buffers: their owners, names, and if bool."""
+    """Remove causal masks (1, 1, N, N) kept as buffers; return their owners, names, and whether they are bool."""
     masks = []
     for path, module in layer.named_modules():
         for name, buffer in list(module.named_buffers(recurse=False)):
@@ -184,7 +184,7 @@ def _take_masks(layer: nn.Module) -> list[tuple[str, str, bool]]:
 
 
 def _check(weights: dict[str, Tensor], expected: dict[str, Tensor], name: str) -> None:
-    """Raise ValueError if these are not the tensors of this layer."""
+    """Raise ValueError if the names or shapes of the tensors do not match the layer."""
     other = sorted(weights.keys() ^ expected.keys())
     if other:
         raise ValueError(f"tensors of {name} that are missing or unknown: {other[:8]}; read them from the model again")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A language model in `transformers`' own classes, without weights, made of its config.json as data."""
+"""Language models in classes of `transformers`, built without weights from their config.json."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-# Used of transformers beyond its documented interface, in this file only; pyproject.toml has the range that is tested:
+# Undocumented parts of transformers, used in this file only; pyproject.toml has the tested range of versions:
 # - configurations: `_attn_implementation`, `_experts_implementation`;
 # - models: `_supports_sdpa`, `_init_weights`, `_keys_to_ignore_on_load_unexpected`, `base_model_prefix`;
 # - `models.auto.configuration_auto.model_type_to_module_name`;
@@ -28,28 +28,28 @@ if TYPE_CHECKING:
 # - `core_model_loading`: `revert_weight_conversion`, `rename_source_key`, `dot_natural_key`, `WeightConverter`,
 #   `WeightRenaming`.
 MOST_LAYERS = 10_000
-# Part of some old checkpoints, computed from the configuration and of no use here: rotary frequencies and causal masks.
+# Buffers in some old checkpoints that the configuration determines: rotary frequencies and causal masks.
 NOT_WEIGHTS = re.compile(r"(^|\.)(rotary_emb\..*|(attn|attention)\.bias|masked_bias|causal_mask)$")
-# Keys of a config.json on code to run, or how to run it, are not read: a model's files are data.
+# Keys of a config.json that select code to run are ignored: a model's files are data.
 NOT_READ = re.compile(r"auto_map|_?(attn|experts)_implementation\w*|output_(attentions|hidden_states)|(torch_)?dtype")
-# Where a model of several parts keeps the configuration of its language model.
+# Keys under which a multi-part model keeps the configuration of its language model.
 LANGUAGE_PARTS = ("text_config", "decoder")
-# How many tokens, or blocks of them, sparse attention lets each token see: all. (Windows exist in masks only.)
+# Number of tokens, or blocks of tokens, that sparse attention lets each token see: all. (Windows exist in masks only.)
 CHOICES, ALL = ("index_topk", "index_topk_blocks", "keep_window_size"), 1 << 30
-# Lists of modules that are not the decoder's: within its layers, or for what is not text.
+# Module lists other than the decoder's layers: inside the layers, or for modalities other than text.
 ELSEWHERE = re.compile(r"\.\d+\.|vision|visual|image|audio")
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep off the terminal what transformers logs, warns of and prints: advice on models that are not used as such.
+    """Suppress the logs, warnings and prints of transformers, which concern the use as a language model.
 
-    What goes wrong is raised as ever. A context manager and a decorator.
+    Errors are still raised. Works as a context manager and as a decorator.
     """
     logger = logging.getLogger("transformers")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _import()  # outside of what follows: its log would stay bound to the stream of this moment
+        _import()  # before the streams are redirected, because its log handler keeps the stream it finds
         level = logger.level
         try:
             logger.setLevel(logging.CRITICAL + 1)
@@ -60,7 +60,7 @@ def quiet() -> Iterator[None]:
 
 
 def _import() -> None:
-    """Import transformers without what it logs meanwhile."""
+    """Import transformers with its log messages suppressed."""
     if "transformers" not in sys.modules:
         enabled = logging.root.manager.disable
         logging.disable(logging.CRITICAL)
@@ -71,7 +71,7 @@ def _import() -> None:
 
 
 def _read(config: Mapping[str, Any]) -> tuple[PretrainedConfig, type[PreTrainedModel]]:
-    """Return the configuration of the language model in transformers' class, and the class of the model itself."""
+    """Return the configuration of the language model as an object of transformers, and the model's class."""
     parts = [part for key in LANGUAGE_PARTS if isinstance(part := config.get(key), Mapping) and "model_type" in part]
     inner = parts[0] if parts else config
     model_type = str(inner.get("model_type"))
@@ -84,7 +84,7 @@ def _read(config: Mapping[str, Any]) -> tuple[PretrainedConfig, type[PreTrainedM
     if model_type in CONFIG_MAPPING:
         try:
             known = CONFIG_MAPPING[model_type].from_dict(_what_is_read(inner)).get_text_config()
-        except Exception as error:  # each of some 200 classes refuses impossible values by its own errors
+        except Exception as error:  # each of some 200 classes raises its own errors for invalid values
             raise ValueError(
                 f"transformers refuses the configuration of this {model_type} model ({_line(error)}): correct its "
                 "config.json"
@@ -99,7 +99,7 @@ def _read(config: Mapping[str, Any]) -> tuple[PretrainedConfig, type[PreTrainedM
 
 
 def _model_class(known: PretrainedConfig) -> Any:
-    """Return the causal language model with this configuration; of models that have none, their language part."""
+    """Return the class of the causal language model for this configuration, or of the language part without one."""
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
     from transformers.models.auto.configuration_auto import model_type_to_module_name
 
@@ -114,7 +114,7 @@ def _model_class(known: PretrainedConfig) -> Any:
 
 
 def _what_is_read(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy without what is not read, at any depth, and with infinity for ``{"__float__": "Infinity"}``."""
+    """Return a copy without the ignored keys, at any depth, and with infinity for ``{"__float__": "Infinity"}``."""
 
     def part(content: dict[str, Any]) -> Any:
         if content.keys() == {"__float__"}:
@@ -142,7 +142,7 @@ def skeleton(config: Mapping[str, Any]) -> tuple[PreTrainedModel, str, nn.Module
         if hasattr(known, key):
             setattr(known, key, ALL)
     if getattr(known, "attention_type", None) == "block_sparse":
-        known.attention_type = "original_full"  # the same in BigBird's terms
+        known.attention_type = "original_full"  # full attention in BigBird
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             model = model_class(known)
@@ -166,12 +166,12 @@ def skeleton(config: Mapping[str, Any]) -> tuple[PreTrainedModel, str, nn.Module
 
 
 def use_eager_attention(model: PreTrainedModel) -> None:
-    """Let the model's layers compute attention step by step, which knows sinks; SDPA would leave them out."""
+    """Set the model's layers to eager attention, because SDPA ignores attention sinks."""
     model.config._attn_implementation = "eager"
 
 
 def fill_buffers(module: nn.Module, model: PreTrainedModel) -> None:
-    """Give the buffers of a module of a model real values, as transformers does on loading; NaN where it gives none."""
+    """Initialise the buffers of a model's module as transformers does on loading; buffers it leaves out become NaN."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         for part in module.modules():
             empty = {name: buffer for name, buffer in part.named_buffers(recurse=False) if buffer.is_meta}
@@ -184,11 +184,11 @@ def fill_buffers(module: nn.Module, model: PreTrainedModel) -> None:
 
 @quiet()
 def on_disk(model: PreTrainedModel, stack: str) -> str:
-    """Return the name of the list of layers in the model's files, which a few types keep in an older form."""
+    """Return the name of the list of layers in the model's files; a few model types use an older name there."""
     from transformers.core_model_loading import revert_weight_conversion
 
     within = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(f"{stack}.0.")}
-    least = min(within, key=lambda name: within[name].numel())  # a norm: no matrix is computed for this
+    least = min(within, key=lambda name: within[name].numel())  # a norm, so that no matrix is converted
     return next(iter(revert_weight_conversion(model, {least: within[least]}))).partition(".0.")[0]
 
 
@@ -196,7 +196,7 @@ def stack_of(config: Mapping[str, Any]) -> str:
     """Return the dotted name of the list of decoder layers in the model's files, such as ``"model.layers"``.
 
     Raises:
-        ValueError: transformers has no such model, or not one list of layers.
+        ValueError: transformers has no such model, or the model does not have exactly one list of layers.
     """
     model, stack, _ = skeleton(config)
     return on_disk(model, stack)
@@ -209,9 +209,9 @@ def number_of_layers(config: Mapping[str, Any]) -> int:
 
 @quiet()
 def rename_weights(model: PreTrainedModel, stored: str, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the layer's tensors renamed and converted for the class of transformers, by its own conversion table.
+    """Return the layer's tensors renamed and converted for the class of transformers, by its conversion table.
 
-    On disk each expert has its own matrices, for example, in memory there is one tensor of them all.
+    For example, experts have separate matrices on disk and share one tensor in memory.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key

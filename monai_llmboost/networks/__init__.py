@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Booster -> network: volume -> logits."""
+"""Networks with boosters, which map volumes to logits."""
 
 from monai_llmboost.networks.published import from_published
 from monai_llmboost.networks.vit3d import ViT3D

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a network's logits mean, and how its volumes were prepared, kept in its checkpoint."""
+"""Texts in a network's checkpoint: class names, preprocessing, and the division of the training cases."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ SEPARATOR = "\n"
 
 
 class ReadText(KeptText):
-    """A text that is replaced by that of a checkpoint when one is loaded.
+    """A text in a network that loading a checkpoint replaces.
 
-    A text whose checksum does not fit is refused: it is damaged, or an average over networks with different ones.
+    A text with a wrong checksum is refused: it is damaged, or an average over networks with different texts.
     """
 
     what = "text"
 
     def read(self, code: Tensor) -> str:
-        """Take over the text of a checkpoint."""
+        """Use the text of a checkpoint; return an error message, or an empty text."""
         text = decode(code)
         if text is None:
             return (
@@ -35,15 +35,15 @@ class ReadText(KeptText):
 
 
 class ClassNames(ReadText):
-    """The names of the classes, in the order of the logits; a checkpoint replaces them.
+    """The names of the classes, in the order of the logits; loading a checkpoint replaces them.
 
     Args:
         num_classes: number of logits.
-        names: their names; ``None`` is "class 0", "class 1" ...
+        names: names of the classes; ``None`` is "class 0", "class 1" ...
 
     Raises:
-        ValueError: names that are no texts, another number of them, the same one twice (but for line breaks), or names
-            too long to keep.
+        ValueError: names that are not texts, a wrong number of names, duplicates (line breaks count as spaces), or
+            names that are too long.
 
     Example:
         >>> ClassNames(3).names(), ClassNames(2, ["benign", "malignant"]).names()
@@ -70,15 +70,16 @@ class ClassNames(ReadText):
         self.num_classes = num_classes
 
     def names(self) -> list[str]:
-        """Return the names, of the checkpoint if one was loaded."""
+        """Return the names, from the checkpoint if one was loaded."""
         return self.text.split(SEPARATOR) if self.text else [f"class {index}" for index in range(self.num_classes)]
 
 
 class Preprocessing(ReadText):
-    """The steps that prepared the volumes in training, in words, a line each; empty if they are unknown.
+    """The preprocessing steps of the training as text, one per line; empty if unknown.
 
-    Checkpoints of earlier versions hold none, and load. :class:`monai_llmboost.engines.TrainingCheckpoints` writes the
-    text, :class:`monai_llmboost.engines.TrainedWeights` compares it.
+    Checkpoints of earlier versions do not contain this text, and still load.
+    :class:`monai_llmboost.engines.TrainingCheckpoints` writes the text, and
+    :class:`monai_llmboost.engines.TrainedWeights` compares it.
     """
 
     what = "preprocessing"
@@ -87,11 +88,11 @@ class Preprocessing(ReadText):
 
 
 class TrainingCases(ReadText):
-    """The division into folds that the network was trained by, such as "phantom, fold 0 of 4 by seed 0".
+    """The division into folds of the training, such as "phantom, fold 0 of 4 by seed 0".
 
-    Empty if it is unknown, as in checkpoints of earlier versions. What cannot be read is an average over networks
-    of several divisions, and loads as :attr:`SEVERAL`. :class:`monai_llmboost.engines.TrainingCheckpoints` writes the
-    text, :class:`monai_llmboost.engines.TrainedWeights` compares it.
+    It is empty if unknown, as in checkpoints of earlier versions. An unreadable text is an average over networks with
+    different divisions, and loads as :attr:`SEVERAL`. :class:`monai_llmboost.engines.TrainingCheckpoints` writes the
+    text, and :class:`monai_llmboost.engines.TrainedWeights` compares it.
     """
 
     what = "training cases"
@@ -99,14 +100,14 @@ class TrainingCases(ReadText):
     SEVERAL = "several divisions"
 
     def read(self, code: Tensor) -> str:
-        """Take over the text of a checkpoint."""
+        """Use the text of a checkpoint; return an empty text, because there is no error."""
         text = decode(code)
         self.text = self.SEVERAL if text is None else text
         return ""
 
 
 def keep_text(networks: Iterable[Any], name: str, text: str | None) -> None:
-    """Replace the text of this name, such as "preprocessing", in networks that keep one; ``None`` leaves theirs."""
+    """Replace the text ``name``, such as "preprocessing", in networks that have it; ``None`` changes nothing."""
     for network in networks:
         kept = getattr(network, name, None)
         if text is not None and isinstance(kept, KeptText):
@@ -114,12 +115,12 @@ def keep_text(networks: Iterable[Any], name: str, text: str | None) -> None:
 
 
 def on_one_line(name: str) -> str:
-    """Return a name as a checkpoint and a table hold it: with spaces in the place of line breaks."""
+    """Return a name with spaces instead of line breaks, as in checkpoints and tables."""
     return name.replace("\r", " ").replace("\n", " ")
 
 
 def _column(name: str) -> str:
-    """Return a name as the head of a table holds it, where any end of a line is a space."""
+    """Return a name as a column title, with a space for any kind of line break."""
     return " ".join(on_one_line(name).splitlines())
 
 
@@ -130,6 +131,6 @@ def _check_texts(names: Sequence[str]) -> None:
 
 
 def class_names_of(network: Any) -> list[str]:
-    """Return the names of the classes that a network keeps; none for what keeps none."""
+    """Return the class names of a network; an empty list if it has none."""
     kept = getattr(unwrap(network), "class_names", None)
     return [] if kept is None else kept.names()

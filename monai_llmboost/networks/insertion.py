@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Placing a booster in a network: where it stands, whether it fits, how many of its tokens are read."""
+"""Placement of a booster in a network: its position, whether it fits, and the tokens that are read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ POSITIONS = ("last", "middle", "head")
 class BoostedNetwork(nn.Module):
     """A network with a booster: ``logits = forward_head(booster(forward_features(volumes)))``.
 
-    A subclass has the layers and the two functions around the booster. Its constructor ends with
+    A subclass provides the layers and the two functions around the booster. Its constructor ends with a call of
     :meth:`place_booster`.
 
     Example:
@@ -34,43 +34,43 @@ class BoostedNetwork(nn.Module):
         torch.Size([2, 4])
     """
 
-    # So that scripting leaves out the branches not taken.
+    # So that scripting skips the branches that are not taken.
     __constants__ = ("boosts_between", "boosts_pooled", "reads_cls")
 
     def place_booster(
         self, booster: nn.Module | None, hidden_size: int, num_layers: int, position: str, pool: str
     ) -> None:
-        """Register a booster, or what stands for none, and where it stands.
+        """Register a booster, or an identity without one, and its position.
 
         Args:
-            booster: tokens (B, N, C) -> tokens (B, N, C), or ``None``.
+            booster: maps tokens (B, N, C) to tokens (B, N, C); ``None`` for the plain network.
             hidden_size: features of a token, C.
-            num_layers: how many layers there are around it.
+            num_layers: number of layers around the booster.
             position: ``"last"``, after the last layer; ``"middle"``, after the first half of the layers; ``"head"``,
                 on the pooled token.
-            pool: ``"cls"`` or ``"mean"``, how tokens become one.
+            pool: ``"cls"`` reads the CLS token, ``"mean"`` the mean over the tokens.
 
         Raises:
-            ValueError: an unknown position, a middle with no layer on one of its sides, a booster of tokens of another
-                width, or one that masks all that the token which is read could see.
+            ValueError: an unknown position, too few layers for the middle, a booster of another width, or a causal
+                booster that hides all other tokens from the CLS token.
         """
         self.read_mean = pool == "mean"
         self.num_before = layers_before_booster(position, num_layers)
         self.boosts_between, self.boosts_pooled = position == "middle", position == "head"
         self.booster = nn.Identity() if booster is None else check_booster_fits(booster, hidden_size, position, pool)
-        # Where only the CLS token is read, a booster that can give it alone costs next to nothing.
+        # If only the CLS token is read, a booster that can compute only this token is nearly free.
         self.reads_cls = position == "last" and pool == "cls" and takes_read(unwrap(self.booster))
 
     def pool_tokens(self, x: Tensor) -> Tensor:
-        """Map tokens (B, N, C) to one, (B, C)."""
+        """Map tokens (B, N, C) to one token per case, (B, C)."""
         return x.mean(dim=1) if self.read_mean else x[:, 0]
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Map volumes (B, channels, S0, S1, S2) to the tokens that enter the booster, (B, N, C)."""
+        """Map volumes (B, channels, S0, S1, S2) to the input tokens of the booster, (B, N, C)."""
         raise NotImplementedError
 
     def forward_head(self, x: Tensor) -> Tensor:
-        """Map the tokens that leave the booster, (B, N, C), to logits (B, num_classes)."""
+        """Map the output tokens of the booster, (B, N, C), to logits (B, num_classes)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,10 +81,10 @@ class BoostedNetwork(nn.Module):
 
 
 def check_booster_fits(booster: nn.Module, hidden_size: int, position: str, pool: str) -> nn.Module:
-    """Return the booster.
+    """Return the booster if it fits the network.
 
     Raises:
-        ValueError: it takes tokens of another width, or masks all that the token that is read could see.
+        ValueError: the booster takes tokens of another width, or hides all other tokens from the CLS token.
     """
     channels = getattr(booster, "channels", hidden_size)
     if channels != hidden_size:
@@ -101,10 +101,10 @@ def check_booster_fits(booster: nn.Module, hidden_size: int, position: str, pool
 
 
 def layers_before_booster(position: str, num_layers: int) -> int:
-    """Return how many of the layers run before a booster at ``position``; the others run after it.
+    """Return the number of layers before a booster at ``position``; the others run after it.
 
     Raises:
-        ValueError: an unknown position, or a middle with no layer on one of its sides.
+        ValueError: an unknown position, or fewer than two layers for the middle.
     """
     check_choice("position", position, POSITIONS)
     if position != "middle":
@@ -126,9 +126,9 @@ def network_signature(
     position: str = "last",
     stem_channels: int = 0,
 ) -> Signature:
-    """Return what changes a network's output and is not seen in the shapes of its weights, for its checkpoints.
+    """Return the signature for checkpoints: options that change the output but not the shapes of the weights.
 
-    The position is named where it matters: not of a plain network, and not of a booster after the last layer.
+    The position is left out for a plain network and for a booster after the last layer.
     """
     stem = f", stem of {stem_channels} channels" if stem_channels else ""
     place = "" if booster is None or position == "last" else f", booster at position {position}"

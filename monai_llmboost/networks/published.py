@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of the published R-LLM code (https://github.com/ZhixinLai/LLMBoostMedical, 3D) into our networks."""
+"""Import of checkpoints of the published R-LLM code (https://github.com/ZhixinLai/LLMBoostMedical, 3D)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from monai_llmboost.llm.donor.meta import META
 from monai_llmboost.networks.vit3d import ViT3D
 from monai_llmboost.networks.vivit import ViViT
 
-# Their name of a mode -> our residual; any other word runs the block without a residual in their code.
+# Mode names of the published code and our residuals. (There, any other name runs the block without a residual.)
 RESIDUAL_OF_MODE = {
     "llm_in": "inner",
     "llm_out": "outer",
@@ -28,7 +28,7 @@ RESIDUAL_OF_MODE = {
     "llm_mlp": "none",
     "llm": "none",
 }
-# Their parameter names -> ours, first match wins.
+# Parameter names of the published code and ours; the first match wins.
 RENAMES = [
     (r"^to_patch_embedding\.1\.", "patch_tokens.norm_in."),
     (r"^to_patch_embedding\.2\.", "patch_tokens.project."),
@@ -58,7 +58,7 @@ LAYERS = [
 
 
 def _frozen_block(weights: Mapping[str, Tensor], num_heads: int, norm_eps: float) -> FrozenBlock:
-    """Return the block inside their checkpoint, ``llama.layers.K.*`` there, with its final norm ``llama.norm``."""
+    """Return the block in a published checkpoint, ``llama.layers.K.*``, with its final norm ``llama.norm``."""
     found = {key.split(".")[2] for key in weights if key.startswith("llama.layers.")}
     if len(found) != 1:
         raise ValueError(f"the checkpoint holds {len(found)} LLaMA layers (llama.layers.K.*), not one: copy it again")
@@ -120,15 +120,15 @@ def from_published(
     spatial_depth: int | None = None,
     temporal_depth: int | None = None,
 ) -> nn.Module:
-    """Build the network that a checkpoint of the published R-LLM code was trained as, and load the checkpoint into it.
+    """Build the network of a checkpoint of the published R-LLM code, and load the checkpoint.
 
-    The arguments are those of the published constructors (``ViTLLama``, ``ViViTLLama``); ``kind`` is ``"vit3d"`` or
-    ``"vivit"``, ``mode`` their ``model_name``: ``llm_in``, ``llm_out``, ``llm_hybrid``, ``llm_out_nn``, ``llm_mlp`` or
-    ``llm``. Their volumes are (B, channels, frames, height, width), which is our (B, channels, S0, S1, S2). The
-    checkpoint is a state dict, or the file that holds one.
+    ``kind`` is ``"vit3d"`` or ``"vivit"``. ``mode`` is the published ``model_name``: ``llm_in``, ``llm_out``,
+    ``llm_hybrid``, ``llm_out_nn``, ``llm_mlp`` or ``llm``. The other arguments have the names of the published
+    constructors (``ViTLLama``, ``ViViTLLama``). Published volumes are (B, channels, frames, height, width), which is
+    our (B, channels, S0, S1, S2). The checkpoint is a state dict or a file with one.
 
     Raises:
-        ValueError: an unknown kind or mode, a depth that is not given, a damaged file, or weights that do not fit.
+        ValueError: an unknown kind or mode, a missing depth, a damaged file, or weights that do not match the sizes.
     """
     checkpoint = state_dict if isinstance(state_dict, Mapping) else _read(state_dict)
     check_choice("mode", mode, RESIDUAL_OF_MODE)
@@ -161,10 +161,10 @@ def from_published(
             f"kind {kind!r} with depth {depth}, spatial_depth {spatial_depth}, temporal_depth {temporal_depth}: give "
             "kind 'vit3d' with depth, or 'vivit' with spatial_depth and temporal_depth"
         )
-    # Their code always makes the extra map of `llm_out_nn`; in the other modes nothing reads it.
+    # The published code always has the extra map of `llm_out_nn`; the other modes do not use it.
     unused = () if mode == "llm_out_nn" else ("llama_dim_dim_mapper.",)
     weights = {_rename(key): value for key, value in checkpoint.items() if not key.startswith(("llama.", *unused))}
-    if heads == 1 and dim_head == dim:  # their attention then has no output projection, ours the identity
+    if heads == 1 and dim_head == dim:  # published attention without output projection: use the identity
         for name in [name for name in network.state_dict() if ".attention.out." in name]:
             weights[name] = torch.eye(dim) if name.endswith("weight") else torch.zeros(dim)
     own = network.state_dict()

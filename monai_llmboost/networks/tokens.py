@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images and volumes as tokens: patches, learned tables, pooling."""
+"""Tokens of images and volumes: patches, learned embeddings, pooling."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ POOLS = ("cls", "mean")
 def grid_of(
     img_size: Sequence[int] | int, patch_size: Sequence[int] | int, spatial_dims: int = 3
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the sizes of the volume and of a patch along each axis; one number stands for all axes.
+    """Return the sizes of the volume and of a patch along each axis; one number is used for all axes.
 
     Raises:
-        ValueError: another number of sizes, a size below 1, or a volume that is no whole number of patches.
+        ValueError: a wrong number of sizes, a size below 1, or a volume that is not a whole number of patches.
     """
     sizes = []
     for name, size in (("img_size", img_size), ("patch_size", patch_size)):
@@ -41,36 +41,36 @@ def grid_of(
 
 
 def check_pool(pool: str) -> str:
-    """Return ``pool`` itself.
+    """Return ``pool`` if it is valid.
 
     Raises:
-        ValueError: it is none of ``POOLS``.
+        ValueError: ``pool`` is not in ``POOLS``.
     """
     check_choice("pool", pool, POOLS)
     return pool
 
 
 def learned_embedding(*shape: int) -> nn.Parameter:
-    """Return a learned token or position table, drawn from N(0, 1) as in the published R-LLM networks."""
+    """Return a learned token or position embedding, drawn from N(0, 1) as in the published R-LLM networks."""
     return nn.Parameter(torch.randn(*shape))
 
 
 class PatchTokens(nn.Module):
-    """Image or volume -> one token per patch: ``LayerNorm(W LayerNorm(patch) + b)``, of the stem's features if any.
+    """One token per patch of an image or volume, ``LayerNorm(W LayerNorm(patch) + b)``, after an optional stem.
 
-    The first norm hides how full or how bright a patch is, which a segmented shape is all about; a stem, which looks
-    across the edges of patches too, gives it back (Xiao et al. 2021, arXiv:2106.14881).
+    The first norm removes the mean and contrast of a patch, which carry most information in segmented shapes. A stem,
+    which also sees across the edges of patches, restores it (Xiao et al. 2021, arXiv:2106.14881).
 
     Args:
         in_channels: channels of the volume.
-        img_size: size along the three axes, or two of an image.
+        img_size: size along the axes, three for a volume or two for an image.
         patch_size: patch size along the axes.
         hidden_size: features of a token, C.
-        stem_channels: features that a convolution over 3 voxels along each axis, a norm and a GELU make of each voxel;
-            0 for no stem, as in the published R-LLM networks.
+        stem_channels: features per voxel of a stem (a convolution with kernel size 3, a norm and a GELU); 0 for no
+            stem, as in the published R-LLM networks.
 
     Raises:
-        ValueError: a stem of no whole number of channels, or of fewer than 0; in ``forward``, a volume of another size.
+        ValueError: ``stem_channels`` is not a whole number from 0; in ``forward``, a volume of another size.
 
     Example:
         >>> PatchTokens(1, (8, 12, 16), (4, 4, 8), hidden_size=10)(torch.zeros(2, 1, 8, 12, 16)).shape
@@ -94,7 +94,7 @@ class PatchTokens(nn.Module):
         self.cut = [number for size, patch in zip(img_size, patch_size) for number in (size // patch, patch)]
         self.grid = [size // patch for size, patch in zip(img_size, patch_size)]  # patches along each axis
         self.tokens = [self.grid[0], math.prod(self.grid[1:])]
-        # Within a patch: the axes but the first of three, that one, channel: the order of the published checkpoints.
+        # Order within a patch of a volume, as in the published checkpoints: second axis, third, first, channel.
         within = [3 + 2 * axis for axis in (range(dims) if dims < 3 else (1, 2, 0))]
         self.order = [0, *(2 + 2 * axis for axis in range(dims)), *within, 1]
         self.stem: nn.Module = nn.Identity()
@@ -107,7 +107,7 @@ class PatchTokens(nn.Module):
         self.norm_out = nn.LayerNorm(hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, channels, S0, S1[, S2]) to tokens (B, G0, G1 [* G2], C), G the number of patches along an axis."""
+        """Map (B, channels, S0, S1[, S2]) to tokens (B, G0, G1 [* G2], C); G is the number of patches along an axis."""
         if list(x.shape[1:]) != self.shape:
             raise ValueError(
                 f"volumes of shape {list(x.shape)} do not fit a network for (batch, {self.shape}): resize the volumes, "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pre-norm transformer layers, in a row of which a part can be run."""
+"""Pre-norm transformer layers, which can also run in part."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from monai_llmboost.arguments import check_whole
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention whose head size is free: heads x head size need not be the token's width.
+    """Multi-head self-attention with a free head size: heads x head size need not equal the token's width.
 
-    (MONAI's ``SABlock`` passes its dropout to scaled-dot-product attention in ``eval()`` too, so it cannot stand here.)
+    MONAI's ``SABlock`` is not used, because it passes its dropout to scaled-dot-product attention also in ``eval()``.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, head_size: int, dropout_rate: float) -> None:
@@ -51,10 +51,10 @@ class TransformerLayer(nn.Module):
 
 
 class TransformerLayers(nn.Sequential):
-    """A stack of layers; a call can run a part of it, so that a booster can stand between two of them."""
+    """A sequence of layers; a call can run a part of it, so that a booster can be placed between two layers."""
 
     def forward(self, x: Tensor, first: int = 0, stop: int | None = None) -> Tensor:
-        """Map tokens (B, N, C) through the layers from ``first`` to before ``stop`` (by default all), to (B, N, C)."""
+        """Map tokens (B, N, C) to (B, N, C) by the layers from ``first`` to before ``stop`` (default: all)."""
         for index, layer in enumerate(self):
             if index >= first and (stop is None or index < stop):
                 x = layer(x)
@@ -64,7 +64,7 @@ class TransformerLayers(nn.Sequential):
 def transformer_layers(
     num_layers: int, hidden_size: int, mlp_dim: int, num_heads: int, head_size: int | None, dropout_rate: float
 ) -> TransformerLayers:
-    """Make ``num_layers`` layers in a row; ``head_size=None`` divides the token's width among the heads.
+    """Make ``num_layers`` layers in sequence; ``head_size=None`` divides the token's width among the heads.
 
     Raises:
         ValueError: a number below 1, heads that do not divide the width, or a dropout rate outside 0 to 1.

@@ -16,11 +16,11 @@ from monai_llmboost.networks.transformer import transformer_layers
 
 
 class ViT3D(BoostedNetwork):
-    """Volume -> class logits by a 3D vision transformer, as in R-LLM (Lai et al. 2024, arXiv:2403.17343).
+    """A 3D vision transformer from volumes to class logits, as in R-LLM (Lai et al. 2024, arXiv:2403.17343).
 
-    Patches become tokens (LayerNorm, linear, LayerNorm), a CLS token and positions are added, pre-norm transformer
-    layers follow without a norm after the last, then the booster, the pooling, a LayerNorm and a linear head; or the
-    booster stands elsewhere, see ``position``.
+    Patches become tokens (LayerNorm, linear, LayerNorm), and a CLS token and positions are added. Pre-norm transformer
+    layers follow, without a norm after the last one, then the booster, the pooling, a LayerNorm and a linear head.
+    ``position`` can move the booster.
 
     Args:
         in_channels: channels of the volume.
@@ -33,21 +33,20 @@ class ViT3D(BoostedNetwork):
         num_heads: attention heads.
         head_size: features of a head; ``None`` is ``hidden_size / num_heads``.
         dropout_rate: dropout in attention, MLPs and after the positions are added, 0 to below 1.
-        pool: ``"cls"`` reads the CLS token, ``"mean"`` the mean over all tokens, CLS among them.
-        booster: tokens (B, N, C) -> tokens (B, N, C), such as :class:`monai_llmboost.boosters.ResidualBooster`;
+        pool: ``"cls"`` reads the CLS token, ``"mean"`` the mean over all tokens including CLS.
+        booster: maps tokens (B, N, C) to tokens (B, N, C), such as :class:`monai_llmboost.boosters.ResidualBooster`;
             ``None`` for the plain network.
-        class_names: what the logits mean, in order; kept in checkpoints, so that ``class_names.names()`` of a network
-            that loaded one are those it was trained with.
-        position: where the booster stands. ``"last"``: after the last layer, where with ``pool="cls"`` it is asked for
-            the CLS token alone, at little cost. ``"middle"``: after the first ``num_layers // 2`` layers, at least one
-            on each side; the layers after it need all tokens of the booster. ``"head"``: on the pooled token, just
-            before ``head_norm``; that is one token alone, (B, 1, C), so the attention in the booster's block has
-            nothing to choose from and passes on the token's own value.
-        stem_channels: features of a convolutional stem before the patches are cut, see
+        class_names: names of the classes in the order of the logits. Checkpoints contain them, and loading one
+            replaces those in ``class_names.names()``.
+        position: position of the booster. ``"last"``: after the last layer; with ``pool="cls"`` it computes only the
+            CLS token, at little cost. ``"middle"``: after the first ``num_layers // 2`` layers, at least one on each
+            side; the later layers need all tokens of the booster. ``"head"``: on the pooled token, just before
+            ``head_norm``; the block then sees one token, (B, 1, C), so its attention returns the value of that token.
+        stem_channels: features of a convolutional stem before the patches, see
             :class:`monai_llmboost.networks.tokens.PatchTokens`; 0 for none, as published.
 
     Raises:
-        ValueError: sizes that do not fit one another, or no middle; in ``forward``, a volume of another size.
+        ValueError: sizes that do not match, or too few layers for the middle; in ``forward``, a volume of another size.
 
     Example:
         >>> from monai_llmboost.boosters import ResidualBooster
@@ -98,8 +97,8 @@ class ViT3D(BoostedNetwork):
     def forward_features(self, x: Tensor) -> Tensor:
         """Map volumes (B, channels, S0, S1, S2) to tokens before the booster, CLS first, (B, 1 + patches, C).
 
-        With position "last" they have passed all layers, with "middle" the first half; with "head" it is the pooled
-        token alone, (B, 1, C).
+        With position "last" these are the tokens after all layers, with "middle" after the first half; with "head",
+        only the pooled token, (B, 1, C).
         """
         x = self.patch_tokens(x).flatten(1, 2)  # (B, patches, C)
         x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1) + self.positions
@@ -112,8 +111,8 @@ class ViT3D(BoostedNetwork):
     def forward_head(self, x: Tensor) -> Tensor:
         """Map tokens after the booster (B, 1 + patches, C) to logits (B, num_classes).
 
-        With position "last" and pool "cls" the CLS token (B, 1, C) is enough; with "middle" the other half of the
-        layers comes first; with "head" it is the pooled token, (B, 1, C).
+        With position "last" and pool "cls", the CLS token (B, 1, C) is enough. With "middle", the second half of the
+        layers runs first. With "head", the input is the pooled token, (B, 1, C).
         """
         if self.boosts_between:
             x = self.layers(x, self.num_before)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ViViT: a factorised transformer, within each slab of a volume and then across slabs, with a booster."""
+"""ViViT: a factorised transformer within each slab of a volume and then across slabs, with a booster."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from monai_llmboost.networks.transformer import transformer_layers
 
 
 class ViViT(BoostedNetwork):
-    """Volume -> class logits by a factorised encoder (Arnab et al. 2021, arXiv:2103.15691, model 2), as in R-LLM.
+    """A factorised encoder from volumes to class logits (Arnab et al. 2021, arXiv:2103.15691, model 2), as in R-LLM.
 
-    The volume's first axis plays the part of time. Within each slab of ``patch_size[0]`` slices the patch tokens meet
-    in the spatial layers; each slab is then one token in the temporal layers. The booster (Lai et al. 2024,
-    arXiv:2403.17343) sees only those temporal tokens.
+    The volume's first axis is used as time. The spatial layers process the patch tokens within each slab of
+    ``patch_size[0]`` slices; each slab is then one token in the temporal layers. The booster (Lai et al. 2024,
+    arXiv:2403.17343) sees only the temporal tokens.
 
     Args:
         in_channels: channels of the volume.
         num_classes: number of logits.
-        img_size: size of the volume along its three axes, voxels; the first is the one taken slab by slab.
+        img_size: size of the volume along its three axes, voxels; slabs are cut along the first axis.
         patch_size: size of a patch, voxels; divides ``img_size``.
         hidden_size: features of a token, C.
         mlp_dim: inner features of the layers' MLPs.
@@ -34,22 +34,21 @@ class ViViT(BoostedNetwork):
         num_heads: attention heads.
         head_size: features of a head; ``None`` is ``hidden_size / num_heads``.
         dropout_rate: dropout in attention, MLPs and after the positions are added, 0 to below 1.
-        pool: ``"cls"`` reads a CLS token within slabs and another across them, ``"mean"`` averages over the tokens and
-            has no CLS tokens.
-        booster: tokens (B, N, C) -> tokens (B, N, C); ``None`` for the plain network.
-        class_names: what the logits mean, in order; kept in checkpoints, so that ``class_names.names()`` of a network
-            that loaded one are those it was trained with.
-        position: where the booster stands. ``"last"``: after the last temporal layer and its norm, where with
-            ``pool="cls"`` it is asked for the CLS token alone, at little cost. ``"middle"``: after the first
-            ``num_temporal_layers // 2`` temporal layers, at least one on each side; the layers after it need all
-            tokens of the booster. ``"head"``: on the pooled token, just before ``head``; that is one token alone,
-            (B, 1, C), so the attention in the booster's block has nothing to choose from and passes on the token's own
-            value.
-        stem_channels: features of a convolutional stem before the patches are cut, see
+        pool: ``"cls"`` reads one CLS token within slabs and another across slabs; ``"mean"`` averages over the tokens
+            and uses no CLS tokens.
+        booster: maps tokens (B, N, C) to tokens (B, N, C); ``None`` for the plain network.
+        class_names: names of the classes in the order of the logits. Checkpoints contain them, and loading one
+            replaces those in ``class_names.names()``.
+        position: position of the booster. ``"last"``: after the last temporal layer and its norm; with ``pool="cls"``
+            it computes only the CLS token, at little cost. ``"middle"``: after the first ``num_temporal_layers // 2``
+            temporal layers, at least one on each side; the later layers need all tokens of the booster. ``"head"``: on
+            the pooled token, just before ``head``; the block then sees one token, (B, 1, C), so its attention returns
+            the value of that token.
+        stem_channels: features of a convolutional stem before the patches, see
             :class:`monai_llmboost.networks.tokens.PatchTokens`; 0 for none, as published.
 
     Raises:
-        ValueError: sizes that do not fit one another, or no middle; in ``forward``, a volume of another size.
+        ValueError: sizes that do not match, or too few layers for the middle; in ``forward``, a volume of another size.
 
     Example:
         >>> network = ViViT(1, 3, img_size=28, patch_size=(4, 14, 14), pool="mean", class_names=["a", "b", "c"])
@@ -80,7 +79,7 @@ class ViViT(BoostedNetwork):
         check_whole("in_channels", in_channels, 1)
         check_whole("num_classes", num_classes, 1)
         size, patch = grid_of(img_size, patch_size)
-        # Without CLS tokens there is nothing to prepend: tables of no rows keep one forward for both kinds of pooling.
+        # Without CLS tokens, empty embeddings keep one forward for both kinds of pooling.
         cls_tokens = 0 if check_pool(pool) == "mean" else 1
         num_slabs, per_slab = size[0] // patch[0], (size[1] // patch[1]) * (size[2] // patch[2])
         spatial = transformer_layers(num_spatial_layers, hidden_size, mlp_dim, num_heads, head_size, dropout_rate)
@@ -104,8 +103,8 @@ class ViViT(BoostedNetwork):
     def forward_features(self, x: Tensor) -> Tensor:
         """Map volumes (B, channels, S0, S1, S2) to temporal tokens before the booster, (B, [1 +] slabs, C).
 
-        With position "last" they have passed all temporal layers and their norm, with "middle" the first half of the
-        layers; with "head" it is the pooled token alone, (B, 1, C).
+        With position "last" these are the tokens after all temporal layers and their norm, with "middle" after the
+        first half of the layers; with "head", only the pooled token, (B, 1, C).
         """
         x = self.patch_tokens(x) + self.positions  # (B, slabs, patches of a slab, C)
         b, slabs = x.shape[0], x.shape[1]
@@ -122,8 +121,8 @@ class ViViT(BoostedNetwork):
     def forward_head(self, x: Tensor) -> Tensor:
         """Map tokens after the booster (B, [1 +] slabs, C) to logits (B, num_classes).
 
-        With position "last" and pool "cls" the CLS token (B, 1, C) is enough; with "middle" the other half of the
-        temporal layers and their norm come first; with "head" it is the pooled token, (B, 1, C).
+        With position "last" and pool "cls", the CLS token (B, 1, C) is enough. With "middle", the second half of the
+        temporal layers and their norm run first. With "head", the input is the pooled token, (B, 1, C).
         """
         if self.boosts_between:
             x = self.temporal_norm(self.temporal_layers(x, self.num_before))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wrappers around a network in training (torch.compile, DataParallel, averages), and names of weights without it."""
+"""Wrappers around a network in training (torch.compile, DataParallel, averages), and weight names without them."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-# Modules that hold the network as their ``module``; torch.compile holds it as ``_orig_mod``.
+# Modules with the network as ``module``; torch.compile has it as ``_orig_mod``.
 HOLDERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
 COMPILED, HELD = "_orig_mod.", "module."
-# What an AveragedModel counts.
+# Counter of an AveragedModel.
 COUNTER = "n_averaged"
 
 
 def unwrap(network: Any) -> Any:
-    """Return the network inside any number of wrappers, or itself."""
+    """Return the network without its wrappers."""
     while (inner := _inside(network)) is not None:
         network = getattr(network, inner)
     return network
 
 
 def average_of(network: Any) -> AveragedModel | None:
-    """Return the average among a network's wrappers, whose count of networks is no weight of any."""
+    """Return the AveragedModel among a network's wrappers; ``None`` if there is none."""
     while (inner := _inside(network)) is not None:
         if isinstance(network, AveragedModel):
             return network
@@ -33,14 +33,14 @@ def average_of(network: Any) -> AveragedModel | None:
 
 
 def _inside(network: Any) -> str | None:
-    """Return the name under which a wrapper holds its network; ``None`` for what is no wrapper."""
+    """Return the attribute in which a wrapper keeps its network; ``None`` if the module is not a wrapper."""
     if "_orig_mod" in getattr(network, "_modules", {}):
         return "_orig_mod"
     return "module" if isinstance(network, HOLDERS) else None
 
 
 def plain_names(network: nn.Module) -> dict[str, str]:
-    """Return the names in a network's state dict, by those that they have without wrappers around its parts."""
+    """Map names of weights without wrappers to the names in the network's state dict."""
     wrappers = {name: inner for name, part in network.named_modules() if name and (inner := _inside(part))}
     names = {}
     for own in network.state_dict():
@@ -53,18 +53,18 @@ def plain_names(network: nn.Module) -> dict[str, str]:
 
 
 def saved_state(network: nn.Module) -> dict[str, Any]:
-    """Return a network's state dict as a checkpoint holds it: without wrappers around the network or its parts."""
+    """Return a network's state dict for a checkpoint, with names without wrappers."""
     state = unwrap(network).state_dict()
     return {plain: state[own] for plain, own in plain_names(unwrap(network)).items()}
 
 
 def plain_state(state: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Return a state dict without what wrappers added to its names, as far as a network has no such names.
+    """Return a state dict without the prefixes of wrappers, unless they are part of the expected names.
 
     Args:
-        state: as any version wrote it: ``torch.compile`` of a network or of a part of it adds ``_orig_mod.``, the other
-            wrappers add ``module.`` in front.
-        names: those that are expected.
+        state: state dict written by any version: ``torch.compile`` of a network or its parts adds ``_orig_mod.``, the
+            other wrappers add the prefix ``module.``.
+        names: expected names.
     """
     state = {name if name in names else name.replace(COMPILED, ""): value for name, value in state.items()}
     while not any(name in names for name in state):
@@ -76,7 +76,7 @@ def plain_state(state: Mapping[str, Any], names: Collection[str]) -> dict[str, A
 
 
 def load_plain(network: nn.Module, state: Mapping[str, Any]) -> None:
-    """Load a state dict strictly, whatever wrappers were around the network that wrote it or are around this one.
+    """Load a state dict strictly, independent of wrappers around the network that wrote it or around this one.
 
     Raises:
         RuntimeError: weights that are missing, unexpected or of another size; see ``nn.Module.load_state_dict``.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The read-out of a booster: how the first few tokens of its block are computed, chosen by what the block offers."""
+"""The read-out of a booster: the choice of a method to compute the first few tokens of its block."""
 
 import inspect
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from monai_llmboost.llm.attention import AttentionForm, AttentionTensors, is_lin
 
 
 class AllKeys(nn.Module):
-    """The block's own computation: keys and values of all encoded tokens, the rest of the tokens that are read."""
+    """The block's own computation: keys and values of all encoded tokens, all else for the read tokens only."""
 
     def __init__(self, form: AttentionForm, channels: int, width: int) -> None:
         super().__init__()
@@ -25,17 +25,17 @@ class AllKeys(nn.Module):
     def cost(self, batch: int, tokens: int, read: int) -> int:
         """Return the multiply-adds of a forward pass per case, for this batch size and these numbers of tokens.
 
-        What all methods do alike is not counted.
+        Operations that all methods share are not counted.
         """
         encoding_and_keys = tokens * self.width * (self.channels + 2 * self.kv_features)
         return encoding_and_keys + 2 * read * self.features * tokens
 
 
 class ReadOut(nn.Module):
-    """The exact computation of a block at the first few tokens, by the cheapest of the methods that the block allows.
+    """The exact computation of a block at the first few tokens, by the cheapest method that the block supports.
 
     The constructor selects the available methods: two for linear scores, one for normed keys. If there is none, the
-    block computes all keys and values itself. Which method is cheapest depends on the sizes of a batch.
+    block computes all keys and values itself. The cheapest method depends on the sizes of a batch.
 
     Args:
         encode: the map before the block, C to D features.
@@ -52,7 +52,7 @@ class ReadOut(nn.Module):
     if TYPE_CHECKING:
         methods: Any  # a ModuleList of the methods
 
-    __constants__ = ("takes_read",)  # so that scripting leaves out the branch not taken
+    __constants__ = ("takes_read",)  # so that scripting skips the branch that is not taken
     __jit_ignored_attributes__ = ("intact", "last_sizes", "last_choice")
 
     def __init__(self, encode: nn.Linear, block: nn.Module) -> None:
@@ -60,7 +60,7 @@ class ReadOut(nn.Module):
         form: AttentionForm | None = getattr(block, "attention_form", None)
         self.takes_read = takes_read(block)
         self.methods = nn.ModuleList()
-        self.intact: list[tuple[nn.Module, type[nn.Module], Any]] = []  # the parts as they were found in order
+        self.intact: list[tuple[nn.Module, type[nn.Module], Any]] = []  # the last parts found unchanged
         self.last_sizes: tuple[int, int, int, bool] | None = None
         self.last_choice = -1
         if form is not None:
@@ -71,8 +71,8 @@ class ReadOut(nn.Module):
             self.is_exact(encode, block)
 
     def cheapest(self, batch: int, tokens: int, read: int) -> int:
-        """Return the number of the method with the fewest operations; -1 is the block itself."""
-        if torch.jit.is_scripting() or is_recorded():  # of sizes that may be symbols
+        """Return the index of the method with the fewest operations; -1 is the block itself."""
+        if torch.jit.is_scripting() or is_recorded():  # sizes may be symbolic
             return self.choose(batch, tokens, read)
         sizes = batch, tokens, read, self.training
         if sizes != self.last_sizes:
@@ -80,7 +80,7 @@ class ReadOut(nn.Module):
         return self.last_choice
 
     def choose(self, batch: int, tokens: int, read: int) -> int:
-        """Count the operations of all methods and return what :meth:`cheapest` does."""
+        """Count the operations of all methods and return the index of the cheapest one; -1 is the block itself."""
         best, least = -1, self.block_itself.cost(batch, tokens, read)
         for number, method in enumerate(self.methods):
             cost = method.cost(batch, tokens, read)
@@ -89,10 +89,10 @@ class ReadOut(nn.Module):
         return best
 
     def forward(self, number: int, x: Tensor, encode: Tensor, layer: AttentionTensors) -> Tensor:
-        """Return what the heads of the read tokens gather, (B, R, heads * head size), by the method of this number.
+        """Return the output of the heads at the read tokens, (B, R, heads * head size), by one method.
 
         Args:
-            number: of a method.
+            number: index of the method.
             x: all visual tokens, (B, N, C).
             encode: the weight E of the map before the block, (D, C).
             layer: queries and tensors of the block.
@@ -105,10 +105,10 @@ class ReadOut(nn.Module):
 
     @torch.jit.unused
     def is_exact(self, encode: nn.Module, block: Any) -> bool:
-        """Return whether the methods compute what calls of these modules would.
+        """Return whether the methods compute the same as calls of these modules.
 
-        Asked in every call, because a hook, another map or a ``forward`` may be put in place at any time; looked into
-        only where something is not as it was.
+        This is checked in every call, because hooks, maps or ``forward`` may change at any time. The full check runs
+        only after a change.
         """
         if not self.methods:
             return False
@@ -129,7 +129,7 @@ class ReadOut(nn.Module):
 
     @torch.jit.unused
     def describe(self, encode: nn.Module, block: nn.Module, sizes: tuple[int, int, int]) -> str:
-        """Return how a batch of these sizes (cases, tokens, read tokens) is computed, in words, for tables."""
+        """Return how a batch of these sizes (cases, tokens, read tokens) is computed, as text for tables."""
         if self.methods and not self.is_exact(encode, block):
             return "keys and values of all tokens (a part was changed)"
         number = self.cheapest(*sizes) if self.methods else -1
@@ -137,5 +137,5 @@ class ReadOut(nn.Module):
 
 
 def takes_read(module: nn.Module) -> bool:
-    """Return whether a module can be asked for its first few tokens only, ``module(x, read)``."""
+    """Return whether a module can compute its first few tokens only, ``module(x, read)``."""
     return "read" in inspect.signature(module.forward).parameters

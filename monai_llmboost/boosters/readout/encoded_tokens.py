@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a few tokens where scores are linear: attention over encoded tokens, without keys and values.
+"""Read-out for linear scores: attention over encoded tokens, without keys and values.
 
-All that a read token needs of the others are, per head, the scores ``q . k_j`` and the sum ``sum_j a_j v_j``. With
-``h_j = E x_j``, ``r_j = 1 / rms(h_j)`` and the norm's gain g, both can be had without keys and values:
+A read token needs only the scores ``q . k_j`` and the sum ``sum_j a_j v_j`` of each head from the other tokens. With
+``h_j = E x_j``, ``r_j = 1 / rms(h_j)`` and the norm's gain g, both can be computed without keys and values:
 
     q . k_j       = (g * W_K^T q) . h_j r_j
     sum_j a_j v_j = W_V (g * sum_j a_j r_j h_j)
 
-A LayerNorm is such a norm of centred tokens; its bias b, like the bias of the keys, adds the same to every score, which
-the softmax does not see; values get ``W_V b`` and their own bias. A cap of the scores comes between the two lines.
-Where keys are normed, normed_keys.py replaces this; where they depend on positions or are masked, none of it holds.
+A LayerNorm is such a norm of centred tokens. Its bias b, like the bias of the keys, adds the same to every score, which
+does not change the softmax; values get ``W_V b`` and their own bias. A cap of the scores applies between the two lines.
+For normed keys, normed_keys.py replaces this. For positions or masks, the equations do not hold.
 
-As the norm divides by the size of a token anyhow, each token is first brought to size one, which keeps every product in
-the range of float16 and lets no token outweigh the others; then they are centred, ``x_j = d_j + mean``, because a large
-common mean would cost digits in the squares.
+Because the norm divides by the size of a token anyway, each token is first scaled to size one. This keeps every product
+in the range of float16 and gives all tokens the same precision. Then tokens are centred, ``x_j = d_j + mean``, because
+a large common mean would lose digits in the squares.
 """
 
 from typing import Optional
@@ -26,7 +26,7 @@ from monai_llmboost.llm.attention import AttentionForm, AttentionTensors
 
 
 class EncodedTokens(nn.Module):
-    """Attention over the encoded tokens ``h = E x``: cheapest where C is no smaller than D, or a small batch trains."""
+    """Attention over the encoded tokens ``h = E x``: cheapest if C is at least D, or for small batches in training."""
 
     __constants__ = ("centred",)
     description = "no keys and values, encoded tokens"
@@ -44,7 +44,7 @@ class EncodedTokens(nn.Module):
         return tokens * self.channels * self.width + folding + 2 * read * self.num_heads * tokens * self.width
 
     def forward(self, x: Tensor, encode: Tensor, layer: AttentionTensors) -> Tensor:
-        """Return what the heads of the read tokens gather from all, (B, R, heads * head size), in the queries' dtype.
+        """Return the output of the heads at the read tokens, (B, R, heads * head size), in the queries' dtype.
 
         Args:
             x: all visual tokens, (B, N, C).
@@ -68,7 +68,7 @@ def fold_queries(
     gain: Optional[Tensor],  # noqa: UP045  (as scripting reads it)
     head_size: int,
 ) -> Tensor:
-    """Return ``g * W_K^T q``, by which a head of a read token scores encoded tokens, (B, R * heads, D)."""
+    """Return ``g * W_K^T q``, whose product with encoded tokens gives the scores, (B, R * heads, D)."""
     b, read, _ = q.shape
     kv_heads, width = key.shape[0] // head_size, key.shape[1]
     q = q.view(b, read, kv_heads, q.shape[-1] // (kv_heads * head_size), head_size)  # heads of each kv head
@@ -86,7 +86,7 @@ def gather_tokens(u: Tensor, d: Tensor, mean: Tensor, inverse_rms: Tensor, scale
         mean: (B, 1, C or D).
         inverse_rms: r, float32 (B, N).
         scale: factor of the scores.
-        cap: of the scaled scores; 0 for none.
+        cap: cap of the scaled scores; 0 for none.
     """
     scores = to_float32(u @ d.transpose(1, 2)) + (to_float32(u) * to_float32(mean)).sum(dim=-1, keepdim=True)
     scores = scores * (inverse_rms * scale).unsqueeze(1)  # (B, R * heads, N)
@@ -102,7 +102,7 @@ def weigh_tokens(scores: Tensor, d: Tensor, mean: Tensor, inverse_rms: Tensor, c
 
 
 def project_values(s: Tensor, layer: AttentionTensors, head_size: int) -> Tensor:
-    """Return ``W_V (g * s) + b`` of gathered encoded tokens (B, R * heads, D), in shape and dtype of the queries."""
+    """Return ``W_V (g * s) + b`` of weighted token sums s (B, R * heads, D), in shape and dtype of the queries."""
     value, gain, bias, norm_bias = layer.value, layer.gain, layer.value_bias, layer.norm_bias
     b, read, inner = layer.queries.shape
     kv_heads, width = value.shape[0] // head_size, value.shape[1]

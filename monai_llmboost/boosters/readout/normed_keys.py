@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a few tokens where keys are normed (Qwen3, Gemma 3, OLMo 2): keys from visual tokens, no values.
+"""Read-out for normed keys (Qwen3, Gemma 3, OLMo 2): keys from visual tokens, no values.
 
-A normed key is no linear function of its token, so the scores of encoded_tokens.py do not hold. But the norm divides by
-the key's size whatever the token's own, so with ``h_j = E x_j``, the gain g and ``r_j = 1 / rms(h_j)`` of the norm
-before the attention (one where there is none), and the gain g_K of the keys' norm,
+A normed key is not a linear function of its token, so the scores of encoded_tokens.py do not hold. But the key norm
+removes the scale of the token, so with ``h_j = E x_j``, the gain g and ``r_j = 1 / rms(h_j)`` of the norm before the
+attention (both one without such a norm), and the gain g_K of the keys' norm,
 
     t_j = (W_K diag(g) E) x_j
     k_j = g_K * t_j / sqrt(mean(t_j^2) + eps / r_j^2)
     sum_j a_j v_j = W_V (g * E sum_j a_j r_j x_j)
 
-The matrix in front of ``x_j`` is (kv heads * head size, C) and one for a batch, so the N tokens never meet D features.
+The matrix before ``x_j`` is (kv heads * head size, C) and computed once per batch, so no tensor has N * D elements.
 """
 
 import torch
@@ -22,7 +22,7 @@ from monai_llmboost.llm.attention import AttentionForm, AttentionTensors
 
 
 class NormedKeys(nn.Module):
-    """Attention over normed keys that are made of the visual tokens."""
+    """Attention over normed keys computed from the visual tokens."""
 
     __constants__ = ("pre_norm",)
     description = "keys of all tokens, no values"
@@ -44,7 +44,7 @@ class NormedKeys(nn.Module):
         return keys + gathering + norms
 
     def forward(self, x: Tensor, encode: Tensor, layer: AttentionTensors) -> Tensor:
-        """Return what the heads of the read tokens gather from all, (B, R, heads * head size), in the queries' dtype.
+        """Return the output of the heads at the read tokens, (B, R, heads * head size), in the queries' dtype.
 
         Args:
             x: all visual tokens, (B, N, C).
@@ -54,13 +54,13 @@ class NormedKeys(nn.Module):
         q, key, gain, key_gain = layer.queries, layer.key, layer.gain, layer.key_gain
         b, read, inner = q.shape
         kv_heads, tokens = key.shape[0] // self.head_size, x.shape[1]
-        x, eps = rms_normalize(x, self.eps)  # tokens of size one, and eps over their squared sizes
+        x, eps = rms_normalize(x, self.eps)  # tokens of size one, and eps divided by their squared sizes
         d, mean = centre(x)
         if self.pre_norm:
             gram = self.gram(encode.detach())
             r = torch.rsqrt(squared_norms(d, mean, encode, gram) / encode.shape[0] + eps)  # (B, N)
         else:
-            r = (self.eps / eps).sqrt()  # each token's own size, (B, N), which no norm takes away
+            r = (self.eps / eps).sqrt()  # size of each token, (B, N), because no norm removes it
         if gain is not None:
             key = key * gain
         to_keys = key.to(encode.dtype) @ encode  # (kv heads * head size, C)

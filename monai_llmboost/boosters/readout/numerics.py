@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes of tokens and encoded tokens, exactly and in a narrow range of numbers, and the Gram matrix for them."""
+"""Norms of tokens and encoded tokens, accurate also in float16, and the Gram matrix for them."""
 
 from typing import Any
 
@@ -9,15 +9,14 @@ from torch.nn import functional as F
 
 
 def to_float32(x: Tensor) -> Tensor:
-    """Return the tensor in float32, or as it is if it has more digits."""
+    """Return the tensor in float32; float64 stays."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def rms_normalize(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return tokens (B, N, C) divided by their own root mean square s, and the norm's eps to go with them, (B, N).
+    """Return tokens (B, N, C) divided by their root mean square s, and the norm's eps scaled to match, (B, N).
 
-    ``x / sqrt(mean(x^2) + eps)`` is the same for ``x / s`` and ``eps / s^2``, whatever s is: no gradient need pass
-    through it.
+    ``x / sqrt(mean(x^2) + eps)`` is the same for ``x / s`` and ``eps / s^2`` with any s, so s needs no gradient.
     """
     square = to_float32(x.detach()).square().mean(dim=-1, keepdim=True).clamp_min(1e-24)  # (B, N, 1)
     return (to_float32(x) * square.rsqrt()).to(x.dtype), (eps / square).squeeze(-1)
@@ -26,7 +25,7 @@ def rms_normalize(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 def centre(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return tokens (B, N, C) as deviations (B, N, C) from their mean over N, and that mean, (B, 1, C).
 
-    Every formula here holds for any constant in the mean's place, so no gradient need pass through it.
+    Every formula here holds for any constant instead of the mean, so the mean needs no gradient.
     """
     mean = to_float32(x.detach()).mean(dim=1, keepdim=True).to(x.dtype)
     return x - mean, mean
@@ -51,19 +50,20 @@ def squared_norms_and_parts(d: Tensor, mean: Tensor, encode: Tensor, gram: Tenso
 class SquaredNorms(torch.autograd.Function):
     """:func:`squared_norms` with a gradient that costs two matrix products instead of four.
 
-    ``d|E x|^2 / dx = 2 G x`` is at hand, and what reaches E is ``2 E sum_j grad_j x_j x_j^T``, one symmetric matrix.
+    ``d|E x|^2 / dx = 2 G x`` is known from the forward pass, and the gradient of E is ``2 E sum_j grad_j x_j x_j^T``,
+    with one symmetric matrix.
     """
 
     generate_vmap_rule = True  # for torch.func, such as gradients of single cases
 
     @staticmethod
     def forward(d: Tensor, mean: Tensor, encode: Tensor, gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Map deviations (B, N, C), mean (B, 1, C), E (D, C) and its Gram matrix, a constant, to (B, N) and parts."""
+        """Map deviations (B, N, C), mean (B, 1, C), E (D, C) and its constant Gram matrix to (B, N) and two parts."""
         return squared_norms_and_parts(d, mean, encode, gram)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        """Keep what the gradient needs; the parts of the result are for nothing else."""
+        """Save the tensors for the gradient; the two parts of the output serve only this."""
         d, mean, encode, _ = inputs
         _, of_d, of_mean = output
         ctx.mark_non_differentiable(of_d, of_mean)
@@ -73,7 +73,7 @@ class SquaredNorms(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:
         """Return the gradients of the deviations and of E."""
         d, mean, encode, of_d, of_mean = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a gradient of this gradient is wanted, so it must not rest on kept results
+        if torch.is_grad_enabled():  # for second derivatives, the graph must not contain saved results
             of_d, of_mean = d @ (encode.t() @ encode), mean @ (encode.t() @ encode)
         grad_d = grad_encode = None
         weighted = 2 * grad.unsqueeze(-1)  # (B, N, 1)
@@ -87,7 +87,7 @@ class SquaredNorms(torch.autograd.Function):
 
 
 def symmetric_product(a: Tensor, b: Tensor) -> Tensor:
-    """Return ``a^T b`` (C, C) of matrices (rows, C) whose product is symmetric: five eighths of the work, mirrored."""
+    """Return ``a^T b`` (C, C), a symmetric product of matrices (rows, C); five eighths are computed, then mirrored."""
     size = a.shape[1]
     step = max(-(-size // 4), 64)
     bands = [F.pad(a[:, i : i + step].t() @ b[:, i:], (i, 0)) for i in range(0, size, step)]
@@ -97,14 +97,14 @@ def symmetric_product(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.jit.unused
 def is_recorded() -> bool:
-    """Return whether a graph is being made of this call."""
+    """Return whether this call is being compiled or traced."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 class GramMatrix(nn.Module):
-    """``E^T E`` of a weight, as a constant; kept in ``eval()`` while the weight keeps its values, and never saved.
+    """The product ``E^T E`` of a weight as a constant; cached in ``eval()`` until the weight changes, never saved.
 
-    In training, under ``torch.compile`` and in traces it is computed in every call, for it would outlive the weight.
+    In training, under ``torch.compile`` and in traces it is computed in every call, because the weight may change.
     """
 
     __jit_ignored_attributes__ = ("kept",)
@@ -120,26 +120,26 @@ class GramMatrix(nn.Module):
         return symmetric_product(weight, weight)
 
     def cost(self, batch: int, tokens: int, channels: int, width: int) -> int:
-        """Return the multiply-adds of a case for the sizes of its encoded tokens; cases of a batch share the matrix."""
+        """Return the multiply-adds per case for the norms of encoded tokens; cases of a batch share the matrix."""
         norms = tokens * channels * channels + 2 * channels * width
         return norms if self.keeps() else norms + channels * channels * width // max(batch, 1)
 
     def keeps(self) -> bool:
-        """Return whether the product is kept from one call to the next."""
+        """Return whether the product is cached between calls."""
         if torch.jit.is_scripting() or self.training:
             return False
         return not is_recorded()
 
     @torch.jit.unused
     def of_unchanged(self, weight: Tensor) -> Tensor:
-        """Return the kept product; compute it again if the weight is not, value by value, the one it was made of."""
-        meta = weight.is_meta  # has no values to compare, and no autocast
+        """Return the cached product; compute it again if any value of the weight has changed."""
+        meta = weight.is_meta  # no values to compare, and no autocast
         if self.kept is not None:
             old, product = self.kept
             same_kind = old.device == weight.device and old.dtype == weight.dtype
             if same_kind and (meta or torch.equal(old, weight)):
                 return product
-        # Made outside inference mode and autocast, the product is good for whatever comes later.
+        # Computed outside inference mode and autocast, so that later calls in any mode can use the product.
         device = "cpu" if meta else weight.device.type
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
             old = weight.clone()
@@ -148,11 +148,11 @@ class GramMatrix(nn.Module):
         return product
 
     def train(self, mode: bool = True) -> "GramMatrix":
-        """Forget the product when training begins."""
+        """Drop the product when training begins."""
         if mode:
             self.kept = None
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the product: copies and pickles make their own."""
+        """Leave out the product; copies compute it again."""
         return {**self.__dict__, "kept": None}

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a few tokens where scores are linear: attention over the visual tokens, whose number N meets no D features.
+"""Read-out for linear scores: attention over the visual tokens, without any tensor of N * D elements.
 
-The equations of encoded_tokens.py hold with ``h_j = E x_j`` put in, and the size of a token comes from one Gram matrix:
+These are the equations of encoded_tokens.py with ``h_j = E x_j`` inserted; norms come from one Gram matrix:
 
     q . k_j       = u . x_j r_j,   u = E^T (g * W_K^T q)
     sum_j a_j v_j = W_V (g * E sum_j a_j r_j x_j)
     D rms(h_j)^2  = x_j^T (E^T E) x_j
 
-For a LayerNorm E is replaced by E less the mean of its rows. What is left is the condition of E: where it carries some
-directions a thousand times farther than others and tokens lie in the others, squares of size lose the digits.
+For a LayerNorm, E is replaced by E minus the mean of its rows. The accuracy depends on the condition of E: if E scales
+some directions a thousand times more than others and tokens lie in the others, the squared norms lose digits.
 """
 
 import torch
@@ -21,7 +21,7 @@ from monai_llmboost.llm.attention import AttentionForm, AttentionTensors
 
 
 class VisualTokens(nn.Module):
-    """Attention over the visual tokens themselves: cheapest where tokens are many and C is smaller than D."""
+    """Attention over the visual tokens: cheapest for many tokens with C smaller than D."""
 
     __constants__ = ("centred",)
     description = "no keys and values, visual tokens"
@@ -41,7 +41,7 @@ class VisualTokens(nn.Module):
         return self.gram.cost(batch, tokens, self.channels, self.width) + folding + attention
 
     def forward(self, x: Tensor, encode: Tensor, layer: AttentionTensors) -> Tensor:
-        """Return what the heads of the read tokens gather from all, (B, R, heads * head size), in the queries' dtype.
+        """Return the output of the heads at the read tokens, (B, R, heads * head size), in the queries' dtype.
 
         Args:
             x: all visual tokens, (B, N, C).

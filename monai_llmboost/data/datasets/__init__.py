@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labelled data sets: MedMNIST3D, and phantoms made by code."""
+"""Labelled data sets: MedMNIST3D and synthetic phantoms."""

@@ -13,7 +13,7 @@ from monai_llmboost.arguments import check_whole, is_whole
 
 @dataclass(frozen=True)
 class Folds:
-    """Division of the cases of ``"train"`` and ``"val"`` together into folds, with each class spread evenly.
+    """Stratified division of the cases of ``"train"`` and ``"val"`` together into folds.
 
     One fold is the new ``"val"``, the others are the new ``"train"``; ``"test"`` stays as it is.
 
@@ -23,7 +23,7 @@ class Folds:
         fold_seed: seed of the division.
 
     Raises:
-        ValueError: a number of folds, a fold or a seed that is not possible.
+        ValueError: an invalid number of folds, fold or seed.
 
     Example:
         >>> Folds(folds=2, fold=1).select(np.array([0, 0, 1, 1]), "val").tolist()
@@ -58,5 +58,5 @@ class Folds:
         return val if split == "val" else train
 
     def describe(self) -> str:
-        """Return the division in words, such as ``"fold 0 of 4 by seed 0"``."""
+        """Return the division as text, such as ``"fold 0 of 4 by seed 0"``."""
         return f"fold {self.fold} of {self.folds} by seed {self.fold_seed}" if self.folds else "official splits"

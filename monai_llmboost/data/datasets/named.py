@@ -29,7 +29,7 @@ class NamedSet:
         class_names: meaning of the labels 0, 1, ...
         load: function of the split, the size in voxels, the folder and whether to download, to volumes (cases, S, S, S)
             uint8 and labels (cases,) int64.
-        reads_files: whether volumes are read from files, rather than made by code.
+        reads_files: whether volumes are read from files; False for synthetic volumes.
     """
 
     class_names: list[str]
@@ -58,15 +58,15 @@ def class_names(dataset: str) -> list[str]:
 
 
 def reads_files(dataset: str) -> bool:
-    """Return whether a set is read from files, rather than made by code; sets of other packages are."""
+    """Return whether a set is read from files instead of being synthetic; sets of other packages count as files."""
     return dataset not in SETS or SETS[dataset].reads_files
 
 
 def check_source(dataset: str, root: str | Path, download: bool) -> None:
-    """Refuse a folder or a download for a set without files: most likely another set was meant.
+    """Refuse a folder or a download for a set without files, because most likely another set was meant.
 
     Raises:
-        ValueError: such a folder or download.
+        ValueError: a folder or a download is given for a set without files.
     """
     if reads_files(dataset):
         return
@@ -82,17 +82,17 @@ class LabelledVolumes(Dataset):
     """One split of a set: items ``{"image": (1, S, S, S) uint8, "label": int, "case": "test-0007"}``, then transforms.
 
     The items are views of ``images`` (cases, S, S, S) uint8, ``labels`` (cases,) int64 and ``cases`` (names).
-    ``division`` says how cases are divided into training and validation, such as "phantom, fold 0 of 4 by seed 0".
+    ``division`` describes the division into training and validation, such as "phantom, fold 0 of 4 by seed 0".
 
     Args:
-        dataset: ``"phantom"`` (made by code, no files) or one of the six MedMNIST3D sets.
+        dataset: ``"phantom"`` (synthetic, no files) or one of the six MedMNIST3D sets.
         split: ``"train"``, ``"val"`` or ``"test"``.
         size: voxels along each axis; 28 or 64 for MedMNIST3D.
         root: folder of the MedMNIST3D files; phantoms have none, and accept only the default.
         download: whether to download a missing MedMNIST3D file with the medmnist package.
         transform: MONAI transform of an item.
         folds: ``folds``, ``fold`` and ``fold_seed`` of :class:`~monai_llmboost.data.datasets.folds.Folds`, which divide
-            training and validation cases again; without, the splits are the official ones.
+            training and validation cases again; by default, the official splits are used.
 
     Raises:
         FileNotFoundError, ConnectionError, ValueError: see :func:`medmnist3d_file`; an unknown set or split, or

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Phantoms: seeded volumes made by code in the form of a MedMNIST3D set, so that everything runs without a download.
+"""Phantoms: seeded synthetic volumes in the format of a MedMNIST3D set, for runs without a download.
 
 The two classes are bodies of equal volume, a hollow shell and a ring, with random position and rotation, in noise.
-Neither brightness nor a single slice distinguishes them, since a section of either may be a bright circle around a dark
-centre: the classes differ in 3D shape.
+Neither brightness nor a single slice distinguishes them, because a section of either can be a bright circle around a
+dark centre. The classes differ in 3D shape.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def _get_depth(label: int, u: np.ndarray) -> np.ndarray:
 
 
 def phantom_arrays(split: str, size: int = 28, cases: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Make volumes (cases, size, size, size) uint8 and labels (cases,) int64; the same at every call.
+    """Make volumes (cases, size, size, size) uint8 and labels (cases,) int64; every call returns the same.
 
     Args:
-        split: ``"train"``, ``"val"`` or ``"test"``; each has its own random numbers.
+        split: ``"train"``, ``"val"`` or ``"test"``; each has different random numbers.
         size: voxels along each axis.
         cases: number of volumes, with alternating classes; ``None`` is 480, 120 or 240 by the split.
 

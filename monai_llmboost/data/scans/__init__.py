@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scans on disk -> checked volumes; each is found, and read or refused with a reason, on its own."""
+"""Scans on disk: each is found, checked, and read or refused with a reason, independently of the others."""
 
 from monai_llmboost.data.scans.checks import CheckVolumed
 from monai_llmboost.data.scans.dicom.reader import DicomSeriesReader

@@ -15,27 +15,27 @@ from monai.utils import TransformBackends, ensure_tuple_rep
 from monai_llmboost.arguments import check_switch
 from monai_llmboost.data.scans.scan import RefusedScan
 
-# A volume that uses a smaller part of the intensity range than this was most likely scaled before.
+# A volume that uses a smaller part of the intensity range was most likely scaled before.
 MIN_PART_OF_RANGE = 0.01
-# An image has at least so many different values among so many voxels; a label map has fewer.
+# Minimum number of different values of an image in a sample of this many voxels; a label map has fewer.
 MIN_VALUES, SAMPLED_VOXELS = 64, 1 << 13
 EXPORT = "export it anew, or take it out"
 
 
 class CheckVolumed(MapTransform):
-    """Transform that refuses volumes for which the network would only return a confident guess.
+    """Transform that refuses volumes outside the network's input range, for which predictions would mean nothing.
 
-    Oddities of a volume that can still be predicted are added to its ``meta["warnings"]``, one sentence a line.
+    Oddities of a volume that can still be predicted are added to its ``meta["warnings"]``, one sentence per line.
 
     Args:
         keys: keys of channel-first volumes.
         channels: number of channels of the network's input.
         intensity_range: lowest and highest voxel value in training.
         clip_intensities: accept values outside the range, which a later transform clips.
-        min_size: fewest voxels along each axis, or along (i, j, k).
+        min_size: minimum number of voxels along each axis, or along (i, j, k).
 
     Raises:
-        ValueError: a wrong option.
+        ValueError: an invalid option.
         RefusedScan: from the call, with what was expected and what was found.
 
     Example:
@@ -132,6 +132,6 @@ class CheckVolumed(MapTransform):
 
 
 def _count_values(volume: torch.Tensor) -> int:
-    """Return the number of different values in a sample of voxels; counting all would take longer than the network."""
+    """Return the number of different values in a sample of voxels; counting all values would be slow."""
     voxels = volume.flatten()
     return len(torch.unique(voxels[:: max(1, len(voxels) // SAMPLED_VOXELS)]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scans on disk, found by the content of files rather than by their names, each with the name of its case."""
+"""Search for scans on disk by the content of files instead of their names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FORMULA_STARTS = ("=", "+", "-", "@")
 
 @dataclass(frozen=True)
 class _Input:
-    """One of the inputs: its files, and how they are named below ``root``."""
+    """One input: its files, and the prefix and root folder for their names."""
 
     given: str
     root: Path
@@ -51,7 +51,7 @@ def find_scans(
 ) -> tuple[list[Scan], list[SkippedFile]]:
     """Find all scans at the inputs, readable or refused with a reason, and the files that are not scans.
 
-    A scan is named by its path below the input; with several inputs, after the input's own name.
+    A scan is named by its path below the input; with several inputs, the name of the input comes first.
 
     Args:
         inputs: folders (searched with their subfolders), files, glob patterns, or lists of files and folders: .txt with
@@ -59,7 +59,7 @@ def find_scans(
             ``image``; relative to the list's folder.
         follow_links: also follow links to folders, and links that lead out of the folder.
         leave_out: folders below the inputs that are not searched, such as the output folder.
-        max_voxels: most voxels of a NIfTI volume; larger ones are refused.
+        max_voxels: maximum number of voxels of a NIfTI volume; larger ones are refused.
 
     Raises:
         FileNotFoundError: an input without any scan.
@@ -97,7 +97,7 @@ def find_scans(
 def _open_inputs(several: Sequence[str | Path], follow_links: bool, excluded: set[Path]) -> Iterator[_Input]:
     paths = [Path(given).expanduser() for given in several]
     singles = [path for path in paths if _is_file(path)]
-    if singles:  # together, as they may be the files of one series
+    if singles:  # together, because they may be the files of one series
         root = Path(os.path.commonpath([path.parent.absolute() for path in singles]))
         yield _Input(", ".join(map(str, singles[:3])), root, "", singles)
     prefixes: set[str] = set()
@@ -126,14 +126,14 @@ def _open_inputs(several: Sequence[str | Path], follow_links: bool, excluded: se
 
 
 def _is_file(path: Path) -> bool:
-    """Return whether a path is one file, or a pipe or the like, rather than a folder, a list or a pattern."""
+    """Return whether a path is one file (or a pipe or device), and not a folder, a list or a pattern."""
     return path.exists() and not path.is_dir() and not (path.suffix.lower() in LIST_SUFFIXES and path.is_file())
 
 
 def _find_in_input(
     source: _Input, seen: set[str], follow_links: bool, max_voxels: int
 ) -> tuple[list[Scan], list[SkippedFile], bool]:
-    """Return the scans of an input, its other files, and whether it has files that were found before."""
+    """Return the scans of an input, its other files, and whether some of its files were found before."""
     scans: list[Scan] = []
     skipped: list[SkippedFile] = []
     dicom: list[Path] = []
@@ -165,7 +165,7 @@ def _find_in_input(
 
 
 def _list_unread(scan: Scan) -> list[SkippedFile]:
-    """Return the file of a case that has a DICOM name but is damaged or not DICOM: perhaps a slice of another case."""
+    """Return the file of a damaged DICOM case with one file, because the file may be a slice of another case."""
     damaged = scan.refused_kind in ("damaged", "format", "unread")
     if scan.format == "DICOM" and len(scan.files) == 1 and damaged:
         return [SkippedFile(scan.files[0], scan.refused, unread=True)]
@@ -191,7 +191,7 @@ def _warn_of_neighbours(stack: Scan, neighbours: dict[Path, list[SkippedFile]]) 
 
 
 def _classify(path: Path, name: Callable[[Path], str]) -> str | Scan | SkippedFile:
-    """Return ``"NIfTI"``, ``"DICOM"``, ``"part"`` of a pair, a scan that is refused at once, or a skipped file."""
+    """Return ``"NIfTI"``, ``"DICOM"``, ``"part"`` of a pair, a scan that is already refused, or a skipped file."""
     lower = path.name.lower()
     format = "NIfTI" if lower.endswith((".nii", ".nii.gz")) else "DICOM" if lower.endswith(DICOM_SUFFIXES) else ""
     if lower == "dicomdir":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kinds of files, identified by their first bytes rather than by their names."""
+"""Kinds of files, identified by their first bytes instead of their names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-# Bytes that are read: a NIfTI-2 header and its extension flag, the longest of the signatures.
+# Number of bytes to read: a NIfTI-2 header and its extension flag, the longest signature.
 HEAD_BYTES = 544
 GZIP = b"\x1f\x8b"
 MAX_GZIP_LAYERS = 10  # nested gzip streams that are counted
@@ -19,7 +19,7 @@ NIFTI_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz")
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 ANALYZE = "an Analyze file, which does not tell its orientation"
 
-# Offset, bytes and kind; the first match counts.
+# Offset, bytes and kind; the first match is used.
 SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (344, b"n+1\0", "NIfTI"),
     (344, b"ni1\0", "NIfTI"),
@@ -51,27 +51,27 @@ SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\0\x05\x16\x07", "a side file of macOS"),
     (0, b"version https://git-lfs", "a pointer of Git LFS in place of the file"),
 )
-# Kinds that may be the remains of a slice, since nothing shows that they are something else.
+# Kinds that may be a damaged slice, because nothing shows that they are something else.
 UNKNOWN_KINDS = (
     "an empty file",
     "a file of an unknown kind",
     "a compressed file",
     "a pointer of Git LFS in place of the file",
 )
-# Kinds that may stand where a slice was, if the name is that of a slice: an error page of a server, for instance.
+# Kinds that may have replaced a slice, such as an error page of a server, if the file is named like a slice.
 TEXT_KINDS = ("a text file", "an HTML or XML file")
-# Suffixes of unfinished downloads, and of pages that a server sent instead.
+# Suffixes of unfinished downloads, and of web pages sent by a server instead of the file.
 DOWNLOAD_SUFFIXES = (".part", ".partial", ".tmp", ".crdownload", ".download", ".filepart", ".html", ".htm")
-# Files of desktops and lists of checksums.
+# Hidden files, files of desktop systems, and lists of checksums.
 NEVER_SLICES = re.compile(r"\..*|thumbs\.db|desktop\.ini|.*sums?", re.IGNORECASE)
 CONVERTIBLE = ("an NRRD image", "a MetaImage", "a MINC image", "an MGH image", "a NetCDF or MINC file", ANALYZE)
 
 
 def read_first_bytes(path: Path) -> tuple[bytes, bool]:
-    """Return the first bytes of a regular file, decompressed if it is a gzip stream, and whether it is one.
+    """Return the first bytes of a regular file, decompressed if it is a gzip stream, and whether it is a gzip stream.
 
     Raises:
-        OSError: it cannot be read, or is not a regular file (a pipe may never end).
+        OSError: the file cannot be read, or is not a regular file (a pipe may never end).
     """
     if path.is_dir():
         raise IsADirectoryError("expected a file, got a folder: give the file itself")
@@ -89,7 +89,7 @@ def read_first_bytes(path: Path) -> tuple[bytes, bool]:
 
 
 def may_be_slice(name: str, kind: str, suffixes: set[str]) -> bool:
-    """Return whether a file may be the remains of a slice, rather than something else.
+    """Return whether a file may be a damaged slice.
 
     Args:
         name: name of the file.
@@ -118,12 +118,12 @@ def count_gzip_layers(path: Path) -> int:
                 stream.seek(0)
                 stream = stack.enter_context(gzip.GzipFile(fileobj=stream, mode="rb"))
             except (EOFError, zlib.error, gzip.BadGzipFile):
-                return layers - 1  # it begins like a stream, but cannot be decompressed
+                return layers - 1  # it begins like a gzip stream, but cannot be decompressed
     return MAX_GZIP_LAYERS
 
 
 def identify_kind(head: bytes) -> str:
-    """Return ``"NIfTI"``, ``"DICOM"`` or a description of what else a file is, from its first bytes.
+    """Return ``"NIfTI"``, ``"DICOM"`` or a description of another kind of file, from its first bytes.
 
     Example:
         >>> identify_kind(b"%PDF-1.7")

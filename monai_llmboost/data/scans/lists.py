@@ -17,7 +17,7 @@ def read_list(path: Path) -> list[Path]:
     """Return the paths in a list file, absolute; relative ones start from the list's folder.
 
     Raises:
-        ValueError: not such a list, or an empty one.
+        ValueError: the file is not a list of paths, or the list is empty.
     """
     suffix = path.suffix.lower()
     try:

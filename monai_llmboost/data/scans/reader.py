@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A reader for NIfTI and DICOM alike, which looks at the content of files and calls the reader of that format."""
+"""A reader for NIfTI and DICOM, which selects the format by the content of files."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class ScanReader(ImageReader):
     Takes a file, a folder with one DICOM series, the files of one series, or ``"path::SeriesInstanceUID"``.
 
     Args:
-        volume: index of the volume in a NIfTI file or DICOM series that holds several.
-        max_voxels: most voxels of a NIfTI volume; each takes 4 bytes of memory.
-        min_slices: fewest slices of a DICOM series.
+        volume: index of the volume in a NIfTI file or DICOM series with several volumes.
+        max_voxels: maximum number of voxels of a NIfTI volume; each takes 4 bytes of memory.
+        min_slices: minimum number of slices of a DICOM series.
         gantry_tilt: what to do with a tilted DICOM series, see :class:`DicomSeriesReader`.
 
     Raises:
-        ValueError: a wrong option.
+        ValueError: an invalid option.
         RefusedScan: from ``get_data``, with what was expected and what was found.
 
     Example:
@@ -55,11 +55,11 @@ class ScanReader(ImageReader):
         self.dicom = DicomSeriesReader(min_slices, gantry_tilt, volume)
 
     def verify_suffix(self, filename: Sequence[str | os.PathLike] | str | os.PathLike) -> bool:
-        """Return True: every file is for this reader, which looks at its content."""
+        """Return True, because the reader checks the content of files instead of their names."""
         return True
 
     def check_header(self, scan: Scan) -> None:
-        """Apply the checks of reading that only need the header and that finding the scan did not apply.
+        """Apply the checks of reading that need only the header and were not applied in the search.
 
         Raises:
             RefusedScan: reading would refuse the scan.
@@ -84,7 +84,7 @@ class ScanReader(ImageReader):
             return self.nifti, to_refusal(error)
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return voxels (i, j, k) float32, and meta: affine (voxel -> RAS+ mm), shape, ``"warnings"`` by line.
+        """Return voxels (i, j, k) float32, and meta: affine (voxel -> RAS+ mm), shape, ``"warnings"`` one per line.
 
         Raises:
             RefusedScan: the scan cannot be read correctly.
@@ -94,7 +94,7 @@ class ScanReader(ImageReader):
 
 
 def _is_dicom(files: Sequence[Any]) -> bool:
-    """Return whether files are for the DICOM reader: a folder, a series by its UID, or DICOM by their content."""
+    """Return whether the input is for the DICOM reader: a folder, a series by its UID, or DICOM files by content."""
     first = Path(files[0])
     if "::" in str(files[0]) and not first.exists():
         return True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records of scans on disk before their voxels are read, and refusals: why a scan cannot be read correctly."""
+"""Records of scans on disk before their voxels are read, and refusals of scans that cannot be read correctly."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 from monai_llmboost.arguments import check_whole
 
-# Most voxels of a volume (4 GiB in float32); a header that asks for more is refused before memory is allocated.
+# Maximum number of voxels (4 GiB in float32); a header with more is refused before memory is allocated.
 MAX_VOXELS = 1 << 30
 
-# Kinds of refusals, by which users accept the usual ones.
+# Kinds of refusals, by which users can accept refusals.
 REFUSED_KINDS = (
     "single-slice", "several-volumes", "missing-slices", "uneven-slices", "no-geometry", "gantry-tilt", "mixed",
     "unclear", "damaged", "too-small", "too-large", "range", "label-map", "colour", "voxel-type", "channels",
@@ -24,8 +24,8 @@ class RefusedScan(ValueError):
     """A scan that cannot be read correctly; the message says what was expected, what was found, and what to do.
 
     Args:
-        message: the sentence.
-        may_pass: whether another attempt may succeed, as after a lack of memory.
+        message: the message.
+        may_pass: whether another attempt may succeed, for example after a lack of memory.
         kind: one of ``REFUSED_KINDS``, such as ``"single-slice"``; empty if none fits.
 
     Example:
@@ -40,7 +40,7 @@ class RefusedScan(ValueError):
 
 
 def get_refused_kind(error: BaseException, default: str = "damaged") -> str:
-    """Return the kind of an error that kept a scan from being read; ``default`` if the error does not show it."""
+    """Return the kind of a reading error as one of ``REFUSED_KINDS``; ``default`` if the error does not show it."""
     if isinstance(error, RefusedScan) and error.kind:
         return error.kind
     if isinstance(error, MemoryError):
@@ -49,7 +49,7 @@ def get_refused_kind(error: BaseException, default: str = "damaged") -> str:
 
 
 def describe_error(error: Exception) -> str:
-    """Return in one sentence why a file cannot be read; errors of the operating system without their number."""
+    """Return a sentence on why a file cannot be read; errors of the operating system without their number."""
     if isinstance(error, FileNotFoundError) and error.strerror:
         return "expected a file that is there, got none: correct the path"
     if isinstance(error, OSError) and error.strerror:
@@ -58,7 +58,7 @@ def describe_error(error: Exception) -> str:
 
 
 def to_refusal(error: Exception) -> RefusedScan:
-    """Return any error that kept a file from being read as a refusal without traceback, which would hold memory."""
+    """Return any reading error as a refusal, without its traceback, which would keep memory."""
     if isinstance(error, RefusedScan):
         return error.with_traceback(None)
     if isinstance(error, MemoryError):
@@ -73,7 +73,7 @@ class Scan:
     """One volume on disk: a NIfTI file, or the files of one DICOM stack.
 
     Args:
-        name: name of the case: the path below the searched folder, with the stack's digest where several share it.
+        name: name of the case: the path below the searched folder, with the stack's digest if several share the path.
         files: the NIfTI file, or the DICOM files in the order of their slices.
         format: ``"NIfTI"`` or ``"DICOM"``.
         shape: voxels along (i, j, k), and the number of volumes if there are several; empty if unknown.
@@ -82,8 +82,8 @@ class Scan:
         modality: ``"CT"``, ``"MR"`` ...; DICOM only.
         series_uid: SeriesInstanceUID; DICOM only.
         stack: eight hexadecimal digits that identify the slices of the volume; DICOM only.
-        warnings: oddities that do not keep it from being read.
-        refused: why it cannot be read correctly; empty if it can, as far as the header shows.
+        warnings: oddities that do not prevent reading.
+        refused: why the scan cannot be read correctly; empty if the header shows no such reason.
         refused_kind: kind of that reason, one of ``REFUSED_KINDS``; empty if there is none.
 
     Example:
@@ -108,14 +108,14 @@ class Scan:
 
 @dataclass(frozen=True)
 class SkippedFile:
-    """A file that is not a volume to predict, and why: a report, a text, a picture, a link out of the folder.
+    """A file that is not a volume to predict, such as a report, a text, a picture or a link out of the folder.
 
     Args:
         path: the file.
         reason: why it is skipped.
-        unread: whether it may be part of a scan nevertheless, since its content is unknown.
+        unread: whether it may still be part of a scan, because its content is unknown.
         may_pass: whether another attempt may read it.
-        series_uid: SeriesInstanceUID of a DICOM image; empty if it is none, or unknown.
+        series_uid: SeriesInstanceUID of a DICOM image; empty for other files, or if unknown.
 
     Example:
         >>> from pathlib import Path
@@ -131,10 +131,10 @@ class SkippedFile:
 
 
 def check_volume_index(volume: int | None) -> None:
-    """Check that an argument is None or the index of a volume among several, from 0.
+    """Check that ``volume`` is None or the index of a volume, from 0.
 
     Raises:
-        ValueError: anything else.
+        ValueError: ``volume`` is not a whole number from 0.
     """
     if volume is not None:
         check_whole("volume", volume, 0, advice="give the index of the volume to read")
@@ -144,7 +144,7 @@ def choose_volume(volume: int | None, shape: tuple[int, ...]) -> int:
     """Return the index of the volume to read from a scan of shape (i, j, k) or (i, j, k, volumes).
 
     Raises:
-        RefusedScan: there are several and none is chosen, or the chosen one does not exist.
+        RefusedScan: there are several volumes and none is chosen, or the chosen one does not exist.
     """
     count = math.prod(shape[3:])
     if volume is None and count > 1:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from monai_llmboost.data.scans.scan import SkippedFile
 
-# What marks a folder of predictions, whose maps are not scans.
+# A folder with both of these contains predictions; its maps are not scans.
 RUN, JOURNAL = "run.json", "journal"
-# Folders that hold copies or side files of their neighbours.
+# Folders with copies or side files of their neighbours.
 NOT_SEARCHED = (".git", "__MACOSX")
 
 
 def refuse_excluded(folder: Path, excluded: set[Path]) -> None:
-    """Raise ValueError if a folder is both to be searched and excluded from the search."""
+    """Raise ValueError if a folder to search is excluded from the search."""
     if folder.resolve() in excluded:
         raise ValueError(
             f"the output folder is {folder}, which is also searched, so results would be taken for scans: give another "
@@ -67,7 +67,7 @@ def walk_folder(folder: Path, root: Path, follow_links: bool, excluded: set[Path
 
 
 def _ask(question: Callable[[], bool]) -> bool:
-    """Return the answer, or False on an error of the file system, which opening the path will report."""
+    """Return the answer, or False on an error of the file system, which is reported when the path is opened."""
     try:
         return question()
     except OSError:
@@ -75,7 +75,7 @@ def _ask(question: Callable[[], bool]) -> bool:
 
 
 def _find_link_problem(path: Path, root: Path, follow_links: bool, visited: Iterable[Path] = ()) -> str:
-    """Return why a link is not followed; empty if it is."""
+    """Return why a link is not followed; empty if it is followed."""
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError):

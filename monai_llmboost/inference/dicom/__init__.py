@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Predictions and maps as DICOM objects that refer to the images they were made of."""
+"""Predictions and maps as DICOM objects that refer to their source images."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all DICOM objects of this package have in common: manufacturer, UIDs, writing to disk.
+"""Common parts of the DICOM objects of this package: manufacturer, UIDs, writing to disk.
 
-A UID identifies content: it is derived from all that decides an object (source images, numbers, names, weights,
-versions) and not from the time of writing. So an object written again has the same UID, and an archive keeps one; an
-object in which anything differs has another UID. The UIDs are of the kind "2.25.", the number of a UUID (PS3.5 B.2).
+A UID identifies content: it is derived from everything that determines an object (source images, numbers, names,
+weights, versions) and not from the time of writing. So an object that is written again has the same UID, and an archive
+keeps one; any difference gives another UID. UIDs have the form "2.25." and the number of a UUID (PS3.5 B.2).
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def highdicom() -> tuple[Any, Any]:
 
 
 def parameters(algorithm: Mapping[str, str]) -> list[str]:
-    """Return the digests of what the algorithm was run with, as sentences."""
+    """Return the digests of weights and block as texts."""
     labels = {"weights sha256": "weights_sha256", "block fingerprint": "block_fingerprint"}
     return [f"{label}: {algorithm[key]}" for label, key in labels.items() if algorithm.get(key)]
 
 
 def equipment(algorithm: Mapping[str, str]) -> dict[str, Any]:
-    """Return highdicom's arguments on the device that made an object."""
+    """Return highdicom's arguments for the equipment that made an object."""
     return {
         "manufacturer": MAKER,
         "manufacturer_model_name": algorithm["name"][:64],
@@ -76,7 +76,7 @@ def silenced() -> Iterator[None]:
 
 @contextmanager
 def refused_by_highdicom() -> Iterator[None]:
-    """Raise what highdicom or pydicom raise for an invalid source as a ValueError that quotes no values."""
+    """Turn errors of highdicom or pydicom for an invalid source into a ValueError that quotes no values."""
     try:
         with silenced():
             yield
@@ -84,7 +84,7 @@ def refused_by_highdicom() -> Iterator[None]:
         text = re.split("['\"]", str(error))[0]
         if isinstance(error, AttributeError):
             if not isinstance(error.obj, Dataset):
-                raise  # a mistake in our own code
+                raise  # a bug in this package
             text = f"there is no {error.name}"
         raise ValueError(
             f"highdicom refuses to derive DICOM objects from the series ({type(error).__name__}: "
@@ -93,19 +93,19 @@ def refused_by_highdicom() -> Iterator[None]:
 
 
 class Uids:
-    """UIDs of one object: ``uids("series")`` is the same wherever the same object is written."""
+    """UIDs of one object: ``uids("series")`` is the same whenever the same object is written."""
 
     def __init__(self, sources: Sequence[Dataset], algorithm: Mapping[str, str], *decisive: Any) -> None:
         images = [[str(source.PatientID), str(source.SOPInstanceUID)] for source in sources]
         self.decisive = (images, sorted(algorithm.items()), __version__, *decisive)
 
     def __call__(self, *role: Any) -> str:
-        """Return the UID of what has that role in the object."""
+        """Return the UID for a role in the object."""
         return uid_of(*self.decisive, *role)
 
 
 def uid_of(*parts: Any) -> str:
-    """Return the UID of plain values, made of the UUID of their digest (PS3.5 B.2)."""
+    """Return a UID derived from plain values by the UUID of their digest (PS3.5 B.2)."""
     return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(['monai-llmboost', *parts])).int}"
 
 
@@ -113,7 +113,7 @@ def save_atomically(dataset: Dataset, path: Path, overwrite: bool) -> None:
     """Write a DICOM file atomically.
 
     Raises:
-        ValueError: there is a file, or a folder where the file or its folder should be.
+        ValueError: the file exists, or a folder or file is in the way.
     """
     occupied = f"{path} is there already: give another path, or overwrite=True to replace a file"
     if path.is_dir() or (path.exists() and not overwrite):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A relevance map as a DICOM image on the grid of its scan."""
+"""A relevance map as a DICOM Parametric Map on the grid of its scan."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from monai_llmboost.inference.dicom.maker import (
 )
 from monai_llmboost.inference.dicom.sources import NEEDED, SourceImages, lps_planes, read_sources, with_shared_geometry
 
-# Number of the map's series, after that of the report.
+# Series number of the maps, after the report's.
 SERIES_NUMBER = 9002
 
 
@@ -39,21 +39,21 @@ def write_parametric_map(
 ) -> None:
     """Write a relevance map as a DICOM Parametric Map, a float32 image without unit in the source's frame of reference.
 
-    Each frame is a plane ``relevance[:, :, k]``, placed by ``affine``; where planes are those of the source, frames
-    refer to its images one by one.
+    Each frame is a plane ``relevance[:, :, k]``, placed by ``affine``; if planes coincide with the source's, each frame
+    refers to its image.
 
     Args:
         path: the file to write, atomically.
         source: the images of the scan: single slices, or one multi-frame image.
         relevance: (i, j, k), i along the rows of the image (from column to column), k from slice to slice.
         affine: (4, 4), voxels (i, j, k) to RAS+ mm; i and j at right angles, k may be sheared.
-        label: what the map is, such as ``"network"``.
+        label: name of the map, such as ``"network"``.
         algorithm: as in :func:`write_structured_report`.
         quantity: the code's name in pydicom's DCM dictionary: ``"Saliency"``, ``"GradientWeightedClassActivation"``.
-        overwrite: replace a file that is there.
+        overwrite: replace an existing file.
 
     Raises:
-        ValueError: as in :func:`write_structured_report`; and an invalid map or affine.
+        ValueError: as in :func:`write_structured_report`; also an invalid map or affine.
         ImportError: highdicom is not installed.
     """
     hd, codes = highdicom()
@@ -107,16 +107,16 @@ def write_parametric_map(
         )
         if frames:
             _refer_to(result, frames)
-        # highdicom takes these from the source where they agree in the plane, with whatever the source says of slices.
+        # highdicom copies these from the source if they agree in the plane, including its slice thickness and spacing.
         result.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = measures
         for item in (*result.DimensionIndexSequence, *result.DimensionOrganizationSequence):
-            item.DimensionOrganizationUID = uid("dimensions")  # else at random
+            item.DimensionOrganizationUID = uid("dimensions")  # random by default
         result.DerivationDescription = "; ".join((DISCLAIMER, algorithm["name"], *parameters(algorithm)))[:1024]
     save_atomically(result, Path(path), overwrite)
 
 
 def _refer_to(result: Dataset, frames: Sequence[int]) -> None:
-    """Drop references to frames of other volumes in the source's file, which lie at the same places."""
+    """Drop references to frames of other volumes in the source's file, which have the same positions."""
     for group in result.PerFrameFunctionalGroupsSequence:
         for derivation in group.get("DerivationImageSequence", ()):
             images = derivation.SourceImageSequence

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Predictions and relevance maps as DICOM objects of the patient they belong to, written with highdicom.
+"""Predictions and relevance maps as DICOM objects of the source's patient and study, written with highdicom.
 
-Only here identity is kept: the patient and study of the source images are copied into what is derived from them, as
-the standard requires. Nothing of it gets into a name, a message or a log, and no pixel of the source is read.
+Only these objects contain the patient's identity: patient and study of the source images are copied, as the standard
+requires. No file name, message or log contains them, and no pixel of the source is read.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from monai_llmboost.inference.dicom.report import write_structured_report
 from monai_llmboost.inference.dicom.sources import SourceImages, read_sources
 from monai_llmboost.inference.rows import Row
 
-# What the maps are, by their codes' names; others count as saliency.
+# Quantity of each map, as the name of its code; other maps are saliency.
 QUANTITIES = {name: "GradientWeightedClassActivation" for name in ("before_booster", "after_booster")}
 
 
 class DicomObjects:
-    """Writes a case's report, and its maps where there are some, as ``output_dir/dicom/NAME/{report,MAP}.dcm``.
+    """Writes the report and the maps of a case as ``output_dir/dicom/NAME/{report,MAP}.dcm``.
 
     Args:
         output_dir: folder of the run.
-        provenance: what makes the predictions, see :func:`monai_llmboost.inference.run_provenance`.
-        volume: which of the volumes of a scan is predicted, as given to the reader.
+        provenance: provenance of the predictions, see :func:`monai_llmboost.inference.run_provenance`.
+        volume: index of the predicted volume of a scan, as given to the reader.
         facts: the name of ``provenance`` in earlier copies of bundles.
 
     Raises:
@@ -74,14 +74,14 @@ class DicomObjects:
 
         Args:
             scan: a DICOM scan.
-            row: its row; its maps are files on the scan's own grid.
+            row: its row; its maps are files on the scan's original grid.
             class_names: names of the classes.
 
         Returns:
             Paths relative to ``output_dir``, with "/".
 
         Raises:
-            ValueError: see :func:`write_structured_report`; also a file in the way that was not written by this class.
+            ValueError: see :func:`write_structured_report`; also an existing file that was not written by this class.
         """
         found = _images_of(scan, self.volume)
         source = SourceImages(read_sources(found.files), found.frames)
@@ -99,7 +99,7 @@ class DicomObjects:
         )
         for name, file in row.saliency.items():
             if not file.endswith((".nii", ".nii.gz")):
-                continue  # the picture
+                continue  # the preview
             image: Any = nibabel.load(self.output_dir / file)
             files[name] = folder / f"{name}.dcm"
             write_parametric_map(
@@ -116,19 +116,19 @@ class DicomObjects:
 
 
 def _images_of(scan: Scan, volume: int | None) -> SourceImages:
-    """Return the files of a volume of a scan, and its frames, from 1, in a multi-frame file; else no frames."""
+    """Return the files of a volume of a scan, and its frames from 1 if it is in a multi-frame file."""
     if len(scan.files) > 1 and len(scan.shape) == 3:
         return SourceImages(scan.files)
     stacks, _ = find_dicom_stacks(scan.files)
     (stack,) = (stack for stack in stacks if stack.digest == scan.stack)
     slices = stack.layouts[volume or 0].slices
     files = list(dict.fromkeys(part.path for part in slices))
-    of_frames = len(files) == 1 and slices[0].corner is None  # a mosaic is one picture
+    of_frames = len(files) == 1 and slices[0].corner is None  # a mosaic is one image
     return SourceImages(files, [part.frame + 1 for part in slices] if of_frames else [])
 
 
 def _is_ours(path: Path) -> bool:
-    """Return whether a file is an object of this package, as an interrupted run leaves it."""
+    """Return whether a file was written by this package, for example by an interrupted run."""
     if not path.is_file():
         return False
     try:

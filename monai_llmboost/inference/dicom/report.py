@@ -24,10 +24,10 @@ from monai_llmboost.inference.dicom.maker import (
 )
 from monai_llmboost.inference.dicom.sources import SourceImages, read_sources
 
-# Codes of class names, which no public terminology holds: a code is a digest of its name.
+# Coding scheme of class names, which no public terminology contains; a code is a digest of the name.
 OWN_CODES = "99LLMBOOST"
 PROCEDURES = {"CT": "CTUnspecifiedBodyRegion", "MR": "MRIUnspecifiedBodyRegion", "PT": "PETUnspecifiedBodyRegion"}
-# Number of the report's series, after those of scanners.
+# Series number of the report, above those of scanners.
 SERIES_NUMBER = 9001
 
 
@@ -43,24 +43,24 @@ def write_structured_report(
 ) -> None:
     """Write a prediction as a DICOM Comprehensive SR, a measurement report (TID 1500).
 
-    A first group holds the predicted class, what predicted it, and texts; then comes a group for each class with its
-    name as the finding and its probability as a measurement without unit. All images of the series are referred to.
-    The report is preliminary, unverified and qualified as research.
+    The first group contains the predicted class, the algorithm and texts. One group for each class follows, with the
+    class name as the finding and its probability as a measurement without unit. The report refers to all images of the
+    series. It is preliminary, unverified and qualified as research.
 
     Args:
         path: the file to write, atomically.
         source: the images of the scan.
         class_names: names of the classes.
-        probabilities: their probabilities, 0 to 1.
-        predicted: the class that was predicted.
-        algorithm: ``name``, ``version``, ``weights_sha256``, ``block_fingerprint``, ``description``; the last two may
-            be left out.
-        warnings: sentences, such as those of a reader.
-        overwrite: replace a file that is there.
+        probabilities: probabilities of the classes, 0 to 1.
+        predicted: the predicted class.
+        algorithm: ``name``, ``version``, ``weights_sha256``, ``block_fingerprint``, ``description``; the last two are
+            optional.
+        warnings: sentences, such as warnings of a reader.
+        overwrite: replace an existing file.
 
     Raises:
-        ValueError: a file that is there; files that are not images of one series or lack what the standard asks for;
-            probabilities that are not those of the classes.
+        ValueError: the file exists; the source files are not images of one series or lack required attributes; the
+            probabilities do not match the classes.
         ImportError: highdicom is not installed.
     """
     hd, codes = highdicom()
@@ -141,8 +141,8 @@ def _class_code(name: str) -> Any:
 def _image_library(sources: Sequence[Dataset], frames: Sequence[int]) -> Any:
     """Return references to all images (TID 1600).
 
-    highdicom's own copies each image's geometry into the report, which the template leaves open, takes five times as
-    long, and fails for enhanced images and others that do not have it at their top level.
+    highdicom's image library also copies the geometry of each image, which the template does not require. This takes
+    five times as long, and fails for images without geometry at their top level, such as enhanced images.
     """
     hd, codes = highdicom()
     contains = hd.sr.RelationshipTypeValues.CONTAINS

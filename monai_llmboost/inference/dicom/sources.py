@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The images that DICOM objects are derived from: read without pixels, checked, and adapted to highdicom.
+"""The source images of DICOM objects: read without pixels, checked, and adapted to highdicom.
 
-No pixel is read, and no value of the patient's gets into a message: of what highdicom or pydicom report, only the words
-before the first quoted value are passed on.
+No pixel is read, and no message contains a patient's values: messages of highdicom and pydicom are cut before the first
+quoted value.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from pydicom.errors import InvalidDicomError
 
 from monai_llmboost.inference.dicom.maker import silenced
 
-# What the standard requires of every image (type 1): it cannot be made up.
+# Attributes that the standard requires of every image (type 1).
 NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "Rows", "Columns")
-# What it requires and allows to be empty where it is unknown (type 2): many files just leave it out.
+# Attributes that the standard requires but that may be empty if unknown (type 2); many files leave them out.
 MAY_BE_EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
     *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
 )
-# Cosine of the angle between rows and columns up to which they are at right angles.
+# Largest cosine between rows and columns that counts as a right angle.
 SQUARE = 1e-4
-# Difference of direction cosines up to which slices are parallel to the map.
+# Largest difference of direction cosines of slices that count as parallel to the map.
 PARALLEL = 1e-3
 
 
 @dataclass(frozen=True)
 class SourceImages:
-    """The images that a scan was read from.
+    """The source images of a scan.
 
     Args:
-        files: DICOM files of one series, or what was read of them.
-        frames: of a multi-frame image, the frames from 1 that the scan is made of; all if empty.
+        files: DICOM files of one series, or their data sets.
+        frames: frames of a multi-frame image that form the scan, from 1; empty for all.
     """
 
     files: Sequence[str | Path | Dataset]
@@ -45,15 +45,15 @@ class SourceImages:
 
 
 def read_sources(files: Sequence[str | Path | Dataset], needed: Sequence[str] = NEEDED) -> list[Dataset]:
-    """Return the images of one series without their pixels; what may be empty and is left out is added, empty.
+    """Return the images of one series without their pixels; missing attributes of type 2 are added as empty.
 
     Raises:
-        ValueError: no DICOM file, a file that lacks what is required, or one of another series than the first.
+        ValueError: a file that is not DICOM or lacks a required attribute, no files, or files of several series.
     """
     sources = [file if isinstance(file, Dataset) else _read(Path(file)) for file in files]
     if not sources:
         raise ValueError("there are no DICOM files of a scan: give at least one")
-    with silenced():  # values are decoded where they are asked for
+    with silenced():  # pydicom decodes values on access
         for source in sources:
             missing = [keyword for keyword in needed if source.get(keyword) in (None, "")]
             if missing:
@@ -79,7 +79,7 @@ def _read(path: Path) -> Dataset:
 
 
 def with_shared_geometry(source: Dataset, orientation: Sequence[Dataset], measures: Sequence[Dataset]) -> Dataset:
-    """Return a source as highdicom requires it: slices exactly parallel, shared geometry of enhanced images."""
+    """Return a source in the form that highdicom requires: exactly parallel slices, and shared geometry if enhanced."""
     result = copy.copy(source)
     if "SharedFunctionalGroupsSequence" in result:
         shared = Dataset()
@@ -98,18 +98,18 @@ def with_shared_geometry(source: Dataset, orientation: Sequence[Dataset], measur
 
 
 def lps_planes(affine: np.ndarray, depth: int) -> tuple[list[float], list[float], np.ndarray]:
-    """Return the planes k of a volume (i, j, k) as DICOM describes them.
+    """Return the geometry of the planes k of a volume (i, j, k) in DICOM's terms.
 
     Args:
         affine: (4, 4), voxels (i, j, k) to RAS+ mm.
         depth: number of planes.
 
     Returns:
-        Distance in mm of neighbouring voxels along i and j and of neighbouring planes; the directions of i and j
-        (6,); the places (depth, 3) of voxels (0, 0, k), in LPS+ mm.
+        Distances in mm of neighbouring voxels along i and j and of neighbouring planes; the directions of i and j
+        (6,); the positions (depth, 3) of voxels (0, 0, k), in LPS+ mm.
 
     Raises:
-        ValueError: an invalid affine, or one whose i and j are not at right angles.
+        ValueError: the affine is invalid, or i and j are not at right angles.
     """
     affine = np.asarray(affine, dtype=np.float64)
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:

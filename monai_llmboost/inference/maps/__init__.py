@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the network looked at: relevance of its tokens, on the grid of the scan, as pictures."""
+"""Saliency maps: relevance of the network's tokens on the grid of the scan, as files and pictures."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A map over a network's tokens on the grid of the volume that was read."""
+"""Interpolation of maps over a network's tokens to the grid of the original volume."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-# Two grids whose axes drift apart by less than this many tokens over the whole volume are parallel.
+# Two grids are parallel if their axes differ by less than this number of tokens over the whole volume.
 PARALLEL = 1e-4
 
 
@@ -21,23 +21,23 @@ def on_input_grid(
     input_affine: Tensor | np.ndarray,
     input_shape: Sequence[int],
 ) -> np.ndarray:
-    """Return a map over tokens as a map over the voxels of the volume that was read.
+    """Return a map over tokens as a map over the voxels of the original volume.
 
-    Each voxel's place in mm is looked up among the centres of the tokens, linearly between centres; from an outermost
-    centre to the edge of its token the value stays, and outside of what the network saw it is zero.
+    Values are interpolated linearly between the centres of tokens. They are constant from an outermost centre to the
+    edge of its token, and zero outside of the network's input.
 
     Args:
-        relevance: (G0, G1, G2), over the patches of the network's image.
-        image_size: (S0, S1, S2) of that image, voxels.
-        affine: (4, 4), that image's voxels to RAS+ mm.
-        input_affine: (4, 4), voxels of the volume that was read to RAS+ mm.
-        input_shape: (3,), that volume's voxels.
+        relevance: (G0, G1, G2), over the patches of the network's input image.
+        image_size: (S0, S1, S2) of the input image, voxels.
+        affine: (4, 4), voxels of the input image to RAS+ mm.
+        input_affine: (4, 4), voxels of the original volume to RAS+ mm.
+        input_shape: (3,), voxels of the original volume.
 
     Returns:
         float32, ``input_shape``.
 
     Raises:
-        ValueError: an affine that cannot be inverted, or holds NaN.
+        ValueError: an affine that cannot be inverted, or contains NaN.
 
     Example:
         >>> tokens = np.arange(8.0).reshape(2, 2, 2)
@@ -61,9 +61,9 @@ def on_input_grid(
 def _along_axes(
     values: np.ndarray, step: np.ndarray, start: np.ndarray, source: np.ndarray, shape: tuple[int, ...]
 ) -> np.ndarray:
-    """Interpolate between grids with parallel axes, as reorienting, resampling and cropping leave them.
+    """Interpolate between grids with parallel axes, as after reorienting, resampling and cropping.
 
-    One matrix product for each axis.
+    This needs one matrix product per axis.
     """
     weights: list[np.ndarray] = [np.empty(0)] * 3
     for axis, n in enumerate(values.shape):
@@ -73,7 +73,7 @@ def _along_axes(
         weights[source[axis]] = (np.clip(1 - distance, 0, 1) * seen[:, None]).astype(np.float32)  # (voxels, n)
     out = values.transpose(np.argsort(source)).T  # (tokens along k, along j, along i)
     for voxels in weights[::-1]:
-        out = np.tensordot(out, voxels, axes=(0, 1))  # the front axis becomes voxels, at the end: (k, j, i) after three
+        out = np.tensordot(out, voxels, axes=(0, 1))  # the first axis becomes the last, in voxels; finally (k, j, i)
     return out.T  # ordered in memory as in a NIfTI file
 
 

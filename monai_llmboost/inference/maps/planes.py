@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Three planes of a volume through one point, in the radiological convention, and where to put that point."""
+"""Three planes of a volume through one point, in the radiological convention, and the choice of the point."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 import nibabel
 import numpy as np
 
-# The RAS axes across and down a picture, which runs to the left or the back and to the back or the feet: radiological,
-# as if seen from the feet, from the front and from the patient's left.
+# RAS axes across and down a picture. Across runs to the left (sagittal: back), down to the feet (axial: back),
+# as seen from the feet, from the front and from the patient's left.
 PLANES = {"axial": (0, 1), "coronal": (0, 2), "sagittal": (1, 2)}
-# A direction this far (as a cosine) along a second anatomical axis is named by both.
+# A direction with a larger cosine to a second anatomical axis is named by both.
 OBLIQUE = 0.34
-# Voxels that the grey window is taken from, about.
+# Approximate number of voxels from which the grey window is computed.
 WINDOW_SAMPLES = 200_000
 
 
 @dataclass(frozen=True)
 class Plane:
-    """One plane of a volume, as a picture.
+    """One plane of a volume as a picture.
 
     Args:
         name: ``"axial"``, ``"coronal"`` or ``"sagittal"``.
@@ -38,15 +38,15 @@ class Plane:
 
 
 def planes(volume: np.ndarray, affine: np.ndarray, at: Sequence[int]) -> list[Plane]:
-    """Return the axial, coronal and sagittal plane of a volume (i, j, k) through voxel ``at``, along its own axes.
+    """Return the axial, coronal and sagittal plane of a volume (i, j, k) through voxel ``at``, along its voxel axes.
 
-    In the radiological convention: the patient's right, and in sagittal planes the front, is on the left of a picture.
-    An oblique volume is not resampled; its planes are those nearest to the anatomical ones, and their edges are named
-    by their real directions.
+    In the radiological convention, the patient's right, and in sagittal planes the front, is on the left of a picture.
+    An oblique volume is not resampled; its planes are the nearest to the anatomical ones, and their edges are named by
+    their real directions.
 
     Args:
         volume: (i, j, k).
-        affine: (4, 4), its voxels to RAS+ mm.
+        affine: (4, 4), voxels to RAS+ mm.
         at: a voxel (i, j, k).
 
     Example:
@@ -54,7 +54,7 @@ def planes(volume: np.ndarray, affine: np.ndarray, at: Sequence[int]) -> list[Pl
         >>> axial.pixels.shape, axial.edges
         ((5, 4), ('R', 'L', 'A', 'P'))
     """
-    nearest = nibabel.io_orientation(affine)  # for each voxel axis: the RAS axis, and whether they run alike
+    nearest = nibabel.io_orientation(affine)  # for each voxel axis: the RAS axis and the sign
     axis_of = {int(ras): axis for axis, (ras, _) in enumerate(nearest)}
     mm = np.linalg.norm(affine[:3, :3], axis=0)
     found = []
@@ -65,7 +65,7 @@ def planes(volume: np.ndarray, affine: np.ndarray, at: Sequence[int]) -> list[Pl
         pixels = pixels if rows < columns else pixels.T  # (rows, columns)
         cross, directions = [at[rows], at[columns]], []
         for place, axis in enumerate((rows, columns)):
-            grows = nearest[axis, 1] > 0  # to the right, the front or the head, against the picture's direction
+            grows = nearest[axis, 1] > 0  # to the right, front or head, opposite to the picture's direction
             if grows:
                 pixels = np.flip(pixels, axis=place)
                 cross[place] = volume.shape[axis] - 1 - cross[place]
@@ -77,16 +77,16 @@ def planes(volume: np.ndarray, affine: np.ndarray, at: Sequence[int]) -> list[Pl
 
 
 def _letters(direction: np.ndarray) -> str:
-    """Return the anatomical name of a direction (x, y, z) in RAS, its largest part first."""
+    """Return the anatomical name of a direction (x, y, z) in RAS, with the largest component first."""
     cosines = direction / np.linalg.norm(direction)
     order = np.argsort(-np.abs(cosines), kind="stable")
     return "".join("RAS"[axis] if cosines[axis] > 0 else "LPI"[axis] for axis in order if abs(cosines[axis]) > OBLIQUE)
 
 
 def peak_of(values: np.ndarray) -> tuple[int, int, int]:
-    """Return a voxel where a map (i, j, k) is largest: the middle of all such voxels, if it is one of them.
+    """Return a voxel where a map (i, j, k) is largest, if possible the centre of all such voxels.
 
-    A map that is zero everywhere has its peak in its middle.
+    The peak of a constant map is its centre.
     """
     transposed = values.T  # (k, j, i), as maps are ordered in memory
     top = transposed == values.max()
@@ -99,7 +99,7 @@ def peak_of(values: np.ndarray) -> tuple[int, int, int]:
 
 
 def grey_window(volume: np.ndarray) -> tuple[float, float]:
-    """Return the 1st and 99th percentile of a volume's finite values, of a part of them where there are many."""
+    """Return the 1st and 99th percentile of a volume's finite values; of a sample if there are many."""
     step = max(1, round((volume.size / WINDOW_SAMPLES) ** (1 / 3)))
     some = np.asarray(volume[::step, ::step, ::step], dtype=np.float32)
     some = some[np.isfinite(some)]

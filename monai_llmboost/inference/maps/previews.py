@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a volume and of maps over it: three planes through one point, in the radiological convention."""
+"""Pictures of a volume and its maps: three planes through one point, in the radiological convention."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from matplotlib.patheffects import withStroke
 from monai_llmboost.inference.maps.planes import Plane, grey_window, peak_of, planes
 
 DISCLAIMER = "for research only; not for diagnosis"
-# A map is invisible below the first value and as opaque as it gets from the second on.
+# A map is invisible below the first value and has its largest opacity from the second value on.
 FADE_IN = 0.2, 0.7
 OPAQUE = 0.65
 MAP_COLOURS = "inferno"
@@ -34,7 +34,7 @@ CAPTIONS = {
 
 
 class _Canvas:
-    """A black picture, its height and all places in pixels from the top left."""
+    """A black picture; its height and all positions are in pixels from the top left."""
 
     def __init__(self, height: float) -> None:
         self.height = height
@@ -66,17 +66,17 @@ def save_preview(
     title: str,
     note: str,
 ) -> None:
-    """Write a picture of three planes through the peak of the first map: the volume, and below it each map over it.
+    """Write a picture of three planes through the peak of the first map: a row for the volume and for each map.
 
-    See :func:`planes` for how a patient lies in it.
+    See :func:`planes` for the orientation.
 
     Args:
-        path: the file to write; a WebP, an eighth as large, if its suffix says so, and else a PNG.
+        path: the file to write; a WebP, an eighth as large, with the suffix ``.webp``, else a PNG.
         volume: (i, j, k).
-        affine: (4, 4), its voxels to RAS+ mm.
-        maps: name -> map (i, j, k), 0 to 1; may be empty.
-        title: stands above, shortened.
-        note: stands below, with the place of the planes.
+        affine: (4, 4), voxels to RAS+ mm.
+        maps: maps (i, j, k) by name, 0 to 1; may be empty.
+        title: text above the picture, shortened if long.
+        note: text below the picture, before the position of the planes.
     """
     affine = np.asarray(affine, dtype=np.float64)
     at = peak_of(next(iter(maps.values()))) if maps else tuple(n // 2 for n in volume.shape)
@@ -111,7 +111,7 @@ def save_preview(
 
 
 def _draw_legend(canvas: _Canvas, x: float, y: float, height: float) -> None:
-    """Draw the colours of a map from 0 to 1, as they are over black."""
+    """Draw the colours of a map from 0 to 1 over black."""
     ramp = np.linspace(1, 0, 256)[:, None]
     axes = canvas.axes(x, y, GAP, height)
     axes.imshow(ramp, cmap=MAP_COLOURS, vmin=0, vmax=1, alpha=_opacity(ramp) / OPAQUE, aspect="auto")
@@ -120,7 +120,7 @@ def _draw_legend(canvas: _Canvas, x: float, y: float, height: float) -> None:
 
 
 def _draw(axes: Any, plane: Plane, window: tuple[float, float], over: np.ndarray | None) -> None:
-    """Draw a plane, a map over it, a crosshair with a gap at the point itself, and the names of the edges."""
+    """Draw a plane, a map over it, a crosshair with a gap at the point, and the names of the edges."""
     rows, columns = plane.pixels.shape
     extent = (-0.5, columns - 0.5, rows - 0.5, -0.5)
     style = {"extent": extent, "aspect": "auto", "interpolation": "bilinear"}
@@ -146,7 +146,7 @@ def _opacity(values: np.ndarray) -> np.ndarray:
 
 
 def shortened(title: str) -> str:
-    """Return the end of a long title, in which cases differ."""
+    """Return the end of a long title, which is where names of cases differ."""
     return title if len(title) <= LONGEST_TITLE else f"...{title[3 - LONGEST_TITLE :]}"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps over a network's tokens of where in an image the evidence for a class lies, from gradients."""
+"""Gradient-based maps over a network's tokens of the evidence for a class."""
 
 from __future__ import annotations
 
@@ -16,37 +16,36 @@ from monai_llmboost.networks.class_names import unwrap
 
 
 def relevance_maps(network: nn.Module, image: Tensor, class_index: int) -> dict[str, Tensor]:
-    """Return maps of where in an image the evidence for a class lies, by one forward and one backward pass.
+    """Return maps of the evidence for a class in an image, from one forward and one backward pass.
 
-    ``"network"``: ``relu(sum_c x_jc dy/dx_jc)`` with y the class's logit and x_j the patch tokens before positions are
-    added: gradient times input (Shrikumar et al. 2016, arXiv:1605.01713), over the whole network. To first order, it
-    is how much of the logit goes away with a token.
+    ``"network"``: ``relu(sum_c x_jc dy/dx_jc)``, with y the logit of the class and x_j the patch tokens before
+    positions are added. This is gradient times input (Shrikumar et al. 2016, arXiv:1605.01713) over the whole network:
+    to first order, the decrease of the logit if the token is removed.
 
-    ``"before_booster"`` and ``"after_booster"``: Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) of the tokens that
-    the booster takes and gives, ``relu(sum_c w_c x_jc)`` with ``w_c = mean_j dy/dx_jc``. The weights are the direction
-    in which a shift of all tokens at once, CLS among them, raises the logit most; the map says which tokens lie in
-    that direction, *not* which were used. With pool "cls" and position "last" that matters: after the booster nothing
-    but the CLS token is read, so the other tokens there have no influence at all, and before it they have some through
-    the block's attention alone. There the pair of maps shows what the booster does to tokens, while ``"network"`` is
-    the map that explains the prediction. Both are left out where the network has no booster or the booster sees one
-    pooled token (position "head"). In a ViViT tokens of the booster are whole slabs: every patch of a slab has its
-    slab's value.
+    ``"before_booster"`` and ``"after_booster"``: Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) of the booster's
+    input and output tokens, ``relu(sum_c w_c x_jc)`` with ``w_c = mean_j dy/dx_jc``. The weights are the direction in
+    which a common shift of all tokens, including CLS, increases the logit most. The maps show which tokens point in
+    that direction, *not* which tokens were used. With pool "cls" and position "last", only the CLS token is read after
+    the booster: the other output tokens have no influence, and the other input tokens only through the block's
+    attention. In this case, the two maps show the effect of the booster on tokens, and ``"network"`` is the map that
+    explains the prediction. Both are left out if the network has no booster or the booster sees one pooled token
+    (position "head"). In a ViViT, tokens of the booster are whole slabs, so all patches of a slab have one value.
 
-    A map is no outline of a lesion, and none of them proves a cause: compare maps of a network with random weights
-    (Adebayo et al. 2018, arXiv:1810.03292). The network is run in float32 and ``eval()`` mode; its modes, its hooks and
-    the gradients kept in its parameters stay as they are.
+    A map is not an outline of a lesion and does not prove a cause: compare with maps of a network with random weights
+    (Adebayo et al. 2018, arXiv:1810.03292). The network runs in float32 and ``eval()`` mode; its modes, hooks and the
+    gradients of its parameters are not changed.
 
     Args:
         network: a :class:`monai_llmboost.networks.ViT3D` or :class:`monai_llmboost.networks.ViViT`.
-        image: (1, channels, S0, S1, S2), as the network takes it.
-        class_index: which logit.
+        image: (1, channels, S0, S1, S2), the network's input.
+        class_index: index of the logit.
 
     Returns:
-        Maps (G0, G1, G2) over the patches, from 0 to 1, the largest value of each 1 unless it is zero everywhere.
+        Maps (G0, G1, G2) over the patches, from 0 to 1; the maximum of each map is 1, unless it is zero everywhere.
 
     Raises:
-        TypeError: a network without patch tokens.
-        ValueError: not one image, no such class, or a logit that is not finite.
+        TypeError: the network has no patch tokens.
+        ValueError: more than one image, no such class, or a logit that is not finite.
 
     Example:
         >>> from monai_llmboost.networks import ViT3D
@@ -69,7 +68,7 @@ def relevance_maps(network: nn.Module, image: Tensor, class_index: int) -> dict[
     tokens: list[Tensor] = []
 
     def start_here(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        tokens.append(output.detach().requires_grad_())  # no gradient is asked of what comes before
+        tokens.append(output.detach().requires_grad_())  # earlier layers need no gradient
         return tokens[0]
 
     with (
@@ -79,9 +78,9 @@ def relevance_maps(network: nn.Module, image: Tensor, class_index: int) -> dict[
         torch.autocast(device.type, enabled=False),
         patch.register_forward_hook(start_here),
     ):
-        # A copy, as a tensor made in inference mode takes part in no gradient.
+        # A copy, because a tensor from inference mode cannot be used in autograd.
         before = plain.forward_features(image.detach().clone().to(device, torch.float32))
-        after = plain.booster(before)  # all tokens, also where the prediction asks for the first alone: equal numbers
+        after = plain.booster(before)  # all tokens, even if the prediction reads only the first; the values are equal
         logits = plain.forward_head(after)[0]
         if not 0 <= class_index < len(logits):
             raise ValueError(f"class_index must be from 0 to {len(logits) - 1}, not {class_index}")
@@ -92,7 +91,7 @@ def relevance_maps(network: nn.Module, image: Tensor, class_index: int) -> dict[
         if isinstance(plain.booster, nn.Identity) or plain.boosts_pooled:
             return maps
         for name, x, gradient in (("before_booster", before, of_before), ("after_booster", after, of_after)):
-            # The formula of monai.visualize.GradCAM, whose class would empty the gradients that parameters keep.
+            # The formula of monai.visualize.GradCAM, which would reset the gradients of the parameters.
             values = x[0] @ gradient[0].mean(dim=0)  # ([1 +] patches or slabs,)
             if isinstance(plain, ViViT):
                 values = values[-grid[0] :].repeat_interleave(grid[1] * grid[2])
@@ -101,7 +100,7 @@ def relevance_maps(network: nn.Module, image: Tensor, class_index: int) -> dict[
 
 
 def _scaled(values: Tensor) -> Tensor:
-    """Return the positive parts, the largest of them 1."""
+    """Return the positive part of a map, scaled to a maximum of 1."""
     values = values.detach().relu()
     return values / values.max() if values.max() > 0 else values
 

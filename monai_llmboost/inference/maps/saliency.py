@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps over a network's tokens as files on the grid of the volume that was read, and a picture of them."""
+"""Maps over a network's tokens as files on the grid of the original volume, and a picture of them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from monai_llmboost.inference.maps.previews import save_preview
 from monai_llmboost.inference.maps.relevance import relevance_maps
 
 FOLDER = "saliency"
-# Written values are whole multiples of this: the digits below it mean nothing, and would not compress.
+# Written values are multiples of this, because smaller differences have no meaning and would not compress.
 STEP = np.float32(1 / 256)
-# What the maps are, for the headers of their files.
+# Descriptions of the maps for the headers of their files.
 DESCRIPTIONS = {
     "network": "gradient x token of the whole network",
     "before_booster": "Grad-CAM of tokens before the booster",
@@ -32,11 +32,11 @@ DESCRIPTIONS = {
 
 @dataclass(frozen=True)
 class CaseMaps:
-    """The maps of a case, as they were written.
+    """The written maps of a case.
 
     Args:
         files: paths relative to the output folder, with "/": ``"network"``, ``"before_booster"`` and
-            ``"after_booster"`` where there are such maps, and ``"preview"``.
+            ``"after_booster"`` if they exist, and ``"preview"``.
         values: (i, j, k) float32 of each map, from 0 to 1.
     """
 
@@ -45,16 +45,15 @@ class CaseMaps:
 
 
 class SaliencyMaps:
-    """Writes a case's maps, as NIfTI files on the case's own grid, and a picture of them.
+    """Writes the maps of a case as NIfTI files on the case's original grid, and a picture of them.
 
-    ``output_dir/saliency/NAME/{network,before_booster,after_booster}.nii.gz`` and ``preview.webp``; NAME is the case's
-    name as :func:`case_folder` has it. Each file is written atomically. The maps' values are rounded to multiples of
-    1/256.
+    The files are ``output_dir/saliency/NAME/{network,before_booster,after_booster}.nii.gz`` and ``preview.webp``, with
+    NAME from :func:`case_folder`. Each file is written atomically. Values of maps are rounded to multiples of 1/256.
 
     Args:
         network: see :func:`relevance_maps`.
         output_dir: folder of the run.
-        image_size: (S0, S1, S2) of the network's images, voxels; one number for a cube.
+        image_size: (S0, S1, S2) of the network's input images, voxels; one number for a cube.
 
     Example:
         >>> maps = SaliencyMaps(network, "out", image_size=28)  # doctest: +SKIP
@@ -74,13 +73,13 @@ class SaliencyMaps:
 
         Args:
             name: the case's name.
-            case: its image, and the geometry of the image and of the volume.
+            case: the case, with its image and geometry.
             class_index: the class whose evidence is shown.
-            volume_of: gives the volume on its own grid, (i, j, k).
-            title: stands above the picture.
+            volume_of: function that returns the original volume, (i, j, k).
+            title: text above the picture.
 
         Raises:
-            TypeError, ValueError: see :func:`relevance_maps` and :func:`on_input_grid`; or a volume of another shape.
+            TypeError, ValueError: see :func:`relevance_maps` and :func:`on_input_grid`; also a volume of another shape.
         """
         maps = relevance_maps(self.network, case.image[None], class_index)
         tokens = next(iter(maps.values())).shape
@@ -110,7 +109,7 @@ class SaliencyMaps:
 
 
 def _nifti(values: np.ndarray, affine: np.ndarray, descrip: str) -> nibabel.Nifti1Image:
-    """Return a map (i, j, k) as NIfTI, with both forms of geometry where a quaternion can hold the axes."""
+    """Return a map (i, j, k) as NIfTI with an sform, and a qform if the axes are orthogonal."""
     image = nibabel.Nifti1Image(values, affine)
     image.set_sform(affine, code="aligned")
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small picture of what a network took, for a row of the page."""
+"""Small pictures of the network's input for the rows of the report."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ HEIGHT_PX, GAP_PX = 84, 2
 
 
 def thumbnail(image: Tensor) -> bytes:
-    """Return a small PNG of the three middle planes of an image that a network takes, side by side, 84 pixels high.
+    """Return a PNG of the three middle planes of a network's input image, side by side, 84 pixels high.
 
-    The image lies in RAS; its first channel is drawn, its voxels as cubes.
+    The image is in RAS orientation; its first channel is drawn, with voxels as cubes.
 
     Args:
         image: (channels, S0, S1, S2).
@@ -34,7 +34,7 @@ def thumbnail(image: Tensor) -> bytes:
         rows, columns = plane.pixels.shape
         size = max(1, round(HEIGHT_PX * columns / rows)), HEIGHT_PX
         grey = np.clip((plane.pixels - low) / (high - low), 0, 1) * 255
-        whole = size[0] % columns == 0 and size[1] % rows == 0  # voxels as squares, which also packs best
+        whole = size[0] % columns == 0 and size[1] % rows == 0  # voxels as squares, which also compress best
         method = Image.Resampling.NEAREST if whole else Image.Resampling.BILINEAR
         parts.append(Image.fromarray(grey.astype(np.uint8)).resize(size, method))
     picture = Image.new("L", (sum(part.width for part in parts) + GAP_PX * (len(parts) - 1), HEIGHT_PX))

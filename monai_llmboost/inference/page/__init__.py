@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of a run, and the viewers that it shows."""
+"""The report page of a run and its viewers."""

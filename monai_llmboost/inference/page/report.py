@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run as one page: every case with its picture, probabilities and warnings, in a file that needs nothing else."""
+"""The report of a run: one self-contained page with the picture, probabilities and warnings of every case."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["Viewer", "viewer_html", "write_report"]
 
 HERE = Path(__file__).parent
 NUM_BINS = 20
-# Most bytes of previews and of viewers inside the page, in the order of the cases; the others lie next to it.
+# Maximum bytes of previews and of viewers inside the page, in the order of the cases; the others are separate files.
 PREVIEW_BUDGET = 20_000_000
 VIEWER_BUDGET = 5_000_000
 VIEWERS = "viewers"
@@ -44,21 +44,22 @@ def write_report(
 ) -> None:
     """Write a run as one HTML file, which sends no request to any server.
 
-    Whatever stands in the rows is shown as text; control characters and those that change the direction of reading are
-    escaped. The page forbids its browser every request, and every script but its own.
+    The content of rows is shown as text; control characters and characters that change the reading direction are
+    escaped. The page forbids all requests, and all scripts except its own.
 
     Args:
-        path: file to be written. Paths of maps and previews in ``rows`` are relative to its folder.
-        rows: one for each case, predicted or refused, as records or as lines of the journal.
-        run: what made the predictions; all of it is shown. Required are ``bundle``, ``class_names``, ``intended_use``,
-            ``started`` (ISO 8601), ``seconds`` and ``cases`` (how many were ``predicted``, ``refused``, ``skipped``).
-        skipped: files that are no scans, each with the reason.
-        viewers: the cases with a viewer; those beyond 5 MB are written into the folder ``viewers`` next to the page,
-            each a page of its own. The browser draws one when it is opened.
+        path: the file to write. Paths of maps and previews in ``rows`` are relative to its folder.
+        rows: one row for each case, predicted or refused, as records or as lines of the journal.
+        run: provenance of the predictions, shown completely. Required are ``bundle``, ``class_names``,
+            ``intended_use``, ``started`` (ISO 8601), ``seconds`` and ``cases`` (numbers of ``predicted``, ``refused``,
+            ``skipped``).
+        skipped: files that are not scans, each with the reason.
+        viewers: viewers of cases; those beyond 5 MB are written as separate pages into the folder ``viewers`` next to
+            the page. The browser draws a viewer when it is opened.
         aside: rename an earlier file of that name; otherwise it is replaced.
 
     Raises:
-        ValueError: a row without as many finite probabilities as there are classes, or a viewer of no case.
+        ValueError: a row without one finite probability for each class, or a viewer of an unknown case.
 
     Example:
         >>> write_report(Path("out/report.html"), rows, run, skipped=[("notes.txt", "a text file")])  # doctest: +SKIP
@@ -121,7 +122,7 @@ def _check_probabilities(row: Row, class_names: list[str]) -> None:
 
 
 def _keys(row: Row, number: int, num_classes: int) -> list[Any]:
-    """Return what the page sorts a row by, by column, null where there is nothing; and whether it was refused."""
+    """Return the sort key of a row for each column, null if empty, and whether the case was refused."""
     probabilities: list[Any] = row.probabilities or [None] * num_classes
     return [
         number,
@@ -137,7 +138,7 @@ def _keys(row: Row, number: int, num_classes: int) -> list[Any]:
 
 
 def _histogram(rows: Sequence[Row], index: int, name: str) -> dict[str, Any]:
-    """Return how often the probability of a class was in each of the equal parts of [0, 1]."""
+    """Return the histogram of the probabilities of a class over [0, 1]."""
     counts = [0] * NUM_BINS
     for row in rows:
         if row.probabilities:
@@ -154,7 +155,7 @@ def _by_reason(skipped: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def _previews(folder: Path, rows: Sequence[Row]) -> dict[int, Path]:
-    """Return the previews that exist, by the number of their row."""
+    """Return the existing previews by the index of their row."""
     named = {number: row.saliency.get("preview") for number, row in enumerate(rows)}
     return {number: folder / name for number, name in named.items() if name and (folder / name).is_file()}
 
@@ -170,14 +171,14 @@ def _within_budget(previews: dict[int, Path]) -> dict[int, Path]:
 
 
 def _split_by_budget(viewers: Sequence[Viewer]) -> tuple[list[Viewer], list[Viewer]]:
-    """Return the viewers that lie inside the page, and the others."""
+    """Return the viewers inside the page, and the others."""
     sizes = accumulate(len(viewer.html) for viewer in viewers)
     inside = [viewer for viewer, size in zip(viewers, sizes) if size <= VIEWER_BUDGET]
     return inside, list(viewers[len(inside) :])
 
 
 def _write_viewer(folder: Path, viewer: Viewer) -> str:
-    """Write a viewer as a page of its own, which sends no request either; return its path relative to the folder."""
+    """Write a viewer as a separate page without requests; return its path relative to the folder."""
     file = folder / VIEWERS / case_folder(viewer.case)
     file = file.with_name(f"{file.name}.html")
     policy = (
@@ -199,17 +200,17 @@ def _scripts(html: str) -> list[str]:
 
 
 def _allow_scripts(scripts: Sequence[str]) -> str:
-    """Return the part of a page's security policy that allows exactly these scripts."""
+    """Return the entry of a page's Content-Security-Policy that allows exactly these scripts."""
     digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts)
     return " ".join(dict.fromkeys(f"'sha256-{digest}'" for digest in digests))
 
 
 def _visible(value: Any) -> Any:
-    return visible(value) if type(value) is str else value  # markup is the page's own
+    return visible(value) if type(value) is str else value  # Markup is trusted text of the page
 
 
 def _is_flat(value: Any) -> bool:
-    """Return whether a value is a list of words and numbers, which one line can hold."""
+    """Return whether a value is a list of texts and numbers, which fits on one line."""
     return isinstance(value, (list, tuple)) and not any(isinstance(item, (dict, list, tuple)) for item in value)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An interactive view of a volume: nilearn's three-plane viewer as one page that needs nothing else."""
+"""An interactive view of a volume: nilearn's three-plane viewer as one self-contained page."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from nibabel.affines import apply_affine, voxel_sizes
 from PIL import Image
 from scipy.ndimage import affine_transform
 
-NUM_VOXELS = 128  # along the longest axis of what the page holds: about a megabyte for each volume
-WINDOW = (1, 99)  # percentiles of the voxels that are black and white
+NUM_VOXELS = 128  # along the longest axis of the volume in the page, about a megabyte per volume
+WINDOW = (1, 99)  # percentiles of the voxels shown as black and white
 FAINTEST = 0.2  # relevance below this part of its maximum is not drawn
 OPACITY = 0.5
 SPRITE = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=\s]+)")
 
-# The viewer's canvas is as wide as its box: the box is kept as narrow as lets the canvas fit in height too.
+# The viewer's canvas is as wide as its box, so the width of the box also limits the height of the canvas.
 STYLE = """<style>
 body { margin: 0; background: #000; color: #ddd; font: 14px system-ui, sans-serif; }
 [id^=div_viewer] { margin: 0 auto; width: min(100vw, calc((100vh - 4.5rem) / RATIO)); }
 [id^=div_viewer] > div { padding-left: 1rem; }
 canvas:focus-visible { outline: 2px solid #7dbfe8; outline-offset: -2px; }
 </style>"""
-# nilearn's viewer takes clicks alone; this adds keys, by the same calls that its slider makes.
+# nilearn's viewer supports clicks only; this adds keys by the calls of its slider.
 KEYS = """<script>
 const make = brainsprite;
 brainsprite = (params) => {
@@ -54,7 +54,7 @@ brainsprite = (params) => {
 
 
 class Viewer(NamedTuple):
-    """The viewer of a case: the case's name, and a page as :func:`viewer_html` makes it."""
+    """The viewer of a case: the case's name, and the page from :func:`viewer_html`."""
 
     case: str
     html: str
@@ -63,21 +63,21 @@ class Viewer(NamedTuple):
 def viewer_html(volume: np.ndarray, affine: np.ndarray, relevance: np.ndarray | None, title: str) -> str:
     """Return a page that shows a volume in three planes through the voxel of highest relevance.
 
-    Clicks and keys move them.
-    In the radiological convention, as the previews: the patient's right is on the left of a picture. Volume and
-    relevance are drawn on a grid of cubes along the patient's axes, 128 along the longest.
+    Clicks and keys move the planes. The view is in the radiological convention, like the previews: the patient's right
+    is on the left of a picture. Volume and relevance are drawn on a grid of cubes along the patient's axes, 128 along
+    the longest.
 
     Args:
         volume: voxels (i, j, k) in any unit.
         affine: (4, 4), voxel to RAS+ mm; may rotate, flip and shear.
-        relevance: (i, j, k) on the same grid, from 0, or None to show the volume alone.
+        relevance: (i, j, k) on the same grid, from 0; None shows only the volume.
         title: the page's title.
 
     Returns:
         The page, as text.
 
     Raises:
-        ValueError: the volume is not three-dimensional, or the relevance lies on another grid.
+        ValueError: the volume is not three-dimensional, or the relevance is on another grid.
 
     Example:
         >>> page = viewer_html(np.random.rand(8, 8, 8), np.eye(4), None, "scan-001")
@@ -94,13 +94,13 @@ def viewer_html(volume: np.ndarray, affine: np.ndarray, relevance: np.ndarray | 
     high = high if high > low else low + 1
     grey = np.clip(np.nan_to_num(grey, nan=low), low, high)
     if relevance is None or not relevance.max() > 0:
-        # The volume itself takes the place of the map, so that the colour bar shows its values.
+        # The volume replaces the map, so that the colour bar shows its values.
         layers = {"image": grey, "background": None, "cmap": "gray", "threshold": None, "opacity": 1.0}
         place = (np.array(shape) - 1) / 2
         span = (float(low), float(high))
     else:
         heat = np.clip(_on_grid(relevance / relevance.max(), affine, grid, shape, outside=0.0), 0, 1)
-        # nilearn takes voxels of exactly 0 for no image at all.
+        # nilearn treats voxels of exactly 0 as empty.
         background = 0.001 + (grey - low) / (high - low)
         layers = {"image": heat, "background": background, "cmap": "inferno", "threshold": FAINTEST, "opacity": OPACITY}
         place = np.array(np.unravel_index(int(heat.argmax()), shape))
@@ -110,7 +110,7 @@ def viewer_html(volume: np.ndarray, affine: np.ndarray, relevance: np.ndarray | 
 
 
 def _grid(shape: tuple[int, ...], affine: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Return the affine and shape of a grid of cubes along RAS+ that holds a volume."""
+    """Return the affine and shape of a grid of cubes along RAS+ that contains a volume."""
     corners = apply_affine(affine, np.array(np.meshgrid(*((-0.5, size - 0.5) for size in shape))).reshape(3, -1).T)
     start, end = corners.min(0), corners.max(0)
     voxel_mm = float((end - start).max()) / NUM_VOXELS
@@ -125,7 +125,7 @@ def _on_grid(
 ) -> np.ndarray:
     """Resample an array to another grid, linearly; each value is the mean of the voxels that it covers."""
     to_voxel = np.linalg.inv(affine) @ grid
-    # Whole blocks of voxels are averaged first, so that detail finer than the grid does not turn into noise.
+    # Blocks of voxels are averaged first, so that details finer than the grid do not cause aliasing.
     step = np.maximum(np.floor(voxel_sizes(grid)[0] / voxel_sizes(affine) + 1e-6), 1).astype(int)
     step = np.minimum(step, array.shape)
     size = [count // each for count, each in zip(array.shape, step)]
@@ -133,7 +133,7 @@ def _on_grid(
     (a, b, c), (p, q, r) = size, step
     blocks = cut.reshape(a, p, b, q, c, r).mean(axis=(1, 3, 5), dtype=np.float32)
     to_block = np.linalg.inv(np.diag([*step, 1.0])) @ to_voxel
-    to_block[:3, 3] -= (1 - 1 / step) / 2  # block b has its middle at voxel b * step + (step - 1) / 2
+    to_block[:3, 3] -= (1 - 1 / step) / 2  # the centre of block b is voxel b * step + (step - 1) / 2
     values = affine_transform(blocks, to_block, output_shape=shape, order=1, mode="nearest")
     inside = affine_transform(np.ones(size, np.uint8), to_block, output_shape=shape, order=0, mode="grid-constant")
     return np.where(inside, values, np.float32(outside))
@@ -151,7 +151,7 @@ def _page(
     from nilearn.plotting import view_img  # imports scikit-learn and pyplot
 
     with warnings.catch_warnings():
-        # A map that is nowhere faint is drawn whole, as it should be.
+        # nilearn warns if no voxel is below the threshold; the whole map is then drawn, as intended.
         warnings.filterwarnings("ignore", message="Threshold given was", category=UserWarning)
         return view_img(
             nibabel.Nifti1Image(image.astype(np.float32), grid),
@@ -160,30 +160,30 @@ def _page(
             black_bg=True,
             dim=0,
             radiological=True,
-            symmetric_cmap=False,  # neither voxels nor relevance lie around zero
+            symmetric_cmap=False,  # neither voxels nor relevance are centred at zero
             vmin=vmin,
             vmax=vmax,
-            resampling_interpolation="nearest",  # it is on this very grid already
+            resampling_interpolation="nearest",  # the image is already on this grid
             **options,
         ).html
 
 
 def _complete(page: str, shape: tuple[int, ...], title: str, opacity: float) -> str:
-    """Return nilearn's page with our title, style and keys, and without the icon, the one thing that it would fetch."""
-    # Width of the canvas: planes of j, i and i voxels side by side; height: the highest of them and the coordinates.
+    """Return nilearn's page with our title, style and keys, and without its icon, which would cause a request."""
+    # Width of the canvas: planes of j, i and i voxels side by side; height: the highest plane and the coordinates.
     ratio = 1.1 * max(shape[1:]) / (shape[1] + 2 * shape[0])
     head = f"<title>{html.escape(title)}</title>{STYLE.replace('RATIO', f'{ratio:.4f}')}"
     page = re.sub(r"<link[^>]*>", "", page)
     page = re.sub(r"<title>.*?</title>", lambda _: head, page, count=1, flags=re.DOTALL)
     page = re.sub(r"brainsprite\((\{.*?\})\);", _mirror, page, count=1, flags=re.DOTALL)
     page = SPRITE.sub(_compress, page)
-    page = page.replace('value="100"', f'value="{opacity:.0%}"'.replace("%", ""), 1)  # where its slider begins
+    page = page.replace('value="100"', f'value="{opacity:.0%}"'.replace("%", ""), 1)  # start of its slider
     before, start, last_script = page.rpartition("<script>")
     return before + KEYS + start + last_script
 
 
 def _compress(sprite: re.Match[str]) -> str:
-    """Return a sprite as a lossless WebP, grey ones with one channel, where that is smaller than its PNG."""
+    """Return a sprite as a lossless WebP, with one channel if it is grey, or unchanged if its PNG is smaller."""
     content = base64.b64decode(sprite[1])
     picture: Any = Image.open(io.BytesIO(content)).convert("RGBA")
     *colours, opacity = picture.split()
@@ -197,11 +197,11 @@ def _compress(sprite: re.Match[str]) -> str:
 
 
 def _mirror(call: re.Match[str]) -> str:
-    """Mirror the point and the coordinates, as nilearn mirrors the planes alone."""
+    """Mirror the point and the coordinates, because nilearn mirrors only the planes."""
     params = json.loads(call[1])
     last = params["nbSlice"]["X"] - 1
     params["numSlice"]["X"] = last - params["numSlice"]["X"]
-    # Coordinates are affine @ (slice + 1): slice i now shows what lies at last - i.
+    # Coordinates are affine @ (slice + 1): slice i now shows slice last - i.
     mirror = np.diag([-1.0, 1, 1, 1])
     mirror[0, 3] = last + 2
     params["affine"] = (np.array(params["affine"]) @ mirror).tolist()

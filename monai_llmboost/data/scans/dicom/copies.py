@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copies of files, found by their content where their headers are those of one image."""
+"""Copies of files, found by their headers and then by their pixels."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def remove_copies(files: Sequence[File]) -> tuple[list[File], dict[Path, Path], 
     """Return the files without copies of others.
 
     A copy agrees with another file in its SOPInstanceUID, identity, InstanceNumber, geometry, tags and values. A
-    damaged file is a damaged copy of the only whole file of its series with its SOPInstanceUID, unless it has another
-    position. Pixels are read only for files that agree in all else, and once.
+    damaged file is a damaged copy if exactly one whole file of its series has its SOPInstanceUID and the positions do
+    not differ. Pixels are read, once, only for files that agree in everything else.
 
     Returns:
-        The files that stay, copy -> the file that stays, and both kinds of copies as skipped files.
+        The remaining files, a map from each copy to its original, and both kinds of copies as skipped files.
     """
     whole: dict[tuple, list[File]] = {}
     damaged: list[File] = []
@@ -39,7 +39,7 @@ def remove_copies(files: Sequence[File]) -> tuple[list[File], dict[Path, Path], 
         by_content: dict[str, Path] = {}
         for file in several:
             path = file[0].path
-            # A file that cannot be decoded is no copy; reading it gives the reason.
+            # A file that cannot be decoded is not a copy; reading it later gives the reason.
             original = by_content.setdefault(digest_pixels(path) or str(path), path)
             if original == path:
                 kept.append(file)
@@ -59,12 +59,12 @@ def remove_copies(files: Sequence[File]) -> tuple[list[File], dict[Path, Path], 
 
 
 def _get_image_key(file: File) -> tuple:
-    """Return what identifies an image, as far as a damaged header can be trusted."""
+    """Return the UIDs that identify an image, which are also valid in a damaged file."""
     return file[0].sop_uid, file[0].series_uid
 
 
 def _get_key(file: File) -> tuple:
-    """Return all that must agree before pixels are compared."""
+    """Return all header values that must agree before pixels are compared."""
     first = file[0]
     frames = tuple(
         (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slices of one plane, each at its own position -> volumes: scans that interleave or follow each other."""
+"""Separation of the slices of one plane into volumes, if all positions differ: interleaved or consecutive scans."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from monai_llmboost.data.scans.dicom.volumes import (
     separate_by_folder,
 )
 
-# Fewest slices that show an even spacing: two are always evenly spaced.
+# Minimum number of slices that show an even spacing, because two are always evenly spaced.
 MIN_EVEN_SLICES = 3
-# Tags that do not show interleaved scans: counters, and times of writing.
+# Tags that are not evidence of interleaved scans: counters, and times of writing.
 NOT_OF_PASSES = frozenset(("DimensionIndexValues", "StackID", "ContentTime", "FrameOfReferenceUID"))
-# Tags that all slices of one volume have in common, whatever their positions.
+# Tags that are equal in all slices of one volume.
 COMMON_TAGS = ("EchoTime", "EffectiveEchoTime", "EchoNumbers", "ConvolutionKernel")
 TAKEN_IN_TURNS = "its slices were taken in turns over the same extent: read as one volume"
 IN_DISORDER = "its image numbers do not follow its slices"
 
 
 def separate_distinct(plane: Sequence[SliceHeader], lacks_uid: bool) -> list[Volumes]:
-    """Separate slices of one plane, each at its own position, into volumes.
+    """Separate slices of one plane at different positions into volumes.
 
     Args:
         plane: the slices, in any order.
@@ -57,7 +57,7 @@ def separate_distinct(plane: Sequence[SliceHeader], lacks_uid: bool) -> list[Vol
 
 
 def _separate_passes(plane: Sequence[SliceHeader], even: bool) -> list[Volumes]:
-    """Separate scans that interleave, each evenly spaced: they are several volumes, one volume, or refused."""
+    """Separate interleaved scans, each evenly spaced; the result is several volumes, one volume, or a refusal."""
 
     def find_passes(ignored: frozenset[str]) -> Iterator[tuple[tuple[str, ...], list[tuple[SliceHeader, ...]]]]:
         for tags, groups in find_separations(plane, NOT_OF_PASSES | ignored, MIN_SLICES):
@@ -69,7 +69,7 @@ def _separate_passes(plane: Sequence[SliceHeader], even: bool) -> list[Volumes]:
     if found is None or not any_overlap(found[1]):
         return []
     tags, stacks = found
-    # A tag with more values than each scan has slices counts slices rather than scans.
+    # A tag with more values than each scan has slices numbers slices instead of scans.
     known = min(map(len, stacks)) >= max(MIN_EVEN_SLICES, len(stacks))
     if ACQUISITION_TAGS.issuperset(tags):
         if plane[0].modality == "MR" and even:
@@ -88,7 +88,7 @@ def _separate_passes(plane: Sequence[SliceHeader], even: bool) -> list[Volumes]:
 
 
 def _separate_by_common_tags(plane: Sequence[SliceHeader]) -> list[Volumes]:
-    """Separate scans that follow each other along one line and differ in a tag that one volume has in common."""
+    """Separate consecutive scans on one line by a tag that is equal in all slices of one volume."""
     tags = list_tags(plane, rounded=True)
     for tag in COMMON_TAGS:
         values = [own[tag] for own in tags if tag in own]
@@ -101,7 +101,7 @@ def _separate_by_common_tags(plane: Sequence[SliceHeader]) -> list[Volumes]:
 
 
 def _refuse_interleaved_files(plane: Sequence[SliceHeader]) -> list[Volumes]:
-    """Refuse files of several slices each that interleave; an empty list for files that follow each other."""
+    """Refuse interleaved files of several slices each; return an empty list for consecutive files."""
     files: dict[object, list[SliceHeader]] = {}
     for header in plane:
         files.setdefault(header.path, []).append(header)
@@ -112,7 +112,7 @@ def _refuse_interleaved_files(plane: Sequence[SliceHeader]) -> list[Volumes]:
 
 
 def _separate_by_number(plane: Sequence[SliceHeader], even: bool, lacks_uid: bool) -> list[Volumes]:
-    """Separate scans by InstanceNumber, or by it and folders; an empty list if the numbers are those of one volume."""
+    """Separate scans by InstanceNumber and folders; return an empty list if the numbers fit one volume."""
     numbers = [header.instance_number for header in plane if header.instance_number is not None]
     numbered = len(numbers) == len(plane)
     often = Counter(numbers)
@@ -134,7 +134,7 @@ def _separate_by_number(plane: Sequence[SliceHeader], even: bool, lacks_uid: boo
 
 
 def _count_passes(numbers: Sequence[int]) -> int:
-    """Return the number of passes that interleave by instance numbers of sorted slices; 0 if there is only one."""
+    """Return the number of interleaved passes by the instance numbers of sorted slices; 0 if there is only one."""
     for passes in range(2, len(numbers) // MIN_EVEN_SLICES + 1):
         groups = sorted(sorted(numbers[start::passes]) for start in range(passes))
         if all(one[-1] < other[0] for one, other in pairwise(groups)):
@@ -143,7 +143,7 @@ def _count_passes(numbers: Sequence[int]) -> int:
 
 
 def _separate_by_frame_of_reference(plane: Sequence[SliceHeader], even: bool) -> list[Volumes]:
-    """Return one volume if slices are evenly spaced or have one frame of reference; else one for each frame."""
+    """Return one volume if slices are evenly spaced or have one frame of reference; else one volume for each frame."""
     frames: dict[str, list[SliceHeader]] = {}
     for header in plane:
         frames.setdefault(header.identity.frame_of_reference, []).append(header)

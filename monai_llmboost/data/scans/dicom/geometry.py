@@ -42,7 +42,7 @@ def number_positions(slices: Sequence[SliceHeader]) -> np.ndarray:
 
 
 def group_by_plane(slices: Sequence[SliceHeader]) -> list[list[SliceHeader]]:
-    """Group slices of one size by directions and pixel spacings, to a part of a pixel all over the image."""
+    """Group slices of one size by directions and pixel spacings, to a part of a pixel over the whole image."""
     kinds = {(header.orientation, header.pixel_spacing) for header in slices}
     corners, pixels = np.empty((len(kinds), 2, 3)), np.empty(len(kinds))
     planes: list[list[SliceHeader]] = []
@@ -89,14 +89,14 @@ def _find_line_problem(slices: Sequence[SliceHeader]) -> str:
 
 
 def is_numbered_in_order(slices: Sequence[SliceHeader]) -> bool:
-    """Return whether InstanceNumber strictly grows, or falls, from slice to slice along the normal."""
+    """Return whether InstanceNumber strictly increases, or decreases, from slice to slice along the normal."""
     numbers = [header.instance_number for header in sort_slices(slices)[0]]
     steps = {b > a for a, b in pairwise(numbers) if a is not None and b is not None and a != b}
     return None not in numbers and len(set(numbers)) == len(numbers) and len(steps) == 1
 
 
 def overlaps(one: Sequence[SliceHeader], other: Sequence[SliceHeader]) -> bool:
-    """Return whether two nearly parallel stacks overlap along their normal by more than one end."""
+    """Return whether two nearly parallel stacks overlap along their normal, not only at one end."""
     normal = np.cross(*get_directions(one[0]))
     first, second = (np.array([header.position for header in stack]) @ normal for stack in (one, other))
     return bool(first.min() < second.max() and second.min() < first.max())
@@ -125,7 +125,7 @@ def fit_line(slices: Sequence[SliceHeader], along: np.ndarray) -> tuple[np.ndarr
     Positions may be rounded by half a unit of their last written digit.
 
     Raises:
-        RefusedScan: there is no such line.
+        RefusedScan: the slices are not on an evenly spaced line.
     """
     if (count := len(set(number_positions(slices)))) < len(slices):
         raise RefusedScan(
@@ -159,8 +159,8 @@ def fit_line(slices: Sequence[SliceHeader], along: np.ndarray) -> tuple[np.ndarr
 def get_rounding_mm(slices: Sequence[SliceHeader]) -> np.ndarray:
     """Return half a unit of the last written digit of positions, in mm, for each coordinate.
 
-    Some writers drop trailing zeros, so the smallest of all slices counts; for a coordinate that is whole in all
-    slices, the smallest of the other coordinates.
+    Some writers drop trailing zeros, so the smallest value of all slices is used. For a coordinate that is whole in all
+    slices, the smallest value of the other coordinates is used.
     """
     rounding = np.array([header.rounding_mm for header in slices]).min(axis=0)
     return np.where(rounding >= WHOLE_NUMBER_ROUNDING, rounding.min(), rounding)
@@ -169,7 +169,7 @@ def get_rounding_mm(slices: Sequence[SliceHeader]) -> np.ndarray:
 def _fit_rounded(positions: np.ndarray, rounding_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the origin and step of an evenly spaced line that rounds to these positions; None if there is none.
 
-    For each coordinate p, it is the line a + b k with the smallest largest distance to p_k (Chebyshev).
+    For each coordinate p, this is the line a + b k with the smallest maximum distance to p_k (Chebyshev).
     """
     if not (rounding_mm > 0).any():
         return None
@@ -200,7 +200,7 @@ def _are_even(gaps: np.ndarray) -> bool:
 
 
 def _check_missing(slices: Sequence[SliceHeader], gaps: np.ndarray, rounding: float) -> None:
-    """Refuse slices whose gaps are all multiples of the usual one, some of them larger, up to ``rounding`` in mm."""
+    """Refuse slices if all gaps are multiples of the usual gap, to ``rounding`` in mm, and some gaps are larger."""
     usual = _get_usual_gap(gaps)
     too_large = np.flatnonzero(np.abs(gaps - usual) > SPACING_TOLERANCE * usual + rounding)
     steps = np.round(gaps / usual)

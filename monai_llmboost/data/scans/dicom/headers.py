@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DICOM files -> headers of slices, or why a file is not an image to predict."""
+"""Headers of the slices in DICOM files, and reasons why a file is not an image to predict."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from monai_llmboost.data.scans.dicom.slices import (
 from monai_llmboost.data.scans.dicom.values import get_photometric, to_uid
 from monai_llmboost.data.scans.scan import SkippedFile
 
-# Objects derived from scans that hold pixels in planes but are no scans.
+# Objects derived from scans that contain planes of pixels but are not scans.
 DERIVED = {
     "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
     "1.2.840.10008.5.1.4.1.1.66.7": "a segmentation",
@@ -60,7 +60,7 @@ MAX_FIRST_VALUE_BYTES = 1 << 10
 
 
 def looks_like_dicom(path: Path) -> bool:
-    """Return whether a file begins with a DICOM preamble, or, as older files do, with a first element."""
+    """Return whether a file begins with a DICOM preamble or, in older files, with a first element."""
     with Path(path).open("rb") as file:
         return _begins_as_dicom(file.read(132))
 
@@ -76,7 +76,7 @@ def _begins_as_dicom(head: bytes) -> bool:
 
 @contextmanager
 def silence_pydicom() -> Iterator[None]:
-    """Silence pydicom's warnings and log entries, which quote values; what matters here is checked."""
+    """Suppress pydicom's warnings and log entries, which quote values; relevant problems are checked separately."""
     logger = logging.getLogger("pydicom")
     level = logger.level
     if level > logging.CRITICAL:  # silenced already, as around many files
@@ -94,9 +94,9 @@ def silence_pydicom() -> Iterator[None]:
 
 
 def read_header(path: Path) -> tuple[SliceHeader, ...] | SkippedFile:
-    """Return the headers of the slices of a DICOM file, one for each frame, or why it has none of a scan.
+    """Return the headers of the slices of a DICOM file, one for each frame, or why it has no slices of a scan.
 
-    Only keyed digests of tags that name a patient are kept. Raises nothing, whatever the content of the file.
+    Only keyed digests of tags that name a patient are kept. No content of a file raises an error.
     """
     path = Path(path)
     try:
@@ -172,7 +172,7 @@ def _list_absent(data: Dataset) -> list[str]:
 
 
 def get_transfer_syntax(data: Dataset) -> UID:
-    """Return the transfer syntax; for old files without a preamble, the one by which they were read."""
+    """Return the transfer syntax; for old files without a preamble, the syntax in which they were read."""
     implicit, little = data.original_encoding
     explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
     return data.file_meta.get("TransferSyntaxUID") or (ImplicitVRLittleEndian if implicit else explicit)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Groups of slices by series: of one patient, study and series, as far as their headers show.
+"""Groups of slices by series: slices whose headers show one patient, study and series.
 
-SeriesInstanceUID alone is not enough: anonymisers give one to several patients, or a new one to every file.
+SeriesInstanceUID is not enough: anonymisers give one UID to several patients, or a new UID to every file.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pathlib import Path
 from monai_llmboost.data.scans.dicom.geometry import are_nearly_parallel, is_evenly_spaced, number_positions
 from monai_llmboost.data.scans.dicom.slices import Identity, SliceHeader
 
-# Fields in which no two images of one series differ, and their names in messages.
+# Fields that are equal in all images of one series, and their names in messages.
 SERIES_FIELDS = {
     "patient_id": "PatientID",
     "patient_name": "PatientName",
     "study_uid": "StudyInstanceUID",
     "series_number": "SeriesNumber",
 }
-# From so many files on, a value that differs in each of them says nothing about which ones belong together.
+# From this number of files on, a value that differs in every file is ignored.
 MIN_FILES = 3
 
 
@@ -30,11 +30,11 @@ class Series:
     """Slices of one patient, study and series, in any number of volumes.
 
     Args:
-        slices: in any order.
+        slices: slices in any order.
         separated_by: keywords that separated them from others with the same SeriesInstanceUID.
         lacks_uid: whether they have no SeriesInstanceUID.
         warnings: oddities of their identity.
-        refused: why their patient or study is ambiguous; empty if it is not.
+        refused: why the patient or study is ambiguous; empty if it is not.
     """
 
     slices: tuple[SliceHeader, ...]
@@ -45,7 +45,7 @@ class Series:
 
 
 def group_by_series(slices: Iterable[SliceHeader]) -> list[Series]:
-    """Group slices by series; each slice is in exactly one."""
+    """Group slices by series; each slice is in exactly one group."""
     named: dict[str, list[SliceHeader]] = {}
     without_uid: list[SliceHeader] = []
     for header in slices:
@@ -59,7 +59,7 @@ def group_by_series(slices: Iterable[SliceHeader]) -> list[Series]:
 
 
 def _group_by_uid(named: dict[str, list[SliceHeader]]) -> list[list[SliceHeader]]:
-    """Group slices by SeriesInstanceUID; files that have one each but agree in all else are one group."""
+    """Group slices by SeriesInstanceUID; files with different UIDs that agree in everything else form one group."""
     pools: dict[tuple, list[SliceHeader]] = {}
     for uid, pool in named.items():
         first = pool[0]
@@ -135,7 +135,7 @@ def _fits(header: SliceHeader, first: SliceHeader, values: dict[str, set[str]]) 
 
 
 def _separate_by_identity(series: Series) -> Iterator[Series]:
-    """Yield a series, or its groups by patient, study and number; refused as a whole if a slice fits no one group."""
+    """Yield a series, or its groups by patient, study and number; refused as a whole if a slice fits no group."""
     files: dict[Path, Identity] = {header.path: header.identity for header in series.slices}
     single = len(files) == len(series.slices)  # each file is one slice
     warnings = list(series.warnings)

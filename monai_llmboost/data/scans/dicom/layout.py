@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layout of slices as one volume: their order and affine, or why they are not one volume."""
+"""Layout of slices as one volume: their order and affine, or the reason why they are not one volume."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Layout:
     """Sorted slices, and their affine, voxel (i, j, k) -> RAS+ mm, with i along x of the images and j along y.
 
     Args:
-        slices: in the order of k, along the cross product of the images' x and y.
+        slices: slices in the order of k, along the cross product of the images' x and y.
         affine: (4, 4) float64; sheared if the slices are tilted.
         tilt_deg: angle between the step from slice to slice and the normal of the slices; 0 within the tolerance.
     """
@@ -35,7 +35,7 @@ def lay_out(slices: Sequence[SliceHeader], min_slices: int = 2) -> Layout:
     """Sort the slices of one stack and compute their affine.
 
     Raises:
-        RefusedScan: they are not one volume of evenly spaced slices.
+        RefusedScan: the slices are not one volume of evenly spaced slices.
     """
     if len(slices) == 1:
         raise RefusedScan(

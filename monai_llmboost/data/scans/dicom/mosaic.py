@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mosaics: all slices of a volume as tiles of one image, as Siemens scanners wrote functional and diffusion MR.
+"""Mosaics: all slices of a volume as tiles of one image, in functional and diffusion MR of Siemens scanners.
 
-Tiles are in a square grid, row by row. The header's position is that of an image of one slice with as many rows and
-columns as the whole grid, around the same centre; direction and distance of the slices are in private elements:
+Tiles are in a square grid, row by row. The position in the header belongs to an image of one slice with the size of the
+whole grid and the same centre. Direction and distance of the slices are in private elements:
 https://nipy.org/nibabel/dicom/dicom_mosaic.html
 """
 
@@ -23,7 +23,7 @@ from monai_llmboost.data.scans.dicom.slices import SliceHeader
 from monai_llmboost.data.scans.dicom.tolerances import NORMAL_COSINE, SAME_CENTRE, SAME_DISTANCE
 from monai_llmboost.data.scans.dicom.values import get_value
 
-# Number of slices in an image of United Imaging scanners, whose geometry is in other private elements.
+# Private element of United Imaging scanners: number of slices in a grid, whose geometry is not supported.
 GRID_UIH = (0x0065, 0x1050)
 SLICE_POSITION = re.compile(
     r"sSliceArray\.asSlice\[(\d+)\]\.sPosition\.d(Sag|Cor|Tra)\s*=\s*([-+.\deE]+)",
@@ -32,12 +32,12 @@ EXPORT = "export it as enhanced or as separate slices"
 
 
 def is_mosaic(data: Dataset) -> bool:
-    """Return whether a file is a mosaic of slices as Siemens writes them."""
+    """Return whether a file is a mosaic of slices in the format of Siemens."""
     return "MOSAIC" in str(get_value(data, "ImageType") or "").upper()
 
 
 def is_grid(data: Dataset) -> bool:
-    """Return whether a file is a grid of slices as United Imaging writes them."""
+    """Return whether a file is a grid of slices in the format of United Imaging."""
     count = data.get(GRID_UIH)
     if count is None:
         return False
@@ -46,11 +46,11 @@ def is_grid(data: Dataset) -> bool:
 
 
 def split_mosaic(path: Path, mosaic: SliceHeader) -> tuple[SliceHeader, ...]:
-    """Return the slices of a mosaic in the order of its tiles, or its header with the reason why they are unknown.
+    """Return the slices of a mosaic in the order of its tiles, or its header with a problem if they are unknown.
 
     Args:
         path: the file.
-        mosaic: its header, as of one slice.
+        mosaic: its header, read as one slice.
     """
     if mosaic.problem or not mosaic.is_placed:
         return (mosaic,)
@@ -90,7 +90,7 @@ def split_mosaic(path: Path, mosaic: SliceHeader) -> tuple[SliceHeader, ...]:
 def _get_step(
     data: Dataset, image: Mapping[str, Any], protocol: np.ndarray, normal: np.ndarray, centre: np.ndarray, count: int
 ) -> np.ndarray | str:
-    """Return the step from one tile's slice to the next one's, in mm; or what is unknown of it."""
+    """Return the step between the slices of neighbouring tiles, in mm, or the name of what is unknown."""
     written = np.array(image.get("SliceNormalVector", []), dtype=float)
     sign = np.sign(written @ normal) if written.shape == (3,) and abs(written @ normal) > NORMAL_COSINE else 0.0
     spacing = float(get_value(data, "SpacingBetweenSlices") or 0)

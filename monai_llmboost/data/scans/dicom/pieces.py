@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stacks that are pieces of one scan although their headers differ."""
+"""Search for stacks that are pieces of one scan although their headers differ."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from monai_llmboost.data.scans.dicom.geometry import (
 from monai_llmboost.data.scans.dicom.identity import find_contradictions
 from monai_llmboost.data.scans.dicom.slices import SliceHeader
 
-# The slices of a stack, and what separated it from others of its series.
+# The slices of a stack, and the tags that separated it from others of its series.
 Piece = tuple[tuple[SliceHeader, ...], tuple[str, ...]]
-# Fewest slices that show an even spacing: two are always evenly spaced.
+# Minimum number of slices that show an even spacing, because two are always evenly spaced.
 MIN_SLICES = 3
 
 
 def find_pieces(stacks: Sequence[Piece]) -> list[list[int]]:
     """Find groups of stacks that together are one evenly spaced stack, as indices into ``stacks``.
 
-    Stacks of several series are if their instance numbers form one sequence, or if they interleave within one study
-    with the same SeriesNumber or without numbers; stacks of one series if neither a tag nor their numbers separate
-    them.
+    Stacks of several series form a group if their instance numbers form one sequence, or if they interleave within one
+    study with the same SeriesNumber or without numbers. Stacks of one series form a group if neither a tag nor their
+    numbers separate them.
     """
     placed = [i for i, (slices, _) in enumerate(stacks) if all(header.is_placed for header in slices)]
     groups = []
@@ -47,7 +47,7 @@ def find_pieces(stacks: Sequence[Piece]) -> list[list[int]]:
 
 
 def _iterate_linked(stacks: Sequence[Piece], placed: Sequence[int]) -> Iterator[list[int]]:
-    """Yield groups of stacks linked by instance numbers: one continues where another has a gap or ends."""
+    """Yield groups of stacks linked by instance numbers: one stack continues at a gap or the end of another."""
     by_number: dict[int, list[tuple[int, SliceHeader]]] = {}
     numbers = {i: {header.instance_number for header in stacks[i][0]} for i in placed}
     for i in placed:
@@ -94,7 +94,7 @@ def _get_tags(slices: Sequence[SliceHeader]) -> set[str]:
 def _iterate_neighbours(stacks: Sequence[Piece], placed: Sequence[int]) -> Iterator[tuple[int, int, bool]]:
     """Yield pairs of stacks that may be halves of one scan, and whether they are of one series.
 
-    They share SeriesInstanceUID, or study and SeriesNumber, or study or folder if they have no instance numbers.
+    Such stacks share SeriesInstanceUID, or study and SeriesNumber, or, without instance numbers, study or folder.
     """
     owners: dict[tuple[str, ...], list[int]] = {}
     for i in placed:

@@ -22,7 +22,7 @@ def find_pixel_data_problem(file: BinaryIO, data: Dataset, syntax: UID, frames: 
         file: open at the first byte of the element PixelData, where pydicom stops.
         data: the header.
         syntax: transfer syntax of the file.
-        frames: number of images by the header.
+        frames: number of images according to the header.
     """
     needed = frames * data.Rows * data.Columns * data.BitsAllocated // 8
     implicit, little = data.original_encoding

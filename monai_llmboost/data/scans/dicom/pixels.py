@@ -34,7 +34,7 @@ PIXEL_MODULE = (
 
 
 def read_volume(slices: Sequence[SliceHeader]) -> tuple[np.ndarray, int]:
-    """Read the values of slices, (columns, rows, slices), float32: stored value * slope + intercept of its own slice.
+    """Read the values of slices, (columns, rows, slices), float32: stored value * slope + intercept of each slice.
 
     Stored values of MONOCHROME1 images are first mirrored within their range, so that bright is high. Padding
     (PixelPaddingValue) is set to the volume's lowest other value.
@@ -71,7 +71,7 @@ def read_volume(slices: Sequence[SliceHeader]) -> tuple[np.ndarray, int]:
 
 
 def digest_pixels(path: Path) -> str:
-    """Return the sha256 of a file's stored values, whatever their compression; empty if they cannot be read."""
+    """Return the sha256 of a file's stored values, independent of compression; empty if they cannot be read."""
     digest = hashlib.sha256()
     try:
         with silence_pydicom():
@@ -98,7 +98,7 @@ def _iterate_stored(path: Path, parts: Sequence[SliceHeader]) -> Iterator[np.nda
 def _fill_padding(volume: np.ndarray, padding: Sequence[tuple[int, np.ndarray]]) -> int:
     """Set padding to the lowest value of all other voxels, and return the number of changed voxels.
 
-    Padding that is that dark already, such as 0 in MR, is not changed.
+    Padding that is already dark enough, such as 0 in MR, is not changed.
     """
     count = sum(int(outside.sum()) for _, outside in padding)
     if not 0 < count < volume.size:
@@ -159,8 +159,8 @@ def _make_refusal(path: Path, error: Exception) -> RefusedScan:
 def _decode_by_gdcm(data: Dataset, frame: int) -> np.ndarray:
     """Decode one compressed frame by GDCM.
 
-    GDCM gets the frame as a secondary capture of its own: how it treats slope, intercept and MONOCHROME1 depends on the
-    SOP class, and in a multi-frame file it applies the first frame's slope to all.
+    GDCM gets the frame as a separate secondary capture, because its handling of slope, intercept and MONOCHROME1
+    depends on the SOP class, and in a multi-frame file it applies the first frame's slope to all frames.
     """
     count = int(data.get("NumberOfFrames") or 1)
     offsets = (data.ExtendedOffsetTable, data.ExtendedOffsetTableLengths) if "ExtendedOffsetTable" in data else None

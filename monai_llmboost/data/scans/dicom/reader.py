@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reader of DICOM volumes for MONAI's ``LoadImage``, which reads them correctly or says why not."""
+"""Reader of DICOM volumes for MONAI's ``LoadImage``, which reads a volume correctly or refuses it with a reason."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from monai_llmboost.data.scans.dicom.pixels import read_volume
 from monai_llmboost.data.scans.dicom.stacks import Stack, find_dicom_stacks
 from monai_llmboost.data.scans.scan import MAX_VOXELS, RefusedScan, Scan, check_volume_index, choose_volume
 
-# Separates a path from the volume to read of it.
+# Separates a path from the volume to read from it.
 SEPARATOR = "::"
 GANTRY_TILT = ("resample", "shear", "refuse")
-# Volumes that are listed where one was expected.
+# Maximum number of volumes listed in a refusal.
 MAX_LISTED = 5
 
 
 def get_reader_paths(scan: Scan) -> list[str]:
-    """Return what ``LoadImaged`` with a `DicomSeriesReader` needs to read exactly this scan."""
+    """Return the paths with which ``LoadImaged`` and a `DicomSeriesReader` read exactly this scan."""
     return [f"{path}{SEPARATOR}{scan.stack}" for path in scan.files]
 
 
@@ -39,21 +39,21 @@ class DicomSeriesReader(ImageReader):
     i runs along x of the images, j along y, k from slice to slice in the order of their positions. Values are
     slope * stored value + intercept of each slice; stored values of MONOCHROME1 images are mirrored within their range.
 
-    It reads a folder (with subfolders; other files in it are ignored), files, one multi-frame file, or any of these
+    The input is a folder (with subfolders; other files in it are ignored), files, one multi-frame file, or any of these
     followed by ``::`` and a SeriesInstanceUID or the eight characters that a refusal lists for each volume.
 
-    MONAI's ``LoadImage`` ignores errors of ``read`` and tries other readers, which guess. So ``read`` returns a
+    MONAI's ``LoadImage`` ignores errors of ``read`` and tries other readers, which may guess. So ``read`` returns a
     refusal, and ``get_data`` raises it.
 
     Args:
-        min_slices: fewest slices; series with fewer are refused.
-        gantry_tilt: what to do with slices that are not perpendicular to the direction in which they follow each other:
+        min_slices: minimum number of slices; series with fewer are refused.
+        gantry_tilt: what to do with slices that are not perpendicular to the step from slice to slice:
             ``"resample"`` them linearly onto a rectangular grid that contains all of them, with the smallest value
-            outside; ``"shear"`` the affine and leave them; or ``"refuse"`` them.
-        volume: index of the volume in a series with several in time.
+            outside; ``"shear"`` the affine and keep the voxels; or ``"refuse"`` them.
+        volume: index of the volume in a series with several volumes in time.
 
     Raises:
-        ValueError: a wrong option.
+        ValueError: an invalid option.
 
     Example:
         >>> reader = DicomSeriesReader(gantry_tilt="refuse")
@@ -76,7 +76,7 @@ class DicomSeriesReader(ImageReader):
         return self.min_slices > 2 or self.gantry_tilt == "refuse"
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Return whether it is a folder with DICOM files, or DICOM files by their content; DICOM has no suffix."""
+        """Return whether the input is a folder with DICOM files, or DICOM files by content; suffixes are not used."""
         try:
             paths, _ = _split_choice(filename)
             return any(looks_like_dicom(path) for path in _iterate_files(paths))
@@ -91,9 +91,10 @@ class DicomSeriesReader(ImageReader):
             return error
 
     def get_data(self, img: Stack | Exception) -> tuple[np.ndarray, dict]:
-        """Return the volume, (i, j, k) float32, and its meta data as of MONAI's NIfTI reader.
+        """Return the volume, (i, j, k) float32, and the metadata of MONAI's NIfTI reader.
 
-        In addition: ``series_uid``, ``modality`` and ``warnings`` (one sentence a line). No other tag is copied.
+        Additional keys are ``series_uid``, ``modality`` and ``warnings`` (one sentence per line). No other tag is
+        copied.
 
         Raises:
             RefusedScan: the input is not one volume that can be read correctly.
@@ -169,8 +170,8 @@ class DicomSeriesReader(ImageReader):
 def resample_tilted(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Resample a volume of tilted slices onto a rectangular grid that contains all of it.
 
-    Each slice is shifted within its plane by linear interpolation; voxels outside get the smallest value. Of the shape
-    (i, j, k), i and j grow.
+    Each slice is shifted within its plane by linear interpolation; voxels outside get the smallest value. The grid is
+    larger along i and j.
 
     Raises:
         RefusedScan: the grid would be too large.
@@ -200,7 +201,7 @@ def resample_tilted(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray,
 
 
 def _split_choice(data: Sequence[PathLike] | PathLike) -> tuple[list[Path], str]:
-    """Split paths from the volume that is chosen of them, if any."""
+    """Split the input into paths and the chosen volume; the choice is empty if there is none."""
     paths, choices = [], set()
     for item in ensure_tuple(data):
         path, separator, choice = str(item).rpartition(SEPARATOR)
@@ -216,7 +217,7 @@ def _split_choice(data: Sequence[PathLike] | PathLike) -> tuple[list[Path], str]
 
 
 def _iterate_files(paths: Sequence[Path]) -> Iterator[Path]:
-    """Yield files as given, which fail later if they are not DICOM, and the files of folders that look like DICOM."""
+    """Yield given files, which fail later if they are not DICOM, and the files in folders that look like DICOM."""
     for path in paths:
         if path.is_dir():
             yield from (file for file in path.rglob("*") if file.is_file() and looks_like_dicom(file))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slices of one plane -> volumes; first those with several slices at one position, by tags, folders and numbers."""
+"""Separation of the slices of one plane into volumes, if positions repeat: by tags, folders and numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from monai_llmboost.data.scans.dicom.slices import SliceHeader
 from monai_llmboost.data.scans.dicom.tags import ACQUISITION_TAGS, find_separations, list_tags
 from monai_llmboost.data.scans.dicom.volumes import MIN_SLICES, Volumes, separate_by_folder
 
-# Tags that separate volumes at the same positions only where nothing else does.
+# Tags that separate volumes at the same positions only if nothing else does.
 LAST_RESORT_TAGS = frozenset((
     "AcquisitionTime", "AcquisitionDateTime", "FrameAcquisitionDateTime", "FrameReferenceDateTime",
     "FrameReferenceTime", "IrradiationEventUID", "ContentTime",
@@ -53,7 +53,7 @@ def separate_volumes(plane: Sequence[SliceHeader], lacks_uid: bool = False) -> l
 
 
 def _separate_repeated(plane: Sequence[SliceHeader], position_index: np.ndarray) -> list[Volumes]:
-    """Separate volumes with common positions: by the fewest tags, by folders, or by the order of instance numbers."""
+    """Separate volumes with common positions by the fewest tags, by folders, or by the order of instance numbers."""
     time_tags = ACQUISITION_TAGS | {"TemporalPositionIdentifier"} if plane[0].corner else frozenset()
     splits = []
     for split in find_separations(plane, LAST_RESORT_TAGS | time_tags, MIN_SLICES, position_index):
@@ -71,7 +71,7 @@ def _separate_repeated(plane: Sequence[SliceHeader], position_index: np.ndarray)
 def _split(
     plane: Sequence[SliceHeader], tags: tuple[str, ...], groups: Sequence[np.ndarray], position_index: np.ndarray
 ) -> list[Volumes]:
-    """Return the volumes of a separation, with a warning for those that lack slices of another one."""
+    """Return the volumes of a separation, with a warning for volumes that lack slices of another volume."""
     extents = [frozenset(position_index[group]) for group in groups]
     found = []
     for group, own in zip(groups, extents):
@@ -82,7 +82,7 @@ def _split(
 
 
 def _are_pieces(plane: Sequence[SliceHeader], groups: Sequence[np.ndarray], position_index: np.ndarray) -> bool:
-    """Return whether some of the groups are pieces of one volume: they interleave, or make up a third one's extent."""
+    """Return whether some groups are pieces of one volume: they interleave, or together are part of a third group."""
     extents = [frozenset(position_index[group]) for group in groups]
     for (i, one), (j, other) in combinations(enumerate(extents), 2):
         if one & other:
@@ -94,7 +94,7 @@ def _are_pieces(plane: Sequence[SliceHeader], groups: Sequence[np.ndarray], posi
 
 
 def _separate_by_sweeps(plane: Sequence[SliceHeader], position_index: np.ndarray) -> list[Volumes]:
-    """Separate volumes in time by InstanceNumber, if all positions occur equally often and are counted alike."""
+    """Separate volumes in time by InstanceNumber, if all positions repeat equally often and are numbered alike."""
     by_position: dict[int, list[SliceHeader]] = {}
     for header, index in zip(plane, position_index):
         by_position.setdefault(int(index), []).append(header)
@@ -128,8 +128,8 @@ def _separate_by_sweeps(plane: Sequence[SliceHeader], position_index: np.ndarray
 def _are_counted_alike(numbers: np.ndarray) -> bool:
     """Return whether instance numbers (positions, times) count times in the same way at every position.
 
-    They do if all numbers of one time are before those of the next, if all of one position are before those of the
-    next, or if they grow from time to time by the same at each position, as in nested loops.
+    This is true if all numbers of one time come before the numbers of the next time, if all numbers of one position
+    come before the numbers of the next position, or if numbers increase from time to time equally at each position.
     """
     by_time, by_position = (table[np.argsort(table[:, 0])] for table in (numbers.T, numbers))
     in_a_row = [(table[:-1].max(axis=1) < table[1:].min(axis=1)).all() for table in (by_time, by_position)]

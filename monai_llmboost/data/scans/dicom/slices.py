@@ -27,7 +27,7 @@ from monai_llmboost.data.scans.dicom.values import (
     to_whole,
 )
 
-# Tags that may separate volumes of one series at the same positions, the most specific first.
+# Tags that may separate volumes of one series at the same positions, in order of specificity.
 DISCRIMINATING = (
     "EchoTime",
     "EchoNumbers",
@@ -81,11 +81,11 @@ GEOMETRY_OF_FRAMES = ("PlanePositionSequence", "PlaneOrientationSequence", "Pixe
 SCALING = ("RescaleSlope", "RescaleIntercept")
 UNITS = ("Units", "RescaleType")
 IDENTITY = ("PatientID", "PatientName", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "FrameOfReferenceUID")
-# Dimension pointers that count the slices of one volume: InStackPositionNumber, ImagePositionPatient,
+# Dimension pointers that number the slices of one volume: InStackPositionNumber, ImagePositionPatient,
 # PlanePositionSequence.
 SLICE_DIMENSIONS = {0x00209057, 0x00200032, 0x00209113}
 MODALITY = re.compile(r"[A-Z]{2,10}")
-# Key of this process: digests of names can be compared within it, and be looked up nowhere else.
+# Random key of this process, so that digests of names can be compared only within it.
 SECRET = secrets.token_bytes(16)
 
 
@@ -136,8 +136,8 @@ class SliceHeader:
         inverted: whether low values are displayed bright (MONOCHROME1).
         padding: lowest and highest stored value of padding outside the image; None if there is none.
         corner: first row and column of a tile in its mosaic; None if the slice is not a tile.
-        discriminating: tags that may separate volumes, as far as present: (keyword, value), the most specific first.
-        problem: why its values or its geometry cannot be trusted; empty if they can.
+        discriminating: present tags that may separate volumes: (keyword, value), in order of specificity.
+        problem: why the values or the geometry cannot be trusted; empty if they can.
     """
 
     path: Path
@@ -181,7 +181,7 @@ class SliceHeader:
 
 
 def read_slice(path: Path, data: Dataset, frame: int, frames: int, problem: str) -> SliceHeader:
-    """Return the header of one frame of a file; ``problem`` is what is wrong with the file as a whole."""
+    """Return the header of one frame of a file; ``problem`` is a problem with the whole file."""
     groups = list(_iterate_functional_groups(data, frame))
 
     def find_value(sequence: str, keyword: str) -> Any:
@@ -235,7 +235,7 @@ def read_slice(path: Path, data: Dataset, frame: int, frames: int, problem: str)
 
 
 def read_slice_without_size(path: Path, data: Dataset, problem: str) -> SliceHeader:
-    """Return the header of an image without a size, which cannot be read but is missing in its series."""
+    """Return the header of an image without a size, so that its series is known to lack an image."""
     size = Dataset()
     size.update(data)
     size.Rows = size.Columns = 0
@@ -266,7 +266,7 @@ def _read_padding(data: Dataset) -> tuple[int, int] | None:
         return None
     bits = data.BitsAllocated
     bounds = [first, first if last is None else last]
-    if data.get("PixelRepresentation"):  # some writers write it as an unsigned number nevertheless
+    if data.get("PixelRepresentation"):  # some writers still write it as an unsigned number
         bounds = [n - (1 << bits) if n >= 1 << (bits - 1) else n for n in bounds]
     return min(bounds), max(bounds)
 

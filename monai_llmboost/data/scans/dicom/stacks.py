@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DICOM files -> scans: slices grouped into stacks without copies; each stack is laid out or refused."""
+"""Scans in DICOM files: slices are grouped into stacks without copies, and each stack is laid out or refused."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ SEPARATE_PIECES = (
 
 @dataclass(frozen=True)
 class Stack:
-    """Slices of one volume, or of several in time, laid out or refused.
+    """Slices of one volume, or of several volumes in time, laid out or refused.
 
     Args:
-        slices: in the order of k, volume by volume; as found if refused.
+        slices: slices in the order of k, volume by volume; unsorted if refused.
         layouts: geometry of each volume; empty if refused.
         separated_by: tags that separated it from others of its series.
-        warnings: oddities that do not keep it from being read.
-        refused: why it is not a volume; empty if it is.
+        warnings: oddities that do not prevent reading.
+        refused: why the slices are not a volume; empty if they are.
         refused_kind: kind of that reason, see ``REFUSED_KINDS``.
     """
 
@@ -54,9 +54,9 @@ class Stack:
 
     @property
     def digest(self) -> str:
-        """Return eight hexadecimal digits for exactly these slices, wherever they are stored."""
+        """Return eight hexadecimal digits that identify these slices, independent of their folder."""
         names = [(header.sop_uid or header.path.name, header.frame) for header in self.slices]
-        if len(set(names)) < len(names):  # such as files that all have one SOPInstanceUID
+        if len(set(names)) < len(names):  # for example, if all files have one SOPInstanceUID
             return _digest(
                 sorted(
                     repr((*name, header.instance_number, header.position)) for name, header in zip(names, self.slices)
@@ -91,7 +91,7 @@ def find_dicom_scans(
         files: DICOM files of any number of series, in any order.
         name: function from a file or folder to its name. A scan has the name of its file, or of the folder with all of
             its files, followed by ``_`` and the digest of its slices if several scans would share the name.
-        min_slices: fewest slices of a scan.
+        min_slices: minimum number of slices of a scan.
     """
     stacks, skipped = find_dicom_stacks(files, min_slices)
     bases = [_get_base(stack.files) for stack in stacks]
@@ -107,7 +107,7 @@ def find_dicom_stacks(files: Iterable[Path], min_slices: int = 2) -> tuple[list[
     """Find the stacks among DICOM files, and the files that have no slices or are copies of others.
 
     A stack has one patient, study, series, size, spacing and direction. Volumes at the same positions are separated by
-    echo, b-value and the like, or, as volumes in time, by the order of their instance numbers.
+    tags such as echo and b-value, or, for volumes in time, by the order of their instance numbers.
     """
     headers: list[tuple[SliceHeader, ...]] = []
     skipped: list[SkippedFile] = []
@@ -134,7 +134,7 @@ def find_dicom_stacks(files: Iterable[Path], min_slices: int = 2) -> tuple[list[
 
 
 def _refuse_unclear_owners(series: Sequence[Series], stacks: Sequence[list[Stack]]) -> list[Stack]:
-    """Refuse stacks of several patients or studies under one SeriesInstanceUID as one if any of them is refused."""
+    """Merge stacks of several patients or studies with one SeriesInstanceUID into one refusal if any is refused."""
     owners: dict[str, list[int]] = {}
     for i, one in enumerate(series):
         if one.separated_by:
@@ -175,7 +175,7 @@ def _make_stacks(series: Series, min_slices: int) -> Iterator[Stack]:
 
 
 def _group_by_plane(slices: Sequence[SliceHeader]) -> list[list[SliceHeader]]:
-    """Group slices of one size by direction and pixel spacing; all together if the geometry of one is unknown."""
+    """Group slices of one size by direction and pixel spacing; into one group if the geometry of one is unknown."""
     if not all(header.is_placed for header in slices):
         return [sorted(slices, key=lambda header: header.is_placed)]
     return group_by_plane(slices)
@@ -240,7 +240,7 @@ def _refuse_split_planes(stacks: list[Stack]) -> list[Stack]:
 
 
 def _refuse_pieces(stacks: Sequence[Stack]) -> list[Stack]:
-    """Refuse stacks as one that are pieces of one evenly spaced stack although their headers differ."""
+    """Merge stacks into one refusal if they are pieces of one evenly spaced stack although their headers differ."""
     found = list(stacks)
     for several in find_pieces([(stack.slices, stack.separated_by) for stack in stacks]):
         slices = tuple(header for i in several for header in stacks[i].slices)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Discriminating tags of slices, and how they separate slices into volumes."""
+"""Discriminating tags of slices, and the separation of slices into volumes by these tags."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from monai_llmboost.data.scans.dicom.slices import SliceHeader
 from monai_llmboost.data.scans.dicom.tolerances import MEASURED_TOLERANCE
 
-# Most tags that are combined to separate volumes of a series, such as echo and time.
+# Maximum number of tags that are combined to separate volumes of a series, such as echo and time.
 MAX_TAGS = 3
 # Tags of the time of acquisition; they also differ within MR volumes that are acquired interleaved.
 ACQUISITION_TAGS = frozenset((
@@ -19,14 +19,14 @@ ACQUISITION_TAGS = frozenset((
     "AcquisitionTime", "AcquisitionDateTime", "FrameAcquisitionDateTime", "FrameReferenceDateTime",
     "FrameReferenceTime", "TemporalPositionTimeOffset", "IrradiationEventUID",
 ))  # fmt: skip
-# Values that scanners measure or compute for each slice, so that small differences mean nothing.
+# Values that scanners measure or compute for each slice; small differences have no meaning.
 MEASURED_TAGS = frozenset((
     "EchoTime", "EffectiveEchoTime", "InversionTime", "FlipAngle", "KVP", "ReconstructionDiameter",
 ))  # fmt: skip
 
 
 def list_tags(plane: Sequence[SliceHeader], rounded: bool = False) -> list[dict[str, object]]:
-    """Return the tags of each slice that may separate volumes, as far as present, by keyword.
+    """Return the present tags of each slice that may separate volumes, by keyword.
 
     Args:
         plane: the slices.
@@ -47,7 +47,7 @@ def list_tags(plane: Sequence[SliceHeader], rounded: bool = False) -> list[dict[
 
 
 def _merge_rounded(values: set[object]) -> dict[object, object]:
-    """Return for each value the first of those from which it differs by rounding."""
+    """Map each value to the smallest value of its group of values that differ by rounding."""
     try:
         numbers = sorted((float(str(value)), value) for value in values)
     except ValueError:
@@ -68,7 +68,7 @@ def find_separations(
     fewest: int,
     position_index: np.ndarray | None = None,
 ) -> Iterator[tuple[tuple[str, ...], list[np.ndarray]]]:
-    """Yield the separations of slices into groups by tags, those by fewest tags first, then those into fewest groups.
+    """Yield the separations of slices into groups by tags, first with the fewest tags, then with the fewest groups.
 
     Measured values that differ by rounding are merged, unless slices are at the same position and nothing else
     separates them.
@@ -76,7 +76,7 @@ def find_separations(
     Args:
         plane: the slices.
         ignored: tags that are not used.
-        fewest: fewest slices in a group.
+        fewest: minimum number of slices in a group.
         position_index: index of each slice's position, if no two slices of a group may share one.
 
     Yields:

@@ -2,8 +2,8 @@
 """Tolerances of DICOM geometry, tags and values, each with its reason."""
 
 # Slice positions (geometry.py)
-# A slice may be off its place on an evenly spaced line by this part of the slice distance: far less than a missing
-# slice, more than the float arithmetic of writers.
+# Largest distance of a slice from its position on an evenly spaced line, as a part of the slice distance: far below a
+# missing slice, above the rounding errors of writers.
 SPACING_TOLERANCE = 0.01
 # Positions whose last digit rounds by more than this part of the slice distance cannot show missing slices.
 MAX_ROUNDING = 0.25
@@ -11,7 +11,7 @@ MAX_ROUNDING = 0.25
 WHOLE_NUMBER_ROUNDING = 0.5
 # Slack of the linear programme that fits rounded positions: relative, and in mm.
 FIT_TOLERANCE, FIT_TOLERANCE_MM = 1e-6, 1e-9
-# Gaps below this multiple of the smallest one are single gaps, of which the median is the slice distance.
+# Gaps below this multiple of the smallest one are single gaps; their median is the slice distance.
 SINGLE_GAP = 1.5
 # Slices closer than this part of a pixel are at the same position.
 SAME_POSITION_PIXELS = 0.01
@@ -43,5 +43,5 @@ SAME_DISTANCE = 0.01
 SAME_CENTRE = 0.1
 
 # Padding (pixels.py)
-# Padding that is below the lowest other value by no more than this part of the value range is dark enough.
+# Padding is dark enough if it is below the lowest other value by at most this part of the value range.
 DARK_PADDING = 0.01

@@ -44,7 +44,7 @@ def _get_tag(keyword: str) -> int:
 
 
 def find_number_problem(keyword: str, numbers: Any, one: bool) -> str:
-    """Return what is wrong with the numbers of an attribute of geometry or scaling; empty if nothing.
+    """Return the problem with the numbers of an attribute of geometry or scaling; empty if there is none.
 
     Args:
         keyword: name of the attribute, for the message.
@@ -66,12 +66,12 @@ def find_number_problem(keyword: str, numbers: Any, one: bool) -> str:
 
 
 def get_photometric(data: Dataset) -> str:
-    """Return PhotometricInterpretation as the standard writes it."""
+    """Return PhotometricInterpretation in the spelling of the standard."""
     return str(data.get("PhotometricInterpretation") or "").strip().upper()
 
 
 def to_uid(value: Any) -> str:
-    """Return a valid UID, or an empty text: after a damaged length, a value may hold the next tags and a name."""
+    """Return a valid UID, or an empty text, because a value with a damaged length may contain other tags and a name."""
     text = str(value or "")
     return text if len(text) <= MAX_UID_LENGTH and re.fullmatch(RE_VALID_UID, text) else ""
 
@@ -89,7 +89,7 @@ def to_plain(value: Any) -> Any:
 
 
 def to_number(value: Any) -> float | None:
-    """Return a number, or None if the value is empty or something else."""
+    """Return a number, or None if the value is empty or not a number."""
     try:
         return None if value in (None, "") else float(value)
     except (TypeError, ValueError):
@@ -97,7 +97,7 @@ def to_number(value: Any) -> float | None:
 
 
 def to_whole(value: Any) -> int | None:
-    """Return a whole number, or None if the value is empty or something else."""
+    """Return a whole number, or None if the value is empty or not a whole number."""
     try:
         return None if value in (None, "") else int(value)
     except (TypeError, ValueError):
@@ -105,7 +105,7 @@ def to_whole(value: Any) -> int | None:
 
 
 def to_numbers(values: Any, count: int) -> tuple[float, ...] | None:
-    """Return ``count`` finite numbers, or None."""
+    """Return exactly ``count`` finite numbers, or None."""
     if values in (None, "") or isinstance(values, (int, float, str)) or len(values) != count:
         return None
     numbers = tuple(to_number(value) for value in values)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes that the slices of one plane are separated into, and what both ways of separating share."""
+"""Volumes in the slices of one plane, and functions shared by both methods of separation."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Volumes:
 
     Args:
         slices: slices; volume by volume if there are several.
-        count: number of volumes in time, each of as many slices.
+        count: number of volumes in time, each with the same number of slices.
         separated_by: tags that separated it from others at the same positions.
-        warnings: its oddities.
-        refused: why it is ambiguous; empty if it is not.
+        warnings: oddities.
+        refused: why the slices are ambiguous; empty if they are not.
     """
 
     slices: tuple[SliceHeader, ...]
@@ -35,7 +35,7 @@ class Volumes:
 
 
 def refuse_unclear(plane: Sequence[SliceHeader], what: str) -> Volumes:
-    """Return slices as refused, since they are ``what`` rather than those of one scan."""
+    """Return slices as refused, because they are ``what`` instead of the slices of one scan."""
     refused = f"expected the slices of one scan, got {what}: keep those of one scan, or correct the headers"
     return Volumes(tuple(plane), refused=refused)
 
@@ -53,7 +53,7 @@ def separate_by_folder(plane: Sequence[SliceHeader], same_positions: bool = Fals
 
     Args:
         plane: the slices.
-        same_positions: whether folders have slices at the same positions; then numbers may also be in blocks or absent.
+        same_positions: whether folders have slices at the same positions; numbers may then also be in blocks or absent.
     """
     folders = group_by_folder(plane)
     if len(folders) < 2 or not all(len(slices) >= MIN_SLICES and is_evenly_spaced(slices) for slices in folders):

@@ -26,15 +26,15 @@ NEGATIVE = "its pixdim has negative voxel sizes: they are taken without their si
 XFORM_CODES = range(1, 6)  # those of the standard
 
 
-@np.errstate(over="ignore", invalid="ignore")  # a damaged header may hold any number; too large ones are refused
+@np.errstate(over="ignore", invalid="ignore")  # a damaged header may contain any number; too large ones are refused
 def read_affine(header: nibabel.Nifti1Header, shape: tuple[int, ...], warnings: list[str]) -> np.ndarray:
-    """Return the affine, (4, 4) float64, voxel -> RAS+ mm: by the sform, else the qform, else the voxel sizes alone.
+    """Return the affine, (4, 4) float64, voxel -> RAS+ mm: from the sform, else the qform, else the voxel sizes.
 
-    nibabel has the same order; here, an unusable sform is replaced by a usable qform. Oddities are added to
+    nibabel uses the same order; in addition, a usable qform replaces an unusable sform here. Oddities are added to
     ``warnings``.
 
     Raises:
-        RefusedScan: no usable affine, or one that cannot be in mm.
+        RefusedScan: there is no usable affine, or it cannot be in mm.
     """
     sizes = np.asarray(header["pixdim"], dtype=np.float64)[1:4]
     bad_sizes = not (np.isfinite(sizes).all() and (sizes != 0).all())
@@ -84,10 +84,10 @@ def read_affine(header: nibabel.Nifti1Header, shape: tuple[int, ...], warnings: 
 
 
 def _read_qform(header: nibabel.Nifti1Header) -> tuple[np.ndarray, list[str]]:
-    """Return the qform, repaired as nibabel does when it loads a file, and warnings of the repairs.
+    """Return the qform, repaired as in nibabel when it loads a file, and warnings on the repairs.
 
     Raises:
-        RefusedScan: it is not a rotation, or readers do not agree on its meaning.
+        RefusedScan: the qform is not a rotation, or readers disagree on its meaning.
     """
     warnings: list[str] = []
     repaired = header.copy()
@@ -114,7 +114,7 @@ def _read_qform(header: nibabel.Nifti1Header) -> tuple[np.ndarray, list[str]]:
 
 
 def _read_qfac(value: float, warnings: list[str]) -> float:
-    """Return 1, or -1 for a grid with a mirrored third axis, by pixdim[0]; 0 means 1 by the standard."""
+    """Return 1, or -1 for a grid with a mirrored third axis, from pixdim[0]; 0 means 1 in the standard."""
     nearest = -1.0 if value < 0 else 1.0
     if value in (0.0, nearest):
         return nearest

@@ -33,14 +33,14 @@ class NiftiHeader:
 
     Args:
         voxels: file with the voxels: the file itself, or the .img of a pair.
-        packed: whether that is a gzip stream.
+        packed: whether that file is a gzip stream.
         offset: bytes before the first voxel.
         dtype: type of the stored voxels, with their byte order.
         shape: voxels along (i, j, k), and the number of volumes if there are several; i varies fastest.
         slope: value = slope * stored + inter.
         inter: see ``slope``.
         affine: (4, 4) float64, voxel (i, j, k) -> RAS+ mm.
-        warnings: oddities that do not keep the file from being read.
+        warnings: oddities that do not prevent reading.
     """
 
     voxels: Path
@@ -55,12 +55,12 @@ class NiftiHeader:
 
     @property
     def end(self) -> int:
-        """Return the bytes up to the end of the last voxel, in the decompressed file."""
+        """Return the number of bytes up to the end of the last voxel in the decompressed file."""
         return self.offset + math.prod(self.shape) * self.dtype.itemsize
 
 
 def read_nifti_scan(path: Path, name: str, max_voxels: int = MAX_VOXELS) -> Scan:
-    """Return a NIfTI file as a scan, by its header alone; if it cannot be read correctly, ``refused`` says why."""
+    """Return a NIfTI file as a scan, from its header only; if it cannot be read correctly, ``refused`` says why."""
     try:
         header = read_nifti_header(path, max_voxels)
     except (RefusedScan, OSError) as error:
@@ -82,7 +82,7 @@ def read_nifti_header(path: Path, max_voxels: int = MAX_VOXELS) -> NiftiHeader:
 
     Raises:
         RefusedScan: the file cannot be read correctly.
-        OSError: it cannot be read at all.
+        OSError: the file cannot be opened or read.
     """
     warnings: list[str] = []
     path = find_header_file(path)
@@ -119,7 +119,7 @@ def find_header_file(path: Path) -> Path:
 
 
 def find_partner(path: Path, kind: str) -> Path | None:
-    """Return the other file of a pair, the one of ``kind`` ``"hdr"`` or ``"img"``; None if it does not exist."""
+    """Return the file of a pair with ``kind`` ``"hdr"`` or ``"img"``; None if it does not exist."""
     stem = path.with_suffix("") if path.name.lower().endswith(".gz") else path
     for suffix in (f".{kind}", f".{kind}.gz", f".{kind.upper()}"):
         if (other := stem.with_suffix(suffix)).is_file():
@@ -238,7 +238,7 @@ def _read_dtype(header: nibabel.Nifti1Header, warnings: list[str]) -> np.dtype:
 
 
 def _read_scaling(header: nibabel.Nifti1Header, warnings: list[str]) -> tuple[float, float]:
-    """Return slope and intercept; without a usable slope, 1 and 0, as by the standard and nibabel."""
+    """Return slope and intercept; without a usable slope, 1 and 0, as in the standard and nibabel."""
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or not math.isfinite(slope):
         warnings.append(f"its header gives no scaling (slope {slope:g}): voxels are taken as they are stored")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reader of NIfTI voxels, in one pass to the end of the file, so that damage is found and memory stays bounded."""
+"""Reader of NIfTI voxels in one pass to the end of the file, which finds damage and bounds memory."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from monai_llmboost.data.scans.nifti.headers import NiftiHeader, find_header_fil
 from monai_llmboost.data.scans.nifti.tolerances import MAX_TRAILING_BYTES
 from monai_llmboost.data.scans.scan import MAX_VOXELS, RefusedScan, check_volume_index, choose_volume, to_refusal
 
-# Voxels that are decompressed and scaled at a time; memory beyond that of the float32 volume is a few times this.
+# Number of voxels that are decompressed and scaled at a time; additional memory is a few times this.
 CHUNK_VOXELS = 1 << 19
 
 
 class BoundedNiftiReader(ImageReader):
     """Reader of one volume of a NIfTI file or pair as (i, j, k) float32, with exactly nibabel's values, or refusal.
 
-    The header is checked first, and memory is allocated only for the voxels that it promises; a compressed file is read
-    to its end, where its checksum is. ``read`` returns a refusal and ``get_data`` raises it, because ``LoadImage``
-    ignores an error of ``read`` and tries other readers.
+    The header is checked first, and memory is allocated only for the voxels in the header. A compressed file is read to
+    its end, which contains its checksum. ``read`` returns a refusal and ``get_data`` raises it, because ``LoadImage``
+    ignores errors of ``read`` and tries other readers.
 
     Args:
         volume: index of the volume in a file with several.
-        max_voxels: most voxels of a volume; each takes 4 bytes of memory.
+        max_voxels: maximum number of voxels of a volume; each takes 4 bytes of memory.
 
     Raises:
-        ValueError: a wrong option.
+        ValueError: an invalid option.
         RefusedScan: from ``get_data``, with what was expected and what was found.
 
     Example:
@@ -51,13 +51,13 @@ class BoundedNiftiReader(ImageReader):
 
     def __init__(self, volume: int | None = None, max_voxels: int = MAX_VOXELS) -> None:
         super().__init__()
-        check_volume_index(volume)  # ValueError always: on a TypeError, LoadImage makes the reader without options
+        check_volume_index(volume)  # raises ValueError only: on a TypeError, LoadImage makes the reader without options
         check_whole("max_voxels", max_voxels, 1)
         self.volume = volume
         self.max_voxels = max_voxels
 
     def verify_suffix(self, filename: Sequence[str | os.PathLike] | str | os.PathLike) -> bool:
-        """Return True: every file is for this reader, which looks at its content."""
+        """Return True, because the reader checks the content of files instead of their names."""
         return True
 
     def read(self, data: Sequence[str | os.PathLike] | str | os.PathLike, **kwargs: Any) -> Any:
@@ -69,7 +69,7 @@ class BoundedNiftiReader(ImageReader):
             return to_refusal(error)
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return voxels (i, j, k) float32, and meta: affine (voxel -> RAS+ mm), shape, ``"warnings"`` by line.
+        """Return voxels (i, j, k) float32, and meta: affine (voxel -> RAS+ mm), shape, ``"warnings"`` one per line.
 
         Raises:
             RefusedScan: the file cannot be read correctly.
@@ -92,7 +92,7 @@ def _get_header_file(paths: Sequence[Path]) -> Path:
     """Return the file with the header of one scan; for a pair, both files may be given.
 
     Raises:
-        RefusedScan: no file, or several, which other readers take for channels of one image.
+        RefusedScan: no file, or several files, which other readers take as channels of one image.
     """
     files = {find_header_file(path) for path in paths}
     if len(files) == 1 and len(set(paths)) == len(paths):
@@ -110,7 +110,8 @@ def read_voxels(header: NiftiHeader, volume: int | None = None) -> np.ndarray:
     """Read one volume, (i, j, k) float32 in Fortran order, scaled; the file is read to its end.
 
     Raises:
-        RefusedScan: damaged, not as its header says, several volumes and none chosen, or not finite in float32.
+        RefusedScan: the file is damaged or contradicts its header, no volume of several is chosen, or voxels are not
+            finite in float32.
         OSError: the file cannot be read.
     """
     volume = choose_volume(volume, header.shape)
@@ -150,7 +151,7 @@ def read_voxels(header: NiftiHeader, volume: int | None = None) -> np.ndarray:
 
 
 def _read_volume(file: BinaryIO, header: NiftiHeader) -> tuple[np.ndarray, int, int]:
-    """Return the volume that begins here, the number of voxels that are not finite, and of those only in float32."""
+    """Return the volume that begins here, and the numbers of voxels that are not finite and too large for float32."""
     shape = header.shape[:3]
     voxels = np.empty(math.prod(shape), dtype=np.float32)
     buffer = memoryview(bytearray(CHUNK_VOXELS * header.dtype.itemsize))
@@ -182,7 +183,7 @@ def _fill(file: BinaryIO, buffer: memoryview) -> int:
 
 
 def _skip_to(file: BinaryIO, offset: int) -> int:
-    """Read up to an offset, or to the end of the file if that is first, and return the position."""
+    """Read up to an offset, or to the end of a shorter file, and return the position."""
     buffer = memoryview(bytearray(1 << 20))
     while (left := offset - file.tell()) > 0 and _fill(file, buffer[:left]):
         pass
