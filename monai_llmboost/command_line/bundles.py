@@ -29,7 +29,7 @@ from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, options_
 
 
 def bundle(
-    to: Annotated[Path, typer.Option(help="The folder to make; it must not exist yet.")],
+    to: Annotated[Path, typer.Option(help="The folder to create; it must not exist yet.")],
     name: Annotated[str, typer.Option(help="Name of a bundle that comes with this package.")] = DEFAULT_BUNDLE,
 ) -> None:
     """Copy a bundle out of the package, to run and change it."""

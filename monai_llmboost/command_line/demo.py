@@ -24,10 +24,10 @@ NUM_NIFTI = 8
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="The folder to make; it must not exist yet.")] = Path("llmboost-demo"),
+    output: Annotated[Path, typer.Option(help="The folder to create; it must not exist yet.")] = Path("llmboost-demo"),
     epochs: Annotated[int, typer.Option(help="Epochs of each training run.")] = 6,
 ) -> None:
-    """Train two arms on phantoms made by code, evaluate them, predict NIfTI files, print the tables."""
+    """Train two arms on synthetic phantoms, evaluate them, predict NIfTI files, print the tables."""
     from rich.console import Console
 
     from monai_llmboost.bundle import copy_bundle

@@ -26,13 +26,11 @@ def study(
         str,
         typer.Option(help="Arms to compare, with commas: none, mlp, random, pretrained, pretrained-trained, lora."),
     ] = "none,mlp,random,pretrained",
-    dataset: Annotated[str | None, typer.Option(help="Data sets, with commas; default: that of the bundle.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Data sets, with commas; default: the bundle's own.")] = None,
     seeds: Annotated[int, typer.Option(help="Number of seeds for each arm; use at least 5 to draw conclusions.")] = 5,
     lr_grid: Annotated[
         str,
-        typer.Option(
-            help="Learning rates, with commas: validation chooses one for each arm. Empty: that of the bundle."
-        ),
+        typer.Option(help="Learning rates, with commas: validation chooses one for each arm. Empty: the bundle's own."),
     ] = "",
     lr_seeds: Annotated[int, typer.Option(help="Number of seeds used to choose the learning rate.")] = 1,
     folds: Annotated[
