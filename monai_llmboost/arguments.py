@@ -11,7 +11,7 @@ from typing import Any
 
 
 def is_whole(number: Any) -> bool:
-    """Return whether a value is a whole number, and not a bool."""
+    """Return whether a value is a whole number and not a bool."""
     return isinstance(number, numbers.Integral) and not isinstance(number, bool)
 
 
@@ -23,7 +23,7 @@ def check_whole(name: str, value: Any, least: int, most: float = math.inf, advic
         value: value of the argument.
         least: smallest allowed number.
         most: largest allowed number.
-        advice: what to do; added to the message after a colon.
+        advice: how to fix it; added to the message after a colon.
 
     Raises:
         ValueError: anything else.
@@ -39,7 +39,7 @@ def check_whole(name: str, value: Any, least: int, most: float = math.inf, advic
 
 
 def check_switch(name: str, value: Any) -> None:
-    """Check that an argument is True or False, and not a text such as ``"false"``, which would be true.
+    """Check that an argument is True or False, and not a string such as ``"false"``, which would be truthy.
 
     Raises:
         ValueError: anything else.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Old names of what has moved, which keep working for one release."""
+"""Aliases for moved names, which keep working for one release."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 
 def moved(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a ``__getattr__`` for a module that finds old names in their new places.
+    """Return a ``__getattr__`` for a module that finds moved names and warns about them.
 
     Args:
         module: the module's ``__name__``.
-        names: full dotted new name, by old name.
+        names: full dotted new names, by old name.
 
     Example:
         >>> __getattr__ = moved(__name__, {"lora_block": "monai_llmboost.adapters.lora_block"})

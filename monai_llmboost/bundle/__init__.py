@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find, copy and run the bundles; options on their way into a bundle's configs."""
+"""Functions to find, copy and run bundles, and to pass options to their configs."""
 
 from monai_llmboost.bundle.content import merged, value_at
 from monai_llmboost.bundle.contract import Option

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the config files of a bundle say together, as plain JSON values, without MONAI.
+"""The merged content of a bundle's config files as plain JSON values, read without MONAI.
 
-A change of a list's entry by its position, such as ``train#handlers#4``, is refused: it would change another entry
-where one was inserted before it. So is a change below a key that is not there.
+Changing a list entry by its position, such as ``train#handlers#4``, is refused because an inserted entry would shift
+the positions. Changing something below a key that does not exist is refused too.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-# A reference of MONAI's config language in a text.
+# A reference of MONAI's config language in a string.
 REFERENCE = re.compile(r"@(\w*(?:(?:#|::)\w*)*)")
 
 
 def read_config(config: Path) -> dict[str, Any]:
-    """Return the content of a file of a bundle's ``configs``.
+    """Return the content of a file in a bundle's ``configs``.
 
     Raises:
-        ValueError: broken JSON, whose place the message has; no object.
+        ValueError: invalid JSON (the message gives the line and column), or not an object.
     """
     try:
         content = json.loads(config.read_text(encoding="utf-8"))
@@ -35,11 +35,11 @@ def read_config(config: Path) -> dict[str, Any]:
 
 
 def merged(configs: Iterable[Path]) -> dict[str, Any]:
-    """Return what configs say together, as MONAI merges them: overlays in their place, each ``+`` done.
+    """Return configs merged as MONAI merges them: overlays in order, each ``+`` applied.
 
     Raises:
-        ValueError: broken JSON; an overlay that changes an entry of a list by its position, or something below a key
-            that the files before it do not have.
+        ValueError: invalid JSON; an overlay that changes a list entry by its position, or something below a key that
+            the files before it do not have.
     """
     content: dict[str, Any] = {}
     for file in configs:
@@ -60,7 +60,7 @@ def merged(configs: Iterable[Path]) -> dict[str, Any]:
 
 
 def value_at(content: Mapping[str, Any], key: str) -> Any:
-    """Return what merged configs have at a key such as ``train#trainer#max_epochs``; ``None`` if nothing."""
+    """Return the value of merged configs at a key such as ``train#trainer#max_epochs``; ``None`` if missing."""
     value: Any = content
     for part in key.split("#"):
         if isinstance(value, Mapping):
@@ -73,17 +73,17 @@ def value_at(content: Mapping[str, Any], key: str) -> Any:
 
 
 def set_at(content: dict[str, Any], key: str, value: Any) -> None:
-    """Put a value into merged configs at a key whose place :func:`check_place` allows."""
+    """Set a value in merged configs at a key that :func:`check_place` allows."""
     above, _, last = key.rpartition("#")
     (value_at(content, above) if above else content)[last] = value
 
 
 def check_place(content: Mapping[str, Any], key: str) -> None:
-    """Check that a value can be put at a key, in an object that has a name.
+    """Check that a value can be set at a key inside a named object.
 
     Raises:
-        ValueError: it is an entry of a list, by its position (the message has the named key, as far as that can be
-            told); there is no object above it.
+        ValueError: the key is the position of a list entry (the message gives the named key if it can be found), or
+            there is no object above the key.
     """
     above = key.rpartition("#")[0]
     parts = key.split("#")
@@ -101,7 +101,7 @@ def check_place(content: Mapping[str, Any], key: str) -> None:
 
 
 def _entry(content: Mapping[str, Any], value: Any, position: int) -> str:
-    """Return the named key of an entry of a list that is made of a dictionary's values; empty if there is none."""
+    """Return the named key of an entry in a list made from a dictionary's values; empty if there is none."""
     for text in texts(value):
         for name in REFERENCE.findall(text):
             group = content.get(name)
@@ -111,7 +111,7 @@ def _entry(content: Mapping[str, Any], value: Any, position: int) -> str:
 
 
 def texts(value: Any) -> Iterator[str]:
-    """Yield the texts in a config value, in depth, but for those in a component that is disabled."""
+    """Yield all strings in a config value, recursively, except those in disabled components."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):

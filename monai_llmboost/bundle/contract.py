@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contract with a bundle: the names of its files, and of the options that our commands give to it.
+"""The contract with a bundle: the names of its files and of the options that our commands pass to it.
 
-:mod:`monai_llmboost.bundle.job` names the other keys that our code reads, each with a typed accessor, and
-:mod:`monai_llmboost.bundle.identity` those that may change without changing what a run does.
+:mod:`monai_llmboost.bundle.job` has a typed accessor for each other key that our code reads;
+:mod:`monai_llmboost.bundle.identity` lists the keys that do not affect what a run does.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from __future__ import annotations
 CONFIGS, MODELS, EVAL = "configs", "models", "eval"
 METADATA, DESCRIPTIONS, LOGGING = "metadata.json", "options.json", "logging.conf"
 TRAIN_CONFIG, EVALUATE_CONFIG, INFERENCE_CONFIG = "train.json", "evaluate.json", "inference.json"
-ARMS = "arms"  # folder of overlays, one for each side of a comparison
+ARMS = "arms"  # folder of overlays, one for each arm
 MULTI_GPU = "multi_gpu_{}.json"  # overlays of a job on several processes
-# In the folder of a preset: overlays of every job, and of training alone.
+# In the folder of a preset: overlays for every job, and for training only.
 PRESET_NETWORK, PRESET_TRAINING = "network.json", "training.json"
-STUDIES = "studies.json"  # the presets of the bundle, and options that some of its data sets do not use
-# Where our bundles look for their checkpoints, as text of their configs.
+STUDIES = "studies.json"  # the presets of the bundle, and the options that some data sets do not use
+# The default folder of checkpoints, as our bundles' configs write it.
 USUAL_CKPT_DIR = f"$@bundle_root + '/{MODELS}'"
 # Keys of the items in a batch, as MONAI's transforms name them.
 IMAGE, LABEL = "image", "label"
 
 
 class Option:
-    """Names of the options that our commands give to a bundle or read of it."""
+    """Names of the options that our commands pass to a bundle or read from it."""
 
     DATASET, DATASET_DIR, DOWNLOAD, SPLIT = "dataset", "dataset_dir", "download", "split"
     FOLDS, FOLD = "folds", "fold"
@@ -33,15 +33,15 @@ class Option:
     DEVICE, AMP, NUM_WORKERS = "device", "amp", "num_workers"
     ONLY, COLUMNS, VIEW, REPORT, SALIENCY, DICOM = "only", "columns", "view", "report", "saliency", "dicom"
     SALT, FOLLOW_LINKS, OVERWRITE = "salt", "follow_links", "overwrite"
-    # The folder that a search for scans leaves out; a part of an item, for a look at scans that writes nothing.
+    # The folder that a search for scans skips; an argument of `cases`, set for a dry run, which writes nothing.
     LEAVE_OUT = "cases#leave_out"
 
 
-# Options that hold text though their default may be computed or null. Others hold text if their default is plain text,
-# or the bundle declares it.
+# Options that contain text even if their default is computed or null. Other options contain text if their default is
+# plain text or the bundle declares it.
 TEXTS = (
     Option.BUNDLE_ROOT, Option.DATASET, Option.DATASET_DIR, Option.OUTPUT_DIR, Option.CKPT_DIR, Option.BLOCK,
     Option.SALT, Option.VIEW, Option.ONLY, Option.COLUMNS, "tracking", "tracking_uri", "experiment_name", "run_name",
 )  # fmt: skip
-# Those of them that hold several texts as well, if these are written as a Python list: "['a', 'b']".
+# Text options that also accept several texts, written as a Python list: "['a', 'b']".
 SEVERAL_TEXTS = (Option.DATASET_DIR, Option.VIEW, Option.ONLY, Option.COLUMNS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of a bundle as a table for people: name, default, jobs, and a line of ``configs/options.json``."""
+"""A readable table of a bundle's options: name, default, jobs, and the help in ``configs/options.json``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from monai_llmboost.bundle.effect import ENTRY_POINTS
 from monai_llmboost.bundle.find import JOBS, job_configs
 from monai_llmboost.bundle.options import Rules
 
-# A default that is a longer expression is only said to be computed.
+# A longer expression is shown as "computed".
 LONGEST_DEFAULT = 30
 
 
@@ -24,9 +24,9 @@ class BundleOption:
 
     Args:
         name: the key, without ``--``.
-        default: as a person reads it.
-        jobs: the jobs that have it.
-        meaning: one line; empty if the bundle has none.
+        default: readable text of the default value.
+        jobs: the jobs that have the option.
+        meaning: one line of help; empty if the bundle has none.
     """
 
     name: str
@@ -36,11 +36,11 @@ class BundleOption:
 
 
 def bundle_options(bundle: Path, jobs: Sequence[str] = tuple(JOBS)) -> list[BundleOption]:
-    """Return the options of some jobs of a bundle, in the order of their descriptions, others after them.
+    """Return the options of some jobs of a bundle: first the described ones in their order, then the others.
 
     Raises:
-        ValueError: broken JSON.
-        OSError: a config that is not there.
+        ValueError: invalid JSON.
+        OSError: a config does not exist.
     """
     contents = {job: merged(job_configs(bundle, job)) for job in jobs}
     meanings = {name: rule.help for name, rule in Rules(bundle / CONFIGS).declared.items()}
@@ -54,7 +54,7 @@ def bundle_options(bundle: Path, jobs: Sequence[str] = tuple(JOBS)) -> list[Bund
 
 
 def _of_processes(bundle: Path) -> set[str]:
-    """Return the keys that the overlays for several processes set, which are no options."""
+    """Return the keys that the multi-GPU overlays set, which are not options."""
     files = sorted((bundle / CONFIGS).glob(MULTI_GPU.format("*")))
     return {key for file in files for key in read_config(file) if "#" not in key} - {"device", "network"}
 

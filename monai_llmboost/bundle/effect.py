@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that change nothing: keys that no reference from a job's entry points leads to."""
+"""Detection of options without effect: keys that no entry point of a job refers to, directly or indirectly."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from monai_llmboost.bundle.content import REFERENCE, check_place, merged, set_at, texts, value_at
 from monai_llmboost.bundle.words import config_values
 
-# What MONAI evaluates of a config; whatever these refer to has an effect.
+# The keys of a config that MONAI evaluates; everything they refer to has an effect.
 ENTRY_POINTS = ("imports", "initialize", "run", "finalize")
-# Options that are repeated from one command to the next though an arm may have no use for them.
+# Options that users repeat from one command to the next, even if an arm does not use them.
 REPEATED = ("block", "block_seed", "block_dtype", "bundle_root")
 RELATIVE = re.compile(r"[@%](?:#|::)")
-# A device that is the CPU, as a word, an object or an expression.
+# The CPU as a string, an object or an expression.
 CPU = re.compile(r"(?:\$?(?:torch\.)?device\(\s*['\"])?cpu\b")
 
 
@@ -28,7 +28,7 @@ def option_without_effect(
     Args:
         jobs: the config files of each job.
         options: keys and their values.
-        exempt: keys that are not looked at.
+        exempt: keys that are not checked.
     """
     left = {
         key.replace("::", "#"): key
@@ -42,7 +42,7 @@ def option_without_effect(
 
 
 def check_amp(configs: Sequence[Path], options: Mapping[str, Any]) -> None:
-    """Refuse mixed precision on a CPU, where MONAI's engines take no notice of it.
+    """Refuse mixed precision on a CPU, where MONAI's engines ignore it.
 
     Raises:
         ValueError: ``amp`` is True, and the device is the CPU, or there is no GPU.
@@ -69,7 +69,7 @@ def _without_effect(configs: Sequence[Path], options: Mapping[str, Any], keys: I
         try:
             check_place(content, key)
         except ValueError:
-            return []  # check_options says what is wrong with it
+            return []  # check_options reports the error
         set_at(content, key, value)
     reached = _reached(content)
     if reached is None:
@@ -81,7 +81,7 @@ def _without_effect(configs: Sequence[Path], options: Mapping[str, Any], keys: I
 
 
 def _reached(tree: Mapping[str, Any]) -> set[str] | None:
-    """Return the ids that a job's entry points lead to; ``None`` if the text does not show it."""
+    """Return the ids that a job's entry points refer to; ``None`` if the text is not enough to know them."""
     todo = [entry for entry in ENTRY_POINTS if entry in tree]
     if not todo or any(RELATIVE.search(text) or text.startswith("%") for text in texts(tree)):
         return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find and copy bundles; the config files of a job."""
+"""Functions to find and copy bundles, and to list the config files of a job."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from monai_llmboost.bundle.contract import (
     TRAIN_CONFIG,
 )
 
-# Configs of a job, in the order in which MONAI merges them; the arm's overlay follows the first.
+# Configs of a job in the order in which MONAI merges them; the arm's overlay comes after the first.
 JOBS = {"train": [TRAIN_CONFIG], "evaluate": [TRAIN_CONFIG, EVALUATE_CONFIG], "inference": [INFERENCE_CONFIG]}
 
 
@@ -26,13 +26,13 @@ def bundle_path(name: str | Path) -> Path:
     """Return the folder of a bundle.
 
     Args:
-        name: a folder, which is returned as it is, or the name of a bundle that comes with this package.
+        name: a folder, which is returned unchanged, or the name of a bundle in this package.
 
     Raises:
-        FileNotFoundError: there is no such bundle; the message lists those of the package.
+        FileNotFoundError: there is no such bundle; the message lists the bundles of the package.
     """
     package = Path(__file__).parents[1]
-    # In an installed wheel they lie inside the package, in a checkout (and so an editable install) next to it.
+    # An installed wheel has the bundles inside the package, a checkout (and so an editable install) next to it.
     places = (package / "bundles", package.parent / "bundles")
     for place in (Path(), *places):
         if (place / name / CONFIGS / METADATA).is_file():
@@ -44,7 +44,7 @@ def bundle_path(name: str | Path) -> Path:
 
 
 def copy_bundle(name: str | Path, to: Path) -> None:
-    """Copy a bundle without what was trained in it.
+    """Copy a bundle without its trained weights and results.
 
     Raises:
         FileExistsError: ``to`` already exists.
@@ -56,7 +56,7 @@ def copy_bundle(name: str | Path, to: Path) -> None:
 
 
 def job_configs(bundle: Path, job: str, arm: str | None = None) -> list[Path]:
-    """Return the config files of a job, with the overlay of an arm.
+    """Return the config files of a job, including the overlay of an arm.
 
     Raises:
         ValueError: an unknown job or arm.

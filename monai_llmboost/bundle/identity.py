@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The identity of a run: the text of its merged config, but for an explicit list of what may change, and its code.
+"""The identity of a run: the text of its merged config, except for an explicit list of free keys, and its code.
 
-Two runs with the same identity do the same. It is made of the text of the config
-only, never of the objects made from it, because two transforms with equal attributes may do different things.
+Two runs with the same identity compute the same results. The identity uses the text of the config, never the objects
+made from it, because two transforms with equal attributes may do different things.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 from monai_llmboost.artifacts.digests import file_digest
 
-# Top-level keys that may change without changing what a run does, and why. Everything else counts, used or not.
+# Top-level keys that do not affect what a run does, and why. All other keys count, used or not.
 FREE = {
     "bundle_root": "a place",
     "dataset_dir": "a place; cases are known by their own digests or by their names",
@@ -56,28 +56,27 @@ FREE_IN_PREDICTION = {
     "view": "display", "report": "display", "columns": "display",
     "overwrite": "what happens to earlier results",
 }  # fmt: skip
-# Arguments of any component that decide how fast cases come, and not which.
+# Arguments of any component that affect how fast cases are loaded, not which cases.
 FREE_ARGUMENTS = (
     "num_workers", "num_init_workers", "cache_rate", "cache_num", "copy_cache", "runtime_cache", "pin_memory",
     "persistent_workers", "prefetch_factor", "progress",
 )  # fmt: skip
-# Components that only show what happens; they come and go among the handlers.
+# Components that only log or display; adding or removing one does not change a run.
 FREE_COMPONENTS = (
     "StatsHandler", "TensorBoardStatsHandler", "TensorBoardImageHandler", "TensorBoardCurves", "LearningCurves",
     "ProgressBar", "MLFlowHandler", "ClearMLStatsHandler", "ClearMLImageHandler", "MetricLogger",
 )  # fmt: skip
-# The parts of a dotted name in a text of a config: of a _target_, an expression or an import.
+# Dotted names in a string of a config: in a _target_, an expression or an import.
 DOTTED = re.compile(r"(?<![\w.'\"])[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+|(?<=import )\w+|(?<=from )[\w.]+")
 OWN_PACKAGE = Path(__file__).parents[1]
 
 
 def running_config() -> dict[str, Any]:
-    """Return the merged config that the caller is being made from; an empty one for code without a config.
+    """Return the merged config that is creating the caller; an empty config for code without a config.
 
-    The one place that knows how: MONAI gives a component its arguments and nothing of the config around them, whether
-    it was started by ``python -m monai.bundle run``, ``create_workflow`` or MonaiAlgo. Of what a config may hold, a
-    macro (``%``) copies parts of the config, but they would be made a second time, and expressions see finished items
-    only. So the parser is looked up among the callers.
+    MONAI passes a component its arguments, but not the surrounding config, whether ``python -m monai.bundle run``,
+    ``create_workflow`` or MonaiAlgo started it. A macro (``%``) in the config would create the copied components a
+    second time, and expressions see only finished items. So this function looks up the parser in the call stack.
     """
     from monai.bundle import ConfigParser
 
@@ -90,13 +89,13 @@ def running_config() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What counts of a config.
+    """The part of a config that counts for the identity of a run.
 
     Args:
-        values: plain JSON values by option, such as ``"network_def#dropout_rate"``. Their order counts, for transforms
-            and handlers are made in the order of their names in a config; keys of the config and arguments of a
-            component, whose order means nothing, are sorted.
-        objects: types of objects of Python by option; they cannot be compared.
+        values: plain JSON values by option, such as ``"network_def#dropout_rate"``. Their order counts because
+            transforms and handlers are created in the order of their names in a config; keys of the config and
+            arguments of a component, whose order has no effect, are sorted.
+        objects: types of Python objects by option; they cannot be compared.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -104,11 +103,11 @@ class RunConfig:
 
 
 def counting_config(config: Mapping[str, Any], free: Collection[str] = ()) -> RunConfig:
-    """Return what counts of a merged config.
+    """Return the part of a merged config that counts for the identity of a run.
 
     Args:
-        config: of :func:`running_config`.
-        free: top-level keys that do not count, besides :data:`FREE`.
+        config: from :func:`running_config`.
+        free: top-level keys that do not count, in addition to :data:`FREE`.
     """
     left_out = {*FREE, *free}
     values: dict[str, Any] = {}
@@ -122,7 +121,7 @@ def counting_config(config: Mapping[str, Any], free: Collection[str] = ()) -> Ru
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values that have no parts, by their places."""
+    """Yield the key and value of each leaf of a config."""
     if isinstance(value, Mapping) and value:
         items: Iterable = value.items() if name and "_target_" not in value else sorted(value.items(), key=_name)
         parts = {str(key): part for key, part in items if key not in FREE_ARGUMENTS and not _only_shows(part)}
@@ -145,10 +144,10 @@ def _only_shows(component: Any) -> bool:
 
 
 def as_plain(value: Any) -> Any:
-    """Return a value of a config, or of Python, as a plain JSON value that says all of it.
+    """Return a value of a config, or a Python object, as an equivalent plain JSON value.
 
     Raises:
-        TypeError: an object that no text describes in full.
+        TypeError: an object that JSON cannot describe completely.
     """
     if value is None or type(value) in (bool, int, float, str):
         return value
@@ -169,14 +168,14 @@ def as_plain(value: Any) -> Any:
 
 
 def code_digests(config: Any, folder: str | Path | None = None) -> dict[str, str]:
-    """Return digests of the source files that a config names, and of those they import, outside installed packages.
+    """Return digests of the source files that a config names, and of their imports, outside installed packages.
 
     Args:
         config: a merged config.
-        folder: of the bundle, where its ``scripts`` are found though Python does not look there yet.
+        folder: the bundle's folder, whose ``scripts`` may not be on Python's path yet.
 
     Returns:
-        Digests by the name of the file below the folder that Python found it in, such as ``"scripts/net.py"``.
+        Digests by file name, relative to the folder in which Python found the file, such as ``"scripts/net.py"``.
     """
     names = [found for text in _texts(config) for found in DOTTED.findall(text)]
     files: dict[Path, str] = {}
@@ -200,13 +199,13 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _sources(name: str, folder: str | Path | None) -> Iterator[tuple[Path, Path]]:
-    """Yield the source files of a module, and the folder that each was found in; none of an installed package."""
+    """Yield each source file of a module with the folder it was found in; nothing for an installed package."""
     first, *rest = name.split(".")
     if first in sys.builtin_module_names or first in sys.stdlib_module_names:
         return
     try:
         spec = find_spec(first)
-    except (ImportError, ValueError):  # of a module without one, such as __main__
+    except (ImportError, ValueError):  # a module without a spec, such as __main__
         spec = None
     origin, places = (None, []) if spec is None else (spec.origin, list(spec.submodule_search_locations or []))
     if spec is None and folder is not None:
@@ -218,7 +217,7 @@ def _sources(name: str, folder: str | Path | None) -> Iterator[tuple[Path, Path]
             yield place.absolute(), place.absolute().parent
         elif (place / "__init__.py").is_file():
             yield from ((file.absolute(), place.absolute().parent) for file in sorted(place.rglob("*.py")))
-        else:  # a folder of modules, which may hold anything else as well
+        else:  # a folder of modules, which may contain other files as well
             parts = (place.joinpath(*rest[:length]).with_suffix(".py") for length in range(1, len(rest) + 1))
             yield from ((file.absolute(), place.absolute().parent) for file in parts if file.is_file())
 
@@ -228,7 +227,7 @@ def _imported(file: Path) -> Iterable[str]:
     try:
         nodes = list(ast.walk(ast.parse(file.read_bytes()))) if file.suffix == ".py" else []
     except (SyntaxError, ValueError):
-        return []  # Python says so when it comes to it
+        return []  # Python reports the error at import
     plain = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     return plain + [
         node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The items of a bundle's configs that our code reads, each named once; a bundle that lacks one is refused by name.
+"""Typed accessors of the config items that our code reads; an error names a missing item.
 
-Importing this takes no time: MONAI and torch are imported when a job is opened.
+This module imports fast: MONAI and torch are imported when a job is opened.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 
 class BundleJob:
-    """A job of a bundle, opened: the items of its configs, each made when it is first read.
+    """An open job of a bundle: the items of its configs, each created when it is first read.
 
     Args:
-        parser: of the job's merged configs.
+        parser: the parser of the job's merged configs.
         bundle: name or folder, for messages.
-        workflow: that runs it, where there is one.
+        workflow: the workflow that runs the job, if there is one.
 
     Raises:
-        ValueError: from reading, the bundle has no such key; what the item itself refuses.
+        ValueError: reading an item whose key the bundle does not have, or whose arguments are invalid.
 
     Example:
         >>> job = BundleJob.open(monai_arguments("medmnist3d_rllm_classification", "train"))  # doctest: +SKIP
@@ -46,7 +46,7 @@ class BundleJob:
 
     @classmethod
     def open(cls, arguments: Mapping[str, Any]) -> BundleJob:
-        """Open a job that is to be run, by the arguments that :func:`monai_llmboost.bundle.monai_arguments` gives."""
+        """Open a job to run it, with the arguments that :func:`monai_llmboost.bundle.monai_arguments` returns."""
         from monai.bundle import create_workflow
 
         folder = Path(arguments["config_file"][0]).parents[1]
@@ -56,7 +56,7 @@ class BundleJob:
 
     @classmethod
     def read(cls, configs: Sequence[Path], options: Mapping[str, Any]) -> BundleJob:
-        """Read the configs of a job whose items are wanted, and which is not to be run; ``options`` are on top."""
+        """Read the configs of a job to use its items without running it; ``options`` override the configs."""
         from monai.bundle import ConfigParser
 
         _add_scripts(configs[0].parents[1])
@@ -82,11 +82,11 @@ class BundleJob:
         return key in self.parser
 
     def item(self, key: str, reader: str) -> Any:
-        """Return the item at a key, made if need be.
+        """Return the item at a key; it is created on first use.
 
         Args:
             key: such as ``"validate#evaluator"``.
-            reader: the command that reads it, for the message.
+            reader: the command that reads the item, for the message.
 
         Raises:
             ValueError: there is no such key.
@@ -104,7 +104,7 @@ class BundleJob:
     def _optional(self, key: str, reader: str, default: Any = None) -> Any:
         return self.item(key, reader) if key in self.parser else default
 
-    # Of inference: what predict reads.
+    # Items of inference that the command predict reads.
 
     @property
     def cases(self) -> Any:
@@ -113,14 +113,14 @@ class BundleJob:
 
     @property
     def predictions(self) -> Any:
-        """What writes the tables, a :class:`monai_llmboost.inference.Predictions`."""
+        """The writer of the tables, a :class:`monai_llmboost.inference.Predictions`."""
         return self.item("predictions", "predict")
 
-    # Of training and evaluation: what study reads.
+    # Items of training and evaluation that the command study reads.
 
     @property
     def network(self) -> nn.Module:
-        """The network on its device, in whatever wraps it."""
+        """The network on its device, with its wrappers."""
         return self.item("network", "study")
 
     @property
@@ -140,7 +140,7 @@ class BundleJob:
 
     @property
     def training_data(self) -> Any:
-        """The data set of the cases that are trained on."""
+        """The data set of the training cases."""
         return self.item("train#dataset", "study")
 
     @property
@@ -150,19 +150,19 @@ class BundleJob:
 
     @property
     def validation_batches(self) -> Any:
-        """The loader of the same."""
+        """The loader of :attr:`validation_data`."""
         return self.item("validate#dataloader", "study")
 
     @property
     def intended_use(self) -> str:
-        """What the bundle is for, by its metadata; empty if it does not say."""
+        """The intended use in the bundle's metadata; empty if it is missing."""
         return str(self._optional("_meta_#intended_use", "study", ""))
 
-    # Of training: what cost reads.
+    # Items of training that the measurement of costs reads.
 
     @property
     def network_definition(self) -> nn.Module:
-        """The network where it was made, on no device and in no wrapper."""
+        """The network as it was created, not yet moved to a device or wrapped."""
         return self.item("network_def", "cost")
 
     @property
@@ -174,12 +174,12 @@ class BundleJob:
 
     @property
     def batch_size(self) -> Any:
-        """Cases in a batch."""
+        """The number of cases in a batch."""
         return self.item(Option.BATCH_SIZE, "cost")
 
     @property
     def amp_dtype(self) -> torch.dtype | None:
-        """The dtype of mixed precision in training; ``None`` for none."""
+        """The dtype of mixed precision in training; ``None`` for full precision."""
         if not self._optional(Option.AMP, "cost", False):
             return None
         import torch
@@ -188,10 +188,10 @@ class BundleJob:
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """Channels and voxels along each axis of the network's input.
+        """The number of channels, and of voxels along each axis, of the network's input.
 
-        Of the key ``image_shape``, or by ``size`` and ``network_def#in_channels`` (copies of earlier bundles), or, of
-        other bundles, by the metadata.
+        Read from the key ``image_shape``, or from ``size`` and ``network_def#in_channels`` (copies of earlier
+        bundles), or from the metadata (other bundles).
         """
         if "image_shape" in self.parser:
             return tuple(self.item("image_shape", "cost"))
@@ -209,6 +209,6 @@ class BundleJob:
 
 
 def _add_scripts(folder: Path) -> None:
-    """Let a bundle's own scripts be imported, as MONAI does, but only when it runs."""
+    """Add a bundle's folder to Python's path so that its scripts can be imported; MONAI does so only in a run."""
     if str(folder) not in sys.path:
         sys.path.insert(1, str(folder))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of a bundle, checked before anything heavy is imported, by what its ``configs/options.json`` declares.
+"""Checks of a bundle's options against its ``configs/options.json``, before slow imports.
 
-An entry of that file is a line of help, or an object with ``help`` and what the option may be: ``kind`` (whole, number,
-switch or text; by default that of the value in the configs), ``least``, ``most``, ``above``, ``choices``,
+An entry of that file is a line of help, or an object with ``help`` and the rules of the option: ``kind`` (whole,
+number, switch or text; by default the kind of the value in the configs), ``least``, ``most``, ``above``, ``choices``,
 ``at_most`` and ``below`` (another option), ``none`` (may be left empty).
 """
 
@@ -21,14 +21,14 @@ from monai_llmboost.bundle.content import check_place, merged, read_config, set_
 from monai_llmboost.bundle.contract import DESCRIPTIONS
 from monai_llmboost.bundle.words import is_computed
 
-# What `monai.bundle run` itself takes besides a bundle's keys: experiment tracking.
+# Options of `monai.bundle run` itself, for experiment tracking.
 MONAI_OPTIONS = ("tracking", "tracking_uri", "experiment_name", "run_name", "save_execute_config")
 WHOLE, NUMBER, SWITCH, TEXT = KINDS = ("whole", "number", "switch", "text")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a bundle declares of one of its options; see the head of this file."""
+    """The declaration of one option; the docstring of this module describes the fields."""
 
     help: str = ""
     kind: str = ""
@@ -42,13 +42,13 @@ class Rule:
 
 
 class Rules:
-    """What a bundle declares of its options, by name.
+    """The rules that a bundle declares for its options, by name.
 
     Args:
-        folder: of the configs of a bundle; one without ``options.json`` declares nothing.
+        folder: the ``configs`` of a bundle; without ``options.json`` there are no rules.
 
     Raises:
-        ValueError: an entry that declares something unknown; broken JSON.
+        ValueError: an entry with an unknown field; invalid JSON.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -57,18 +57,18 @@ class Rules:
         self.declared = {name: _rule(file, name, entry) for name, entry in declared.items()}
 
     def of(self, key: str, usual: Any) -> Rule:
-        """Return what an option may be.
+        """Return the rule of an option.
 
         Args:
-            key: of the option.
-            usual: its value in the configs, by which the kind of an option is known that declares none.
+            key: key of the option.
+            usual: its value in the configs, which gives the kind if none is declared.
         """
         rule = self.declared.get(key, Rule())
         return rule if rule.kind else replace(rule, kind=_kind(usual))
 
     @property
     def texts(self) -> frozenset[str]:
-        """The options that are declared to hold text."""
+        """The options that are declared as text."""
         return frozenset(name for name, rule in self.declared.items() if rule.kind == TEXT)
 
 
@@ -93,12 +93,12 @@ def _kind(usual: Any) -> str:
 
 
 def check_options(configs: list[Path], overrides: Mapping[str, Any]) -> None:
-    """Refuse options that MONAI accepts silently, or rejects without a helpful message.
+    """Refuse options that MONAI accepts silently or rejects without a helpful message.
 
     Raises:
-        ValueError: a key that the configs do not have (the message names the nearest one there is); an entry of a list
-            by its position; a key below something that has no parts; a value that the bundle's ``options.json`` does
-            not allow, of an option or in the configs; broken JSON.
+        ValueError: a key that the configs do not have (the message suggests the closest one); a list entry by its
+            position; a key below a value that is not an object; a value, of an option or in the configs, that the
+            bundle's ``options.json`` does not allow; invalid JSON.
     """
     content = merged(configs)
     rules = Rules(configs[0].parent)
@@ -117,7 +117,7 @@ def check_options(configs: list[Path], overrides: Mapping[str, Any]) -> None:
             check_place(content, key)
         except ValueError as error:
             raise ValueError(f"--{given} changes nothing in {names}: {error}") from error
-        if value is not None:  # which is as good as not given, for MONAI
+        if value is not None:  # MONAI ignores None
             check_value(key, value, rules.of(key, value_at(content, key)), f"correct --{given}")
             set_at(content, key, value)
     for key in content:
@@ -128,10 +128,10 @@ def check_options(configs: list[Path], overrides: Mapping[str, Any]) -> None:
 
 
 def check_given(options: Mapping[str, Any], configs: Iterable[Path] = ()) -> None:
-    """Refuse numbers that were left empty on a command line, which MONAI takes as not given.
+    """Refuse empty numbers on a command line, which MONAI would ignore.
 
     Raises:
-        ValueError: a number that is None.
+        ValueError: a number is None.
     """
     configs = list(configs)
     if not configs or None not in options.values():
@@ -144,10 +144,10 @@ def check_given(options: Mapping[str, Any], configs: Iterable[Path] = ()) -> Non
 
 
 def check_value(key: str, value: Any, rule: Rule, advice: str) -> None:
-    """Check a value of an option; a computed one, and one without a rule, may be anything.
+    """Check the value of an option; computed values, and options without a rule, are not checked.
 
     Raises:
-        ValueError: the rule does not allow it.
+        ValueError: the rule does not allow the value.
     """
     if is_computed(value):
         return
@@ -171,7 +171,7 @@ def _check_number(key: str, value: Any, rule: Rule, advice: str) -> None:
 
 
 def _check_relation(content: Mapping[str, Any], key: str, rule: Rule) -> None:
-    """Check a number against the other option that limits it: nothing would be validated, or the like."""
+    """Check a number against another option that limits it, such as ``val_interval`` against ``epochs``."""
     other = rule.at_most or rule.below
     value, limit = content.get(key), content.get(other)
     if not is_whole(value) or not is_whole(limit):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a job of a bundle: `python -m monai.bundle run`, with mistakes caught early."""
+"""Running a job of a bundle as `python -m monai.bundle run` does, with earlier and clearer errors."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ def run_bundle(
     """Run one job of a bundle, as ``python -m monai.bundle run`` would.
 
     Args:
-        name: a bundle's folder, or the name of one that comes with this package.
+        name: a bundle's folder, or the name of a bundle in this package.
         job: ``"train"``, ``"evaluate"`` or ``"inference"``.
-        arm: overlay of ``configs/arms``, such as ``"none"``; ``None`` for the configs as they are.
-        logging_file: as in MONAI; ``None`` is the bundle's own, ``False`` leaves logging alone.
-        overrides: config keys and their values; ``bundle_root`` is by default the folder, for a bundle of the package
-            the working directory.
+        arm: overlay in ``configs/arms``, such as ``"none"``; ``None`` for no overlay.
+        logging_file: as in MONAI; ``None`` is the bundle's own file, ``False`` does not configure logging.
+        overrides: config keys and their values; ``bundle_root`` defaults to the bundle's folder, or to the working
+            directory for a bundle of the package.
 
     Raises:
-        ValueError: an unknown job, arm or key (MONAI silently accepts unknown keys).
-            Also an option that nothing in the job uses.
-        The error below MONAI's "Failed to instantiate ..." is raised itself.
+        ValueError: an unknown job, arm or key (MONAI silently accepts unknown keys), or an option that the job does
+            not use.
+        The original error is raised instead of MONAI's "Failed to instantiate ...".
     """
     arguments = monai_arguments(name, job, arm, logging_file, **overrides)
     check_job_effect(name, job, [arm], overrides)
-    from monai.bundle import run as monai_run  # takes seconds to import; a misspelt option should not
+    from monai.bundle import run as monai_run  # takes seconds; a misspelt option is reported without it
 
     try:
         monai_run(**arguments)
@@ -47,10 +47,10 @@ def run_bundle(
 def check_job_effect(
     name: str | Path, job: str, arms: Sequence[str | None], options: Mapping[str, Any], overlays: Iterable[str] = ()
 ) -> None:
-    """Refuse options that a job uses with none of the arms; those of the training that is evaluated may be repeated.
+    """Refuse options that a job uses with none of the arms; an evaluation may repeat the options of its training.
 
     Raises:
-        ValueError: an option without effect; the message names the arms that have a use for it.
+        ValueError: an option without effect; the message names the arms that use it.
     """
     folder = bundle_path(name)
     extra = [folder / CONFIGS / overlay for overlay in overlays]
@@ -80,16 +80,16 @@ def monai_arguments(
     overlays: Iterable[str] = (),
     **overrides: Any,
 ) -> dict[str, Any]:
-    """Return what ``monai.bundle.run`` and ``create_workflow`` take for a job of a bundle; see :func:`run_bundle`.
+    """Return the arguments of ``monai.bundle.run`` and ``create_workflow`` for a job; see :func:`run_bundle`.
 
-    ``overlays`` are configs of the bundle to put on top, such as ``"multi_gpu_inference.json"``. Text, such as a path,
-    reaches the configs as it is; see :func:`monai_llmboost.bundle.config_values`.
+    ``overlays`` are further configs of the bundle, such as ``"multi_gpu_inference.json"``, which override the others.
+    Text, such as a path, reaches the configs unchanged; see :func:`monai_llmboost.bundle.config_values`.
     """
     bundle = bundle_path(name)
     configs = [*job_configs(bundle, job, arm), *(bundle / CONFIGS / overlay for overlay in overlays)]
     check_options(configs, overrides)
     check_amp(configs, overrides)
-    read_config(bundle / CONFIGS / METADATA)  # MONAI's own words for a mistake in it would not name the file
+    read_config(bundle / CONFIGS / METADATA)  # MONAI's own error would not name the file
     if Path(name).is_dir():
         overrides.setdefault(Option.BUNDLE_ROOT, str(bundle))
     folder = bundle / CONFIGS

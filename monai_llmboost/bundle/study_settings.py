@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a bundle declares for studies of it, in ``configs/studies.json``: its presets, and options without a use."""
+"""The study settings of a bundle in ``configs/studies.json``: its presets, and unused options of data sets."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ WEIGHTS = ("best", "last")
 
 @dataclass(frozen=True)
 class Preset:
-    """A folder of overlays in ``configs``: ``network.json`` for every job, ``training.json`` for training alone.
+    """A folder of overlays in ``configs``: ``network.json`` for every job, ``training.json`` for training only.
 
     Args:
-        network: overlays of every job, relative to ``configs``.
-        training: overlays of training alone.
-        weights: those that are read, ``"best"`` (of the epoch that validation chose) or ``"last"``.
+        network: overlays for every job, relative to ``configs``.
+        training: overlays for training only.
+        weights: the weights to evaluate, ``"best"`` (of the epoch that validation chose) or ``"last"``.
 
     Example:
         >>> Preset(("strong/network.json",), ("strong/training.json",), "last").overlays("evaluate")
@@ -43,11 +43,11 @@ class Preset:
 
 @dataclass(frozen=True)
 class StudySettings:
-    """The settings of a bundle for studies; a bundle without ``studies.json`` has no presets.
+    """The study settings of a bundle; a bundle without ``studies.json`` has no presets.
 
     Args:
         presets: by name.
-        unused: for some data sets the options that they do not use, such as the folder of one that is made by code.
+        unused: by data set, the options that it does not use, such as the folder of a synthetic data set.
     """
 
     presets: Mapping[str, Preset] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class StudySettings:
         """Read the settings of a bundle.
 
         Raises:
-            ValueError: broken JSON; a preset of unknown weights.
+            ValueError: invalid JSON; a preset with unknown weights.
         """
         file = bundle / CONFIGS / STUDIES
         content: Mapping[str, Any] = read_config(file) if file.is_file() else {}
@@ -66,7 +66,7 @@ class StudySettings:
         return cls(presets, {name: tuple(options) for name, options in content.get("unused", {}).items()})
 
     def check_used(self, options: Mapping[str, Any], datasets: Sequence[str]) -> None:
-        """Refuse options that none of some data sets uses.
+        """Refuse options that none of the data sets uses.
 
         Raises:
             ValueError: an option without effect.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options on their way into MONAI's configs: text arrives as it was typed, other values as Python literals.
+"""Conversion of command-line options to config values: text unchanged, other values as Python literals.
 
 MONAI's config language replaces ``#`` by ``::`` in every string, and evaluates strings that begin with ``$``, ``@`` or
-``%``. So text that holds any of these characters is written as an expression whose value is the text, such as
-``$'ck \\x231'`` for ``ck #1``; nothing here ever decodes it, MONAI does.
+``%``. So text with any of these characters is written as an expression whose value is the text, such as
+``$'ck \\x231'`` for ``ck #1``; only MONAI decodes it.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from typing import Any
 from monai_llmboost.bundle.content import value_at
 from monai_llmboost.bundle.contract import SEVERAL_TEXTS, TEXTS
 
-# Arguments of MONAI's workflow, which are no config items.
+# Arguments of MONAI's workflow, which are not config items.
 NOT_IN_CONFIGS = ("tracking", "save_execute_config")
-# As JSON spells them; MONAI's own command would take them for text.
+# JSON literals, which MONAI's own command would read as text.
 JSON_WORDS = {"true": True, "false": False, "null": None}
 SPECIAL = frozenset("#$@%")
 PLAIN = frozenset(string.ascii_letters + string.digits + " /._-+,()[]")
 
 
 def is_text(content: Mapping[str, Any], key: str, texts: Collection[str] = ()) -> bool:
-    """Return whether a key of merged configs takes text: a path, a name, a word.
+    """Return whether a key of merged configs takes text, such as a path or a name.
 
-    Arguments of components, further down, may take a text or a list of them, so only the typed value shows it.
+    This is unknown for arguments of components, which may take a text or a list of texts.
     """
     usual = value_at(content, key)
     return key in TEXTS or key in texts or ("#" not in key and isinstance(usual, str) and not is_computed(usual))
 
 
 def typed_values(content: Mapping[str, Any], typed: Mapping[str, str], texts: Collection[str] = ()) -> dict[str, Any]:
-    """Return the values of options as they were typed: text as it is, anything else as a Python literal or text.
+    """Return the values of typed options: text unchanged, any other value as a Python literal or text.
 
     Args:
-        content: the merged configs that the options are for.
-        typed: text by key, as a shell hands it over.
-        texts: further keys that hold text, as the bundle declares them.
+        content: the merged configs of the options.
+        typed: text by key, as the shell passes it.
+        texts: further keys that the bundle declares as text.
 
     Raises:
-        ValueError: an empty text.
+        ValueError: empty text.
     """
     return {key: _typed(content, key.replace("::", "#"), text, texts) for key, text in typed.items()}
 
@@ -64,7 +64,7 @@ def _typed(content: Mapping[str, Any], key: str, text: str, texts: Collection[st
 
 
 def parsed(text: str) -> Any:
-    """Return the value of an option that need not be text: a Python literal if it is one, as MONAI reads it."""
+    """Return the value of an option that is not text: a Python literal if possible, as MONAI reads it."""
     if text in JSON_WORDS:
         return JSON_WORDS[text]
     try:
@@ -75,23 +75,23 @@ def parsed(text: str) -> Any:
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         return text
     quoted = text[:1] in ("'", '"')
-    return text if isinstance(value, str) and not quoted else value  # "a #1" is parsed as a and a comment
+    return text if isinstance(value, str) and not quoted else value  # "a #1" parses as `a` and a comment
 
 
 class _QuotedNames(ast.NodeTransformer):
-    """Bare words in lists and dictionaries are text, as MONAI's command line, Fire, takes them: ``[a, b]``."""
+    """Reads bare words in lists and dictionaries, such as ``[a, b]``, as text, as MONAI's command line (Fire) does."""
 
     def visit_Name(self, node: ast.Name) -> ast.Constant:
         return ast.copy_location(ast.Constant(node.id), node)
 
 
 def config_values(content: Mapping[str, Any], values: Mapping[str, Any], texts: Collection[str] = ()) -> dict[str, Any]:
-    """Return the values of options as MONAI's configs take them, so that each text comes out as it went in.
+    """Return the values of options encoded for MONAI's configs, so that MONAI reads each text unchanged.
 
     Args:
-        content: the merged configs that the options are for.
-        values: by key. Of keys that take no text, such as ``network``, a string may be an expression.
-        texts: further keys that hold text, as the bundle declares them.
+        content: the merged configs of the options.
+        values: by key. A string of a key that does not take text, such as ``network``, may be an expression.
+        texts: further keys that the bundle declares as text.
     """
     encoded = {}
     for key, value in values.items():
@@ -113,11 +113,11 @@ def _encoded(value: Any, text: bool) -> Any:
 
 
 def _literal(text: str) -> str:
-    """Return an expression without any character of the config language whose value is the text."""
+    """Return an expression whose value is the text, without any special character of the config language."""
     codes = ((character, ord(character)) for character in text)
     return "$'" + "".join(c if c in PLAIN else f"\\x{n:02x}" if n < 256 else f"\\U{n:08x}" for c, n in codes) + "'"
 
 
 def is_computed(value: Any) -> bool:
-    """Return whether a value is an expression or a reference of MONAI's, known only when it is evaluated."""
+    """Return whether a value is a MONAI expression or reference, known only after evaluation."""
     return isinstance(value, str) and value.startswith(("$", "@", "%"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All commands, in the order of `monai-llmboost --help`, and what they have in common."""
+"""All commands, in the order of `monai-llmboost --help`, and their common options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from monai_llmboost.command_line.options import BundleCommand
 from monai_llmboost.command_line.predict import predict
 from monai_llmboost.command_line.study import study
 
-# The bundle's own options follow the words of the verb.
+# Settings of commands that also accept the bundle's own options.
 WITH_BUNDLE_OPTIONS: dict[str, Any] = {
     "cls": BundleCommand,
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
@@ -57,9 +57,9 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; an error is one sentence and exit status 1, with MONAI_LLMBOOST_DEBUG=1 a traceback."""
+    """Run the command line; an error prints one sentence (with MONAI_LLMBOOST_DEBUG=1 a traceback), exit status 1."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal or a log that knows fewer characters costs no run
+        if isinstance(stream, io.TextIOWrapper):  # characters that the terminal or log cannot encode must not fail
             stream.reconfigure(errors="backslashreplace")
     try:
         app()

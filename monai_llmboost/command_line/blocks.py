@@ -42,7 +42,7 @@ def extract(
 
 
 def info(
-    file: Annotated[str, typer.Argument(help="A block file, or or the word embedded for the one in this package.")],
+    file: Annotated[str, typer.Argument(help="A block file, or the word embedded for the one in this package.")],
 ) -> None:
     """Show the content and origin of a block file, and run its self-test (exit status 1 if it fails)."""
     from rich.console import Console
@@ -53,7 +53,7 @@ def info(
 
 
 def donors() -> None:
-    """List language models to extract layers from: open ones of several sizes, and well-known gated ones."""
+    """List language models to extract layers from: open models of several sizes, and well-known gated models."""
     from rich.console import Console
 
     from monai_llmboost.llm.info import donors_table

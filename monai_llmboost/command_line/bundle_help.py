@@ -15,7 +15,7 @@ JOBS_OF = {
     "study": ("train", "evaluate"),
     "cost": ("train",),
 }
-# Keys that a command sets by its own options.
+# Keys that a command sets with its own options.
 TAKEN = {
     "predict": (
         "dataset_dir", "output_dir", "device", "amp", "batch_size", "num_workers", "saliency", "report", "view",
@@ -29,7 +29,7 @@ TAKEN = {
 
 
 def print_bundle_options(verb: str, words: Sequence[str], default_bundle: str) -> None:
-    """Print the options of the bundle that the words of a command line name, for the job that they name."""
+    """Print the options of the bundle and job that the words of a command line name."""
     from monai_llmboost.bundle import bundle_path
     from monai_llmboost.bundle.describe import bundle_options
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands for bundles: bundle (copy one), run, cost."""
+"""Commands for bundles: bundle (copies a bundle), run, cost."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, options_
 
 
 def bundle(
-    to: Annotated[Path, typer.Option(help="The folder to make; it must not exist yet.")],
+    to: Annotated[Path, typer.Option(help="The folder to create; it must not exist yet.")],
     name: Annotated[str, typer.Option(help="Name of a bundle that comes with this package.")] = DEFAULT_BUNDLE,
 ) -> None:
-    """Copy a bundle out of the package, to run it and to change it."""
+    """Copy a bundle out of the package, to run and change it."""
     copy_bundle(name, to)
-    # As MONAI's own command line reads words: 1e3 is a number, -x an option.
+    # MONAI's own command line reads 1e3 as a number and -x as an option.
     is_word = parsed(str(to)) == str(to) and not str(to).startswith(("-", "~"))
     place = shlex.quote(str(to) if is_word else f"./{to}")
     command = f"python -m monai.bundle run --config_file {place}/configs/train.json --bundle_root {place}"
-    if set(str(to)) & {"#", "$", "@", "%", ","}:  # which MONAI's own command line reads as something else
+    if set(str(to)) & {"#", "$", "@", "%", ","}:  # special characters on MONAI's own command line
         command = f"monai-llmboost run train --bundle {place}"
     typer.echo(f"{to}: copied; run it with {command}")
 
@@ -60,8 +60,8 @@ def run(
     """
     configs = job_configs(bundle_path(bundle), job, arm)
     options = options_of_bundle(context.args, configs)
-    logging_file = options.pop("logging_file", None)  # an argument of MONAI's, as are those that check_options knows
-    check_options(configs, options)  # before they stand in for arguments of run_bundle
+    logging_file = options.pop("logging_file", None)  # an argument of MONAI that check_options does not know
+    check_options(configs, options)  # before they are passed as keyword arguments of run_bundle
     run_bundle(bundle, job, arm, logging_file, **options)
 
 
@@ -111,7 +111,7 @@ def cost(
 
     from rich.console import Console
 
-    from monai_llmboost.studies import cost_of_arms, cost_table  # takes seconds to import; a mistake should not
+    from monai_llmboost.studies import cost_of_arms, cost_table  # takes seconds; mistakes are reported without it
 
     try:
         result = cost_of_arms(arms, options, rounds)

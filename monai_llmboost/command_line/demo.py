@@ -24,10 +24,10 @@ NUM_NIFTI = 8
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="The folder to make; it must not exist yet.")] = Path("llmboost-demo"),
+    output: Annotated[Path, typer.Option(help="The folder to create; it must not exist yet.")] = Path("llmboost-demo"),
     epochs: Annotated[int, typer.Option(help="Epochs of each training run.")] = 6,
 ) -> None:
-    """Train two arms on phantoms made by code, evaluate them, predict NIfTI files, print the tables."""
+    """Train two arms on synthetic phantoms, evaluate them, predict NIfTI files, print the tables."""
     from rich.console import Console
 
     from monai_llmboost.bundle import copy_bundle
@@ -39,7 +39,7 @@ def demo(
     console = Console(file=sys.stdout)
     bundle = output / "bundle"
     copy_bundle(BUNDLE, bundle)
-    # MONAI's and Ignite's own lines go into a file, so that the progress bars and the tables stay readable.
+    # MONAI's and Ignite's log lines go into a file, so that the progress bars and the tables stay readable.
     warnings.simplefilter("ignore")
     with (output / "demo.log").open("w") as log, redirect_stdout(log):
         logging.basicConfig(stream=log, level=logging.INFO, format="%(asctime)s %(name)s %(message)s", force=True)
@@ -73,7 +73,7 @@ def _train_and_predict(console: Console, output: Path, bundle: Path, epochs: int
 
 
 def _write_nifti(folder: Path) -> None:
-    """Write the first test phantoms as files with the identity for an affine (1 mm voxels, RAS+)."""
+    """Write the first test phantoms as NIfTI files with the identity as affine (1 mm voxels, RAS+)."""
     import nibabel
     import numpy as np
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Report an error in one sentence, or with MONAI_LLMBOOST_DEBUG=1 as a traceback."""
+"""Error reports: one sentence, or a traceback with MONAI_LLMBOOST_DEBUG=1."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import os
 
 import typer
 
-# Reported in one sentence; anything else is a fault of the program, and a traceback.
+# Reported in one sentence; any other error is a bug and gives a traceback.
 USER_ERRORS = (ValueError, OSError, TypeError, RuntimeError, ImportError, MemoryError)
-# What shells give for ctrl-C.
+# The exit status that shells use for ctrl-C.
 INTERRUPTED = 130
 
 

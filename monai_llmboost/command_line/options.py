@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that verbs share: which bundle, and whatever `--key value` the bundle itself takes."""
+"""Options that commands share: the name of the bundle, and the bundle's own options `--key value`."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from monai_llmboost.command_line.bundle_help import print_bundle_options
 
 DEFAULT_BUNDLE = "medmnist3d_rllm_classification"
 Bundle = Annotated[str, typer.Option(help="A bundle's folder, or the name of one in this package.")]
-# What a flag is given by somebody who knows it as an option of the bundle.
+# Values that users may give to a flag because they know it as an option of the bundle.
 FLAG_VALUES = ("true", "false")
 
 
 class BundleCommand(TyperCommand):
-    """A command whose further options are the bundle's own.
+    """A command that also accepts the bundle's own options.
 
-    Typer does not see the bundle's options, so that no value of theirs is taken for an option of the verb, nor a later
-    word for a value that is missing. They follow the other words in ``ctx.args``, each as ``--key=value``.
+    Typer does not see the bundle's options, so it cannot read their values as options of the command, or the next word
+    as a missing value. They are at the end of ``ctx.args``, each as ``--key=value``.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Split the arguments into those of the command and those of the bundle."""
-        if ctx.resilient_parsing:  # a shell asks for completions of words that are not complete
+        """Split the arguments into options of the command and options of the bundle."""
+        if ctx.resilient_parsing:  # shell completion passes incomplete words
             return super().parse_args(ctx, args)
         ctx.meta["words"] = list(args)
         own, theirs = self._split(ctx, args)
@@ -36,7 +36,7 @@ class BundleCommand(TyperCommand):
         return ctx.args
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Print the verb's help, and below it the options of the bundle."""
+        """Print the command's help, and below it the options of the bundle."""
         super().format_help(ctx, formatter)
         print_bundle_options(str(ctx.info_name), ctx.meta.get("words", []), DEFAULT_BUNDLE)
 
@@ -73,14 +73,14 @@ class BundleCommand(TyperCommand):
 
 
 def options_of_bundle(words: list[str], configs: Iterable[Path] = ()) -> dict[str, Any]:
-    """Return the bundle's options from ``--key value`` and ``--key=value`` pairs, and nothing else.
+    """Return the bundle's options from ``--key value`` and ``--key=value`` pairs.
 
     Args:
-        words: as :class:`BundleCommand` leaves them in ``ctx.args``.
-        configs: those that the options are for: they decide which values are text, which is kept unchanged.
+        words: the words in ``ctx.args`` of a :class:`BundleCommand`.
+        configs: config files of the options; they determine which values are text, which is kept unchanged.
 
     Raises:
-        ValueError: a word that is no option, a value that is missing.
+        ValueError: a word that is not an option, or a missing value.
     """
     typed, others = split_options(words)
     if others:
@@ -93,12 +93,12 @@ def options_of_bundle(words: list[str], configs: Iterable[Path] = ()) -> dict[st
 
 
 def split_options(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Return ``--key value`` and ``--key=value`` pairs as they were typed, and the words that are no part of one.
+    """Return ``--key value`` and ``--key=value`` pairs as typed, and all other words.
 
-    Of an option that is given twice the last value counts.
+    If an option is given twice, the last value counts.
 
     Raises:
-        ValueError: a value that is missing.
+        ValueError: a missing value.
     """
     options: dict[str, str] = {}
     others: list[str] = []
@@ -116,6 +116,6 @@ def split_options(words: list[str]) -> tuple[dict[str, str], list[str]]:
             value = rest.pop(0)
         name = key.removeprefix("--")
         for earlier in [known for known in options if known.replace("::", "#") == name.replace("::", "#")]:
-            del options[earlier]  # as with the verb's own options: the last one counts
+            del options[earlier]  # as for the command's own options, the last one counts
         options[name] = value
     return options, others

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verb predict."""
+"""The command predict."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, split_op
 if TYPE_CHECKING:
     from monai_llmboost.inference.run import PredictJob
 
-# Names of our own options for keys of the bundle; others differ in their hyphens only.
+# Names of the command's options for keys of the bundle; other names differ only in their hyphens.
 NAMES = {Option.DATASET_DIR: "input", Option.NUM_WORKERS: "workers"}
 
 
@@ -102,7 +102,7 @@ def predict(
         typed, more_inputs = split_options(context.args)
         configs = job_configs(bundle_path(bundle), "inference", arm)
         options = typed_values(merged(configs), typed)
-        check_options(configs, options)  # before they stand in for arguments of PredictJob
+        check_options(configs, options)  # before they are passed as keyword arguments of PredictJob
         if output is None and not dry_run:
             raise ValueError("there is no folder to write into: give --output DIR, or --dry-run to list the scans")
         own: dict[str, Any] = {
@@ -117,7 +117,7 @@ def predict(
             Option.FOLLOW_LINKS: follow_links,
             Option.OVERWRITE: overwrite,
         }
-        # Bundles that were copied earlier do not have these.
+        # Copies of earlier bundles do not have these keys.
         own |= {key: value for key, value in ((Option.ONLY, only), (Option.COLUMNS, columns)) if value}
         for key in own.keys() & options.keys():
             raise ValueError(f"--{key} is called --{NAMES.get(key, key.replace('_', '-'))} here: use that name")
@@ -138,7 +138,7 @@ def predict(
 
 
 def _run(job: PredictJob, dry_run: bool) -> int:
-    """Find the scans and predict them, show both in the first of several processes, and return the exit code."""
+    """Find and predict the scans, show the tables in the first of several processes, and return the exit status."""
     from monai_llmboost.command_line.tables import make_console, show_inventory, show_result
 
     found = None
@@ -155,5 +155,5 @@ def _run(job: PredictJob, dry_run: bool) -> int:
 
 
 def _literal(word: str) -> str:
-    """Return an input as it is on disk: a name that begins with ~ is no home directory if it is there."""
+    """Return the absolute path of an input that starts with ~ and exists under that name, else the input."""
     return str(Path(word).absolute()) if word.startswith("~") and Path(word).exists() else word

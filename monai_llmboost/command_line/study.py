@@ -13,7 +13,7 @@ from monai_llmboost.bundle import Option, bundle_path, check_options, job_config
 from monai_llmboost.command_line.errors import INTERRUPTED, USER_ERRORS, report_error
 from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, options_of_bundle
 
-# The data set in the results of a bundle that has no key for its name.
+# Name of the data set in the results if the bundle has no key for it.
 NO_NAME = "data"
 
 
@@ -26,13 +26,11 @@ def study(
         str,
         typer.Option(help="Arms to compare, with commas: none, mlp, random, pretrained, pretrained-trained, lora."),
     ] = "none,mlp,random,pretrained",
-    dataset: Annotated[str | None, typer.Option(help="Data sets, with commas; default: that of the bundle.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Data sets, with commas; default: the bundle's own.")] = None,
     seeds: Annotated[int, typer.Option(help="Number of seeds for each arm; use at least 5 to draw conclusions.")] = 5,
     lr_grid: Annotated[
         str,
-        typer.Option(
-            help="Learning rates, with commas: validation chooses one for each arm. Empty: that of the bundle."
-        ),
+        typer.Option(help="Learning rates, with commas: validation chooses one for each arm. Empty: the bundle's own."),
     ] = "",
     lr_seeds: Annotated[int, typer.Option(help="Number of seeds used to choose the learning rate.")] = 1,
     folds: Annotated[
@@ -62,7 +60,7 @@ def study(
     Exit status: 0 every run was finished, 1 some failed, 2 nothing can be compared.
     """
     try:
-        datasets = _datasets(bundle, dataset) if report is None else ()  # before what takes seconds to import
+        datasets = _datasets(bundle, dataset) if report is None else ()  # before slow imports
     except USER_ERRORS as error:
         report_error(error)
         sys.exit(2)
@@ -102,7 +100,7 @@ def study(
 
 
 def _datasets(bundle: str, given: str | None) -> tuple[str, ...]:
-    """Return the data sets that were given, if the bundle has such, or else its own."""
+    """Return the given data sets after checking them, or by default the data set of the bundle."""
     configs = job_configs(bundle_path(bundle), "train")
     own = merged(configs).get(Option.DATASET)
     if given is None:
@@ -115,7 +113,7 @@ def _datasets(bundle: str, given: str | None) -> tuple[str, ...]:
 
 def _was_given(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"  # Typer has a click of its own, so not by the enumeration
+    return source is not None and source.name != "DEFAULT"  # by name, because Typer bundles its own copy of click
 
 
 def _listed(words: str) -> tuple[str, ...]:

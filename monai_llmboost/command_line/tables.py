@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables on the terminal of a prediction: what was found, what was refused and why, where the results are."""
+"""Terminal tables of a prediction: scans found, reasons of refusals, and paths of the results."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from monai_llmboost.artifacts.page import visible
 if TYPE_CHECKING:
     from monai_llmboost.inference.run import Inventory, PredictResult
 
-# Rows of a table on a terminal; the files hold all of them.
+# Rows of a table on a terminal; the files contain all rows.
 SHOWN = 20
 
 
 def make_console() -> Console:
-    """Return a console that breaks lines on a terminal only, so that a log file can be searched by line."""
+    """Return a console that wraps lines only on a terminal, so that a log file can be searched by line."""
     console = Console(soft_wrap=True)
     if not console.is_terminal:
         console.width = 250
@@ -28,7 +28,7 @@ def make_console() -> Console:
 
 
 def show_inventory(found: Inventory, shown: int | None = SHOWN) -> None:
-    """Show a table of scans (the first ``shown``, or all), and how many other files there are, by reason."""
+    """Show a table of scans (the first ``shown``, or all), and the number of skipped files by reason."""
     console = make_console()
     scans = sorted([*found.scans, *found.refused], key=lambda scan: scan.name)
     table = Table("case", "kind", "voxels", "spacing in mm", "axes", "remarks", title="Found")
@@ -53,7 +53,7 @@ def show_inventory(found: Inventory, shown: int | None = SHOWN) -> None:
 
 
 def show_result(result: PredictResult, found: Inventory) -> None:
-    """Show what was refused after it was found, how many were predicted, by which weights, and where the files are."""
+    """Show late refusals, the number of predicted scans, the weights, and the paths of the result files."""
     console = make_console()
     known = {scan.name for scan in found.refused}
     late = _by_reason((row.refused, row.case) for row in result.rows if row.refused and row.case not in known)
@@ -90,5 +90,5 @@ def _first(names: list[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return a text from outside without markup, and with control characters escaped."""
+    """Return untrusted text with markup and control characters escaped."""
     return escape(visible(text))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Only what MONAI's trainer, evaluator, handlers and metrics lack."""
+"""Handlers and schedules that MONAI lacks for training and evaluation."""
 
 from monai_llmboost.engines.checkpoints import TrainingCheckpoints
 from monai_llmboost.engines.curves import LearningCurves, TensorBoardCurves

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a training: ``model.pt``, its best network, and ``last.pt``, which knows that one by its digest.
+"""The checkpoints of a training: ``model.pt``, the best network, and ``last.pt``, which contains the digest of it.
 
-Two files cannot be replaced at once. So new best weights are written as ``model.next.pt`` first, then ``last.pt`` with
-their digest, and then they are renamed; a resumed run completes what a killed one left undone.
+Two files cannot be replaced at once. So new best weights are written to ``model.next.pt`` first, then ``last.pt`` with
+their digest, and then ``model.next.pt`` is renamed; a resumed run completes these steps if the run was killed.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from monai_llmboost.artifacts.digests import file_digest
 from monai_llmboost.artifacts.files import atomic_path
 
 BEST, LAST, NEXT = "model.pt", "last.pt", "model.next.pt"
-# Files by whose weights they hold, as the option ``weights`` names them.
+# Checkpoint files by the value of the option ``weights``.
 WEIGHTS = {"best": BEST, "last": LAST}
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a state, or leave the earlier file as it is."""
+    """Write a state atomically: if writing fails, the earlier file stays unchanged."""
     with atomic_path(path) as part:
         torch.save(state, part)
 
 
 def place_next(folder: Path) -> None:
-    """Give the new best weights their name, if there are some."""
+    """Rename new best weights, if there are any, to ``model.pt``."""
     if (folder / NEXT).is_file():
         (folder / NEXT).replace(folder / BEST)
 
 
 def check_best(folder: Path, digest: str | None) -> None:
-    """Check that ``model.pt`` is of the run that is resumed.
+    """Check that ``model.pt`` belongs to the run that is resumed.
 
     Args:
-        folder: of the checkpoints.
-        digest: that ``last.pt`` keeps; ``None`` compares nothing.
+        folder: folder of the checkpoints.
+        digest: digest in ``last.pt``; ``None`` skips the check.
 
     Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it is of another run.
+        FileNotFoundError: ``model.pt`` does not exist.
+        ValueError: ``model.pt`` belongs to another run.
     """
     if digest is None:
         return

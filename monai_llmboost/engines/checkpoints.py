@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keep the best network, stop early, resume exactly: what training leaves on disk."""
+"""Checkpoints of a training: the best network, early stopping and exact resuming."""
 
 from __future__ import annotations
 
@@ -36,32 +36,33 @@ logger = logging.getLogger("monai_llmboost")
 
 
 class TrainingCheckpoints:
-    """Keeps the best network by validation, stops when validation gets no better, and resumes a run exactly.
+    """Saves the best network by validation, stops when validation no longer improves, and resumes a run exactly.
 
-    ``model.pt`` holds the weights of the best validated epoch; ``last.pt`` all that training needs to be resumed after
-    the last finished epoch: network, optimizer, schedule, gradient scaler, epoch, best value so far and the digest of
-    its ``model.pt``. Both hold tensors, numbers and text only (``weights_only`` loading works) and are written
-    atomically. Attach it after MONAI's ``ValidationHandler``, since it reads that epoch's validation, and before
-    :class:`SeededEpochs`.
+    ``model.pt`` contains the weights of the best validated epoch; ``last.pt`` contains the full state after the last
+    finished epoch: network, optimizer, schedule, gradient scaler, epoch, best value so far and the digest of
+    ``model.pt``. Both files contain only tensors, numbers and text (``weights_only`` loading works) and are written
+    atomically. Attach this handler after MONAI's ``ValidationHandler``, because it reads that epoch's validation, and
+    before :class:`SeededEpochs`.
 
-    Before the first step it refuses invalid labels, a run that validates in no epoch, and a validation that prepares
-    its volumes in another way. MLflow handlers after it get a run of their own.
+    Before the first step it refuses invalid labels, a run without any validation, and a validation with different
+    preprocessing. MLflow handlers attached after it get a separate run.
 
     Args:
-        ckpt_dir: the folder, of one training at a time; files of an earlier run in it are renamed, not overwritten.
-        save_dict: what to keep, ``"model"`` among them, each with ``state_dict`` and ``load_state_dict``.
-        evaluator: the engine that validates; its ``metric_cmp_fn`` says which value is better, by default the larger.
-        metric: name of the evaluator's metric that chooses.
+        ckpt_dir: folder of one training at a time; files of an earlier run in it are renamed, not overwritten.
+        save_dict: objects to save, including ``"model"``, each with ``state_dict`` and ``load_state_dict``.
+        evaluator: the engine that validates; its ``metric_cmp_fn`` compares values, by default larger is better.
+        metric: the evaluator's metric that chooses the best epoch.
         patience: validations without a better value before training stops; 0 never stops early.
         resume: continue after the epoch of ``last.pt`` in ``ckpt_dir``.
-        options: by which the run was begun, such as epochs and batch size; a run is resumed with the same ones only,
-            and with the same config of its bundle but for device, places, logging and the like.
-        preprocessing: the training's transforms. Their deterministic steps are kept in the networks' ``preprocessing``,
-            for :class:`TrainedWeights`, and a run is resumed with the same ones only; ``None`` keeps and compares none.
+        options: options of the run, such as epochs and batch size; resuming requires the same options and the same
+            config of the bundle, except for device, paths, logging and the like.
+        preprocessing: the training's transforms. Their deterministic steps are saved in the networks'
+            ``preprocessing``, for :class:`TrainedWeights`, and resuming requires the same steps; ``None`` saves and
+            compares none.
 
     Raises:
         ValueError: a patience below 0, or a resume that is neither True nor False.
-        FileNotFoundError: from the run, if there is nothing to resume, or its ``model.pt`` is gone.
+        FileNotFoundError: in the run, if there is nothing to resume or its ``model.pt`` is missing.
 
     Example:
         >>> from ignite.engine import Engine
@@ -99,7 +100,7 @@ class TrainingCheckpoints:
         self.preprocessing = preprocessing
         self.progress = TrainingProgress()
         self.begun = False
-        self.validations = 0  # of this epoch; those of an evaluator that others than its engine run are not counted
+        self.validations = 0  # in this epoch; an evaluator that does not run as an engine is not counted
         self.counts_validations = False
         self.lock = TrainingLock(self.ckpt_dir)
         self.tracked = MlflowRuns(self.ckpt_dir, "train", resume)
@@ -113,9 +114,9 @@ class TrainingCheckpoints:
         self.evaluator.add_event_handler(Events.COMPLETED, self._validated)
 
     def start(self, engine: Engine) -> None:
-        """Check the run, then restore an interrupted one or make room for a new one.
+        """Check the run, then restore an interrupted run or prepare the folder for a new one.
 
-        Federated training starts an engine again for each round: after its first epoch that is the same run.
+        Federated training restarts an engine for each round: after its first epoch, this is still the same run.
         """
         if not self.begun or engine.state.epoch == 0:
             self._begin(engine)
@@ -159,10 +160,10 @@ class TrainingCheckpoints:
         self.counts_validations = True
 
     def epoch_completed(self, engine: Engine) -> None:
-        """Keep the epoch, and the network if it is the best so far."""
+        """Save the state after the epoch, and the network if it is the best so far."""
         writes = idist.get_rank() == 0
         self.progress.epoch, self.progress.epoch_length = engine.state.epoch, engine.state.epoch_length or 0
-        metrics = self.evaluator.state.metrics  # of the last validation, or empty
+        metrics = self.evaluator.state.metrics  # from the last validation, or empty
         validated = self.validations > 0 or (not self.counts_validations and self.metric in metrics)
         value = float(metrics.get(self.metric, math.nan))
         if validated and self.progress.improves(value, engine.state.epoch, self.is_better) and writes:
@@ -180,7 +181,7 @@ class TrainingCheckpoints:
             engine.terminate()
 
     def completed(self, engine: Engine) -> None:
-        """Report which network was kept, or that there is none to keep."""
+        """Report the best network, or raise an error if no epoch was validated."""
         if not self.progress.best_epoch:
             reason = f"nothing was validated, so there is no {BEST}: lower --val_interval ({LAST} is there)"
             if (engine.state.max_epochs or 0) < self.description.options.get(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learning curves as a small table, one row for each epoch, and in TensorBoard."""
+"""Learning curves as a table with one row per epoch, and in TensorBoard."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ CURVES = "learning_curves.csv"
 class LearningCurves:
     """Writes ``learning_curves.csv`` after each epoch, on rank 0.
 
-    Columns: ``epoch``; ``train_loss``, the mean over the epoch's batches; ``learning_rate`` of the epoch; one for each
-    metric of the evaluator, empty where the epoch was not validated. A resumed run continues its table. Attach it after
-    MONAI's ``ValidationHandler`` and before :class:`TrainingCheckpoints`, so that no checkpoint is ahead of it.
+    Columns: ``epoch``; ``train_loss``, the mean over the epoch's batches; ``learning_rate`` of the epoch; one column
+    per metric of the evaluator, empty if the epoch was not validated. A resumed run continues its table. Attach this
+    handler after MONAI's ``ValidationHandler`` and before :class:`TrainingCheckpoints`, so that the table is never
+    older than a checkpoint.
 
     Args:
         output_dir: the folder; a table of an earlier run in it is renamed, not overwritten.
         evaluator: the engine that validates.
-        optimizer: whose first learning rate is written.
+        optimizer: the optimizer; the learning rate of its first parameter group is written.
 
     Raises:
-        ValueError: a learning rate by which nothing is trained; from the run, an epoch after the first whose schedule
-            gives 0, since it ended before the run.
+        ValueError: a learning rate that is not positive and finite; in the run, a learning rate of 0 after the first
+            epoch, because the schedule is shorter than the run.
 
     Example:
         >>> from ignite.engine import Engine
@@ -74,7 +75,7 @@ class LearningCurves:
     def _iteration_completed(self, engine: Engine) -> None:
         output: Any = engine.state.output
         loss = output["loss"] if isinstance(output, dict) else output[0]["loss"]
-        self.losses.append(loss.detach())  # read at the end of the epoch: now a GPU would have to finish its work
+        self.losses.append(loss.detach())  # read at the end of the epoch: reading it now would synchronize the GPU
 
     def _validated(self, engine: Engine) -> None:
         self.validated = {name: float(value) for name, value in engine.state.metrics.items()}
@@ -101,7 +102,7 @@ class LearningCurves:
             writer.writerows(self.rows)
 
     def _earlier(self, epoch: int) -> list[dict[str, Any]]:
-        """Return the rows of the epochs before the first one of this process."""
+        """Return the rows of epochs before the first epoch of this process."""
         if epoch > 1 and self.path.is_file():
             return [row for row in read_curves(self.path) if row["epoch"] < epoch]
         set_aside(self.path)
@@ -111,12 +112,11 @@ class LearningCurves:
 class TensorBoardCurves:
     """Writes the last row of :class:`LearningCurves` to TensorBoard after each epoch, on rank 0.
 
-    Attach it after :class:`TrainingCheckpoints`: an epoch that an interrupted run did not keep, and that is repeated
-    when it is resumed, was not written. Of an earlier run's files in the folder TensorBoard shows no step that this one
-    writes. No step of an epoch waits for the device.
+    Attach this handler after :class:`TrainingCheckpoints`, so that an epoch without a checkpoint, which a resumed run
+    repeats, is not written. TensorBoard hides the steps of an earlier run in the folder that this run writes again.
 
     Args:
-        output_dir: the folder with the table, for the event files too.
+        output_dir: the folder of the table and the event files.
 
     Example:
         >>> handlers = [TensorBoardCurves("eval")]  # of a trainer
@@ -146,7 +146,7 @@ class TensorBoardCurves:
 
 
 def read_curves(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a table that :class:`LearningCurves` wrote: ``epoch`` whole, what is empty left out."""
+    """Return the rows of a table that :class:`LearningCurves` wrote: ``epoch`` as int, without empty cells."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
     return [{**row, "epoch": int(row["epoch"])} for row in rows]

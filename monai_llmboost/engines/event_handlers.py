@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Ignite's engines have no public interface for: the list of their handlers, and a first place in it."""
+"""Access to an Ignite engine's list of handlers, for which Ignite has no public interface."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def owners_of(event: Events, *engines: Engine) -> Iterator[Any]:
 
 
 def call_first_on_failure(engine: Engine, clean_up: Callable[[], None]) -> None:
-    """Call a function when an engine fails, before its other handlers.
+    """Call a function when an engine fails, before other handlers of the error.
 
-    Another handler usually raises the error again, and those after it are not called. With no other handler it is
-    raised here, since an engine swallows an error that has handlers.
+    Another handler usually re-raises the error, so the handlers after it are not called. Without another handler, this
+    one re-raises the error, because an engine suppresses an error that has handlers.
     """
 
     def failed(engine: Engine, error: BaseException) -> None:
         clean_up()
-        if listeners[-1] is own:  # the others after it, if any, are ours too and did not raise
+        if listeners[-1] is own:  # no other handler follows that could re-raise the error
             raise error
 
     engine.add_event_handler(Events.EXCEPTION_RAISED, failed)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load trained weights into a network, or say in one sentence why they do not fit."""
+"""Loading of trained weights into a network, with a short error if they do not fit."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import nn
 
 from monai_llmboost.networks.wrappers import load_plain, plain_state, saved_state
 
-# Beginnings of torch's messages on weights that do not fit; other lines are of our modules.
+# How torch's messages about weights that do not fit begin; our modules write the other lines.
 TORCH_MESSAGES = ("Missing key", "Unexpected key", "size mismatch", "While copying")
 
 
 def load_trained(network: nn.Module, state: Mapping[str, Any], path: Path) -> None:
-    """Load weights strictly, with or without wrappers around the network that wrote them or around this one.
+    """Load weights strictly, whether or not the saved network or this one has wrappers.
 
     Raises:
-        ValueError: they are of another network; the message says in what it differs.
+        ValueError: the weights are from another network; the message lists the differences.
     """
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} holds no weights by their names, but {type(state).__name__}: train again")
@@ -37,7 +37,7 @@ def load_trained(network: nn.Module, state: Mapping[str, Any], path: Path) -> No
 
 
 def _differences(own: Mapping[str, Any], state: Mapping[str, Any]) -> str:
-    """Return in words which weights of a network and of a file have no counterpart in the other."""
+    """Return as text the differences between the weights of a network and of a file."""
     kinds = {
         "only the file has": sorted(state.keys() - own.keys()),
         "only this network has": sorted(own.keys() - state.keys()),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One training at a time in a folder of checkpoints."""
+"""A lock that allows one training at a time in a folder of checkpoints."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from ignite.engine import Engine, Events
 
 from monai_llmboost.engines.event_handlers import call_first_on_failure
 
-# Seconds until a process that was just killed has released its folder.
+# Seconds to wait for the lock, so that a process that was just killed can release it.
 PATIENCE = 1
 
 
 class TrainingLock:
-    """Keeps a folder for the run of an engine, from :meth:`take` until it has completed, failed or been terminated.
+    """Locks a folder for the run of an engine, from :meth:`take` until the run completes, fails or is terminated.
 
     Args:
-        folder: of the checkpoints; its file ``lock`` stays there.
+        folder: folder of the checkpoints; its file ``lock`` is not removed.
 
     Example:
         >>> import tempfile
@@ -35,10 +35,10 @@ class TrainingLock:
         self._attached = False
 
     def take(self, engine: Engine) -> None:
-        """Take the folder, unless it is taken for this engine already.
+        """Lock the folder, unless this engine already has the lock.
 
         Raises:
-            ValueError: another training writes there.
+            ValueError: another training writes into the folder.
         """
         if self._lock is not None:
             return
@@ -52,7 +52,7 @@ class TrainingLock:
         self._lock = lock
         if not self._attached:
             engine.add_event_handler(Events.COMPLETED, self.release)
-            engine.add_event_handler(Events.TERMINATE, self.release)  # which may be the only event
+            engine.add_event_handler(Events.TERMINATE, self.release)  # a terminated run may not fire COMPLETED
             call_first_on_failure(engine, self.release)
             self._attached = True
 

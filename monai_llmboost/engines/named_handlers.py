@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Handlers by name, so that a config changes, adds or disables one without counting places in a list."""
+"""Handlers by name, so that a config can change, add or disable one without its position in a list."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ignite.engine import Engine
 class NamedHandlers:
     """Attaches several handlers to an engine, in order.
 
-    A bundle's ``train#handlers`` must be a list, for MONAI's experiment tracking appends to it. This is its one entry,
-    and the handlers themselves are the entries of a dictionary, where an overlay finds them by name.
+    A bundle's ``train#handlers`` must be a list because MONAI's experiment tracking appends to it. This class is its
+    only entry, and the handlers are in a dictionary, so that an overlay can refer to them by name.
 
     Args:
         handlers: by name, each with ``attach``.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks that validation, evaluation and inference prepare volumes as training does."""
+"""Checks that validation, evaluation and inference use the preprocessing of the training."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ ROOM = Preprocessing.size - DIGEST_BYTES
 
 
 def training_steps(given: Any, loader: Any, validation: Any) -> dict[str, str]:
-    """Return the steps of a training in words: ``preprocessing``, the deterministic ones, and ``augmentation``.
+    """Return the steps of a training as text: ``preprocessing``, the deterministic steps, and ``augmentation``.
 
     Args:
         given: the training's transforms.
-        loader: of the training's cases; what it applies counts where it keeps its transforms.
-        validation: loader of the validation's cases.
+        loader: loader of the training cases; if its transforms are known, they are used instead of ``given``.
+        validation: loader of the validation cases.
 
     Raises:
-        ValueError: the validation prepares its volumes in another way.
+        ValueError: the validation uses different preprocessing.
     """
     applied = list_transforms(loader)
     transforms = given if applied is None else applied
@@ -37,21 +37,21 @@ def training_steps(given: Any, loader: Any, validation: Any) -> dict[str, str]:
         )
         if any(each is given for each in transforms):
             raise ValueError(reason)
-        logger.warning(reason)  # somebody's own loader, which does not take the bundle's preprocessing
+        logger.warning(reason)  # a user's own loader, which does not use the bundle's preprocessing
     return {"preprocessing": kept, "augmentation": steps_to_text(list_voxel_steps(transforms, random=True), ROOM)}
 
 
 def check_preprocessing(trained: str, given: Any, loader: Any, path: Path) -> None:
-    """Compare the steps that a checkpoint names with those of this run.
+    """Compare the preprocessing steps in a checkpoint with the steps of this run.
 
     Args:
-        trained: of the checkpoint.
+        trained: steps in the checkpoint.
         given: the transforms of this run.
-        loader: of its cases, or ``None``; what it applies counts where it keeps its transforms.
-        path: of the checkpoint, for the message.
+        loader: loader of its cases, or ``None``; if its transforms are known, they are used instead of ``given``.
+        path: path of the checkpoint, for the message.
 
     Raises:
-        ValueError: they differ.
+        ValueError: the steps differ.
     """
     applied = list_transforms(loader)
     found = find_difference(trained, list_voxel_steps(given if applied is None else applied))

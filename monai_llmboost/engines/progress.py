@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a training is, as its ``last.pt`` keeps it."""
+"""The progress of a training, as saved in ``last.pt``."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from monai.engines import default_metric_cmp_fn
 
 from monai_llmboost.artifacts.weights import load_weights
 
-# Key of last.pt: the sha256 of model.pt; empty before the first validation, None in runs of earlier versions.
+# Key in last.pt of the SHA-256 of model.pt; empty before the first validation, None in runs of earlier versions.
 DIGEST = "model_sha256"
 
 
 @dataclass
 class TrainingProgress:
-    """The last finished epoch, the best one, and how many validations were no better since.
+    """The last finished epoch, the best epoch, and the number of validations since the best one.
 
     Args:
-        epoch: the last one that is finished.
-        epoch_length: steps of an epoch.
-        best_value: of the metric that chooses.
-        best_epoch: 0 before the first validation.
+        epoch: last finished epoch.
+        epoch_length: steps in an epoch.
+        best_value: best value of the metric that chooses the epoch.
+        best_epoch: epoch of this value; 0 before the first validation.
         waited: validations since the best one.
-        digest: of ``model.pt``; see :data:`DIGEST`.
+        digest: digest of ``model.pt``; see :data:`DIGEST`.
 
     Example:
         >>> progress = TrainingProgress()
@@ -63,15 +63,15 @@ class TrainingProgress:
 
     @classmethod
     def of(cls, state: Any, path: Path, val_interval: int = 1) -> TrainingProgress:
-        """Return the progress that a ``last.pt`` keeps.
+        """Return the progress in the content of a ``last.pt``.
 
         Args:
             state: content of the file.
-            path: of the file, for the message.
-            val_interval: of the run; versions that did not count validations kept no ``waited``.
+            path: path of the file, for the message.
+            val_interval: of the run; used for files of earlier versions, which have no ``waited``.
 
         Raises:
-            ValueError: the file is not what a training left.
+            ValueError: the file is not a checkpoint for resuming a training.
         """
         if not isinstance(state, Mapping) or not {"options", "progress", "best"} <= state.keys():
             raise ValueError(f"{path} is not what a training left to resume it: give the --ckpt_dir of the run")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each epoch's random numbers follow from the seed and the epoch, so that a resumed run equals an uninterrupted one."""
+"""Seeds for each epoch, derived from the run's seed, so that a resumed run equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from monai_llmboost.arguments import check_whole
 
 
 class SeededEpochs:
-    """Seeds torch, numpy, random and the training transforms at the beginning of each epoch.
+    """Seeds torch, numpy, random and the training transforms at the start of each epoch.
 
-    Ignite makes the data iterator of the first epoch before ``EPOCH_STARTED``, those of later epochs after it. So the
-    first epoch of a run, or of a resumed run, is seeded at ``STARTED``, each later one at its ``EPOCH_STARTED``: in
-    both cases just before its iterator is made. Attach it after the handler that restores the epoch.
+    Ignite creates the data iterator of the first epoch before ``EPOCH_STARTED``, and of later epochs after it. So the
+    first epoch of a new or resumed run is seeded at ``STARTED``, and each later epoch at ``EPOCH_STARTED``: in both
+    cases just before its iterator is created. Attach this handler after the handler that restores the epoch.
 
     Args:
-        seed: of the whole run, a whole number from 0 to 2**32 - 1.
+        seed: seed of the run, a whole number from 0 to 2**32 - 1.
 
     Raises:
-        ValueError: another seed, which torch would round.
+        ValueError: any other seed.
 
     Example:
         >>> handlers = [SeededEpochs(seed=0)]  # of a trainer
@@ -61,7 +61,7 @@ class SeededEpochs:
         sampler = getattr(loader, "sampler", None)
         if isinstance(sampler, torch.utils.data.distributed.DistributedSampler):
             sampler.set_epoch(epoch)  # as MONAI's trainer does, but before the iterator is made
-        for owner in (loader, loader.dataset):  # of batches (BatchedVolumes), or of single items (DataLoader)
+        for owner in (loader, loader.dataset):  # transforms of batches (BatchedVolumes) or of items (DataLoader)
             transform = getattr(owner, "transform", None)
             if isinstance(transform, Randomizable):
                 transform.set_random_state(seed=seed)

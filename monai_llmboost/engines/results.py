@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What evaluation leaves on disk: a table of predictions, metrics with their intervals."""
+"""The output files of an evaluation: a table of predictions, and metrics with confidence intervals."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ PREDICTIONS_FILE, METRICS_FILE = "predictions.csv", "metrics.json"
 
 
 class PredictionTable:
-    """Writes ``predictions.csv`` when an evaluator is done: one row per case, on rank 0, for all ranks.
+    """Writes ``predictions.csv`` when an evaluator completes: one row per case of all ranks, written by rank 0.
 
-    Columns: ``case``; those of the task, which are for a classification one probability per class, ``p_<class name>``,
-    and ``predicted``, the class of the largest; ``label`` where cases have one; ``refused``, the reason why a case has
-    no prediction, where cases may be refused. A case whose output is not finite is refused.
+    Columns: ``case``; the columns of the task, for a classification one probability per class, ``p_<class name>``, and
+    ``predicted``, the class of the largest; ``label`` if cases have one; ``refused``, the reason why a case has no
+    prediction, if any case is refused. A case whose output is not finite is refused.
 
     Args:
         output_dir: the folder; an earlier ``predictions.csv`` in it is renamed, not overwritten.
-        network: gives the names of its classes, those of the checkpoint it loaded.
-        class_names: the names that the cases' labels have, if they have labels.
-        task: of the network; ``None`` is a classification into the classes of ``network``.
+        network: the network, which knows the class names of its loaded checkpoint.
+        class_names: class names of the cases' labels, if the cases have labels.
+        task: task of the network; ``None`` is a classification into the classes of ``network``.
 
     Raises:
-        ValueError: from the run, if the network was trained for other classes than ``class_names``.
+        ValueError: in the run, if the network was trained for other classes than ``class_names``.
 
     Example:
         >>> from monai_llmboost.networks import ViT3D
@@ -60,13 +60,13 @@ class PredictionTable:
         self.rows: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator, decollating or not, whose batches hold "pred" (activated outputs) and "case"."""
+        """Attach to an evaluator, decollating or not, whose batches contain "pred" (activated outputs) and "case"."""
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
         engine.add_event_handler(Events.COMPLETED, self.write)
 
     def start(self, engine: Engine) -> None:
-        """Read the names of the classes, once the checkpoint is loaded, and check the cases' labels."""
+        """Read the class names of the loaded checkpoint and check the cases' labels."""
         self.rows = []
         self.task = self.given_task or Classification.of(self.network)
         if self.class_names is None:
@@ -80,7 +80,7 @@ class PredictionTable:
         self.task.check_labels(getattr(engine, "data_loader", None), "evaluated")
 
     def collect(self, engine: Engine) -> None:
-        """Take the rows of one batch."""
+        """Collect the rows of one batch."""
         state: Any = engine.state
         batch, output = (_items(part) if isinstance(part, Mapping) else part for part in (state.batch, state.output))
         self.rows += [self._row({**item, **answer}) for item, answer in zip(batch, output)]
@@ -111,16 +111,16 @@ class PredictionTable:
 
 
 class MetricsFile:
-    """Writes ``metrics.json`` when an evaluator is done: metrics with 95 % intervals over the cases, on rank 0.
+    """Writes ``metrics.json`` when an evaluator completes: metrics with 95 % intervals over the cases, on rank 0.
 
-    Cases are sorted by their names first (where batches hold none, by label and scores), so that the numbers do not
-    depend on how many processes took part.
+    Cases are first sorted by name (by label and scores if batches contain no names), so that the numbers do not depend
+    on the number of processes.
 
     Args:
         output_dir: the folder; an earlier ``metrics.json`` in it is renamed, not overwritten.
-        auc: name of the evaluator's metric whose gathered scores and labels are used, such as :class:`MedMNISTAUC`.
-        about: what the numbers are of, such as dataset and split; written next to them.
-        task: whose metrics are written; ``None`` is a classification: AUC and ACC.
+        auc: name of the evaluator's metric that gathers scores and labels, such as :class:`MedMNISTAUC`.
+        about: metadata such as dataset and split, written next to the numbers.
+        task: task that defines the metrics; ``None`` is a classification: AUC and ACC.
 
     Example:
         >>> handlers = [MetricsFile("eval", "val_auc", {"dataset": "phantom", "split": "test"})]  # of an evaluator
@@ -140,7 +140,7 @@ class MetricsFile:
         engine.add_event_handler(Events.COMPLETED, self.write)
 
     def collect(self, engine: Engine) -> None:
-        """Take the names of one batch's cases."""
+        """Collect the names of one batch's cases."""
         batch: Any = engine.state.batch
         columns = [batch] if isinstance(batch, Mapping) else batch if isinstance(batch, list) else []
         for column in columns:
@@ -155,7 +155,7 @@ class MetricsFile:
         state: Any = engine.state
         scores, labels = (x.cpu().numpy() for x in state.metric_details[self.auc])
         scores, labels = scores.astype("float64"), labels.reshape(-1)
-        # The metric gathers the ranks in their order, as the names were.
+        # The metric gathers the ranks in the same order as the names.
         keys = [np.array(cases)] if len(cases) == len(labels) else [*scores.T, labels]
         order = np.lexsort(keys)
         scores, labels = scores[order], labels[order]
@@ -173,14 +173,14 @@ class MetricsFile:
 
 
 def _items(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what the table needs of a whole batch, as one dictionary per case; each tensor is copied once."""
+    """Return the table's values of a batch as one dictionary per case; each tensor is copied once."""
     columns = {key: batch[key] for key in ("case", "pred", "label", "refused") if batch.get(key) is not None}
     here = [column.cpu() if isinstance(column, Tensor) else column for column in columns.values()]
     return [dict(zip(columns, values)) for values in zip(*here)]
 
 
 def gathered(value: Any) -> list[Any]:
-    """Return the values of all ranks, in their order."""
+    """Return the values of all ranks, in rank order."""
     if idist.get_world_size() == 1:
         return [value]
     values: list[Any] = [None] * idist.get_world_size()

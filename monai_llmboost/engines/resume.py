@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a run can be resumed, or begun, with the options it is given."""
+"""Checks whether a run can be resumed or started with the given options."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from monai_llmboost.bundle import RunConfig
 from monai_llmboost.bundle.contract import Option
 from monai_llmboost.engines.progress import TrainingProgress
 
-# In last.pt: what counts of the config of the run, by option, and its objects of Python. Version 0.1.0 kept a config by
-# places in lists, under another name.
+# Keys in last.pt of the part of the run's config that counts, by option, and of its Python objects. Version 0.1.0 saved
+# the config by list positions, under another key.
 CONFIG, OBJECTS, EARLIER_CONFIG = "run_config", "run_objects", "config"
 
 
 @dataclass
 class RunDescription:
-    """What a run is, as its checkpoint keeps it: only a run that agrees is resumed.
+    """The description of a run in its checkpoint; resuming requires an equal description.
 
     Args:
-        options: of the run, such as its epochs.
-        steps: of preprocessing, see :func:`monai_llmboost.engines.preprocessing.training_steps`.
-        kinds: class of each object that the checkpoint keeps: an optimizer silently loads the state of another.
-        config: what counts of the config of its bundle; empty for code without a config, which is not compared.
+        options: options of the run, such as its epochs.
+        steps: preprocessing steps, see :func:`monai_llmboost.engines.preprocessing.training_steps`.
+        kinds: class of each saved object, because an optimizer silently loads the state of a different optimizer.
+        config: the part of the bundle's config that counts; empty, and not compared, for code without a config.
 
     Example:
         >>> run = RunDescription({"epochs": 3})
@@ -47,14 +47,14 @@ or start again with another --ckpt_dir
         return {**self._compared(), CONFIG: self.config.values, OBJECTS: self.config.objects}
 
     def check(self, state: Mapping[str, Any], path: Path) -> None:
-        """Compare with the run that a checkpoint is of.
+        """Compare this run with the run of a checkpoint.
 
         Args:
-            state: the checkpoint; what an earlier version did not keep is not compared.
-            path: of the checkpoint, for the message.
+            state: the checkpoint; entries that an earlier version did not save are not compared.
+            path: path of the checkpoint, for the message.
 
         Raises:
-            ValueError: they differ; either config holds a Python object, which cannot be compared.
+            ValueError: the runs differ, or either config contains a Python object, which cannot be compared.
         """
         for part, mine in self._compared().items():
             begun = state.get(part) or {}
@@ -83,7 +83,7 @@ or start again with another --ckpt_dir
                     "resume it with its own config, or start again with another --ckpt_dir"
                 )
         elif mine and (earlier := state.get(EARLIER_CONFIG)):
-            # The options that this version still has.
+            # Compare only the options that this version still has.
             _compare(path, earlier, mine, {name for name in earlier.keys() & mine.keys() if "#" not in name})
 
 
@@ -100,7 +100,7 @@ def check_progress(path: Path, progress: TrainingProgress, engine: Engine) -> No
     """Compare the progress of a checkpoint with the epochs of this run.
 
     Raises:
-        ValueError: this run has other steps in an epoch, or fewer epochs.
+        ValueError: this run has another number of steps per epoch, or fewer epochs.
     """
     if progress.epoch_length != engine.state.epoch_length:
         raise ValueError(
@@ -115,13 +115,13 @@ def check_progress(path: Path, progress: TrainingProgress, engine: Engine) -> No
 
 
 def check_validates(engine: Engine, options: Mapping[str, Any]) -> None:
-    """Refuse a run none of whose epochs is validated, as far as its options say.
+    """Refuse a run whose options validate no epoch.
 
     Raises:
-        ValueError: it would end without a network to keep.
+        ValueError: the run would end without a best network.
     """
     interval = options.get(Option.VAL_INTERVAL, 1)
-    # A federated client does only a few of the epochs of its schedule in each round.
+    # A federated client runs only a few epochs of its schedule in each round.
     last = max(engine.state.max_epochs or 0, options.get(Option.EPOCHS, 0))
     if last // interval == engine.state.epoch // interval:
         raise ValueError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A schedule of learning rates for runs that may be longer than it."""
+"""A learning-rate schedule for runs that may be longer than the schedule."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from monai_llmboost.arguments import check_whole
 
 
 class HeldWarmupCosine(WarmupCosineSchedule):
-    """MONAI's warmup and cosine, which holds the rate of its last step from there on.
+    """MONAI's warmup and cosine schedule, which keeps the rate of its last step afterwards.
 
-    MONAI's own gives 0 at ``t_total`` and rises again after it. A run may be longer: federated clients train round
-    after round (``MonaiAlgo``) and do not know the last one.
+    MONAI's own schedule is 0 at ``t_total`` and rises again afterwards. A run may be longer: federated clients train
+    for many rounds (``MonaiAlgo``) and do not know which round is the last.
 
     Args:
-        optimizer: whose rates are set.
-        warmup_steps: steps in which the rate rises, fewer than ``t_total``; 0 for none.
+        optimizer: the optimizer whose learning rates are set.
+        warmup_steps: steps in which the rate rises, fewer than ``t_total``; 0 for no warmup.
         t_total: steps of the whole schedule.
-        warmup_multiplier: the part of the full rate to begin with.
+        warmup_multiplier: fraction of the full rate at the first step.
 
     Raises:
-        ValueError: numbers that are not whole; a warmup in which the full rate is never reached.
+        ValueError: numbers that are not whole; a warmup that never reaches the full rate.
 
     Example:
         >>> optimizer = torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=1.0)
@@ -44,5 +44,5 @@ class HeldWarmupCosine(WarmupCosineSchedule):
         super().__init__(optimizer, warmup_steps, t_total, warmup_multiplier=warmup_multiplier)
 
     def lr_lambda(self, step: int) -> float:
-        """Return the part of the full rate in a step, counted from 0."""
+        """Return the fraction of the full rate at a step, counted from 0."""
         return super().lr_lambda(min(step, self.t_total - 1))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MLflow runs that say what happened: one for each start, continued when it is resumed, FAILED when it fails."""
+"""MLflow runs with a correct status: each start creates a run, resuming continues it, a failure marks it FAILED."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from monai_llmboost.artifacts.files import atomic_text
 from monai_llmboost.engines.event_handlers import call_first_on_failure, owners_of
 
 logger = logging.getLogger("monai_llmboost")
-# Next to the checkpoints: which MLflow runs a training writes.
+# File next to the checkpoints that lists the MLflow runs of a training.
 RECORD = "mlflow.json"
-# Tags of a run: whose folder and job it is, and which process writes it.
+# Tags of an MLflow run: folder of the training, job, and the process that writes the run.
 FOLDER, JOB, PROCESS = (f"monai_llmboost.{name}" for name in ("folder", "job", "process"))
 RUNNING, FINISHED, FAILED = "RUNNING", "FINISHED", "FAILED"
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """An MLflow run of a training, as ``mlflow.json`` keeps it.
+    """An MLflow run of a training, as saved in ``mlflow.json``.
 
     Args:
-        store: its address, or a digest of one that holds a password.
-        experiment: its name.
-        name: of the run, empty for one made of the time.
-        run: its id.
+        store: address of the store, or its digest if the address contains a password.
+        experiment: name of the experiment.
+        name: name of the run; empty for a name made from the time.
+        run: id of the run.
 
     Example:
         >>> asdict(TrackedRun("./mlruns", "phantoms", "", "8f3a"))
@@ -50,15 +50,15 @@ class TrackedRun:
 
 
 class MlflowRuns:
-    """Gives the MLflow handlers of an engine, however they were attached, a run of their own.
+    """Gives all MLflow handlers of an engine a separate run.
 
     MONAI's handler continues any run that is not finished, so a start after a crash is written into the crashed run.
-    Here handlers of one store, experiment and run name share a new run. It ends as FINISHED or FAILED; if its process
-    was killed, the next start with the same folder ends it. Without such handlers (rank 0 alone has them) nothing is
-    done.
+    Here, handlers with the same store, experiment and run name share a new run. It ends as FINISHED or FAILED; if its
+    process was killed, the next start with the same folder ends it. Without such handlers (only rank 0 has them), this
+    class does nothing.
 
     Args:
-        folder: of the checkpoints; a training keeps ``mlflow.json`` there.
+        folder: folder of the checkpoints; a training saves ``mlflow.json`` there.
         job: ``"train"`` or ``"evaluate"``.
         resume: continue the run that ``mlflow.json`` names.
 
@@ -75,11 +75,11 @@ class MlflowRuns:
         self.open: list[tuple[Any, str]] = []
 
     def start(self, engine: Engine, *others: Engine) -> None:
-        """Open the runs, when ``engine`` starts and before its MLflow handlers do; ``others`` run inside it."""
+        """Open the runs when ``engine`` starts, before its MLflow handlers start; ``others`` run inside it."""
         handlers = [each for each in owners_of(Events.STARTED, engine, *others) if isinstance(each, MLFlowHandler)]
         if not handlers:
             return
-        earlier = self.records or self._read()  # of this object's last start: a round of federated training
+        earlier = self.records or self._read()  # self.records: from the last round of federated training
         known = earlier if self.records or self.resume else []
         self.open, self.records = [], []
         runs: dict[tuple[str, ...], str] = {}
@@ -111,7 +111,7 @@ class MlflowRuns:
         for client, run in self.open:
             try:
                 client.set_terminated(run, FAILED)
-            except Exception as second:  # the store may be what failed
+            except Exception as second:  # the store itself may have failed
                 logger.warning(f"the MLflow run {run} was not ended ({second}): the next start does it")
 
     def _read(self) -> list[TrackedRun]:
@@ -124,7 +124,7 @@ class MlflowRuns:
             return []
 
     def _continued(self, handler: MLFlowHandler, known: list[TrackedRun]) -> str | None:
-        """Open an earlier run again, if there is one and it was not deleted."""
+        """Reopen an earlier run, if there is one and it was not deleted."""
         store = _store(handler.client.tracking_uri)
         fitting = [each for each in known if (each.store, each.experiment) == (store, handler.experiment_name)]
         named = [each for each in fitting if each.name == (handler.run_name or "")] or fitting[:1]
@@ -136,7 +136,7 @@ class MlflowRuns:
                 raise LookupError("it was deleted")
             handler.client.update_run(run, status=RUNNING)
             handler.client.set_tag(run, PROCESS, _process())
-        except Exception as error:  # MLflow's own, of several kinds
+        except Exception as error:  # MLflow raises errors of several classes
             logger.warning(f"the MLflow run {run} cannot be continued ({error}): this start gets a new one")
             return None
         return run
@@ -152,7 +152,7 @@ class MlflowRuns:
 
 
 def _end_stale(client: Any, run: str) -> None:
-    """End a run as failed if it is open and its process is gone."""
+    """End a run as failed if it is open and its process has ended."""
     try:
         found = client.get_run(run)
         if found.info.status == RUNNING and not _is_alive(found.data.tags):
@@ -169,19 +169,20 @@ def _client(uri: str) -> Any:
 
 
 def _store(uri: str) -> str:
-    """Return a store's address as a file may hold it: a digest of one that holds a password."""
+    """Return a store's address for the record, or its digest if the address contains a password."""
     return hashlib.sha256(uri.encode()).hexdigest() if "@" in uri else uri
 
 
 def _process() -> str:
-    """Return what distinguishes this process from others, on this machine and on those that share the store."""
+    """Return an identifier of this process, unique among the machines that share the store."""
     return f"{platform.node()} {os.getpid()} {_begun(os.getpid())}"
 
 
 def _is_alive(tags: Mapping[str, str]) -> bool:
-    """Return whether another process of this machine writes a run.
+    """Return whether another process on this machine writes a run.
 
-    This is unknown of other machines: a run of theirs that is ended too early is FINISHED when it ends by itself.
+    For processes on other machines, this is unknown and the answer is False: if their run is ended too early, they
+    still set it to FINISHED at its real end.
     """
     node, _, rest = tags.get(PROCESS, "").partition(" ")
     pid, _, begun = rest.partition(" ")
@@ -190,9 +191,9 @@ def _is_alive(tags: Mapping[str, str]) -> bool:
 
 
 def _begun(pid: int) -> str:
-    """Return when a process of this machine began (Linux); "-" if it has ended, or where that is unknown."""
+    """Return the start time of a process on this machine (Linux); "-" if it has ended or is unknown."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return "-"
-    return "-" if fields[0] in "ZX" else fields[19]  # a zombie has ended; field 22 is the start
+    return "-" if fields[0] in "ZX" else fields[19]  # a zombie has ended; field 22 of stat is the start time

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trained weights into the network of an evaluator, or one sentence that says why they are not its own."""
+"""A handler that loads trained weights into an evaluator's network, with clear errors if they do not fit."""
 
 from __future__ import annotations
 
@@ -24,23 +24,21 @@ from monai_llmboost.networks.wrappers import unwrap
 class TrainedWeights:
     """Loads trained weights strictly when an evaluator starts.
 
-    MLflow handlers of the evaluator get a run of their own.
+    MLflow handlers of the evaluator get a separate run.
 
     Args:
-        ckpt_dir: the folder that training wrote its checkpoints into.
+        ckpt_dir: the folder of the training's checkpoints.
         network: the network to load into.
-        weights: ``"best"``, those of the epoch that validation chose (``model.pt``), or ``"last"``, those of the last
-            epoch (in ``last.pt``).
-        preprocessing: the transforms that prepare volumes here; ``None`` compares none. Every deterministic step that
-            the checkpoint names must be there, with its settings. The window of raw values that
-            ``ScaleIntensityRange`` maps is free, since it depends on their units; so are further steps that only move
-            voxels.
+        weights: ``"best"``, from the epoch that validation chose (``model.pt``), or ``"last"``, from the last epoch
+            (in ``last.pt``).
+        preprocessing: the evaluator's transforms; ``None`` compares none. They must contain every deterministic step
+            in the checkpoint, with equal settings. The range of raw values that ``ScaleIntensityRange`` maps may
+            differ, because it depends on their units; additional steps that only move voxels are allowed.
 
     Raises:
-        ValueError: other weights; from the run, if the file is damaged or was trained with other options, another arm,
-            another block or another preprocessing, or if it was trained on some of the cases by another division into
-            folds.
-        FileNotFoundError: from the run, if there is no such file.
+        ValueError: an unknown ``weights``; in the run, if the file is damaged or was trained with other options,
+            another arm, block or preprocessing, or on some of these cases through a different division into folds.
+        FileNotFoundError: in the run, if the file does not exist.
 
     Example:
         >>> network = torch.nn.Linear(1, 2)
@@ -79,5 +77,5 @@ class TrainedWeights:
             check_cases(cases.text, self.loader, self.path)
 
 
-# MonaiAlgo of MONAI's federated learning evaluates the weights that it is given; it disables handlers of this name.
+# MonaiAlgo (MONAI's federated learning) evaluates the weights that it receives and disables handlers of this name.
 TrainedCheckpointLoader = TrainedWeights

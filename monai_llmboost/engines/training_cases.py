@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cases that weights were trained on, so that they are not evaluated on those."""
+"""A check that weights are not evaluated on their training cases."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from monai_llmboost.networks.class_names import TrainingCases
 
 
 def divided_dataset(loader: Any) -> Any:
-    """Return the data set that knows its ``division`` into folds, inside a loader and other data sets, or None."""
+    """Return the innermost data set with a ``division`` into folds, inside a loader and wrapping data sets, or None."""
     while loader is not None and not hasattr(loader, "division"):
         loader = getattr(loader, "dataset", None)
     return loader
 
 
 def division_of(loader: Any) -> str | None:
-    """Return the division into folds of the cases that a loader gives; ``None`` where it is unknown."""
+    """Return the division into folds of a loader's cases; ``None`` if it is unknown."""
     return getattr(divided_dataset(loader), "division", None)
 
 
 def check_cases(trained: str, loader: Any, path: Path) -> None:
-    """Refuse to evaluate weights on cases that they were trained on by another division into folds.
+    """Refuse to evaluate weights on their training cases because of a different division into folds.
 
     Args:
-        trained: the division that the weights were trained by; empty for weights of an earlier version.
-        loader: of the cases to evaluate.
-        path: of the weights, for the message.
+        trained: the division of the training; empty for weights of an earlier version.
+        loader: loader of the cases to evaluate.
+        path: path of the weights, for the message.
 
     Raises:
-        ValueError: some of these cases were trained on.
+        ValueError: the weights may have been trained on some of these cases.
     """
     dataset = divided_dataset(loader)
     if not trained or dataset is None or dataset.split == "test" or trained == dataset.division:

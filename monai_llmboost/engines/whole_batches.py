@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The output of a trainer that leaves its batches whole, where MONAI's handlers look for the loss."""
+"""A handler that lets MONAI's handlers find the loss of a trainer that does not decollate its batches."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from ignite.engine import Engine, Events
 class WholeBatches:
     """Puts the output of a trainer with ``decollate=False`` into a list, as its only item.
 
-    MONAI's handlers, its experiment tracking among them, read the loss by ``from_engine(["loss"], first=True)``, which
-    knows the first item of a decollated batch but not the batch as it is. Decollating only for that takes a batch apart
-    case by case and waits for the device. The engine's metrics still see the batch as it is. Attach it before the
-    handlers that log the loss.
+    MONAI's handlers, including its experiment tracking, read the loss with ``from_engine(["loss"], first=True)``, which
+    expects a decollated batch. Decollating only for the loss splits each batch into cases and synchronizes the device.
+    The engine's metrics still receive the original output. Attach this handler before the handlers that log the loss.
 
     Example:
         >>> from ignite.engine import Engine

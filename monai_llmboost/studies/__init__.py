@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bundle x arm x seed -> what each arm costs, what it brings, and how sure that is."""
+"""Studies that compare the arms of a bundle over several seeds: their costs, benefits and uncertainty."""
 
 from __future__ import annotations
 

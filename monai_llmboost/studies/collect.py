@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a study's runs -> its results."""
+"""Collection of a study's results from the files of its runs."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ CHOSEN_BY = {"best": "epoch of the best validation {}", "last": "last epoch"}
 
 @dataclass(frozen=True)
 class Finished:
-    """The runs of a study when all are done.
+    """The completed runs of a study.
 
     Args:
-        folders: by run.
-        rates: for each data set the learning rate of each arm; an arm that is missing has failed.
-        failed: name of a run -> why it failed.
-        cost: what :func:`monai_llmboost.studies.cost_of_arms` measured.
-        tasks: by data set.
+        folders: run folders, by run.
+        rates: for each data set, the learning rate of each arm; a missing arm has failed.
+        failed: reason of each failure, by name of the run.
+        cost: result of :func:`monai_llmboost.studies.cost_of_arms`.
+        tasks: tasks, by data set.
     """
 
     folders: Mapping[Run, RunFolder]
@@ -66,14 +66,14 @@ def collect(plan: Plan, finished: Finished) -> StudyResults:
 
 
 def chosen_by(weights: str, task: Task) -> str:
-    """Return in words what chose the weights."""
+    """Return as text how the weights were chosen."""
     return CHOSEN_BY[weights].format(key_metric(task).label)
 
 
 def paired_runs(plan: Plan, dataset: str, finished: Finished) -> dict[str, list[Run]]:
-    """Return for each arm the runs of the seeds that every arm has whole; of an arm without any run nothing.
+    """Return for each arm the runs of the seeds that every arm has completed; arms without any run are left out.
 
-    Pairs are runs of one seed: where one arm has failed, the others' runs of that seed have no partner.
+    A pair is two runs with the same seed: if one arm has failed with a seed, the other arms' runs have no partner.
     """
     rates = {arm: rate.chosen for arm, rate in finished.rates[dataset].items()}
     done: dict[str, list[Run]] = {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data sets and the task of a study, as its bundle makes them."""
+"""The data sets and the task of a study, created by its bundle."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from monai_llmboost.tasks.task import Task, TaskMetric
 
 
 def open_job(plan: Plan, dataset: str, job: str = "train", **more: str) -> BundleJob:
-    """Return a job of the bundle on a data set, by the first arm of a plan; ``more`` are further options."""
+    """Return a job of the bundle on a data set with the first arm of a plan; ``more`` are further options."""
     folds = {Option.FOLDS: plan.folds} if plan.folds else {}
     return BundleJob.read(plan.configs(plan.arms[0], job), {**plan.options_for(dataset), **folds, **more})
 
 
 def task_of(job: BundleJob) -> Task:
-    """Return the task of a bundle: its item ``task``, or else a classification by its ``class_names``."""
+    """Return the task of a bundle: its item ``task``, or else a classification into its ``class_names``."""
     return job.item("task", "study") if "task" in job else Classification(job.class_names)
 
 
 def key_metric(task: Task) -> TaskMetric:
-    """Return the metric of a task by which validation chooses: its first one."""
+    """Return the first metric of a task, the one that validation chooses by."""
     return next(iter(task.metrics.values()))
 
 
 def check_datasets(plan: Plan) -> dict[str, Task]:
-    """Open every data set before anything is trained: it must be there, and have enough test cases; return its task.
+    """Check before training that every data set exists and has enough test cases; return the task of each.
 
-    A download that the plan asks for is done here once, rather than by several runs at the same time. Of the test
-    cases only their labels are counted.
+    A download that the plan asks for happens here once, rather than in several runs at the same time. The test cases
+    are not read except for counting their labels.
 
     Raises:
         ValueError: fewer than two test cases of a class.
-        Whatever the bundle raises where it cannot open a data set.
+        Any error of the bundle if it cannot open a data set.
     """
     tasks = {}
     for dataset in plan.datasets:
         job = open_job(plan, dataset, "evaluate", **{Option.SPLIT: TEST_SPLIT})
         task = tasks[dataset] = task_of(job)
-        # A data set that keeps no labels next to its items is counted at the end.
+        # If a data set does not list its labels, they are counted at the end of the study.
         counts = Counter(map(task.label, labels_of(job.validation_data)))
         names = getattr(task, "class_names", list(counts))
         rare = [f"{counts[name]} of {name}" for name in names if counts[name] < FEWEST_CASES]

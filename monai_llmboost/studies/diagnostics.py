@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The effect of a booster on the tokens of a trained network, measured on volumes without their labels."""
+"""The effect of a booster on the tokens of a trained network, measured without labels."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from monai_llmboost.boosters import ResidualBooster
 from monai_llmboost.networks.wrappers import unwrap
 
-# Tokens that are compared: more change the third digit and cost time.
+# Number of compared tokens: more tokens take time and change only the third digit.
 TOKENS = 4096
-# Of all tokens of a volume, those with the largest activation.
+# Fraction of a volume's tokens that count as the most active ones.
 TOP = 0.1
-# The measures in words.
+# Descriptions of the measures.
 MEASURES = {
     "cka_block": "similarity of tokens before and after the block (CKA, 0 to 1)",
     "cka_booster": "similarity of tokens before and after the booster (CKA, 0 to 1)",
@@ -26,19 +26,19 @@ MEASURES = {
 
 
 def diagnose(network: nn.Module, images: Iterable[Tensor]) -> dict[str, float] | None:
-    """Measure the first booster in a network, or return ``None`` where there is none.
+    """Measure the effect of the first booster in a network, or return ``None`` without a booster.
 
-    - ``cka_block``: similarity of the tokens that enter the block and those that leave it, see :func:`linear_cka`; 1 if
-      the block only rotates and scales them;
+    - ``cka_block``: similarity of the block's input and output tokens, see :func:`linear_cka`; 1 if the block only
+      rotates and scales them;
     - ``cka_booster``: the same before and after the whole booster;
-    - ``top_tokens_before``, ``top_tokens_after``: the fraction of all activation that the tenth of the tokens with
-      the largest one has, before and after the booster; activation is the length of a token minus the volume's
-      mean token. Pang et al. (2024, arXiv:2310.12973) argue that a frozen block amplifies the informative tokens: it
-      would be larger after than before. Without a second token, as at position "head", both are left out.
+    - ``top_tokens_before``, ``top_tokens_after``: the fraction of the total activation in the most active tenth of
+      the tokens, before and after the booster; the activation of a token is the norm of its difference to the volume's
+      mean token. Pang et al. (2024, arXiv:2310.12973) argue that a frozen block amplifies informative tokens: then
+      the fraction increases. Both are left out if there is only one token, as at position "head".
 
     Args:
-        network: after training, on the device of the images; left in ``eval()``.
-        images: batches (B, channels, S0, S1, S2); as many are taken as ``TOKENS`` tokens need.
+        network: trained network on the device of the images; it is left in ``eval()``.
+        images: batches (B, channels, S0, S1, S2), used until ``TOKENS`` tokens are collected.
     """
     network = unwrap(network)
     booster = next((part for part in network.modules() if isinstance(part, ResidualBooster)), None)
@@ -73,8 +73,8 @@ def diagnose(network: nn.Module, images: Iterable[Tensor]) -> dict[str, float] |
 
 
 def _tokens(booster: ResidualBooster, x: Tensor) -> Any:
-    """Yield the tokens at each stage of the booster, all of them though the network may read only the first."""
-    forward = type(booster).forward  # without the watching hook
+    """Yield all tokens at each stage of the booster, even if the network reads only the first token."""
+    forward = type(booster).forward  # without the forward hook
     yield "before", x
     yield "encoded", (h := booster.encode(x))
     yield "block", booster.block_output(h)
@@ -82,10 +82,10 @@ def _tokens(booster: ResidualBooster, x: Tensor) -> Any:
 
 
 def linear_cka(a: Tensor, b: Tensor) -> float:
-    """Return the linear centred kernel alignment of two descriptions of the same tokens, 0 to 1.
+    """Return the linear centred kernel alignment of two representations of the same tokens, 0 to 1.
 
-    ``|B'A|^2 / (|A'A| |B'B|)`` in Frobenius norms, columns centred (Kornblith et al. 2019, arXiv:1905.00414); the same
-    for any rotation and scaling of either.
+    ``|B'A|^2 / (|A'A| |B'B|)`` in Frobenius norms, columns centred (Kornblith et al. 2019, arXiv:1905.00414); invariant
+    to rotation and scaling of either representation.
 
     Args:
         a: (tokens, features).
@@ -97,7 +97,7 @@ def linear_cka(a: Tensor, b: Tensor) -> float:
 
 
 def top_share(tokens: Tensor) -> float:
-    """Return the fraction of a volume's activation in its most active tokens, mean over the volumes; (B, N, C)."""
+    """Return the fraction of activation in a volume's most active tokens, (B, N, C), averaged over the volumes."""
     activation = torch.linalg.norm(tokens - tokens.mean(dim=1, keepdim=True), dim=-1)  # (B, N)
     most = activation.topk(max(1, round(TOP * activation.shape[1])), dim=1).values.sum(dim=1)
     return float((most / activation.sum(dim=1).clamp_min(torch.finfo(activation.dtype).tiny)).mean())

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs in processes of their own, several at once; a failed one, even a killed one, does not affect the others.
+"""Parallel jobs in separate processes; a failed or killed job does not affect the others.
 
-The processes are forked from one that has imported everything, so that they start at once. An executor of
-``concurrent.futures`` does not fit: when one of its processes is killed, as the system does when memory is short, it
-ends all jobs; when interrupted, it waits for running ones; and only from Python 3.11 each job has a new process.
+The processes are forked from a server process that has imported everything, so that they start fast. An executor of
+``concurrent.futures`` does not fit: if one of its processes is killed, for example when memory runs out, all jobs end;
+when interrupted, it waits for running jobs; and only from Python 3.11 on can each job have a new process.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from tqdm import tqdm
 
 from monai_llmboost.studies.run_folder import LOG
 
-# Characters of a reason that are reported; the log has all.
+# Reported characters of a reason; the log contains all of it.
 REASON = 1000
-# Seconds between two reports of progress.
+# Seconds between progress reports.
 INTERVAL = 1.0
 PRELOADED = ["monai_llmboost.studies.one_run", "monai.bundle", "monai.engines", "monai.handlers"]
 
 
 @dataclass(frozen=True)
 class Job:
-    """A call that leaves its result in files.
+    """A function call that writes its result to files.
 
     Args:
-        name: for reports.
-        folder: of its log and its files; made if need be.
-        action: a function of a module, called with ``arguments``.
-        arguments: that can be pickled.
-        directory: the working directory, by default the current one: relative paths mean the same in both processes.
+        name: name for reports.
+        folder: folder of its log and its files; created if necessary.
+        action: a module-level function, called with ``arguments``.
+        arguments: picklable arguments.
+        directory: working directory, by default the current one, so that relative paths are valid in both processes.
 
     Example:
         >>> Job("one", Path("runs/one"), print, ("hello",)).action is print
@@ -56,7 +56,7 @@ class Job:
 
 
 def run_job(job: Job, threads: int, gpu: str | None = None) -> str:
-    """Run a job in this process, with its output in its log; return why it failed in one sentence, or nothing."""
+    """Run a job in this process and write its output to its log; return the reason of a failure, else ``""``."""
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     import torch
@@ -69,8 +69,8 @@ def run_job(job: Job, threads: int, gpu: str | None = None) -> str:
         job.folder.mkdir(parents=True, exist_ok=True)
         _redirect_output(job.folder / LOG)
         job.action(*job.arguments)
-    except Exception as error:  # any failure of a run is reported next to the others' results
-        with suppress(OSError):  # a full disk takes no log
+    except Exception as error:  # any failure of a run is reported together with the results of the others
+        with suppress(OSError):  # the disk may be full
             traceback.print_exc()
         cause = root_cause(error)
         sentence = isinstance(cause, WITH_SENTENCE) and str(cause).strip()
@@ -78,12 +78,12 @@ def run_job(job: Job, threads: int, gpu: str | None = None) -> str:
     return ""
 
 
-# Errors whose messages are sentences; those of others, such as a KeyError, are not.
+# Errors whose messages are sentences, unlike the messages of other errors such as KeyError.
 WITH_SENTENCE = (ValueError, TypeError, OSError, RuntimeError, ImportError)
 
 
 def _redirect_output(path: Path) -> None:
-    """Append all output of this process, also of code below Python, to a file."""
+    """Append all output of this process, including output of native code, to a file."""
     with path.open("a") as log:
         for number, stream in ((1, sys.stdout), (2, sys.stderr)):
             stream.flush()
@@ -91,8 +91,8 @@ def _redirect_output(path: Path) -> None:
 
 
 def _process(job: Job, threads: int, gpu: str | None, answer: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # its parent ends it
-    # Progress bars make a lock between processes, which would stay in the system when this one is ended.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends it
+    # tqdm would create a lock between processes, which would leak when this process is terminated.
     tqdm.set_lock(threading.RLock())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     reason = run_job(job, threads, gpu)
@@ -101,30 +101,30 @@ def _process(job: Job, threads: int, gpu: str | None, answer: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent was killed: a resumed study must be alone in its folders."""
+    """End this process if its parent is killed, so that it does not write into the folders of a resumed study."""
     parent: Any = multiprocessing.parent_process()
     parent.join()
     os._exit(1)
 
 
 def run_locally(jobs: Sequence[Job], parallel: int = 1) -> Iterator[dict[str, str] | None]:
-    """Run jobs in processes of this machine, each on a GPU of its own as far as there are some.
+    """Run jobs in processes on this machine, distributed over its GPUs if there are several.
 
-    Closing the iterator ends the running ones.
+    Closing the iterator ends the running jobs.
 
     Args:
-        jobs: to be run, in this order.
-        parallel: how many run at once.
+        jobs: jobs to run, in this order.
+        parallel: number of jobs that run at the same time.
 
     Yields:
-        ``None`` about once a second, and whenever jobs end, why each of them failed: name -> reason, empty for success.
+        ``None`` about once a second, and whenever jobs end, the reason of each failure by name, empty for success.
     """
     import torch
 
     context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
     if sys.platform != "win32":
         _start_server()
-    threads = max(1, torch.get_num_threads() // parallel)  # which follows OMP_NUM_THREADS and a container's limits
+    threads = max(1, torch.get_num_threads() // parallel)  # torch respects OMP_NUM_THREADS and a container's limits
     gpus = _gpus(torch.cuda.device_count())
     rest = list(jobs)
     running: dict[Any, tuple[Job, Any, Any, int]] = {}
@@ -154,11 +154,11 @@ def run_locally(jobs: Sequence[Job], parallel: int = 1) -> Iterator[dict[str, st
 
 
 def _start_server() -> None:
-    """Start the process that the others are forked from, without ctrl-C: only this one gets it, and ends them all."""
-    from multiprocessing import forkserver, resource_tracker  # which Windows lacks
+    """Start the fork server with ctrl-C blocked: only this process receives it, and then ends all the others."""
+    from multiprocessing import forkserver, resource_tracker  # not available on Windows
 
     forkserver.set_forkserver_preload(PRELOADED)
-    resource_tracker.ensure_running()  # first, for it unblocks the signal
+    resource_tracker.ensure_running()  # first, because it unblocks the signal
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
@@ -167,13 +167,13 @@ def _start_server() -> None:
 
 
 def _gpus(count: int) -> list[str]:
-    """Return names of the GPUs for ``CUDA_VISIBLE_DEVICES``: of those that this process may use, if it is set here."""
+    """Return the GPU names for ``CUDA_VISIBLE_DEVICES``; if it is set for this process, only GPUs from its list."""
     allowed = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return allowed[:count] if allowed else [str(number) for number in range(count)]
 
 
 def _reason(job: Job, status: int, answer: Any) -> str:
-    with answer, suppress(EOFError):  # of a process that ended without an answer
+    with answer, suppress(EOFError):  # the process may have ended without an answer
         if answer.poll():
             return answer.recv()
     if status < 0:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run of a study, trained and evaluated by its bundle, each in a process of its own."""
+"""Training and evaluation of one run of a study, each in a separate process."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from monai_llmboost.tasks.task import TrainingDiverged
 
 
 def train(plan: Plan, run: Run, folder: RunFolder, metric: str) -> None:
-    """Train a run, or resume it where it was interrupted.
+    """Train a run, or resume it if it was interrupted.
 
-    If training diverges, that is written too: done again it would end like that again.
+    Divergence is recorded as well, because a repeated training would diverge again.
 
     Args:
         plan: the study.
-        run: which one.
-        folder: of the run.
-        metric: key of the metric that chooses, a column of the learning curves such as ``"val_auc"``.
+        run: the run to train.
+        folder: folder of the run.
+        metric: key of the metric that validation chooses by, a column of the learning curves such as ``"val_auc"``.
     """
     from monai.bundle import run as monai_run
 
@@ -34,13 +34,13 @@ def train(plan: Plan, run: Run, folder: RunFolder, metric: str) -> None:
         raise
     progress = TrainingProgress.read(folder.checkpoint)
     best, epoch = EpochResult(progress.best_epoch, progress.best_value), progress.epoch
-    # Of the last epoch itself: it is not validated where val_interval does not divide it.
+    # Use only the last epoch's own validation; it has none if val_interval does not divide it.
     validation = next((row.get(metric) for row in folder.curves() if row["epoch"] == epoch), None)
     folder.write_trained(Trained(best, EpochResult(epoch, validation)))
 
 
 def evaluate(plan: Plan, run: Run, folder: RunFolder) -> None:
-    """Predict the test split of a trained run by the weights that the plan reads, and by the others."""
+    """Predict the test split with the weights that the plan uses, and with the other weights."""
     diagnostics = None
     for place, weights in ((TEST, plan.weights), (OTHER_WEIGHTS, plan.other_weights)):
         options = {"output_dir": str(folder.path / place), "weights": weights}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plan of a study: which arms are trained on which data, how often, and which run is which."""
+"""The plan of a study: its arms, data sets and seeds, and the runs that follow from them."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ from monai_llmboost.bundle import (
 from monai_llmboost.bundle.contract import CONFIGS, PRESET_NETWORK, PRESET_TRAINING, STUDIES
 from monai_llmboost.bundle.study_settings import WEIGHTS, Preset, StudySettings
 
-# What arms are compared with by default, as far as they take part.
+# Default reference arms; the ones that are not in the study are ignored.
 REFERENCES = ("none", "mlp", "random")
-# Jobs of a run, in their order.
+# Jobs of a run, in order.
 JOBS = ("train", "evaluate")
 TEST_SPLIT = "test"
-# Keys of a bundle that differ from run to run, or that say where a run is.
+# Keys of a bundle that the study sets for each run.
 OWN = (
     Option.DATASET, Option.SEED, Option.BLOCK_SEED, Option.FOLDS, Option.FOLD, Option.LEARNING_RATE, Option.RESUME,
     Option.SPLIT, Option.WEIGHTS, Option.CKPT_DIR, Option.OUTPUT_DIR, Option.BUNDLE_ROOT,
 )  # fmt: skip
-# What to give in the place of some.
+# Advice for some of these keys.
 INSTEAD = {Option.LEARNING_RATE: "give --lr-grid", Option.SEED: "give --seeds", Option.FOLD: "give --folds"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training of an arm on a data set.
+    """One training of an arm on a data set.
 
     Args:
         dataset: name of the data set.
         arm: name of the arm.
-        seed: of the initial weights and the order of cases.
-        learning_rate: ``None`` is the bundle's own.
-        fold: the part that is validated on; ``None`` without folds.
+        seed: seed of the initial weights and the order of cases.
+        learning_rate: ``None`` is the bundle's own learning rate.
+        fold: the fold used for validation; ``None`` without folds.
 
     Example:
         >>> Run("phantom", "mlp", 0, 0.001).name
@@ -63,7 +63,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Its folder below the study's ``runs``."""
+        """The path of the run's folder relative to the study's ``runs``."""
         rate = "" if self.learning_rate is None else f"/lr{self.learning_rate:g}"
         fold = "" if self.fold is None else f"-fold{self.fold}"
         return f"{self.dataset}/{self.arm}{rate}/seed{self.seed}{fold}"
@@ -74,22 +74,22 @@ class Plan:
     """A study: every arm trained on every data set with every seed, and compared with the references.
 
     Args:
-        bundle: a bundle's folder, or the name of one in this package.
-        arms: overlays of its ``configs/arms``; an earlier one is the reference of a later one.
-        datasets: values of its key ``dataset``. Of a bundle without that key one name, which names the results.
-        seeds: how many; they are 0, 1, ...
-        folds: 0, or into how many parts training and validation cases are divided again for each seed; every part is
-            validated on once, so there are that many times as many runs.
-        lr_grid: learning rates of which validation chooses one for each arm; a single one is used as it is, and none
-            leaves the bundle's own.
-        lr_seeds: how many of the seeds the choice is made with.
-        preset: a preset of the bundle, or ``None`` for the bundle as it is.
-        references: arms that the others are compared with; those of them that take part. If none of the default ones
-            does, it is the first arm.
+        bundle: a bundle's folder, or the name of a bundle in this package.
+        arms: overlays in its ``configs/arms``; in a pair, the earlier arm is the reference.
+        datasets: values of the bundle's key ``dataset``. For a bundle without this key, one name for the results.
+        seeds: number of seeds; the seeds are 0, 1, ...
+        folds: 0, or the number of folds into which each seed divides the training and validation cases again; each
+            fold is used for validation once, which multiplies the number of runs.
+        lr_grid: learning rates from which validation chooses one for each arm; a single one is used without a search,
+            and an empty grid means the bundle's own learning rate.
+        lr_seeds: number of seeds used for this choice.
+        preset: a preset of the bundle, or ``None`` for no preset.
+        references: arms that the others are compared with; arms outside the study are ignored. If the study has none
+            of the default references, its first arm is the reference.
         options: further keys of the bundle and their values, the same for every run.
 
     Raises:
-        ValueError: something that no study can be made of.
+        ValueError: an invalid plan.
         FileNotFoundError: no such bundle.
 
     Example:
@@ -122,7 +122,7 @@ class Plan:
         for rate in self.lr_grid:
             if not (isinstance(rate, float) and 0 < rate < math.inf):
                 raise ValueError(f"learning rates must be above 0, not {rate!r}: write 0.001 or 1e-3")
-        # By the names of their folders, which have only so many digits.
+        # Compare the names of their folders, which have a limited number of digits.
         _check_different("learning rates", tuple(f"{rate:g}" for rate in self.lr_grid), least=0)
         self._check_references()
         taken = sorted(set(self.options) & set(OWN))
@@ -153,7 +153,7 @@ class Plan:
             raise ValueError(f"no reference ({got}) is an arm of the study: give one of {', '.join(self.arms)}")
 
     def _check_configs(self) -> None:
-        """Check the configs of every job with the options of its runs, as they will be given."""
+        """Check the configs of every job with the options of its runs."""
         if len(self.datasets) > 1 and not self._has(Option.DATASET):
             raise ValueError(
                 f"the bundle {self.bundle} has no key {Option.DATASET!r}, so a study of it has one data set, not "
@@ -168,7 +168,7 @@ class Plan:
                 check_options(self.configs(arm, job), self.options)
 
     def _check_last_is_validated(self) -> None:
-        """Refuse to read the weights of a last epoch that is not validated: the learning rate is chosen by it."""
+        """Refuse to use the last epoch's weights without its validation, which chooses the learning rate."""
         epochs, interval = self.value(Option.EPOCHS), self.value(Option.VAL_INTERVAL, 1)
         if self.weights == "last" and isinstance(epochs, int) and isinstance(interval, int) and epochs % interval:
             raise ValueError(
@@ -198,18 +198,18 @@ class Plan:
 
     @property
     def compared_with(self) -> tuple[str, ...]:
-        """The references that take part."""
+        """The references that are arms of the study."""
         known = tuple(arm for arm in self.references if arm in self.arms)
         return known or (self.arms[:1] if self.references == REFERENCES else ())
 
     @property
     def weights(self) -> str:
-        """Whose weights the results are of: ``"best"``, of the epoch that validation chose, or ``"last"``."""
+        """The weights that are evaluated: ``"best"``, from the epoch that validation chose, or ``"last"``."""
         return self._preset.weights
 
     @property
     def other_weights(self) -> str:
-        """The other weights, which are evaluated as well and shown next to the results."""
+        """The other weights, which are also evaluated and shown next to the results."""
         return next(weights for weights in WEIGHTS if weights != self.weights)
 
     @cached_property
@@ -226,7 +226,7 @@ class Plan:
         return {(arm, job): merged(self.configs(arm, job)) for arm in self.arms for job in JOBS}
 
     def value(self, key: str, default: Any = None) -> Any:
-        """Return an option's value in training, or what the configs of the first arm have for it."""
+        """Return an option's value in training, by default the value in the configs of the first arm."""
         return self.options.get(key, self.contents[self.arms[0], JOBS[0]].get(key, default))
 
     def _has(self, key: str) -> bool:
@@ -238,14 +238,14 @@ class Plan:
         return [*job_configs(folder, job, arm), *(folder / CONFIGS / name for name in self._preset.overlays(job))]
 
     def searched(self, dataset: str) -> list[Run]:
-        """Return the runs of the search for learning rates; none without a search."""
+        """Return the runs of the learning-rate search; empty without a search."""
         if len(self.lr_grid) < 2:
             return []
         return [run for rate in self.lr_grid for run in self._runs(dataset, dict.fromkeys(self.arms, rate))
                 if run.seed < self.lr_seeds]  # fmt: skip
 
     def runs(self, dataset: str, chosen: Mapping[str, float | None]) -> list[Run]:
-        """Return the runs that are compared, of the arms with a learning rate: arms of one seed one after another."""
+        """Return the compared runs of the arms that have a learning rate; runs with the same seed are consecutive."""
         return list(self._runs(dataset, chosen))
 
     def _runs(self, dataset: str, rates: Mapping[str, float | None]) -> Iterator[Run]:
@@ -256,7 +256,7 @@ class Plan:
                         yield Run(dataset, arm, seed, rates[arm], fold)
 
     def options_for(self, dataset: str) -> dict[str, Any]:
-        """Return the options of the runs on a data set, without those that it does not use."""
+        """Return the options of the runs on a data set, without the options that it does not use."""
         unused = self._settings.unused.get(dataset, ())
         own = {Option.DATASET: dataset} if self._has(Option.DATASET) else {}
         return {**{name: value for name, value in self.options.items() if name not in unused}, **own}
@@ -280,7 +280,7 @@ class Plan:
         return monai_arguments(self.bundle, job, run.arm, False, self._preset.overlays(job), **options)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the plan as JSON has it; two studies are one if these are equal."""
+        """Return the plan as a JSON object; two studies are the same if these objects are equal."""
         return json.loads(json.dumps(asdict(self), default=str))
 
 

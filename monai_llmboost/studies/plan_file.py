@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plan of a study on disk, with digests of the files that it names: a study is resumed with the same ones only."""
+"""The plan of a study on disk, with digests of its files; resuming requires the same plan and files."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from monai_llmboost.bundle import Option
 from monai_llmboost.studies.plan import OWN, Plan
 from monai_llmboost.studies.run_folder import write_json
 
-# In the plan's file: digests of the configs and of the files of weights.
+# Key in the plan's file: digests of the configs and of the weight files.
 DIGESTS = "digests"
-# The same in the first version; only files are compared, for the configs of our bundle have another form since then.
+# This key in the first version; only files are compared, because the form of our bundle's configs has changed.
 FIRST_DIGESTS = "contents"
-# Keys that the study sets in every run, and those that only say where something is.
+# Keys that the study sets for each run, and keys that only contain paths.
 IGNORED = frozenset(OWN) - {Option.FOLDS, Option.FOLD, Option.LEARNING_RATE}
-# Endings of files of weights, wherever in a config they are named; the key ``block`` may name any file.
+# Extensions of weight files anywhere in a config; the key ``block`` may name any file.
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ts")
 DIGITS = 16
 
 
 def keep_plan(plan: Plan, path: Path) -> None:
-    """Write a plan and the digests of its files, or check that the file that is there has the same.
+    """Write a plan and the digests of its files, or compare them with an existing file.
 
     Raises:
-        ValueError: it has others, or is no plan; the message names the option, the key or the file.
+        ValueError: the existing file differs or is not a plan; the message names the option, the key or the file.
     """
     asked, contents = plan.as_dict(), contents_of(plan)
     if not path.exists():
@@ -44,7 +44,7 @@ def keep_plan(plan: Plan, path: Path) -> None:
                 "resume it with its own options, or give another --output"
             )
     check_contents(path.parent, known, contents)
-    # A file that was not there before is kept from now on.
+    # Add the digests of files that did not exist before.
     write_json(path, {**asked, DIGESTS: {**known, "files": {**contents["files"], **known["files"]}}})
 
 
@@ -59,7 +59,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def contents_of(plan: Plan) -> dict[str, dict[str, str]]:
-    """Return digests by name: ``"configs"``, a top-level key in all arms and jobs; ``"files"``, a file of weights."""
+    """Return digests: ``"configs"``, by top-level key in all arms and jobs; ``"files"``, by name of the weight file."""
     contents = {f"{arm} {job}": content for (arm, job), content in plan.contents.items()}
     keys = sorted({key for content in contents.values() for key in content} - {*IGNORED, *plan.options})
     configs = {key: {name: content.get(key) for name, content in contents.items()} for key in keys}
@@ -71,7 +71,7 @@ def contents_of(plan: Plan) -> dict[str, dict[str, str]]:
 
 
 def _weight_files(value: Any, key: str = "") -> Iterator[str]:
-    """Yield the names of files of weights in a config value, in depth."""
+    """Yield the names of weight files in a config value, recursively."""
     if isinstance(value, Mapping):
         for name, one in value.items():
             yield from _weight_files(one, str(name))
@@ -83,10 +83,10 @@ def _weight_files(value: Any, key: str = "") -> Iterator[str]:
 
 
 def check_contents(folder: Path, begun: Mapping[str, Any], asked: Mapping[str, Mapping[str, str]]) -> None:
-    """Compare the digests that a study was begun with to those of now; a file that is gone is not compared.
+    """Compare the digests at the start of a study with the present ones; missing files are not compared.
 
     Raises:
-        ValueError: they differ; the message names the key or the file.
+        ValueError: the digests differ; the message names the key or the file.
     """
     configs, files = begun.get("configs", {}), begun.get("files", {})
     for key in sorted(configs.keys() | asked["configs"].keys()):

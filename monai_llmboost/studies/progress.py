@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a study prints on the terminal."""
+"""The terminal output of a study."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COLUMNS = (
 
 
 class StudyConsole:
-    """Lines of a study, and a bar for each stage.
+    """Prints the lines of a study, and a progress bar for each stage.
 
     Example:
         >>> StudyConsole().line("training 1/2 phantom/none/seed0: done")
@@ -34,11 +34,11 @@ class StudyConsole:
         self.console = Console(soft_wrap=True)
 
     def line(self, text: str) -> None:
-        """Print text as it is."""
+        """Print text unchanged."""
         self.console.print(text, highlight=False, markup=False)
 
     def bar(self) -> Progress:
-        """Return a progress bar that vanishes when it is done."""
+        """Return a progress bar that disappears when it is complete."""
         return Progress(*COLUMNS, console=self.console, transient=True)
 
     def rates(self, dataset: str, rates: Mapping[str, ChosenRate]) -> None:
@@ -49,7 +49,7 @@ class StudyConsole:
             self.line(f"{dataset}, {arm}: learning rate {rate.chosen:g}{edge}{lost}")
 
     def results(self, results: StudyResults, failed: Mapping[str, str], files: Mapping[str, Path]) -> None:
-        """Print the verdicts, the failed runs, and where everything is."""
+        """Print the verdicts, the failed runs and the paths of the result files."""
         first = next(iter(results.metrics))
         for name, data in results.datasets.items():
             self.console.print(f"\n[bold]{name}[/bold]: {data.cases['test']} test cases")

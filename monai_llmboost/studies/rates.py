@@ -17,9 +17,9 @@ class ChosenRate:
     """The learning rate of an arm on a data set.
 
     Args:
-        chosen: the rate; ``None`` is the bundle's own.
-        validation: mean validation metric of each rate that was compared, by the rate as text.
-        diverged: rates by which a run diverged.
+        chosen: the rate; ``None`` is the bundle's own learning rate.
+        validation: mean validation metric of each compared rate, by the rate as text.
+        diverged: rates with which a run diverged.
         at_edge: whether the chosen rate is the smallest or the largest of the grid.
 
     Example:
@@ -33,7 +33,7 @@ class ChosenRate:
     at_edge: bool = False
 
     def as_dict(self, metric: str) -> dict[str, Any]:
-        """Return the rate as ``results.json`` has it."""
+        """Return the rate for ``results.json``."""
         return {
             "chosen": self.chosen,
             f"validation_{metric}": dict(self.validation),
@@ -45,14 +45,14 @@ class ChosenRate:
 def choose_rates(
     plan: Plan, folders: Mapping[Run, RunFolder], dataset: str, larger_is_better: bool = True
 ) -> dict[str, ChosenRate]:
-    """Return for each arm the learning rate of the best mean validation metric; nothing for an arm without runs.
+    """Return for each arm the learning rate with the best mean validation metric; arms without runs are left out.
 
-    The means are of the weights that the study reads. A rate by which a run diverged is never chosen; one by which more
-    runs failed than by others is left out.
+    The means use the weights that the study evaluates. A rate is not chosen if a run diverged with it, or if more runs
+    failed with it than with another rate.
 
     Args:
         plan: the study.
-        folders: of its runs.
+        folders: folders of its runs.
         dataset: name of the data set.
         larger_is_better: whether the largest mean is the best one.
     """
@@ -67,7 +67,7 @@ def choose_rates(
         diverged = [rate for rate, tried in of_arm.items() if any(folder.diverged for folder in tried)]
         values = {rate: _validated(plan, tried) for rate, tried in of_arm.items() if rate not in diverged}
         most = max(map(len, values.values()), default=0)
-        # A rate by which some runs failed is not chosen by those that did not.
+        # A rate with failed runs is not chosen by the mean of its successful runs.
         means = {rate: statistics.fmean(ends) for rate, ends in values.items() if ends and len(ends) == most}
         if means:
             best = (max if larger_is_better else min)(means, key=means.__getitem__)

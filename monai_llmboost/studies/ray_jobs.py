@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs on a Ray cluster, each in a process of its own."""
+"""Jobs on a Ray cluster, each in a separate process."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from urllib.parse import urlsplit
 from monai_llmboost.studies.jobs import INTERVAL, Job, run_job
 from monai_llmboost.studies.run_folder import LOG
 
-# Seconds in which a Ray cluster must answer.
+# Timeout in seconds for the answer of a Ray cluster.
 ANSWER = 10
-# The port of ``ray://`` addresses that name none.
+# The default port of ``ray://`` addresses.
 RAY_PORT = 10001
 
 
 def run_on_ray(jobs: Sequence[Job], parallel: int, address: str | None = None) -> Iterator[dict[str, str] | None]:
-    """Run jobs on a Ray cluster whose machines see the same folders.
+    """Run jobs on a Ray cluster whose machines share the same folders.
 
     Args:
-        jobs: to be run.
-        parallel: how many share one machine: each asks for that part of the processors of the smallest machine, and for
-            a GPU if the cluster has some.
-        address: of the cluster, such as ``"auto"`` or ``"ray://head:10001"``; ``None`` starts one on this machine.
+        jobs: jobs to run.
+        parallel: number of jobs per machine: each requests this fraction of the smallest machine's CPUs, and a GPU if
+            the cluster has GPUs.
+        address: address of the cluster, such as ``"auto"`` or ``"ray://head:10001"``; ``None`` starts a cluster on
+            this machine.
 
     Yields:
-        As :func:`monai_llmboost.studies.jobs.run_locally`.
+        The same as :func:`monai_llmboost.studies.jobs.run_locally`.
 
     Raises:
         ImportError: Ray is not installed.
-        ConnectionError: nobody answers at the address, or it is no cluster.
+        ConnectionError: no Ray cluster answers at the address.
     """
     try:
         import ray
@@ -46,7 +47,7 @@ def run_on_ray(jobs: Sequence[Job], parallel: int, address: str | None = None) -
     processors = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
     threads = max(1, int(min(filter(None, processors), default=1)) // parallel)
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
-    # One call a process: what a job leaves in memory, and where its output goes, does not reach another.
+    # One call per process, so that a job's memory and redirected output do not affect another job.
     remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_calls=1, max_retries=0)(run_job)
     running = {remote.remote(job, threads): job for job in jobs}
     try:
@@ -68,7 +69,7 @@ def run_on_ray(jobs: Sequence[Job], parallel: int, address: str | None = None) -
 
 
 def _check_answer(address: str) -> None:
-    """Check that an address with a port answers: Ray itself would wait for minutes."""
+    """Check that an address with a port answers, because Ray itself would wait for minutes."""
     try:
         place = urlsplit(address if "://" in address else f"//{address}")
         port = place.port or (RAY_PORT if place.scheme == "ray" else None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The results of a study as records, and as the JSON of ``results.json``."""
+"""The results of a study as records, and their JSON in ``results.json``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from monai_llmboost.studies.statistics.roc import RocCurves
 
 @dataclass(frozen=True)
 class MetricName:
-    """A metric as pages show it."""
+    """The label and direction of a metric, for pages."""
 
     label: str
     larger_is_better: bool = True
@@ -22,7 +22,7 @@ class MetricName:
 
 @dataclass(frozen=True)
 class FailedRun:
-    """A run that was not finished, and why."""
+    """An unfinished run and the reason."""
 
     run: str
     reason: str
@@ -30,15 +30,15 @@ class FailedRun:
 
 @dataclass(frozen=True)
 class ArmResults:
-    """The results of an arm on a data set; without runs that every arm has there are none.
+    """The results of an arm on a data set; empty if no seed is complete in every arm.
 
     Args:
-        failed: its runs that were not finished.
-        metrics: of the test cases, by the name of the metric.
-        validation: the metric that chooses, on validation.
-        epochs: of each run, the one whose weights are read.
-        other_weights: as ``metrics``, by the other weights.
-        other_chosen_by: what chose those.
+        failed: the arm's unfinished runs.
+        metrics: metrics on the test cases, by name.
+        validation: the metric that validation chooses by, on the validation cases.
+        epochs: for each run, the epoch of the evaluated weights.
+        other_weights: as ``metrics``, with the other weights.
+        other_chosen_by: how the other weights were chosen.
     """
 
     failed: list[FailedRun]
@@ -49,7 +49,7 @@ class ArmResults:
     other_chosen_by: str = ""
 
     def as_dict(self, metrics: Sequence[str]) -> dict[str, Any]:
-        """Return the results as ``results.json`` has them; the first of the metrics is the one that chooses."""
+        """Return the results for ``results.json``; validation chooses by the first of the metrics."""
         first = metrics[0]
         other = (
             {"what": self.other_chosen_by, first: self.other_weights[first].as_dict()} if self.other_weights else None
@@ -58,38 +58,38 @@ class ArmResults:
             **{name: self.metrics[name].as_dict() if name in self.metrics else None for name in metrics},
             f"validation_{first}": self.validation and self.validation.as_dict(),
             "epochs": self.epochs,
-            "beside": other,  # the name that the file has had from the start
+            "beside": other,  # the name in the file format since the first version
             "failed": [asdict(run) for run in self.failed],
         }
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Learning curves of the runs of an arm: a list for each run, ``None`` where an epoch was not validated."""
+    """Learning curves of an arm's runs: a list for each run, with ``None`` for an epoch without validation."""
 
     epoch: list[int]
     train_loss: list[list[float | None]]
     validation: list[list[float | None]]
 
     def as_dict(self, metric: str) -> dict[str, Any]:
-        """Return the curves as ``results.json`` has them."""
+        """Return the curves for ``results.json``."""
         return {"epoch": self.epoch, "train_loss": self.train_loss, f"validation_{metric}": self.validation}
 
 
 @dataclass(frozen=True)
 class DatasetResults:
-    """The results of a study on one data set; what is by arm has the arms that have runs.
+    """The results of a study on one data set; ``arms`` has all arms, the other mappings only arms with runs.
 
     Args:
         cases: numbers of training, validation and test cases.
-        class_names: of the classes, if the task has some.
-        learning_rates: by arm.
-        arms: all arms.
-        comparisons: of pairs of arms.
+        class_names: names of the classes, if the task has classes.
+        learning_rates: learning rates by arm.
+        arms: results by arm.
+        comparisons: comparisons of pairs of arms.
         curves: learning curves by arm.
         roc: ROC curves by arm.
-        cost: what :func:`monai_llmboost.studies.cost_of_arms` measured.
-        diagnostics: by arm, by measure; ``None`` for an arm without a booster.
+        cost: result of :func:`monai_llmboost.studies.cost_of_arms`.
+        diagnostics: by arm and measure; ``None`` for an arm without a booster.
     """
 
     cases: Mapping[str, int]
@@ -103,7 +103,7 @@ class DatasetResults:
     diagnostics: Mapping[str, Mapping[str, Summary] | None]
 
     def as_dict(self, metrics: Sequence[str]) -> dict[str, Any]:
-        """Return the results as ``results.json`` has them."""
+        """Return the results for ``results.json``."""
         first = metrics[0]
         return {
             "cases": dict(self.cases),
@@ -126,11 +126,11 @@ class StudyResults:
     """All results of a study.
 
     Args:
-        study: the plan, and what chose the weights.
-        metrics: by name; the first is the one that chooses.
+        study: the plan, and how the weights were chosen.
+        metrics: by name; validation chooses by the first one.
         software: versions by name.
-        device: that the study ran on.
-        command: that started it.
+        device: name of the device.
+        command: the command that started the study.
         model_card: intended use of the bundle.
         datasets: results by data set.
     """
@@ -144,7 +144,7 @@ class StudyResults:
     datasets: Mapping[str, DatasetResults]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the results as ``results.json`` has them."""
+        """Return the results for ``results.json``."""
         return {
             "study": dict(self.study),
             "metrics": {name: asdict(metric) for name, metric in self.metrics.items()},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a run of a study: the names of its files, and their typed content."""
+"""The folder of a run: the names of its files and their typed content."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from monai_llmboost.engines.checkpoint_files import LAST
 from monai_llmboost.engines.curves import CURVES, read_curves
 from monai_llmboost.engines.results import PREDICTIONS_FILE
 
-# Each is written last in its stage, and says that the stage is done.
+# Each file is written at the end of its stage and marks the stage as done.
 TRAINED, DIVERGED, EVALUATED = "trained.json", "diverged.json", "evaluated.json"
 LOG = "run.log"
-# Folders of predictions: by the weights that the study reads, and by the other ones.
+# Folders of predictions: with the weights that the study evaluates, and with the other weights.
 TEST, OTHER_WEIGHTS = "test", "other_weights"
-# Names that earlier versions gave.
+# Names in earlier versions.
 EARLIER = {EVALUATED: "judged.json", OTHER_WEIGHTS: "beside"}
 
 Record = TypeVar("Record")
@@ -28,11 +28,11 @@ Record = TypeVar("Record")
 
 @dataclass(frozen=True)
 class EpochResult:
-    """An epoch whose weights are kept.
+    """An epoch whose weights are saved.
 
     Args:
-        epoch: its number, from 1.
-        validation: value of the metric that chooses; ``None`` where the epoch was not validated.
+        epoch: number of the epoch, from 1.
+        validation: value of the metric that validation chooses by; ``None`` if the epoch was not validated.
     """
 
     epoch: int
@@ -40,17 +40,17 @@ class EpochResult:
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> EpochResult:
-        """Return the result from its JSON object, also from that of an earlier version."""
+        """Return the result from its JSON object, including objects of earlier versions."""
         return cls(content["epoch"], content["validation"] if "validation" in content else content["validation_auc"])
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The end of a training: the epochs whose weights are kept.
+    """The result of a training: the epochs whose weights are saved.
 
     Args:
         best: the epoch that validation chose.
-        last: the last one.
+        last: the last epoch.
     """
 
     best: EpochResult
@@ -63,10 +63,10 @@ class Trained:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The end of an evaluation.
+    """The result of an evaluation.
 
     Args:
-        diagnostics: what the booster does, see :func:`monai_llmboost.studies.diagnostics.diagnose`.
+        diagnostics: effect of the booster, see :func:`monai_llmboost.studies.diagnostics.diagnose`.
     """
 
     diagnostics: Mapping[str, float] | None
@@ -74,10 +74,10 @@ class Evaluated:
 
 @dataclass
 class RunFolder:
-    """The folder of a run. A file that says that a stage is done does not change, so it is read once.
+    """The folder of a run. A file that marks a stage as done does not change, so it is read only once.
 
     Args:
-        path: of the folder, which need not be there yet.
+        path: path of the folder, which may not exist yet.
 
     Example:
         >>> RunFolder(Path("study/runs/phantom/none/seed0")).trained is None
@@ -89,24 +89,24 @@ class RunFolder:
 
     @property
     def trained(self) -> Trained | None:
-        """The end of the training; ``None`` if it is not done, or its file is damaged."""
+        """The result of the training; ``None`` if it is not done or its file is damaged."""
         return self._record(
             TRAINED, lambda content: Trained(*(EpochResult.read(content[name]) for name in ("best", "last")))
         )
 
     @property
     def diverged(self) -> str | None:
-        """Why the training diverged; ``None`` if it did not."""
+        """The reason why the training diverged; ``None`` if it did not."""
         return self._record(DIVERGED, lambda content: str(content["reason"]))
 
     @property
     def evaluated(self) -> Evaluated | None:
-        """The end of the evaluation; ``None`` if it is not done, or its file is damaged."""
+        """The result of the evaluation; ``None`` if it is not done or its file is damaged."""
         return self._record(EVALUATED, lambda content: Evaluated(content["diagnostics"]))
 
     @property
     def checkpoint(self) -> Path:
-        """Its last checkpoint, from which a training is resumed."""
+        """The last checkpoint, from which a training is resumed."""
         return self.path / LAST
 
     def curves(self) -> list[dict[str, Any]]:
@@ -114,7 +114,7 @@ class RunFolder:
         return read_curves(self.path / CURVES)
 
     def epochs_done(self) -> int:
-        """Return how many epochs have a row in the learning curves."""
+        """Return the number of epochs in the learning curves."""
         file = self.path / CURVES
         return max(0, file.read_text(encoding="utf-8").count("\n") - 1) if file.is_file() else 0
 
@@ -124,19 +124,19 @@ class RunFolder:
             return list(csv.DictReader(file))
 
     def diagnostics(self) -> Mapping[str, float] | None:
-        """Return the diagnostics of the evaluation, if there are some."""
+        """Return the diagnostics of the evaluation, if there are any."""
         return self.evaluated.diagnostics if self.evaluated else None
 
     def write_trained(self, trained: Trained) -> None:
-        """Write that the training is done."""
+        """Mark the training as done."""
         write_json(self.path / TRAINED, asdict(trained))
 
     def write_diverged(self, reason: str) -> None:
-        """Write that the training diverged: done again it would end like that again."""
+        """Mark the training as diverged, because a repeated training would diverge again."""
         write_json(self.path / DIVERGED, {"reason": reason})
 
     def write_evaluated(self, evaluated: Evaluated) -> None:
-        """Write that the evaluation is done."""
+        """Mark the evaluation as done."""
         write_json(self.path / EVALUATED, asdict(evaluated))
 
     def _place(self, name: str) -> Path:
@@ -148,12 +148,12 @@ class RunFolder:
             try:
                 self._known[name] = make(json.loads(file.read_text(encoding="utf-8")))
             except (OSError, ValueError, LookupError, TypeError):
-                return None  # the stage is done again, and says itself what is in its way
+                return None  # the stage is repeated
         return self._known.get(name)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file atomically; an earlier one is replaced."""
+    """Write a JSON file atomically; an earlier file is replaced."""
     with atomic_text(path, aside=False) as file:
         json.dump(content, file, indent=1)
         file.write("\n")

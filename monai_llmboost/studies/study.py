@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A study from its plan to its page: choose learning rates on validation, train, predict the test split, compare."""
+"""The steps of a study: choose learning rates on validation, train, predict the test split, compare, write the page."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ SEARCH, TRAINING, EVALUATION = "choosing learning rates", "training", "predictin
 def run_study(
     plan: Plan, output: Path, engine: str = "local", jobs: int = 1, address: str | None = None, cost_rounds: int = 5
 ) -> int:
-    """Run a study, or resume it where it was interrupted.
+    """Run a study, or resume it if it was interrupted.
 
-    ``output`` gets ``study.json`` (the plan), ``runs/DATASET/ARM/...`` (a folder for each run, with its log),
-    ``cost.json``, ``results.json`` and ``report.html``. What is done is not done again; what failed is tried again,
-    unless it diverged. A learning rate that diverges is a result, as long as the arm is left with another.
+    Writes into ``output``: ``study.json`` (the plan), ``runs/DATASET/ARM/...`` (a folder for each run, with its log),
+    ``cost.json``, ``results.json`` and ``report.html``. Completed runs are not repeated; failed runs are repeated
+    unless they diverged. A diverged learning rate is not a failure if the arm has another learning rate.
 
     Args:
-        plan: what is trained and compared.
+        plan: the plan of the study.
         output: the study's folder.
-        engine: ``"local"``, processes of this machine, or ``"ray"``, a cluster whose machines all see ``output``.
-        jobs: runs at once on one machine.
-        address: of the Ray cluster; ``None`` starts one here.
+        engine: ``"local"``, processes on this machine, or ``"ray"``, a cluster whose machines share ``output``.
+        jobs: number of parallel runs on one machine.
+        address: address of the Ray cluster; ``None`` starts a cluster on this machine.
         cost_rounds: rounds of timing.
 
     Returns:
         0 if every run was trained and evaluated, 1 if some were not, 2 if there is nothing to compare.
 
     Raises:
-        ValueError: a wrong engine or number of jobs; an option without effect; the folder has another study, or
-            another one runs there; a data set with too few test cases.
-        FileNotFoundError, ConnectionError: a data set is not there, or cannot be fetched; no Ray at the address.
+        ValueError: a wrong engine or number of jobs; an option without effect; the folder contains another study, or
+            another process runs a study there; a data set with too few test cases.
+        FileNotFoundError, ConnectionError: a data set is missing or cannot be downloaded; no Ray at the address.
     """
     check_choice("engine", engine, ENGINES)
     check_whole("jobs", jobs, 1)
@@ -83,7 +83,7 @@ def redraw(output: Path) -> Path:
 
     Raises:
         FileNotFoundError: there is no ``results.json``.
-        ValueError: it is none of a study.
+        ValueError: the file does not contain the results of a study.
     """
     file = output / RESULTS
     if not file.is_file():
@@ -96,7 +96,7 @@ def redraw(output: Path) -> Path:
 
 
 class _RunFolders(dict[Run, RunFolder]):
-    """The folder of each run, made when it is first asked for and then kept, so that its files are read once."""
+    """The folder of each run, created on first use and cached, so that its files are read only once."""
 
     def __init__(self, root: Path) -> None:
         super().__init__()
@@ -157,13 +157,13 @@ class _Study:
             return
         jobs = [Job(run.name, self.folders[run].path, action, (self.plan, run, self.folders[run])) for run in runs]
         left = {run.name: self.folders[run] for run in runs}
-        # Closed at once when interrupted, which ends the processes.
+        # Closing on interruption ends the processes.
         with closing(self.run_jobs(jobs)) as ends, self.console.bar() as bar:  # type: ignore[type-var]
             task = bar.add_task(stage, total=len(jobs))
             for ended in ends:
                 for name, reason in (ended or {}).items():
                     folder = left.pop(name)
-                    self.failed.pop(name, None)  # of an earlier stage
+                    self.failed.pop(name, None)  # from an earlier stage
                     if reason:
                         self.failed[name] = reason
                     end = reason or ("done" if stage == EVALUATION else self._end_of(folder))
@@ -172,7 +172,7 @@ class _Study:
                 bar.update(task, completed=len(jobs) - len(left) + begun)
 
     def _part_done(self, folder: RunFolder) -> float:
-        """Return how much of a training is done, by the rows of its table."""
+        """Return the completed fraction of a training, from the rows of its learning curves."""
         epochs = self.plan.value(Option.EPOCHS)
         return min(0.99, folder.epochs_done() / epochs) if isinstance(epochs, int) else 0.0
 
@@ -189,13 +189,13 @@ class _Study:
         return rates
 
     def _drop_divergence(self, runs: Iterable[Run], rates: Mapping[str, Mapping[str, ChosenRate]]) -> None:
-        """Do not count a rate that diverged as a failure where the arm has another."""
+        """Do not count a diverged learning rate as a failure if the arm has another one."""
         for run in runs:
             if run.arm in rates[run.dataset] and self.folders[run].diverged:
                 self.failed.pop(run.name, None)
 
     def _costs(self, rounds: int) -> dict[str, Any]:
-        """Return the costs, measured once, so that a resumed study ends with the same numbers."""
+        """Return the costs, measured once, so that a resumed study has the same numbers."""
         file = self.output / COSTS
         if file.is_file():
             return json.loads(file.read_text(encoding="utf-8"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a task is: activation, metrics of a case, columns, classes."""
+"""Tasks: activation, metrics, table columns and classes."""
 
 from monai_llmboost.tasks.classification import Classification
 from monai_llmboost.tasks.intervals import bootstrap_interval

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The task of one class for each case: softmax, a column for each class, AUC and ACC."""
+"""The classification task with one class per case: softmax, a column per class, AUC and ACC."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from monai_llmboost.tasks.task import Output, TaskMetric
 
 
 def is_right(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return 1.0 where a case is classified rightly, else 0.0: (..., cases, classes), (cases,) -> (..., cases)."""
+    """Return 1.0 for a correctly classified case, else 0.0: (..., cases, classes), (cases,) -> (..., cases)."""
     two = probabilities.shape[-1] == 2
     predicted = probabilities[..., 1] > 0.5 if two else probabilities.argmax(axis=-1)
     return (predicted == labels).astype(np.float64)
 
 
 def one_against_all(probabilities: np.ndarray, labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield for each class that is scored its probabilities (..., cases) and which cases belong to it (cases,)."""
+    """Yield for each scored class its probabilities (..., cases) and a mask of its cases (cases,)."""
     classes = probabilities.shape[-1]
-    for k in [1] if classes == 2 else range(classes):  # two classes have one curve: medmnist scores the second
+    for k in [1] if classes == 2 else range(classes):  # two classes have one curve: medmnist uses the second class
         yield probabilities[..., k], labels == k
 
 
 class Classification:
-    """The task of one class for each case.
+    """The classification task with one class per case.
 
     Args:
-        class_names: of the classes 0, 1, ..., in the order of the logits.
+        class_names: names of the classes 0, 1, ..., in the order of the logits.
 
     Example:
         >>> task = Classification(["benign", "malignant"])
@@ -55,7 +55,7 @@ class Classification:
 
     @classmethod
     def of(cls, network: nn.Module) -> Classification:
-        """Return the task of a network that keeps its class names: after loading, those of its checkpoint."""
+        """Return the task of a network with class names; after loading, these are the names in its checkpoint."""
         names = class_names_of(network)
         if not names:
             raise ValueError(
@@ -68,16 +68,16 @@ class Classification:
         return logits.float().softmax(dim=-1)
 
     def predicted(self, output: Output) -> int:
-        """Return the class of the largest probability, the first of equal ones."""
+        """Return the class with the largest probability, or the first one of equal classes."""
         values = [float(p) for p in output]
         return values.index(max(values))
 
     def probability_columns(self) -> list[str]:
-        """Return the column of each class."""
+        """Return the column name of each class."""
         return [f"p_{' '.join(name.splitlines())}" for name in self.class_names]
 
     def columns(self) -> list[str]:
-        """Return the columns of a table: a probability for each class, and the class of the largest."""
+        """Return the columns of a table: a probability per class, and the class with the largest probability."""
         return [*self.probability_columns(), "predicted"]
 
     def row(self, output: Output) -> dict[str, str]:
@@ -86,7 +86,7 @@ class Classification:
         return {**cells, "predicted": self.class_names[self.predicted(output)]}
 
     def record(self, output: Output) -> dict[str, Any]:
-        """Return the probabilities of one case, and the name of the class of the largest, for JSON."""
+        """Return the probabilities of one case and the name of its predicted class, for JSON."""
         return {"probabilities": [float(p) for p in output], "predicted": self.class_names[self.predicted(output)]}
 
     def label(self, value: Any) -> str:
@@ -107,5 +107,5 @@ class Classification:
         return labels
 
     def check_labels(self, loader: Any, which: str) -> None:
-        """Raise a ValueError for labels that are no numbers of classes, or a class without a case."""
+        """Raise a ValueError for labels that are not class numbers, or for a class without a case."""
         check_labels(loader, self.class_names, which)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Intervals of a metric over the cases."""
+"""Confidence intervals of a metric over the cases."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ def bootstrap_interval(
     coverage: float = 0.95,
     groups: np.ndarray | None = None,
 ) -> tuple[float, float]:
-    """Return the percentile interval of a metric over the cases, drawn with replacement (Efron 1979); seeded.
+    """Return the bootstrap percentile interval of a metric over the cases (Efron 1979), with a fixed seed.
 
     Args:
         metric: scores (cases, values) and labels (cases,) -> one number.
-        scores: of all cases, such as the probabilities of the classes.
-        labels: of all cases.
-        resamples: number of draws.
-        coverage: of the interval, 0 to 1.
-        groups: of the cases (cases,); a draw without one of them is repeated, for the metric is undefined on it.
-            ``None``: the labels, which are classes.
+        scores: scores of all cases, such as class probabilities.
+        labels: labels of all cases.
+        resamples: number of bootstrap samples.
+        coverage: coverage of the interval, 0 to 1.
+        groups: group of each case (cases,); a sample without a case of each group is drawn again, because the metric
+            is undefined on it. ``None``: the labels, which are classes.
 
     Example:
         >>> import numpy as np

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AUC and ACC exactly as medmnist's Evaluator computes them, also as Ignite metrics."""
+"""AUC and ACC as medmnist's Evaluator computes them, as functions and as Ignite metrics."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from monai_llmboost.tasks.task import TrainingDiverged
 
 
 def medmnist_auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the area under the ROC curve; for more than two classes the mean of their one-against-all areas.
+    """Return the area under the ROC curve; for more than two classes, the mean of the one-vs-rest areas.
 
     Args:
         probabilities: (cases, classes), rows sum to one.
         labels: (cases,) whole numbers.
 
     Raises:
-        ValueError: a class has no case, so that its area is undefined; probabilities that are not finite.
+        ValueError: a class without a case, whose area is undefined; probabilities that are not finite.
     """
     from medmnist.evaluator import getAUC
 
@@ -36,7 +36,7 @@ def medmnist_auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def medmnist_acc(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the fraction of cases classified rightly: above 0.5 for two classes, the largest for more."""
+    """Return the fraction of correctly classified cases: threshold 0.5 for two classes, else the largest."""
     from medmnist.evaluator import getACC
 
     return float(getACC(labels[:, None], probabilities, _kind(probabilities)))

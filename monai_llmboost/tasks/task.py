@@ -14,12 +14,12 @@ from torch import Tensor
 PerCase = Callable[[np.ndarray, np.ndarray], np.ndarray]
 # The same arguments -> for each curve the scores (..., cases) and which cases are positive (cases,).
 Curves = Callable[[np.ndarray, np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]]
-# What a network gives for one case, after activation.
+# The network's output for one case, after activation.
 Output = Tensor | Sequence[float]
 
 
 class TrainingDiverged(ValueError):
-    """A network whose outputs are not finite any more.
+    """Error for a network whose outputs are no longer finite.
 
     Example:
         >>> raise TrainingDiverged("the probabilities are not finite: lower the learning rate")
@@ -30,14 +30,14 @@ class TrainingDiverged(ValueError):
 
 @dataclass(frozen=True)
 class TaskMetric:
-    """A metric of a task. Give ``per_case`` or ``curves``: the variance over the cases follows from either.
+    """A metric of a task. Give ``per_case`` or ``curves``: either determines the variance over the cases.
 
     Args:
-        label: what tables and pages call it, such as ``"AUC"``.
+        label: its label in tables and pages, such as ``"AUC"``.
         key: its name among the metrics of an evaluator, such as ``"val_auc"``.
         compute: scores (cases, values) and labels (cases,) -> one number.
-        per_case: the values of the cases whose mean the metric is, for a mean such as accuracy, Dice or error.
-        curves: scores and positive cases of each ROC curve, for a mean area under ROC curves.
+        per_case: value of each case, for a metric that is their mean, such as accuracy, Dice or error.
+        curves: scores and positive cases of each ROC curve, for a metric that is the mean area under ROC curves.
         bounds: the smallest and the largest possible value.
         larger_is_better: False for an error.
 
@@ -64,9 +64,9 @@ class TaskMetric:
 
 
 class Task(Protocol):
-    """What a network is trained for; :class:`monai_llmboost.tasks.Classification` is one.
+    """The interface of a task; :class:`monai_llmboost.tasks.Classification` implements it.
 
-    A score is what a table keeps of a case's output, and all that metrics need besides the labels.
+    The scores of a case are the part of its output that a table contains; metrics need only scores and labels.
 
     Example:
         >>> from monai_llmboost.tasks import Classification
@@ -76,19 +76,19 @@ class Task(Protocol):
     """
 
     name: str
-    metrics: Mapping[str, TaskMetric]  # by the name that files have, the one to choose by first
+    metrics: Mapping[str, TaskMetric]  # by name in files; the first metric is the one that validation chooses by
 
     def activate(self, logits: Tensor) -> Tensor:
         """Return the outputs of a batch (B, ...) from the network's logits, in float32."""
 
     def columns(self) -> list[str]:
-        """Return the columns of a table that hold an output, in their order."""
+        """Return the columns of a table that contain an output, in order."""
 
     def row(self, output: Output) -> dict[str, str]:
         """Return the cells of these columns for the output of one case."""
 
     def record(self, output: Output) -> dict[str, Any]:
-        """Return the output of one case as JSON files hold it."""
+        """Return the output of one case for a JSON file."""
 
     def label(self, value: Any) -> str:
         """Return the cell of the column ``label`` for the label of one case."""
@@ -100,7 +100,7 @@ class Task(Protocol):
         """Return the labels (cases,) from the rows of a table."""
 
     def groups(self, labels: np.ndarray) -> np.ndarray:
-        """Return a whole number for each case: metrics are undefined where a group of the cases is absent."""
+        """Return the group of each case, a whole number; metrics are undefined without a case of each group."""
 
     def check_labels(self, loader: Any, which: str) -> None:
         """Raise a ValueError for invalid labels; ``which`` names the cases of the loader, such as "training"."""

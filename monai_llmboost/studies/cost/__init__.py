@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks -> their cost: weights, operations, memory, time."""
+"""Measurement of the cost of networks: weights, operations, memory and time."""

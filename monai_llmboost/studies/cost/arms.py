@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cost of each arm of a bundle, before anyone spends a GPU hour."""
+"""The cost of each arm of a bundle, measured without training."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from monai_llmboost.studies.cost.measure import costs, device_name
 
 
 def cost_of_arms(arms: Mapping[str, Sequence[Path]], overrides: Mapping[str, Any], rounds: int = 5) -> dict[str, Any]:
-    """Build the network of each arm as training would, without its data, and measure what it costs.
+    """Build the network of each arm as training does, without the data, and measure its cost.
 
     Args:
-        arms: by name, the config files of training with the arm's overlay; the others are compared with the first.
-        overrides: config keys and their values, such as ``{"hidden_size": 1024}``; ``batch_size`` is that of training.
-        rounds: of timing.
+        arms: by name, the config files of training with the arm's overlay; all arms are compared with the first one.
+        overrides: config keys and their values, such as ``{"hidden_size": 1024}``; ``batch_size`` is for training.
+        rounds: rounds of timing.
 
     Returns:
         ``device``, ``amp`` (dtype of autocast, or ``None``), ``batch_size``, ``img_size`` (voxels along each axis, one
-        number for a cube), ``rounds`` and under ``arms`` what :func:`monai_llmboost.studies.costs` gives, and
+        number for a cube), ``rounds`` and under ``arms`` the result of :func:`monai_llmboost.studies.costs` with
         ``read_out``, see :func:`read_out`.
 
     Raises:
-        ValueError: fewer than one round; whatever the bundle refuses.
+        ValueError: fewer than one round, or options that the bundle refuses.
     """
     check_whole("rounds", rounds, 1, advice="timing needs one")
     networks: dict[str, nn.Module] = {}
@@ -57,8 +57,8 @@ def cost_of_arms(arms: Mapping[str, Sequence[Path]], overrides: Mapping[str, Any
 
 
 def read_out(network: nn.Module, x: Tensor) -> str:
-    """Return in words how the booster of a network computes what is read of it in training; ``x`` is a batch."""
-    booster = getattr(unwrap(network), "booster", None)  # the network of another bundle need not have one
+    """Return as text the read-out method of a network's booster in training; ``x`` is a batch."""
+    booster = getattr(unwrap(network), "booster", None)  # the network of another bundle may not have one
     if not isinstance(booster, ResidualBooster):
         return "-"
     calls: list[tuple[Any, ...]] = []
@@ -73,7 +73,7 @@ def read_out(network: nn.Module, x: Tensor) -> str:
 
 
 def cost_table(result: Mapping[str, Any]) -> Table:
-    """Return what :func:`cost_of_arms` measured as a table to print, with a column for each arm."""
+    """Return the result of :func:`cost_of_arms` as a table to print, with a column for each arm."""
     arms, batch = result["arms"], result["batch_size"]
     size = result["img_size"]
     size = " x ".join(map(str, [size] * 3 if isinstance(size, int) else size))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cost of a network: weights, operations, memory and time, measured on the device it will run on."""
+"""The cost of a network: weights, operations, memory and time, measured on its device."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tqdm import tqdm
 # Linux: writing this resets the peak of the resident memory (proc_pid_clear_refs(5)).
 CLEAR_REFS, RESET_PEAK = Path("/proc/self/clear_refs"), "5"
 STATUS = Path("/proc/self/status")
-# Attention on the CPU, which torch 2.14 and older do not count; that its kernel computes scores again is not counted.
+# FLOPs of attention on the CPU, which torch 2.14 and older do not count; recomputed scores are not counted.
 CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
@@ -42,7 +42,7 @@ def device_name(device: torch.device) -> str:
 
 
 def numbers_of_weights(network: nn.Module) -> dict[str, int]:
-    """Count trained weights, and frozen ones (parameters without gradient, buffers in no checkpoint)."""
+    """Count trained and frozen weights; frozen are parameters without gradient and buffers outside checkpoints."""
     saved = set(network.state_dict())
     frozen = [b for name, b in network.named_buffers() if name not in saved and b.is_floating_point()]
     frozen += [p for p in network.parameters() if not p.requires_grad]
@@ -67,7 +67,7 @@ def forward(network: nn.Module, x: Tensor, amp: torch.dtype | None = None) -> Ca
 
     def run() -> None:
         network.eval()
-        # As MONAI's evaluators do; in inference mode the flop counter fails on modules that are given a parameter.
+        # As in MONAI's evaluators; in inference mode the FLOP counter fails on modules that receive a parameter.
         with torch.no_grad(), autocast(x, amp):
             network(x)
 
@@ -88,14 +88,14 @@ def training_step(network: nn.Module, x: Tensor, amp: torch.dtype | None = None)
 
 
 def autocast(x: Tensor, amp: torch.dtype | None) -> AbstractContextManager:
-    """Return autocast to ``amp`` on the device of ``x``, or a context that does nothing."""
+    """Return autocast to ``amp`` on the device of ``x``, or a null context."""
     return nullcontext() if amp is None else torch.autocast(x.device.type, amp)
 
 
 def flops(step: Callable[[], None]) -> int:
     """Count the operations of a step's matrix products, attention and convolutions, two per multiply-add.
 
-    The step runs twice and the second run is counted, so that what ``eval()`` caches is not counted again.
+    The step runs twice and only the second run is counted, so that filling the caches of ``eval()`` is not counted.
     """
     step()
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
@@ -104,9 +104,9 @@ def flops(step: Callable[[], None]) -> int:
 
 
 def memory_growth(step: Callable[[], None], device: torch.device) -> int | None:
-    """Return the bytes in use at a step's peak beyond those before it: activations, gradients, temporaries.
+    """Return by how many bytes a step's peak memory exceeds the memory before it: activations, gradients, temporaries.
 
-    On a GPU torch's own count; on Linux the process's resident memory; elsewhere ``None``.
+    On a GPU, torch measures this; on Linux, it is the process's resident memory; elsewhere ``None``.
     """
     gc.collect()
     if device.type == "cuda":
@@ -118,7 +118,7 @@ def memory_growth(step: Callable[[], None], device: torch.device) -> int | None:
     if not CLEAR_REFS.exists():
         return None
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):  # else memory that was freed, but kept for reuse, would hide that of the step
+    if hasattr(libc, "malloc_trim"):  # otherwise the step could reuse freed memory, which would not be measured
         libc.malloc_trim(0)
     CLEAR_REFS.write_text(RESET_PEAK)
     before = _resident("VmRSS")
@@ -134,9 +134,9 @@ def _resident(field: str) -> int:
 def seconds(
     steps: Mapping[str, Callable[[], None]], rounds: int, device: torch.device, desc: str = "timing"
 ) -> dict[str, list[float]]:
-    """Return the seconds of each step in each round, in turn, so that a change in speed affects all steps.
+    """Return the seconds of each step in each round; steps alternate, so that a change in speed affects all of them.
 
-    Before the first round each step runs once, unmeasured.
+    Before the first round, each step runs once without timing.
     """
     times: dict[str, list[float]] = {name: [] for name in steps}
     with tqdm(total=(rounds + 1) * len(steps), desc=desc, delay=2, leave=False) as bar:
@@ -163,16 +163,17 @@ def costs(
     """Measure the costs of networks on the same volumes, per volume unless stated otherwise.
 
     Args:
-        networks: by name, on the device of ``x``; the others are compared with the first.
+        networks: by name, on the device of ``x``; all networks are compared with the first one.
         x: volumes (B, channels, S0, S1, S2).
-        rounds: of timing; medians are given.
-        amp: dtype of autocast in forward passes; ``None`` is without.
+        rounds: rounds of timing; medians are returned.
+        amp: dtype of autocast in forward passes; ``None`` for no autocast.
 
     Returns:
         For each network: ``trained``, ``frozen`` (numbers of weights), ``checkpoint_bytes``, ``weight_bytes`` (all
-        weights at rest), and for ``forward`` and ``step`` (forward and backward): ``_flops``, ``_seconds`` and
-        ``_ratio`` (median over the rounds of the time over the first network's in the same round), ``_ratio_range``
-        (the smallest and the largest), and of the batch ``_memory_bytes`` (``None`` where it cannot be measured).
+        weights in memory), and for ``forward`` and ``step`` (forward and backward): ``_flops``, ``_seconds`` and
+        ``_ratio`` (time divided by the first network's time in the same round, median over the rounds),
+        ``_ratio_range`` (smallest and largest ratio), and for the whole batch ``_memory_bytes`` (``None`` if it cannot
+        be measured).
     """
     results: dict[str, dict[str, Any]] = {}
     for name, network in networks.items():

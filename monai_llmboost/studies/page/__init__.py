@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of a study: its verdicts, its pictures and its tables, drawn from its results alone."""
+"""The page of a study: verdicts, pictures and tables, drawn only from its results."""
 
 from monai_llmboost.studies.page.report import write_study_report
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""matplotlib's figures as SVG in a page: colours and letters are the page's; the same figure is the same bytes."""
+"""Conversion of matplotlib figures to SVG with the page's colours and fonts; equal figures give equal bytes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-WIDTH = 4.0  # of a picture, inches: small, so that it is legible on a phone; a wide page puts several side by side
+WIDTH = 4.0  # of a picture, inches: small, to be legible on a phone; a wide page shows several next to each other
 NUM_COLOURS = 8
 
-# The page's colours differ by day and by night, so figures are drawn in stand-ins, which the page's variables replace.
+# The page has a light and a dark theme, so figures use placeholder colours, which the page's variables replace.
 INK, QUIET, LINE, PAPER = "#010000", "#020000", "#030000", "#040000"
 VARIABLES = {INK: "var(--ink)", QUIET: "var(--quiet)", LINE: "var(--line)", PAPER: "var(--paper)"} | {
     f"#0500{number:02x}": f"var(--arm-{number})" for number in range(NUM_COLOURS)
@@ -28,7 +28,7 @@ VARIABLES = {INK: "var(--ink)", QUIET: "var(--quiet)", LINE: "var(--line)", PAPE
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "monai-llmboost",
-    "text.parse_math": False,  # a name with two dollars is a name
+    "text.parse_math": False,  # a name with two dollar signs is not a formula
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": INK,
@@ -56,7 +56,7 @@ DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5,
 
 
 class Look(NamedTuple):
-    """How an arm looks in all pictures; marker and dashes identify it even without its colour."""
+    """The look of an arm in all pictures; marker and dashes identify the arm even without colour."""
 
     colour: str
     marker: str
@@ -70,9 +70,9 @@ def look_of(number: int) -> Look:
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Make and save figures within it, whatever the style of the machine and of other users of matplotlib."""
+    """Create and save figures in this context in the page's style, independent of other matplotlib settings."""
     with warnings.catch_warnings(), matplotlib.rc_context():
-        # The page's reader has the letters that matplotlib's own font, which only measures here, lacks.
+        # The browser has glyphs that matplotlib's font, used here only to measure text, lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
@@ -87,7 +87,7 @@ def panel(height: float, left: float = 0.5, bottom: float = 0.45, **options: Any
 
 
 def keys_of(looks: Mapping[str, Look]) -> Callable[[str], Markup]:
-    """Return a function that gives the line and marker of an arm, for legends; with unique ids in each call."""
+    """Return a function that draws the line and marker of an arm for legends; each call has unique ids."""
     drawn = {arm: _key(look) for arm, look in looks.items()}
     numbers = itertools.count()
     return lambda arm: Markup(drawn[arm].replace("key-", f"key{next(numbers)}-"))
@@ -107,15 +107,15 @@ def svg(figure: Figure, name: str, label: str | None) -> Markup:
     """Return a figure as an SVG element.
 
     Args:
-        figure: drawn in the stand-ins above.
-        name: letters and digits; begins every id, so it must be unique in the page.
-        label: what the picture shows, for people who do not see it; ``None`` for an ornament.
+        figure: figure in the placeholder colours above.
+        name: letters and digits; prefix of every id, so it must be unique in the page.
+        label: text alternative for screen readers; ``None`` for a decoration.
     """
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     root = ElementTree.fromstring(file.getvalue())
     for element in root.iter():
-        # What it says of its maker, and a style that would apply to the whole page.
+        # Remove metadata, and a style that would apply to the whole page.
         for child in [child for child in element if _bare(child.tag) in ("metadata", "style")]:
             element.remove(child)
     wanted = {found for element in root.iter() for text in element.attrib.values() for found in _referred(text)}
@@ -143,7 +143,7 @@ def _referred(text: str) -> list[str]:
 
 
 def _in_page(text: str, name: str) -> str:
-    """Return an attribute with the page's colours and letters and with ids that are its own."""
+    """Return an attribute with the page's colours and fonts, and with ids prefixed by the picture's name."""
     if text.startswith("#"):
         return f"#{name}-{text[1:]}"
     text = text.replace("url(#", f"url(#{name}-").replace("'DejaVu Sans'", "system-ui, sans-serif")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures of a study, one small plot each; to be drawn within :func:`drawing.house_style`."""
+"""The pictures of a study, one small plot each; draw them inside :func:`drawing.house_style`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from monai_llmboost.studies.page.drawing import INK, PAPER, QUIET, WIDTH, Look, 
 from monai_llmboost.studies.page.words import finite, interval, plain, shortened, signed, span, value
 
 ROW = 0.5  # inches for one comparison
-LABEL, WHOLE = 31, 54  # letters next to the numbers, and in a line of their own
+LABEL, WHOLE = 31, 54  # characters of a label next to the numbers, and on a separate line
 STEPS = (1, 2, 2.5, 5, 10)  # of ticks
-GROUND = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6}  # text hides the lines of the grid behind it
-Runs = Sequence[Sequence[float | None] | None]  # a curve for each run; none where the run failed
+GROUND = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6}  # text covers the grid lines
+Runs = Sequence[Sequence[float | None] | None]  # a curve for each run; None if the run failed
 
 
 def reach(comparisons: Sequence[Mapping[str, Any]]) -> float:
-    """Return how far from zero forest plots go to show all comparisons of all data sets on one scale."""
+    """Return the half-width of the axis of forest plots, so that all comparisons share one scale."""
     shown = [0.0]
     for comparison in comparisons:
         ends = [span(each) or () for each in comparison["intervals"].values()]
@@ -34,16 +34,16 @@ def reach(comparisons: Sequence[Mapping[str, Any]]) -> float:
 def forest(
     comparisons: Sequence[Mapping[str, Any]], looks: Mapping[str, Look], furthest: float, larger_is_better: bool = True
 ) -> Figure:
-    """Draw paired differences: thin over seeds and cases, thick over seeds alone, a dot for each seed, a line at zero.
+    """Draw paired differences: thin lines over seeds and cases, thick lines over seeds only, a dot for each seed.
 
     Args:
-        comparisons: of one data set by one metric.
-        looks: of the arms.
-        furthest: how far from zero the axis goes.
-        larger_is_better: of the metric.
+        comparisons: comparisons on one data set by one metric.
+        looks: looks of the arms.
+        furthest: half-width of the axis around zero.
+        larger_is_better: whether larger values of the metric are better.
     """
     labels = [f"{each['arm']} against {each['reference']}" for each in comparisons]
-    lines = [1 + (len(label) > LABEL) for label in labels]  # a long name has a line above its numbers
+    lines = [1 + (len(label) > LABEL) for label in labels]  # a long name is on a line above its numbers
     height = sum(ROW + 0.17 * (line - 1) for line in lines)
     figure, axes = panel(height + 0.74, left=0.12, bottom=0.62)
     y = 0.0
@@ -90,12 +90,12 @@ def _difference(axes: Axes, comparison: Mapping[str, Any], look: Look, y: float)
             zorder=3,
         )
     runs = finite(comparison["runs"])
-    runs = runs if len(runs) > 1 else []  # one is the difference itself
+    runs = runs if len(runs) > 1 else []  # a single run is the difference itself
     axes.plot(runs, [y - 0.105] * len(runs), "o", color=look.colour, markersize=2.6, markeredgewidth=0, alpha=0.85)
 
 
 def roc(rates: Sequence[float], curves: Mapping[str, Runs], looks: Mapping[str, Look]) -> Figure:
-    """Draw the mean ROC curve over each arm's seeds, in a band from the smallest to the largest of them."""
+    """Draw the mean ROC curve over each arm's seeds, with a band from the smallest to the largest value."""
     figure, axes = panel(3.85)
     axes.plot([0, 1], [0, 1], color=QUIET, linewidth=0.8, linestyle=(0, (2, 2)))
     for arm, runs in curves.items():
@@ -110,7 +110,7 @@ def roc(rates: Sequence[float], curves: Mapping[str, Runs], looks: Mapping[str, 
 
 
 def learning(epochs: Mapping[str, Sequence[int]], curves: Mapping[str, Runs], looks: Mapping[str, Look]) -> Figure:
-    """Draw curves over the epochs: each run thin with a dot where it stops, and their mean as far as all of them go."""
+    """Draw curves over the epochs: a thin line per run with a dot at its end, and their mean over common epochs."""
     figure, axes = panel(2.7)
     for arm, runs in curves.items():
         colour, _, dash = looks[arm]
@@ -120,7 +120,7 @@ def learning(epochs: Mapping[str, Sequence[int]], curves: Mapping[str, Runs], lo
             stop = epochs[arm][len(run) - 1]
             axes.plot(stop, run[-1], "o", color=colour, markersize=2.4, markeredgewidth=0, alpha=0.6)
         table = _table(there)
-        # One epoch has no line: it is a point.
+        # A single epoch is drawn as a point.
         mark = "o" if table.shape[1] == 1 else "none"
         if len(table):
             xs = epochs[arm][: table.shape[1]]
@@ -134,7 +134,7 @@ def learning(epochs: Mapping[str, Sequence[int]], curves: Mapping[str, Runs], lo
 
 
 def radar(names: Sequence[str], values: Mapping[str, Sequence[float | None]], looks: Mapping[str, Look]) -> Figure:
-    """Draw each data set as a spoke, each arm as a line around; the middle is not 0, but below the smallest value."""
+    """Draw a radar plot: a spoke per data set, a closed line per arm; the centre is just below the smallest value."""
     figure = Figure(figsize=(WIDTH, 2.95))
     axes: Any = figure.add_axes((0.22, 0.1, 0.56, 0.8), projection="polar")
     angles = 2 * np.pi * np.arange(len(names) + 1) / len(names)
@@ -154,7 +154,7 @@ def radar(names: Sequence[str], values: Mapping[str, Sequence[float | None]], lo
     for angle, name in zip(angles, names):
         side, up = np.sin(angle), np.cos(angle)
         align = "center" if abs(side) < 0.3 else "left" if side > 0 else "right"
-        # Next to the plot there is room for few letters.
+        # There is little space next to the plot.
         text = shortened(name, 14) if align != "center" else shortened(name, 40)
         place = (0.5 + 0.54 * side, 0.5 + 0.54 * up)
         axes.text(*place, text, transform=axes.transAxes, ha=align, va="center", fontsize=8)
@@ -162,7 +162,7 @@ def radar(names: Sequence[str], values: Mapping[str, Sequence[float | None]], lo
 
 
 def radar_range(values: Mapping[str, Sequence[float | None]]) -> tuple[float, float]:
-    """Return the values at the middle and the rim of a radar."""
+    """Return the values at the centre and the rim of a radar plot."""
     there = finite(each for around in values.values() for each in around) or [0.0, 1.0]
     low, high = min(there), max(there)
     margin = 0.25 * (high - low) or 0.05
@@ -170,7 +170,7 @@ def radar_range(values: Mapping[str, Sequence[float | None]]) -> tuple[float, fl
 
 
 def cost(costs: Mapping[str, float], scores: Mapping[str, Mapping[str, Any]], looks: Mapping[str, Look]) -> Figure:
-    """Draw the mean score of each arm with its standard deviation over seeds against a cost, on a logarithmic scale."""
+    """Draw each arm's mean score, with standard deviation over seeds, against its cost on a logarithmic scale."""
     figure, axes = panel(2.8)
     for arm, x in costs.items():
         look, score = looks[arm], scores[arm]
@@ -189,7 +189,7 @@ def cost(costs: Mapping[str, float], scores: Mapping[str, Mapping[str, Any]], lo
 
 
 def _table(runs: Runs | Sequence[np.ndarray]) -> np.ndarray:
-    """Return the runs that are not missing, as far as all of them go (runs, points)."""
+    """Return the runs that are not missing, cut to the length of the shortest one (runs, points)."""
     there = [np.array(run, dtype=float) for run in runs if run is not None and len(run)]
     if not there:
         return np.empty((0, 0))
@@ -198,7 +198,7 @@ def _table(runs: Runs | Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _round_numbers(low: float, high: float) -> list[float]:
-    """Return a few round numbers between two."""
+    """Return a few round numbers between two limits."""
     if high < 10 * low:
         ticks = [float(x) for x in MaxNLocator(5, steps=STEPS).tick_values(low, high)]
     else:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A study as one page: first what was found, then what it rests on, in a file that needs nothing else."""
+"""The report of a study as one self-contained HTML page: first the findings, then the evidence."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from monai_llmboost.studies.page import figures, words
 from monai_llmboost.studies.page.drawing import Look, house_style, keys_of, look_of, svg
 
 HERE = Path(__file__).parent
-# Of results of earlier versions, which do not name their metrics.
+# For results of earlier versions, which do not name their metrics.
 METRICS = {"auc": {"label": "AUC"}, "acc": {"label": "ACC"}}
 COSTS: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "trained weights, millions": lambda cost: cost["trained"] / 1e6,
@@ -30,7 +30,7 @@ COSTS: dict[str, Callable[[Mapping[str, Any]], float]] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure, its caption, and its text for people who do not see it."""
+    """A figure, its caption, and its text alternative for screen readers."""
 
     figure: Figure
     caption: str
@@ -39,12 +39,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Shown:
-    """What the pictures are drawn from.
+    """The data of the pictures.
 
     Args:
         datasets: results by data set, as in ``results.json``.
-        looks: of the arms.
-        metrics: by name, with their labels, and whether larger is better; the first is the one that chooses.
+        looks: looks of the arms.
+        metrics: by name, with label and whether larger is better; validation chooses by the first one.
     """
 
     datasets: Mapping[str, Any]
@@ -53,12 +53,12 @@ class Shown:
 
     @property
     def key(self) -> str:
-        """Name of the metric that chooses."""
+        """Name of the metric that validation chooses by."""
         return next(iter(self.metrics))
 
     @property
     def label(self) -> str:
-        """Label of the metric that chooses."""
+        """Label of the metric that validation chooses by."""
         return self.labels[self.key]
 
     @property
@@ -72,25 +72,26 @@ class Shown:
         return ((arm, given[arm]) for arm in self.looks if given.get(arm))
 
     def mean(self, data: Mapping[str, Any], arm: str) -> str:
-        """Return the mean of the metric that chooses, of an arm, as text."""
+        """Return an arm's mean of the metric :attr:`key` as text."""
         return words.number(words.value((data["arms"].get(arm) or {}).get(self.key), "mean"))
 
 
 def write_study_report(results: Mapping[str, Any], path: Path) -> None:
-    """Write a study as one HTML file, which needs no server and runs no script.
+    """Write a study as one HTML file without scripts, which needs no server.
 
-    All of the results is shown as text. The same results give the same bytes. An earlier file is replaced.
+    Strings in the results are shown as plain text, never as HTML. Equal results give equal bytes. An earlier file is
+    replaced.
 
     Args:
-        results: of a study, as its ``results.json`` has them: ``study`` (``bundle``, ``arms``, ``seeds``,
-            ``lr_grid`` ...), ``metrics`` (missing before version 0.2), ``software``, ``device``, ``command``,
-            ``model_card`` and ``datasets``, by name each with ``cases``, ``class_names``, ``learning_rates``, ``arms``,
-            ``comparisons``, ``curves``, ``roc``, ``cost`` and ``diagnostics``. Numbers, runs and arms may be ``None``
-            where a run failed or nothing is known.
-        path: file to be written.
+        results: content of ``results.json``: ``study`` (``bundle``, ``arms``, ``seeds``, ``lr_grid`` ...), ``metrics``
+            (missing before version 0.2), ``software``, ``device``, ``command``, ``model_card`` and ``datasets``, by
+            name each with ``cases``, ``class_names``, ``learning_rates``, ``arms``, ``comparisons``, ``curves``,
+            ``roc``, ``cost`` and ``diagnostics``. Numbers, runs and arms may be ``None`` if a run failed or the value
+            is unknown.
+        path: file to write.
 
     Raises:
-        ValueError: a comparison or a curve of an arm that the study does not name.
+        ValueError: a comparison or a curve of an arm that is not in the study.
     """
     results = words.visible(results)
     arms = list(results["study"]["arms"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers of a study as text: what is missing, or not finite, is shown as a dash and never as a number."""
+"""Formatting of a study's numbers as text; missing or non-finite values are shown as a dash."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ NOTHING = "\N{EN DASH}"
 
 
 def finite(values: Iterable[Any] | None) -> list[float]:
-    """Return the numbers among values of which some may be missing."""
+    """Return the finite numbers among values, some of which may be missing."""
     return [float(v) for v in values or () if isinstance(v, (int, float)) and math.isfinite(v)]
 
 
 def value(statistic: Mapping[str, Any] | None, name: str) -> float | None:
-    """Return a number of a statistic such as ``{"mean": 0.8, "sd": None}``, or None where there is none."""
+    """Return a number of a statistic such as ``{"mean": 0.8, "sd": None}``, or None if it is missing."""
     return next(iter(finite([(statistic or {}).get(name)])), None)
 
 
@@ -36,7 +36,7 @@ def number(x: float | None) -> str:
 
 
 def signed(x: float | None) -> str:
-    """Return a number with its sign, such as +0.004 or -0.011; zero has none."""
+    """Return a number with its sign, such as +0.004 or -0.011; zero has no sign."""
     if x is None:
         return NOTHING
     text = rounded(x)
@@ -49,7 +49,7 @@ def probability(p: float | None) -> str:
 
 
 def plain(x: float | None) -> str:
-    """Return a number in three digits, such as 0.0003, 12.5 or 1.2e+06."""
+    """Return a number with three significant digits, such as 0.0003, 12.5 or 1.2e+06."""
     return NOTHING if x is None else (MINUS if x < 0 else "") + f"{abs(x):.3g}"
 
 
@@ -60,7 +60,7 @@ def interval(ends: Sequence[Any] | None) -> str:
 
 
 def visible(text: Any) -> Any:
-    """Return text with invisible characters (controls, marks of direction, lone surrogates) escaped, recursively."""
+    """Return text with invisible characters (control characters, direction marks, lone surrogates) escaped."""
     if isinstance(text, str):
         return page.visible(text)
     if isinstance(text, Mapping):
@@ -71,7 +71,7 @@ def visible(text: Any) -> Any:
 
 
 def shortened(text: str, length: int) -> str:
-    """Return text of at most so many letters, without its middle if need be: names differ at their ends."""
+    """Return text of at most ``length`` characters; the middle is cut because names differ at their ends."""
     if len(text) <= length:
         return text
     return f"{text[: (length - 1) // 2]}…{text[len(text) - length // 2 :]}"

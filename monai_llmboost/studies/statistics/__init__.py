@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Predictions of runs -> differences between arms, with their intervals."""
+"""Statistics of predictions: differences between arms and their confidence intervals."""

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Test scores of arms x seeds -> paired differences and their intervals.
+"""Paired differences between arms, with confidence intervals over seeds and test cases.
 
-Seeds and test cases are both samples: another seed and another test set would have given other numbers. Seeds take the
-place of readers in a multi-reader multi-case study of diagnostic tests, so the analysis is that of Obuchowski and
-Rockette (Commun. Stat. Simul. 24, 1995) with the degrees of freedom of Hillis (Stat. Med. 26, 2007). Seeds are paired:
-run s of each arm has the same order of data and the same initialisation.
+Seeds and test cases are both samples: another seed or another test set would give other numbers. Seeds correspond to
+the readers of a multi-reader multi-case study of diagnostic tests, so the analysis follows Obuchowski and Rockette
+(Commun. Stat. Simul. 24, 1995) with the degrees of freedom of Hillis (Stat. Med. 26, 2007). Seeds are paired: run s of
+each arm has the same order of data and the same initialisation.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from monai_llmboost.studies.statistics.verdict import LEVEL, POWER, verdict
 from monai_llmboost.tasks import Classification
 from monai_llmboost.tasks.task import Task, TaskMetric
 
-# With fewer seeds their spread often comes out far too small by chance: simulated without any difference of two arms,
-# up to 13 % of the tests at 5 % found one with two seeds, 8 % with three, but 3 to 6 % from four on. With fewer a least
-# spread is taken, with which none to 8 % did; from four on it is not, since it would hide true differences.
+# With fewer seeds, their spread is often far too small by chance: in simulations without a true difference, tests at
+# 5 % found one in up to 13 % of cases with two seeds and 8 % with three, but in 3 to 6 % from four seeds on. Below four
+# seeds, a minimum spread reduces this to 0 to 8 %; from four on it is not used, because it would hide true differences.
 SEEDS_FOR_A_SPREAD = 4
-NOTHING = 1e-12  # a standard error below it is rounding
+NOTHING = 1e-12  # a smaller standard error is a rounding error
 
 
 @dataclass(frozen=True)
 class _Arm:
-    """Of one arm and metric: value of each seed, influence (seeds, cases), mean over the runs of each sample."""
+    """One arm and metric: value of each seed, influence (seeds, cases), mean over runs for each bootstrap sample."""
 
     values: np.ndarray
     influence: np.ndarray
@@ -53,24 +53,24 @@ def compare_arms(
     folds: int = 1,
     task: Task | None = None,
 ) -> list[Comparison]:
-    """Compare each pair of arms of which one is a reference, on the test cases of one data set.
+    """Compare each pair of arms that includes a reference, on the test cases of one data set.
 
     Args:
-        predictions: for each arm the scores (runs, cases, values), such as the probabilities of the classes; run s of
-            all arms has one seed.
+        predictions: for each arm the scores (runs, cases, values), such as class probabilities; run s has the same
+            seed in all arms.
         labels: (cases,).
-        references: names of the arms that others are compared with. Of a pair the earlier in ``predictions`` is the
-            reference.
-        folds: how many consecutive runs have one seed; a seed's value is then the mean over them, for folds share most
-            of their training cases and are no samples of their own.
-        task: that the scores are of; ``None`` is a classification, with whole numbers from 0 as labels.
+        references: names of the arms that others are compared with. In a pair, the arm that comes first in
+            ``predictions`` is the reference.
+        folds: number of consecutive runs with the same seed; the value of a seed is the mean over them, because folds
+            share most of their training cases and are not independent samples.
+        task: task of the scores; ``None`` is a classification, with whole numbers from 0 as labels.
 
     Returns:
-        A comparison for each metric of the task, in their order, and each pair.
+        A comparison for each metric, in the task's order, and each pair.
 
     Raises:
-        ValueError: arms differ in their runs, cases or classes; scores that are not finite; labels that are not those
-            of the classes; fewer than two cases of a class; no reference, or one that is no arm.
+        ValueError: arms differ in their runs, cases or classes; scores that are not finite; labels that are not
+            classes; fewer than two cases of a class; no reference, or a reference that is not an arm.
     """
     arrays, labels, task = _checked(predictions, labels, task)
     unknown = [name for name in references if name not in arrays]
@@ -98,10 +98,10 @@ def arm_summary(
     """Summarise one metric of the runs of one arm.
 
     Args:
-        metric: its name in the task, such as ``"auc"``.
+        metric: name of the metric in the task, such as ``"auc"``.
         predictions: (runs, cases, values).
         labels: (cases,).
-        folds: as in :func:`compare_arms`; ``runs`` are then the seeds.
+        folds: as in :func:`compare_arms`; with folds, ``runs`` has a value for each seed.
         task: as in :func:`compare_arms`.
 
     Raises:
@@ -140,15 +140,15 @@ def over_seeds_and_cases(values: np.ndarray, influence: np.ndarray) -> tuple[flo
         variance = s²/R + max(c, 0)        df = (R - 1) ((s² + R max(c, 0)) / s²)²
 
     For differences of two arms c = 2 (Cov2 - Cov3) and s²/2 = MS(T x R) of Obuchowski and Rockette, for one arm
-    c = Cov2 and s² = MS(R). The cases alone make s² as large as v - c, v being the mean variance over the cases of one
-    seed's value; below ``SEEDS_FOR_A_SPREAD`` seeds s² is not taken to be less.
+    c = Cov2 and s² = MS(R). Sampling of the cases contributes v - c to s², where v is the mean variance over the cases
+    of one seed's value; below ``SEEDS_FOR_A_SPREAD`` seeds, v - c is the lower bound of s².
 
     Args:
-        values: (R,) of the seeds, or differences of two arms.
+        values: (R,), one value per seed, or differences of two arms.
         influence: (R, cases), see :mod:`monai_llmboost.studies.statistics.influence`.
 
     Returns:
-        The standard error (for R = 1 over the cases alone) and df; ``None``: the normal distribution.
+        The standard error (for R = 1 only over the cases) and df; ``None``: the normal distribution.
     """
     seeds = len(values)
     own = float((influence**2).sum() / seeds)
@@ -164,7 +164,7 @@ def over_seeds_and_cases(values: np.ndarray, influence: np.ndarray) -> tuple[flo
 
 
 def correct_for_many(comparisons: Sequence[Comparison], metric: TaskMetric) -> list[Comparison]:
-    """Return the comparisons of one family with their p after Holm (Scand. J. Stat. 6, 1979), and their verdicts."""
+    """Return the comparisons of one family with p-values after Holm (Scand. J. Stat. 6, 1979) and with verdicts."""
     p = np.array([comparison.p for comparison in comparisons])
     order = p.argsort()
     corrected = np.empty_like(p)
@@ -174,20 +174,20 @@ def correct_for_many(comparisons: Sequence[Comparison], metric: TaskMetric) -> l
 
 
 def _compare(name: str, metric: TaskMetric, arm: tuple[str, _Arm], reference: tuple[str, _Arm]) -> Comparison:
-    """Return all of a comparison that needs no other."""
+    """Return a comparison without the fields that depend on other comparisons."""
     (arm_name, one), (reference_name, other) = arm, reference
     runs, influence = one.values - other.values, one.influence - other.influence
     seeds, mean = len(runs), float(runs.mean())
     error, df = over_seeds_and_cases(runs, influence)
-    of_cases = _root(float((influence.mean(axis=0) ** 2).sum()))  # DeLong, of the mean over these seeds
+    of_cases = _root(float((influence.mean(axis=0) ** 2).sum()))  # DeLong, for the mean over these seeds
     low, high = metric.bounds
     bounds = low - high, high - low
     over_seeds = None
     if seeds > 1:
         over_seeds = interval(mean, _root(float(runs.var(ddof=1)) / seeds), seeds - 1, bounds)
     percentiles = np.quantile(one.resampled - other.resampled, [LEVEL / 2, 1 - LEVEL / 2]).tolist()
-    # With few seeds their spread may by chance come out so small that less would be unknown over seeds and cases than
-    # over cases alone. That leaves p right on average, but no single interval may say so.
+    # With few seeds, their spread may by chance be so small that the interval over seeds and cases is narrower than the
+    # interval over cases only. p is still right on average, but no single interval may be that narrow.
     over_both = interval(mean, error, df, bounds)
     over_both = [min(over_both[0], percentiles[0]), max(over_both[1], percentiles[1])]
     spread, known = _distribution(df), max(error, of_cases)
@@ -212,7 +212,7 @@ def _distribution(df: float | None) -> Any:
 
 
 def interval(mean: float, error: float, df: float | None, bounds: tuple[float, float]) -> list[float]:
-    """Return the interval of a metric or a difference of two, which stays within its bounds."""
+    """Return the confidence interval of a metric or a difference of metrics, clipped to its bounds."""
     half = float(_distribution(df).ppf(1 - LEVEL / 2)) * error
     return [max(mean - half, bounds[0]), min(mean + half, bounds[1])]
 

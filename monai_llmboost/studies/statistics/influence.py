@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of runs -> the value of a metric in each run, and the contribution of each test case to its variance.
+"""The value of a metric in each run, and the contribution of each test case to its variance.
 
-The cases are a sample of all cases that could have been tested. A row of the *influence* belongs to a run, and the
-covariance matrix of the runs' values over such samples is ``influence @ influence.T``. Both follow from what a task
-says of its metric: a mean over cases, or a mean area under ROC curves.
+The cases are a sample of all cases that could have been tested. Each row of the *influence* belongs to a run, and the
+covariance matrix of the runs' values over such samples is ``influence @ influence.T``. Values and influence depend on
+the kind of metric: a mean over cases, or a mean area under ROC curves.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from scipy import stats
 
 from monai_llmboost.tasks.task import TaskMetric
 
-FEWEST_CASES = 2  # of a class: from a single case its variance is unknown
+FEWEST_CASES = 2  # of a class: the variance of a single case is unknown
 
 
 def components(metric: TaskMetric, scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the values of a metric (runs,) and their influence (runs, cases).
 
     Args:
-        metric: of a task.
+        metric: metric of a task.
         scores: (runs, cases, values), all runs on the same cases.
         labels: (cases,).
     """
@@ -33,16 +33,16 @@ def resampled(metric: TaskMetric, scores: np.ndarray, labels: np.ndarray, counts
     """Return the mean of the runs' values for each bootstrap sample of the cases (samples,), computed exactly.
 
     Args:
-        metric: of a task.
+        metric: metric of a task.
         scores: (runs, cases, values).
         labels: (cases,).
-        counts: how often each case is in each sample (samples, cases).
+        counts: number of times that each case is in each sample (samples, cases).
     """
     return (_resampled_mean if metric.per_case else _resampled_areas)(metric, scores, labels, counts)
 
 
 def _mean_components(metric: TaskMetric, scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of a mean over N cases: influence = (value of the case - mean) / sqrt(N (N - 1))."""
+    """Return the components of a mean over N cases: influence = (value of the case - mean) / sqrt(N (N - 1))."""
     of_cases = metric.per_case(scores, labels)  # type: ignore[misc]
     values, cases = of_cases.mean(axis=1), len(labels)
     return values, (of_cases - values[:, None]) / np.sqrt(cases * (cases - 1))
@@ -53,16 +53,16 @@ def _resampled_mean(metric: TaskMetric, scores: np.ndarray, labels: np.ndarray, 
 
 
 def _curve_components(metric: TaskMetric, scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return areas under ROC curves, and DeLong's structural components of them.
+    """Return areas under ROC curves, and DeLong's structural components of these areas.
 
-    Of m positive cases x and n others y, with psi = 1 if x scores above y, 1/2 if they tie, and 0 else::
+    For m positive cases x and n other cases y, with psi = 1 if x scores above y, 1/2 for a tie, else 0::
 
         V(x) = mean over y of psi(x, y)    V(y) = mean over x of psi(x, y)    AUC = mean of V(x) = mean of V(y)
         influence(x) = (V(x) - AUC) / sqrt(m (m - 1))        influence(y) = (V(y) - AUC) / sqrt(n (n - 1))
 
-    For several curves both are the mean over the curves.
+    For several curves, values and influence are means over the curves.
 
-    Source: DeLong et al., Biometrics 44 (1988); by ranks, in O(cases log cases): Sun and Xu, IEEE SPL 21 (2014).
+    Source: DeLong et al., Biometrics 44 (1988); with ranks, in O(cases log cases): Sun and Xu, IEEE SPL 21 (2014).
     """
     values, influence = np.zeros(len(scores)), np.zeros(scores.shape[:2])
     curves = list(metric.curves(scores, labels))  # type: ignore[misc]
@@ -80,7 +80,7 @@ def _curve_components(metric: TaskMetric, scores: np.ndarray, labels: np.ndarray
 
 
 def _resampled_areas(metric: TaskMetric, scores: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Count every pair of cases in a sample; none is approximated."""
+    """Return the exact areas for each sample, computed from all pairs of cases."""
     values = np.zeros(len(counts))
     curves = list(metric.curves(scores, labels))  # type: ignore[misc]
     for of_curve, positive in curves:
@@ -94,15 +94,15 @@ def _resampled_areas(metric: TaskMetric, scores: np.ndarray, labels: np.ndarray,
 
 
 def bootstrap_counts(groups: np.ndarray, samples: int = 2000, seed: int = 0) -> np.ndarray:
-    """Return how often each case is in each bootstrap sample (Efron 1979): (samples, cases).
+    """Return the number of times that each case is in each bootstrap sample (Efron 1979): (samples, cases).
 
-    As many cases as there are, with replacement, from all groups together, since a new test set would not have the same
-    numbers of cases of each class either. A sample in which a group is missing is drawn again: it has no AUC.
+    Each sample is drawn with replacement from all groups together, because the numbers of cases of each class would
+    also vary in a new test set. A sample without a case of each group has no AUC, so it is drawn again.
 
     Args:
-        groups: of the cases (cases,), such as their classes.
+        groups: group of each case (cases,), such as its class.
         samples: number of samples.
-        seed: of the random numbers.
+        seed: seed of the random numbers.
 
     Example:
         >>> bootstrap_counts(np.array([0, 0, 1]), samples=4).sum(axis=1)
@@ -119,10 +119,10 @@ def bootstrap_counts(groups: np.ndarray, samples: int = 2000, seed: int = 0) -> 
 
 
 def checked_scores(scores: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the scores of each arm (runs, cases, values) in float64, if they belong together.
+    """Return the scores of each arm (runs, cases, values) in float64 after checking them.
 
     Raises:
-        ValueError: arms of different shapes; scores that are not finite; another number of labels than of cases.
+        ValueError: arms of different shapes; scores that are not finite; different numbers of labels and cases.
     """
     arrays = {name: np.asarray(p, dtype=np.float64) for name, p in scores.items()}
     shapes = {name: array.shape for name, array in arrays.items()}
@@ -157,10 +157,10 @@ def check_groups(groups: np.ndarray) -> None:
 
 
 def class_numbers(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Return labels as an array, if they are numbers of classes of which each has enough cases.
+    """Return labels as an array after checking that they are class numbers and that each class has enough cases.
 
     Raises:
-        ValueError: labels that are not whole numbers of the classes; fewer than two cases of a class.
+        ValueError: labels that are not class numbers; fewer than two cases of a class.
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":

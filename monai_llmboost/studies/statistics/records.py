@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records of the statistics: a comparison of two arms, a summary of one."""
+"""Records of the statistics: the comparison of two arms, and the summary of one arm."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Intervals:
-    """Intervals of 95 % of a difference.
+    """95 % confidence intervals of a difference.
 
     Args:
-        seeds: over the seeds alone (t distribution); ``None`` for one seed.
-        cases: over the cases alone, percentiles of 2000 bootstrap samples, the same of all runs.
-        both: over seeds and cases, never narrower than over the cases; for one seed over these alone, after DeLong.
+        seeds: only over the seeds (t distribution); ``None`` for one seed.
+        cases: only over the cases, percentiles of 2000 bootstrap samples, which are the same for all runs.
+        both: over seeds and cases, never narrower than over the cases; for one seed only over the cases, after DeLong.
     """
 
     seeds: list[float] | None
@@ -27,20 +27,20 @@ class Intervals:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An arm compared with a reference by one metric; the fields are those of ``results.json``.
+    """The comparison of an arm with a reference by one metric; the fields are the keys in ``results.json``.
 
     Args:
         metric: name of the metric, such as ``"auc"``.
         arm: name of the arm.
-        reference: name of the arm that it is compared with.
+        reference: name of the reference arm.
         difference: arm minus reference, mean over the seeds.
-        runs: difference of each seed.
-        standard_error: of the difference over seeds and cases.
+        runs: difference for each seed.
+        standard_error: standard error of the difference over seeds and cases.
         df: its degrees of freedom; ``None``: normal distribution.
-        intervals: of the difference.
-        p: over seeds and cases; 1 where the standard error is 0, since nothing is then known of the spread.
-        p_holm: after Holm 1979 over all pairs of this metric.
-        p_delong: over the cases alone.
+        intervals: confidence intervals of the difference.
+        p: p-value over seeds and cases; 1 if the standard error is 0, because the spread is then unknown.
+        p_holm: p-value corrected for all pairs of this metric (Holm 1979).
+        p_delong: p-value only over the cases.
         detectable: the smallest true difference that is found with 80 % power, or ``None`` if unknown.
         verdict: see :func:`monai_llmboost.studies.statistics.verdict.verdict`.
     """
@@ -60,19 +60,19 @@ class Comparison:
     verdict: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the comparison as ``results.json`` has it."""
+        """Return the comparison for ``results.json``."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A number of the runs of one arm.
+    """The summary of one quantity over the runs of an arm.
 
     Args:
-        mean: over the seeds.
-        sd: standard deviation over the seeds; ``None`` for one.
-        runs: of each seed.
-        interval: of 95 % of the mean over seeds and cases (for one seed over the cases alone), where it is known.
+        mean: mean over the seeds.
+        sd: standard deviation over the seeds; ``None`` for one seed.
+        runs: value for each seed.
+        interval: 95 % interval of the mean over seeds and cases (for one seed only over the cases), if known.
     """
 
     mean: float
@@ -93,5 +93,5 @@ class Summary:
         return cls(float(values.mean()), sd, values.tolist(), interval)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the summary as ``results.json`` has it, without an interval that is not known."""
+        """Return the summary for ``results.json``, without an unknown interval."""
         return {name: value for name, value in asdict(self).items() if name != "interval" or value is not None}

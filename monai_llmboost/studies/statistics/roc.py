@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of runs -> their ROC curves at fixed false positive rates."""
+"""ROC curves of runs at fixed false positive rates."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class RocCurves:
 
 
 def roc_curves(metrics: Mapping[str, TaskMetric], scores: np.ndarray, labels: np.ndarray) -> RocCurves | None:
-    """Return a curve for each run, the mean over the curves of the first metric that has some.
+    """Return a curve for each run, the mean over the curves of the first metric with ROC curves.
 
     Args:
-        metrics: of a task.
+        metrics: metrics of a task.
         scores: (runs, cases, values).
         labels: (cases,).
 

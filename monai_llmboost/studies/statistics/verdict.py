@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A comparison -> one sentence that says what it allows to conclude."""
+"""The conclusion from a comparison, as one sentence."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from monai_llmboost.tasks.task import TaskMetric
 
 LEVEL = 0.05  # two-sided, of all intervals and tests
 POWER = 0.80  # of the detectable difference
-SEEDS_FOR_A_CLAIM = 5  # with fewer the verdict says so
+SEEDS_FOR_A_CLAIM = 5  # with fewer seeds, the verdict contains a warning
 
 
 def verdict(comparison: Comparison, metric: TaskMetric) -> str:
     """Return the conclusion from a comparison, in one sentence.
 
-    Better or worse: the interval over seeds and cases excludes 0, and p is small after Holm too. Suggests: p is small
-    before Holm only. Otherwise no difference was seen, and the sentence says what is excluded, and what difference
-    could have been seen.
+    "better" or "worse": the interval over seeds and cases excludes 0, and p is below the level also after Holm.
+    "suggests": p is below the level only before Holm. Otherwise no difference was seen, and the sentence gives the
+    excluded and the detectable differences.
     """
     low, high = comparison.intervals.both
     start = f"{comparison.arm} against {comparison.reference}: {metric.label} {_signed(comparison.difference)}"
