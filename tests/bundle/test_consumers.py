@@ -258,12 +258,7 @@ def test_train_json_alone_makes_the_network(bundle):
 # Exported networks.
 
 IMAGES = torch.rand(4, 1, 28, 28, 28, generator=torch.Generator().manual_seed(0))
-DYNAMIC = {
-    "dynamic_shapes": ({0: "batch"},),
-    "input_names": ["image"],
-    "output_names": ["pred"],
-    "external_data": False,
-}
+DYNAMIC = {"dynamo": True, "dynamic_shapes": ({0: "batch"},), "input_names": ["image"], "output_names": ["pred"], "external_data": False}
 
 
 @pytest.fixture(scope="module")
@@ -313,6 +308,6 @@ def test_onnx_runs_at_any_batch(bundle, logits, tmp_path, way):
     else:
         network = parser_of(bundle).get_parsed_content("network_def").eval()
         network.load_state_dict(torch.load(bundle / "models" / "model.pt", weights_only=True))
-        torch.onnx.export(network, (IMAGES[:2],), file, dynamo=True, **DYNAMIC)
+        torch.onnx.export(network, (IMAGES[:2],), file, **DYNAMIC)
     for batch in (1, 4):
         torch.testing.assert_close(run_onnx(file, IMAGES[:batch]), logits[:batch], atol=1e-5, rtol=0)
