@@ -315,28 +315,6 @@ def test_seeds_matter_and_repeat(tmp_path):
     assert not torch.equal(first, other)
 
 
-def test_workflows_have_monais_properties(tmp_path, run_job):
-    run_job("train", epochs=1)
-    nifti = write_nifti(tmp_path / "nifti", np.random.default_rng(0).integers(0, 256, (2, 28, 28, 28), dtype=np.uint8))
-    for kind, files, where in (
-        ("train", ["train.json"], "~/.medmnist"),
-        ("train", ["train.json", "evaluate.json"], "~/.medmnist"),
-        ("infer", ["inference.json"], str(nifti)),
-    ):
-        workflow = ConfigWorkflow(
-            config_file=[str(CONFIGS / name) for name in files],
-            meta_file=str(CONFIGS / "metadata.json"),
-            logging_file=False,
-            workflow_type=kind,
-            dataset_dir=where,
-            ckpt_dir=str(tmp_path / "run"),
-            output_dir=str(tmp_path / "out"),
-            **SMALL,
-        )
-        workflow.initialize()
-        assert not workflow.check_properties()
-
-
 def monai_run(*words, cwd, launcher=("-m",), variables=(), **options):
     """A command of a user, in a process of its own."""
     flags = [part for key, value in {**SMALL, **options}.items() for part in (f"--{key}", str(value))]
@@ -439,7 +417,7 @@ def test_names_come_from_the_checkpoint(run_job, tmp_path):
     """Two classes here, two there: the table must not call a ring a hyperplasia because of an option."""
     run_job("train", epochs=1)
     nifti = write_nifti(tmp_path / "nifti", np.random.default_rng(0).integers(0, 256, (1, 28, 28, 28), dtype=np.uint8))
-    (row,) = rows_of(run_job("inference", dataset_dir=str(nifti), dataset="adrenalmnist3d"))
+    (row,) = rows_of(run_job("inference", dataset_dir=str(nifti), trained_on="adrenalmnist3d"))
     assert "p_ring" in row and "p_hyperplasia" not in row
 
 

@@ -7,11 +7,12 @@ import json
 import pytest
 import torch
 from conftest import BUNDLE, SMALL
-from monai.fl.client import MonaiAlgo
-from monai.fl.utils.constants import ExtraItems, WeightType
+from monai.fl.client import MonaiAlgo, MonaiAlgoStats
+from monai.fl.utils.constants import ExtraItems, FlStatistics, WeightType
 from monai.fl.utils.exchange_object import ExchangeObject
 
 from monai_llmboost.bundle import copy_bundle
+from monai_llmboost.data import LabelledVolumes
 from monai_llmboost.engines.curves import read_curves
 from monai_llmboost.networks.class_names import class_names_of
 
@@ -81,6 +82,25 @@ def test_four_rounds_of_two_clients(tmp_path, diff, epochs):
             assert {"p_shell", "p_ring"} <= set(csv.DictReader(file).fieldnames)
         metrics = json.loads((tmp_path / f"client{number}" / "eval" / "metrics.json").read_text())
         assert metrics["cases"] == 12
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker|'pin_memory' argument:UserWarning")  # of MONAI's analyzer
+@pytest.mark.usefixtures("few_phantoms")
+def test_statistics_of_a_site(tmp_path):
+    """Of the intensities of the cases of each class: the analyzer wants maps of labels, and class 0 is label 1."""
+    copy_bundle(BUNDLE, tmp_path / "site")
+    configs = ["configs/train.json", "configs/statistics.json"]
+    algo = MonaiAlgoStats("site", config_train_filename=configs, data_stats_transform_list=[])
+    algo.initialize({ExtraItems.CLIENT_NAME: "site", ExtraItems.APP_ROOT: str(tmp_path)})
+    extra = {FlStatistics.HIST_BINS: [4], FlStatistics.HIST_RANGE: [[0, 256]]}
+    statistics = algo.get_data_stats(extra).statistics
+    for part, cases, split in (("train", 24, "train"), ("eval", 12, "val")):
+        found = statistics[part]
+        assert (found[FlStatistics.DATA_COUNT], found[FlStatistics.FAIL_COUNT]) == (cases, 0)
+        stats = found[FlStatistics.DATA_STATS]
+        mean = LabelledVolumes("phantom", split).images.mean()
+        assert stats["image_stats"]["intensity"]["mean"] == pytest.approx(mean, rel=1e-4)
+        assert stats["label_stats"]["labels"] == [1, 2]
 
 
 @pytest.mark.usefixtures("few_phantoms")

@@ -61,6 +61,8 @@ def _of_processes(bundle: Path) -> set[str]:
 
 def _is_option(key: str, value: Any) -> bool:
     structured = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(one, dict) for one in value))
+    if isinstance(value, str) and value.startswith("@"):
+        return False  # another name of an item
     return not structured and "#" not in key and not key.startswith("_") and key not in ENTRY_POINTS
 
 

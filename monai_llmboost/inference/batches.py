@@ -29,7 +29,7 @@ class PendingBatches(Sampler):
         world_size: number of processes.
 
     Raises:
-        ValueError: an invalid batch size.
+        ValueError: an invalid batch size; a name instead of cases.
 
     Example:
         >>> batches = PendingBatches(cases, Journal("out", key), batch_size=8)  # doctest: +SKIP
@@ -38,6 +38,10 @@ class PendingBatches(Sampler):
 
     def __init__(self, cases: ScanCases, journal: Journal, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         check_whole("batch_size", batch_size, 1, advice="give --batch_size")
+        if isinstance(cases, str):  # --dataset of earlier versions, which named the set as training does
+            raise ValueError(
+                f"dataset holds the scans, not the name {cases!r}: give the data set of the training as --trained_on"
+            )
         super().__init__()
         self.batch_size = batch_size
         done = journal.rows()
