@@ -43,7 +43,7 @@ class BatchedVolumes:
     engines; seeding torch and ``transform`` at the start of an epoch, as ``SeededEpochs`` does, repeats the epoch.
 
     Args:
-        dataset: the volumes, without a transform of their own; any data set with the arrays of :class:`VolumeArrays`.
+        dataset: the volumes, without a transform; any data set with the arrays of :class:`VolumeArrays`.
         batch_size: cases in a batch; the last one of an epoch may have fewer.
         device: device of the volumes and the batches.
         shuffle: whether to draw a new order for each epoch, from torch's CPU generator.

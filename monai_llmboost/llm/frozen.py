@@ -68,7 +68,7 @@ class FrozenBlock(nn.Module):
     """
 
     if TYPE_CHECKING:
-        layer: Any  # a DecoderBlock where `native`
+        layer: Any  # a DecoderBlock if `native`
 
     __constants__ = ("native",)  # so that scripting skips the branches that are not taken
 

@@ -12,7 +12,7 @@ from monai_llmboost.arguments import check_whole
 # Maximum number of voxels (4 GiB in float32); a header with more is refused before memory is allocated.
 MAX_VOXELS = 1 << 30
 
-# Kinds of refusals, by which users can accept refusals.
+# Kinds of refusals; users can accept refusals of a kind.
 REFUSED_KINDS = (
     "single-slice", "several-volumes", "missing-slices", "uneven-slices", "no-geometry", "gantry-tilt", "mixed",
     "unclear", "damaged", "too-small", "too-large", "range", "label-map", "colour", "voxel-type", "channels",

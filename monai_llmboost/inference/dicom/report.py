@@ -27,7 +27,7 @@ from monai_llmboost.inference.dicom.sources import SourceImages, read_sources
 # Coding scheme of class names, which no public terminology contains; a code is a digest of the name.
 OWN_CODES = "99LLMBOOST"
 PROCEDURES = {"CT": "CTUnspecifiedBodyRegion", "MR": "MRIUnspecifiedBodyRegion", "PT": "PETUnspecifiedBodyRegion"}
-# Series number of the report, above those of scanners.
+# Series number of the report, above the numbers that scanners use.
 SERIES_NUMBER = 9001
 
 

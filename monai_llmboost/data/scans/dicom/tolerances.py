@@ -35,7 +35,7 @@ SAME_AFFINE_MM = 1e-3
 MEASURED_TOLERANCE = 0.02
 
 # Mosaics (mosaic.py)
-# Cosine to the normal of the image above which a direction is that of the slices.
+# Smallest cosine to the normal of the image of a direction that counts as the direction of the slices.
 NORMAL_COSINE = 0.99
 # Two slice distances agree up to this part of them.
 SAME_DISTANCE = 0.01

@@ -23,7 +23,7 @@ from monai_llmboost.data.scans.scan import RefusedScan
 UNITS_MM = {1: ("metres", 1e3), 3: ("micrometres", 1e-3)}
 KNOWN_UNITS = (0, 1, 2, 3)  # 0: unknown, 2: mm
 NEGATIVE = "its pixdim has negative voxel sizes: they are taken without their sign"
-XFORM_CODES = range(1, 6)  # those of the standard
+XFORM_CODES = range(1, 6)  # the codes in the standard
 
 
 @np.errstate(over="ignore", invalid="ignore")  # a damaged header may contain any number; too large ones are refused
