@@ -258,7 +258,13 @@ def test_train_json_alone_makes_the_network(bundle):
 # Exported networks.
 
 IMAGES = torch.rand(4, 1, 28, 28, 28, generator=torch.Generator().manual_seed(0))
-DYNAMIC = {"dynamo": True, "dynamic_shapes": ({0: "batch"},), "input_names": ["image"], "output_names": ["pred"], "external_data": False}
+DYNAMIC = {
+    "dynamo": True,
+    "dynamic_shapes": ({0: "batch"},),
+    "input_names": ["image"],
+    "output_names": ["pred"],
+    "external_data": False,
+}
 
 
 @pytest.fixture(scope="module")
