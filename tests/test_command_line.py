@@ -53,7 +53,7 @@ def test_extract(command, llama_folder, tmp_path):
     before = out.stat().st_mtime_ns
     code, said, _ = command("extract", llama_folder, "--layer", -3, "--out", out)
     assert (code, out.stat().st_mtime_ns) == (0, before), "what is there already is not made again"
-    assert "was there already; --overwrite extracts it anew" in " ".join(said.split())
+    assert "already exists; --overwrite extracts it again" in " ".join(said.split())
     code, _, said = command("extract", llama_folder, "--out", out)
     assert code == 1
     assert said == (
@@ -115,11 +115,17 @@ def test_bundle(command, tmp_path):
             ["cost", "--booster#gate", "True"],
             "--booster#gate changes nothing in train.json, none.json: booster must be an object",
         ),
-        (["extract", "nowhere", "--out", "x.safetensors"], "a model folder or a hub id such as owner/name"),
+        (
+            ["extract", "nowhere", "--out", "x.safetensors"],
+            "give a model folder, a GGUF file, or a hub id such as owner/name",
+        ),
         (["extract", ".", "--out", "x.bin"], "does not end in .safetensors: give --out"),
-        (["extract", "nowhere", "--layer", "last", "--out", "x.safetensors"], "a model folder or a hub id"),
+        (
+            ["extract", "nowhere", "--layer", "last", "--out", "x.safetensors"],
+            "no model at 'nowhere': give a model folder",
+        ),
         (["info", "nowhere.safetensors"], "no block file at nowhere.safetensors"),
-        (["demo", "--output", "."], "is there already"),
+        (["demo", "--output", "."], "already exists"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_status_1(command, words, message):

@@ -78,7 +78,18 @@ def test_no_public_name_is_also_a_name_of_monai():
 def test_train_and_inference_describe_one_network():
     configs = ROOT / "bundles" / BUNDLE / "configs"
     train, inference = (json.loads((configs / f"{name}.json").read_text()) for name in ("train", "inference"))
-    shared = set(train) & set(inference) - {"imports", "dataset_dir", "batch_size", "initialize", "run"}
+    # In inference, dataset is the scans, and trained_on the name of the data set that has the classes.
+    others = {
+        "imports",
+        "dataset",
+        "dataset_dir",
+        "batch_size",
+        "class_names",
+        "output_transforms",
+        "initialize",
+        "run",
+    }
+    shared = set(train) & set(inference) - others
     assert {"network_def", "booster", "frozen_block", "size", "hidden_size"} <= shared
     assert {key: train[key] for key in shared} == {key: inference[key] for key in shared}
 

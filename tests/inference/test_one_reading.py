@@ -13,7 +13,7 @@ from conftest import ROOT, SMALL
 from dicom_files import write_series
 
 from monai_llmboost.data import ScanReader
-from monai_llmboost.inference import predictions
+from monai_llmboost.inference import handler
 from monai_llmboost.inference.run import run_predict
 
 pytestmark = [
@@ -83,15 +83,15 @@ def test_a_volume_that_a_worker_read_is_not_read_again(drawn, reads):
 def test_beyond_the_memory_a_volume_is_read_again_once_for_all_its_pictures(drawn, reads, monkeypatch):
     expected = drawn("kept")
     reads.clear()
-    monkeypatch.setattr(predictions, "KEPT_BYTES", 4 * 9 * 8 * 7 * 8)  # the small volume, eight times: a batch
+    monkeypatch.setattr(handler, "KEPT_BYTES", 4 * 9 * 8 * 7 * 8)  # the small volume, eight times: a batch
     assert drawn("not kept") == expected
     assert len(reads) == 3
 
 
 def test_without_pictures_no_volume_is_kept(trained_bundle, scans, tmp_path, monkeypatch):
     kept = []
-    make = predictions.CaseOutputs.make
-    monkeypatch.setattr(predictions.CaseOutputs, "make", lambda *given: kept.append(given[2].voxels) or make(*given))
+    make = handler.CaseOutputs.make
+    monkeypatch.setattr(handler.CaseOutputs, "make", lambda *given: kept.append(given[2].voxels) or make(*given))
     run_predict(trained_bundle, tmp_path / "out", "none", dataset_dir=[str(scans)], **NETWORK)
     assert kept == [b"", b""]
 
