@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the booster costs: ViT3D plain, boosted (only CLS read), boosted the full way, and with transformers' layer.
+"""Cost of the booster: ViT3D plain, boosted (CLS read-out), boosted in full, and with the layer of transformers.
 
-All sides do the same work in one process, turn by turn: a ViT3D of the published R-LLM size (8 layers, C = 1024), a
-block of random weights of a donor's size, the same trained maps. Where the sides run in float32, one more has its
-block in bfloat16, as most donors store it: half the memory, and faster on processors that have bfloat16.
+All sides do the same work in one process, in turn: a ViT3D of the published R-LLM size (8 layers, C = 1024), a
+block of random weights of a donor's size, the same trained maps. If the sides run in float32, an additional side
+has its block in bfloat16, as most donors store it: half the memory, and faster on processors with bfloat16.
 
-Operations are counted without computing (on meta tensors), for every cell of the table; time and memory are measured
-where a side's operations are few enough. Each cell is written when it is done; cells that the file has already are left
-as they are, so an interrupted run goes on, and a call with few cells and a larger --most-tflop may come first.
+Operations are counted on meta tensors for every cell of the table; time and memory are measured for sides with at most
+--most-tflop operations. Each cell is saved when it is done, and cells that are in the file already are not measured
+again: an interrupted run is resumed, and a call with few cells and a larger --most-tflop can be made first.
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ BENCHMARK = "ViT3D of the published size, plain and boosted"
 KINDS: dict[str, Callable[..., Callable[[], None]]] = {"forward": forward, "step": training_step}
 
 
-class FullWay(nn.Module):
-    """A booster that computes all its tokens, though only one is read."""
+class FullComputation(nn.Module):
+    """A booster that computes all its tokens, although only one is used."""
 
     def __init__(self, booster: ResidualBooster) -> None:
         super().__init__()
         self.booster = booster
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, N, C) to tokens (B, N, C)."""
+        """Map tokens (B, N, C) to tokens (B, N, C)."""
         return self.booster(x)
 
 
-class TransformersWay(nn.Module):
-    """The same booster around the layer of ``transformers``, as one would write it without this package."""
+class TransformersBooster(nn.Module):
+    """The same booster around the layer of ``transformers``, written without this package."""
 
     def __init__(self, booster: ResidualBooster) -> None:
         super().__init__()
@@ -87,39 +87,44 @@ class TransformersWay(nn.Module):
         self.head_size = geometry.head_size
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, N, C) to tokens (B, N, C)."""
+        """Map tokens (B, N, C) to tokens (B, N, C)."""
         h = self.encode(x)
         cos = torch.ones(x.shape[0], x.shape[1], self.head_size, device=x.device, dtype=h.dtype)
         y = self.layer(h, position_embeddings=(cos, torch.zeros_like(cos)), attention_mask=None)
         return self.decode(self.norm(y) + h)
 
 
-def sides(block: FrozenBlock, img_size: int) -> dict[str, nn.Module]:
-    """The networks by side; the boosted ones share the maps and, but for transformers' layer, the block."""
+def make_networks(block: FrozenBlock, img_size: int) -> dict[str, nn.Module]:
+    """Return the network of each side; the boosted ones share the maps and (except transformers) the block."""
     booster = ResidualBooster(NETWORK["hidden_size"], block)
-    ways = {"plain": None, "ours": booster, "full way": FullWay(booster), "transformers": TransformersWay(booster)}
+    boosters = {
+        "plain": None,
+        "ours": booster,
+        "full way": FullComputation(booster),
+        "transformers": TransformersBooster(booster),
+    }
     if block.layer.down.weight.dtype == torch.float32:
-        ways["ours, bfloat16 block"] = narrow = copy.deepcopy(booster)
+        boosters["ours, bfloat16 block"] = narrow = copy.deepcopy(booster)
         narrow.block.to(torch.bfloat16)
-    return {name: ViT3D(img_size=img_size, **NETWORK, **LAYERS, booster=way) for name, way in ways.items()}
+    return {name: ViT3D(img_size=img_size, **NETWORK, **LAYERS, booster=part) for name, part in boosters.items()}
 
 
-def counted(geometry: BlockGeometry, img_size: int, batch: int) -> dict[str, dict[str, int]]:
-    """Operations of each kind and side, for the whole batch, without computing anything."""
+def count_operations(geometry: BlockGeometry, img_size: int, batch: int) -> dict[str, dict[str, int]]:
+    """Count the operations of each kind and side for the whole batch, without computing them."""
     with torch.device("meta"):
         tensors = {name: torch.empty(shape) for name, shape in geometry.tensor_shapes.items()}
         block = FrozenBlock(DonorLayers((Layer(tensors, geometry),), "counted"))
-        networks = sides(block, img_size)
+        networks = make_networks(block, img_size)
         x = torch.empty(batch, 1, img_size, img_size, img_size)
         return {kind: {name: flops(make(net, x)) for name, net in networks.items()} for kind, make in KINDS.items()}
 
 
-def tokens_of(img_size: int) -> int:
-    """Patches of a volume and the CLS token."""
+def count_tokens(img_size: int) -> int:
+    """Return the number of patches of a volume, plus one for the CLS token."""
     return (img_size // PATCH) ** 3 + 1
 
 
-def cell(
+def measure_cell(
     geometry: BlockGeometry,
     block: FrozenBlock,
     img_size: int,
@@ -129,12 +134,12 @@ def cell(
     device: torch.device,
     amp: torch.dtype | None,
 ) -> list[dict[str, Any]]:
-    """The rows of one donor, number of tokens and batch: one for each kind and side."""
-    operations = counted(geometry, img_size, batch)
+    """Return the rows of one donor, number of tokens and batch size: one for each kind and side."""
+    operations = count_operations(geometry, img_size, batch)
     rows = []
     networks: dict[str, nn.Module] = {}
-    if min(min(of_kind.values()) for of_kind in operations.values()) <= most * 1e12:  # else there is nothing to time
-        networks = {name: network.to(device) for name, network in sides(block, img_size).items()}
+    if min(min(of_kind.values()) for of_kind in operations.values()) <= most * 1e12:  # otherwise nothing is timed
+        networks = {name: network.to(device) for name, network in make_networks(block, img_size).items()}
         x = torch.rand(batch, 1, img_size, img_size, img_size, device=device)
     for kind, make in KINDS.items():
         steps = {name: make(net, x, amp) for name, net in networks.items() if operations[kind][name] <= most * 1e12}
@@ -146,7 +151,7 @@ def cell(
             networks[name].zero_grad(set_to_none=True)
         for name in operations[kind]:
             row = {
-                "tokens": tokens_of(img_size),
+                "tokens": count_tokens(img_size),
                 "batch": batch,
                 "kind": kind,
                 "side": name,
@@ -173,43 +178,47 @@ def main() -> None:
     )
     parser.add_argument("--donors", nargs="+", choices=DONORS, default=list(DONORS), help="sizes of the block")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32], help="volumes in a batch")
-    parser.add_argument("--sizes", nargs="+", type=int, default=[28, 56, 80], help="voxels a side, multiples of 4")
-    parser.add_argument("--most-tflop", type=float, default=1.5, help="time a side only up to so many operations")
-    parser.add_argument("--rounds", type=int, default=5, help="of timing; medians are given")
+    parser.add_argument(
+        "--sizes", nargs="+", type=int, default=[28, 56, 80], help="voxels along each axis, multiples of 4"
+    )
+    parser.add_argument("--most-tflop", type=float, default=1.5, help="largest number of operations of a timed side")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of timing; the results are medians")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to measure")
-    parser.add_argument("--out", type=Path, help="default: results/booster-DEVICE.json beside this file")
+    parser.add_argument("--out", type=Path, help="default: results/booster-DEVICE.json next to this file")
     options = parser.parse_args()
     device = torch.device(options.device)
     dtype = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     out = options.out or RESULTS / f"booster-{device.type}.json"
     settings = {"dtype": str(dtype), "rounds": options.rounds}
-    rows = earlier_rows(out, device_name(device), settings)
+    rows = read_earlier_rows(out, device_name(device), settings)
     done = {(row["donor"], row["tokens"], row["batch"]) for row in rows}
     cells = [(donor, size, batch) for donor in options.donors for size in options.sizes for batch in options.batches]
     block = None
     for donor, size, batch in tqdm(cells, desc="cells"):
-        if (donor, tokens_of(size), batch) in done:
+        if (donor, count_tokens(size), batch) in done:
             continue
         if block is None or block.geometry != DONORS[donor]:
             block = random_block(DONORS[donor], dtype=dtype)
         amp = dtype if dtype == torch.bfloat16 else None
-        measured = cell(DONORS[donor], block, size, batch, options.most_tflop, options.rounds, device, amp)
+        measured = measure_cell(DONORS[donor], block, size, batch, options.most_tflop, options.rounds, device, amp)
         rows += [{"donor": donor, **row} for row in measured]
         save(out, BENCHMARK, device_name(device), settings, rows)
     show(out)
 
 
-def earlier_rows(out: Path, device: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows that an earlier run left in ``out``; empty if there is none.
+def read_earlier_rows(out: Path, device: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows that an earlier run saved in ``out``; empty if there are none.
 
     Raises:
-        SystemExit: they are of another device or of other settings.
+        SystemExit: they were measured on another device or with other settings.
     """
     if not out.exists():
         return []
     earlier = json.loads(out.read_text())
     if (earlier["device"], earlier["settings"]) != (device, settings):
-        sys.exit(f"{out} is of {earlier['device']} with {earlier['settings']}: remove it, or give another --out")
+        sys.exit(
+            f"{out} has results of {earlier['device']} with {earlier['settings']}: remove it, or give another --out"
+        )
     return earlier["rows"]
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An epoch of the bundle's training against the bare steps of its network: what feeding and the engine add.
+"""Time of an epoch of the bundle's training compared with its steps alone: overhead of data loading and the engine.
 
-The bundle trains as a user's would. After each epoch the same network and optimizer make as many steps on a batch that
-lies ready on the device, so that both meet the machine as it is in that minute. The first epoch is not counted.
+The bundle trains with its defaults. After each epoch, the same network and optimizer make the same number of steps on a
+prepared batch on the device, so that both are measured at the same load of the machine. The first epoch is not counted.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def main() -> None:
     )
     parser.add_argument("--datasets", nargs="+", default=["phantom"], help="phantom, MedMNIST3D sets in --dataset-dir")
     parser.add_argument("--dataset-dir", default="~/.medmnist", help="folder of the MedMNIST3D files")
-    parser.add_argument("--epochs", type=int, default=4, help="the first is not counted")
-    parser.add_argument("--out", type=Path, help="default: results/epoch-DEVICE.json beside this file")
+    parser.add_argument("--epochs", type=int, default=4, help="number of epochs; the first is not counted")
+    parser.add_argument("--out", type=Path, help="default: results/epoch-DEVICE.json next to this file")
     options = parser.parse_args()
     if options.epochs < 2:
-        parser.error(f"expected --epochs from 2, got {options.epochs}: the first is not counted")
+        parser.error(f"--epochs must be at least 2, not {options.epochs}: the first epoch is not counted")
     rows = []
     for dataset in options.datasets:
         with tempfile.TemporaryDirectory() as folder:
@@ -51,15 +51,15 @@ def main() -> None:
                 output_dir=folder,
             )
             workflow.initialize()
-            rows.append({"set": dataset, **measured(workflow)})
+            rows.append({"set": dataset, **measure(workflow)})
     device = workflow.parser.get_parsed_content("device")
     out = options.out or RESULTS / f"epoch-{device.type}.json"
     save(out, "an epoch of the bundle and its steps alone", device_name(device), {"epochs": options.epochs - 1}, rows)
     show(out)
 
 
-def measured(workflow: ConfigWorkflow) -> dict[str, Any]:
-    """Train, and after each epoch make its steps again without a loader; medians over the epochs."""
+def measure(workflow: ConfigWorkflow) -> dict[str, Any]:
+    """Train, repeat the steps without a loader after each epoch, and return medians over the epochs."""
     get = workflow.parser.get_parsed_content
     trainer, network, optimizer, loss = get("train#trainer"), get("network"), get("optimizer"), get("loss")
     device, loader = get("device"), get("train#dataloader")
@@ -98,7 +98,7 @@ def measured(workflow: ConfigWorkflow) -> dict[str, Any]:
             begin = wait()
             bare_steps()
             seconds["steps"].append(wait() - begin)
-            network.load_state_dict(weights)  # training goes on as if these steps had not been
+            network.load_state_dict(weights)  # undo these steps before training continues
             optimizer.load_state_dict(moments)
 
     validator = get("validate#evaluator")

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of volumes: `monai-llmboost predict` against the same network in a plain MONAI pipeline.
+"""Prediction of a folder of volumes: `monai-llmboost predict` and the same network in a plain MONAI pipeline.
 
 Phantoms as .nii.gz, 64 voxels along each axis, go through the bundle's network with random weights in three ways:
 
-- ``predict``: the command with what it does by default: it finds the files, checks each as a whole, writes a journal
-  batch by batch, tables, facts and a page with small pictures;
+- ``predict``: the command with its defaults: it finds the files, checks each one, and writes a journal per batch,
+  tables, provenance and a page with small pictures;
 - ``predict --no-report``: the same without the page;
 - ``plain MONAI``: LoadImaged with NibabelReader and the same transforms, DataLoader, SupervisedEvaluator and
   ClassificationSaver.
 
 Each measurement is a fresh process, sides in turn, round by round; the first round is not counted. Seconds run from
-before the imports to the end. All sides come to the same probabilities, or nothing is written. The most resident memory
-of the process is taken at two numbers of volumes: what grows between them would grow on.
+before the imports to the end. Nothing is written unless all sides give the same probabilities. The peak resident memory
+of the process is measured for two numbers of volumes, to see its growth.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LARGEST_DIFFERENCE = 1e-5
 
 
 def make_volumes(folder: Path, numbers: list[int]) -> dict[int, Path]:
-    """A folder for each number of volumes; the same files, once on the disk."""
+    """Make a folder for each number of volumes; the files are hard links to the same volumes."""
     import nibabel
     import numpy as np
 
@@ -57,20 +57,20 @@ def make_volumes(folder: Path, numbers: list[int]) -> dict[int, Path]:
 
 
 def make_bundle(folder: Path) -> None:
-    """A copy of the bundle with random weights, as if trained."""
+    """Copy the bundle, with random weights in place of trained ones."""
     import torch
 
     from monai_llmboost.bundle import copy_bundle
 
     copy_bundle(BUNDLE, folder)
     torch.manual_seed(0)
-    network = part_of(folder, "network_def")
+    network = get_component(folder, "network_def")
     (folder / "models").mkdir(exist_ok=True)
     torch.save(network.state_dict(), folder / "models" / "model.pt")
 
 
-def part_of(bundle: Path, key: str) -> Any:
-    """An object of the bundle's inference."""
+def get_component(bundle: Path, key: str) -> Any:
+    """Return an object from the bundle's inference config."""
     from monai.bundle import ConfigParser
 
     parser = ConfigParser()
@@ -78,21 +78,21 @@ def part_of(bundle: Path, key: str) -> Any:
     return parser.get_parsed_content(key)
 
 
-def by_predict(bundle: Path, volumes: Path, output: Path, batch: int, *options: str) -> None:
-    """The command, in this process."""
+def run_predict(bundle: Path, volumes: Path, output: Path, batch: int, *options: str) -> None:
+    """Run the command in this process."""
     places = ["--bundle", str(bundle), "--input", str(volumes), "--output", str(output)]
     sys.argv = ["monai-llmboost", "predict", *places, "--workers", "0", "--batch-size", str(batch), *options]
-    with contextlib.suppress(SystemExit):  # what it did is seen in its table
+    with contextlib.suppress(SystemExit):  # its table shows whether it succeeded
         runpy.run_module("monai_llmboost", run_name="__main__")
 
 
-def by_predict_without_report(bundle: Path, volumes: Path, output: Path, batch: int) -> None:
-    """The command, told to write no page."""
-    by_predict(bundle, volumes, output, batch, "--no-report")
+def run_predict_without_report(bundle: Path, volumes: Path, output: Path, batch: int) -> None:
+    """Run the command without writing a page."""
+    run_predict(bundle, volumes, output, batch, "--no-report")
 
 
-def by_plain_monai(bundle: Path, volumes: Path, output: Path, batch: int) -> None:
-    """What one would write without us."""
+def run_plain_monai(bundle: Path, volumes: Path, output: Path, batch: int) -> None:
+    """Predict with MONAI alone."""
     import torch
     from monai.data import DataLoader, Dataset
     from monai.engines import SupervisedEvaluator
@@ -107,14 +107,14 @@ def by_plain_monai(bundle: Path, volumes: Path, output: Path, batch: int) -> Non
         ScaleIntensityRanged,
     )
 
-    network = part_of(bundle, "network_def")
+    network = get_component(bundle, "network_def")
     network.load_state_dict(torch.load(bundle / "models" / "model.pt", weights_only=True))
     transform = Compose(
         [
             LoadImaged("image", reader="NibabelReader"),
             EnsureChannelFirstd("image"),
             Orientationd("image", axcodes="RAS", labels=None),
-            Resized("image", [part_of(bundle, "size")] * 3, mode="trilinear"),
+            Resized("image", [get_component(bundle, "size")] * 3, mode="trilinear"),
             ScaleIntensityRanged("image", 0, 255, 0.0, 1.0, clip=True),
         ]
     )
@@ -134,11 +134,11 @@ def by_plain_monai(bundle: Path, volumes: Path, output: Path, batch: int) -> Non
     ).run()
 
 
-SIDES = {"predict": by_predict, "predict --no-report": by_predict_without_report, "plain MONAI": by_plain_monai}
+SIDES = {"predict": run_predict, "predict --no-report": run_predict_without_report, "plain MONAI": run_plain_monai}
 
 
-def probabilities_of(output: Path) -> dict[str, list[float]]:
-    """Each volume's probabilities by its file's name, as either kind of table has them."""
+def read_probabilities(output: Path) -> dict[str, list[float]]:
+    """Read the probabilities of each volume, by file name, from either kind of table."""
     (table,) = output.glob("predictions.csv")
     with table.open(newline="") as file:
         rows = list(csv.reader(file))
@@ -148,15 +148,15 @@ def probabilities_of(output: Path) -> dict[str, list[float]]:
     return {Path(row[0]).name: [float(value) for value in row[1:]] for row in rows}
 
 
-def peak_mb() -> float | None:
-    """The most resident memory of this process so far; Linux only."""
+def measure_peak_mb() -> float | None:
+    """Return the peak resident memory of this process in MB; Linux only."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.is_file() else []
     return next((float(line.split()[1]) / 1e3 for line in lines if line.startswith("VmHWM")), None)
 
 
 def measure(side: str, bundle: Path, volumes: Path, batch: int) -> dict[str, Any]:
-    """One measurement, in a process of its own."""
+    """Measure one side in a separate process."""
     with tempfile.TemporaryDirectory() as output:
         words = ["--side", side, "--bundle", str(bundle), "--volumes", str(volumes), "--batch", str(batch)]
         command = [sys.executable, "-W", "ignore", __file__, *words, "--output", output]
@@ -164,16 +164,16 @@ def measure(side: str, bundle: Path, volumes: Path, batch: int) -> dict[str, Any
         done = subprocess.run(command, capture_output=True, text=True)
         seconds = time.perf_counter() - start
         if done.returncode:
-            raise RuntimeError(f"expected {side} to run, it ended with {done.returncode}: {done.stderr[-2000:]}")
+            raise RuntimeError(f"{side} failed with exit status {done.returncode}: {done.stderr[-2000:]}")
         memory = json.loads((Path(output) / "memory.json").read_text())
-        return {"seconds": seconds, "memory": memory, "probabilities": probabilities_of(Path(output))}
+        return {"seconds": seconds, "memory": memory, "probabilities": read_probabilities(Path(output))}
 
 
-def rows_of(bundle: Path, volumes: Path, number: int, batch: int, rounds: int) -> list[dict[str, Any]]:
-    """Measure all sides in turn; one row for each.
+def measure_rows(bundle: Path, volumes: Path, number: int, batch: int, rounds: int) -> list[dict[str, Any]]:
+    """Measure all sides in turn, and return one row for each.
 
     Raises:
-        ValueError: the sides did not come to the same probabilities.
+        ValueError: the sides differ in their probabilities.
     """
     results: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for round_number in range(rounds + 1):
@@ -203,10 +203,10 @@ def rows_of(bundle: Path, volumes: Path, number: int, batch: int, rounds: int) -
 
 
 def add_growth(rows: list[dict[str, Any]], few: int, many: int) -> None:
-    """Beside the rows of many volumes: what a volume costs beyond the start, from the difference to few."""
-    of = {(row["side"], row["volumes"]): row for row in rows}
+    """Add the cost of each additional volume to the rows of many volumes, from the difference to few."""
+    by_key = {(row["side"], row["volumes"]): row for row in rows}
     for side in SIDES:
-        less, more = of[side, few], of[side, many]
+        less, more = by_key[side, few], by_key[side, many]
         more["ms per further volume"] = 1e3 * (more["seconds"] - less["seconds"]) / (many - few)
         if "peak MB" in more:
             more["kB per further volume"] = 1e3 * (more["peak MB"] - less["peak MB"]) / (many - few)
@@ -219,32 +219,32 @@ def main() -> None:
     )
     parser.add_argument("--few", type=int, default=250, help="volumes")
     parser.add_argument("--many", type=int, default=1000, help="volumes")
-    parser.add_argument("--batch", type=int, default=8, help="volumes that go through the network at once")
-    parser.add_argument("--rounds", type=int, default=3, help="medians are given")
-    parser.add_argument("--out", type=Path, help="default: results/inference-cpu.json beside this file")
-    for name in ("side", "bundle", "volumes", "output"):  # of a process that measures one side
+    parser.add_argument("--batch", type=int, default=8, help="volumes in a batch")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds; the results are medians")
+    parser.add_argument("--out", type=Path, help="default: results/inference-cpu.json next to this file")
+    for name in ("side", "bundle", "volumes", "output"):  # for the process that measures one side
         parser.add_argument(f"--{name}", type=Path if name != "side" else str, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         warnings.simplefilter("ignore")
         SIDES[options.side](options.bundle, options.volumes, options.output, options.batch)
-        (options.output / "memory.json").write_text(json.dumps(peak_mb()))
+        (options.output / "memory.json").write_text(json.dumps(measure_peak_mb()))
         return
     if not 0 < options.few < options.many or options.rounds < 1:
-        parser.error("expected 0 < --few < --many, and --rounds from 1")
+        parser.error("--few must be from 1 and below --many, and --rounds from 1")
     import torch
     from report import RESULTS, save, show
 
     from monai_llmboost.studies.cost.measure import device_name
 
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for the processes: this benchmark is of the CPU
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for the processes: this benchmark measures the CPU
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="inference-") as temporary:
         bundle = Path(temporary) / "bundle"
         make_bundle(bundle)
         folders = make_volumes(Path(temporary), [options.few, options.many])
         for number, folder in folders.items():
-            rows += rows_of(bundle, folder, number, options.batch, options.rounds)
+            rows += measure_rows(bundle, folder, number, options.batch, options.rounds)
     add_growth(rows, options.few, options.many)
     out = options.out or RESULTS / "inference-cpu.json"
     settings = {"size": SIZE, "batch": options.batch, "rounds": options.rounds, "workers": 0}

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which language models can be donors: a tiny random one of every type that transformers knows, layer by layer.
+"""Test which language models can be donors, with a tiny random model of every model type in transformers.
 
-Each type's own configuration is shrunk and a model of random weights (standard deviation 0.25) saved by transformers
-itself. Every layer is read back, by its names on disk, into a ``TransformersLayer`` that must pass the self-test. It is
-also compared with the same layer inside the model as transformers runs it: eager attention, an additive mask of
-zeros (nothing masked), every token at position 0, alibi zero.
+The default configuration of each type is shrunk, and transformers saves a model with random weights (standard deviation
+0.25). Each layer is read from the checkpoint into a ``TransformersLayer``, which must pass the self-test. It is also
+compared with the same layer in the model as transformers runs it: eager attention, an additive mask of zeros (nothing
+masked), every token at position 0, alibi zero.
 
-A type is ``general`` if at least one of its layers passes, ``native`` if block.py runs it (it is measured all the
-same), ``refused`` if none passes, ``not built`` if no tiny model of it could be made here, which says nothing about it.
-A type of several parts is read as the type of its language part. Each type has a process of its own.
+A type is ``general`` if at least one of its layers passes, ``native`` if block.py runs it (it is measured too),
+``refused`` if no layer passes, and ``not built`` if no tiny model could be made, which does not show whether it can be
+a donor. A model with several parts is read as the type of its language part. Each type runs in a separate process.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from monai_llmboost.llm.transformers_model import number_of_layers, stack_of
 TOKENS = 12
 STD = 0.25
 CPU = "CPU"
-# Sizes of a tiny model, by the names that configurations use for them.
+# Sizes of a tiny model, by the keys in configurations.
 SIZES = {
     256: "max_position_embeddings n_positions n_ctx max_seq_len original_max_position_embeddings max_target_positions",
     128: "intermediate_size decoder_ffn_dim encoder_ffn_dim ffn_dim dim_ff dff d_inner ffn_hidden_size "
@@ -73,11 +73,11 @@ SIZES = {
     1: "topk_group n_group num_expert_group first_k_dense_replace num_dense_layers num_nextn_predict_layers",
 }
 SMALL = {name: size for size, names in SIZES.items() for name in names.split()}
-# Not sizes but kinds, one per layer: every kind of the default is taken in turn.
+# Keys with a kind for each layer: the kinds of the default are used in turn.
 KINDS = ("layer_types", "mlp_layer_types", "layers_block_type")
-# Not sizes of the model, though their names look like it.
-LEFT = ("rope_parameters", "per_layer_config")
-# What some types need besides; found by reading what they refuse.
+# Keys that are kept, although their names look like sizes.
+KEPT = ("rope_parameters", "per_layer_config")
+# Additional changes that some types need, found from their error messages.
 HYBRID = ["linear_attention", "full_attention"] * 2
 MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 32}
 CHANGES: dict[str, dict[str, Any]] = {
@@ -91,7 +91,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "dots3_note_text": {"index_head_dim": 32},
     "falcon_h1": {**MAMBA, "mamba_d_ssm": 128},
-    "gemma4_text": {"hidden_size_per_layer_input": 0},  # else a layer needs a vector of its own for each token
+    "gemma4_text": {"hidden_size_per_layer_input": 0},  # otherwise a layer needs a separate vector for each token
     "gemma3n_text": {
         "intermediate_size": 128,
         "activation_sparsity_pattern": [0.0] * 4,
@@ -117,16 +117,16 @@ CHANGES: dict[str, dict[str, Any]] = {
     "reformer": {"is_decoder": True, "axial_pos_embds_dim": [16, 48], "axial_pos_shape": [16, 16]},
     "zaya": {"num_experts_per_tok": 1},
 }
-# What a type needs so that its default can be made at all.
+# Arguments without which a default configuration cannot be made.
 NO_INPUT = {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
 DEFAULTS = {"gemma4_assistant": {"text_config": NO_INPUT}}
 
 
-def shrunk(default: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a configuration is a size, small."""
+def shrink(default: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a configuration that are sizes, with small values."""
     small: dict[str, Any] = {}
     for key, value in default.items():
-        if key in LEFT:
+        if key in KEPT:
             continue
         derived = value is None and key in ("head_dim", "num_key_value_heads")
         if key in SMALL and (derived or (type(value) is int and value)):
@@ -136,52 +136,54 @@ def shrunk(default: Mapping[str, Any]) -> dict[str, Any]:
         elif key in KINDS and value:
             kinds = list(dict.fromkeys(value))
             small[key] = (kinds * SMALL["num_hidden_layers"])[: SMALL["num_hidden_layers"]]
-        elif isinstance(value, Mapping) and (inner := shrunk(value)):
+        elif isinstance(value, Mapping) and (inner := shrink(value)):
             small[key] = inner | ({"model_type": value["model_type"]} if "model_type" in value else {})
     if "kv_lora_rank" in small and "num_key_value_heads" in small:
         small["num_key_value_heads"] = small["num_attention_heads"]
     return small
 
 
-def language_part(config: Any) -> str | None:
-    """Where the configuration of the language model lies in that of a model of several parts."""
+def find_language_part(config: Any) -> str | None:
+    """Return the key of the language model's configuration in a model with several parts."""
     parts = [key for key in ("text_config", "decoder") if getattr(getattr(config, key, None), "model_type", "")]
     return parts[0] if parts else None
 
 
-def tiny_model(model_type: str, of_class: type | None = None) -> nn.Module:
-    """A small model of this type with random weights, as transformers makes it, in eager attention."""
+def make_tiny_model(model_type: str, model_class: type | None = None) -> nn.Module:
+    """Make a small transformers model of a type, with random weights and eager attention."""
     config_class = CONFIG_MAPPING[model_type]
-    small = shrunk(config_class().to_dict())
+    small = shrink(config_class().to_dict())
     for key, change in CHANGES.get(model_type, {}).items():
         small[key] = {**small.get(key, {}), **change} if isinstance(change, dict) else change
     config = config_class(**small)
     config._attn_implementation = "eager"
     torch.manual_seed(0)
-    model = (of_class or MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])(config).eval()
-    for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):  # no sines of positions
+    model = (model_class or MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])(config).eval()
+    for parameter in filter(
+        lambda parameter: parameter.requires_grad, model.parameters()
+    ):  # except sinusoidal positions
         parameter.data.normal_(1.0 if parameter.ndim == 1 else 0.0, STD)
     return model
 
 
-def called(model: nn.Module, layer: nn.Module) -> tuple[tuple, dict[str, Any]] | None:
-    """What the model tells a layer, with every token at position 0; ``None`` where its forward refuses."""
-    seen: list[tuple[tuple, dict[str, Any]]] = []
-    hook = layer.register_forward_pre_hook(lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+def record_call(model: nn.Module, layer: nn.Module) -> tuple[tuple, dict[str, Any]] | None:
+    """Return the arguments that a model passes to a layer, with every token at position 0; ``None`` if it fails."""
+    calls: list[tuple[tuple, dict[str, Any]]] = []
+    hook = layer.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
     base = model.base_model if hasattr(model, "base_model") else model
     x = torch.randn(1, TOKENS, model.config.get_text_config().hidden_size)
-    where = {"position_ids": torch.zeros(1, TOKENS, dtype=torch.long), "use_cache": False}
-    with contextlib.suppress(Exception):  # any model's code runs here; whether the layer was reached is what counts
-        base(inputs_embeds=x, **where)
+    options = {"position_ids": torch.zeros(1, TOKENS, dtype=torch.long), "use_cache": False}
+    with contextlib.suppress(Exception):  # any exception of a model: only the call of the layer matters
+        base(inputs_embeds=x, **options)
     hook.remove()
-    return seen[0] if seen else None
+    return calls[0] if calls else None
 
 
-def unmasked(value: Any, key: str) -> Any:
-    """An argument of a layer, with nothing masked and every token at position 0."""
+def remove_mask(value: Any, key: str) -> Any:
+    """Return an argument of a layer with nothing masked and every token at position 0."""
     if key == "attention_mask":
         if isinstance(value, Tensor) and value.shape[-1] == TOKENS and value.ndim > 2:
-            return torch.full_like(value, value.flatten()[0])  # as the first token sees itself, so all see all
+            return torch.full_like(value, value.flatten()[0])  # the value for the first token and itself
         return torch.zeros(1, 1, TOKENS, TOKENS)
     if key in ("alibi", "position_bias") and isinstance(value, Tensor):
         return torch.zeros_like(value)
@@ -190,96 +192,100 @@ def unmasked(value: Any, key: str) -> Any:
     return value
 
 
-def difference(model: nn.Module, layer: nn.Module, block: TransformersLayer) -> float | None:
-    """Largest relative difference between our layer and transformers' own; ``None`` where the latter cannot be had."""
-    call = called(model, layer)
+def measure_difference(model: nn.Module, layer: nn.Module, block: TransformersLayer) -> float | None:
+    """Return the largest relative difference to the layer of transformers; ``None`` if that cannot be run."""
+    call = record_call(model, layer)
     if call is None:
         return None
     args, kwargs = call
     names = list(inspect.signature(layer.forward).parameters)
-    told = dict(zip(names, args)) | kwargs
+    arguments = dict(zip(names, args)) | kwargs
     if "attention_mask" in names:
-        told.setdefault("attention_mask", None)
+        arguments.setdefault("attention_mask", None)
     tokens = names[0]
-    told = {key: unmasked(value, key) for key, value in told.items()}
+    arguments = {key: remove_mask(value, key) for key, value in arguments.items()}
     for module in layer.modules():
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.ndim == 4 and buffer.shape[2] == buffer.shape[3]:
                 module._buffers[name] = torch.ones_like(buffer)  # the causal mask of old layers
     try:
-        theirs = layer(**told)
-    except Exception:  # as above: not in eager attention with such a mask
+        theirs = layer(**arguments)
+    except Exception:  # any exception: not possible in eager attention with this mask
         return None
     theirs = theirs[0] if isinstance(theirs, (tuple, list)) else theirs
-    ours = block(told[tokens])
+    ours = block(arguments[tokens])
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
-def line_of(error: BaseException) -> str:
-    """What went wrong, on one line."""
+def format_error(error: BaseException) -> str:
+    """Return an error message on one line."""
     return " ".join(f"{error}".split())[:300] or type(error).__name__
 
 
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of one layer by their names in it."""
+def select_layer(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of one layer by their names within it."""
     return {name.partition(prefix)[2]: tensor for name, tensor in tensors.items() if prefix in name}
 
 
-def same_layer(model: nn.Module, block: TransformersLayer, index: int) -> nn.Module:
-    """The layer inside the model that a block was read from."""
+def find_layer(model: nn.Module, block: TransformersLayer, index: int) -> nn.Module:
+    """Return the layer of the model from which a block was read."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) > index]
     return next(layers[index] for layers in lists if type(layers[index]) is type(block.layer))
 
 
 def examine(model_type: str) -> dict[str, Any]:
-    """One type: its outcome, and what was measured on its layers."""
+    """Test one model type, and return its row."""
     row: dict[str, Any] = {"type": model_type}
     try:
         outer = CONFIG_MAPPING[model_type](**DEFAULTS.get(model_type, {}))
-        part = language_part(outer)
+        part = find_language_part(outer)
         inner = getattr(outer, part).model_type if part else model_type
         if inner != model_type:
             row["read as"] = inner
             if inner in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
                 return row
-        of_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(outer)] if part else None
-        model = tiny_model(inner, of_class)
+        model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(outer)] if part else None
+        model = make_tiny_model(inner, model_class)
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             config = json.loads((Path(folder) / "config.json").read_text())
             tensors = load_file(Path(folder) / "model.safetensors")
-    except Exception as error:  # some 200 classes, each with its own ways
-        return row | {"outcome": "not built", "reason": line_of(error)}
+    except Exception as error:  # some 200 classes, any exception
+        return row | {"outcome": "not built", "reason": format_error(error)}
     if part:
         config = {"model_type": model_type, part: config}
     passed, refused = [], []
     try:
         stack, number = stack_of(config), number_of_layers(config)
     except ValueError as error:
-        return row | {"outcome": "refused", "reason": line_of(error)}
+        return row | {"outcome": "refused", "reason": format_error(error)}
     for index in range(number):
-        of_layer = under(f"{stack}.{index}.", tensors) or under(f".{stack.rpartition('.')[2]}.{index}.", tensors)
+        of_layer = select_layer(f"{stack}.{index}.", tensors) or select_layer(
+            f".{stack.rpartition('.')[2]}.{index}.", tensors
+        )
         try:
             block = TransformersLayer(config, of_layer, index)
             measured = self_test(block, f"layer {index}")
         except ValueError as error:
-            refused.append(line_of(error))
+            refused.append(format_error(error))
             continue
         with torch.no_grad():
-            passed.append((measured["permutation_error"], difference(model, same_layer(model, block, index), block)))
+            passed.append(
+                (measured["permutation_error"], measure_difference(model, find_layer(model, block, index), block))
+            )
     row["layers"] = f"{len(passed)} of {number}"
     if passed:
         errors, differences = zip(*passed)
         row["permutation error"] = max(errors)
         row["difference"] = max(differences) if None not in differences else None
     if refused:
-        kinds = {re.sub(r"\(.*?\)|\d+", "", line): line for line in reversed(refused)}  # one of each kind, the first
+        kinds = {re.sub(r"\(.*?\)|\d+", "", line): line for line in reversed(refused)}  # the first of each kind
         row["reason"] = "; ".join(reversed(kinds.values()))
     return row | {"outcome": ("native" if model_type in NATIVE else "general") if passed else "refused"}
 
 
-def answer(model_type: str, out: Connection) -> None:
-    """The row of one type, from a process of its own, which may end as it likes."""
+def send_row(model_type: str, out: Connection) -> None:
+    """Send the row of one type, from a separate process."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity(transformers.logging.CRITICAL)
@@ -287,11 +293,11 @@ def answer(model_type: str, out: Connection) -> None:
     out.send(examine(model_type))
 
 
-def within(seconds: float, model_type: str) -> dict[str, Any]:
-    """The row of one type, or that it took too long or crashed."""
+def examine_in_process(seconds: float, model_type: str) -> dict[str, Any]:
+    """Return the row of one type, also if it takes too long or crashes."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=answer, args=(model_type, theirs), daemon=True)
+    process = context.Process(target=send_row, args=(model_type, theirs), daemon=True)
     process.start()
     theirs.close()
     try:
@@ -313,15 +319,15 @@ def main() -> None:
         description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--types", nargs="+", help="model types; None: all")
-    parser.add_argument("--seconds", type=float, default=60.0, help="at most, for each type")
+    parser.add_argument("--seconds", type=float, default=60.0, help="time limit for each type")
     parser.add_argument("--out", type=Path, default=RESULTS / "model-types.json", help="the JSON file to write")
     options = parser.parse_args()
     types = sorted(options.types or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-    rows = {name: within(options.seconds, name) for name in tqdm(types, desc="model types")}
-    for row in rows.values():  # a model of several parts is what its language part is
+    rows = {name: examine_in_process(options.seconds, name) for name in tqdm(types, desc="model types")}
+    for row in rows.values():  # a model with several parts has the outcome of its language part
         if "outcome" not in row:
-            of = rows.get(row["read as"]) or within(options.seconds, row["read as"])
-            row.update({key: value for key, value in of.items() if key != "type"})
+            other = rows.get(row["read as"]) or examine_in_process(options.seconds, row["read as"])
+            row.update({key: value for key, value in other.items() if key != "type"})
     settings = {"tokens": TOKENS, "standard deviation of the weights": STD, "layers": SMALL["num_hidden_layers"]}
     benchmark = "one decoder layer of a tiny random model of each type, by transformers' own class"
     save(options.out, benchmark, "CPU", settings, list(rows.values()))

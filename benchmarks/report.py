@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every benchmark writes: one JSON file of rows with the device and the software beside them, and a table."""
+"""Output of a benchmark: a JSON file of rows with the device and software versions, and a table."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ RESULTS = Path(__file__).parent / "results"
 def save(
     out: Path, benchmark: str, device: str, settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Write the rows to ``out``, in place of what an earlier run wrote there.
+    """Write the rows to ``out``, replacing earlier results.
 
     Args:
         out: the JSON file.
-        benchmark: what was measured, a sentence.
-        device: the device's name.
-        settings: what the run was asked for.
-        rows: one dictionary per line of the table.
+        benchmark: description of the measurement.
+        device: name of the device.
+        settings: options of the run.
+        rows: one dictionary for each row of the table.
     """
     software = {name: version(name) for name in ("torch", "monai", "transformers")}
     document = {"benchmark": benchmark, "device": device, "software": software, "settings": settings, "rows": rows}
@@ -33,7 +33,7 @@ def save(
 
 
 def show(out: Path) -> None:
-    """Print what :func:`save` wrote as a Markdown table."""
+    """Print the results in a file of :func:`save` as a Markdown table."""
     document = json.loads(out.read_text())
     headings = list(dict.fromkeys(key for row in document["rows"] for key in row))
     print(markdown(headings, [[row.get(key, "") for key in headings] for row in document["rows"]]))
@@ -41,7 +41,7 @@ def show(out: Path) -> None:
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table; numbers are rounded to four digits."""
+    """Format a Markdown table; numbers are rounded to four digits."""
     lines = [headings, ["---"] * len(headings), *[[_cell(value) for value in row] for row in rows]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

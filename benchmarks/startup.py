@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Start-up: time and memory from a sharded checkpoint to a ready block, ours and that of `AutoModel.from_pretrained`.
+"""Time and memory to load a block from a sharded checkpoint, compared with `AutoModel.from_pretrained`.
 
-``transformers`` makes a checkpoint of random weights in a temporary folder, or ``--model`` gives a real one. Its last
-layer is then made ready on the CPU in three ways, in turn, round by round:
+``transformers`` writes a checkpoint of random weights to a temporary folder, or ``--model`` gives a real one. Its last
+layer is then loaded to the CPU in three ways, in turn, round by round:
 
-- ``AutoModel.from_pretrained``: the whole model by transformers, of which ``.layers[-1]`` is taken;
-- ``read_layers``: ours, the layer's tensors out of the same files, into a ``FrozenBlock``;
-- ``load_block``: ours, from the small file that ``monai-llmboost extract`` wrote once.
+- ``AutoModel.from_pretrained``: transformers loads the whole model, and ``.layers[-1]`` is taken;
+- ``read_layers``: ours, reads the layer's tensors from the same files into a ``FrozenBlock``;
+- ``load_block``: ours, reads the small file that ``monai-llmboost extract`` wrote once.
 
 Seconds run from after the imports (transformers' module for the model included) until every weight of the block has
 been read once, since some loaders only map files. Memory is the peak of the resident memory beyond that after the
@@ -15,8 +15,8 @@ dtype: as stored (bfloat16 where a checkpoint is made), then in float32, where n
 Ours also check, each time, that the weights are finite or unaltered, and take their fingerprint, a sha256. As stored,
 `from_pretrained` maps the files and reads little more of them than the layer.
 
-This is the one benchmark whose sides do not share a process: what one has allocated and mapped would be the next one's
-gain. So each measurement has a fresh process. The page cache is warm: a round that is not measured comes first.
+Each measurement runs in a fresh process, because memory that one side has allocated and mapped would help the next one.
+The page cache is warm: the first round is not counted.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ def make_checkpoint(folder: Path) -> None:
     os.sync()  # so that no writing goes on while it is measured
 
 
-def by_transformers(model: Path, file: Path, dtype: torch.dtype | None) -> Callable[[], list[Tensor]]:
-    """What one would write without us: load the model and take its last layer."""
+def prepare_transformers(model: Path, file: Path, dtype: torch.dtype | None) -> Callable[[], list[Tensor]]:
+    """Return a function that loads the whole model with transformers and takes its last layer."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    # Imports the module of this model, which `from_pretrained` would else do within the time.
+    # Import the module of this model now, so that `from_pretrained` does not do it while it is timed.
     transformers.MODEL_MAPPING[type(transformers.AutoConfig.from_pretrained(model))]
 
     def load() -> list[Tensor]:
@@ -74,8 +74,8 @@ def by_transformers(model: Path, file: Path, dtype: torch.dtype | None) -> Calla
     return load
 
 
-def by_read_layers(model: Path, file: Path, dtype: torch.dtype | None) -> Callable[[], list[Tensor]]:
-    """Ours, out of the same files."""
+def prepare_read_layers(model: Path, file: Path, dtype: torch.dtype | None) -> Callable[[], list[Tensor]]:
+    """Return a function that reads the layer from the same files."""
 
     def load() -> list[Tensor]:
         return list(FrozenBlock(read_layers(model), dtype).layer.buffers())
@@ -83,8 +83,8 @@ def by_read_layers(model: Path, file: Path, dtype: torch.dtype | None) -> Callab
     return load
 
 
-def by_load_block(model: Path, file: Path, dtype: torch.dtype | None) -> Callable[[], list[Tensor]]:
-    """Ours, out of the block file."""
+def prepare_load_block(model: Path, file: Path, dtype: torch.dtype | None) -> Callable[[], list[Tensor]]:
+    """Return a function that reads the block file."""
 
     def load() -> list[Tensor]:
         return list(load_block(file, dtype).layer.buffers())
@@ -92,15 +92,19 @@ def by_load_block(model: Path, file: Path, dtype: torch.dtype | None) -> Callabl
     return load
 
 
-SIDES = {"AutoModel.from_pretrained": by_transformers, "read_layers": by_read_layers, "load_block": by_load_block}
+SIDES = {
+    "AutoModel.from_pretrained": prepare_transformers,
+    "read_layers": prepare_read_layers,
+    "load_block": prepare_load_block,
+}
 
 
 def measure(side: str, model: Path, file: Path, dtype: torch.dtype | None) -> dict[str, Any]:
-    """One measurement, in a process that has done nothing else: seconds, memory, and which weights came."""
+    """Measure seconds and memory in a fresh process, and return them with statistics of the weights."""
     load = SIDES[side](model, file, dtype)
     result: dict[str, Any] = {}
 
-    def ready() -> None:
+    def load_all() -> None:
         start = time.perf_counter()
         weights = load()
         result["extremes"] = sorted([bound.item() for bound in weight.aminmax()] for weight in weights)  # reads all
@@ -108,15 +112,15 @@ def measure(side: str, model: Path, file: Path, dtype: torch.dtype | None) -> di
         result["dtype"] = ", ".join(sorted({str(weight.dtype).removeprefix("torch.") for weight in weights}))
         result["weights"] = sum(weight.numel() for weight in weights)
 
-    result["memory_bytes"] = memory_growth(ready, CPU)
+    result["memory_bytes"] = memory_growth(load_all, CPU)
     return result
 
 
-def rows_of(model: Path, file: Path, dtype: torch.dtype | None, rounds: int) -> list[dict[str, Any]]:
-    """Measure all sides in turn; one row for each.
+def measure_rows(model: Path, file: Path, dtype: torch.dtype | None, rounds: int) -> list[dict[str, Any]]:
+    """Measure all sides in turn, and return one row for each.
 
     Raises:
-        ValueError: the sides did not come to the same weights.
+        ValueError: the sides loaded different weights.
     """
     results: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     with tqdm(total=(rounds + 1) * len(SIDES), desc=f"loading, {'as stored' if dtype is None else dtype}") as bar:
@@ -131,7 +135,7 @@ def rows_of(model: Path, file: Path, dtype: torch.dtype | None, rounds: int) -> 
     for side, values in results.items():
         for a, b in zip(values, first):
             if any(a[key] != b[key] for key in ("dtype", "weights", "extremes")):
-                raise ValueError(f"expected the same weights on all sides, {side} came to {a}, the first one to {b}")
+                raise ValueError(f"the sides loaded different weights: {side} {a}, the first one {b}")
     whole = sum(path.stat().st_size for path in {*model.glob("*.safetensors"), *model.glob("pytorch_model*.bin")})
     rows = []
     for side, values in results.items():
@@ -152,7 +156,7 @@ def rows_of(model: Path, file: Path, dtype: torch.dtype | None, rounds: int) -> 
 
 
 def ratio(values: list[dict[str, Any]], first: list[dict[str, Any]], key: str) -> float:
-    """Median over the rounds of a side's value over the first side's in the same round."""
+    """Return the median of the ratios to the first side in the same round."""
     return statistics.median(a[key] / b[key] for a, b in zip(values, first))
 
 
@@ -163,14 +167,16 @@ def main() -> None:
         epilog="The checkpoint that is made takes 2.2 GB of disk, and is removed afterwards.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--model", type=Path, help="folder of a Hugging Face checkpoint to measure; None: make one")
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["stored", "float32"], help="of ready weights")
-    parser.add_argument("--rounds", type=int, default=5, help="medians are given")
-    parser.add_argument("--folder", type=Path, default=tempfile.gettempdir(), help="where temporary files are made")
+    parser.add_argument("--model", type=Path, help="folder of a Hugging Face checkpoint; None: make one")
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=DTYPES, default=["stored", "float32"], help="dtypes of the loaded weights"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="rounds; the results are medians")
+    parser.add_argument("--folder", type=Path, default=tempfile.gettempdir(), help="folder for temporary files")
     parser.add_argument("--out", type=Path, default=RESULTS / "startup-cpu.json", help="the JSON file to write")
     options = parser.parse_args()
     if options.rounds < 1:
-        parser.error(f"expected --rounds from 1, got {options.rounds}")
+        parser.error(f"--rounds must be at least 1, not {options.rounds}")
     try:
         settings, rows = run(options)
     except (ValueError, OSError, BrokenProcessPool) as error:
@@ -181,12 +187,12 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The settings and the rows that are saved; nothing else stays on the disk."""
+    """Return the settings and rows to save; temporary files are removed."""
     if not options.folder.is_dir():
-        raise FileNotFoundError(f"expected --folder to be a folder, found none at {options.folder}")
+        raise FileNotFoundError(f"--folder {options.folder} is not a folder: give an existing one")
     if options.model:
         read_geometry(options.model)  # refuse what is not run natively before anything is measured
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("startup: ended from outside"))  # removes the files too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("startup: terminated"))  # removes the files too
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="startup-") as temporary:
         model = options.model or Path(temporary) / "model"
         if options.model is None:
@@ -194,7 +200,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any
         file = Path(temporary) / "block.safetensors"
         extract_block(model, file)
         donor = read_block(file)
-        rows = [row for word in options.dtypes for row in rows_of(model, file, DTYPES[word], options.rounds)]
+        rows = [row for word in options.dtypes for row in measure_rows(model, file, DTYPES[word], options.rounds)]
     settings = {
         "model": model.resolve().name if options.model else MADE,
         "layers": donor.num_layers,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables in the project's pages, from the results that the benchmarks wrote; run it after a benchmark."""
+"""Update the tables in the documentation from the benchmark results; run it after a benchmark."""
 
 from __future__ import annotations
 
@@ -23,53 +23,55 @@ SIDES = {
 }
 
 
-def results_of(name: str) -> dict[str, Any]:
-    """A results file: device, settings, rows."""
+def read_results(name: str) -> dict[str, Any]:
+    """Read a results file: device, settings, rows."""
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
-def rows_of(name: str, **wanted: Any) -> list[dict[str, Any]]:
-    """The rows of a results file in which these columns have these values."""
-    return [row for row in results_of(name)["rows"] if all(row[key] == value for key, value in wanted.items())]
+def select_rows(name: str, **wanted: Any) -> list[dict[str, Any]]:
+    """Return the rows of a results file with these values in these columns."""
+    return [row for row in read_results(name)["rows"] if all(row[key] == value for key, value in wanted.items())]
 
 
-def times(value: float | None) -> str:
-    """A ratio in words, or a dash where it was not measured."""
+def format_times(value: float | None) -> str:
+    """Format a ratio, or a dash if it was not measured."""
     return "-" if value is None else f"{value:.2f} x"
 
 
-def megabytes(value: float | None) -> str:
-    """A size in words, or a dash where it was not measured."""
+def format_mb(value: float | None) -> str:
+    """Format a size, or a dash if it was not measured."""
     return "-" if value is None else f"{value:.0f} MB"
 
 
 def cost() -> str:
-    """Operations, time and memory of each side at the published size."""
+    """Show operations, time and memory of each side at the published size."""
     lines = []
     for side, name in SIDES.items():
-        (forward,) = rows_of("booster-cpu", **SHOWN, side=side, kind="forward")
-        (step,) = rows_of("booster-cpu", **SHOWN, side=side, kind="step")
-        operations = [f"{row['GFLOP per volume']:.1f} ({times(row['operations / plain'])})" for row in (forward, step)]
-        ratios = [times(row.get("time / plain")) for row in (forward, step)]
-        memory = [megabytes(forward.get("weights MB")), megabytes(step.get("peak MB of the batch"))]
+        (forward,) = select_rows("booster-cpu", **SHOWN, side=side, kind="forward")
+        (step,) = select_rows("booster-cpu", **SHOWN, side=side, kind="step")
+        operations = [
+            f"{row['GFLOP per volume']:.1f} ({format_times(row['operations / plain'])})" for row in (forward, step)
+        ]
+        ratios = [format_times(row.get("time / plain")) for row in (forward, step)]
+        memory = [format_mb(forward.get("weights MB")), format_mb(step.get("peak MB of the batch"))]
         lines.append([name, *operations, *ratios, *memory])
     headings = ["ViT3D of the published size", "GFLOP forward", "GFLOP step", "time forward", "time step"]
     headings += ["weights", "step memory"]
     return (
         f"LLaMA-7B's last layer (202 M weights), {SHOWN['tokens']} tokens, batch {SHOWN['batch']}, float32, "
-        f"{results_of('booster-cpu')['device']}. GFLOP per volume; a step is a forward and a backward pass; "
+        f"{read_results('booster-cpu')['device']}. GFLOP per volume; a step is a forward and a backward pass; "
         "times are median ratios to the plain network; step memory is the peak of gradients and activations of the "
         f"batch, without the weights:\n\n{markdown(headings, lines)}"
     )
 
 
 def growth() -> str:
-    """What the booster adds as the number of tokens grows."""
+    """Show what the booster adds as the number of tokens grows."""
     lines: list[list[Any]] = []
     earlier: dict[str, float] = {}
-    for tokens in sorted({row["tokens"] for row in rows_of("booster-cpu")}):
+    for tokens in sorted({row["tokens"] for row in select_rows("booster-cpu")}):
         where = {**SHOWN, "tokens": tokens, "kind": "forward"}
-        of = {row["side"]: row["GFLOP per volume"] for row in rows_of("booster-cpu", **where)}
+        of = {row["side"]: row["GFLOP per volume"] for row in select_rows("booster-cpu", **where)}
         line = [tokens, f"{of['plain']:.0f}"]
         for side in ("ours", "full way"):
             added = of[side] - of["plain"]
@@ -83,33 +85,33 @@ def growth() -> str:
 
 
 def booster() -> str:
-    """Every cell of the benchmark that was timed, one line each."""
-    return _booster("booster-cpu")
+    """Show every timed cell of the benchmark."""
+    return _show_booster("booster-cpu")
 
 
 def booster_on_gpu() -> str:
-    """The same on a GPU, where all sides run in bfloat16."""
-    return _booster("booster-cuda")
+    """Show the same cells on a GPU, where all sides run in bfloat16."""
+    return _show_booster("booster-cuda")
 
 
-def _booster(name: str) -> str:
+def _show_booster(name: str) -> str:
     cells: dict[tuple, dict[str, dict[str, Any]]] = {}
-    for row in rows_of(name):
+    for row in select_rows(name):
         cells.setdefault((row["donor"], row["tokens"], row["batch"], row["kind"]), {})[row["side"]] = row
-    timed = [side for side in list(SIDES)[1:] if any("time / plain" in row for row in rows_of(name, side=side))]
+    timed = [side for side in list(SIDES)[1:] if any("time / plain" in row for row in select_rows(name, side=side))]
     lines = []
     for cell, of in cells.items():
         if "time / plain" not in of["plain"]:
             continue
-        operations = [times(of[side]["operations / plain"]) for side in ("ours", "full way")]
-        ratios = [times(of[side].get("time / plain")) for side in timed]
-        memory = [megabytes(of[side].get("peak MB of the batch")) for side in ("plain", "ours", "full way")]
+        operations = [format_times(of[side]["operations / plain"]) for side in ("ours", "full way")]
+        ratios = [format_times(of[side].get("time / plain")) for side in timed]
+        memory = [format_mb(of[side].get("peak MB of the batch")) for side in ("plain", "ours", "full way")]
         milliseconds = f"{of['plain']['ms per volume']:.3g} ms"
         lines.append([*cell, f"{of['plain']['GFLOP per volume']:.0f}", milliseconds, *operations, *ratios, *memory])
     short = {"ours": "time: ours", "ours, bfloat16 block": "bf16", "full way": "full", "transformers": "transformers"}
     headings = ["donor", "tokens", "batch", "", "GFLOP plain", "time plain", "ours", "full"]
     headings += [short[side] for side in timed] + ["memory: plain", "ours", "full"]
-    result = results_of(name)
+    result = read_results(name)
     dtype = result["settings"]["dtype"].removeprefix("torch.")
     return (
         f"{result['device']}, {dtype}, medians of {result['settings']['rounds']} rounds:\n\n{markdown(headings, lines)}"
@@ -117,13 +119,13 @@ def _booster(name: str) -> str:
 
 
 def published() -> str:
-    """The published code and ours, with the same weights."""
-    result, lines = results_of("published-cpu"), []
+    """Show the published code and ours, with the same weights."""
+    result, lines = read_results("published-cpu"), []
     for side in ("published, plain", "published, boosted", "ours, plain", "ours, boosted"):
-        (forward,) = rows_of("published-cpu", side=side, kind="forward")
-        (step,) = rows_of("published-cpu", side=side, kind="step")
+        (forward,) = select_rows("published-cpu", side=side, kind="forward")
+        (step,) = select_rows("published-cpu", side=side, kind="step")
         milliseconds = [f"{row['ms per volume']:.0f} ms" for row in (forward, step)]
-        memory = [megabytes(step.get("peak MB of the batch")), megabytes(step["checkpoint MB"])]
+        memory = [format_mb(step.get("peak MB of the batch")), format_mb(step["checkpoint MB"])]
         far = step["difference to published"]
         difference = "" if far is None else f"{max(far, forward['difference to published']):.0e}"
         lines.append([side, *milliseconds, *memory, difference])
@@ -136,10 +138,10 @@ def published() -> str:
 
 
 def startup() -> str:
-    """From a sharded checkpoint to a ready block."""
-    result, lines = results_of("startup-cpu"), []
+    """Show the loading of a block from a sharded checkpoint."""
+    result, lines = read_results("startup-cpu"), []
     for row in result["rows"]:
-        numbers = [f"{row['seconds']:.2f} s", megabytes(row.get("peak MB")), megabytes(row["MB on disk"])]
+        numbers = [f"{row['seconds']:.2f} s", format_mb(row.get("peak MB")), format_mb(row["MB on disk"])]
         lines.append([f"`{row['side']}`", row["dtype"], *numbers])
     settings = result["settings"]
     return (
@@ -149,28 +151,28 @@ def startup() -> str:
 
 
 def epoch() -> str:
-    """An epoch of the bundle against its steps alone, on each device."""
+    """Show an epoch of the bundle and its steps alone, on each device."""
     lines = []
     for name in ("epoch-cpu", "epoch-cuda"):
-        for row in rows_of(name):
+        for row in select_rows(name):
             seconds = [f"{row[key]:.2f} s" for key in ("epoch, s", "its steps alone, s")]
-            numbers = [row["set"], row["volumes"], row["batch"], *seconds, times(row["epoch / steps"])]
-            lines.append([results_of(name)["device"], *numbers])
+            numbers = [row["set"], row["volumes"], row["batch"], *seconds, format_times(row["epoch / steps"])]
+            lines.append([read_results(name)["device"], *numbers])
     return markdown(["device", "set", "volumes", "batch", "epoch", "steps alone", "epoch / steps"], lines)
 
 
 def inference() -> str:
-    """A folder of volumes by the command, and in a plain MONAI pipeline."""
-    result, lines = results_of("inference-cpu"), []
+    """Show the prediction of a folder by the command and by a plain MONAI pipeline."""
+    result, lines = read_results("inference-cpu"), []
     settings = result["settings"]
     for row in result["rows"]:
         if "ms per further volume" in row:
             seconds = [
-                f"{row['seconds']:.1f} s ({times(row['time / plain'])})",
+                f"{row['seconds']:.1f} s ({format_times(row['time / plain'])})",
                 f"{row['ms per further volume']:.1f} ms",
             ]
             more = row.get("kB per further volume")
-            memory = [megabytes(row.get("peak MB")), "-" if more is None else f"{more:.0f} kB"]
+            memory = [format_mb(row.get("peak MB")), "-" if more is None else f"{more:.0f} kB"]
             lines.append([f"`{row['side']}`" if "predict" in row["side"] else row["side"], *seconds, *memory])
     volumes = max(row["volumes"] for row in result["rows"])
     return (
@@ -181,7 +183,7 @@ def inference() -> str:
 
 
 def study() -> str:
-    """What a study of the block found: each arm, then each comparison in a sentence."""
+    """Show the results of a study: a table of the arms, then a sentence for each comparison."""
     result = json.loads((RESULTS / "study" / "results.json").read_text())
     plan, parts = result["study"], []
     for name, data in result["datasets"].items():
@@ -201,7 +203,7 @@ def study() -> str:
 
 
 def verdicts() -> str:
-    """The block against the plain network, a line for each data set."""
+    """Show the comparison of the block with the plain network, one line for each data set."""
     result, lines = json.loads((RESULTS / "study" / "results.json").read_text()), []
     for name, data in result["datasets"].items():
         (found,) = (
@@ -214,8 +216,8 @@ def verdicts() -> str:
 
 
 def strong() -> str:
-    """The plain network by the strong preset, against the official convolutional one."""
-    result = results_of("strong-cpu")
+    """Show the plain network with the strong preset and the official convolutional one."""
+    result = read_results("strong-cpu")
     headings = ["set", "AUC by validation", "ResNet-18 (3D), official, test"]
     lines = [
         [row["set"], f"{row['AUC']:.3f} \u00b1 {row['sd of folds']:.3f}", f"{row['ResNet-18 (3D), official']:.3f}"]
@@ -228,8 +230,8 @@ def strong() -> str:
 
 
 def model_types() -> str:
-    """Which types of language models can be donors."""
-    result = results_of("model-types")
+    """Show which types of language models can be donors."""
+    result = read_results("model-types")
     of: dict[str, list[dict[str, Any]]] = {outcome: [] for outcome in ("native", "general", "refused", "not built")}
     for row in result["rows"]:
         of[row["outcome"]].append(row)
@@ -238,25 +240,27 @@ def model_types() -> str:
         passed, _, all_of_it = row["layers"].split()
         some = "" if passed == all_of_it else f" ({row['layers']})"
         difference = "-" if row["difference"] is None else f"{row['difference']:.0e}"
-        cells.append(f"{_named(row)}{some}: {row['permutation error']:.0e}, {difference}")
+        cells.append(f"{_format_type(row)}{some}: {row['permutation error']:.0e}, {difference}")
     columns = 3
     lines = [(cells[i : i + columns] + [""] * columns)[:columns] for i in range(0, len(cells), columns)]
-    reasons = [[_named(row), row["outcome"], _reason(row["reason"])] for row in of["refused"] + of["not built"]]
+    reasons = [
+        [_format_type(row), row["outcome"], _shorten_reason(row["reason"])] for row in of["refused"] + of["not built"]
+    ]
     counts = ", ".join(f"{len(rows)} {outcome}" for outcome, rows in of.items())
     return (
         f"transformers {result['software']['transformers']}: {counts}. "
-        f"Native: {', '.join(_named(row) for row in of['native'])}.\n\n"
+        f"Native: {', '.join(_format_type(row) for row in of['native'])}.\n\n"
         f"{markdown(['type: permutation error, difference', *[''] * (columns - 1)], lines)}\n\n"
         f"{markdown(['type', 'outcome', 'why'], reasons)}"
     )
 
 
-def _named(row: dict[str, Any]) -> str:
+def _format_type(row: dict[str, Any]) -> str:
     return f"{row['type']} (as {row['read as']})" if "read as" in row else row["type"]
 
 
-def _reason(text: str) -> str:
-    """What is wrong, without what to do."""
+def _shorten_reason(text: str) -> str:
+    """Return the reason of a refusal without the advice."""
     text = re.sub(r"[:;] (choose|read them|correct) .*?(?=$|; (expected|layer))", "", text)
     known = r"expected a layer (of attention over all tokens|that needs tokens only), [\w-]+ layer \d+ "
     return re.sub(rf"{known}|[\w-]+ layer \d+ (?=reads|needs)|\blayer \d+ (?=does|is)", "", text)
@@ -281,16 +285,16 @@ TABLES = {
 }
 
 
-def with_tables(text: str) -> str:
-    """Return the page with each table between ``<!-- table: NAME -->`` and ``<!-- end -->`` made again."""
+def update_tables(text: str) -> str:
+    """Return the page with each table between ``<!-- table: NAME -->`` and ``<!-- end -->`` replaced by a new one."""
 
-    def made(match: re.Match[str]) -> str:
+    def replace(match: re.Match[str]) -> str:
         return f"{match[1]}\n\n{TABLES[match[2]]()}\n\n<!-- end -->"
 
-    return re.sub(r"(<!-- table: (\w+) -->).*?<!-- end -->", made, text, flags=re.DOTALL)
+    return re.sub(r"(<!-- table: (\w+) -->).*?<!-- end -->", replace, text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":
     for page in PAGES:
-        page.write_text(with_tables(page.read_text()))
-    print(f"tables made: {', '.join(TABLES)}")
+        page.write_text(update_tables(page.read_text()))
+    print(f"updated tables: {', '.join(TABLES)}")

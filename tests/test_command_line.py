@@ -57,7 +57,7 @@ def test_extract(command, llama_folder, tmp_path):
     code, _, said = command("extract", llama_folder, "--out", out)
     assert code == 1
     assert said == (
-        f"monai-llmboost: {out} is there already and holds something else: choose another --out, or give --overwrite\n"
+        f"monai-llmboost: {out} exists already and holds other layers: choose another --out, or give --overwrite\n"
     )
     assert command("extract", llama_folder, "--out", out, "--overwrite")[0] == 0
     assert "layers 1, 2 of 3" in command("extract", llama_folder, "--layer", "1:", "--out", out, "--overwrite")[1]
@@ -102,10 +102,19 @@ def test_bundle(command, tmp_path):
         (["run", "train", "--epochs"], "options of the bundle as --key value, got '--epochs'"),
         (["run", "train", "epochs", "3"], "options of the bundle as --key value, got 'epochs'"),
         (["run", "train", "--bundle", "nowhere"], "there is no bundle 'nowhere'"),
-        (["run", "train", "--arm", "both"], "lora, mlp, none, pretrained, pretrained-trained, random, got 'both'"),
-        (["run", "train", "--epochs", "two"], "epochs to be a whole number from 1, got 'two': give one, such as"),
-        (["run", "train", "--arm", "none", "--booster#gate", "True"], "booster to be an object or a list, got nothing"),
-        (["cost", "--booster#gate", "True"], "booster to be an object or a list, got nothing in train.json, none.json"),
+        (
+            ["run", "train", "--arm", "both"],
+            "unknown arm 'both'; choose from lora, mlp, none, pretrained, pretrained-trained, random",
+        ),
+        (["run", "train", "--epochs", "two"], "epochs must be a whole number from 1, not 'two': correct --epochs"),
+        (
+            ["run", "train", "--arm", "none", "--booster#gate", "True"],
+            "--booster#gate changes nothing in train.json, none.json: booster must be an object",
+        ),
+        (
+            ["cost", "--booster#gate", "True"],
+            "--booster#gate changes nothing in train.json, none.json: booster must be an object",
+        ),
         (["extract", "nowhere", "--out", "x.safetensors"], "a model folder or a hub id such as owner/name"),
         (["extract", ".", "--out", "x.bin"], "does not end in .safetensors: give --out"),
         (["extract", "nowhere", "--layer", "last", "--out", "x.safetensors"], "a model folder or a hub id"),
@@ -204,8 +213,8 @@ def test_a_mistake_in_the_verbs_own_options_is_named(typed_command, words, messa
     [
         (["--epochs", "--seed", "1"], "got '--epochs' and then '--seed=1': give the value"),
         (["--epochs", "--arm", "none"], "got '--epochs' and no value: give the value"),
-        (["--epochs", "1", "--epochs", "two"], "epochs to be a whole number from 1, got 'two'"),
-        (["--ckpt_dir="], "expected text for --ckpt_dir, got nothing: give one"),
+        (["--epochs", "1", "--epochs", "two"], "epochs must be a whole number from 1, not 'two'"),
+        (["--ckpt_dir="], "--ckpt_dir needs a text, not nothing: give one"),
         (["--name", "x"], "the bundle has no option --name"),
         (["--job", "x"], "the bundle has no option --job"),
         (["--overlays", "x"], "the bundle has no option --overlays"),

@@ -84,7 +84,9 @@ def test_four_rounds_of_two_clients(tmp_path, diff, epochs):
         assert metrics["cases"] == 12
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker|'pin_memory' argument:UserWarning")  # of MONAI's analyzer
+@pytest.mark.filterwarnings(
+    "ignore:This DataLoader will create 4 worker|'pin_memory' argument:UserWarning"
+)  # of MONAI's analyzer
 @pytest.mark.usefixtures("few_phantoms")
 def test_statistics_of_a_site(tmp_path):
     """Of the intensities of the cases of each class: the analyzer wants maps of labels, and class 0 is label 1."""

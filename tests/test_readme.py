@@ -137,12 +137,13 @@ def test_the_tables_are_those_of_the_results(monkeypatch):
     pages = [text_of(page) for page in tables.PAGES]
     shown = [name for page in pages for name in re.findall(r"<!-- table: (\w+) -->", page)]
     assert sorted(shown) == sorted(tables.TABLES)
-    assert [tables.with_tables(page) for page in pages] == pages
+    assert [tables.update_tables(page) for page in pages] == pages
     operations = {
-        row["side"]: row["operations / plain"] for row in tables.rows_of("booster-cpu", **tables.SHOWN, kind="forward")
+        row["side"]: row["operations / plain"]
+        for row in tables.select_rows("booster-cpu", **tables.SHOWN, kind="forward")
     }
     words = " ".join(text_of(README).split())
-    assert f"takes {operations['full way']:.2f} times the operations of the plain network" in words
+    assert f"needs {operations['full way']:.2f} times the operations of the plain network" in words
     assert f"the same result with {operations['ours']:.2f} times" in words
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The donor's training at tiny size: what it writes, that it goes on where it stopped, that held-out text stays out."""
+"""Training of a tiny donor: its files, resuming, and that held-out text is not trained on."""
 
 import json
 import math
@@ -69,10 +69,10 @@ def test_a_model_is_written_with_its_figures(train_donor, text, tmp_path, capsys
     assert tokenizer.decode(tokenizer(sentence)["input_ids"]) == sentence, "bytes outside the alphabet too"
 
 
-def test_a_resumed_run_comes_to_the_same_weights(train_donor, text, tmp_path, monkeypatch):
+def test_a_resumed_run_has_the_same_weights(train_donor, text, tmp_path, monkeypatch):
     words = [str(text), *SIZES]
     train_donor.main([*words, "--out", str(tmp_path / "whole")])
-    rate = train_donor.learning_rate
+    rate = train_donor.compute_learning_rate
 
     def interrupt(peak, step, *others):
         if step == 20:
@@ -80,13 +80,15 @@ def test_a_resumed_run_comes_to_the_same_weights(train_donor, text, tmp_path, mo
         return rate(peak, step, *others)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_donor, "learning_rate", interrupt)
-        with pytest.raises(SystemExit, match="interrupted after 1280 tokens: the same command with --resume goes on"):
+        patch.setattr(train_donor, "compute_learning_rate", interrupt)
+        with pytest.raises(
+            SystemExit, match="interrupted after 1280 tokens: resume with the same command and --resume"
+        ):
             train_donor.main([*words, "--out", str(tmp_path / "parts")])
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    with pytest.raises(SystemExit, match=r"found files in .*parts"):
+    with pytest.raises(SystemExit, match=r"parts is not empty: give --resume"):
         train_donor.main([*words, "--out", str(tmp_path / "parts")])
-    with pytest.raises(SystemExit, match="expected what the run to resume was given, got another seed"):
+    with pytest.raises(SystemExit, match="--seed differs from the interrupted run"):
         train_donor.main([*words, "--out", str(tmp_path / "parts"), "--resume", "--seed", "1"])
     train_donor.main([*words, "--out", str(tmp_path / "parts"), "--resume"])
     whole, parts = (
@@ -106,43 +108,43 @@ def test_minutes_end_a_run(train_donor, text, tmp_path):
 
 
 def test_held_out_text_is_not_trained_on(train_donor, text):
-    documents, _ = train_donor.documents_of([text])
-    training, held_out = train_donor.split(documents)
+    documents, _ = train_donor.read_documents([text])
+    training, held_out = train_donor.split_documents(documents)
     assert {*training} | {*held_out} == {*documents}
     assert not {*training} & {*held_out}
     assert not any(part in whole for part in held_out.values() for whole in training.values())
     book = {"book": "abcdefghij" * 100}
-    training, held_out = train_donor.split(book)
+    training, held_out = train_donor.split_documents(book)
     assert training["book"] + held_out["book"] == book["book"]
     assert len(held_out["book"]) == 50, "of a single book, its end"
 
 
-def test_a_pass_meets_no_token_twice(train_donor):
+def test_a_pass_reads_each_token_once(train_donor):
     stream = torch.arange(1000)
-    drawn = train_donor.batches(stream, context=10, batch=7, seed=3, first=0)
+    drawn = train_donor.make_batches(stream, context=10, batch=7, seed=3, first=0)
     passed = [next(drawn) for _ in range(98 // 7)]
     tokens = torch.cat([x for x, _ in passed]).flatten()
     assert len(tokens.unique()) == len(tokens) == 980
     assert all(torch.equal(x + 1, y) for x, y in passed), "what follows is asked for"
-    later = train_donor.batches(stream, context=10, batch=7, seed=3, first=9)
-    assert torch.equal(next(later)[0], passed[9][0]), "goes on anywhere"
+    later = train_donor.make_batches(stream, context=10, batch=7, seed=3, first=9)
+    assert torch.equal(next(later)[0], passed[9][0]), "starts at any step"
 
 
 def test_unigram_loss_is_that_of_the_counts(train_donor):
-    loss = train_donor.unigram_loss(torch.tensor([0, 0, 1]), torch.tensor([2, 0, 1]), vocabulary=3)
+    loss = train_donor.compute_unigram_loss(torch.tensor([0, 0, 1]), torch.tensor([2, 0, 1]), vocabulary=3)
     assert loss == pytest.approx(-torch.tensor([3 / 6, 2 / 6]).log().mean().item())
 
 
 @pytest.mark.parametrize(
     ("contents", "words", "message"),
     [
-        ({}, [], "expected text files, got none at .*: give files, or folders"),
-        ({"a.txt": b"too short"}, [], "expected 96 tokens or more in each part, got .*: give more text"),
-        ({"a.txt": b"\xff\xfe\xff"}, [], "expected UTF-8 text, got other bytes in .*a.txt"),
-        ({"a.txt": b"a"}, ["--resume"], "expected a run to resume in .*, found none"),
+        ({}, [], "no text files at .*: give files, or folders"),
+        ({"a.txt": b"too short"}, [], "each part needs 96 tokens, there are .*: give more text"),
+        ({"a.txt": b"\xff\xfe\xff"}, [], ".*a.txt is not UTF-8 text"),
+        ({"a.txt": b"a"}, ["--resume"], "no run to resume in .*"),
     ],
 )
-def test_wrong_inputs_end_in_one_sentence(train_donor, tmp_path, contents, words, message):
+def test_invalid_inputs_are_refused_in_one_sentence(train_donor, tmp_path, contents, words, message):
     folder = tmp_path / "text"
     folder.mkdir()
     for name, content in contents.items():
@@ -153,17 +155,17 @@ def test_wrong_inputs_end_in_one_sentence(train_donor, tmp_path, contents, words
     assert not (tmp_path / "donor").exists(), "nothing is left"
 
 
-def test_the_same_place_twice(train_donor, text, tmp_path):
-    with pytest.raises(SystemExit, match=r"expected places of different names, got text/00\.txt twice"):
+def test_the_same_folder_twice_is_refused(train_donor, text, tmp_path):
+    with pytest.raises(SystemExit, match=r"text/00\.txt is there twice"):
         train_donor.main([str(text), str(text), "--out", str(tmp_path / "donor"), *SIZES])
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--vocabulary", "256"], "expected --vocabulary from 257, got 256"),
-        (["--kv-heads", "3"], "expected --heads to be a multiple of --kv-heads"),
-        (["--minutes", "0"], "expected --lr and --minutes above 0, got 0.002 and 0.0"),
+        (["--vocabulary", "256"], "--vocabulary must be at least 257, not 256"),
+        (["--kv-heads", "3"], "--heads must be a multiple of --kv-heads"),
+        (["--minutes", "0"], "--lr and --minutes must be above 0, not 0.002 and 0.0"),
     ],
 )
 def test_wrong_numbers_are_refused(train_donor, words, message, capsys):
@@ -172,7 +174,7 @@ def test_wrong_numbers_are_refused(train_donor, words, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_help_tells_the_recipe(train_donor, capsys):
+def test_help_has_the_commands(train_donor, capsys):
     with pytest.raises(SystemExit):
         train_donor.main(["--help"])
     out = capsys.readouterr().out

@@ -126,12 +126,12 @@ def eight_bits(folder, llama):
         (
             eight_bits,
             ValueError,
-            r"expected float weights, got torch\.float8_e4m3fn for .*a donor that is not quantised",
+            r".* is torch\.float8_e4m3fn, not a float dtype: .*a donor that is not quantised",
         ),
         (
             lambda folder, llama: (folder / "model-Q4_K_M.gguf").write_bytes(b"GGUF\3\0\0\0"),
             ValueError,
-            r"cannot read model-Q4_K_M\.gguf: it is cut short within its header",
+            r"cannot read model-Q4_K_M\.gguf: it is truncated within its header",
         ),
     ],
     ids=["float8", "a cut GGUF"],

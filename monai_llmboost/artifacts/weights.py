@@ -234,7 +234,7 @@ def _check_kind(file: BinaryIO) -> None:
     if not head:
         raise Unfit("it is empty")
     if head.startswith(LFS):
-        raise Unfit("it is a pointer of Git LFS in place of the weights", "Run `git lfs pull`, or download it")
+        raise Unfit("it is a Git LFS pointer instead of the weights", "Run `git lfs pull`, or download it")
     if BEFORE_1_6 in head[:32]:
         raise Unfit("it is of torch before 1.6, whose format has no checksum", _convert(Path(file.name).name))
     if head[8:9] == SAFETENSORS:

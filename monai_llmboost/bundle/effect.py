@@ -81,7 +81,7 @@ def _without_effect(configs: Sequence[Path], options: Mapping[str, Any], keys: I
 
 
 def _reached(tree: Mapping[str, Any]) -> set[str] | None:
-    """Return the ids that a job's entry points lead to; ``None`` where that the text alone does not show."""
+    """Return the ids that a job's entry points lead to; ``None`` if the text does not show it."""
     todo = [entry for entry in ENTRY_POINTS if entry in tree]
     if not todo or any(RELATIVE.search(text) or text.startswith("%") for text in texts(tree)):
         return None

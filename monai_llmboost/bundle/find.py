@@ -47,11 +47,11 @@ def copy_bundle(name: str | Path, to: Path) -> None:
     """Copy a bundle without what was trained in it.
 
     Raises:
-        FileExistsError: ``to`` is there already.
+        FileExistsError: ``to`` already exists.
     """
     source = bundle_path(name)
     if to.exists():
-        raise FileExistsError(f"{to} is there already: give another folder, or remove it")
+        raise FileExistsError(f"{to} already exists: give another folder, or remove it")
     shutil.copytree(source, to, ignore=shutil.ignore_patterns(MODELS, EVAL, "__pycache__"))
 
 

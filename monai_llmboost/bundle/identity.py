@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The identity of a run: the text of its merged config, but for an explicit list of what may change, and its code.
 
-Two runs with the same identity do the same. It is made of text alone: what a config says, never what the objects made
-from it look like, for two transforms with equal attributes may do different things.
+Two runs with the same identity do the same. It is made of the text of the config
+only, never of the objects made from it, because two transforms with equal attributes may do different things.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class RunConfig:
         values: plain JSON values by option, such as ``"network_def#dropout_rate"``. Their order counts, for transforms
             and handlers are made in the order of their names in a config; keys of the config and arguments of a
             component, whose order means nothing, are sorted.
-        objects: types of objects of Python by option; nobody can tell whether two of them do the same.
+        objects: types of objects of Python by option; they cannot be compared.
     """
 
     values: dict[str, Any] = field(default_factory=dict)

@@ -93,7 +93,7 @@ def _kind(usual: Any) -> str:
 
 
 def check_options(configs: list[Path], overrides: Mapping[str, Any]) -> None:
-    """Refuse options that MONAI would take silently, or refuse without a word of what to do.
+    """Refuse options that MONAI accepts silently, or rejects without a helpful message.
 
     Raises:
         ValueError: a key that the configs do not have (the message names the nearest one there is); an entry of a list

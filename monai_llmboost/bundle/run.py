@@ -30,9 +30,9 @@ def run_bundle(
             the working directory.
 
     Raises:
-        ValueError: an unknown job, arm or key (MONAI itself takes an unknown key without a word).
+        ValueError: an unknown job, arm or key (MONAI silently accepts unknown keys).
             Also an option that nothing in the job uses.
-        Whatever went wrong below MONAI's "Failed to instantiate ..." is raised itself.
+        The error below MONAI's "Failed to instantiate ..." is raised itself.
     """
     arguments = monai_arguments(name, job, arm, logging_file, **overrides)
     check_job_effect(name, job, [arm], overrides)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All verbs, in the order of `monai-llmboost --help`, and what they have in common."""
+"""All commands, in the order of `monai-llmboost --help`, and what they have in common."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verbs on blocks: extract, info, donors."""
+"""Commands for block files: extract, info, donors."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def extract(
         str, typer.Option(help="Which layers: -1 (the last), 3,5 (two), 4:8 (four), -2: (the last two).")
     ] = "-1",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace the file if it is there.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Cut layers out of a language model and write them as a block file (for --block of a bundle).
+    """Extract layers of a language model into a block file, for --block of a bundle.
 
-    Of a model on the hub only the bytes of these layers are fetched.
-    If the file is there already and holds them, nothing is done.
+    For a model on the Hugging Face Hub, only these layers are downloaded.
+    Nothing is done if the file already contains these layers.
     `monai-llmboost donors` lists models to start with.
     """
     from monai_llmboost.llm import extract_block, read_header
@@ -37,14 +37,14 @@ def extract(
         f"of {header['donor']} (counted from 0), width {header['width']}, {int(header['num_weights']):,} weights, "
         + (f"dequantised from {header['quantised']}, " if header.get("quantised") else "")
         + f"{out.stat().st_size / 1e6:.1f} MB, fingerprint {header['fingerprint'][:12]}"
-        + ("" if written else " (was there already; --overwrite extracts it anew)")
+        + ("" if written else " (already exists; --overwrite extracts it again)")
     )
 
 
 def info(
-    file: Annotated[str, typer.Argument(help="A block file, or the word embedded for the one in this package.")],
+    file: Annotated[str, typer.Argument(help="A block file, or or the word embedded for the one in this package.")],
 ) -> None:
-    """What a block file holds, where it came from, and whether it passes its self-test (exit status 1 if not)."""
+    """Show the content and origin of a block file, and run its self-test (exit status 1 if it fails)."""
     from rich.console import Console
 
     from monai_llmboost.llm.info import block_table
@@ -53,7 +53,7 @@ def info(
 
 
 def donors() -> None:
-    """Language models to take a layer from: open ones of several sizes, and the classics behind a gate."""
+    """List language models to extract layers from: open ones of several sizes, and well-known gated ones."""
     from rich.console import Console
 
     from monai_llmboost.llm.info import donors_table

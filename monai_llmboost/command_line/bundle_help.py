@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `--help` of a verb says of the options of a bundle: read from its configs, without MONAI."""
+"""The options of a bundle in the `--help` of a command: read from its configs, without MONAI."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-# Jobs that a verb runs.
+# Jobs that a command runs.
 JOBS_OF = {
     "run": ("train", "evaluate", "inference"),
     "predict": ("inference",),
     "study": ("train", "evaluate"),
     "cost": ("train",),
 }
-# Keys that a verb sets by options of its own.
+# Keys that a command sets by its own options.
 TAKEN = {
     "predict": (
         "dataset_dir", "output_dir", "device", "amp", "batch_size", "num_workers", "saliency", "report", "view",
@@ -56,8 +56,8 @@ def print_bundle_options(verb: str, words: Sequence[str], default_bundle: str) -
         table.add_row(*(cell.replace("[", "\\[") for cell in cells))
     console.print(table)
     console.print(
-        "Keys further down are options too, such as --network_def#pool mean. Text is taken as it is typed, other "
-        "values as in Python; where a key takes no text, a value that begins with $ is an expression.",
+        "Nested keys are options too, such as --network_def#pool mean. Text is used unchanged, other values are read "
+        "as Python literals. For keys that take no text, a value that starts with $ is a Python expression.",
         markup=False, highlight=False,
     )  # fmt: skip
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verbs on bundles: bundle (copy one), run, cost."""
+"""Commands for bundles: bundle (copy one), run, cost."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ def run(
     job: Annotated[str, typer.Argument(help="train, evaluate or inference.")],
     arm: Annotated[
         str | None,
-        typer.Option(help="none, mlp, random, pretrained, pretrained-trained, lora; not given: as --block says."),
+        typer.Option(help="none, mlp, random, pretrained, pretrained-trained, lora; default: the block of --block."),
     ] = None,
     bundle: Bundle = DEFAULT_BUNDLE,
 ) -> None:
-    """Run a job of a bundle: `python -m monai.bundle run` with its configs, and a clear sentence when it fails.
+    """Run a job of a bundle: `python -m monai.bundle run` with its configs, and clear error messages.
 
-    All further options are the bundle's own; they are listed below. Unless these
-    say otherwise it writes into the folders models and eval, of the bundle's folder or, for a bundle of this
-    package, of the working directory.
+    Further options are the bundle's own; they are listed below. Output goes to
+    models/ and eval/ in the bundle's folder (for a bundle of this package: in
+    the working directory).
     """
     configs = job_configs(bundle_path(bundle), job, arm)
     options = options_of_bundle(context.args, configs)
@@ -70,15 +70,17 @@ def cost(
     bundle: Bundle = DEFAULT_BUNDLE,
     donor: Annotated[
         Path | None,
-        typer.Option(help="config.json of a natively run model, or its folder: a random block of its size."),
+        typer.Option(
+            help="config.json of a natively supported model, or its folder: measure a random block of its size."
+        ),
     ] = None,
     overlay: Annotated[
-        list[str] | None, typer.Option(help="A config of the bundle to put on top, such as published/network.")
+        list[str] | None, typer.Option(help="Another config of the bundle, applied last, such as published/network.")
     ] = None,
     rounds: Annotated[int, typer.Option(help="Rounds of timing; medians are shown.")] = 5,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers into this file.")] = None,
 ) -> None:
-    """Measure each arm here: weights, operations, memory and time per volume, before you train.
+    """Measure each arm on this machine: weights, operations, memory and time per volume, before you train.
 
     All further options are the bundle's own: --block FILE, --size N,
     --batch_size N, --hidden_size N ... Nothing is trained and no data are read.

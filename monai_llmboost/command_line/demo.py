@@ -24,7 +24,7 @@ NUM_NIFTI = 8
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="The folder to make; it must not be there yet.")] = Path("llmboost-demo"),
+    output: Annotated[Path, typer.Option(help="The folder to make; it must not exist yet.")] = Path("llmboost-demo"),
     epochs: Annotated[int, typer.Option(help="Epochs of each training run.")] = 6,
 ) -> None:
     """Train two arms on phantoms made by code, evaluate them, predict NIfTI files, print the tables."""
@@ -33,7 +33,7 @@ def demo(
     from monai_llmboost.bundle import copy_bundle
 
     if output.exists():
-        raise FileExistsError(f"{output} is there already: give another folder with --output, or remove it")
+        raise FileExistsError(f"{output} already exists: give another folder with --output, or remove it")
     if epochs < 1:
         raise ValueError(f"expected at least one epoch, got {epochs}")
     console = Console(file=sys.stdout)

@@ -20,18 +20,18 @@ FLAG_VALUES = ("true", "false")
 
 
 class BundleCommand(TyperCommand):
-    """A verb whose further options are the bundle's own.
+    """A command whose further options are the bundle's own.
 
     Typer does not see the bundle's options, so that no value of theirs is taken for an option of the verb, nor a later
     word for a value that is missing. They follow the other words in ``ctx.args``, each as ``--key=value``.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Part the words into Typer's and the bundle's."""
+        """Split the arguments into those of the command and those of the bundle."""
         if ctx.resilient_parsing:  # a shell asks for completions of words that are not complete
             return super().parse_args(ctx, args)
         ctx.meta["words"] = list(args)
-        own, theirs = self._parted(ctx, args)
+        own, theirs = self._split(ctx, args)
         ctx.args = [*super().parse_args(ctx, own), *theirs]
         return ctx.args
 
@@ -40,7 +40,7 @@ class BundleCommand(TyperCommand):
         super().format_help(ctx, formatter)
         print_bundle_options(str(ctx.info_name), ctx.meta.get("words", []), DEFAULT_BUNDLE)
 
-    def _parted(self, ctx: Any, words: Sequence[str]) -> tuple[list[str], list[str]]:
+    def _split(self, ctx: Any, words: Sequence[str]) -> tuple[list[str], list[str]]:
         options: dict[str, Any] = {name: option for option in self.get_params(ctx) if option.param_type_name == "option"
                    for name in (*option.opts, *option.secondary_opts)}  # fmt: skip
         own: list[str] = []
@@ -77,7 +77,7 @@ def options_of_bundle(words: list[str], configs: Iterable[Path] = ()) -> dict[st
 
     Args:
         words: as :class:`BundleCommand` leaves them in ``ctx.args``.
-        configs: those that the options are for: they tell text, which is kept as it was typed, from other values.
+        configs: those that the options are for: they decide which values are text, which is kept unchanged.
 
     Raises:
         ValueError: a word that is no option, a value that is missing.

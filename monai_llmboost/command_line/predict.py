@@ -41,9 +41,7 @@ def predict(
     workers: Annotated[
         int, typer.Option(min=0, help="Processes that read scans; 0 reads them in the main process.")
     ] = 0,
-    saliency: Annotated[
-        bool, typer.Option("--saliency", help="Write maps of what each prediction rests on, and pictures of them.")
-    ] = False,
+    saliency: Annotated[bool, typer.Option("--saliency", help="Write saliency maps and preview images.")] = False,
     report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
     view: Annotated[
         list[str] | None, typer.Option(help="Case to show in the report's three-plane viewer; may be repeated.")
@@ -58,7 +56,8 @@ def predict(
     columns: Annotated[
         str | None,
         typer.Option(
-            help="More columns of the tables, for DICOM scans: study_uid, accession_number, or both with a comma. They "
+            help="More columns of the tables, for DICOM scans: study_uid, accession_number, or both with a comma "
+            "between. They "
             "identify a patient's examination, and are not allowed with --salt."
         ),
     ] = None,
@@ -75,10 +74,10 @@ def predict(
         ),
     ] = None,
     salt: Annotated[
-        str | None, typer.Option(help="Secret word: name cases by salted hashes, and write no path and no UID.")
+        str | None, typer.Option(help="Secret word: replace case names by salted hashes, and omit paths and UIDs.")
     ] = None,
     follow_links: Annotated[
-        bool, typer.Option("--follow-links", help="Follow links to folders, and links that lead out of the input.")
+        bool, typer.Option("--follow-links", help="Follow links to folders, and links to files outside the input.")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start again, and replace what an earlier run wrote into --output.")
@@ -89,9 +88,11 @@ def predict(
     Writes predictions.csv, predictions.json, run.json and report.html. Further
     options are the bundle's own; they are listed below.
 
-    Exit status: 0 every scan was predicted (or its refusal accepted), 1 some were
-    refused, or the run ended early, 2 none was predicted, or a mistake in the
-    command, 130 interrupted. Several GPUs: torchrun --nproc_per_node=2 -m monai_llmboost predict ...
+    Exit status: 0 if all scans were predicted or their refusals accepted; 1 if
+    some were refused or the run stopped early; 2 if none was predicted or the
+    command is wrong; 130 if interrupted.
+
+    Several GPUs: torchrun --nproc_per_node=2 -m monai_llmboost predict ...
     """
     from monai_llmboost.inference.options import parse_device
     from monai_llmboost.inference.run import PredictJob, StoppedEarly

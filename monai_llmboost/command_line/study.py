@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verb study."""
+"""The command study."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ def study(
         str,
         typer.Option(help="Arms to compare, with commas: none, mlp, random, pretrained, pretrained-trained, lora."),
     ] = "none,mlp,random,pretrained",
-    dataset: Annotated[str | None, typer.Option(help="Data sets, with commas; not given: that of the bundle.")] = None,
-    seeds: Annotated[int, typer.Option(help="Runs of each arm; at least 5 for a claim.")] = 5,
+    dataset: Annotated[str | None, typer.Option(help="Data sets, with commas; default: that of the bundle.")] = None,
+    seeds: Annotated[int, typer.Option(help="Number of seeds for each arm; use at least 5 to draw conclusions.")] = 5,
     lr_grid: Annotated[
         str,
         typer.Option(
             help="Learning rates, with commas: validation chooses one for each arm. Empty: that of the bundle."
         ),
     ] = "",
-    lr_seeds: Annotated[int, typer.Option(help="Seeds by which the learning rate is chosen.")] = 1,
+    lr_seeds: Annotated[int, typer.Option(help="Number of seeds used to choose the learning rate.")] = 1,
     folds: Annotated[
-        int, typer.Option(help="Divide training and validation cases into so many parts for each seed; 0: as given.")
+        int, typer.Option(help="Number of folds of the training and validation cases; 0: the splits of the data set.")
     ] = 0,
     preset: Annotated[
-        str | None, typer.Option(help="A preset of the bundle: rllm (as published) or strong; not given: as it is.")
+        str | None, typer.Option(help="A preset that the bundle declares, such as rllm (as published) or strong.")
     ] = None,
     references: Annotated[str, typer.Option(help="Arms that the others are compared with.")] = "none,mlp,random",
     bundle: Bundle = DEFAULT_BUNDLE,
-    jobs: Annotated[int, typer.Option(help="Runs at once on one machine; on several GPUs each has one.")] = 1,
+    jobs: Annotated[int, typer.Option(help="Number of parallel runs; with several GPUs, one GPU for each run.")] = 1,
     engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
     address: Annotated[
-        str | None, typer.Option(help="Address of the Ray cluster; not given: one is started here.")
+        str | None, typer.Option(help="Address of the Ray cluster; default: start one on this machine.")
     ] = None,
     report: Annotated[
-        Path | None, typer.Option("--report", help="Only draw the page of a finished study in this folder again.")
+        Path | None, typer.Option("--report", help="Only draw report.html of the finished study in this folder again.")
     ] = None,
 ) -> None:
-    """Find out if the block helps on your data: train every arm with every seed, compare them on the test split.
+    """Test whether the block helps on a data set: train every arm with every seed, compare them on the test split.
 
-    Runs of one seed differ in their arm alone. Learning rates and epochs are
+    Runs with the same seed differ only in the arm. Learning rates and epochs are
     chosen on validation; the test split is predicted once, at the end. Writes
     results.json and report.html. Further options are the bundle's own; they are
     listed below.

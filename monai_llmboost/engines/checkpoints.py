@@ -21,7 +21,7 @@ from monai_llmboost.artifacts.weights import load_weights
 from monai_llmboost.bundle import FREE_IN_TRAINING, counting_config, running_config
 from monai_llmboost.bundle.contract import Option
 from monai_llmboost.data.labels import check_labels
-from monai_llmboost.engines.best_weights import BEST, LAST, NEXT, WEIGHTS, check_best, place_next, write_state
+from monai_llmboost.engines.checkpoint_files import BEST, LAST, NEXT, WEIGHTS, check_best, place_next, write_state
 from monai_llmboost.engines.loading import load_trained
 from monai_llmboost.engines.lock import TrainingLock
 from monai_llmboost.engines.preprocessing import training_steps

@@ -13,7 +13,7 @@ from torch import nn
 from monai_llmboost.arguments import check_choice
 from monai_llmboost.artifacts.signature import KeptText
 from monai_llmboost.artifacts.weights import load_weights
-from monai_llmboost.engines.best_weights import LAST, WEIGHTS
+from monai_llmboost.engines.checkpoint_files import LAST, WEIGHTS
 from monai_llmboost.engines.loading import load_trained
 from monai_llmboost.engines.preprocessing import check_preprocessing
 from monai_llmboost.engines.tracking import MlflowRuns

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from monai_llmboost.inference.cases import ScanCases
     from monai_llmboost.inference.dicom.objects import DicomObjects
     from monai_llmboost.inference.figures import figures_of, weights_digest
+    from monai_llmboost.inference.handler import Predictions
     from monai_llmboost.inference.inferer import HalvingInferer
     from monai_llmboost.inference.journal import Journal
     from monai_llmboost.inference.maps.grid import on_input_grid
     from monai_llmboost.inference.maps.relevance import relevance_maps
     from monai_llmboost.inference.maps.saliency import SaliencyMaps
     from monai_llmboost.inference.page.report import write_report
-    from monai_llmboost.inference.predictions import Predictions
     from monai_llmboost.inference.provenance import run_facts, run_provenance
 
 # Modules by the names that come from them.
@@ -29,7 +29,7 @@ _MODULES = {
     "HalvingInferer": "inferer",
     "Journal": "journal",
     "PendingBatches": "batches",
-    "Predictions": "predictions",
+    "Predictions": "handler",
     "SaliencyMaps": "maps.saliency",
     "ScanCases": "cases",
     "figures_of": "figures",

@@ -10,7 +10,7 @@ from typing import Any
 
 from monai_llmboost.artifacts.digests import file_digest
 from monai_llmboost.artifacts.weights import load_weights
-from monai_llmboost.engines.best_weights import BEST, LAST, WEIGHTS
+from monai_llmboost.engines.checkpoint_files import BEST, LAST, WEIGHTS
 from monai_llmboost.engines.curves import CURVES, read_curves
 from monai_llmboost.engines.progress import DIGEST
 from monai_llmboost.engines.results import METRICS_FILE

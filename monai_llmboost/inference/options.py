@@ -51,7 +51,7 @@ def check_weights(arguments: Mapping[str, Any], options: Mapping[str, Any]) -> N
     config = json.loads(config_file.read_text())
     if config.get(Option.CKPT_DIR) != USUAL_CKPT_DIR:
         return
-    from monai_llmboost.engines.best_weights import WEIGHTS
+    from monai_llmboost.engines.checkpoint_files import WEIGHTS
 
     root = config_file.parents[1] if Option.BUNDLE_ROOT in arguments else Path()
     folder = Path(options.get(Option.CKPT_DIR) or Path(options.get(Option.BUNDLE_ROOT, root)) / MODELS)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from monai_llmboost.llm.block_file import is_block_file, read_block, read_header, write_block
-from monai_llmboost.llm.donor.checkpoint import layers_of, read_layers
+from monai_llmboost.llm.donor.checkpoint import parse_layers, read_layers
 from monai_llmboost.llm.frozen import FrozenBlock
 from monai_llmboost.llm.self_test import self_test
 
@@ -66,7 +66,7 @@ def _holds(file: Path, model: str | Path, layer: int | str | Sequence[int], revi
         held, header = read_block(file), read_header(file)
         if Path(model).exists():
             return read_layers(model, layer, revision).fingerprint == held.fingerprint
-        wanted = layers_of(layer, held.num_layers)
+        wanted = parse_layers(layer, held.num_layers)
     except (ValueError, OSError):
         return False
     same = held.donor == str(model) and [one.index for one in held.layers] == wanted

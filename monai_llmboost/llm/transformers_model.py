@@ -209,7 +209,7 @@ def number_of_layers(config: Mapping[str, Any]) -> int:
 
 @quiet()
 def rename_weights(model: PreTrainedModel, stored: str, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the layer's tensors by the names and in the form of transformers' class, by transformers' own table.
+    """Return the layer's tensors renamed and converted for the class of transformers, by its own conversion table.
 
     On disk each expert has its own matrices, for example, in memory there is one tensor of them all.
     """

@@ -51,7 +51,7 @@ class TransformerLayer(nn.Module):
 
 
 class TransformerLayers(nn.Sequential):
-    """Layers in a row, of which a call may ask for a part, so that a booster can stand between two of them."""
+    """A stack of layers; a call can run a part of it, so that a booster can stand between two of them."""
 
     def forward(self, x: Tensor, first: int = 0, stop: int | None = None) -> Tensor:
         """Map tokens (B, N, C) through the layers from ``first`` to before ``stop`` (by default all), to (B, N, C)."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands around a network in training (torch.compile, DataParallel, averages), and names of weights without it."""
+"""Wrappers around a network in training (torch.compile, DataParallel, averages), and names of weights without it."""
 
 from __future__ import annotations
 

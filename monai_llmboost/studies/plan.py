@@ -238,7 +238,7 @@ class Plan:
         return [*job_configs(folder, job, arm), *(folder / CONFIGS / name for name in self._preset.overlays(job))]
 
     def searched(self, dataset: str) -> list[Run]:
-        """Return the runs by which the learning rates are chosen; none where there is nothing to choose."""
+        """Return the runs of the search for learning rates; none without a search."""
         if len(self.lr_grid) < 2:
             return []
         return [run for rate in self.lr_grid for run in self._runs(dataset, dict.fromkeys(self.arms, rate))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from monai_llmboost.artifacts.files import atomic_text
-from monai_llmboost.engines.best_weights import LAST
+from monai_llmboost.engines.checkpoint_files import LAST
 from monai_llmboost.engines.curves import CURVES, read_curves
 from monai_llmboost.engines.results import PREDICTIONS_FILE
 

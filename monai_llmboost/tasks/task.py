@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What metrics, rows, tables, statistics and pages ask of a task, whichever it is."""
+"""The interface of a task, used by metrics, tables, statistics and pages."""
 
 from __future__ import annotations
 
@@ -103,4 +103,4 @@ class Task(Protocol):
         """Return a whole number for each case: metrics are undefined where a group of the cases is absent."""
 
     def check_labels(self, loader: Any, which: str) -> None:
-        """Raise a ValueError if a loader's labels are none of this task; ``which`` cases, such as "training"."""
+        """Raise a ValueError for invalid labels; ``which`` names the cases of the loader, such as "training"."""

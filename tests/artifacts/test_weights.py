@@ -177,7 +177,7 @@ FOREIGN = {
     "empty": (lambda path: path.write_bytes(b""), r"it is empty"),
     "a web page": (lambda path: path.write_text("\n<!DOCTYPE html><html>"), "it is a web page in place of the weights"),
     "Git LFS": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n"),
-                r"a pointer of Git LFS .* Run `git lfs pull`"),
+                r"a Git LFS pointer .* Run `git lfs pull`"),
     "safetensors": (lambda path: save_file({"a": torch.ones(1)}, path), r"safetensors .* Let its name end in"),
     "text": (lambda path: path.write_text("no weights"), r"it is no file of torch\.save"),
     "a pickle": (lambda path: path.write_bytes(b"\x80\x04N."), r"it is no file of torch\.save"),

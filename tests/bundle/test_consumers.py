@@ -135,7 +135,10 @@ def label(folder, post_steps=None):
     parser = parser_of(folder, meta=False)
     metadata = json.loads((folder / "configs" / "metadata.json").read_text())
     assert [next(iter(metadata["network_data_format"][key])) for key in ("inputs", "outputs")] == ["image", "pred"]
-    names = {int(key): name.lower() for key, name in metadata["network_data_format"]["outputs"]["pred"]["channel_def"].items()}
+    names = {
+        int(key): name.lower()
+        for key, name in metadata["network_data_format"]["outputs"]["pred"]["channel_def"].items()
+    }
     assert "classification" in folder.name.lower()  # the kind of task is known by it
     network = parser.get_parsed_content("network_def")
     checkpoint = torch.load(folder / "models" / "model.pt", weights_only=True)
@@ -256,7 +259,13 @@ def test_train_json_alone_makes_the_network(bundle):
 # Exported networks.
 
 IMAGES = torch.rand(4, 1, 28, 28, 28, generator=torch.Generator().manual_seed(0))
-DYNAMIC = {"dynamo": True, "dynamic_shapes": ({0: "batch"},), "input_names": ["image"], "output_names": ["pred"], "external_data": False}
+DYNAMIC = {
+    "dynamo": True,
+    "dynamic_shapes": ({0: "batch"},),
+    "input_names": ["image"],
+    "output_names": ["pred"],
+    "external_data": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +309,9 @@ def test_onnx_runs_at_any_batch(bundle, logits, tmp_path, way):
     file = tmp_path / "model.onnx"
     if way == "monai":
         shape = [2, *IMAGES.shape[1:]]
-        onnx_export(filepath=str(file), use_trace=True, input_shape=shape, converter_kwargs=dict(DYNAMIC), **places(bundle))
+        onnx_export(
+            filepath=str(file), use_trace=True, input_shape=shape, converter_kwargs=dict(DYNAMIC), **places(bundle)
+        )
     else:
         network = parser_of(bundle).get_parsed_content("network_def").eval()
         network.load_state_dict(torch.load(bundle / "models" / "model.pt", weights_only=True))

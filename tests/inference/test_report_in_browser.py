@@ -121,7 +121,7 @@ def test_searching_and_choosing(written, opened):
 @pytest.mark.parametrize("where", [{}, {"viewport": {"width": 390, "height": 800}}])
 def test_readable_without_javascript_and_on_a_phone(written, opened, where):
     page = opened(written(), java_script_enabled=False, **where)
-    assert cases(page) == [row["case"] for row in ROWS]
+    assert cases(page) == [row.case for row in ROWS]
     assert not page.locator("#filter").is_visible()
     assert page.get_by_text("expected one volume, got 3").is_visible()
     # Rows and cells stay a table for a screen reader, though they are laid out as grids.

@@ -61,8 +61,8 @@ def listed(files, folder):
 
 
 PLACES = {
-    "the hub's cache": (cache, "its name in the hub's cache"),
-    "a download": (downloaded, "what the download noted"),
+    "the hub's cache": (cache, "the hub's cache"),
+    "a download": (downloaded, "the download metadata"),
     "a list": (listed, "SHA256SUMS"),
 }
 
@@ -79,12 +79,14 @@ def test_a_file_with_another_digest_is_refused(place, name, files, tmp_path):
     before = path.stat().st_mtime
     path.write_bytes(content)
     os.utime(path, (before, before))
-    digests._digest.cache_clear()  # it knows files by the time of their last change
-    with pytest.raises(ValueError, match=rf"cannot read {name}: it does not have the sha(1|256) digest in {source}"):
+    digests._compute_digest.cache_clear()  # it identifies files by their modification time
+    with pytest.raises(
+        ValueError, match=rf"cannot read {name}: its sha(1|256) digest differs from the one in {source}"
+    ):
         read_layers(folder)
 
 
-def test_what_was_written_after_the_download_is_not_what_was_noted(files, llama, tmp_path):
+def test_a_file_modified_after_the_download_is_not_checked(files, llama, tmp_path):
     folder = downloaded(files, tmp_path / "model")
     state = {name: tensor + 1 for name, tensor in llama.state_dict().items()}
     save_file(state, folder / "model.safetensors")
@@ -94,14 +96,14 @@ def test_what_was_written_after_the_download_is_not_what_was_noted(files, llama,
     assert torch.equal(layer.tensors["up.weight"], state["model.layers.2.mlp.up_proj.weight"])
 
 
-def test_metas_list(meta_folder, tmp_path):
+def test_checksum_list_of_meta(meta_folder, tmp_path):
     folder = meta_folder
     content = (folder / "params.json").read_bytes()
     (folder / "checklist.chk").write_text(f"{hashlib.md5(content).hexdigest()}  params.json\n")
     assert read_layers(folder).num_layers == 3
     (folder / "params.json").write_bytes(content.replace(b"1e-05", b"1e-04"))
     with pytest.raises(
-        ValueError, match=r"cannot read params\.json: it does not have the md5 digest in checklist\.chk"
+        ValueError, match=r"cannot read params\.json: its md5 digest differs from the one in checklist\.chk"
     ):
         read_layers(folder)
 
@@ -119,7 +121,7 @@ def meta_folder(tmp_path):
 def test_a_large_file_is_not_read_whole(files, tmp_path, monkeypatch):
     folder = listed(files, tmp_path / "model")
     monkeypatch.setattr(digests, "LARGEST", 100)
-    monkeypatch.setattr(digests, "_digest", lambda *_: pytest.fail("it was read"))
+    monkeypatch.setattr(digests, "_compute_digest", lambda *_: pytest.fail("it was read"))
     assert read_layers(folder)
 
 

@@ -69,7 +69,7 @@ def test_nothing_is_overwritten_unasked(llama_folder, block_file):
 
 def test_a_second_call_does_nothing_only_if_it_is_the_same(llama, llama_folder, block_file, tmp_path):
     assert not extract_block(llama_folder, block_file, layer=-2)
-    with pytest.raises(ValueError, match="expected no revision with a folder, got 'main'"):
+    with pytest.raises(ValueError, match="a folder has no revisions, but revision 'main' was given"):
         extract_block(llama_folder, tmp_path / "other.safetensors", revision="main")
     twin = tmp_path / "elsewhere" / "tiny-llama"  # other weights in a folder of the same name
     with torch.no_grad():

@@ -20,7 +20,7 @@ from monai_llmboost.llm import (
     read_layers,
     self_test,
 )
-from monai_llmboost.llm.donor.families import FAMILIES, family_of, geometry_of
+from monai_llmboost.llm.donor.families import FAMILIES, find_family, make_geometry
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -71,7 +71,7 @@ def test_with_mask_and_positions_it_equals_the_language_model(case, saved, layer
         same(block(x, 3), run_theirs(model, layer, x, in_order=True)[:, :3])
 
 
-def test_layers_without_turned_pairs_refuse_rotary(case, saved):
+def test_layers_without_rotary_positions_refuse_rotary(case, saved):
     if case in LEARNED_POSITIONS or case == "smollm3":
         with pytest.raises(ValueError, match="the layer has no rotary positions"):
             block_of(saved[1], 3, rotary=True)
@@ -83,7 +83,7 @@ def test_passes_the_self_test(saved):
     assert all(value >= 0 for value in measured.values())
 
 
-def test_several_layers_one_after_another(saved):
+def test_several_layers(saved):
     model, folder = saved
     block = FrozenBlock(read_layers(folder, "1:3"), final_norm="none")
     x = torch.randn(2, 7, block.width)
@@ -127,12 +127,12 @@ def test_extraction_round_trip(saved, tmp_path):
     assert random_block(file).layer.down.weight.shape == block.layer.down.weight.shape
 
 
-def test_geometry_needs_no_weights(case, saved):
+def test_geometry_without_weights(case, saved):
     folder = saved[1]
     assert read_geometry(folder) == read_layers(folder).layers[-1].geometry
 
 
-def test_which_families_have_linear_scores(case, saved):
+def test_families_with_linear_scores(case, saved):
     block = block_of(saved[1], 0)
     assert block.attention_form.normed_keys == (case in NORMED_KEYS)
     assert block_of(saved[1], 0, causal=True).attention_form is None
@@ -180,13 +180,13 @@ def test_layers_that_share_memory_in_a_pickle(tmp_path):
         assert all(torch.equal(layer.tensors[name], tensor) for name, tensor in alone.layers[0].tensors.items())
 
 
-def test_what_a_configuration_leaves_out_is_its_familys_default():
+def test_missing_numbers_are_the_familys_defaults():
     from transformers import CONFIG_MAPPING
 
     for name, family in FAMILIES.items():
         whole = CONFIG_MAPPING[name]().to_dict()
         for layer in (0, 3):
-            assert geometry_of(family, {"model_type": name}, layer) == geometry_of(family, whole, layer), name
+            assert make_geometry(family, {"model_type": name}, layer) == make_geometry(family, whole, layer), name
 
 
 @pytest.mark.parametrize(
@@ -206,15 +206,15 @@ def test_what_a_configuration_leaves_out_is_its_familys_default():
         ("gemma3_text", {"layer_types": ["full_attention"]}),
     ],
 )
-def test_numbers_that_do_not_go_together(family, changes):
+def test_inconsistent_numbers_are_refused(family, changes):
     config = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 4, **changes}
-    with pytest.raises(ValueError, match=r"expected|must be|does not|too many|choose from"):
-        geometry_of(FAMILIES[family], config, 3)
+    with pytest.raises(ValueError, match=r"inconsistent|must be|does not|too many|choose from"):
+        make_geometry(FAMILIES[family], config, 3)
 
 
-def test_no_cap_is_no_cap():
-    assert geometry_of(FAMILIES["gemma2"], {"attn_logit_softcapping": None}, 0).score_cap == 0
-    assert geometry_of(FAMILIES["gemma2"], {}, 0).score_cap == 50
+def test_score_cap_is_optional():
+    assert make_geometry(FAMILIES["gemma2"], {"attn_logit_softcapping": None}, 0).score_cap == 0
+    assert make_geometry(FAMILIES["gemma2"], {}, 0).score_cap == 50
 
 
 @pytest.mark.parametrize(
@@ -228,5 +228,5 @@ def test_no_cap_is_no_cap():
         {},
     ],
 )
-def test_what_block_cannot_do_is_not_called_native(config):
-    assert family_of(config) is None
+def test_unsupported_layers_are_not_native(config):
+    assert find_family(config) is None

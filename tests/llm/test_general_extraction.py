@@ -54,7 +54,7 @@ def file(request, tmp_path_factory):
     return folder / "block.safetensors"
 
 
-def test_the_file_says_what_it_is(file):
+def test_metadata_of_the_file(file):
     header = read_header(file)
     assert (json.loads(header["layers"]), header["num_layers"], header["geometries"]) == ([1, 2], "3", "[]")
     assert json.loads(header["config"])["model_type"] == header["donor"]
@@ -65,7 +65,7 @@ def test_the_file_says_what_it_is(file):
     assert "by computing the whole block" in cells
 
 
-def test_it_is_a_block_like_any_other(file):
+def test_it_has_the_interface_of_a_block(file):
     block = load_block(file)
     assert not list(block.parameters())
     assert list(block.state_dict()) == ["signature.code"]
@@ -80,7 +80,7 @@ def test_it_is_a_block_like_any_other(file):
     torch.testing.assert_close(booster(x), booster(x), msg="no dropout, whatever the network does")
 
 
-def test_its_random_control_has_its_scale(file):
+def test_its_random_control_has_the_same_scale(file):
     donor, drawn = read_block(file), random_block(file, seed=4)
     for ours, theirs in zip(drawn.layer.buffers(), load_block(file).layer.buffers()):
         assert ours.shape == theirs.shape
@@ -89,12 +89,12 @@ def test_its_random_control_has_its_scale(file):
         assert abs(again[name].std() - tensor.std()) < 0.2 * tensor.std() + 0.05
 
 
-def test_what_only_native_families_can(file):
+def test_features_of_native_families_only(file):
     with pytest.raises(ValueError, match="run by transformers' own class has neither causal nor rotary"):
         load_block(file, causal=True)
     with pytest.raises(ValueError, match=r"no final norm of .* for final_norm donor, but none"):
         load_block(file, final_norm="donor")
-    with pytest.raises(ValueError, match="expected a family that is run natively, got"):
+    with pytest.raises(ValueError, match="is not run natively: extract a layer"):
         read_geometry(file.parent)
 
 
@@ -121,7 +121,7 @@ def test_a_recurrent_layer_is_refused(tmp_path):
     assert not (folder / "block.safetensors").exists()
 
 
-def test_what_transformers_says_does_not_reach_the_terminal(tmp_path):
+def test_transformers_output_is_suppressed(tmp_path):
     """BERT as a decoder is warned of whenever it is made; nothing of it, nor of progress, on either stream."""
     folder = save("bert", {**SMALL, "is_decoder": False}, tmp_path / "bert")
     out = tmp_path / "block.safetensors"
@@ -135,7 +135,7 @@ def test_what_transformers_says_does_not_reach_the_terminal(tmp_path):
         assert "is_decoder=True" not in done.stdout
 
 
-def test_transformers_may_speak_again_afterwards(tmp_path):
+def test_transformers_output_is_restored(tmp_path):
     logger = logging.getLogger("transformers")
     level = logger.level
     with pytest.raises(RuntimeError, match="inside"), quiet():

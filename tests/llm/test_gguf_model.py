@@ -49,7 +49,7 @@ def extras(case, model):
 
 
 @pytest.mark.parametrize("case", READ)
-def test_it_is_the_block_of_the_model_it_was_made_from(case, tmp_path):
+def test_block_equals_that_of_the_original_model(case, tmp_path):
     model = model_of(case)
     model.save_pretrained(tmp_path / "hf")
     write_gguf(model, tmp_path / "x.gguf", **extras(case, model))
@@ -72,7 +72,7 @@ def test_it_is_the_block_of_the_model_it_was_made_from(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", BY_TRANSFORMERS)
-def test_transformers_reads_the_same_file_alike(case, tmp_path):
+def test_transformers_reads_the_same_weights(case, tmp_path):
     """What the tests write is what `from_pretrained(gguf_file=...)` takes it for, by the function that it calls."""
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
@@ -96,7 +96,7 @@ def wide_llama():
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
-def test_a_quantised_donor_gives_floats_and_says_so(kind, tmp_path):
+def test_a_quantised_donor_is_dequantised_and_marked(kind, tmp_path):
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     model = wide_llama()
@@ -119,7 +119,7 @@ def test_a_quantised_donor_gives_floats_and_says_so(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16"])
-def test_halves_stay_halves(kind, tmp_path):
+def test_16_bit_floats_keep_their_dtype(kind, tmp_path):
     """The norms, which lie there in float32, too, where they fit exactly; else all of it is in float32."""
     model = wide_llama()
     path = write_gguf(model, tmp_path / "x.gguf", kind)
@@ -141,7 +141,7 @@ def test_the_command(tmp_path):
     assert result.exit_code == 0, result.output
     assert "layer 1 of 2 of x" in result.output
     assert "dequantised from Q8_0" in result.output
-    assert "was there already" in CliRunner().invoke(app, words).output
+    assert "already exists" in CliRunner().invoke(app, words).output
     assert read_header(tmp_path / "b.safetensors")["licence"] == "mit"
 
 
@@ -156,13 +156,13 @@ def test_a_folder_with_one(tmp_path):
     write_gguf(model, folder / "my-model-F16.gguf", "F16")
     with pytest.raises(
         ValueError,
-        match=r"my-model holds several GGUF files: give one of them, my-model-F16\.gguf, my-model-Q8_0\.gguf",
+        match=r"my-model has several GGUF files: give one of them, my-model-F16\.gguf, my-model-Q8_0\.gguf",
     ):
         read_layers(folder)
     assert read_layers(folder / "my-model-F16.gguf").quantised == ""
 
 
-def test_safetensors_next_to_it_count_first(tmp_path):
+def test_safetensors_are_preferred_to_gguf(tmp_path):
     model = wide_llama()
     model.save_pretrained(tmp_path)
     write_gguf(model, tmp_path / "x.gguf", "Q4_0")
@@ -189,31 +189,34 @@ def test_a_model_in_parts(tmp_path):
     writer.close()
     assert read_layers(parts).fingerprint == read_layers(first).fingerprint == read_layers(whole).fingerprint
     (parts / "x-00002-of-00002.gguf").unlink()
-    with pytest.raises(FileNotFoundError, match=r"expected 2 parts of x, found \['x-00001-of-00002\.gguf'\]"):
+    with pytest.raises(FileNotFoundError, match=r"x has 2 parts, but only \['x-00001-of-00002\.gguf'\]"):
         read_layers(parts)
     shutil.copy(first, parts / "x-00002-of-00002.gguf")
-    with pytest.raises(ValueError, match="hold one tensor twice"):
+    with pytest.raises(ValueError, match="contain a tensor twice"):
         read_layers(parts)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"expert_count": 8}, "x is a mixture of experts, which is not read from GGUF: give the model's safetensors"),
-        ({"attention.value_length": 16}, "layer 3 of x: expected values of 8 features a head, got 16"),
-        ({"attention.head_count": 8}, "layer 3 of x: expected query.weight of shape"),
-        ({"block_count": 9}, r"layer 8 of x: expected .* in the layer, found none"),
-        ({"block_count": 3}, "expected 3 layers in x by its configuration, the weights have 4"),
-        ({"block_count": 0}, "expected block_count in the GGUF file's metadata, got 0"),
+        (
+            {"expert_count": 8},
+            "x is a mixture of experts, which is not supported in GGUF: give the model's safetensors",
+        ),
+        ({"attention.value_length": 16}, "layer 3 of x: values must have 8 features per head, not 16"),
+        ({"attention.head_count": 8}, "layer 3 of x: query.weight has shape"),
+        ({"block_count": 9}, r"layer 8 of x: the layer lacks "),
+        ({"block_count": 3}, "the configuration of x says 3 layers, but its weights have 4"),
+        ({"block_count": 0}, "block_count in the GGUF metadata must be a whole number from 1, not 0"),
     ],
 )
-def test_unfit_metadata(changes, message, tmp_path):
+def test_invalid_metadata_are_refused(changes, message, tmp_path):
     write_gguf(tiny_model("llama"), tmp_path / "x.gguf", **changes)
     with pytest.raises(ValueError, match=message):
         read_layers(tmp_path / "x.gguf")
 
 
-def test_the_size_of_a_head_where_no_metadata_give_it(tmp_path):
+def test_head_size_without_metadata(tmp_path):
     path = write_gguf(tiny_model("llama"), tmp_path / "x.gguf")
     size = read_layers(path).layers[0].geometry.head_size
     path = write_gguf(
@@ -223,17 +226,17 @@ def test_the_size_of_a_head_where_no_metadata_give_it(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["embedding_length", "attention.layer_norm_rms_epsilon", "feed_forward_length"])
-def test_a_number_that_is_missing(key, tmp_path):
+def test_missing_metadata_are_refused(key, tmp_path):
     write_gguf(tiny_model("llama"), tmp_path / "x.gguf", without=[key])
-    with pytest.raises(ValueError, match=f"expected {key} in the GGUF file's metadata, found none"):
+    with pytest.raises(ValueError, match=f"the GGUF metadata lack {key}"):
         read_layers(tmp_path / "x.gguf")
 
 
-def test_an_architecture_that_is_not_read_is_named(tmp_path):
+def test_an_unsupported_architecture_is_refused(tmp_path):
     path = write_gguf(tiny_model("llama"), tmp_path / "x.gguf")
     path.write_bytes(path.read_bytes().replace(b"llama", b"mamba"))
     with pytest.raises(
-        ValueError, match=r"x is a GGUF file of the architecture 'mamba', which is not read; llama, .* are"
+        ValueError, match=r"x is a GGUF file of the unsupported architecture 'mamba': .* a GGUF file of llama, "
     ):
         read_layers(path)
 

@@ -5,7 +5,7 @@ import pytest
 from conftest import ROOT
 
 from monai_llmboost.llm.donor.folder import LocalFolder
-from monai_llmboost.llm.donor.licences import licence_of_text
+from monai_llmboost.llm.donor.licences import identify_licence
 
 APACHE = (ROOT / "LICENSE").read_text()
 MIT = """MIT License
@@ -76,7 +76,7 @@ TEXTS = {
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_well_known_text(name, tmp_path):
     (tmp_path / "LICENSE").write_text(TEXTS[name])
-    assert licence_of_text(tmp_path / "LICENSE") == name.partition(" ")[0]
+    assert identify_licence(tmp_path / "LICENSE") == name.partition(" ")[0]
 
 
 OTHERS = {
@@ -94,29 +94,29 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_any_other_text_is_pointed_to(name, tmp_path):
+def test_any_other_text_is_referred_to(name, tmp_path):
     text, first = OTHERS[name]
     (tmp_path / "LICENSE.txt").write_text(text)
-    assert licence_of_text(tmp_path / "LICENSE.txt").startswith(f"see LICENSE.txt: {first}")
+    assert identify_licence(tmp_path / "LICENSE.txt").startswith(f"see LICENSE.txt: {first}")
 
 
-def test_no_text_at_all(tmp_path):
+def test_an_empty_licence_file(tmp_path):
     (tmp_path / "LICENSE").write_bytes(b" \n\n")
-    assert licence_of_text(tmp_path / "LICENSE") == ""
+    assert identify_licence(tmp_path / "LICENSE") == ""
     (tmp_path / "LICENSE").write_bytes(b"\xff\xfe\x00")
-    assert licence_of_text(tmp_path / "LICENSE") == ""
+    assert identify_licence(tmp_path / "LICENSE") == ""
 
 
 @pytest.mark.parametrize("name", ["LICENSE", "LICENCE", "license.md", "LICENSE.txt", "COPYING", "LICENSE-MODEL"])
-def test_names_of_the_file(name, tmp_path):
+def test_names_of_licence_files(name, tmp_path):
     (tmp_path / name).write_text(MIT)
     (tmp_path / "LICENSED_TO.txt").write_text(APACHE)
-    assert LocalFolder(tmp_path).licence() == "MIT"
+    assert LocalFolder(tmp_path).find_licence() == "MIT"
 
 
-def test_the_card_comes_first(tmp_path):
+def test_the_card_is_preferred(tmp_path):
     (tmp_path / "LICENSE").write_text(MIT)
     (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
-    assert LocalFolder(tmp_path).licence() == "apache-2.0"
+    assert LocalFolder(tmp_path).find_licence() == "apache-2.0"
     (tmp_path / "README.md").write_text("# A model\n")
-    assert LocalFolder(tmp_path).licence() == "MIT"
+    assert LocalFolder(tmp_path).find_licence() == "MIT"

@@ -66,7 +66,7 @@ def big_checkpoint(folder, case, layers=10):
 
 
 @pytest.mark.parametrize("case", ["llama", "phi3", "gpt2", "gpt_neox"])
-def test_bytes_memory_and_nothing_else(case, tmp_path, llama_folder):
+def test_bytes_read_and_memory(case, tmp_path, llama_folder):
     if not Path("/proc/self/io").exists():
         pytest.skip("this system does not tell what a process reads")
     size, headers = big_checkpoint(tmp_path / "big", case)

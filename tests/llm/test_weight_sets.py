@@ -153,7 +153,7 @@ def test_two_sets_that_differ_are_refused_and_both_named(case, models, tmp_path)
 
 
 @pytest.mark.parametrize("case", TWO_SETS)
-def test_one_model_in_two_forms_is_read(case, models, tmp_path, caplog):
+def test_one_model_in_two_formats_is_read(case, models, tmp_path, caplog):
     make, _, _ = TWO_SETS[case]
     folder = tmp_path / "model"
     folder.mkdir()
@@ -179,18 +179,18 @@ def test_one_model_in_two_precisions_is_read(dtype, models, tmp_path):
         read(tmp_path)
 
 
-def test_an_index_whose_files_are_gone_is_passed_over(models, tmp_path):
+def test_an_index_without_its_files_is_ignored(models, tmp_path):
     old, new = models
     shards(old, tmp_path)
     new.save_pretrained(tmp_path)  # which removes the shards and leaves their index
     assert (tmp_path / INDEX).is_file()
     assert torch.equal(read(tmp_path), query(new))
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"expected the weight file model-\d+-of-\d+\.safetensors next to"):
+    with pytest.raises(FileNotFoundError, match=r"lacks the weight file model-\d+-of-\d+\.safetensors"):
         read(tmp_path)
 
 
-def test_an_index_that_lacks_what_is_needed_gives_way_to_a_whole_file(models, tmp_path):
+def test_a_whole_file_replaces_an_incomplete_index(models, tmp_path):
     old, new = models
     files = shards(old, tmp_path)
     single(new, tmp_path)
@@ -200,7 +200,7 @@ def test_an_index_that_lacks_what_is_needed_gives_way_to_a_whole_file(models, tm
     assert len(files) > 3
 
 
-def test_the_shards_of_an_older_save_that_are_left_do_not_count(models, tmp_path):
+def test_leftover_shards_of_an_older_save_are_ignored(models, tmp_path):
     old, new = models
     leftover = shards(old, tmp_path, "18KB")[0]
     kept = leftover.rename(tmp_path / "kept")
@@ -209,7 +209,7 @@ def test_the_shards_of_an_older_save_that_are_left_do_not_count(models, tmp_path
     assert torch.equal(read(tmp_path), query(new))
 
 
-def test_a_second_set_that_cannot_be_read_is_told(models, tmp_path, caplog):
+def test_a_second_set_that_cannot_be_read_is_logged(models, tmp_path, caplog):
     new = models[1]
     torch.save(state_of(new), tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     single(new, tmp_path)
@@ -217,8 +217,8 @@ def test_a_second_set_that_cannot_be_read_is_told(models, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert torch.equal(read(tmp_path), query(new))
     (record,) = caplog.records
-    assert "pytorch_model.bin next to model.safetensors in" in record.getMessage()
-    assert "is not compared with it: cannot read pytorch_model.bin: it is of torch before 1.6" in record.getMessage()
+    assert "pytorch_model.bin could not be compared with model.safetensors" in record.getMessage()
+    assert ": cannot read pytorch_model.bin: it is of torch before 1.6" in record.getMessage()
 
 
 def test_a_tensor_in_two_shards_is_refused(models, tmp_path):
@@ -230,11 +230,11 @@ def test_a_tensor_in_two_shards_is_refused(models, tmp_path):
     assert other.name != weight_map[name]
     save_file({**load_file(other), name: torch.zeros(32, 32)}, other, metadata={"format": "pt"})
     with pytest.raises(
-        ValueError, match=rf"q_proj\.weight is in {other.name} of .*, {INDEX} says in {weight_map[name]}"
+        ValueError, match=rf"q_proj\.weight is in {other.name} of .*, but in {weight_map[name]} in {INDEX}"
     ):
         read(tmp_path)
     (tmp_path / INDEX).unlink()
-    with pytest.raises(ValueError, match=r"q_proj\.weight is in .* and in .*, and no index says which counts"):
+    with pytest.raises(ValueError, match=r"q_proj\.weight is in .* and in .*, and there is no index"):
         read(tmp_path)
     assert len(files) > 3
 
@@ -245,7 +245,7 @@ def test_a_tensor_that_the_index_does_not_have_is_refused(models, tmp_path):
     file = index["weight_map"]["model.layers.2.mlp.up_proj.weight"]
     content = load_file(tmp_path / file)
     save_file({**content, "model.layers.2.mlp.up_proj.bias": torch.zeros(40)}, tmp_path / file)
-    with pytest.raises(ValueError, match=rf"up_proj\.bias is in {file} of .*, {INDEX} does not have it"):
+    with pytest.raises(ValueError, match=rf"up_proj\.bias is in {file} of .*, but missing in {INDEX}"):
         read(tmp_path)
 
 
@@ -265,7 +265,7 @@ def test_shards_without_an_index(kind, models, tmp_path):
     for layer in (0, -1):
         assert torch.equal(read(tmp_path, layer), query(new, layer))
     next(iter(sorted(tmp_path.glob(f"*-00001-of-*.{kind}")))).unlink()
-    with pytest.raises(FileNotFoundError, match="found parts of them, not all and without an index"):
+    with pytest.raises(FileNotFoundError, match=r"has only some shards of .*, without an index"):
         read(tmp_path)
 
 
@@ -290,7 +290,7 @@ def test_a_variant(name, models, tmp_path):
     assert torch.equal(read(tmp_path), query(new))
 
 
-def test_the_plain_weights_come_before_a_variant(models, tmp_path):
+def test_the_default_weights_are_preferred_to_a_variant(models, tmp_path):
     old, new = models
     config(new, tmp_path)
     single(old, tmp_path, "model.fp16.safetensors")
@@ -298,7 +298,7 @@ def test_the_plain_weights_come_before_a_variant(models, tmp_path):
     assert torch.equal(read(tmp_path), query(new))
 
 
-def test_several_variants_and_no_plain_weights_are_refused(models, tmp_path):
+def test_several_variants_without_default_weights_are_refused(models, tmp_path):
     new = models[1]
     config(new, tmp_path)
     single(new, tmp_path, "model.fp16.safetensors")
@@ -311,7 +311,7 @@ def test_several_variants_and_no_plain_weights_are_refused(models, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["consolidated.safetensors", "consolidated-00001-of-00001.safetensors"])
-def test_mistrals_own_form(name, tmp_path):
+def test_mistral_format(name, tmp_path):
     layers = [random_layer(GEOMETRY, seed).layers[0].tensors for seed in (1, 2)]
     native(tmp_path / "mistral", layers, name)
     donor = read_layers(tmp_path / "mistral", -1)
@@ -321,7 +321,7 @@ def test_mistrals_own_form(name, tmp_path):
     assert donor.num_layers == 2
 
 
-def test_a_head_size_of_its_own(tmp_path):
+def test_a_given_head_size(tmp_path):
     geometry = BlockGeometry(width=24, mlp_width=40, num_heads=4, num_kv_heads=2, head_size=8, norm_eps=1e-5)
     donor = random_layer(geometry, 1)
     folder = write_meta(tmp_path / "meta", donor.layers[0].tensors, geometry, parts=1)
@@ -335,30 +335,30 @@ def test_a_head_size_of_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"moe": {"num_experts": 8}}, r"a mixture of experts by its params\.json \(moe\)"),
-        ({"quantization": {"qformat_weight": "fp8_e4m3"}}, r"a quantised model by its params\.json"),
-        ({"n_layers": 1}, "expected 1 layers in mistral by its configuration, the weights have 2"),
-        ({"hidden_dim": 48}, r"expected hidden_dim 40 by the weights, got 48"),
+        ({"moe": {"num_experts": 8}}, r"a mixture of experts \(moe in params\.json\)"),
+        ({"quantization": {"qformat_weight": "fp8_e4m3"}}, r"a quantised model \(quantization in params\.json\)"),
+        ({"n_layers": 1}, "the configuration of mistral says 1 layers, but its weights have 2"),
+        ({"hidden_dim": 48}, r"hidden_dim in params.json is 48, but 40 in the weights"),
     ],
 )
-def test_other_layers_of_mistral_are_named(params, message, tmp_path):
+def test_unsupported_layers_of_mistral_are_refused(params, message, tmp_path):
     native(tmp_path / "mistral", [random_layer(GEOMETRY, seed).layers[0].tensors for seed in (1, 2)], **params)
     with pytest.raises(ValueError, match=message):
         read_layers(tmp_path / "mistral")
 
 
 @pytest.mark.parametrize(("width", "layers", "factor"), [(4096, 32, 8), (2048, 16, 32), (3072, 28, 32)])
-def test_the_scaled_positions_of_llama_3(width, layers, factor):
+def test_scaled_positions_of_llama_3(width, layers, factor):
     """The factor is not in params.json; the slowest pair is slowed down by all of it."""
-    from monai_llmboost.llm.donor.meta import _geometry
+    from monai_llmboost.llm.donor.meta import _make_geometry
 
     params = {"dim": width, "n_layers": layers, "n_heads": 32, "norm_eps": 1e-5, "rope_theta": 5e5}
-    plain, scaled = (_geometry({**params, "use_scaled_rope": on}, 1024).rotary for on in (False, True))
+    plain, scaled = (_make_geometry({**params, "use_scaled_rope": on}, 1024).rotary for on in (False, True))
     assert plain[-1] / scaled[-1] == pytest.approx(factor)
     assert plain[0] == scaled[0]
 
 
-def test_both_native_forms_that_differ(tmp_path):
+def test_two_native_formats_that_differ(tmp_path):
     folder = write_meta(tmp_path / "meta", random_layer(GEOMETRY, 1).layers[0].tensors, GEOMETRY, parts=2)
     native(folder, [random_layer(GEOMETRY, seed).layers[0].tensors for seed in (3, 2, 1)])
     torch.save(
@@ -370,7 +370,7 @@ def test_both_native_forms_that_differ(tmp_path):
         read_layers(folder)
 
 
-def test_an_incomplete_form_gives_way_to_a_complete_one(models, tmp_path):
+def test_a_complete_format_replaces_an_incomplete_one(models, tmp_path):
     """Parts of Meta's form next to Hugging Face's, and parts of Hugging Face's next to Mistral's."""
     new = models[1]
     new.save_pretrained(tmp_path / "hf")
@@ -388,7 +388,7 @@ def test_an_incomplete_form_gives_way_to_a_complete_one(models, tmp_path):
 
 FORMS = {
     "adapter_model.safetensors": r"only an adapter \(LoRA\), not a model \(adapter_.*merge it into its base model",
-    "model.onnx": r"an ONNX model \(model\.onnx\), which is not read: choose the safetensors form",
+    "model.onnx": r"an ONNX model \(model\.onnx\), which is not supported: choose the safetensors form",
     "tf_model.h5": "TensorFlow weights",
     "model.ckpt.index": "TensorFlow weights",
     "flax_model.msgpack": "Flax weights",
@@ -396,52 +396,52 @@ FORMS = {
     "epoch=3.ckpt": r"a training checkpoint \(\.ckpt\) \(epoch=3\.ckpt\), .*: load it where it was trained",
     "rust_model.ot": "weights for Rust",
     "openvino_model.bin": "an OpenVINO model",
-    "ggml-model-q4_0.bin": r"a file of llama\.cpp from before GGUF",
+    "ggml-model-q4_0.bin": r"a llama\.cpp file in a format before GGUF",
     "model.nemo": "a NeMo archive",
     "__0_0.distcp": "a checkpoint of distributed training",
     "model.bin": r"weights under another name \(model\.bin\)",
-    "my-weights.safetensors": "weights under another name .*let its name be model.safetensors",
+    "my-weights.safetensors": "weights under another name .*rename it to model.safetensors",
 }
 
 
 @pytest.mark.parametrize("has_config", [True, False])
 @pytest.mark.parametrize("name", FORMS)
-def test_what_is_not_read_is_named(name, has_config, models, tmp_path):
+def test_unsupported_formats_are_named(name, has_config, models, tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     if has_config:
         config(models[1], folder)
     (folder / name).write_bytes(b"content")
     (folder / "training_args.bin").write_bytes(b"content")
-    with pytest.raises(FileNotFoundError, match=rf"^expected .* in model, found {FORMS[name]}") as caught:
+    with pytest.raises(FileNotFoundError, match=rf"^model has no .*, but {FORMS[name]}") as caught:
         read_layers(folder)
     assert "\n" not in str(caught.value)
 
 
 def test_weights_without_a_configuration(models, tmp_path):
     single(models[1], tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"expected config\.json .* neither: give the folder of a model's"):
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json .*: give the folder of a model's"):
         read_layers(tmp_path)
     config(models[1], tmp_path)
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "optimizer.pt").write_bytes(b"content")
-    with pytest.raises(FileNotFoundError, match=r"or pytorch_model\.bin in .*, found neither: download"):
+    with pytest.raises(FileNotFoundError, match=r"has no .* or pytorch_model\.bin: download"):
         read_layers(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"a quantised model \(gptq, 4 bits\)"),
-        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, r"a quantised model \(awq, 4 bits\)"),
-        ({"quantization_config": {"load_in_8bit": True}}, r"a quantised model \(bitsandbytes, 8 bits\)"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"the model is quantised \(gptq, 4 bits\)"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, r"the model is quantised \(awq, 4 bits\)"),
+        ({"quantization_config": {"load_in_8bit": True}}, r"the model is quantised \(bitsandbytes, 8 bits\)"),
         (
             {"quantization": {"group_size": 64, "bits": 4}},
-            r"a quantised model \(MLX, 4 bits\): choose the",
+            r"the model is quantised \(MLX, 4 bits\): choose the",
         ),
     ],
 )
-def test_a_quantised_model_is_named_with_its_method(changes, message, models, tmp_path):
+def test_a_quantised_model_is_refused_with_its_method(changes, message, models, tmp_path):
     models[1].save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
@@ -456,7 +456,7 @@ def test_a_pointer_of_git_lfs(name, models, tmp_path):
     else:
         config(models[1], tmp_path)
     (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
-    with pytest.raises(ValueError, match=rf"cannot read {name}: it is a pointer of Git LFS"):
+    with pytest.raises(ValueError, match=rf"cannot read {name}: it is a Git LFS pointer"):
         read_layers(tmp_path)
 
 

@@ -23,7 +23,7 @@ class AllKeys(nn.Module):
         self.kv_features, self.features = form.num_kv_heads * form.head_size, form.num_heads * form.head_size
 
     def cost(self, batch: int, tokens: int, read: int) -> int:
-        """Return the multiply-adds of a case, forwards, in a batch of so many cases, tokens and read tokens.
+        """Return the multiply-adds of a forward pass per case, for this batch size and these numbers of tokens.
 
         What all methods do alike is not counted.
         """
@@ -34,13 +34,13 @@ class AllKeys(nn.Module):
 class ReadOut(nn.Module):
     """The exact computation of a block at the first few tokens, by the cheapest of the methods that the block allows.
 
-    Which methods there are is settled here: those for linear scores, that for normed keys, or none, and then the block
-    computes them itself. Which of them is cheapest depends on the sizes of a batch.
+    The constructor selects the available methods: two for linear scores, one for normed keys. If there is none, the
+    block computes all keys and values itself. Which method is cheapest depends on the sizes of a batch.
 
     Args:
         encode: the map before the block, C to D features.
-        block: what stands between the booster's maps. To be taken apart it offers what
-            :mod:`monai_llmboost.llm.attention` describes, by whatever class.
+        block: the module between the booster's maps. Any class with the interface of
+            :mod:`monai_llmboost.llm.attention` can use the cheap methods.
 
     Example:
         >>> from monai_llmboost.llm import random_block

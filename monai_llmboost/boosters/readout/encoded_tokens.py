@@ -39,7 +39,7 @@ class EncodedTokens(nn.Module):
         self.centred = form.centred
 
     def cost(self, batch: int, tokens: int, read: int) -> int:
-        """Return the multiply-adds of a case, forwards, in a batch of so many cases, tokens and read tokens."""
+        """Return the multiply-adds of a forward pass per case, for this batch size and these numbers of tokens."""
         folding = 2 * read * self.num_heads * self.head_size * self.width
         return tokens * self.channels * self.width + folding + 2 * read * self.num_heads * tokens * self.width
 

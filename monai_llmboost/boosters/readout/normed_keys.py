@@ -36,7 +36,7 @@ class NormedKeys(nn.Module):
         self.gram = GramMatrix()
 
     def cost(self, batch: int, tokens: int, read: int) -> int:
-        """Return the multiply-adds of a case, forwards, in a batch of so many cases, tokens and read tokens."""
+        """Return the multiply-adds of a forward pass per case, for this batch size and these numbers of tokens."""
         kv, inner = self.num_kv_heads * self.head_size, self.num_heads * self.head_size
         keys = tokens * self.channels * kv + self.channels * self.width * kv // max(batch, 1) + read * inner * tokens
         gathering = read * self.num_heads * self.channels * (tokens + self.width) + read * inner * self.width

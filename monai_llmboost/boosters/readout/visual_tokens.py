@@ -35,7 +35,7 @@ class VisualTokens(nn.Module):
         self.gram = GramMatrix()
 
     def cost(self, batch: int, tokens: int, read: int) -> int:
-        """Return the multiply-adds of a case, forwards, in a batch of so many cases, tokens and read tokens."""
+        """Return the multiply-adds of a forward pass per case, for this batch size and these numbers of tokens."""
         folding = 2 * read * self.num_heads * self.head_size * self.width
         attention = 2 * read * self.num_heads * self.channels * (self.width + tokens)
         return self.gram.cost(batch, tokens, self.channels, self.width) + folding + attention

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LLM checkpoint -> tensors of some layers: where the files are, which bytes of them are read, what the names mean."""
+"""Read layers from an LLM checkpoint: find its files, read only the bytes needed, map the tensor names."""

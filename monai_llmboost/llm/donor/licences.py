@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The licence of a model: what its card says, or which well-known text its licence file is; nothing is guessed."""
+"""Licence of a model: from its card, or from a licence file with a well-known text; nothing is guessed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import hashlib
 import re
 from pathlib import Path
 
-LONGEST = 200_000  # bytes that are read of a licence file
-# Licences whose text is the same everywhere, in lower-case words: where the text begins and ends, its sha256 up to its
-# end, and what may follow; before it there may be a title and whose copyright it is.
+LONGEST = 200_000  # bytes read from a licence file
+# Licences with a fixed text, compared as lower-case words: start and end of the text, sha256 of the words before the
+# end, and a pattern for what may follow. A title and a copyright line may precede it.
 TEXTS = {
     "Apache-2.0": (
         "terms and conditions for use reproduction and distribution",
@@ -25,8 +25,8 @@ TEXTS = {
     ),
 }
 LONGEST_TITLE = 300
-# The BSD licences name their holders, so that no two texts are the same: what they say in this order, and how long they
-# are at most without title and copyright.
+# The BSD licences name the copyright holder inside the text: passages in their order, and the greatest length without
+# title and copyright.
 BSD = (
     "redistribution and use in source and binary forms with or without modification are permitted",
     "redistributions of source code must retain",
@@ -36,8 +36,8 @@ THIRD_CLAUSE = (
     "used to endorse or promote products derived from this software without specific prior written permission"
 )
 BSD_END = "of the possibility of such damage"
-LONGEST_BSD = 1_250, 1_450  # of two clauses, of three
-# Creative Commons by the name of the licence, of which the letters after the version's number are the rest.
+LONGEST_BSD = 1_250, 1_450  # with two clauses, with three
+# Creative Commons licences by name.
 CREATIVE_COMMONS = re.compile(
     r"(?:creative commons (?:legal code )?)?(?:cc )?attribution(?P<nc> noncommercial)?(?P<nd> noderivatives| noderivs)?"
     r"(?P<sa> sharealike)? (?P<version>[1-4] [05]) (?P<port>international|unported|generic)\b"
@@ -46,13 +46,13 @@ LLAMA = re.compile(r"(?:meta )?llama (?P<version>[234](?: \d)?) community licens
 GEMMA = re.compile(r"gemma terms of use\b")
 
 
-def licence_of_card(path: Path) -> str:
-    """Return what the front matter of a model's card says of its licence; empty if nothing."""
+def read_card_licence(path: Path) -> str:
+    """Return the licence in the front matter of a model card; empty if there is none."""
     from huggingface_hub import metadata_load
 
     try:
         card = metadata_load(path) or {}
-    except Exception:  # a broken card raises nearly any kind, and is no reason to refuse the weights
+    except Exception:  # a broken card can raise any exception, and does not affect the weights
         return ""
     names = card.get("license")
     names = [name for name in (names if isinstance(names, list) else [names]) if isinstance(name, str)]
@@ -61,11 +61,11 @@ def licence_of_card(path: Path) -> str:
     return " ".join(", ".join(names).split())
 
 
-def licence_of_text(path: Path) -> str:
-    """Return the name of a well-known licence whose text a file holds, else where to read it, with its first line.
+def identify_licence(path: Path) -> str:
+    """Return the name of the well-known licence in a file, else a reference to the file with its first line.
 
-    The SPDX identifier, or, where there is none, what model cards call it, such as ``"llama3.1"``; empty for a file
-    without text.
+    The name is the SPDX identifier, or the name used in model cards, such as ``"llama3.1"``. Empty for a file without
+    text.
     """
     try:
         with path.open("rb") as file:
@@ -76,11 +76,11 @@ def licence_of_text(path: Path) -> str:
     first = next((line for line in lines if re.search(r"\w", line)), "")
     if not first:
         return ""
-    return _known(" ".join(re.findall(r"[a-z0-9]+", text.lower()))) or f"see {path.name}: {first[:80]}"
+    return _match_text(" ".join(re.findall(r"[a-z0-9]+", text.lower()))) or f"see {path.name}: {first[:80]}"
 
 
-def _known(words: str) -> str:
-    """Return the licence that a text of lower-case words is, empty if none or if it has more to say."""
+def _match_text(words: str) -> str:
+    """Return the licence of a text of lower-case words; empty if unknown, or if the text has additional terms."""
     if match := LLAMA.match(words):
         return f"llama{match['version'].replace(' ', '.')}"
     if GEMMA.match(words):
@@ -94,23 +94,23 @@ def _known(words: str) -> str:
         first, last = words.find(begin), words.find(end)
         if 0 <= first <= LONGEST_TITLE and hashlib.sha256(words[first:last].encode()).hexdigest() == digest:
             return name if re.fullmatch(rest, words[last + len(end) :]) else ""
-    return _bsd(words)
+    return _match_bsd(words)
 
 
-def _bsd(words: str) -> str:
+def _match_bsd(words: str) -> str:
     first = words.find(BSD[0])
     clauses = 3 if THIRD_CLAUSE in words else 2
     is_bsd = (
         0 <= first <= LONGEST_TITLE
         and len(words) - first <= LONGEST_BSD[clauses - 2]
-        and _in_order(words, BSD)
+        and _has_in_order(words, BSD)
         and words.endswith(BSD_END)
-        and "advertising materials" not in words  # of four clauses
+        and "advertising materials" not in words  # the four-clause licence
     )
     return f"BSD-{clauses}-Clause" if is_bsd else ""
 
 
-def _in_order(text: str, passages: tuple[str, ...]) -> bool:
+def _has_in_order(text: str, passages: tuple[str, ...]) -> bool:
     place = 0
     for passage in passages:
         place = text.find(passage, place)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tensors of a layer are called on disk, family by family, and in block.py."""
+"""Tensor names of a layer in checkpoints of each family, and their names in block.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from monai_llmboost.llm.geometry import BlockGeometry
 
-Names = dict[str, str | tuple[str, ...]]  # module on disk -> module of block.py, or several that are stored as one
+Names = dict[
+    str, str | tuple[str, ...]
+]  # module in the checkpoint -> module in block.py, or several that are stored fused
 
 LLAMA: Names = {
     "input_layernorm": "attention_norm",
@@ -66,32 +68,32 @@ GPT_NEOX: Names = {
 }
 
 
-def block_tensors(
+def rename_tensors(
     names: Names,
     geometry: BlockGeometry,
     tensors: Mapping[str, Tensor],
     transposed: bool = False,
     by_head: bool = False,
 ) -> dict[str, Tensor]:
-    """Tensors of one layer by their names in block.py, from names on disk relative to the layer.
+    """Rename the tensors of one layer from checkpoint names (relative to the layer) to block.py names.
 
-    Views where that can be; transposed matrices take the memory of those that came in, which are lost.
+    Returns views where possible. Matrices are transposed in place, which overwrites the input.
 
     Args:
-        names: the family's table.
-        geometry: what the layer must be.
-        tensors: by names on disk.
-        transposed: matrices are stored (in, out).
-        by_head: queries, keys and values stored as one lie head by head, not one after the other.
+        names: the family's table of names.
+        geometry: geometry of the layer.
+        tensors: tensors by checkpoint name.
+        transposed: matrices are stored as (in, out).
+        by_head: fused queries, keys and values are stored head by head, instead of one after the other.
 
     Raises:
-        ValueError: a tensor that such a layer does not have, or none of those it has.
+        ValueError: a tensor is unknown or missing, or has the wrong shape.
     """
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         module, _, kind = name.rpartition(".")
         if module not in names:
-            raise ValueError(f"expected a layer as its family has it, it also has {name}: choose another donor")
+            raise ValueError(f"the layer has a tensor {name}, which its family does not have: choose another donor")
         target = names[module]
         if transposed and tensor.ndim == 2:
             tensor = _transpose_(tensor)
@@ -99,45 +101,53 @@ def block_tensors(
             renamed[f"{target}.{kind}"] = tensor
         else:
             parts = [f"{part}.{kind}" for part in target]
-            renamed.update(zip(parts, _taken_apart(tensor, parts, geometry, by_head)))
+            renamed.update(zip(parts, _split_fused(tensor, parts, geometry, by_head)))
     missing = sorted(set(geometry.tensor_shapes) - set(renamed))
     if missing:
-        raise ValueError(f"expected {missing} in the layer, found none: download all the model's files")
+        raise ValueError(f"the layer lacks {missing}: download all the model's files")
     geometry.check_tensors(renamed)
     return renamed
 
 
+def select_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names start with a prefix, by their names without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def check_depth(names: Iterable[str], begin: str, number: int, donor: str) -> None:
-    """Raise ValueError if there are weights of more layers than the configuration says: the last is another then.
+    """Check that there are not more layers than the configuration says; the last layer would be another one.
 
     Args:
-        names: of all tensors.
-        begin: what the name of a layer's tensor begins with, before the layer's number.
-        number: how many layers the configuration says there are.
-        donor: name of the model.
+        names: names of all tensors.
+        begin: prefix of a layer's tensor names, before the layer index.
+        number: number of layers in the configuration.
+        donor: name of the model, for the message.
+
+    Raises:
+        ValueError: there are more layers.
     """
     found = [match[1] for name in names if (match := re.match(rf"{re.escape(begin)}(\d+)\.", name))]
     deepest = max(map(int, found), default=-1)
     if deepest >= number:
         raise ValueError(
-            f"expected {number} layers in {donor} by its configuration, the weights have {deepest + 1}: they are not "
-            "of one model"
+            f"the configuration of {donor} says {number} layers, but its weights have {deepest + 1}: they belong to "
+            "different models, download them again"
         )
 
 
-def halves_apart(weight: Tensor, head_size: int) -> Tensor:
-    """Return the rows of queries or keys with first halves before second halves of each head, from pairs side by side.
+def deinterleave_rotary(weight: Tensor, head_size: int) -> Tensor:
+    """Reorder the rows of queries or keys from interleaved rotary pairs to half-split ones.
 
-    Meta and llama.cpp store the two features of a rotary pair side by side, Hugging Face a half of a head apart.
+    Meta and llama.cpp store the two features of a rotary pair next to each other, Hugging Face half a head apart.
     """
     pairs = weight.view(-1, head_size // 2, 2, *weight.shape[1:])
     return pairs.transpose(1, 2).reshape(weight.shape).contiguous()
 
 
-def one_dtype(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a layer's tensors in one dtype: that of its matrices if all fit it exactly, else float32 (or float64).
+def unify_dtype(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert a layer's tensors to one dtype: that of its matrices if this is exact, else float32 (or float64).
 
-    Some writers keep norms in float32 next to matrices of 16 bits, which no layer runs with.
+    Some writers keep norms in float32 next to 16-bit matrices, and a layer does not run with mixed dtypes.
     """
     dtypes = {tensor.dtype for tensor in tensors.values()}
     if len(dtypes) == 1:
@@ -149,18 +159,18 @@ def one_dtype(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _transpose_(tensor: Tensor) -> Tensor:
-    """The transposed matrix in the same memory, so that a layer is not held twice."""
+    """Transpose a matrix in its own memory, so that a layer is not held twice."""
     transposed = tensor.t().contiguous()
     return tensor.view(-1).copy_(transposed.view(-1)).view(transposed.shape)
 
 
-def _taken_apart(tensor: Tensor, parts: list[str], geometry: BlockGeometry, by_head: bool) -> list[Tensor]:
+def _split_fused(tensor: Tensor, parts: list[str], geometry: BlockGeometry, by_head: bool) -> list[Tensor]:
     shapes = geometry.tensor_shapes
     rows = [shapes[part][0] for part in parts if part in shapes]
     if len(rows) != len(parts) or tensor.shape[0] != sum(rows):
         raise ValueError(
-            f"expected {' and '.join(parts)} as one tensor of {sum(rows)} rows, got {tensor.shape[0]}: "
-            "the configuration and the weights are not of one model"
+            f"the fused tensor of {' and '.join(parts)} must have {sum(rows)} rows, but has {tensor.shape[0]}: the "
+            "configuration and the weights belong to different models, download them again"
         )
     if by_head:
         heads = tensor.view(geometry.num_heads, len(parts), geometry.head_size, *tensor.shape[1:])

@@ -87,7 +87,7 @@ def panel(height: float, left: float = 0.5, bottom: float = 0.45, **options: Any
 
 
 def keys_of(looks: Mapping[str, Look]) -> Callable[[str], Markup]:
-    """Return a function that gives the line and marker of an arm, for legends; each time with ids of its own."""
+    """Return a function that gives the line and marker of an arm, for legends; with unique ids in each call."""
     drawn = {arm: _key(look) for arm, look in looks.items()}
     numbers = itertools.count()
     return lambda arm: Markup(drawn[arm].replace("key-", f"key{next(numbers)}-"))

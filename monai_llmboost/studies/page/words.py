@@ -60,7 +60,7 @@ def interval(ends: Sequence[Any] | None) -> str:
 
 
 def visible(text: Any) -> Any:
-    """Return text with invisible characters (controls, marks of direction, lone surrogates) spelt out, in depth."""
+    """Return text with invisible characters (controls, marks of direction, lone surrogates) escaped, recursively."""
     if isinstance(text, str):
         return page.visible(text)
     if isinstance(text, Mapping):

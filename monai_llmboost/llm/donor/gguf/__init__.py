@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GGUF, the files of llama.cpp: which bytes a tensor has, and which layer of which model it belongs to."""
+"""GGUF, the file format of llama.cpp: read the files, and convert their tensors to layers."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GGUF metadata and tensors -> layers as block.py runs them, undoing what llama.cpp's converter does to a model."""
+"""Convert GGUF metadata and tensors to layers for block.py, reversing the changes of llama.cpp's converter."""
 
 from __future__ import annotations
 
@@ -9,9 +9,17 @@ from typing import Any
 
 from torch import Tensor
 
-from monai_llmboost.llm.donor.families import FAMILIES, geometry_of
+from monai_llmboost.arguments import is_whole
+from monai_llmboost.llm.donor.families import FAMILIES, make_geometry
 from monai_llmboost.llm.donor.gguf.file import FLOATS, GgufFile
-from monai_llmboost.llm.donor.names import Names, block_tensors, check_depth, halves_apart, one_dtype
+from monai_llmboost.llm.donor.names import (
+    Names,
+    check_depth,
+    deinterleave_rotary,
+    rename_tensors,
+    select_prefix,
+    unify_dtype,
+)
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers, Layer
 
@@ -26,8 +34,8 @@ QK_NORMS: Names = {"attn_q_norm": "query_norm", "attn_k_norm": "key_norm"}
 GATED: Names = {"ffn_gate": "gate", "ffn_up": "up", "ffn_down": "down"}
 PLAIN: Names = {"ffn_up": "up", "ffn_down": "down"}
 GATE_AND_UP: Names = {"ffn_up": ("gate", "up"), "ffn_down": "down"}
-ROPE_FACTORS = "rope_freqs.weight"  # by which the turns of each pair are slowed down
-UNUSED = ("attn_rot_embd.weight",)  # of a layer; angles that older converters wrote
+ROPE_FACTORS = "rope_freqs.weight"  # divisors of the rotary angles
+UNUSED = ("attn_rot_embd.weight",)  # tensors of a layer: rotary angles from old converters
 
 
 @dataclass(frozen=True)
@@ -35,23 +43,23 @@ class Architecture:
     """How llama.cpp's converter writes one architecture.
 
     Args:
-        family: the family of families.py that it is.
-        names: module in the file -> module of block.py.
-        paired: rotary pairs of queries and keys lie side by side, instead of first halves before second halves.
-        gain_added: what the converter added to every RMSNorm gain.
-        full_scale_layers: number of layers of the one size whose attention is scaled by width / heads, not head size.
+        family: name of its family in families.py.
+        names: module name in the file -> module name in block.py.
+        interleaved: rotary pairs of queries and keys are interleaved, instead of half a head apart.
+        gain_added: constant that the converter added to every RMSNorm gain.
+        full_scale_layers: number of layers of the model size that scales attention by width / heads, not head size.
     """
 
     family: str
     names: Names
-    paired: bool = False
+    interleaved: bool = False
     gain_added: float = 0.0
     full_scale_layers: int = 0
 
 
 ARCHITECTURES = {
-    "llama": Architecture("llama", {**NORMS, **ATTENTION, **GATED}, paired=True),  # Mistral's too
-    "smollm3": Architecture("smollm3", {**NORMS, **ATTENTION, **GATED}, paired=True),
+    "llama": Architecture("llama", {**NORMS, **ATTENTION, **GATED}, interleaved=True),  # Mistral's too
+    "smollm3": Architecture("smollm3", {**NORMS, **ATTENTION, **GATED}, interleaved=True),
     "qwen2": Architecture("qwen2", {**NORMS, **ATTENTION, **GATED}),
     "qwen3": Architecture("qwen3", {**NORMS, **ATTENTION, **QK_NORMS, **GATED}),
     "phi3": Architecture("phi3", {**NORMS, **FUSED, **ATTENTION, **GATE_AND_UP}),
@@ -74,23 +82,23 @@ ARCHITECTURES = {
 def read_gguf(
     files: Mapping[str, GgufFile], read: Read, donor: str, choose: Callable[[int], Sequence[int]]
 ) -> DonorLayers:
-    """Return layers of the model in a GGUF file, or in the parts of one.
+    """Read layers of the model in a GGUF file, or in its parts.
 
     Args:
         files: the parts by name, the one with the metadata first.
-        read: how tensors of a part are read.
+        read: function that reads tensors of a part.
         donor: name of the model.
-        choose: number of layers -> indices of those that are wanted.
+        choose: function from the number of layers to the wanted layer indices.
 
     Raises:
-        ValueError: the model is of a kind that cannot be a donor, is damaged, or ``choose`` refuses.
+        ValueError: the model cannot be a donor, is damaged, or ``choose`` raises.
     """
     metadata = next(iter(files.values())).metadata
-    architecture = _architecture(metadata, donor)
-    number = _whole(metadata, "block_count")
+    architecture = _find_architecture(metadata, donor)
+    number = _read_whole(metadata, "block_count")
     places = {name: file for file, content in files.items() for name in content.entries}
     if sum(len(content.entries) for content in files.values()) != len(places):
-        raise ValueError(f"the parts of {donor} hold one tensor twice: download them again")
+        raise ValueError(f"the parts of {donor} contain a tensor twice: download them again")
     indices = list(choose(number))
     check_depth(places, "blk.", number, donor)
     norm = [name for name in ("output_norm.weight", "output_norm.bias") if name in places]
@@ -100,123 +108,124 @@ def read_gguf(
     for file in files:
         stored |= read(file, [name for name in (*wanted, *norm, *extra) if places[name] == file])
     kinds = {files[places[name]].entries[name].kind for name in wanted}
-    layers = [_layer(architecture, metadata, stored, index, donor) for index in indices]
-    final = {name.rpartition(".")[2]: _without_offset(architecture, name, stored[name]) for name in norm}
+    layers = [_make_layer(architecture, metadata, stored, index, donor) for index in indices]
+    final = {name.rpartition(".")[2]: _remove_offset(architecture, name, stored[name]) for name in norm}
     return DonorLayers(
         tuple(layers),
         donor,
         number,
-        licence=_licence(metadata),
+        licence=_format_licence(metadata),
         final_norm=final,
         quantised=", ".join(sorted(kinds - FLOATS.keys())),
     )
 
 
-def _licence(metadata: Metadata) -> str:
-    """Return the licence as a model's card would name it."""
-    name, more = metadata.get("general.license"), metadata.get("general.license.name")
+def _format_licence(metadata: Metadata) -> str:
+    """Return the licence, in the form of a model card."""
+    name, custom = metadata.get("general.license"), metadata.get("general.license.name")
     if not isinstance(name, str):
         return ""
-    return f"other ({more})" if name == "other" and isinstance(more, str) else name
+    return f"other ({custom})" if name == "other" and isinstance(custom, str) else name
 
 
-def _architecture(metadata: Metadata, donor: str) -> Architecture:
+def _find_architecture(metadata: Metadata, donor: str) -> Architecture:
     name = metadata.get("general.architecture")
     if name not in ARCHITECTURES:
         raise ValueError(
-            f"{donor} is a GGUF file of the architecture {name!r}, which is not read; {', '.join(ARCHITECTURES)} are: "
-            "give the model's safetensors form"
+            f"{donor} is a GGUF file of the unsupported architecture {name!r}: give the model's safetensors form, or a "
+            f"GGUF file of {', '.join(ARCHITECTURES)}"
         )
     if metadata.get(f"{name}.expert_count"):
         raise ValueError(
-            f"{donor} is a mixture of experts, which is not read from GGUF: give the model's safetensors form"
+            f"{donor} is a mixture of experts, which is not supported in GGUF: give the model's safetensors form"
         )
     return ARCHITECTURES[name]
 
 
-def _value(metadata: Metadata, key: str, layer: int | None = None) -> Any:
-    """Return what the metadata say below the architecture's name; of a list its entry for the layer."""
+def _read_value(metadata: Metadata, key: str, layer: int | None = None) -> Any:
+    """Return a metadata value of the architecture; from a list, the entry of the layer."""
     found = metadata.get(f"{metadata['general.architecture']}.{key}")
     if isinstance(found, list):
         return found[layer] if layer is not None and layer < len(found) else None
     return found
 
 
-def _whole(metadata: Metadata, key: str) -> int:
-    found = _value(metadata, key)
-    if not isinstance(found, int) or isinstance(found, bool) or not 0 < found < 10_000:
-        raise ValueError(f"expected {key} in the GGUF file's metadata, got {found!r}: download it again")
+def _read_whole(metadata: Metadata, key: str) -> int:
+    found = _read_value(metadata, key)
+    if not is_whole(found) or not 0 < found < 10_000:
+        raise ValueError(f"{key} in the GGUF metadata must be a whole number from 1, not {found!r}: download it again")
     return found
 
 
-def _layer(
+def _make_layer(
     architecture: Architecture, metadata: Metadata, stored: Mapping[str, Tensor], index: int, donor: str
 ) -> Layer:
-    begin = f"blk.{index}."
-    found = {name.removeprefix(begin): tensor for name, tensor in stored.items() if name.startswith(begin)}
-    found = {name: _without_offset(architecture, name, tensor) for name, tensor in found.items() if name not in UNUSED}
+    found = select_prefix(f"blk.{index}.", stored)
+    found = {name: _remove_offset(architecture, name, tensor) for name, tensor in found.items() if name not in UNUSED}
     try:
-        geometry = _geometry(architecture, metadata, found, stored.get(ROPE_FACTORS), index)
-        tensors = block_tensors(architecture.names, geometry, found)
+        geometry = _make_geometry(architecture, metadata, found, stored.get(ROPE_FACTORS), index)
+        tensors = rename_tensors(architecture.names, geometry, found)
     except ValueError as error:
         raise ValueError(f"layer {index} of {donor}: {error}") from error
-    if architecture.paired:
-        # Without rotary positions the order cancels; it is undone so that both forms of one model are one block.
+    if architecture.interleaved:
+        # Without rotary positions the order has no effect; it is undone so that both formats give the same block.
         for name in tensors:
             if name.startswith(("query.", "key.")):
-                tensors[name] = halves_apart(tensors[name], geometry.head_size)
-    return Layer(one_dtype(tensors), geometry, index=index)
+                tensors[name] = deinterleave_rotary(tensors[name], geometry.head_size)
+    return Layer(unify_dtype(tensors), geometry, index=index)
 
 
-def _without_offset(architecture: Architecture, name: str, tensor: Tensor) -> Tensor:
-    """Return a gain as the model itself stores it."""
+def _remove_offset(architecture: Architecture, name: str, tensor: Tensor) -> Tensor:
+    """Return a gain as the original model stores it."""
     if architecture.gain_added and name.endswith("norm.weight"):
         return tensor.float() - architecture.gain_added
     return tensor
 
 
-def _geometry(
+def _make_geometry(
     architecture: Architecture,
     metadata: Metadata,
     found: Mapping[str, Tensor],
     factors: Tensor | None,
     index: int,
 ) -> BlockGeometry:
-    config = _config(architecture, metadata, index, found.get("attn_q.weight"))
-    if architecture.family == "gpt2" and "ffn_up.weight" in found:  # the converter writes 4 * width, whatever it is
+    config = _make_config(architecture, metadata, index, found.get("attn_q.weight"))
+    if architecture.family == "gpt2" and "ffn_up.weight" in found:  # the converter always writes 4 * width
         config["n_inner"] = found["ffn_up.weight"].shape[0]
     family = FAMILIES[architecture.family]
-    geometry = geometry_of(family, config, index)
-    size = _value(metadata, "attention.value_length", index)
+    geometry = make_geometry(family, config, index)
+    size = _read_value(metadata, "attention.value_length", index)
     if size not in (None, geometry.head_size):
-        raise ValueError(f"expected values of {geometry.head_size} features a head, got {size}: choose another donor")
-    if architecture.family in ("llama", "gpt_neox"):  # of which some have biases, and no metadata say so
+        raise ValueError(f"values must have {geometry.head_size} features per head, not {size}: choose another donor")
+    if architecture.family in ("llama", "gpt_neox"):  # some have biases, which the metadata do not mention
         biases = "attn_q.bias" in found or "attn_qkv.bias" in found
         geometry = replace(
             geometry, qkv_bias=biases, output_bias="attn_output.bias" in found, mlp_bias="ffn_up.bias" in found
         )
     if factors is not None and geometry.rotary:
         if factors.numel() != len(geometry.rotary):
-            raise ValueError(f"expected {len(geometry.rotary)} of {ROPE_FACTORS}, got {factors.numel()}")
-        turns = tuple(angle / factor for angle, factor in zip(geometry.rotary, factors.double().tolist()))
-        geometry = replace(geometry, rotary=turns)
+            raise ValueError(
+                f"{ROPE_FACTORS} must have {len(geometry.rotary)} values, not {factors.numel()}: download it again"
+            )
+        angles = tuple(angle / factor for angle, factor in zip(geometry.rotary, factors.double().tolist()))
+        geometry = replace(geometry, rotary=angles)
     return geometry
 
 
-def _config(architecture: Architecture, metadata: Metadata, index: int, queries: Tensor | None) -> dict[str, Any]:
-    """Return the numbers by the names that families.py reads in a ``config.json``; what is not there is left out."""
+def _make_config(architecture: Architecture, metadata: Metadata, index: int, queries: Tensor | None) -> dict[str, Any]:
+    """Return the metadata under the keys of a ``config.json``, for families.py; missing values are left out."""
 
     def value(key: str) -> Any:
-        return _value(metadata, key, index)
+        return _read_value(metadata, key, index)
 
     width, heads = value("embedding_length"), value("attention.head_count")
     layer_norm = architecture.family in ("gpt2", "gpt_neox")
     epsilon = "attention.layer_norm_epsilon" if layer_norm else "attention.layer_norm_rms_epsilon"
     for key in ("embedding_length", "attention.head_count", "feed_forward_length", epsilon):
         if value(key) is None:
-            raise ValueError(f"expected {key} in the GGUF file's metadata, found none: download it again")
+            raise ValueError(f"the GGUF metadata lack {key}: download the file again")
     whole = isinstance(width, int) and isinstance(heads, int) and heads > 0
-    inner = queries.shape[0] if queries is not None else width  # where no metadata give the size of a head
+    inner = queries.shape[0] if queries is not None else width  # used if the metadata have no head size
     head_size = value("attention.key_length") or (inner // heads if whole else None)
     numbers = {
         "hidden_size": width,
@@ -238,15 +247,15 @@ def _config(architecture: Architecture, metadata: Metadata, index: int, queries:
         "model_type": architecture.family,
         **{key: number for key, number in numbers.items() if number is not None},
     }
-    turned = value("rope.dimension_count")
-    partly = isinstance(turned, int) and isinstance(head_size, int) and 0 < turned < head_size
-    # Half a feature more, which is left off where this is made a number of features again.
-    config["partial_rotary_factor"] = config["rotary_pct"] = (turned + 0.5) / head_size if partly else 1.0
-    near = value("attention.sliding_window_pattern")
-    if isinstance(near, bool):
-        config["layer_types"] = ["sliding_attention" if near else "full_attention"] * (index + 1)
-    elif near is not None:
-        config["sliding_window_pattern"] = near
+    rotated = value("rope.dimension_count")
+    is_partial = isinstance(rotated, int) and isinstance(head_size, int) and 0 < rotated < head_size
+    # Half a feature is added, because the fraction is rounded down to a number of features again.
+    config["partial_rotary_factor"] = config["rotary_pct"] = (rotated + 0.5) / head_size if is_partial else 1.0
+    is_local = value("attention.sliding_window_pattern")
+    if isinstance(is_local, bool):
+        config["layer_types"] = ["sliding_attention" if is_local else "full_attention"] * (index + 1)
+    elif is_local is not None:
+        config["sliding_window_pattern"] = is_local
     kind = value("rope.scaling.type")
     if kind not in (None, "none"):
         config["rope_scaling"] = {"rope_type": kind, "factor": value("rope.scaling.factor") or 1.0}

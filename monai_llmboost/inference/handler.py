@@ -19,7 +19,7 @@ from torch import nn
 
 from monai_llmboost.arguments import check_switch
 from monai_llmboost.artifacts.digests import file_digest
-from monai_llmboost.engines.best_weights import WEIGHTS
+from monai_llmboost.engines.checkpoint_files import WEIGHTS
 from monai_llmboost.engines.trained_weights import TrainedWeights
 from monai_llmboost.inference.batches import PendingBatches
 from monai_llmboost.inference.case import Case
@@ -157,7 +157,7 @@ class Predictions:
             raise ValueError(f"{file} was written while it was read: run this again")
 
     def _check_hidden(self) -> None:
-        """Refuse to hide names in a folder where an earlier run left them."""
+        """Refuse ``--salt`` if an earlier run wrote names into the folder."""
         if not self.cases.hides_names:
             return
         if "command" in read_run(self.output_dir) or not all(map(HASHED.fullmatch, self.journal.names())):
