@@ -5,7 +5,6 @@ MONAI Deploy App SDK 4.0 and MONAI Label 0.8.5 are not installed: what they do w
 """
 
 import json
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
