@@ -177,7 +177,7 @@ def test_a_disk_without_room(folder, tmp_path):
         ({"answers": [{"ignores": True}] * 50}, "lab/tiny", "run `hf download lab/tiny"),
         ({"answers": [{"status": 503}] * 50}, "lab/tiny", "cannot reach the hub for"),
         ({}, "gated/tiny", "is gated: accept its licence on its hub page, then run `hf auth login`"),
-        ({}, "lab/nothing", "the hub has no model 'lab/nothing'"),
+        ({}, "lab/nothing", "no model 'lab/nothing' on the hub"),
     ],
     ids=["cut off", "cut off within the weights", "no ranges", "busy", "gated", "unknown"],
 )

@@ -759,7 +759,7 @@ def test_the_command_downloads_only_the_layer(llama_hub, llama_folder, tmp_path)
 
 @pytest.mark.parametrize(
     ("model", "message"),
-    [("gated/tiny", "is gated: accept its licence"), ("lab/nothing", "the hub has no model 'lab/nothing'")],
+    [("gated/tiny", "is gated: accept its licence"), ("lab/nothing", "no model 'lab/nothing' on the hub")],
 )
 def test_the_command_reports_what_the_hub_refuses(llama_hub, tmp_path, model, message):
     done = extract(llama_hub.server_port, tmp_path, model)
