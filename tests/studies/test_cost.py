@@ -173,7 +173,7 @@ def test_an_overlay(tmp_path):
     ("words", "error", "message"),
     [
         (["--hiden_size", "3"], ValueError, "did you mean --hidden_size"),
-        (["--donor", "/nothing"], FileNotFoundError, "config.json, found nothing at /nothing"),
+        (["--donor", "/nothing"], FileNotFoundError, "no config.json at /nothing"),
         (["--donor", "/nothing", "--block", "random"], ValueError, "--block and --donor exclude one another"),
         (["--overlay", "published/nothing"], FileNotFoundError, "the bundle has no such overlay, there is nothing at"),
         (["--block", "/nothing"], FileNotFoundError, "no block file at /nothing: give --block FILE"),
