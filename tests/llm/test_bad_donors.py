@@ -208,4 +208,4 @@ def test_no_network(tmp_path):
 
 def test_offline(tmp_path):
     done = extract(1, tmp_path, "lab/tiny", HF_HUB_OFFLINE="1")
-    assert_one_sentence(done, tmp_path / "none", "HF_HUB_OFFLINE is set and it is not in the local cache")
+    assert_one_sentence(done, tmp_path / "none", "HF_HUB_OFFLINE is set and the file is not in the local cache")
