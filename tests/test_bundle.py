@@ -543,7 +543,7 @@ def test_bundles_are_found_and_copied(tmp_path):
         "pretrained-trained",
         "random",
     ]
-    with pytest.raises(FileExistsError, match="is there already"):
+    with pytest.raises(FileExistsError, match="already exists"):
         copy_bundle(BUNDLE, tmp_path / "mine")
     with pytest.raises(FileNotFoundError, match=f"there is no bundle 'mine': .*{BUNDLE}"):
         bundle_path("mine")

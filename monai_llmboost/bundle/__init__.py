@@ -14,6 +14,7 @@ from monai_llmboost.bundle.identity import (
     as_plain,
     code_digests,
     counting_config,
+    reads_outside,
     running_config,
 )
 from monai_llmboost.bundle.job import BundleJob
@@ -44,6 +45,7 @@ __all__ = [
     "monai_arguments",
     "option_without_effect",
     "parsed",
+    "reads_outside",
     "root_cause",
     "run_bundle",
     "running_config",

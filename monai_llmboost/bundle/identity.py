@@ -56,7 +56,7 @@ FREE_IN_PREDICTION = {
     "view": "display", "report": "display", "columns": "display",
     "overwrite": "what happens to earlier results",
 }  # fmt: skip
-# Arguments of any component that affect how fast cases are loaded, not which cases.
+# Arguments of a data set or loader that affect how fast cases are loaded, not which cases.
 FREE_ARGUMENTS = (
     "num_workers", "num_init_workers", "cache_rate", "cache_num", "copy_cache", "runtime_cache", "pin_memory",
     "persistent_workers", "prefetch_factor", "progress",
@@ -66,8 +66,16 @@ FREE_COMPONENTS = (
     "StatsHandler", "TensorBoardStatsHandler", "TensorBoardImageHandler", "TensorBoardCurves", "LearningCurves",
     "ProgressBar", "MLFlowHandler", "ClearMLStatsHandler", "ClearMLImageHandler", "MetricLogger",
 )  # fmt: skip
-# Dotted names in a string of a config: in a _target_, an expression or an import.
-DOTTED = re.compile(r"(?<![\w.'\"])[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+|(?<=import )\w+|(?<=from )[\w.]+")
+# Dotted names in a text of a config (a _target_, an expression), modules that it imports, and those it names as text.
+DOTTED = re.compile(r"(?<![\w.'\"])[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+")
+IMPORTED = re.compile(r"(?:\b(?:import|from) +|, *)([A-Za-z_][\w.]*)")
+BY_NAME = re.compile(r"(?:__import__|import_module)\(\s*['\"]([\w.]+)")
+REFERENCE = re.compile(r"@[\w#:]+")
+NAMED = (DOTTED, IMPORTED, BY_NAME)
+# What makes the value of an expression depend on more than its text: the environment, files, the time, chance.
+OUTSIDE = re.compile(
+    r"\b(?:environ|getenv|open|load\w*|read\w*|fromfile|genfromtxt|urlopen|glob|listdir|exists|now|time|rand\w*|argv)\b"
+)
 OWN_PACKAGE = Path(__file__).parents[1]
 
 
@@ -124,7 +132,8 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the key and value of each leaf of a config."""
     if isinstance(value, Mapping) and value:
         items: Iterable = value.items() if name and "_target_" not in value else sorted(value.items(), key=_name)
-        parts = {str(key): part for key, part in items if key not in FREE_ARGUMENTS and not _only_shows(part)}
+        free = FREE_ARGUMENTS if _loads(value) else ()
+        parts = {str(key): part for key, part in items if key not in free and not _only_shows(part)}
     elif isinstance(value, (list, tuple)) and value:
         parts = {str(number): part for number, part in enumerate(part for part in value if not _only_shows(part))}
     else:
@@ -138,9 +147,20 @@ def _name(item: tuple[Any, Any]) -> str:
     return str(item[0])
 
 
-def _only_shows(component: Any) -> bool:
+def _target(component: Any) -> str:
     target = component.get("_target_") if isinstance(component, Mapping) else None
-    return isinstance(target, str) and target.rpartition(".")[2] in FREE_COMPONENTS
+    return target if isinstance(target, str) else ""
+
+
+def _loads(component: Any) -> bool:
+    """Return whether a component is a data set or a loader, by its name."""
+    return _target(component).endswith(("Dataset", "Loader", "LoaderBase"))
+
+
+def _only_shows(component: Any) -> bool:
+    """Return whether a component is one of MONAI's, Ignite's or ours that only shows what happens."""
+    package, _, name = _target(component).rpartition(".")
+    return name in FREE_COMPONENTS and package.partition(".")[0] in ("", "monai", "ignite", "monai_llmboost")
 
 
 def as_plain(value: Any) -> Any:
@@ -168,23 +188,46 @@ def as_plain(value: Any) -> Any:
 
 
 def code_digests(config: Any, folder: str | Path | None = None) -> dict[str, str]:
-    """Return digests of the source files that a config names, and of their imports, outside installed packages.
+    """Return digests of the source files that a config may use outside installed packages.
+
+    These are all files in the ``scripts`` of the bundle, and the modules that the config or these files name, each with
+    its whole package.
 
     Args:
         config: a merged config.
-        folder: the bundle's folder, whose ``scripts`` may not be on Python's path yet.
+        folder: the bundle's folder.
 
     Returns:
-        Digests by file name, relative to the folder in which Python found the file, such as ``"scripts/net.py"``.
+        Digests by file name relative to the folder in which Python found it, such as ``"scripts/net.py"``.
     """
-    names = [found for text in _texts(config) for found in DOTTED.findall(text)]
+    names = {found for text in _texts(config) for pattern in NAMED for found in pattern.findall(text)}
     files: dict[Path, str] = {}
-    while names:
-        for file, place in _sources(names.pop(), folder):
+    if folder is not None and (scripts := Path(folder).absolute() / "scripts").is_dir():
+        files.update((file, str(file.relative_to(scripts.parent))) for file in _files(scripts, "*"))
+    todo = [*names, *(name for file in files for name in _imported(file))]
+    known: set[str] = set()
+    while todo:
+        name = todo.pop()
+        if name in known:
+            continue
+        known.add(name)
+        for file, place in _sources(name):
             if file not in files:
                 files[file] = str(file.relative_to(place))
-                names += _imported(file)
+                todo += _imported(file)
     return {name: file_digest(file) for file, name in sorted(files.items(), key=lambda item: item[1])}
+
+
+def reads_outside(config: Mapping[str, Any], free: Collection[str] = ()) -> dict[str, str]:
+    """Return the expressions of a config whose value depends on more than its text, by key.
+
+    Args:
+        config: from :func:`running_config`.
+        free: top-level keys that do not count, in addition to :data:`FREE`.
+    """
+    values = counting_config(config, free).values
+    expressions = {key: text for key, text in values.items() if isinstance(text, str) and text.startswith("$")}
+    return {key: text for key, text in expressions.items() if OUTSIDE.search(REFERENCE.sub("", text))}
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -198,40 +241,53 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(part)
 
 
-def _sources(name: str, folder: str | Path | None) -> Iterator[tuple[Path, Path]]:
-    """Yield each source file of a module with the folder it was found in; nothing for an installed package."""
+def _files(folder: Path, pattern: str) -> list[Path]:
+    """Return the files below a folder, without hidden files and caches."""
+    found = (file for file in folder.rglob(pattern) if file.is_file())
+    parts = ((file, file.relative_to(folder).parts) for file in found)
+    return sorted(file for file, names in parts if not any(name.startswith((".", "__pycache__")) for name in names))
+
+
+def _sources(name: str) -> Iterator[tuple[Path, Path]]:
+    """Yield the source files of a module or its package, each with the folder where Python found it.
+
+    Installed packages have none here.
+    """
     first, *rest = name.split(".")
-    if first in sys.builtin_module_names or first in sys.stdlib_module_names:
+    if first in sys.builtin_module_names:
         return
     try:
         spec = find_spec(first)
     except (ImportError, ValueError):  # a module without a spec, such as __main__
-        spec = None
-    origin, places = (None, []) if spec is None else (spec.origin, list(spec.submodule_search_locations or []))
-    if spec is None and folder is not None:
-        places = [str(Path(folder) / first), str(Path(folder) / f"{first}.py")]
-    for place in map(Path, places or [origin or ""]):
-        if not place.exists() or _is_installed(place.absolute()):
+        return
+    if spec is None:
+        return
+    if spec.submodule_search_locations is None:
+        places = [Path(spec.origin)] if spec.origin and Path(spec.origin).is_file() else []
+    else:
+        places = list(map(Path, spec.submodule_search_locations))
+        if spec.origin is None:  # a folder without __init__.py, which may contain anything else as well
+            parts = [rest[0], f"{rest[0]}.py"] if rest else []
+            places = [place / part for place in places for part in parts if (place / part).exists()]
+    for place in (place.absolute() for place in places):
+        if _is_installed(place):
             continue
-        if place.is_file():
-            yield place.absolute(), place.absolute().parent
-        elif (place / "__init__.py").is_file():
-            yield from ((file.absolute(), place.absolute().parent) for file in sorted(place.rglob("*.py")))
-        else:  # a folder of modules, which may contain other files as well
-            parts = (place.joinpath(*rest[:length]).with_suffix(".py") for length in range(1, len(rest) + 1))
-            yield from ((file.absolute(), place.absolute().parent) for file in parts if file.is_file())
+        for file in [place] if place.is_file() else _files(place, "*.py"):
+            yield file, place.parent
 
 
 def _imported(file: Path) -> Iterable[str]:
-    """Return the names of the modules that a source file imports."""
+    """Return the names of the modules that a source file imports, also by name at run time."""
+    if file.suffix != ".py":
+        return []
+    text = file.read_bytes()
     try:
-        nodes = list(ast.walk(ast.parse(file.read_bytes()))) if file.suffix == ".py" else []
+        nodes = list(ast.walk(ast.parse(text)))
     except (SyntaxError, ValueError):
-        return []  # Python reports the error at import
-    plain = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    return plain + [
-        node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level
-    ]
+        return []  # Python reports it when the module is imported
+    named = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    named += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
+    return named + BY_NAME.findall(text.decode(errors="replace"))
 
 
 def _is_installed(path: Path) -> bool:

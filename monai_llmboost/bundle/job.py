@@ -7,7 +7,7 @@ This module imports fast: MONAI and torch are imported when a job is opened.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,36 @@ if TYPE_CHECKING:
     import torch
     from monai.bundle import ConfigParser
     from torch import nn
+
+
+# What the commands read of a job; each is named again by the accessor that reads it.
+PREDICT_KEYS = ("cases", "predictions", "network_def")
+COST_KEYS = ("network_def", Option.DEVICE, Option.BATCH_SIZE)
+STUDY_KEYS = ("train", "validate", "network")
+
+
+def check_keys(content: Mapping[str, Any], keys: Iterable[str], reader: str, bundle: str | Path) -> None:
+    """Check that a bundle has the keys that a command reads.
+
+    Args:
+        content: the merged configs of the job.
+        keys: top-level keys.
+        reader: the command, for the message.
+        bundle: name or folder, for the message.
+
+    Raises:
+        ValueError: a key is missing.
+    """
+    for key in keys:
+        if key not in content:
+            raise ValueError(_missing(key, reader, Path(bundle).name))
+
+
+def _missing(key: str, reader: str, bundle: str) -> str:
+    return (
+        f"the bundle {bundle} has no key {key!r}, which {reader} reads: add it to the bundle's configs, as the bundles "
+        "of this package have it"
+    )
 
 
 class BundleJob:
@@ -92,10 +122,7 @@ class BundleJob:
             ValueError: there is no such key.
         """
         if key not in self.parser:
-            raise ValueError(
-                f"the bundle {self.bundle} has no key {key!r}, which {reader} reads: add it to the bundle's configs, "
-                "as the bundles of this package have it"
-            )
+            raise ValueError(_missing(key, reader, self.bundle))
         try:
             return self.parser.get_parsed_content(key)
         except RuntimeError as error:

@@ -128,19 +128,25 @@ def check_options(configs: list[Path], overrides: Mapping[str, Any]) -> None:
 
 
 def check_given(options: Mapping[str, Any], configs: Iterable[Path] = ()) -> None:
-    """Refuse empty numbers on a command line, which MONAI would ignore.
+    """Refuse None on a command line, which MONAI would ignore.
 
     Raises:
-        ValueError: a number is None.
+        ValueError: an option is None whose default is not.
     """
     configs = list(configs)
     if not configs or None not in options.values():
         return
     content, rules = merged(configs), Rules(configs[0].parent)
     for key, value in options.items():
-        rule = rules.of(key, value_at(content, key.replace("::", "#")))
+        usual = value_at(content, key.replace("::", "#"))
+        rule = rules.of(key, usual)
         if value is None and rule.kind in (WHOLE, NUMBER) and not rule.none:
             raise ValueError(f"--{key} must be a number, not none: leave the option out for its default")
+        if value is None and usual is not None and key not in MONAI_OPTIONS:
+            raise ValueError(
+                f"--{key} None would change nothing, because MONAI ignores None: choose an arm without it, or write "
+                "null into the configs of a copy of the bundle"
+            )
 
 
 def check_value(key: str, value: Any, rule: Rule, advice: str) -> None:

@@ -24,6 +24,7 @@ from monai_llmboost.bundle import (
 )
 from monai_llmboost.bundle.contract import CONFIGS
 from monai_llmboost.bundle.find import arms_of
+from monai_llmboost.bundle.job import COST_KEYS, check_keys
 from monai_llmboost.bundle.study_settings import StudySettings
 from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, options_of_bundle
 
@@ -86,6 +87,7 @@ def cost(
     --batch_size N, --hidden_size N ... Nothing is trained and no data are read.
     """
     folder = bundle_path(bundle)
+    check_keys(merged(job_configs(folder, "train")), COST_KEYS, "cost", bundle)
     options = options_of_bundle(context.args, job_configs(folder, "train"))
     if donor is not None and Option.BLOCK in options:
         raise ValueError("--block and --donor exclude one another: a donor's config takes the place of its block")

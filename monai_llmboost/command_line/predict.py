@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from monai_llmboost.bundle import Option, bundle_path, check_options, job_configs, merged, typed_values
+from monai_llmboost.bundle.job import PREDICT_KEYS, check_keys
 from monai_llmboost.command_line.errors import INTERRUPTED, USER_ERRORS, report_error
 from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, split_options
 
@@ -119,6 +120,7 @@ def predict(
         }
         # Copies of earlier bundles do not have these keys.
         own |= {key: value for key, value in ((Option.ONLY, only), (Option.COLUMNS, columns)) if value}
+        check_keys(merged(configs), (*own, Option.OUTPUT_DIR, *PREDICT_KEYS), "predict", bundle)
         for key in own.keys() & options.keys():
             raise ValueError(f"--{key} is called --{NAMES.get(key, key.replace('_', '-'))} here: use that name")
         if device != "auto":

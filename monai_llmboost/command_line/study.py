@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from monai_llmboost.bundle import Option, bundle_path, check_options, job_configs, merged
+from monai_llmboost.bundle.job import STUDY_KEYS, check_keys
 from monai_llmboost.command_line.errors import INTERRUPTED, USER_ERRORS, report_error
 from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, options_of_bundle
 
@@ -102,7 +103,9 @@ def study(
 def _datasets(bundle: str, given: str | None) -> tuple[str, ...]:
     """Return the given data sets after checking them, or by default the data set of the bundle."""
     configs = job_configs(bundle_path(bundle), "train")
-    own = merged(configs).get(Option.DATASET)
+    content = merged(configs)
+    check_keys(content, STUDY_KEYS, "study", bundle)
+    own = content.get(Option.DATASET)
     if given is None:
         return (own if isinstance(own, str) else NO_NAME,)
     names = _listed(given)

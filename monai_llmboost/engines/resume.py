@@ -17,6 +17,8 @@ from monai_llmboost.engines.progress import TrainingProgress
 # Keys in last.pt of the part of the run's config that counts, by option, and of its Python objects. Version 0.1.0 saved
 # the config by list positions, under another key.
 CONFIG, OBJECTS, EARLIER_CONFIG = "run_config", "run_objects", "config"
+# A group that configs have had since then, and the keys whose structure has changed.
+NAMED_SINCE, CHANGED_SINCE = "train_handlers#", ("train", "validate", "initialize")
 
 
 @dataclass
@@ -83,8 +85,20 @@ or start again with another --ckpt_dir
                     "resume it with its own config, or start again with another --ckpt_dir"
                 )
         elif mine and (earlier := state.get(EARLIER_CONFIG)):
-            # Compare only the options that this version still has.
-            _compare(path, earlier, mine, {name for name in earlier.keys() & mine.keys() if "#" not in name})
+            _compare(path, earlier, mine, _comparable(earlier, mine))
+
+
+def _comparable(earlier: Mapping[str, Any], mine: Mapping[str, Any]) -> set[str]:
+    """Return the names that mean the same in a config of version 0.1.0 and in this one.
+
+    They are the names below the top-level keys of both, without the keys whose structure has changed. Version 0.1.0
+    saved no empty lists and objects.
+    """
+    tops = {name.partition("#")[0] for name in earlier} & {name.partition("#")[0] for name in mine}
+    if any(name.startswith(NAMED_SINCE) for name in mine):
+        tops -= set(CHANGED_SINCE)
+    names = {name for name in earlier.keys() | mine.keys() if name.partition("#")[0] in tops}
+    return {name for name in names if name in earlier or mine[name] not in ([], {})}
 
 
 def _compare(path: Path, begun: Mapping[str, Any], mine: Mapping[str, Any], names: Collection[str]) -> None:

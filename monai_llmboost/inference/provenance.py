@@ -16,7 +16,15 @@ import torch
 from torch import nn
 
 from monai_llmboost.artifacts.digests import file_digest, text_digest
-from monai_llmboost.bundle import FREE_IN_PREDICTION, Option, as_plain, code_digests, counting_config, running_config
+from monai_llmboost.bundle import (
+    FREE_IN_PREDICTION,
+    Option,
+    as_plain,
+    code_digests,
+    counting_config,
+    reads_outside,
+    running_config,
+)
 from monai_llmboost.inference.journal import INCOMPARABLE
 from monai_llmboost.networks.class_names import unwrap
 
@@ -56,7 +64,8 @@ def run_provenance(
 
     The key is a digest of the weights' digest, the block's fingerprint, the text of the merged config (without
     :data:`monai_llmboost.bundle.FREE`), the code that the config names outside installed packages, and versions. If the
-    config contains Python objects, or there is no config, runs cannot be compared and each run has a unique key.
+    config contains Python objects, or expressions that read files or the environment, or if there is no config, runs
+    cannot be compared and each run has a unique key.
 
     Args:
         weights: the checkpoint file.
@@ -73,6 +82,10 @@ def run_provenance(
     config = running_config() if config is None else config
     counting = counting_config(config, FREE_IN_PREDICTION)
     folder = config.get("bundle_root")
+    why = [f"{name} is a {kind} object of Python" for name, kind in counting.objects.items()]
+    why += [f"{name} depends on more than its text" for name in reads_outside(config, FREE_IN_PREDICTION)]
+    if not config:
+        why = ["there is no config"]
     decisive = {
         "weights_sha256": file_digest(path) if path.is_file() else "",
         "block": describe_block(network),
@@ -83,7 +96,7 @@ def run_provenance(
     }
     return {
         **dict(metadata or {}),
-        "key": _own_key(counting.objects) if counting.objects or not config else text_digest(decisive),
+        "key": _own_key(why) if why else text_digest(decisive),
         "weights": {"file": str(path), "sha256": decisive["weights_sha256"]},
         "block": decisive["block"],
         "network": str(unwrap(network)),
@@ -105,13 +118,12 @@ def _plain(name: str, value: Any) -> Any:
         ) from error
 
 
-def _own_key(objects: Mapping[str, str]) -> str:
+def _own_key(why: Iterable[str]) -> str:
     """Return a key that is unique to this run and equal in all its processes."""
     token: Any = uuid.uuid4().hex
     if idist.get_world_size() > 1:
         token = idist.broadcast(token, src=0)
-    found = ", ".join(f"{name} is a {kind} object of Python" for name, kind in objects.items()) or "there is no config"
-    return f"{INCOMPARABLE}{found}; {token}"
+    return f"{INCOMPARABLE}{', '.join(why)}; {token}"
 
 
 def _device_name(device: torch.device) -> str:

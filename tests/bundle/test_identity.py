@@ -22,6 +22,7 @@ from monai_llmboost.bundle import (
     code_digests,
     counting_config,
     job_configs,
+    reads_outside,
     running_config,
 )
 from monai_llmboost.bundle.content import merged
@@ -68,12 +69,14 @@ def other(value):
 
 def is_free(config, place, free):
     """Whether a place is below a key of the list, an argument that only decides on speed, or a component that shows."""
-    value = config
+    value, above = config, ""
     for key in place:
         value = value[key]
         target = value.get("_target_", "") if isinstance(value, dict) else ""
+        loads = above.endswith(("Dataset", "Loader"))
+        above = target
         shows = target.rpartition(".")[2] in FREE_COMPONENTS and place[-1] != "_target_"  # else it shows no more
-        if key in FREE_ARGUMENTS or shows:
+        if shows or (key in FREE_ARGUMENTS and loads):
             return True
     return place[0] in free
 
@@ -177,9 +180,11 @@ def test_the_running_config_is_that_of_the_nearest_parser():
 def bundle_with_code(tmp_path, monkeypatch):
     """A bundle whose scripts import a module next to them, and a module of the user's own."""
     for name, text in {
-        "scripts/__init__.py": "", "scripts/net.py": "from . import layers\nimport helper_of_net",
-        "scripts/layers.py": "", "helper_of_net.py": "import os, torch, monai_llmboost",
-        "loose/deep/part.py": "", "elsewhere/mine.py": "",
+        "scripts/net.py": "from .layers import K\nimport helper_of_net", "scripts/layers.py": "",
+        "scripts/sub/__init__.py": "", "scripts/sub/table.json": "{}",
+        "elsewhere/helper_of_net.py": "import os, torch, monai_llmboost\n__import__('late')", "elsewhere/late.py": "",
+        "elsewhere/loose/deep/part.py": "", "elsewhere/mine.py": "",
+        "elsewhere/pack/__init__.py": "", "elsewhere/pack/a.py": "from .b import c", "elsewhere/pack/b.py": "",
     }.items():  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -187,28 +192,70 @@ def bundle_with_code(tmp_path, monkeypatch):
     return tmp_path
 
 
+SCRIPTS = [
+    "helper_of_net.py", "late.py", "scripts/layers.py", "scripts/net.py", "scripts/sub/__init__.py",
+    "scripts/sub/table.json",
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("config", "files"),
     [
         ({"a": {"_target_": "monai_llmboost.networks.ViT3D"}, "b": "$torch.ones(1)", "c": "model.pt"}, []),
-        (
-            {"a": {"_target_": "scripts.net.Net"}},
-            ["helper_of_net.py", "scripts/__init__.py", "scripts/layers.py", "scripts/net.py"],
-        ),
+        ({"a": {"_target_": "scripts.net.Net"}}, []),
         ({"a": ["$mine.transform(3)"]}, ["mine.py"]),
         ({"imports": ["$from mine import x"]}, ["mine.py"]),
         ({"imports": ["$import mine as m"]}, ["mine.py"]),
+        ({"imports": ["$import json, mine"]}, ["mine.py"]),
+        ({"a": "$__import__('mine').scale"}, ["mine.py"]),
+        ({"a": "$importlib.import_module('mine')"}, ["mine.py"]),
         ({"reader": "mine.Reader"}, ["mine.py"]),
-        ({"a": {"_target_": "loose.deep.part.Thing"}}, ["loose/deep/part.py"]),
+        ({"a": {"_target_": "loose.deep.part.Thing"}}, ["deep/part.py"]),
+        ({"a": {"_target_": "pack.a.Thing"}}, ["pack/__init__.py", "pack/a.py", "pack/b.py"]),
     ],
 )
 def test_code_outside_installed_packages_counts(bundle_with_code, config, files):
     digests = code_digests(config, bundle_with_code)
-    assert sorted(digests) == files
-    for name in files[:1]:
-        (file,) = bundle_with_code.rglob(name)
-        file.write_text("# changed\n" + file.read_text())
+    assert sorted(digests) == sorted([*SCRIPTS, *files])
+    for name in digests:
+        (file,) = (file for file in bundle_with_code.rglob("*") if str(file).endswith(f"/{name}"))
+        before = file.read_text()
+        file.write_text("# changed\n" + before)
         assert code_digests(config, bundle_with_code)[name] != digests[name]
+        file.write_text(before)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "$lambda x: x * float(os.environ['K'])", "$functools.partial(f, k=float(os.getenv('K')))",
+        "$json.load(open('k.json'))", "$np.loadtxt('k')", "$pathlib.Path('k').read_text()", "$torch.rand(1)",
+    ],
+)  # fmt: skip
+def test_an_expression_that_depends_on_more_than_its_text_is_found(text):
+    assert reads_outside({"a": {"b": [text]}, "free": text}, {"free"}) == {"a#b#0": text}
+
+
+@pytest.mark.parametrize("text", ["$@reader.volume", "$[@size] * 3", "$torch.load", "time", "$lambda x: x"])
+def test_other_expressions_are_their_text(text):
+    found = reads_outside({"a": text})
+    assert found == ({"a": text} if text == "$torch.load" else {})
+
+
+@pytest.mark.parametrize("job", ["train", "evaluate", "inference"])
+def test_the_configs_of_the_package_depend_on_their_text_alone(job):
+    free = FREE_IN_PREDICTION if job == "inference" else FREE_IN_TRAINING
+    assert reads_outside(merged(job_configs(bundle_path(BUNDLE), job)), free) == {}
+
+
+@pytest.mark.parametrize("name", ["progress", "pin_memory", "MetricLogger", "ProgressBar"])
+def test_a_users_component_counts_whatever_its_name(name):
+    def values(k):
+        return counting_config({"handlers": {name: {"_target_": f"scripts.{name}", "k": k, "progress": k}}}).values
+
+    assert values(1) != values(2)
+    assert all(value == 1 for key, value in values(1).items() if not key.endswith("_target_"))
+    assert len(values(1)) == 3
 
 
 def test_broken_code_is_left_to_python(bundle_with_code):
