@@ -220,6 +220,7 @@ def test_a_mistake_in_the_verbs_own_options_is_named(typed_command, words, messa
         (["--epochs", "--seed", "1"], "got '--epochs' and then '--seed=1': give the value"),
         (["--epochs", "--arm", "none"], "got '--epochs' and no value: give the value"),
         (["--epochs", "1", "--epochs", "two"], "epochs must be a whole number from 1, not 'two'"),
+        (["--loss", "$nothing.at.all"], "an expression of the configs is wrong (name 'nothing' is not defined)"),
         (["--booster", "None"], "--booster None would change nothing, because MONAI ignores None"),
         (["--train_transforms#augment", "None"], "--train_transforms#augment None would change nothing"),
         (["--ckpt_dir="], "--ckpt_dir needs a text, not nothing: give one"),

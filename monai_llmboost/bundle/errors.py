@@ -15,6 +15,8 @@ def root_cause(error: BaseException) -> BaseException:
     """Return the original error below the exceptions that MONAI wraps around it."""
     while error.__cause__ is not None and str(error).startswith(WRAPPERS):
         error = error.__cause__
+    if isinstance(error, (NameError, SyntaxError)):
+        return ValueError(f"an expression of the configs is wrong ({error}): correct it, or import what it needs")
     if isinstance(error, TypeError) and (found := UNEXPECTED.match(str(error))):
         return TypeError(f"expected arguments that {found[1]} takes, got {found[2]}: leave it out, or correct its name")
     return error
