@@ -19,6 +19,8 @@ from monai_llmboost.engines.progress import TrainingProgress
 CONFIG, OBJECTS, EARLIER_CONFIG = "run_config", "run_objects", "config"
 # A group that configs have had since then, and the keys whose structure has changed.
 NAMED_SINCE, CHANGED_SINCE = "train_handlers#", ("train", "validate", "initialize")
+# Values of version 0.1.0 that are now written in another way.
+SAME_SINCE = ((1, "$@image_shape[0]"), ("monai_llmboost.llm.lora_block", "monai_llmboost.adapters.lora_block"))
 
 
 @dataclass
@@ -98,7 +100,8 @@ def _comparable(earlier: Mapping[str, Any], mine: Mapping[str, Any]) -> set[str]
     if any(name.startswith(NAMED_SINCE) for name in mine):
         tops -= set(CHANGED_SINCE)
     names = {name for name in earlier.keys() | mine.keys() if name.partition("#")[0] in tops}
-    return {name for name in names if name in earlier or mine[name] not in ([], {})}
+    names = {name for name in names if name in earlier or mine[name] not in ([], {})}
+    return {name for name in names if (earlier.get(name), mine.get(name)) not in SAME_SINCE}
 
 
 def _compare(path: Path, begun: Mapping[str, Any], mine: Mapping[str, Any], names: Collection[str]) -> None:

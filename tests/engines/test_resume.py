@@ -8,8 +8,20 @@ import pytest
 from monai_llmboost.bundle import RunConfig
 from monai_llmboost.engines.resume import RunDescription
 
-EARLIER = {"network_def#hidden_size": 16, "optimizer#lr": "@learning_rate", "train#handlers#0#_target_": "X", "size": 8}
-MINE = {**EARLIER, "train_handlers#schedule#_target_": "X", "image_shape#0": 1, "network_def#extra": []}
+EARLIER = {
+    "network_def#in_channels": 1,
+    "network_def#hidden_size": 16,
+    "optimizer#lr": "@learning_rate",
+    "train#handlers#0#_target_": "X",
+    "size": 8,
+}
+MINE = {
+    **EARLIER,
+    "train_handlers#schedule#_target_": "X",
+    "image_shape#0": 1,
+    "network_def#extra": [],
+    "network_def#in_channels": "$@image_shape[0]",
+}
 del MINE["train#handlers#0#_target_"]
 
 
