@@ -50,7 +50,7 @@ def write_nifti(folder, images):
 
 
 @pytest.mark.parametrize("arm", [None, "none", "mlp", "random", "pretrained", "pretrained-trained"])
-def test_each_arm_is_trained_judged_and_asked(run_job, block_file, tmp_path, arm):
+def test_each_arm_is_trained_evaluated_and_predicts(run_job, block_file, tmp_path, arm):
     options = {"block": str(block_file)} if arm is not None else {}
     run_job("train", arm, epochs=1, **options)
     folder = run_job("evaluate", arm, **options)
@@ -329,7 +329,7 @@ def files(*names):
     return ["--config_file", str([str(CONFIGS / name) for name in names])]
 
 
-def test_two_processes_train_and_judge_as_one(tmp_path):
+def test_two_processes_train_and_evaluate_as_one(tmp_path):
     """Gradients are averaged over both; each test case is counted once, though 240 + 1 would be padded."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

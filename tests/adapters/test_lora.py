@@ -260,7 +260,7 @@ def few_phantoms(monkeypatch):
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore:parsing config_file")
 @pytest.mark.usefixtures("few_phantoms")
 class TestArm:
-    def test_is_trained_judged_and_asked(self, run_job, tmp_path):
+    def test_is_trained_evaluated_and_predicts(self, run_job, tmp_path):
         folder = run_job("train", "lora", epochs=2, lora_rank=2, batch_size=10)
         state = torch.load(folder / "model.pt", weights_only=True)
         names = {f"booster.block.layer.{name}.{matrix}" for name in MAPS for matrix in "ab"}
