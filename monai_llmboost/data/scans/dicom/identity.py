@@ -80,10 +80,7 @@ def _group_by_uid(named: dict[str, list[SliceHeader]]) -> list[list[SliceHeader]
 
 def _assign_blank_uids(pools: list[Series], without_uid: Sequence[SliceHeader]) -> list[Series]:
     """Add slices without SeriesInstanceUID to the only series that they fit; group the others by identity."""
-    near: dict[Path, set[int]] = {}
-    for i, pool in enumerate(pools):
-        for header in pool.slices:
-            near.setdefault(header.path.parent, set()).add(i)
+    near = _list_pools_by_folder(pools)
     values = [_collect_values(pool.slices) for pool in pools] if without_uid else []
     fitting: dict[int, list[SliceHeader]] = {}
     others: dict[tuple, list[SliceHeader]] = {}
@@ -105,6 +102,15 @@ def _assign_blank_uids(pools: list[Series], without_uid: Sequence[SliceHeader]) 
         else:
             found[i] = Series(together, warnings=(f"some of its files have no SeriesInstanceUID: {len(blank)}",))
     return found + [_make_series_without_uid(pool) for pool in others.values()]
+
+
+def _list_pools_by_folder(pools: Sequence[Series]) -> dict[Path, set[int]]:
+    """Return the indices of the series with files in each folder."""
+    near: dict[Path, set[int]] = {}
+    for i, pool in enumerate(pools):
+        for header in pool.slices:
+            near.setdefault(header.path.parent, set()).add(i)
+    return near
 
 
 def find_contradictions(one: Identity, other: Identity) -> list[str]:
