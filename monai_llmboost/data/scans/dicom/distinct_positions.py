@@ -114,7 +114,6 @@ def _refuse_interleaved_files(plane: Sequence[SliceHeader]) -> list[Volumes]:
 def _separate_by_number(plane: Sequence[SliceHeader], even: bool, lacks_uid: bool) -> list[Volumes]:
     """Separate scans by InstanceNumber and folders; return an empty list if the numbers fit one volume."""
     numbers = [header.instance_number for header in plane if header.instance_number is not None]
-    numbered = len(numbers) == len(plane)
     often = Counter(numbers)
     folders = group_by_folder(plane)
     if len(often) > 1 and sum(count for count in often.values() if count > 1) * 2 >= len(plane):
@@ -123,10 +122,18 @@ def _separate_by_number(plane: Sequence[SliceHeader], even: bool, lacks_uid: boo
         return [
             refuse_unclear(plane, f"slices in {len(folders)} folders, no SeriesInstanceUID and no numbers in a row")
         ]
+    return _separate_even_by_number(plane, numbers, folders) if even else []
+
+
+def _separate_even_by_number(
+    plane: Sequence[SliceHeader], numbers: Sequence[int], folders: Sequence[list[SliceHeader]]
+) -> list[Volumes]:
+    """Separate evenly spaced slices by InstanceNumber; return an empty list if numbers and folders fit one volume."""
+    numbered = len(numbers) == len(plane)
     even_folders = len(folders) > 1 and all(len(own) >= MIN_EVEN_SLICES and is_evenly_spaced(own) for own in folders)
-    if even and not numbered and even_folders:
+    if not numbered and even_folders:
         return [refuse_unclear(plane, f"slices in {len(folders)} folders, and no numbers that count them through")]
-    if even and numbered and (passes := _count_passes(numbers)):
+    if numbered and (passes := _count_passes(numbers)):
         if plane[0].modality == "MR" and not (even_folders and len(folders) == passes):
             return [Volumes(tuple(plane), warnings=(TAKEN_IN_TURNS,))]
         return [refuse_unclear(plane, f"{passes} that interleave, by their image numbers")]
