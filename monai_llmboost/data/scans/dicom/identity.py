@@ -152,8 +152,8 @@ def _separate_by_identity(series: Series) -> Iterator[Series]:
     keywords = " and ".join(SERIES_FIELDS[field] for field in varying)
     if None in groups or any(len(group) == 1 for group in groups.values()):
         refused = (
-            f"expected images of one {keywords} under one SeriesInstanceUID, got {len(groups.keys() - {None}) or 'several'} among "
-            f"{len(files)} files: separate them, by patient and study"
+            f"expected images of one {keywords} under one SeriesInstanceUID, got "
+            f"{len(groups.keys() - {None}) or 'several'} among {len(files)} files: separate them, by patient and study"
         )
         yield Series(series.slices, warnings=warnings, refused=refused)
         return
