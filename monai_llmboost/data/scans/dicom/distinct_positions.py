@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -58,14 +58,7 @@ def separate_distinct(plane: Sequence[SliceHeader], lacks_uid: bool) -> list[Vol
 
 def _separate_passes(plane: Sequence[SliceHeader], even: bool) -> list[Volumes]:
     """Separate interleaved scans, each evenly spaced; the result is several volumes, one volume, or a refusal."""
-
-    def find_passes(ignored: frozenset[str]) -> Iterator[tuple[tuple[str, ...], list[tuple[SliceHeader, ...]]]]:
-        for tags, groups in find_separations(plane, NOT_OF_PASSES | ignored, MIN_SLICES):
-            stacks = [tuple(plane[i] for i in group) for group in groups]
-            if all(map(is_evenly_spaced, stacks)):
-                yield tags, stacks
-
-    found = next(find_passes(ACQUISITION_TAGS), None) or next(find_passes(frozenset()), None)
+    found = _find_passes(plane, ACQUISITION_TAGS) or _find_passes(plane, frozenset())
     if found is None or not any_overlap(found[1]):
         return []
     tags, stacks = found
@@ -73,18 +66,38 @@ def _separate_passes(plane: Sequence[SliceHeader], even: bool) -> list[Volumes]:
     known = min(map(len, stacks)) >= max(MIN_EVEN_SLICES, len(stacks))
     if ACQUISITION_TAGS.issuperset(tags):
         if plane[0].modality == "MR" and even:
-            known = is_numbered_in_order(plane) or len({header.path for header in plane}) == 1
-            return [Volumes(tuple(plane), warnings=() if known else (TAKEN_IN_TURNS,))]
+            return [_join_passes(plane)]
         if plane[0].modality == "MR" and has_missing_slices(plane):
             return []
-        numbers = [sorted(header.instance_number or 0 for header in stack) for stack in stacks]
-        in_blocks = all(one[-1] < other[0] for one, other in pairwise(sorted(numbers)))
-        separate = in_blocks and bool(plane[0].modality)
+        separate = _are_in_blocks(stacks) and bool(plane[0].modality)
     else:
         separate = all(tag in own for own in list_tags(plane) for tag in tags)
     if known and separate:
         return [Volumes(stack, separated_by=tags) for stack in stacks]
     return [refuse_unclear(plane, f"{len(stacks)} that interleave, by {' and '.join(tags)}")]
+
+
+def _find_passes(
+    plane: Sequence[SliceHeader], ignored: frozenset[str]
+) -> tuple[tuple[str, ...], list[tuple[SliceHeader, ...]]] | None:
+    """Return the first tags that separate evenly spaced stacks, and the stacks; None if no tags do."""
+    for tags, groups in find_separations(plane, NOT_OF_PASSES | ignored, MIN_SLICES):
+        stacks = [tuple(plane[i] for i in group) for group in groups]
+        if all(map(is_evenly_spaced, stacks)):
+            return tags, stacks
+    return None
+
+
+def _join_passes(plane: Sequence[SliceHeader]) -> Volumes:
+    """Return interleaved scans as one volume, with a warning if numbers or a single file do not show that it is one."""
+    known = is_numbered_in_order(plane) or len({header.path for header in plane}) == 1
+    return Volumes(tuple(plane), warnings=() if known else (TAKEN_IN_TURNS,))
+
+
+def _are_in_blocks(stacks: Sequence[Sequence[SliceHeader]]) -> bool:
+    """Return whether all instance numbers of one stack come before the numbers of the next stack."""
+    numbers = [sorted(header.instance_number or 0 for header in stack) for stack in stacks]
+    return all(one[-1] < other[0] for one, other in pairwise(sorted(numbers)))
 
 
 def _separate_by_common_tags(plane: Sequence[SliceHeader]) -> list[Volumes]:
@@ -114,7 +127,6 @@ def _refuse_interleaved_files(plane: Sequence[SliceHeader]) -> list[Volumes]:
 def _separate_by_number(plane: Sequence[SliceHeader], even: bool, lacks_uid: bool) -> list[Volumes]:
     """Separate scans by InstanceNumber and folders; return an empty list if the numbers fit one volume."""
     numbers = [header.instance_number for header in plane if header.instance_number is not None]
-    numbered = len(numbers) == len(plane)
     often = Counter(numbers)
     folders = group_by_folder(plane)
     if len(often) > 1 and sum(count for count in often.values() if count > 1) * 2 >= len(plane):
@@ -123,10 +135,18 @@ def _separate_by_number(plane: Sequence[SliceHeader], even: bool, lacks_uid: boo
         return [
             refuse_unclear(plane, f"slices in {len(folders)} folders, no SeriesInstanceUID and no numbers in a row")
         ]
+    return _separate_even_by_number(plane, numbers, folders) if even else []
+
+
+def _separate_even_by_number(
+    plane: Sequence[SliceHeader], numbers: Sequence[int], folders: Sequence[list[SliceHeader]]
+) -> list[Volumes]:
+    """Separate evenly spaced slices by InstanceNumber; return an empty list if numbers and folders fit one volume."""
+    numbered = len(numbers) == len(plane)
     even_folders = len(folders) > 1 and all(len(own) >= MIN_EVEN_SLICES and is_evenly_spaced(own) for own in folders)
-    if even and not numbered and even_folders:
+    if not numbered and even_folders:
         return [refuse_unclear(plane, f"slices in {len(folders)} folders, and no numbers that count them through")]
-    if even and numbered and (passes := _count_passes(numbers)):
+    if numbered and (passes := _count_passes(numbers)):
         if plane[0].modality == "MR" and not (even_folders and len(folders) == passes):
             return [Volumes(tuple(plane), warnings=(TAKEN_IN_TURNS,))]
         return [refuse_unclear(plane, f"{passes} that interleave, by their image numbers")]

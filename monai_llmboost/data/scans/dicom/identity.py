@@ -80,10 +80,7 @@ def _group_by_uid(named: dict[str, list[SliceHeader]]) -> list[list[SliceHeader]
 
 def _assign_blank_uids(pools: list[Series], without_uid: Sequence[SliceHeader]) -> list[Series]:
     """Add slices without SeriesInstanceUID to the only series that they fit; group the others by identity."""
-    near: dict[Path, set[int]] = {}
-    for i, pool in enumerate(pools):
-        for header in pool.slices:
-            near.setdefault(header.path.parent, set()).add(i)
+    near = _list_pools_by_folder(pools)
     values = [_collect_values(pool.slices) for pool in pools] if without_uid else []
     fitting: dict[int, list[SliceHeader]] = {}
     others: dict[tuple, list[SliceHeader]] = {}
@@ -105,6 +102,15 @@ def _assign_blank_uids(pools: list[Series], without_uid: Sequence[SliceHeader]) 
         else:
             found[i] = Series(together, warnings=(f"some of its files have no SeriesInstanceUID: {len(blank)}",))
     return found + [_make_series_without_uid(pool) for pool in others.values()]
+
+
+def _list_pools_by_folder(pools: Sequence[Series]) -> dict[Path, set[int]]:
+    """Return the indices of the series with files in each folder."""
+    near: dict[Path, set[int]] = {}
+    for i, pool in enumerate(pools):
+        for header in pool.slices:
+            near.setdefault(header.path.parent, set()).add(i)
+    return near
 
 
 def find_contradictions(one: Identity, other: Identity) -> list[str]:
@@ -137,12 +143,36 @@ def _fits(header: SliceHeader, first: SliceHeader, values: dict[str, set[str]]) 
 def _separate_by_identity(series: Series) -> Iterator[Series]:
     """Yield a series, or its groups by patient, study and number; refused as a whole if a slice fits no group."""
     files: dict[Path, Identity] = {header.path: header.identity for header in series.slices}
-    single = len(files) == len(series.slices)  # each file is one slice
-    warnings = list(series.warnings)
+    varying, own_warnings = _find_varying_fields(files, single=len(files) == len(series.slices))
+    warnings = (*series.warnings, *own_warnings)
+    if not varying:
+        yield replace(series, warnings=warnings)
+        return
+    groups = _group_by_fields(series.slices, files, varying)
+    keywords = " and ".join(SERIES_FIELDS[field] for field in varying)
+    if None in groups or any(len(group) == 1 for group in groups.values()):
+        refused = (
+            f"expected images of one {keywords} under one SeriesInstanceUID, got "
+            f"{len(groups.keys() - {None}) or 'several'} among {len(files)} files: separate them, by patient and study"
+        )
+        yield Series(series.slices, warnings=warnings, refused=refused)
+        return
+    for slices in groups.values():
+        separated_by = tuple(SERIES_FIELDS[field] for field in varying)
+        yield Series(tuple(slices), separated_by, series.lacks_uid, warnings)
+
+
+def _find_varying_fields(files: dict[Path, Identity], single: bool) -> tuple[list[str], list[str]]:
+    """Return the fields that separate files, and warnings for values of which each file has its own.
+
+    Args:
+        files: the identity of each file.
+        single: whether each file is one slice.
+    """
+    varying, warnings = [], []
     new_uids = len({identity.series_uid for identity in files.values()} - {""})
     if new_uids > 1:
         warnings.append(f"each of its {new_uids} files has a SeriesInstanceUID of its own: taken as one series")
-    varying = []
     for field, keyword in SERIES_FIELDS.items():
         values = [value for identity in files.values() if (value := getattr(identity, field))]
         if len(set(values)) < 2:
@@ -151,24 +181,18 @@ def _separate_by_identity(series: Series) -> Iterator[Series]:
             warnings.append(f"each of its {len(values)} files has a {keyword} of its own: taken as one series")
             continue
         varying.append(field)
-    if not varying:
-        yield replace(series, warnings=tuple(warnings))
-        return
+    return varying, warnings
+
+
+def _group_by_fields(
+    slices: Sequence[SliceHeader], files: dict[Path, Identity], varying: Sequence[str]
+) -> dict[tuple[str, ...] | None, list[SliceHeader]]:
+    """Group slices by the values of fields; a slice that lacks values and fits no or several groups is under None."""
     groups: dict[tuple[str, ...] | None, list[SliceHeader]] = {}
     keys = {path: tuple(getattr(identity, field) for field in varying) for path, identity in files.items()}
     whole = {key for key in keys.values() if all(key)}
-    for header in series.slices:
+    for header in slices:
         own = keys[header.path]
         fits = [own] if own in whole else [key for key in whole if all(a in ("", b) for a, b in zip(own, key))]
         groups.setdefault(fits[0] if len(fits) == 1 else None, []).append(header)
-    keywords = " and ".join(SERIES_FIELDS[field] for field in varying)
-    if None in groups or any(len(group) == 1 for group in groups.values()):
-        refused = (
-            f"expected images of one {keywords} under one SeriesInstanceUID, got {len(whole) or 'several'} among "
-            f"{len(files)} files: separate them, by patient and study"
-        )
-        yield Series(series.slices, warnings=tuple(warnings), refused=refused)
-        return
-    for slices in groups.values():
-        separated_by = tuple(SERIES_FIELDS[field] for field in varying)
-        yield Series(tuple(slices), separated_by, series.lacks_uid, tuple(warnings))
+    return groups

@@ -48,24 +48,30 @@ def find_pieces(stacks: Sequence[Piece]) -> list[list[int]]:
 
 def _iterate_linked(stacks: Sequence[Piece], placed: Sequence[int]) -> Iterator[list[int]]:
     """Yield groups of stacks linked by instance numbers: one stack continues at a gap or the end of another."""
-    by_number: dict[int, list[tuple[int, SliceHeader]]] = {}
-    numbers = {i: {header.instance_number for header in stacks[i][0]} for i in placed}
-    for i in placed:
-        for header in stacks[i][0]:
-            if header.instance_number is not None:
-                by_number.setdefault(header.instance_number, []).append((i, header))
-    links = set()
-    for number, headers in by_number.items():
-        before = [(i, header) for i, header in headers if number + 1 not in numbers[i]]
-        after = [(i, header) for i, header in by_number.get(number + 1, []) if number not in numbers[i]]
-        for i, header in before:
-            links |= {(i, j) for j, following in after if _may_follow(stacks[i], header, stacks[j], following)}
+    links = _find_links(stacks, placed)
     if links:
         ends = np.array(list(links)).T
         table = coo_array((np.ones(len(links)), (ends[0], ends[1])), shape=(len(stacks), len(stacks)))
         labels = connected_components(table, directed=False)[1]
         for label in dict.fromkeys(labels[ends[0]].tolist()):
             yield np.flatnonzero(labels == label).tolist()
+
+
+def _find_links(stacks: Sequence[Piece], placed: Sequence[int]) -> set[tuple[int, int]]:
+    """Find pairs of stacks of which the second continues the first by instance number."""
+    by_number: dict[int, list[tuple[int, SliceHeader]]] = {}
+    numbers = {i: {header.instance_number for header in stacks[i][0]} for i in placed}
+    for i in placed:
+        for header in stacks[i][0]:
+            if header.instance_number is not None:
+                by_number.setdefault(header.instance_number, []).append((i, header))
+    links: set[tuple[int, int]] = set()
+    for number, headers in by_number.items():
+        before = [(i, header) for i, header in headers if number + 1 not in numbers[i]]
+        after = [(i, header) for i, header in by_number.get(number + 1, []) if number not in numbers[i]]
+        for i, header in before:
+            links |= {(i, j) for j, following in after if _may_follow(stacks[i], header, stacks[j], following)}
+    return links
 
 
 def _may_follow(one: Piece, header: SliceHeader, other: Piece, following: SliceHeader) -> bool:

@@ -95,13 +95,7 @@ def _are_pieces(plane: Sequence[SliceHeader], groups: Sequence[np.ndarray], posi
 
 def _separate_by_sweeps(plane: Sequence[SliceHeader], position_index: np.ndarray) -> list[Volumes]:
     """Separate volumes in time by InstanceNumber, if all positions repeat equally often and are numbered alike."""
-    by_position: dict[int, list[SliceHeader]] = {}
-    for header, index in zip(plane, position_index):
-        by_position.setdefault(int(index), []).append(header)
-    rows = [
-        sorted(headers, key=lambda header: (header.instance_number is None, header.instance_number))
-        for headers in by_position.values()
-    ]
+    rows = _collect_rows(plane, position_index)
     count = len(rows[0])
     if len(rows) < MIN_SLICES or any(len(row) != count for row in rows):
         return []
@@ -110,8 +104,23 @@ def _separate_by_sweeps(plane: Sequence[SliceHeader], position_index: np.ndarray
     numbers = np.array([[header.instance_number for header in row] for row in rows])  # (positions, times)
     if (np.diff(numbers, axis=1) <= 0).any() or not _are_counted_alike(numbers):
         return []
+    return _group_by_kind(plane, [[row[time] for row in rows] for time in range(count)])
+
+
+def _collect_rows(plane: Sequence[SliceHeader], position_index: np.ndarray) -> list[list[SliceHeader]]:
+    """Return the slices of each position, sorted by InstanceNumber."""
+    by_position: dict[int, list[SliceHeader]] = {}
+    for header, index in zip(plane, position_index):
+        by_position.setdefault(int(index), []).append(header)
+    return [
+        sorted(headers, key=lambda header: (header.instance_number is None, header.instance_number))
+        for headers in by_position.values()
+    ]
+
+
+def _group_by_kind(plane: Sequence[SliceHeader], sweeps: Sequence[list[SliceHeader]]) -> list[Volumes]:
+    """Group sweeps into volumes in time by tags; return an empty list if the tags of one sweep differ."""
     tags = {(header.path, header.frame): own for header, own in zip(plane, list_tags(plane, rounded=True))}
-    sweeps = [[row[time] for row in rows] for time in range(count)]
     kinds: dict[tuple, list[list[SliceHeader]]] = {}
     for sweep in sweeps:
         own = {tuple(tags[header.path, header.frame].get(tag) for tag in TIME_SERIES_TAGS) for header in sweep}

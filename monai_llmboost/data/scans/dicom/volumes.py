@@ -58,11 +58,16 @@ def separate_by_folder(plane: Sequence[SliceHeader], same_positions: bool = Fals
     folders = group_by_folder(plane)
     if len(folders) < 2 or not all(len(slices) >= MIN_SLICES and is_evenly_spaced(slices) for slices in folders):
         return []
+    if not _do_numbers_agree(folders, same_positions):
+        return []
+    return [Volumes(tuple(slices), separated_by=("folder",)) for slices in folders]
+
+
+def _do_numbers_agree(folders: Sequence[list[SliceHeader]], same_positions: bool) -> bool:
+    """Return whether instance numbers start again in each folder; at the same positions, also in blocks or absent."""
     sets = [{header.instance_number for header in slices if header.instance_number is not None} for slices in folders]
     numbered = all(len(numbers) == len(slices) for numbers, slices in zip(sets, folders))
     restart = numbered and all(2 * len(a & b) >= min(len(a), len(b)) for a, b in combinations(sets, 2))
     in_blocks = numbered and all(max(a) < min(b) for a, b in pairwise(sorted(sets, key=min)))
     unnumbered = all(len(numbers) < 2 for numbers in sets)
-    if not (restart or (same_positions and (in_blocks or unnumbered))):
-        return []
-    return [Volumes(tuple(slices), separated_by=("folder",)) for slices in folders]
+    return restart or (same_positions and (in_blocks or unnumbered))
