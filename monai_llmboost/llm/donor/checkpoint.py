@@ -216,17 +216,7 @@ def parse_layers(layer: int | str | Sequence[int], number: int) -> list[int]:
         [28, 29]
     """
     if isinstance(layer, str):
-        if span := RANGE.fullmatch(layer):
-            first, last = (int(word) if word else None for word in span.groups())
-            for end in (first, last):
-                if end is not None and not -number <= end <= number:
-                    raise ValueError(f"range {layer!r} is outside the layers 0 to {number - 1}")
-            wanted = list(range(number))[first:last]
-        else:
-            words = layer.split(",")
-            if not all(re.fullmatch(r"\s*-?[0-9]+\s*", word) for word in words):
-                raise ValueError(f"invalid layers {layer!r}: give an index, a list or a range, such as -1, 3,5 or 4:8")
-            wanted = [int(word) for word in words]
+        wanted = _parse_text(layer, number)
     else:
         wanted = [layer] if isinstance(layer, int) else list(layer)
     if not wanted:
@@ -241,3 +231,17 @@ def parse_layers(layer: int | str | Sequence[int], number: int) -> list[int]:
     if len(set(indices)) < len(indices):
         raise ValueError(f"{layer!r} selects a layer twice: give each layer once")
     return indices
+
+
+def _parse_text(text: str, number: int) -> list[int]:
+    """Return the layer indices in an index, a list or a range; those of an index or list may be negative."""
+    if span := RANGE.fullmatch(text):
+        first, last = (int(word) if word else None for word in span.groups())
+        for end in (first, last):
+            if end is not None and not -number <= end <= number:
+                raise ValueError(f"range {text!r} is outside the layers 0 to {number - 1}")
+        return list(range(number))[first:last]
+    words = text.split(",")
+    if not all(re.fullmatch(r"\s*-?[0-9]+\s*", word) for word in words):
+        raise ValueError(f"invalid layers {text!r}: give an index, a list or a range, such as -1, 3,5 or 4:8")
+    return [int(word) for word in words]
