@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,9 +104,7 @@ def read_gguf(
     norm = [name for name in ("output_norm.weight", "output_norm.bias") if name in places]
     wanted = [name for name in places if any(name.startswith(f"blk.{index}.") for index in indices)]
     extra = [ROPE_FACTORS] if ROPE_FACTORS in places else []
-    stored: dict[str, Tensor] = {}
-    for file in files:
-        stored |= read(file, [name for name in (*wanted, *norm, *extra) if places[name] == file])
+    stored = _read_tensors(read, files, {name: places[name] for name in (*wanted, *norm, *extra)})
     kinds = {files[places[name]].entries[name].kind for name in wanted}
     layers = [_make_layer(architecture, metadata, stored, index, donor) for index in indices]
     final = {name.rpartition(".")[2]: _remove_offset(architecture, name, stored[name]) for name in norm}
@@ -118,6 +116,14 @@ def read_gguf(
         final_norm=final,
         quantised=", ".join(sorted(kinds - FLOATS.keys())),
     )
+
+
+def _read_tensors(read: Read, files: Iterable[str], places: Mapping[str, str]) -> dict[str, Tensor]:
+    """Read tensors from the parts in which they are."""
+    stored: dict[str, Tensor] = {}
+    for file in files:
+        stored |= read(file, [name for name, place in places.items() if place == file])
+    return stored
 
 
 def _format_licence(metadata: Metadata) -> str:
