@@ -144,10 +144,8 @@ def find_gguf_files(files: Files, chosen: str = "") -> list[str]:
         ValueError: there are several files, and ``chosen`` is empty.
         FileNotFoundError: a part is missing.
     """
-    models: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
-    for name in [chosen] if files.list_files() is None and chosen else files.list_files() or []:
-        if found := GGUF.fullmatch(name):
-            models[found["stem"], found["of"] or ""][int(found["part"] or 1)] = name
+    names = files.list_files()
+    models = _group_gguf_files([chosen] if names is None and chosen else names or [])
     wanted = [key for key, parts in models.items() if not chosen or chosen in parts.values()]
     if len(wanted) > 1:
         firsts = sorted(min(models[key].items())[1] for key in wanted)
@@ -164,6 +162,15 @@ def find_gguf_files(files: Files, chosen: str = "") -> list[str]:
             f"{wanted[0][0]} has {number} parts, but only {sorted(parts.values())} are there: download all of them"
         )
     return [parts[part] for part in sorted(parts)]
+
+
+def _group_gguf_files(names: Iterable[str]) -> dict[tuple[str, str], dict[int, str]]:
+    """Group the names of GGUF files by model, as (stem, number of parts as text) -> part -> name."""
+    models: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
+    for name in names:
+        if found := GGUF.fullmatch(name):
+            models[found["stem"], found["of"] or ""][int(found["part"] or 1)] = name
+    return models
 
 
 def _group_files(files: Files, names: Iterable[str], stems: tuple[str, ...]) -> list[WeightSet]:
