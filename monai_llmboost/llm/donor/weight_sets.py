@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -186,11 +186,7 @@ def _group_files(files: Files, names: Iterable[str], stems: tuple[str, ...]) -> 
             parts[match["stem"], match["kind"], variant, match["of"]].append(name)
         elif (match := _match(SINGLE, name, stems)) is not None:
             single.append(WeightSet((name,), variant=match["variant"] or ""))
-    complete: list[WeightSet] = []
-    incomplete: list[WeightSet] = []
-    for (_, _, variant, number), group in parts.items():
-        if not any(set(group) & set(one.files) for one in indexed):
-            (complete if len(group) == int(number) else incomplete).append(WeightSet(tuple(group), variant=variant))
+    complete, incomplete = _separate_shards(parts, indexed)
     found = [one for one in [*indexed, *single, *complete] if one.files]
     if incomplete and not any(
         set(one.files) & set(names) for one in found
@@ -200,6 +196,18 @@ def _group_files(files: Files, names: Iterable[str], stems: tuple[str, ...]) -> 
             "download the weights again"
         )
     return sorted(found, key=lambda one: not one.is_safetensors)
+
+
+def _separate_shards(
+    parts: Mapping[tuple[str, ...], list[str]], indexed: list[WeightSet]
+) -> tuple[list[WeightSet], list[WeightSet]]:
+    """Return the complete and the incomplete sets of shards that are in no index."""
+    complete: list[WeightSet] = []
+    incomplete: list[WeightSet] = []
+    for (_, _, variant, number), group in parts.items():
+        if not any(set(group) & set(one.files) for one in indexed):
+            (complete if len(group) == int(number) else incomplete).append(WeightSet(tuple(group), variant=variant))
+    return complete, incomplete
 
 
 def _match(pattern: re.Pattern[str], name: str, stems: tuple[str, ...]) -> re.Match[str] | None:
