@@ -151,6 +151,11 @@ def skeleton(config: Mapping[str, Any]) -> tuple[PreTrainedModel, str, nn.Module
             f"transformers cannot build a {known.model_type} model from this config.json ({_line(error)}): correct it "
             "or choose another donor"
         ) from error
+    return model, *_find_layers(model, known.model_type, number)
+
+
+def _find_layers(model: nn.Module, model_type: str, number: int | None) -> tuple[str, nn.ModuleList]:
+    """Return the name and the list of the model's decoder layers; ``number`` is their number if it is known."""
     lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
     lists = {name: module for name, module in lists.items() if len(module) and not ELSEWHERE.search(name)}
     longest = max(map(len, lists.values()), default=0)
@@ -159,10 +164,10 @@ def skeleton(config: Mapping[str, Any]) -> tuple[PreTrainedModel, str, nn.Module
     ]
     if len(likely) != 1:
         raise ValueError(
-            f"a {known.model_type} model has not one list of decoder layers, but {', '.join(likely) or 'none'}: choose "
+            f"a {model_type} model has not one list of decoder layers, but {', '.join(likely) or 'none'}: choose "
             "another donor"
         )
-    return model, likely[0], lists[likely[0]]
+    return likely[0], lists[likely[0]]
 
 
 def use_eager_attention(model: PreTrainedModel) -> None:
