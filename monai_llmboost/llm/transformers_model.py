@@ -244,9 +244,17 @@ def rename_weights(model: PreTrainedModel, stored: str, prefix: str, tensors: di
                 f"transformers cannot join the tensors that make up {new} ({_line(error)}): read them from the model "
                 "again"
             ) from error
+    useful = _drop_useless(model, weights, expected)
+    return {
+        name.removeprefix(prefix): tensor[0] if isinstance(tensor, list) else tensor for name, tensor in useful.items()
+    }
+
+
+def _drop_useless(model: PreTrainedModel, weights: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights without the known tensors in old checkpoints that the model does not load."""
     useless = [NOT_WEIGHTS, *map(re.compile, model._keys_to_ignore_on_load_unexpected or [])]
     return {
-        name.removeprefix(prefix): tensor[0] if isinstance(tensor, list) else tensor
+        name: tensor
         for name, tensor in weights.items()
         if name in expected or not any(pattern.search(name) for pattern in useless)
     }
