@@ -61,14 +61,8 @@ class TransformersLayer(nn.Module):
         kinds = getattr(known, "layer_types", None) or getattr(known, "layers_block_type", None)
         self.kind = kinds[layer] if kinds else None
         self.layer = layers[layer]
-        classes = [type(module).__name__ for module in self.layer.modules()]
         parameters = [parameter for parameter, _ in self.layer.named_parameters()]
-        ordered = [word for word in (self.kind or "", *classes, *parameters) if IN_ORDER.search(word)]
-        if ordered:
-            raise ValueError(
-                f"{name} reads tokens in order ({', '.join(list(dict.fromkeys(ordered))[:2])}): choose another layer "
-                "or donor, with attention over all tokens"
-            )
+        _check_order([self.kind or "", *(type(module).__name__ for module in self.layer.modules()), *parameters], name)
         streams = [key for key in STREAMS if getattr(known, key, 1) > 1]
         if streams:
             raise ValueError(
@@ -92,12 +86,7 @@ class TransformersLayer(nn.Module):
         weights = rename_weights(model, f"{on_disk(model, stack)}.{layer}.", f"{stack}.{layer}.", tensors)
         _check(weights, self.layer.state_dict(), name)
         self.layer.load_state_dict(weights, strict=True, assign=True)
-        filled = [
-            (path, buffer) for path, buffer in self.named_buffers() if buffer.is_floating_point() and not buffer.is_meta
-        ]
-        unknown = [path for path, buffer in filled if buffer.isnan().any()]
-        if unknown:
-            raise ValueError(f"{unknown[0]} of {name} has no values: choose another donor")
+        _check_filled(self, name)
         for module in self.layer.modules():
             module.is_causal = False  # type: ignore[assignment]
         self.eval()
@@ -139,6 +128,23 @@ class TransformersLayer(nn.Module):
         if self.config.rope_parameters[self.kind] is None:
             return None
         return self.rotary(x, positions, layer_type=self.kind)
+
+
+def _check_order(words: list[str], name: str) -> None:
+    """Raise ValueError if one of these words of a layer means that it processes tokens in order."""
+    ordered = [word for word in words if IN_ORDER.search(word)]
+    if ordered:
+        raise ValueError(
+            f"{name} reads tokens in order ({', '.join(list(dict.fromkeys(ordered))[:2])}): choose another layer "
+            "or donor, with attention over all tokens"
+        )
+
+
+def _check_filled(module: nn.Module, name: str) -> None:
+    """Raise ValueError if a buffer was left without values."""
+    for path, buffer in module.named_buffers():
+        if buffer.is_floating_point() and not buffer.is_meta and buffer.isnan().any():
+            raise ValueError(f"{path} of {name} has no values: choose another donor")
 
 
 def _rotary(model: nn.Module, stack: str) -> nn.Module | None:
