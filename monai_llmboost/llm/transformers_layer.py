@@ -21,7 +21,7 @@ from monai_llmboost.llm.transformers_model import (
 )
 
 if TYPE_CHECKING:
-    pass
+    from transformers import PretrainedConfig
 
 # Layer types, classes and parameters that process tokens in order; the self-test finds any others.
 IN_ORDER = re.compile(
@@ -63,12 +63,7 @@ class TransformersLayer(nn.Module):
         self.layer = layers[layer]
         parameters = [parameter for parameter, _ in self.layer.named_parameters()]
         _check_order([self.kind or "", *(type(module).__name__ for module in self.layer.modules()), *parameters], name)
-        streams = [key for key in STREAMS if getattr(known, key, 1) > 1]
-        if streams:
-            raise ValueError(
-                f"{name} has {getattr(known, streams[0])} vectors for each token ({streams[0]}), not one: choose "
-                "another donor"
-            )
+        _check_streams(known, name)
         self.config = known
         self.width = getattr(known, "hidden_size", None)
         if self.width is None:
@@ -138,6 +133,15 @@ def _check_order(words: list[str], name: str) -> None:
             f"{name} reads tokens in order ({', '.join(list(dict.fromkeys(ordered))[:2])}): choose another layer "
             "or donor, with attention over all tokens"
         )
+
+
+def _check_streams(known: PretrainedConfig, name: str) -> None:
+    """Raise ValueError if the model passes several vectors for each token from layer to layer."""
+    for key in STREAMS:
+        if getattr(known, key, 1) > 1:
+            raise ValueError(
+                f"{name} has {getattr(known, key)} vectors for each token ({key}), not one: choose another donor"
+            )
 
 
 def _check_filled(module: nn.Module, name: str) -> None:
