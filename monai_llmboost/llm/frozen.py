@@ -100,7 +100,7 @@ class FrozenBlock(nn.Module):
         self.final_norm.to(max(last.state_dict().values(), key=torch.numel).dtype)
         # Of the donor's original weights, so that it does not depend on the dtype in which the block runs.
         self.fingerprint = known_fingerprint or donor.fingerprint
-        options = "".join(f", {name}" for name, on in (("causal", causal), ("rotary", rotary)) if on)
+        options = _format_options(causal, rotary)
         if trained:
             train_(self)
             text = f"trained on from {donor.name} ({self.fingerprint[:12]}{options}, final norm {final_norm})"
@@ -166,6 +166,11 @@ def _check_dtype(dtype: torch.dtype | None) -> None:
             f"unknown dtype {dtype!r} of the block; use a floating one, torch.float32 or torch.bfloat16 "
             "(on a command line '$torch.bfloat16', in single quotes)"
         )
+
+
+def _format_options(causal: bool, rotary: bool) -> str:
+    """Return the options that are on, as the end of a text."""
+    return "".join(f", {name}" for name, on in (("causal", causal), ("rotary", rotary)) if on)
 
 
 def _sign_frozen(donor: DonorLayers, fingerprint: str, options: str, final_norm: str) -> Signature:
