@@ -250,7 +250,9 @@ def rename_weights(model: PreTrainedModel, stored: str, prefix: str, tensors: di
     }
 
 
-def _drop_useless(model: PreTrainedModel, weights: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _drop_useless(
+    model: PreTrainedModel, weights: dict[str, Tensor], expected: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Return the weights without the known tensors in old checkpoints that the model does not load."""
     useless = [NOT_WEIGHTS, *map(re.compile, model._keys_to_ignore_on_load_unexpected or [])]
     return {

@@ -97,7 +97,7 @@ def _find_forms(files: Files, chosen: str, model: str, choose: Callable[[int], l
         missing = error
     config = get_language_config(content) if content is not None and sets else {}
     forms: list[Form] = [(one.name, partial(read_hugging_face, files, config, one, choose)) for one in sets]
-    if not chosen and _may_be_native(files, config):
+    if not chosen and _may_be_native(files, sets, config):
         try:
             native = find_native_sets(files)
         except FileNotFoundError as error:
@@ -117,9 +117,9 @@ def _find_comparable_sets(files: Files) -> list[WeightSet]:
     return [one for one in sets if is_local or one.is_safetensors == sets[0].is_safetensors]
 
 
-def _may_be_native(files: Files, config: Mapping[str, Any]) -> bool:
-    """Return whether to look for a native format, next to weights with this configuration (empty without weights)."""
-    is_wanted = not config or (isinstance(files, LocalFolder) and config["model_type"] in NATIVE_FORM)
+def _may_be_native(files: Files, sets: Sequence[WeightSet], config: Mapping[str, Any]) -> bool:
+    """Return whether to look for a native format, next to these sets of weights with their configuration."""
+    is_wanted = not sets or (isinstance(files, LocalFolder) and config["model_type"] in NATIVE_FORM)
     return is_wanted and files.has("params.json")
 
 
