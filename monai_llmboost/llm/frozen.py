@@ -83,11 +83,7 @@ class FrozenBlock(nn.Module):
         trained: bool = False,
     ) -> None:
         super().__init__()
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise ValueError(
-                f"unknown dtype {dtype!r} of the block; use a floating one, torch.float32 or torch.bfloat16 "
-                "(on a command line '$torch.bfloat16', in single quotes)"
-            )
+        _check_dtype(dtype)
         for name, switch in (("causal", causal), ("rotary", rotary), ("trained", trained)):
             check_switch(name, switch)
         if trained and dtype is None:
@@ -104,7 +100,7 @@ class FrozenBlock(nn.Module):
         self.final_norm.to(max(last.state_dict().values(), key=torch.numel).dtype)
         # Of the donor's original weights, so that it does not depend on the dtype in which the block runs.
         self.fingerprint = known_fingerprint or donor.fingerprint
-        options = "".join(f", {name}" for name, on in (("causal", causal), ("rotary", rotary)) if on)
+        options = _format_options(causal, rotary)
         if trained:
             train_(self)
             text = f"trained on from {donor.name} ({self.fingerprint[:12]}{options}, final norm {final_norm})"
@@ -112,10 +108,7 @@ class FrozenBlock(nn.Module):
         else:
             for part in (self.before, self.layer, self.final_norm):
                 freeze_(part)
-            options += "" if final_norm == "unit" else f", final norm {final_norm}"
-            norm = tensors_digest(donor.final_norm) if final_norm == "donor" else ""
-            text, compared = f"{donor.name} ({self.fingerprint[:12]}{options})", f"{self.fingerprint}{options}{norm}"
-            self.signature = Signature("block", text, REMEDY, compared)
+            self.signature = _sign_frozen(donor, self.fingerprint, options, final_norm)
         # Whether the read-out can skip keys and values of the other tokens; see boosters/readout.
         form = last.attention_form if isinstance(last, DecoderBlock) and not before else None
         # The fast read-out leaves out the bias of the keys; a trained one must be in the graph.
@@ -164,6 +157,28 @@ class FrozenBlock(nn.Module):
     def extra_repr(self) -> str:
         """Return the block's name and fingerprint, for ``print(network)``."""
         return self.signature.text
+
+
+def _check_dtype(dtype: torch.dtype | None) -> None:
+    """Raise ValueError for a dtype that weights cannot have."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(
+            f"unknown dtype {dtype!r} of the block; use a floating one, torch.float32 or torch.bfloat16 "
+            "(on a command line '$torch.bfloat16', in single quotes)"
+        )
+
+
+def _format_options(causal: bool, rotary: bool) -> str:
+    """Return the options that are on, as the end of a text."""
+    return "".join(f", {name}" for name, on in (("causal", causal), ("rotary", rotary)) if on)
+
+
+def _sign_frozen(donor: DonorLayers, fingerprint: str, options: str, final_norm: str) -> Signature:
+    """Return the signature of a frozen block."""
+    options += "" if final_norm == "unit" else f", final norm {final_norm}"
+    norm = tensors_digest(donor.final_norm) if final_norm == "donor" else ""
+    text, compared = f"{donor.name} ({fingerprint[:12]}{options})", f"{fingerprint}{options}{norm}"
+    return Signature("block", text, REMEDY, compared)
 
 
 def TrainedBlock(

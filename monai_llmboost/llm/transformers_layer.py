@@ -21,7 +21,7 @@ from monai_llmboost.llm.transformers_model import (
 )
 
 if TYPE_CHECKING:
-    pass
+    from transformers import PretrainedConfig
 
 # Layer types, classes and parameters that process tokens in order; the self-test finds any others.
 IN_ORDER = re.compile(
@@ -61,20 +61,9 @@ class TransformersLayer(nn.Module):
         kinds = getattr(known, "layer_types", None) or getattr(known, "layers_block_type", None)
         self.kind = kinds[layer] if kinds else None
         self.layer = layers[layer]
-        classes = [type(module).__name__ for module in self.layer.modules()]
         parameters = [parameter for parameter, _ in self.layer.named_parameters()]
-        ordered = [word for word in (self.kind or "", *classes, *parameters) if IN_ORDER.search(word)]
-        if ordered:
-            raise ValueError(
-                f"{name} reads tokens in order ({', '.join(list(dict.fromkeys(ordered))[:2])}): choose another layer "
-                "or donor, with attention over all tokens"
-            )
-        streams = [key for key in STREAMS if getattr(known, key, 1) > 1]
-        if streams:
-            raise ValueError(
-                f"{name} has {getattr(known, streams[0])} vectors for each token ({streams[0]}), not one: choose "
-                "another donor"
-            )
+        _check_order([self.kind or "", *(type(module).__name__ for module in self.layer.modules()), *parameters], name)
+        _check_streams(known, name)
         self.config = known
         self.width = getattr(known, "hidden_size", None)
         if self.width is None:
@@ -92,12 +81,7 @@ class TransformersLayer(nn.Module):
         weights = rename_weights(model, f"{on_disk(model, stack)}.{layer}.", f"{stack}.{layer}.", tensors)
         _check(weights, self.layer.state_dict(), name)
         self.layer.load_state_dict(weights, strict=True, assign=True)
-        filled = [
-            (path, buffer) for path, buffer in self.named_buffers() if buffer.is_floating_point() and not buffer.is_meta
-        ]
-        unknown = [path for path, buffer in filled if buffer.isnan().any()]
-        if unknown:
-            raise ValueError(f"{unknown[0]} of {name} has no values: choose another donor")
+        _check_filled(self, name)
         for module in self.layer.modules():
             module.is_causal = False  # type: ignore[assignment]
         self.eval()
@@ -139,6 +123,32 @@ class TransformersLayer(nn.Module):
         if self.config.rope_parameters[self.kind] is None:
             return None
         return self.rotary(x, positions, layer_type=self.kind)
+
+
+def _check_order(words: list[str], name: str) -> None:
+    """Raise ValueError if one of these words of a layer means that it processes tokens in order."""
+    ordered = [word for word in words if IN_ORDER.search(word)]
+    if ordered:
+        raise ValueError(
+            f"{name} reads tokens in order ({', '.join(list(dict.fromkeys(ordered))[:2])}): choose another layer "
+            "or donor, with attention over all tokens"
+        )
+
+
+def _check_streams(known: PretrainedConfig, name: str) -> None:
+    """Raise ValueError if the model passes several vectors for each token from layer to layer."""
+    for key in STREAMS:
+        if getattr(known, key, 1) > 1:
+            raise ValueError(
+                f"{name} has {getattr(known, key)} vectors for each token ({key}), not one: choose another donor"
+            )
+
+
+def _check_filled(module: nn.Module, name: str) -> None:
+    """Raise ValueError if a buffer was left without values."""
+    for path, buffer in module.named_buffers():
+        if buffer.is_floating_point() and not buffer.is_meta and buffer.isnan().any():
+            raise ValueError(f"{path} of {name} has no values: choose another donor")
 
 
 def _rotary(model: nn.Module, stack: str) -> nn.Module | None:

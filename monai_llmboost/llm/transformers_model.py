@@ -151,6 +151,11 @@ def skeleton(config: Mapping[str, Any]) -> tuple[PreTrainedModel, str, nn.Module
             f"transformers cannot build a {known.model_type} model from this config.json ({_line(error)}): correct it "
             "or choose another donor"
         ) from error
+    return model, *_find_layers(model, known.model_type, number)
+
+
+def _find_layers(model: nn.Module, model_type: str, number: int | None) -> tuple[str, nn.ModuleList]:
+    """Return the name and the list of the model's decoder layers; ``number`` is their number if it is known."""
     lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
     lists = {name: module for name, module in lists.items() if len(module) and not ELSEWHERE.search(name)}
     longest = max(map(len, lists.values()), default=0)
@@ -159,10 +164,10 @@ def skeleton(config: Mapping[str, Any]) -> tuple[PreTrainedModel, str, nn.Module
     ]
     if len(likely) != 1:
         raise ValueError(
-            f"a {known.model_type} model has not one list of decoder layers, but {', '.join(likely) or 'none'}: choose "
+            f"a {model_type} model has not one list of decoder layers, but {', '.join(likely) or 'none'}: choose "
             "another donor"
         )
-    return model, likely[0], lists[likely[0]]
+    return likely[0], lists[likely[0]]
 
 
 def use_eager_attention(model: PreTrainedModel) -> None:
@@ -239,9 +244,19 @@ def rename_weights(model: PreTrainedModel, stored: str, prefix: str, tensors: di
                 f"transformers cannot join the tensors that make up {new} ({_line(error)}): read them from the model "
                 "again"
             ) from error
+    useful = _drop_useless(model, weights, expected)
+    return {
+        name.removeprefix(prefix): tensor[0] if isinstance(tensor, list) else tensor for name, tensor in useful.items()
+    }
+
+
+def _drop_useless(
+    model: PreTrainedModel, weights: dict[str, Tensor], expected: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the weights without the known tensors in old checkpoints that the model does not load."""
     useless = [NOT_WEIGHTS, *map(re.compile, model._keys_to_ignore_on_load_unexpected or [])]
     return {
-        name.removeprefix(prefix): tensor[0] if isinstance(tensor, list) else tensor
+        name: tensor
         for name, tensor in weights.items()
         if name in expected or not any(pattern.search(name) for pattern in useless)
     }

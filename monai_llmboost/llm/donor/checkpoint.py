@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from monai_llmboost.llm.donor.families import find_family, get_text_config, make_geometry
 from monai_llmboost.llm.donor.gguf.model import read_gguf
@@ -86,31 +87,49 @@ def _open_files(model: str | Path, revision: str | None) -> tuple[Files, str]:
 
 def _find_forms(files: Files, chosen: str, model: str, choose: Callable[[int], list[int]]) -> list[Form]:
     """Return all formats in which the model is available, the preferred one first, with their readers."""
-    is_local = isinstance(files, LocalFolder)
     content = None if chosen else files.read_json("config.json")
     missing: FileNotFoundError | None = None  # raised only if there is no other format
     sets: list[WeightSet] = []
     native: list[list[WeightSet]] = []
     try:
-        sets = find_hugging_face_sets(files) if content is not None else []
+        sets = _find_comparable_sets(files) if content is not None else []
     except FileNotFoundError as error:
         missing = error
-    # On the hub all files are from one commit, and pickles must be downloaded whole: compare sets of one kind only.
-    sets = [one for one in sets if is_local or one.is_safetensors == sets[0].is_safetensors]
     config = get_language_config(content) if content is not None and sets else {}
     forms: list[Form] = [(one.name, partial(read_hugging_face, files, config, one, choose)) for one in sets]
-    if not chosen and (not sets or (is_local and config["model_type"] in NATIVE_FORM)) and files.has("params.json"):
+    if not chosen and _may_be_native(files, sets, config):
         try:
             native = find_native_sets(files)
         except FileNotFoundError as error:
             missing = missing or error
     forms += [(parts[0].name, partial(read_native, files, parts, choose)) for parts in native]
-    if not forms and (parts := find_gguf_files(files, chosen)):
-        donor = files.donor if not chosen else Path(chosen).stem if is_local else model
-        forms = [(parts[0], partial(_read_gguf, files, parts, donor, choose))]
+    forms = forms or _find_gguf_form(files, chosen, model, choose)
     if not forms:
         raise missing or _no_form_error(files, content is not None)
     return forms
+
+
+def _find_comparable_sets(files: Files) -> list[WeightSet]:
+    """Return the sets of weights of Hugging Face that are compared with each other."""
+    sets = find_hugging_face_sets(files)
+    # On the hub all files are from one commit, and pickles must be downloaded whole: compare sets of one kind only.
+    is_local = isinstance(files, LocalFolder)
+    return [one for one in sets if is_local or one.is_safetensors == sets[0].is_safetensors]
+
+
+def _may_be_native(files: Files, sets: Sequence[WeightSet], config: Mapping[str, Any]) -> bool:
+    """Return whether to look for a native format, next to these sets of weights with their configuration."""
+    is_wanted = not sets or (isinstance(files, LocalFolder) and config["model_type"] in NATIVE_FORM)
+    return is_wanted and files.has("params.json")
+
+
+def _find_gguf_form(files: Files, chosen: str, model: str, choose: Callable[[int], list[int]]) -> list[Form]:
+    """Return the GGUF format of the model; empty if there is none."""
+    parts = find_gguf_files(files, chosen)
+    if not parts:
+        return []
+    donor = files.donor if not chosen else Path(chosen).stem if isinstance(files, LocalFolder) else model
+    return [(parts[0], partial(_read_gguf, files, parts, donor, choose))]
 
 
 def _no_form_error(files: Files, has_config: bool) -> FileNotFoundError:
@@ -197,17 +216,7 @@ def parse_layers(layer: int | str | Sequence[int], number: int) -> list[int]:
         [28, 29]
     """
     if isinstance(layer, str):
-        if span := RANGE.fullmatch(layer):
-            first, last = (int(word) if word else None for word in span.groups())
-            for end in (first, last):
-                if end is not None and not -number <= end <= number:
-                    raise ValueError(f"range {layer!r} is outside the layers 0 to {number - 1}")
-            wanted = list(range(number))[first:last]
-        else:
-            words = layer.split(",")
-            if not all(re.fullmatch(r"\s*-?[0-9]+\s*", word) for word in words):
-                raise ValueError(f"invalid layers {layer!r}: give an index, a list or a range, such as -1, 3,5 or 4:8")
-            wanted = [int(word) for word in words]
+        wanted = _parse_text(layer, number)
     else:
         wanted = [layer] if isinstance(layer, int) else list(layer)
     if not wanted:
@@ -222,3 +231,17 @@ def parse_layers(layer: int | str | Sequence[int], number: int) -> list[int]:
     if len(set(indices)) < len(indices):
         raise ValueError(f"{layer!r} selects a layer twice: give each layer once")
     return indices
+
+
+def _parse_text(text: str, number: int) -> list[int]:
+    """Return the layer indices in an index, a list or a range; those of an index or list may be negative."""
+    if span := RANGE.fullmatch(text):
+        first, last = (int(word) if word else None for word in span.groups())
+        for end in (first, last):
+            if end is not None and not -number <= end <= number:
+                raise ValueError(f"range {text!r} is outside the layers 0 to {number - 1}")
+        return list(range(number))[first:last]
+    words = text.split(",")
+    if not all(re.fullmatch(r"\s*-?[0-9]+\s*", word) for word in words):
+        raise ValueError(f"invalid layers {text!r}: give an index, a list or a range, such as -1, 3,5 or 4:8")
+    return [int(word) for word in words]

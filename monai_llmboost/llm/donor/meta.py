@@ -106,8 +106,7 @@ def _make_layer(params: dict[str, Any], parts: list[dict[str, Tensor]], index: i
                 f"layer {index} of {donor}: {old} is in only {len(pieces)} of {len(parts)} consolidated files: "
                 "download all files"
             )
-        whole = pieces[0].ndim == 1 or len(pieces) == 1
-        tensors[new] = pieces[0] if whole else torch.cat(pieces, dim=1 if new in SPLIT_BY_INPUT else 0)
+        tensors[new] = _join_pieces(new, pieces)
     unknown = sorted({n for part in parts for n in part if n.startswith(prefix)} - {prefix + old for old in META})
     unknown = [name for name in unknown if not name.endswith("inv_freq")]
     if unknown:
@@ -120,6 +119,13 @@ def _make_layer(params: dict[str, Any], parts: list[dict[str, Tensor]], index: i
     for name in ("query.weight", "key.weight"):
         tensors[name] = deinterleave_rotary(tensors[name], geometry.head_size)
     return Layer(unify_dtype(tensors), geometry, index=index)
+
+
+def _join_pieces(name: str, pieces: list[Tensor]) -> Tensor:
+    """Join the pieces of a tensor that is split over several files."""
+    if pieces[0].ndim == 1 or len(pieces) == 1:
+        return pieces[0]
+    return torch.cat(pieces, dim=1 if name in SPLIT_BY_INPUT else 0)
 
 
 def _make_geometry(params: dict[str, Any], mlp_width: int) -> BlockGeometry:

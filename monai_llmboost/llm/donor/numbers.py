@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from monai_llmboost.llm.geometry import LARGEST_WIDTH
@@ -57,7 +57,11 @@ def compute_rotary_angles(
             f"{base} and {part}: download it again"
         )
     size = int(head_size * part)
-    angles = [base ** (-2 * i / size) for i in range(size // 2)]
+    return _scale_angles([base ** (-2 * i / size) for i in range(size // 2)], rule)
+
+
+def _scale_angles(angles: Sequence[float], rule: Config) -> tuple[float, ...]:
+    """Scale rotary angles by the rule's type; empty for an unsupported type."""
     scaling = rule.get("rope_type") or rule.get("type") or "default"
     if scaling == "default":
         return tuple(angles)

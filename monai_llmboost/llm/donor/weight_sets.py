@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -144,10 +144,8 @@ def find_gguf_files(files: Files, chosen: str = "") -> list[str]:
         ValueError: there are several files, and ``chosen`` is empty.
         FileNotFoundError: a part is missing.
     """
-    models: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
-    for name in [chosen] if files.list_files() is None and chosen else files.list_files() or []:
-        if found := GGUF.fullmatch(name):
-            models[found["stem"], found["of"] or ""][int(found["part"] or 1)] = name
+    names = files.list_files()
+    models = _group_gguf_files([chosen] if names is None and chosen else names or [])
     wanted = [key for key, parts in models.items() if not chosen or chosen in parts.values()]
     if len(wanted) > 1:
         firsts = sorted(min(models[key].items())[1] for key in wanted)
@@ -166,6 +164,15 @@ def find_gguf_files(files: Files, chosen: str = "") -> list[str]:
     return [parts[part] for part in sorted(parts)]
 
 
+def _group_gguf_files(names: Iterable[str]) -> dict[tuple[str, str], dict[int, str]]:
+    """Group the names of GGUF files by model, as (stem, number of parts as text) -> part -> name."""
+    models: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
+    for name in names:
+        if found := GGUF.fullmatch(name):
+            models[found["stem"], found["of"] or ""][int(found["part"] or 1)] = name
+    return models
+
+
 def _group_files(files: Files, names: Iterable[str], stems: tuple[str, ...]) -> list[WeightSet]:
     """Group file names into sets: first those with an index, then single files, then shards without an index."""
     indexed, single = [], []
@@ -179,11 +186,7 @@ def _group_files(files: Files, names: Iterable[str], stems: tuple[str, ...]) -> 
             parts[match["stem"], match["kind"], variant, match["of"]].append(name)
         elif (match := _match(SINGLE, name, stems)) is not None:
             single.append(WeightSet((name,), variant=match["variant"] or ""))
-    complete: list[WeightSet] = []
-    incomplete: list[WeightSet] = []
-    for (_, _, variant, number), group in parts.items():
-        if not any(set(group) & set(one.files) for one in indexed):
-            (complete if len(group) == int(number) else incomplete).append(WeightSet(tuple(group), variant=variant))
+    complete, incomplete = _separate_shards(parts, indexed)
     found = [one for one in [*indexed, *single, *complete] if one.files]
     if incomplete and not any(
         set(one.files) & set(names) for one in found
@@ -193,6 +196,18 @@ def _group_files(files: Files, names: Iterable[str], stems: tuple[str, ...]) -> 
             "download the weights again"
         )
     return sorted(found, key=lambda one: not one.is_safetensors)
+
+
+def _separate_shards(
+    parts: Mapping[tuple[str, ...], list[str]], indexed: list[WeightSet]
+) -> tuple[list[WeightSet], list[WeightSet]]:
+    """Return the complete and the incomplete sets of shards that are in no index."""
+    complete: list[WeightSet] = []
+    incomplete: list[WeightSet] = []
+    for (_, _, variant, number), group in parts.items():
+        if not any(set(group) & set(one.files) for one in indexed):
+            (complete if len(group) == int(number) else incomplete).append(WeightSet(tuple(group), variant=variant))
+    return complete, incomplete
 
 
 def _match(pattern: re.Pattern[str], name: str, stems: tuple[str, ...]) -> re.Match[str] | None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,9 +104,7 @@ def read_gguf(
     norm = [name for name in ("output_norm.weight", "output_norm.bias") if name in places]
     wanted = [name for name in places if any(name.startswith(f"blk.{index}.") for index in indices)]
     extra = [ROPE_FACTORS] if ROPE_FACTORS in places else []
-    stored: dict[str, Tensor] = {}
-    for file in files:
-        stored |= read(file, [name for name in (*wanted, *norm, *extra) if places[name] == file])
+    stored = _read_tensors(read, files, {name: places[name] for name in (*wanted, *norm, *extra)})
     kinds = {files[places[name]].entries[name].kind for name in wanted}
     layers = [_make_layer(architecture, metadata, stored, index, donor) for index in indices]
     final = {name.rpartition(".")[2]: _remove_offset(architecture, name, stored[name]) for name in norm}
@@ -118,6 +116,14 @@ def read_gguf(
         final_norm=final,
         quantised=", ".join(sorted(kinds - FLOATS.keys())),
     )
+
+
+def _read_tensors(read: Read, files: Iterable[str], places: Mapping[str, str]) -> dict[str, Tensor]:
+    """Read tensors from the parts in which they are."""
+    stored: dict[str, Tensor] = {}
+    for file in files:
+        stored |= read(file, [name for name, place in places.items() if place == file])
+    return stored
 
 
 def _format_licence(metadata: Metadata) -> str:
@@ -221,9 +227,7 @@ def _make_config(architecture: Architecture, metadata: Metadata, index: int, que
     width, heads = value("embedding_length"), value("attention.head_count")
     layer_norm = architecture.family in ("gpt2", "gpt_neox")
     epsilon = "attention.layer_norm_epsilon" if layer_norm else "attention.layer_norm_rms_epsilon"
-    for key in ("embedding_length", "attention.head_count", "feed_forward_length", epsilon):
-        if value(key) is None:
-            raise ValueError(f"the GGUF metadata lack {key}: download the file again")
+    _check_present(metadata, index, ("embedding_length", "attention.head_count", "feed_forward_length", epsilon))
     whole = isinstance(width, int) and isinstance(heads, int) and heads > 0
     inner = queries.shape[0] if queries is not None else width  # used if the metadata have no head size
     head_size = value("attention.key_length") or (inner // heads if whole else None)
@@ -247,15 +251,9 @@ def _make_config(architecture: Architecture, metadata: Metadata, index: int, que
         "model_type": architecture.family,
         **{key: number for key, number in numbers.items() if number is not None},
     }
-    rotated = value("rope.dimension_count")
-    is_partial = isinstance(rotated, int) and isinstance(head_size, int) and 0 < rotated < head_size
-    # Half a feature is added, because the fraction is rounded down to a number of features again.
-    config["partial_rotary_factor"] = config["rotary_pct"] = (rotated + 0.5) / head_size if is_partial else 1.0
-    is_local = value("attention.sliding_window_pattern")
-    if isinstance(is_local, bool):
-        config["layer_types"] = ["sliding_attention" if is_local else "full_attention"] * (index + 1)
-    elif is_local is not None:
-        config["sliding_window_pattern"] = is_local
+    fraction = _compute_rotary_fraction(value("rope.dimension_count"), head_size)
+    config["partial_rotary_factor"] = config["rotary_pct"] = fraction
+    config |= _convert_window_pattern(value("attention.sliding_window_pattern"), index)
     kind = value("rope.scaling.type")
     if kind not in (None, "none"):
         config["rope_scaling"] = {"rope_type": kind, "factor": value("rope.scaling.factor") or 1.0}
@@ -263,3 +261,24 @@ def _make_config(architecture: Architecture, metadata: Metadata, index: int, que
         full = whole and value("block_count") == architecture.full_scale_layers
         config["query_pre_attn_scalar"] = width // heads if full else head_size
     return config
+
+
+def _check_present(metadata: Metadata, index: int, keys: Sequence[str]) -> None:
+    """Raise ValueError if a metadata value of the layer is missing."""
+    for key in keys:
+        if _read_value(metadata, key, index) is None:
+            raise ValueError(f"the GGUF metadata lack {key}: download the file again")
+
+
+def _compute_rotary_fraction(rotated: Any, head_size: Any) -> float:
+    """Return the fraction of a head's features that are rotated."""
+    is_partial = isinstance(rotated, int) and isinstance(head_size, int) and 0 < rotated < head_size
+    # Half a feature is added, because the fraction is rounded down to a number of features again.
+    return (rotated + 0.5) / head_size if is_partial else 1.0
+
+
+def _convert_window_pattern(is_local: Any, index: int) -> dict[str, Any]:
+    """Return the layer's sliding window pattern under its key of a ``config.json``."""
+    if isinstance(is_local, bool):
+        return {"layer_types": ["sliding_attention" if is_local else "full_attention"] * (index + 1)}
+    return {} if is_local is None else {"sliding_window_pattern": is_local}
