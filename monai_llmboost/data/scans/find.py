@@ -107,22 +107,32 @@ def _open_inputs(several: Sequence[str | Path], follow_links: bool, excluded: se
         if path.is_dir():
             root, files = path, walk_folder(path, path, follow_links, excluded)
         elif path.suffix.lower() in LIST_SUFFIXES and path.is_file():
-            entries = read_list(path)
-            root = path.parent.absolute()
-            if not all(entry.is_relative_to(root) for entry in entries):
-                root = Path(os.path.commonpath([entry.parent for entry in entries]))
-            files = (file for entry in entries for file in expand_path(entry, entry, True, set()))
+            root, files = _open_list(path)
         else:
-            known = 0  # leading parts that are folders are not patterns, even with brackets
-            while known < len(path.parts) and Path(*path.parts[: known + 1]).is_dir():
-                known += 1
-            root, pattern = Path(*path.parts[:known]), "/".join(path.parts[known:])
-            refuse_excluded(root, excluded)
-            matches = sorted(root.glob(pattern))
-            files = (file for match in matches for file in expand_path(match, root, follow_links, excluded))
+            root, files = _open_pattern(path, follow_links, excluded)
         own_name = path.stem if path.is_file() else root.resolve().name
         prefix = _make_unique(own_name, prefixes) if len(several) > 1 else ""
         yield _Input(str(given), root, prefix, files)
+
+
+def _open_list(path: Path) -> tuple[Path, Iterator[Path | SkippedFile]]:
+    """Return the root folder and the files of a list."""
+    entries = read_list(path)
+    root = path.parent.absolute()
+    if not all(entry.is_relative_to(root) for entry in entries):
+        root = Path(os.path.commonpath([entry.parent for entry in entries]))
+    return root, (file for entry in entries for file in expand_path(entry, entry, True, set()))
+
+
+def _open_pattern(path: Path, follow_links: bool, excluded: set[Path]) -> tuple[Path, Iterator[Path | SkippedFile]]:
+    """Return the root folder and the files of a glob pattern."""
+    known = 0  # leading parts that are folders are not patterns, even with brackets
+    while known < len(path.parts) and Path(*path.parts[: known + 1]).is_dir():
+        known += 1
+    root, pattern = Path(*path.parts[:known]), "/".join(path.parts[known:])
+    refuse_excluded(root, excluded)
+    matches = sorted(root.glob(pattern))
+    return root, (file for match in matches for file in expand_path(match, root, follow_links, excluded))
 
 
 def _is_file(path: Path) -> bool:
