@@ -202,33 +202,22 @@ def _warn_of_neighbours(stack: Scan, neighbours: dict[Path, list[SkippedFile]]) 
 
 def _classify(path: Path, name: Callable[[Path], str]) -> str | Scan | SkippedFile:
     """Return ``"NIfTI"``, ``"DICOM"``, ``"part"`` of a pair, a scan that is already refused, or a skipped file."""
-    lower = path.name.lower()
-    format = "NIfTI" if lower.endswith((".nii", ".nii.gz")) else "DICOM" if lower.endswith(DICOM_SUFFIXES) else ""
-    if lower == "dicomdir":
+    format = _get_named_format(path)
+    if path.name.lower() == "dicomdir":
         return SkippedFile(path, "an index of DICOM files: the files themselves are searched")
     try:
         if path.exists() and not path.is_file():
             return SkippedFile(path, "no regular file but a pipe, a socket or a device")
         head, packed = read_first_bytes(path)
     except OSError as error:
-        if format or isinstance(error, FileNotFoundError):
-            return Scan(
-                name(path),
-                (path,),
-                format or "NIfTI",
-                refused=describe_error(error),
-                refused_kind=get_refused_kind(error),
-            )
-        return SkippedFile(path, f"cannot be read: {error.strerror}", unread=True)
+        return _report_unreadable(path, name, format, error)
     kind = identify_kind(head)
     if kind == "NIfTI":
         return kind
     if kind == "DICOM" and not packed:
         return kind
-    if lower.startswith("._"):
-        return SkippedFile(path, "a side file of macOS")
-    if lower.endswith((".img", ".img.gz")):
-        return "part" if find_partner(path, "hdr") else SkippedFile(path, "an .img file whose .hdr is missing")
+    if side_file := _classify_side_file(path):
+        return side_file
     if format == "NIfTI" and head:
         return format
     if not packed and kind.startswith("a file") and looks_like_dicom(path):
@@ -241,7 +230,41 @@ def _classify(path: Path, name: Callable[[Path], str]) -> str | Scan | SkippedFi
             refused=f"expected a {format} file, got {kind}: copy or export it again",
             refused_kind="format",
         )
-    if kind == ANALYZE and lower.endswith(".hdr"):
+    return _classify_other(path, kind)
+
+
+def _get_named_format(path: Path) -> str:
+    """Return the format that a file's name promises; empty if none."""
+    lower = path.name.lower()
+    return "NIfTI" if lower.endswith((".nii", ".nii.gz")) else "DICOM" if lower.endswith(DICOM_SUFFIXES) else ""
+
+
+def _report_unreadable(path: Path, name: Callable[[Path], str], format: str, error: OSError) -> Scan | SkippedFile:
+    """Return a file that cannot be read as a refused scan, or as a skipped file if it need not be a scan."""
+    if format or isinstance(error, FileNotFoundError):
+        return Scan(
+            name(path),
+            (path,),
+            format or "NIfTI",
+            refused=describe_error(error),
+            refused_kind=get_refused_kind(error),
+        )
+    return SkippedFile(path, f"cannot be read: {error.strerror}", unread=True)
+
+
+def _classify_side_file(path: Path) -> str | SkippedFile | None:
+    """Return ``"part"`` of a pair or a skipped file for a file that, by its name, belongs to another one, or None."""
+    lower = path.name.lower()
+    if lower.startswith("._"):
+        return SkippedFile(path, "a side file of macOS")
+    if lower.endswith((".img", ".img.gz")):
+        return "part" if find_partner(path, "hdr") else SkippedFile(path, "an .img file whose .hdr is missing")
+    return None
+
+
+def _classify_other(path: Path, kind: str) -> str | SkippedFile:
+    """Return a file that neither its name nor its content makes a scan, usually as a skipped file."""
+    if kind == ANALYZE and path.name.lower().endswith(".hdr"):
         return "NIfTI"  # its reader refuses it with a reason
     if kind == "DICOM":
         return SkippedFile(path, "a compressed DICOM file: unpack it", unread=True)
