@@ -224,10 +224,7 @@ def _to_text(value: Any) -> str:
     if isinstance(value, (int, float, np.generic)):
         return f"{float(value):.10g}" if np.isreal(value) else str(value)
     if isinstance(value, (np.ndarray, torch.Tensor)):
-        array = np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
-        if array.size > MAX_VALUES:
-            return f"{array.shape} {hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:12]}"
-        return _to_text(array.tolist())
+        return _array_to_text(value)
     if isinstance(value, (list, tuple)):
         words = [_to_text(each) for each in value]
         return words[0] if len(set(words)) == 1 else f"[{', '.join(words)}]"
@@ -241,6 +238,19 @@ def _to_text(value: Any) -> str:
         return f"{_to_text(value.func)} {_to_text(list(value.args))} {_to_text(list(value.keywords.items()))}"
     if isinstance(value, types.FunctionType):
         return _describe_function(value)
+    return _object_to_text(value)
+
+
+def _array_to_text(value: np.ndarray | torch.Tensor) -> str:
+    """Return the values of a small array as text, and the shape and a digest of a large one."""
+    array = np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
+    if array.size > MAX_VALUES:
+        return f"{array.shape} {hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:12]}"
+    return _to_text(array.tolist())
+
+
+def _object_to_text(value: Any) -> str:
+    """Return an object's own text, or its name and plain settings if that text is a memory address."""
     shown = str(value)
     if " at 0x" not in shown:
         return shown
