@@ -186,11 +186,7 @@ def _list_settings(transform: Any, random: bool) -> dict[str, str]:
     inner: dict[str, str] = {}
     own: dict[str, str] = {}
     for name, value in getattr(transform, "__dict__", {}).items():
-        if (
-            name.startswith("_")
-            or name in IGNORED_SETTINGS
-            or isinstance(value, (np.random.RandomState, torch.Generator))
-        ):
+        if _is_ignored(name, value):
             continue
         if isinstance(value, Transform):
             inner |= _list_settings(value, random)  # the array transform in a dictionary transform
@@ -200,6 +196,12 @@ def _list_settings(transform: Any, random: bool) -> dict[str, str]:
             text = _to_text(value)
             own[name] = "" if text == _to_text(defaults.get(name, {})) else text
     return {name: text for name, text in {**inner, **own}.items() if text}
+
+
+def _is_ignored(name: str, value: Any) -> bool:
+    """Return whether an attribute of a transform is internal, or a setting that does not change voxels."""
+    generator = isinstance(value, (np.random.RandomState, torch.Generator))
+    return name.startswith("_") or name in IGNORED_SETTINGS or generator
 
 
 def _get_defaults(kind: type) -> dict[str, Any]:
