@@ -278,21 +278,30 @@ def _iterate_functional_groups(data: Dataset, frame: int) -> Iterator[Dataset]:
 
 
 def _iterate_discriminating(data: Dataset, groups: list[Dataset], find_value: Any) -> Iterator[tuple[str, Any]]:
-    if not groups:
-        for keyword in DISCRIMINATING:
-            yield keyword, to_plain(get_value(data, keyword))
-        return
-    content = next((item for group in groups for item in group.get("FrameContentSequence") or []), Dataset())
-    pointers = [int(item.get("DimensionIndexPointer") or 0) for item in data.get("DimensionIndexSequence") or []]
-    indices = content.get("DimensionIndexValues")
-    indices = [] if indices is None else [indices] if isinstance(indices, int) else list(indices)
-    if pointers and len(indices) == len(pointers):
-        yield "DimensionIndexValues", tuple(i for i, p in zip(indices, pointers) if p not in SLICE_DIMENSIONS)
+    if groups:
+        yield from _iterate_discriminating_of_frames(data, groups, find_value)
+    for keyword in DISCRIMINATING:
+        yield keyword, to_plain(get_value(data, keyword))
+
+
+def _iterate_discriminating_of_frames(
+    data: Dataset, groups: list[Dataset], find_value: Any
+) -> Iterator[tuple[str, Any]]:
+    yield "DimensionIndexValues", _list_dimension_indices(data, groups)
     for sequence, keyword in DISCRIMINATING_OF_FRAMES:
         yield keyword, to_plain(find_value(sequence, keyword))
     directions = [item for group in groups for part in group.get("MRDiffusionSequence") or []
                   for item in part.get("DiffusionGradientDirectionSequence") or []]  # fmt: skip
     if directions:
         yield "DiffusionGradientOrientation", to_plain(directions[0].get("DiffusionGradientOrientation"))
-    for keyword in DISCRIMINATING:
-        yield keyword, to_plain(get_value(data, keyword))
+
+
+def _list_dimension_indices(data: Dataset, groups: list[Dataset]) -> tuple[Any, ...]:
+    """Return the indices of a frame in the dimensions that separate volumes; empty if they are not described."""
+    content = next((item for group in groups for item in group.get("FrameContentSequence") or []), Dataset())
+    pointers = [int(item.get("DimensionIndexPointer") or 0) for item in data.get("DimensionIndexSequence") or []]
+    indices = content.get("DimensionIndexValues")
+    indices = [] if indices is None else [indices] if isinstance(indices, int) else list(indices)
+    if not pointers or len(indices) != len(pointers):
+        return ()
+    return tuple(i for i, p in zip(indices, pointers) if p not in SLICE_DIMENSIONS)
