@@ -186,11 +186,7 @@ def _list_settings(transform: Any, random: bool) -> dict[str, str]:
     inner: dict[str, str] = {}
     own: dict[str, str] = {}
     for name, value in getattr(transform, "__dict__", {}).items():
-        if (
-            name.startswith("_")
-            or name in IGNORED_SETTINGS
-            or isinstance(value, (np.random.RandomState, torch.Generator))
-        ):
+        if _is_ignored(name, value):
             continue
         if isinstance(value, Transform):
             inner |= _list_settings(value, random)  # the array transform in a dictionary transform
@@ -200,6 +196,12 @@ def _list_settings(transform: Any, random: bool) -> dict[str, str]:
             text = _to_text(value)
             own[name] = "" if text == _to_text(defaults.get(name, {})) else text
     return {name: text for name, text in {**inner, **own}.items() if text}
+
+
+def _is_ignored(name: str, value: Any) -> bool:
+    """Return whether an attribute of a transform is internal, or a setting that does not change voxels."""
+    generator = isinstance(value, (np.random.RandomState, torch.Generator))
+    return name.startswith("_") or name in IGNORED_SETTINGS or generator
 
 
 def _get_defaults(kind: type) -> dict[str, Any]:
@@ -224,10 +226,7 @@ def _to_text(value: Any) -> str:
     if isinstance(value, (int, float, np.generic)):
         return f"{float(value):.10g}" if np.isreal(value) else str(value)
     if isinstance(value, (np.ndarray, torch.Tensor)):
-        array = np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
-        if array.size > MAX_VALUES:
-            return f"{array.shape} {hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:12]}"
-        return _to_text(array.tolist())
+        return _array_to_text(value)
     if isinstance(value, (list, tuple)):
         words = [_to_text(each) for each in value]
         return words[0] if len(set(words)) == 1 else f"[{', '.join(words)}]"
@@ -241,6 +240,19 @@ def _to_text(value: Any) -> str:
         return f"{_to_text(value.func)} {_to_text(list(value.args))} {_to_text(list(value.keywords.items()))}"
     if isinstance(value, types.FunctionType):
         return _describe_function(value)
+    return _object_to_text(value)
+
+
+def _array_to_text(value: np.ndarray | torch.Tensor) -> str:
+    """Return the values of a small array as text, and the shape and a digest of a large one."""
+    array = np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
+    if array.size > MAX_VALUES:
+        return f"{array.shape} {hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:12]}"
+    return _to_text(array.tolist())
+
+
+def _object_to_text(value: Any) -> str:
+    """Return an object's own text, or its name and plain settings if that text is a memory address."""
     shown = str(value)
     if " at 0x" not in shown:
         return shown

@@ -107,22 +107,32 @@ def _open_inputs(several: Sequence[str | Path], follow_links: bool, excluded: se
         if path.is_dir():
             root, files = path, walk_folder(path, path, follow_links, excluded)
         elif path.suffix.lower() in LIST_SUFFIXES and path.is_file():
-            entries = read_list(path)
-            root = path.parent.absolute()
-            if not all(entry.is_relative_to(root) for entry in entries):
-                root = Path(os.path.commonpath([entry.parent for entry in entries]))
-            files = (file for entry in entries for file in expand_path(entry, entry, True, set()))
+            root, files = _open_list(path)
         else:
-            known = 0  # leading parts that are folders are not patterns, even with brackets
-            while known < len(path.parts) and Path(*path.parts[: known + 1]).is_dir():
-                known += 1
-            root, pattern = Path(*path.parts[:known]), "/".join(path.parts[known:])
-            refuse_excluded(root, excluded)
-            matches = sorted(root.glob(pattern))
-            files = (file for match in matches for file in expand_path(match, root, follow_links, excluded))
+            root, files = _open_pattern(path, follow_links, excluded)
         own_name = path.stem if path.is_file() else root.resolve().name
         prefix = _make_unique(own_name, prefixes) if len(several) > 1 else ""
         yield _Input(str(given), root, prefix, files)
+
+
+def _open_list(path: Path) -> tuple[Path, Iterator[Path | SkippedFile]]:
+    """Return the root folder and the files of a list."""
+    entries = read_list(path)
+    root = path.parent.absolute()
+    if not all(entry.is_relative_to(root) for entry in entries):
+        root = Path(os.path.commonpath([entry.parent for entry in entries]))
+    return root, (file for entry in entries for file in expand_path(entry, entry, True, set()))
+
+
+def _open_pattern(path: Path, follow_links: bool, excluded: set[Path]) -> tuple[Path, Iterator[Path | SkippedFile]]:
+    """Return the root folder and the files of a glob pattern."""
+    known = 0  # leading parts that are folders are not patterns, even with brackets
+    while known < len(path.parts) and Path(*path.parts[: known + 1]).is_dir():
+        known += 1
+    root, pattern = Path(*path.parts[:known]), "/".join(path.parts[known:])
+    refuse_excluded(root, excluded)
+    matches = sorted(root.glob(pattern))
+    return root, (file for match in matches for file in expand_path(match, root, follow_links, excluded))
 
 
 def _is_file(path: Path) -> bool:
@@ -192,33 +202,22 @@ def _warn_of_neighbours(stack: Scan, neighbours: dict[Path, list[SkippedFile]]) 
 
 def _classify(path: Path, name: Callable[[Path], str]) -> str | Scan | SkippedFile:
     """Return ``"NIfTI"``, ``"DICOM"``, ``"part"`` of a pair, a scan that is already refused, or a skipped file."""
-    lower = path.name.lower()
-    format = "NIfTI" if lower.endswith((".nii", ".nii.gz")) else "DICOM" if lower.endswith(DICOM_SUFFIXES) else ""
-    if lower == "dicomdir":
+    format = _get_named_format(path)
+    if path.name.lower() == "dicomdir":
         return SkippedFile(path, "an index of DICOM files: the files themselves are searched")
     try:
         if path.exists() and not path.is_file():
             return SkippedFile(path, "no regular file but a pipe, a socket or a device")
         head, packed = read_first_bytes(path)
     except OSError as error:
-        if format or isinstance(error, FileNotFoundError):
-            return Scan(
-                name(path),
-                (path,),
-                format or "NIfTI",
-                refused=describe_error(error),
-                refused_kind=get_refused_kind(error),
-            )
-        return SkippedFile(path, f"cannot be read: {error.strerror}", unread=True)
+        return _report_unreadable(path, name, format, error)
     kind = identify_kind(head)
     if kind == "NIfTI":
         return kind
     if kind == "DICOM" and not packed:
         return kind
-    if lower.startswith("._"):
-        return SkippedFile(path, "a side file of macOS")
-    if lower.endswith((".img", ".img.gz")):
-        return "part" if find_partner(path, "hdr") else SkippedFile(path, "an .img file whose .hdr is missing")
+    if side_file := _classify_side_file(path):
+        return side_file
     if format == "NIfTI" and head:
         return format
     if not packed and kind.startswith("a file") and looks_like_dicom(path):
@@ -231,7 +230,41 @@ def _classify(path: Path, name: Callable[[Path], str]) -> str | Scan | SkippedFi
             refused=f"expected a {format} file, got {kind}: copy or export it again",
             refused_kind="format",
         )
-    if kind == ANALYZE and lower.endswith(".hdr"):
+    return _classify_other(path, kind)
+
+
+def _get_named_format(path: Path) -> str:
+    """Return the format that a file's name promises; empty if none."""
+    lower = path.name.lower()
+    return "NIfTI" if lower.endswith((".nii", ".nii.gz")) else "DICOM" if lower.endswith(DICOM_SUFFIXES) else ""
+
+
+def _report_unreadable(path: Path, name: Callable[[Path], str], format: str, error: OSError) -> Scan | SkippedFile:
+    """Return a file that cannot be read as a refused scan, or as a skipped file if it need not be a scan."""
+    if format or isinstance(error, FileNotFoundError):
+        return Scan(
+            name(path),
+            (path,),
+            format or "NIfTI",
+            refused=describe_error(error),
+            refused_kind=get_refused_kind(error),
+        )
+    return SkippedFile(path, f"cannot be read: {error.strerror}", unread=True)
+
+
+def _classify_side_file(path: Path) -> str | SkippedFile | None:
+    """Return ``"part"`` of a pair or a skipped file for a file that, by its name, belongs to another one, or None."""
+    lower = path.name.lower()
+    if lower.startswith("._"):
+        return SkippedFile(path, "a side file of macOS")
+    if lower.endswith((".img", ".img.gz")):
+        return "part" if find_partner(path, "hdr") else SkippedFile(path, "an .img file whose .hdr is missing")
+    return None
+
+
+def _classify_other(path: Path, kind: str) -> str | SkippedFile:
+    """Return a file that neither its name nor its content makes a scan, usually as a skipped file."""
+    if kind == ANALYZE and path.name.lower().endswith(".hdr"):
         return "NIfTI"  # its reader refuses it with a reason
     if kind == "DICOM":
         return SkippedFile(path, "a compressed DICOM file: unpack it", unread=True)

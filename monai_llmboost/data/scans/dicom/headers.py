@@ -120,10 +120,8 @@ def _read(path: Path) -> tuple[SliceHeader, ...] | SkippedFile:
             return SkippedFile(path, reason, unread=True)
         file.seek(0)
         data = dcmread(file, stop_before_pixels=True, force=True, specific_tags=TAGS)
-        sop_class = to_uid(data.get("SOPClassUID") or data.file_meta.get("MediaStorageSOPClassUID"))
-        if skipped := _find_skip_reason(path, data, sop_class):
-            is_plane = data.get("Rows") or data.get("ImagePositionPatient")  # unlike a report or a presentation state
-            return replace(skipped, series_uid=to_uid(data.get("SeriesInstanceUID")) if is_plane else "")
+        if skipped := _skip_other_object(path, data):
+            return skipped
         if absent := _list_absent(data):
             return (
                 read_slice_without_size(
@@ -141,6 +139,16 @@ def _read(path: Path) -> tuple[SliceHeader, ...] | SkippedFile:
     # Frames without a description are not listed: their number in a damaged file may be anything.
     slices = tuple(read_slice(path, data, frame, frames, problem) for frame in range(described or 1))
     return split_mosaic(path, slices[0]) if is_mosaic(data) and len(slices) == 1 else slices
+
+
+def _skip_other_object(path: Path, data: Dataset) -> SkippedFile | None:
+    """Return a DICOM object that cannot be part of a scan as a skipped file with its series; None if it can."""
+    sop_class = to_uid(data.get("SOPClassUID") or data.file_meta.get("MediaStorageSOPClassUID"))
+    skipped = _find_skip_reason(path, data, sop_class)
+    if skipped is None:
+        return None
+    is_plane = data.get("Rows") or data.get("ImagePositionPatient")  # unlike a report or a presentation state
+    return replace(skipped, series_uid=to_uid(data.get("SeriesInstanceUID")) if is_plane else "")
 
 
 def _find_skip_reason(path: Path, data: Dataset, sop_class: str) -> SkippedFile | None:

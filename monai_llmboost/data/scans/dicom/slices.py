@@ -183,28 +183,14 @@ class SliceHeader:
 def read_slice(path: Path, data: Dataset, frame: int, frames: int, problem: str) -> SliceHeader:
     """Return the header of one frame of a file; ``problem`` is a problem with the whole file."""
     groups = list(_iterate_functional_groups(data, frame))
-
-    def find_value(sequence: str, keyword: str) -> Any:
-        """Return an attribute of this frame, of all frames, or of the file."""
-        for group in groups:
-            for item in group.get(sequence) or []:
-                if item.get(keyword) not in (None, ""):
-                    return item.get(keyword)
-        return get_value(data, keyword)
-
     written, orientation, spacing = (
-        find_value(sequence, keyword) for sequence, keyword in zip(GEOMETRY_OF_FRAMES, GEOMETRY)
+        _find_value(data, groups, sequence, keyword) for sequence, keyword in zip(GEOMETRY_OF_FRAMES, GEOMETRY)
     )
-    scaling = [find_value("PixelValueTransformationSequence", keyword) for keyword in SCALING]
-    for keyword, number in zip((*GEOMETRY, *SCALING), (written, orientation, spacing, *scaling)):
-        found = b"" if number is None and is_unreadable(data, keyword) else number
-        problem = problem or find_number_problem(keyword, found, one=keyword in SCALING)
+    scaling = [_find_value(data, groups, "PixelValueTransformationSequence", keyword) for keyword in SCALING]
+    problem = problem or _find_numbers_problem(data, (written, orientation, spacing, *scaling))
     position = to_numbers(written, 3)
     slope, intercept = map(to_number, scaling)
-    if not all(number is None or math.isfinite(number) for number in (slope, intercept)) or slope == 0:
-        problem = problem or "expected a finite slope and intercept, got others: export it again"
-    if (slope is None) != (intercept is None):
-        problem = problem or "expected RescaleSlope and RescaleIntercept, got one of them: export it again"
+    problem = problem or _find_scaling_problem(slope, intercept)
     return SliceHeader(
         path=path,
         frame=frame,
@@ -227,11 +213,36 @@ def read_slice(path: Path, data: Dataset, frame: int, frames: int, problem: str)
         inverted=get_photometric(data) == "MONOCHROME1",
         padding=_read_padding(data),
         corner=None,
-        discriminating=tuple(
-            {key: value for key, value in _iterate_discriminating(data, groups, find_value) if value}.items()
-        ),
+        discriminating=tuple({key: value for key, value in _iterate_discriminating(data, groups) if value}.items()),
         problem=problem,
     )
+
+
+def _find_value(data: Dataset, groups: list[Dataset], sequence: str, keyword: str) -> Any:
+    """Return an attribute of this frame, of all frames, or of the file."""
+    for group in groups:
+        for item in group.get(sequence) or []:
+            if item.get(keyword) not in (None, ""):
+                return item.get(keyword)
+    return get_value(data, keyword)
+
+
+def _find_numbers_problem(data: Dataset, numbers: tuple[Any, ...]) -> str:
+    """Return the first problem with the numbers of the geometry and the scaling; empty if there is none."""
+    for keyword, number in zip((*GEOMETRY, *SCALING), numbers):
+        found = b"" if number is None and is_unreadable(data, keyword) else number
+        if problem := find_number_problem(keyword, found, one=keyword in SCALING):
+            return problem
+    return ""
+
+
+def _find_scaling_problem(slope: float | None, intercept: float | None) -> str:
+    """Return why values cannot be computed with a slope and an intercept; empty if they can."""
+    if not all(number is None or math.isfinite(number) for number in (slope, intercept)) or slope == 0:
+        return "expected a finite slope and intercept, got others: export it again"
+    if (slope is None) != (intercept is None):
+        return "expected RescaleSlope and RescaleIntercept, got one of them: export it again"
+    return ""
 
 
 def read_slice_without_size(path: Path, data: Dataset, problem: str) -> SliceHeader:
@@ -277,22 +288,30 @@ def _iterate_functional_groups(data: Dataset, frame: int) -> Iterator[Dataset]:
     yield from get_value(data, "SharedFunctionalGroupsSequence") or []
 
 
-def _iterate_discriminating(data: Dataset, groups: list[Dataset], find_value: Any) -> Iterator[tuple[str, Any]]:
-    if not groups:
-        for keyword in DISCRIMINATING:
-            yield keyword, to_plain(get_value(data, keyword))
-        return
-    content = next((item for group in groups for item in group.get("FrameContentSequence") or []), Dataset())
-    pointers = [int(item.get("DimensionIndexPointer") or 0) for item in data.get("DimensionIndexSequence") or []]
-    indices = content.get("DimensionIndexValues")
-    indices = [] if indices is None else [indices] if isinstance(indices, int) else list(indices)
-    if pointers and len(indices) == len(pointers):
-        yield "DimensionIndexValues", tuple(i for i, p in zip(indices, pointers) if p not in SLICE_DIMENSIONS)
+def _iterate_discriminating(data: Dataset, groups: list[Dataset]) -> Iterator[tuple[str, Any]]:
+    if groups:
+        yield from _iterate_discriminating_of_frames(data, groups)
+    for keyword in DISCRIMINATING:
+        yield keyword, to_plain(get_value(data, keyword))
+
+
+def _iterate_discriminating_of_frames(data: Dataset, groups: list[Dataset]) -> Iterator[tuple[str, Any]]:
+    """Yield the tags of a frame in the functional groups that may separate volumes."""
+    yield "DimensionIndexValues", _list_dimension_indices(data, groups)
     for sequence, keyword in DISCRIMINATING_OF_FRAMES:
-        yield keyword, to_plain(find_value(sequence, keyword))
+        yield keyword, to_plain(_find_value(data, groups, sequence, keyword))
     directions = [item for group in groups for part in group.get("MRDiffusionSequence") or []
                   for item in part.get("DiffusionGradientDirectionSequence") or []]  # fmt: skip
     if directions:
         yield "DiffusionGradientOrientation", to_plain(directions[0].get("DiffusionGradientOrientation"))
-    for keyword in DISCRIMINATING:
-        yield keyword, to_plain(get_value(data, keyword))
+
+
+def _list_dimension_indices(data: Dataset, groups: list[Dataset]) -> tuple[Any, ...]:
+    """Return the indices of a frame in the dimensions that separate volumes; empty if they are not described."""
+    content = next((item for group in groups for item in group.get("FrameContentSequence") or []), Dataset())
+    pointers = [int(item.get("DimensionIndexPointer") or 0) for item in data.get("DimensionIndexSequence") or []]
+    indices = content.get("DimensionIndexValues")
+    indices = [] if indices is None else [indices] if isinstance(indices, int) else list(indices)
+    if not pointers or len(indices) != len(pointers):
+        return ()
+    return tuple(i for i, p in zip(indices, pointers) if p not in SLICE_DIMENSIONS)

@@ -47,16 +47,7 @@ def read_affine(header: nibabel.Nifti1Header, shape: tuple[int, ...], warnings: 
             qform, qform_warnings = _read_qform(header)
         except RefusedScan as error:
             qform_error = error
-    if sform is not None and not np.isfinite(sform).all():
-        if qform is None:
-            raise RefusedScan(
-                "expected a finite sform, got NaN or infinite numbers, and no usable qform", kind="no-geometry"
-            )
-        warnings.append("its sform has NaN or infinite numbers: the qform is taken")
-        sform = None
-    elif sform is not None and qform is not None and _is_singular(sform):
-        warnings.append("its sform cannot be inverted (zeros, or directions in one plane): the qform is taken")
-        sform = None
+    sform = _drop_unusable_sform(sform, qform, warnings)
     if sform is None and bad_sizes:
         raise RefusedScan(
             f"expected voxel sizes above 0 mm, its header says {tuple(map(float, sizes))}: write it again",
@@ -81,6 +72,27 @@ def read_affine(header: nibabel.Nifti1Header, shape: tuple[int, ...], warnings: 
     if sform is not None and qform is not None:
         _compare_forms(affine, qform, shape, warnings)
     return affine
+
+
+def _drop_unusable_sform(sform: np.ndarray | None, qform: np.ndarray | None, warnings: list[str]) -> np.ndarray | None:
+    """Return the sform, or None if it is absent or unusable and the qform is taken.
+
+    Raises:
+        RefusedScan: the sform is not finite, and there is no qform.
+    """
+    if sform is None:
+        return None
+    if not np.isfinite(sform).all():
+        if qform is None:
+            raise RefusedScan(
+                "expected a finite sform, got NaN or infinite numbers, and no usable qform", kind="no-geometry"
+            )
+        warnings.append("its sform has NaN or infinite numbers: the qform is taken")
+        return None
+    if qform is not None and _is_singular(sform):
+        warnings.append("its sform cannot be inverted (zeros, or directions in one plane): the qform is taken")
+        return None
+    return sform
 
 
 def _read_qform(header: nibabel.Nifti1Header) -> tuple[np.ndarray, list[str]]:
