@@ -211,11 +211,9 @@ def _radars(shown: Shown) -> Iterator[Picture]:
 def _costs(shown: Shown) -> Iterator[Picture]:
     for name, data in shown.datasets.items():
         measured = (data.get("cost") or {}).get("arms") or {}
+        scores = {arm: (data["arms"].get(arm) or {}).get(shown.key) or {} for arm in shown.looks if measured.get(arm)}
+        scores = {arm: score for arm, score in scores.items() if words.value(score, "mean") is not None}
         for title, cost in COSTS.items():
-            scores = {
-                arm: (data["arms"].get(arm) or {}).get(shown.key) or {} for arm in shown.looks if measured.get(arm)
-            }
-            scores = {arm: score for arm, score in scores.items() if words.value(score, "mean") is not None}
             spent = {arm: cost(measured[arm]) for arm in scores}
             spent = {arm: x for arm, x in spent.items() if x > 0 and math.isfinite(x)}
             if spent:
