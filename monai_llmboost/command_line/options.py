@@ -64,18 +64,19 @@ class BundleCommand(TyperCommand):
 
     def _take(self, ctx: Any, option: Any, word: str, rest: list[str], missing: bool) -> list[str]:
         """Return an option of the command with its value, which is taken from the rest."""
-        key, equals, value = word.partition("=")
+        key, equals, _ = word.partition("=")
+        taken = [word]
         if option.is_flag:
             if rest and rest[0].lower() in FLAG_VALUES:
                 ctx.fail(f"{key} takes no value, got {rest[0]!r}: leave it out")
-            return [word]
+            return taken
         if not equals:
             if missing:
                 ctx.fail(f"{key} needs a value, got {rest[0] if rest else 'nothing'}: give one, or {key}=VALUE")
-            value = rest.pop(0)
-        if not value.removeprefix(f"{key}=").strip() and option.default != "":
+            taken.append(rest.pop(0))
+        if not taken[-1].removeprefix(f"{key}=").strip() and option.default != "":
             ctx.fail(f"{key} needs a value, got an empty one: give one, or leave {key} out")
-        return [word] if equals else [word, value]
+        return taken
 
 
 def options_of_bundle(words: list[str], configs: Iterable[Path] = ()) -> dict[str, Any]:

@@ -69,9 +69,7 @@ def choose_rates(
     return rates
 
 
-def _best_rate(
-    plan: Plan, tried: Mapping[float | None, list[RunFolder]], larger_is_better: bool
-) -> ChosenRate | None:
+def _best_rate(plan: Plan, tried: Mapping[float, list[RunFolder]], larger_is_better: bool) -> ChosenRate | None:
     """Return the best of the rates that an arm tried; ``None`` if none can be chosen."""
     diverged = [rate for rate, folders in tried.items() if any(folder.diverged for folder in folders)]
     values = {rate: _validated(plan, folders) for rate, folders in tried.items() if rate not in diverged}
