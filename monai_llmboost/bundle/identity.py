@@ -131,9 +131,7 @@ def counting_config(config: Mapping[str, Any], free: Collection[str] = ()) -> Ru
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the key and value of each leaf of a config."""
     if isinstance(value, Mapping) and value:
-        items: Iterable = value.items() if name and "_target_" not in value else sorted(value.items(), key=_name)
-        free = FREE_ARGUMENTS if _loads(value) else ()
-        parts = {str(key): part for key, part in items if key not in free and not _only_shows(part)}
+        parts = _parts(value, sort=not name or "_target_" in value)
     elif isinstance(value, (list, tuple)) and value:
         parts = {str(number): part for number, part in enumerate(part for part in value if not _only_shows(part))}
     else:
@@ -141,6 +139,13 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         return
     for key, part in parts.items():
         yield from _leaves(part, f"{name}#{key}" if name else key)
+
+
+def _parts(value: Mapping[Any, Any], sort: bool) -> dict[str, Any]:
+    """Return the parts of a mapping that count, by key."""
+    items: Iterable = sorted(value.items(), key=_name) if sort else value.items()
+    free = FREE_ARGUMENTS if _loads(value) else ()
+    return {str(key): part for key, part in items if key not in free and not _only_shows(part)}
 
 
 def _name(item: tuple[Any, Any]) -> str:
@@ -253,27 +258,31 @@ def _sources(name: str) -> Iterator[tuple[Path, Path]]:
 
     Installed packages have none here.
     """
-    first, *rest = name.split(".")
-    if first in sys.builtin_module_names:
-        return
-    try:
-        spec = find_spec(first)
-    except (ImportError, ValueError):  # a module without a spec, such as __main__
-        return
-    if spec is None:
-        return
-    if spec.submodule_search_locations is None:
-        places = [Path(spec.origin)] if spec.origin and Path(spec.origin).is_file() else []
-    else:
-        places = list(map(Path, spec.submodule_search_locations))
-        if spec.origin is None:  # a folder without __init__.py, which may contain anything else as well
-            parts = [rest[0], f"{rest[0]}.py"] if rest else []
-            places = [place / part for place in places for part in parts if (place / part).exists()]
-    for place in (place.absolute() for place in places):
+    for place in (place.absolute() for place in _places(name)):
         if _is_installed(place):
             continue
         for file in [place] if place.is_file() else _files(place, "*.py"):
             yield file, place.parent
+
+
+def _places(name: str) -> list[Path]:
+    """Return the file or the folders of a module or its package."""
+    first, *rest = name.split(".")
+    if first in sys.builtin_module_names:
+        return []
+    try:
+        spec = find_spec(first)
+    except (ImportError, ValueError):  # a module without a spec, such as __main__
+        return []
+    if spec is None:
+        return []
+    if spec.submodule_search_locations is None:
+        return [Path(spec.origin)] if spec.origin and Path(spec.origin).is_file() else []
+    places = list(map(Path, spec.submodule_search_locations))
+    if spec.origin is None:  # a folder without __init__.py, which may contain anything else as well
+        parts = [rest[0], f"{rest[0]}.py"] if rest else []
+        places = [place / part for place in places for part in parts if (place / part).exists()]
+    return places
 
 
 def _imported(file: Path) -> Iterable[str]:

@@ -92,13 +92,8 @@ def cost(
     if donor is not None and Option.BLOCK in options:
         raise ValueError("--block and --donor exclude one another: a donor's config takes the place of its block")
     boosted = "random" if donor is not None or options.get(Option.BLOCK) == "random" else "pretrained"
-    extra = [folder / CONFIGS / f"{name.removesuffix('.json')}.json" for name in overlay or []]
-    for file in extra:
-        if not file.is_file():
-            raise FileNotFoundError(f"the bundle has no such overlay, there is nothing at {file}: correct --overlay")
-    known = arms_of(folder)
-    usual: list[str | None] = [arm for arm in ("none", "mlp", boosted) if arm in known]
-    names = usual or [*known] or [None]
+    extra = _overlay_files(folder, overlay or [])
+    names = _measured_arms(folder, boosted)
     arms = {arm or folder.name: [*job_configs(folder, "train", arm), *extra] for arm in names}
     for configs in arms.values():
         check_options(configs, {**options, Option.BLOCK: "random"} if donor else options)
@@ -122,3 +117,19 @@ def cost(
     Console().print(cost_table(result))
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _overlay_files(folder: Path, names: list[str]) -> list[Path]:
+    """Return the files of the overlays, and check that the bundle has them."""
+    files = [folder / CONFIGS / f"{name.removesuffix('.json')}.json" for name in names]
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"the bundle has no such overlay, there is nothing at {file}: correct --overlay")
+    return files
+
+
+def _measured_arms(folder: Path, boosted: str) -> list[str | None]:
+    """Return the names of the arms to measure; ``None`` is a bundle without arms."""
+    known = arms_of(folder)
+    usual: list[str | None] = [arm for arm in ("none", "mlp", boosted) if arm in known]
+    return usual or [*known] or [None]

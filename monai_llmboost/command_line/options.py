@@ -59,17 +59,24 @@ class BundleCommand(TyperCommand):
             if option is None:
                 theirs.append(word if equals or missing else f"{key}={rest.pop(0)}")
                 continue
-            own.append(word)
-            if option.is_flag:
-                if rest and rest[0].lower() in FLAG_VALUES:
-                    ctx.fail(f"{key} takes no value, got {rest[0]!r}: leave it out")
-            elif not equals:
-                if missing:
-                    ctx.fail(f"{key} needs a value, got {rest[0] if rest else 'nothing'}: give one, or {key}=VALUE")
-                own.append(rest.pop(0))
-            if not option.is_flag and not own[-1].removeprefix(f"{key}=").strip() and option.default != "":
-                ctx.fail(f"{key} needs a value, got an empty one: give one, or leave {key} out")
+            own += self._take(ctx, option, word, rest, missing)
         return own, theirs
+
+    def _take(self, ctx: Any, option: Any, word: str, rest: list[str], missing: bool) -> list[str]:
+        """Return an option of the command with its value, which is taken from the rest."""
+        key, equals, _ = word.partition("=")
+        taken = [word]
+        if option.is_flag:
+            if rest and rest[0].lower() in FLAG_VALUES:
+                ctx.fail(f"{key} takes no value, got {rest[0]!r}: leave it out")
+            return taken
+        if not equals:
+            if missing:
+                ctx.fail(f"{key} needs a value, got {rest[0] if rest else 'nothing'}: give one, or {key}=VALUE")
+            taken.append(rest.pop(0))
+        if not taken[-1].removeprefix(f"{key}=").strip() and option.default != "":
+            ctx.fail(f"{key} needs a value, got an empty one: give one, or leave {key} out")
+        return taken
 
 
 def options_of_bundle(words: list[str], configs: Iterable[Path] = ()) -> dict[str, Any]:

@@ -81,18 +81,10 @@ class MlflowRuns:
             return
         earlier = self.records or self._read()  # self.records: from the last round of federated training
         known = earlier if self.records or self.resume else []
-        self.open, self.records = [], []
-        runs: dict[tuple[str, ...], str] = {}
-        for handler in handlers:
-            handler._set_experiment()
-            key = (handler.client.tracking_uri, handler.experiment_name, handler.run_name or "")
-            if key not in runs:
-                runs[key] = self._continued(handler, known) or self._created(handler)
-                self.open.append((handler.client, runs[key]))
-                self.records.append(TrackedRun(_store(key[0]), key[1], key[2], runs[key]))
-            handler.cur_run = handler.client.get_run(runs[key])
+        self._open_runs(handlers, known)
+        opened = [run for _, run in self.open]
         for record in earlier:
-            if record.run not in runs.values() and "://" in record.store:
+            if record.run not in opened and "://" in record.store:
                 _end_stale(_client(record.store), record.run)
         if self.job == "train":
             with atomic_text(self.folder / RECORD, aside=False) as file:
@@ -113,6 +105,19 @@ class MlflowRuns:
                 client.set_terminated(run, FAILED)
             except Exception as second:  # the store itself may have failed
                 logger.warning(f"the MLflow run {run} was not ended ({second}): the next start does it")
+
+    def _open_runs(self, handlers: list[MLFlowHandler], known: list[TrackedRun]) -> None:
+        """Give each handler its run; handlers with the same store, experiment and run name share one."""
+        self.open, self.records = [], []
+        runs: dict[tuple[str, ...], str] = {}
+        for handler in handlers:
+            handler._set_experiment()
+            key = (handler.client.tracking_uri, handler.experiment_name, handler.run_name or "")
+            if key not in runs:
+                runs[key] = self._continued(handler, known) or self._created(handler)
+                self.open.append((handler.client, runs[key]))
+                self.records.append(TrackedRun(_store(key[0]), key[1], key[2], runs[key]))
+            handler.cur_run = handler.client.get_run(runs[key])
 
     def _read(self) -> list[TrackedRun]:
         if self.job != "train":

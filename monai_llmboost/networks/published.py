@@ -97,6 +97,17 @@ def _rename(key: str) -> str:
     return key
 
 
+def _added_weights(own: Mapping[str, Tensor], dim: int, has_projection: bool) -> dict[str, Tensor]:
+    """Return the weights of our network that published checkpoints do not have."""
+    weights = {}
+    if not has_projection:  # published attention without output projection: use the identity
+        for name in [name for name in own if ".attention.out." in name]:
+            weights[name] = torch.eye(dim) if name.endswith("weight") else torch.zeros(dim)
+    weights |= {name: own[name] for name in own if name.endswith(".code")}  # texts, not weights
+    weights |= {name: own[name] for name in own if own[name].numel() == 0}  # ViViT without CLS tokens
+    return weights
+
+
 def from_published(
     state_dict: Mapping[str, Tensor] | str | Path,
     *,
@@ -164,12 +175,7 @@ def from_published(
     # The published code always has the extra map of `llm_out_nn`; the other modes do not use it.
     unused = () if mode == "llm_out_nn" else ("llama_dim_dim_mapper.",)
     weights = {_rename(key): value for key, value in checkpoint.items() if not key.startswith(("llama.", *unused))}
-    if heads == 1 and dim_head == dim:  # published attention without output projection: use the identity
-        for name in [name for name in network.state_dict() if ".attention.out." in name]:
-            weights[name] = torch.eye(dim) if name.endswith("weight") else torch.zeros(dim)
-    own = network.state_dict()
-    weights |= {name: own[name] for name in own if name.endswith(".code")}  # texts, not weights
-    weights |= {name: own[name] for name in own if own[name].numel() == 0}  # ViViT without CLS tokens
+    weights |= _added_weights(network.state_dict(), dim, has_projection=heads != 1 or dim_head != dim)
     try:
         network.load_state_dict(weights, strict=True)
     except RuntimeError as error:

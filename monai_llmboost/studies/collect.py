@@ -93,20 +93,9 @@ def _of_dataset(plan: Plan, dataset: str, job: BundleJob, finished: Finished) ->
     other_scores, _ = read_scores(folders, OTHER_WEIGHTS, task)
     references = [arm for arm in plan.compared_with if arm in scores]
     compared = references and len(scores) > 1
-    arms = {}
-    for arm in plan.arms:
-        failed = [FailedRun(*run) for run in finished.failed.items() if run[0].split("/")[:2] == [dataset, arm]]
-        arms[arm] = ArmResults(failed)
-        if arm in folders:
-            ends = [end.of(plan.weights) for folder in folders[arm] if (end := folder.trained)]
-            arms[arm] = ArmResults(
-                failed,
-                metrics=_summaries(task, scores[arm], labels, plan.folds),
-                validation=Summary.of([end.validation for end in ends if end.validation is not None]),
-                epochs=[end.epoch for end in ends],
-                other_weights=_summaries(task, other_scores[arm], labels, plan.folds),
-                other_chosen_by=chosen_by(plan.other_weights, task),
-            )
+    arms = {arm: ArmResults(_failed_runs(dataset, arm, finished)) for arm in plan.arms}
+    for arm, of_arm in folders.items():
+        arms[arm] = _arm_results(plan, task, arms[arm].failed, of_arm, scores[arm], other_scores[arm], labels)
     roc = {arm: roc_curves(task.metrics, of_arm, labels) for arm, of_arm in scores.items()}
     return DatasetResults(
         cases={"train": len(job.training_data), "val": len(job.validation_data), "test": len(labels)},
@@ -118,6 +107,31 @@ def _of_dataset(plan: Plan, dataset: str, job: BundleJob, finished: Finished) ->
         roc={arm: curves for arm, curves in roc.items() if curves},
         cost=finished.cost,
         diagnostics={arm: _diagnostics(of_arm) for arm, of_arm in folders.items()},
+    )
+
+
+def _failed_runs(dataset: str, arm: str, finished: Finished) -> list[FailedRun]:
+    return [FailedRun(*run) for run in finished.failed.items() if run[0].split("/")[:2] == [dataset, arm]]
+
+
+def _arm_results(
+    plan: Plan,
+    task: Task,
+    failed: list[FailedRun],
+    folders: Sequence[RunFolder],
+    scores: np.ndarray,
+    other_scores: np.ndarray,
+    labels: np.ndarray,
+) -> ArmResults:
+    """Return the results of an arm with completed runs."""
+    ends = [end.of(plan.weights) for folder in folders if (end := folder.trained)]
+    return ArmResults(
+        failed,
+        metrics=_summaries(task, scores, labels, plan.folds),
+        validation=Summary.of([end.validation for end in ends if end.validation is not None]),
+        epochs=[end.epoch for end in ends],
+        other_weights=_summaries(task, other_scores, labels, plan.folds),
+        other_chosen_by=chosen_by(plan.other_weights, task),
     )
 
 

@@ -64,16 +64,23 @@ def choose_rates(
     rates = {}
     for arm in plan.arms:
         of_arm = {rate: runs[arm, rate] for rate in plan.lr_grid}
-        diverged = [rate for rate, tried in of_arm.items() if any(folder.diverged for folder in tried)]
-        values = {rate: _validated(plan, tried) for rate, tried in of_arm.items() if rate not in diverged}
-        most = max(map(len, values.values()), default=0)
-        # A rate with failed runs is not chosen by the mean of its successful runs.
-        means = {rate: statistics.fmean(ends) for rate, ends in values.items() if ends and len(ends) == most}
-        if means:
-            best = (max if larger_is_better else min)(means, key=means.__getitem__)
-            at_edge = best in (min(plan.lr_grid), max(plan.lr_grid))
-            rates[arm] = ChosenRate(best, {f"{rate:g}": mean for rate, mean in means.items()}, diverged, at_edge)
+        if best := _best_rate(plan, of_arm, larger_is_better):
+            rates[arm] = best
     return rates
+
+
+def _best_rate(plan: Plan, tried: Mapping[float, list[RunFolder]], larger_is_better: bool) -> ChosenRate | None:
+    """Return the best of the rates that an arm tried; ``None`` if none can be chosen."""
+    diverged = [rate for rate, folders in tried.items() if any(folder.diverged for folder in folders)]
+    values = {rate: _validated(plan, folders) for rate, folders in tried.items() if rate not in diverged}
+    most = max(map(len, values.values()), default=0)
+    # A rate with failed runs is not chosen by the mean of its successful runs.
+    means = {rate: statistics.fmean(ends) for rate, ends in values.items() if ends and len(ends) == most}
+    if not means:
+        return None
+    best = (max if larger_is_better else min)(means, key=means.__getitem__)
+    at_edge = best in (min(plan.lr_grid), max(plan.lr_grid))
+    return ChosenRate(best, {f"{rate:g}": mean for rate, mean in means.items()}, diverged, at_edge)
 
 
 def _validated(plan: Plan, folders: Iterable[RunFolder]) -> list[float]:

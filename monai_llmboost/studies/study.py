@@ -133,7 +133,11 @@ class _Study:
         if not any(self.folders[run].evaluated for run in trained):
             self.console.line(f"no run was finished: see the logs in {self.folders.root}")
             return NOTHING_DONE
-        results = collect(plan, Finished(self.folders, rates, self.failed, self._costs(cost_rounds), self.tasks))
+        return self._report(rates, cost_rounds)
+
+    def _report(self, rates: Mapping[str, Mapping[str, ChosenRate]], cost_rounds: int) -> int:
+        """Collect the results, write them and their page, and return the status of the study."""
+        results = collect(self.plan, Finished(self.folders, rates, self.failed, self._costs(cost_rounds), self.tasks))
         write_json(self.output / RESULTS, results.as_dict())
         write_study_report(results.as_dict(), self.output / REPORT)
         files = {"results": self.output / RESULTS, "to look at": self.output / REPORT}

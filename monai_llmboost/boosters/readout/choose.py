@@ -2,6 +2,7 @@
 """The read-out of a booster: the choice of a method to compute the first few tokens of its block."""
 
 import inspect
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -113,16 +114,8 @@ class ReadOut(nn.Module):
         if not self.methods:
             return False
         parts = encode, *block.attention_parts()
-        if len(self.intact) == len(parts):
-            for part, (known, kind, bias) in zip(parts, self.intact):
-                hooks = (
-                    part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
-                )
-                changed = part is not known or type(part) is not kind or "forward" in part.__dict__
-                if changed or hooks or part._parameters.get("bias") is not bias:
-                    break
-            else:
-                return True
+        if _are_unchanged(parts, self.intact):
+            return True
         exact = is_linear_map(encode) and encode.bias is None and block.is_intact()
         self.intact = [(part, type(part), part._parameters.get("bias")) for part in parts] if exact else []
         return exact
@@ -134,6 +127,18 @@ class ReadOut(nn.Module):
             return "keys and values of all tokens (a part was changed)"
         number = self.cheapest(*sizes) if self.methods else -1
         return str(getattr(block, "reading", "whole block") if number < 0 else self.methods[number].description)
+
+
+def _are_unchanged(parts: Sequence[nn.Module], intact: Sequence[tuple[nn.Module, type[nn.Module], Any]]) -> bool:
+    """Return whether modules are the ones found intact, without hooks and with the same class and bias."""
+    if len(intact) != len(parts):
+        return False
+    for part, (known, kind, bias) in zip(parts, intact):
+        hooks = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+        changed = part is not known or type(part) is not kind or "forward" in part.__dict__
+        if changed or hooks or part._parameters.get("bias") is not bias:
+            return False
+    return True
 
 
 def takes_read(module: nn.Module) -> bool:

@@ -211,11 +211,8 @@ def _radars(shown: Shown) -> Iterator[Picture]:
 def _costs(shown: Shown) -> Iterator[Picture]:
     for name, data in shown.datasets.items():
         measured = (data.get("cost") or {}).get("arms") or {}
+        scores = _measured_scores(shown, data, measured)
         for title, cost in COSTS.items():
-            scores = {
-                arm: (data["arms"].get(arm) or {}).get(shown.key) or {} for arm in shown.looks if measured.get(arm)
-            }
-            scores = {arm: score for arm, score in scores.items() if words.value(score, "mean") is not None}
             spent = {arm: cost(measured[arm]) for arm in scores}
             spent = {arm: x for arm, x in spent.items() if x > 0 and math.isfinite(x)}
             if spent:
@@ -224,6 +221,14 @@ def _costs(shown: Shown) -> Iterator[Picture]:
                 parts = (f"{arm}: {words.plain(x)}, {shown.label} {shown.mean(data, arm)}" for arm, x in spent.items())
                 label = f"{shown.label} against {title} on {name}. {'; '.join(parts)}"
                 yield Picture(figure, f"{name}: {shown.label}", label)
+
+
+def _measured_scores(
+    shown: Shown, data: Mapping[str, Any], measured: Mapping[str, Any]
+) -> dict[str, Mapping[str, Any]]:
+    """Return the scores of the arms with a measured cost; arms without a mean are left out."""
+    scores = {arm: (data["arms"].get(arm) or {}).get(shown.key) or {} for arm in shown.looks if measured.get(arm)}
+    return {arm: score for arm, score in scores.items() if words.value(score, "mean") is not None}
 
 
 PICTURES: dict[str, Callable[[Shown], Iterator[Picture]]] = {
