@@ -175,6 +175,7 @@ def series(tmp_path):
 
 
 def test_report_holds_the_prediction(tmp_path, series, caplog):
+    caplog.set_level("INFO")  # as MONAI's logging configs do
     written = report(tmp_path / "out" / "report.dcm", series, warnings=["something is odd"])
     first, *groups = written.content.get_image_measurement_groups()
     codes = pydicom.sr.codedict.codes

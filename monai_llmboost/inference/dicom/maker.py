@@ -62,16 +62,18 @@ def equipment(algorithm: Mapping[str, str]) -> dict[str, Any]:
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Suppress the warnings and log entries of pydicom and highdicom on invalid values, which quote them."""
-    logger = logging.getLogger("pydicom")
-    before = logger.disabled
-    logger.disabled = True
+    """Suppress the warnings and log entries of pydicom and highdicom, which quote invalid values and UIDs."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)  # the loggers of their modules follow
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.disabled = before
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
 
 
 @contextmanager
