@@ -946,9 +946,11 @@ def test_predictions_by_another_config_are_not_reused(predict, trained_bundle, t
         assert predict(scans, **step(first)) == 0, "this very run"
         assert predict(scans, overwrite=True, **step(second)) == 0
         assert (tmp_path / "out" / "predictions.csv").read_bytes() != before
-    told = r"cannot be compared \(inference_transforms#more#func is a function object of Python\): give another folder"
+    message = (
+        r"cannot be compared \(inference_transforms#more#func is a function object of Python\): give another folder"
+    )
     assert predict(scans, overwrite=True, **step(abs_of)) == 0
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         predict(scans, **step(abs_of))
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Functions to find, copy and run bundles, and to pass options to their configs."""
 
+from monai_llmboost.bundle.code import code_digests
 from monai_llmboost.bundle.content import merged, value_at
 from monai_llmboost.bundle.contract import Option
 from monai_llmboost.bundle.effect import option_without_effect
@@ -12,7 +13,6 @@ from monai_llmboost.bundle.identity import (
     FREE_IN_TRAINING,
     RunConfig,
     as_plain,
-    code_digests,
     counting_config,
     reads_outside,
     running_config,

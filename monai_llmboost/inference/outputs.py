@@ -139,7 +139,7 @@ class CaseOutputs:
         return None
 
     def _is_viewed(self, case: str) -> bool:
-        """Return whether a case gets a viewer, judged by the cases predicted so far."""
+        """Return whether a case gets a viewer, by the cases predicted so far."""
         if not self.report or idist.get_rank() != 0:  # the first process writes the page
             return False
         if self.view is not None:

@@ -98,10 +98,10 @@ def test_positions_in_lists_are_refused_with_the_name(tmp_path, key, named):
         monai_arguments(BUNDLE, "train", **{key: 1})
     copy_bundle(BUNDLE, tmp_path / "mine")
     (tmp_path / "mine" / "configs" / "mine.json").write_text(json.dumps({key: 1}))
-    told = (
+    message = (
         f"mine.json cannot change the bundle as it says, for .*{named}; of a bundle that was copied earlier, make a new"
     )
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         monai_arguments(tmp_path / "mine", "train", overlays=["mine.json"])
 
 
@@ -110,8 +110,8 @@ def test_an_overlay_of_something_that_was_renamed_is_refused(tmp_path):
     file = tmp_path / "mine" / "configs" / "train.json"
     file.write_text(file.read_text().replace('"augment"', '"flip"'))
     for preset in ("strong", "published"):
-        told = rf"{preset}/training\.json cannot .*, for train_transforms#augment must be an object .*, not missing"
-        with pytest.raises(ValueError, match=told):
+        message = rf"{preset}/training\.json cannot .*, for train_transforms#augment must be an object .*, not missing"
+        with pytest.raises(ValueError, match=message):
             monai_arguments(tmp_path / "mine", "train", overlays=[f"{preset}/training.json"])
 
 
@@ -126,10 +126,10 @@ def earlier_copy(tmp_path):
 def test_presets_of_an_earlier_copy_are_refused_with_what_to_do(earlier_copy, preset):
     monai_arguments(earlier_copy, "train", "none")
     monai_arguments(earlier_copy, "train", "none", overlays=[f"{preset}/network.json"])
-    told = (
+    message = (
         r"training\.json cannot .*, for train#preprocessing#transforms#2.* make a new copy with `monai-llmboost bundle"
     )
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         monai_arguments(earlier_copy, "train", "none", overlays=[f"{preset}/training.json"])
 
 
