@@ -25,7 +25,7 @@ PAIR = ["before_booster", "after_booster"]
 def build(kind="vit3d", seed=0, boosted=True, **changes):
     torch.manual_seed(seed)
     make, sizes = NETWORKS[kind]
-    booster = ResidualBooster(12, random_block("random")) if boosted else None
+    booster = ResidualBooster(12, random_block("random"), start="published") if boosted else None
     return make(**{**sizes, **changes}, booster=booster).eval()
 
 
@@ -180,7 +180,10 @@ def test_surroundings_do_not_matter(image):
 
 def test_a_block_in_half_precision_and_a_control_have_maps_too(image):
     torch.manual_seed(0)
-    for booster in (ResidualBooster(12, random_block("random", dtype=torch.bfloat16)), mlp_booster(12, "random")):
+    for booster in (
+        ResidualBooster(12, random_block("random", dtype=torch.bfloat16), start="published"),
+        mlp_booster(12, "random", start="published"),
+    ):
         maps = relevance_maps(ViT3D(**VIT3D, booster=booster), image, 0)
         assert list(maps) == ["network", *PAIR]
         assert all(values.dtype == torch.float32 for values in maps.values())
