@@ -15,6 +15,11 @@ def is_whole(number: Any) -> bool:
     return isinstance(number, numbers.Integral) and not isinstance(number, bool)
 
 
+def is_positive(number: Any) -> bool:
+    """Return whether a value is a finite number above 0 and not a bool."""
+    return isinstance(number, numbers.Real) and not isinstance(number, bool) and 0 < number < math.inf
+
+
 def check_whole(name: str, value: Any, least: int, most: float = math.inf, advice: str = "") -> None:
     """Check that an argument is a whole number within bounds.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_llmboost.adapters.adapter import Adapter, adapt_
-from monai_llmboost.arguments import check_whole
+from monai_llmboost.arguments import check_whole, is_positive
 from monai_llmboost.artifacts.signature import Signature
 from monai_llmboost.llm.frozen import FrozenBlock
 from monai_llmboost.llm.geometry import BlockGeometry
@@ -76,7 +76,8 @@ def lora_block(
         alpha: as in :class:`LowRankLinear`; with a fixed alpha, a new rank does not need a new learning rate.
         seed: seed of A, and of a random block; the global random state is not changed.
         dtype: dtype of the frozen weights.
-        options: ``final_norm``, ``causal``, ``rotary`` as in :class:`FrozenBlock`.
+        options: ``h_scale`` as in :func:`monai_llmboost.llm.load_block`; ``final_norm``, ``causal``, ``rotary`` as in
+            :class:`FrozenBlock`.
 
     Raises:
         ValueError: the rank is not a whole number from 1, alpha is not above 0, or a layer is not run natively; also
@@ -89,7 +90,7 @@ def lora_block(
         ['layer.query.a', 'layer.query.b']
     """
     check_whole("rank", rank, 1, advice="give --lora_rank 4, for example")
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 < alpha < math.inf:
+    if not is_positive(alpha):
         raise ValueError(f"alpha must be a number above 0, not {alpha!r}: give --lora_alpha 4.0, for example")
     block = frozen_block(source, seed, dtype, **options)
     generator = generator_of(seed + STREAM)

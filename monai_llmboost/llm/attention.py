@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+# Added to the mean square of a token before it is scaled to the size of a block, so that a token of zeros stays one.
+SIZE_EPS = 1e-12
+
 
 @dataclass(frozen=True)
 class AttentionForm:
@@ -27,6 +30,7 @@ class AttentionForm:
         norm_eps: epsilon of every norm.
         pre_norm: a norm with a gain comes before the attention.
         centred: that norm is a LayerNorm.
+        h_rms: root mean square s to which each token is scaled first; 0 for none.
     """
 
     normed_keys: bool
@@ -38,6 +42,17 @@ class AttentionForm:
     norm_eps: float
     pre_norm: bool
     centred: bool
+    h_rms: float = 0.0
+
+    @property
+    def relative_eps(self) -> float:
+        """Epsilon of a norm for tokens of size one, ``eps / s^2``; 0 without scaling."""
+        return self.norm_eps / self.h_rms**2 if self.h_rms else 0.0
+
+    @property
+    def constant_eps(self) -> float:
+        """The part of a norm's epsilon that does not grow with the token, ``1e-12 eps / s^2``; eps without scaling."""
+        return SIZE_EPS * self.relative_eps if self.h_rms else self.norm_eps
 
 
 class AttentionTensors(NamedTuple):

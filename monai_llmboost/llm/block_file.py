@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from monai_llmboost.artifacts.digests import tensors_digest, text_digest
 from monai_llmboost.artifacts.files import atomic_path
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers, Layer
+from monai_llmboost.llm.stream_size import find_h_rms
 
 FORMAT = "monai-llmboost block 3"
 # The small block in the package; its model card is in the same folder.
@@ -21,7 +23,7 @@ EMBEDDED = Path(__file__).parent / "embedded" / "tiny-english.safetensors"
 
 
 def write_block(donor: DonorLayers, out: Path, asked: str = "", overwrite: bool = True) -> None:
-    """Write layers atomically, with their indices, origin and fingerprint (sha256) in the header.
+    """Write layers atomically, with their indices, origin, fingerprint (sha256) and size of tokens in the header.
 
     Args:
         donor: the layers.
@@ -47,6 +49,7 @@ def write_block(donor: DonorLayers, out: Path, asked: str = "", overwrite: bool 
         "quantised": donor.quantised,
         "fingerprint": donor.fingerprint,
         "final_norm": tensors_digest(donor.final_norm),
+        "h_rms": json.dumps(find_h_rms(donor)),
     }
     header["header"] = _digest(header)
     tensors = {f"{i}.{name}": t for i, one in enumerate(donor.layers) for name, t in one.tensors.items()}
@@ -110,6 +113,11 @@ def read_header(file: str | Path) -> dict[str, str]:
     if header.get("header") != _digest(header):
         raise ValueError(f"{path} was altered, its header is not the one that was written: extract it again")
     return header
+
+
+def stored_h_rms(header: Mapping[str, str], donor: DonorLayers) -> float | None:
+    """Return the size of tokens in a header, see :func:`monai_llmboost.llm.find_h_rms`; old files lack it."""
+    return json.loads(header["h_rms"]) if "h_rms" in header else find_h_rms(donor)
 
 
 def _path(file: str | Path) -> Path:

@@ -2,22 +2,26 @@
 """Blocks of language-model layers: frozen, with a fingerprint instead of weights in checkpoints; or trained."""
 
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from monai_llmboost.arguments import check_switch
+from monai_llmboost.arguments import check_switch, is_positive
 from monai_llmboost.artifacts.digests import tensors_digest
 from monai_llmboost.artifacts.signature import Signature
-from monai_llmboost.llm.attention import AttentionTensors, runs_as
+from monai_llmboost.llm.attention import SIZE_EPS, AttentionForm, AttentionTensors, runs_as
 from monai_llmboost.llm.block import DecoderBlock
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers
 
 # Geometry of `--block random`: small enough to train on a laptop.
 SMALL_GEOMETRY = BlockGeometry(width=192, mlp_width=512, num_heads=3, num_kv_heads=3, head_size=64)
-REMEDY = "run with the block and options it was trained with (--block FILE), or train again"
+REMEDY = "run with the block and options it was trained with (--block FILE{}), or train again"
+# For checkpoints whose blocks take tokens as they are, such as those of earlier versions.
+UNSCALED = "; --h_scale published if its block has no size of tokens"
 
 
 def freeze_(module: nn.Module) -> None:
@@ -42,6 +46,10 @@ def freeze_(module: nn.Module) -> None:
 class FrozenBlock(nn.Module):
     """Frozen layers of a language model in sequence, then a norm: ``y = norm(layer(... layer(h)))``.
 
+    With a size s = ``h_rms`` each token is first scaled to that size: ``h' = s h / sqrt(mean(h^2) + 1e-12)``, where the
+    mean is over its features. A layer adds as much to tokens of the right size as in its model, see
+    :func:`monai_llmboost.llm.find_h_rms`.
+
     The weights are buffers, not parameters: any optimizer line, ``CheckpointSaver``, strict ``CheckpointLoader``,
     ``deepcopy``, ``.to()`` and DDP (best with ``broadcast_buffers=False``) work unchanged. A checkpoint contains the
     block's name and fingerprint instead of its weights. Loading a checkpoint into a network with another block fails.
@@ -57,9 +65,11 @@ class FrozenBlock(nn.Module):
         rotary: give tokens positions by their order, as many language models do.
         known_fingerprint: fingerprint of these layers if the caller has just computed it; ``None`` computes it.
         trained: train the weights with the network around the block, the control for the effect of freezing.
+        h_rms: root mean square to which each token is scaled; ``None`` takes tokens as they are.
 
     Raises:
-        ValueError: ``dtype`` is not a floating type, or the layers do not support an option.
+        ValueError: ``dtype`` is not a floating type, ``h_rms`` is not a number above 0, or the layers do not support an
+            option.
 
     Example:
         >>> block = FrozenBlock(random_layer(SMALL_GEOMETRY, seed=0))
@@ -70,7 +80,7 @@ class FrozenBlock(nn.Module):
     if TYPE_CHECKING:
         layer: Any  # a DecoderBlock if `native`
 
-    __constants__ = ("native",)  # so that scripting skips the branches that are not taken
+    __constants__ = ("h_rms", "native")  # so that scripting skips the branches that are not taken
 
     def __init__(
         self,
@@ -81,9 +91,12 @@ class FrozenBlock(nn.Module):
         rotary: bool = False,
         known_fingerprint: str | None = None,
         trained: bool = False,
+        h_rms: float | None = None,
     ) -> None:
         super().__init__()
         _check_dtype(dtype)
+        if h_rms is not None and not is_positive(h_rms):
+            raise ValueError(f"h_rms must be a number above 0, not {h_rms!r}; None takes tokens as they are")
         for name, switch in (("causal", causal), ("rotary", rotary), ("trained", trained)):
             check_switch(name, switch)
         if trained and dtype is None:
@@ -93,6 +106,7 @@ class FrozenBlock(nn.Module):
         self.width = last.width
         self.causal = causal
         self.in_order = causal or rotary
+        self.h_rms = None if h_rms is None else float(h_rms)
         self.native = isinstance(last, DecoderBlock)
         self.before = nn.Sequential(*before)
         self.layer = last
@@ -100,20 +114,26 @@ class FrozenBlock(nn.Module):
         self.final_norm.to(max(last.state_dict().values(), key=torch.numel).dtype)
         # Of the donor's original weights, so that it does not depend on the dtype in which the block runs.
         self.fingerprint = known_fingerprint or donor.fingerprint
-        options = _format_options(causal, rotary)
+        options = _format_options(causal, rotary, self.h_rms)
+        remedy = REMEDY.format("" if h_rms is None else UNSCALED)
         if trained:
             train_(self)
             text = f"trained on from {donor.name} ({self.fingerprint[:12]}{options}, final norm {final_norm})"
-            self.signature = Signature("block", text, REMEDY)
+            self.signature = Signature("block", text, remedy)
         else:
             for part in (self.before, self.layer, self.final_norm):
                 freeze_(part)
-            self.signature = _sign_frozen(donor, self.fingerprint, options, final_norm)
-        # Whether the read-out can skip keys and values of the other tokens; see boosters/readout.
-        form = last.attention_form if isinstance(last, DecoderBlock) and not before else None
-        # The fast read-out leaves out the bias of the keys; a trained one must be in the graph.
-        self.attention_form = None if trained and self.geometry and self.geometry.qkv_bias else form
+            self.signature = _sign_frozen(donor, self.fingerprint, options, final_norm, remedy)
+        self.attention_form = self._form(trained)
         self.reading = self._reading()
+
+    def _form(self, trained: bool) -> AttentionForm | None:
+        """Return the form of the attention if the read-out can skip keys and values of the other tokens."""
+        form = self.layer.attention_form if self.native and not len(self.before) else None
+        # The fast read-out leaves out the bias of the keys; a trained one must be in the graph.
+        if form is None or (trained and self.geometry and self.geometry.qkv_bias):
+            return None
+        return replace(form, h_rms=self.h_rms or 0.0)
 
     def _reading(self) -> str:
         """Return how ``forward`` computes a few tokens, as text."""
@@ -127,21 +147,24 @@ class FrozenBlock(nn.Module):
 
     def forward(self, h: Tensor, read: int | None = None) -> Tensor:
         """Map tokens (B, N, D) to tokens (B, N, D), or to the first ``read`` of them, in the dtype of the input."""
-        return self.final_norm(self.layer(self.before(self.to_own_dtype(h)), read)).to(h.dtype)
+        return self.final_norm(self.layer(self.before(self.take(h)), read)).to(h.dtype)
 
-    def to_own_dtype(self, h: Tensor) -> Tensor:
-        """Return tokens in the dtype of the weights."""
+    def take(self, h: Tensor) -> Tensor:
+        """Return tokens at the size of the block, if it has one, and in the dtype of its weights."""
+        if self.h_rms is not None:
+            exact = h if h.dtype == torch.float64 else h.float()
+            h = self.h_rms * F.rms_norm(exact, [self.width], None, SIZE_EPS)
         if self.native:
             return h.to(self.layer.down.weight.dtype)
         return h.to(max([*self.layer.parameters(), *self.layer.buffers()], key=torch.numel).dtype)
 
     def attention_tensors(self, h: Tensor) -> AttentionTensors:
         """Return the queries of tokens (B, R, D) and the attention weights applied to all tokens."""
-        return self.layer.attention_tensors(self.to_own_dtype(h))
+        return self.layer.attention_tensors(self.take(h))
 
     def finish(self, h: Tensor, attended: Tensor) -> Tensor:
         """Map tokens (B, R, D) and the output of their heads, (B, R, heads * head size), to tokens (B, R, D)."""
-        return self.final_norm(self.layer.finish(self.to_own_dtype(h), attended)).to(h.dtype)
+        return self.final_norm(self.layer.finish(self.take(h), attended)).to(h.dtype)
 
     @torch.jit.unused
     def attention_parts(self) -> tuple[nn.Module, ...]:
@@ -168,17 +191,18 @@ def _check_dtype(dtype: torch.dtype | None) -> None:
         )
 
 
-def _format_options(causal: bool, rotary: bool) -> str:
+def _format_options(causal: bool, rotary: bool, h_rms: float | None) -> str:
     """Return the options that are on, as the end of a text."""
-    return "".join(f", {name}" for name, on in (("causal", causal), ("rotary", rotary)) if on)
+    on = "".join(f", {name}" for name, on in (("causal", causal), ("rotary", rotary)) if on)
+    return on if h_rms is None else f"{on}, tokens of size {h_rms:g}"
 
 
-def _sign_frozen(donor: DonorLayers, fingerprint: str, options: str, final_norm: str) -> Signature:
+def _sign_frozen(donor: DonorLayers, fingerprint: str, options: str, final_norm: str, remedy: str) -> Signature:
     """Return the signature of a frozen block."""
     options += "" if final_norm == "unit" else f", final norm {final_norm}"
     norm = tensors_digest(donor.final_norm) if final_norm == "donor" else ""
     text, compared = f"{donor.name} ({fingerprint[:12]}{options})", f"{fingerprint}{options}{norm}"
-    return Signature("block", text, REMEDY, compared)
+    return Signature("block", text, remedy, compared)
 
 
 def TrainedBlock(

@@ -11,11 +11,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from monai_llmboost.llm.block_file import read_block
+from monai_llmboost.llm.block_file import read_block, read_header, stored_h_rms
 from monai_llmboost.llm.donor.known import DONORS
 from monai_llmboost.llm.frozen import FrozenBlock
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.self_test import self_test
+from monai_llmboost.llm.stream_size import LARGEST, RATIO, SMALLEST
 
 
 def block_table(file: str | Path) -> Table:
@@ -41,6 +42,7 @@ def block_table(file: str | Path) -> Table:
         "width": str(block.width),
         "layer": describe(donor.layers[-1].geometry, donor.layers[-1].config),
         "its model's final norm": norm,
+        "size of tokens": token_size(stored_h_rms(read_header(file), donor)),
         "read by the CLS token": read_out(block),
         "fingerprint (sha256)": donor.fingerprint,
         "self-test": "passed: "
@@ -50,6 +52,16 @@ def block_table(file: str | Path) -> Table:
     for name, text in rows.items():
         table.add_row(name, Text(text, overflow="fold"))
     return table
+
+
+def token_size(h_rms: float | None) -> str:
+    """Return the size of tokens for ``--h_scale donor``, as text."""
+    if h_rms is None:
+        return (
+            f"not scaled, because the layer adds {RATIO} times the size of its tokens at no size from {SMALLEST:g} to "
+            f"{LARGEST:g}"
+        )
+    return f"scaled to {h_rms:g}, where the layer adds {RATIO} times their size, as in its model (--h_scale donor)"
 
 
 def read_out(block: FrozenBlock) -> str:

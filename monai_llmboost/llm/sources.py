@@ -3,29 +3,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from monai_llmboost.llm.block_file import read_block, read_header
+from monai_llmboost.arguments import is_positive
+from monai_llmboost.llm.block_file import read_block, read_header, stored_h_rms
 from monai_llmboost.llm.frozen import SMALL_GEOMETRY, FrozenBlock
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers, random_layer
 from monai_llmboost.llm.self_test import self_test
+from monai_llmboost.llm.stream_size import find_h_rms
+
+# Copies of earlier bundles call these functions without h_scale, and their checkpoints are of blocks without it. So the
+# default is their computation; the configs of the bundle say "donor".
+UNSCALED = "published"
 
 
-def load_block(file: str | Path, dtype: torch.dtype | None = None, **options: Any) -> FrozenBlock:
+def load_block(
+    file: str | Path, dtype: torch.dtype | None = None, h_scale: str | float = UNSCALED, **options: Any
+) -> FrozenBlock:
     """Read a block file written by ``monai-llmboost extract`` and run its self-test: the ``pretrained`` arm.
 
     Args:
         file: the block file; ``"embedded"`` is the small one in the package.
         dtype: dtype of the weights; ``None`` keeps the donor's.
+        h_scale: size of tokens: ``"donor"`` scales each to the size at which the layer works as in its model, which the
+            file contains (see :func:`monai_llmboost.llm.find_h_rms`; without one, tokens are not scaled), a number to
+            this root mean square; ``"published"`` takes tokens as they are, as the published code does.
         options: ``final_norm``, ``causal``, ``rotary``, ``trained`` as in :class:`FrozenBlock`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a block file, altered after extraction, or its self-test fails.
+        ValueError: not a block file, altered after extraction, its self-test fails, or an unknown ``h_scale``.
 
     Example:
         >>> load_block("embedded")
@@ -33,13 +45,16 @@ def load_block(file: str | Path, dtype: torch.dtype | None = None, **options: An
           tiny-english layer 5 (...)
           ...
     """
-    return _tested(read_block(file), dtype, known_fingerprint=read_header(file)["fingerprint"], **options)
+    donor, header = read_block(file), read_header(file)
+    h_rms = _h_rms(h_scale, lambda: stored_h_rms(header, donor))
+    return _tested(donor, dtype, h_rms=h_rms, known_fingerprint=header["fingerprint"], **options)
 
 
 def random_block(
     like: str | Path | BlockGeometry = SMALL_GEOMETRY,
     seed: int = 0,
     dtype: torch.dtype | None = None,
+    h_scale: str | float = UNSCALED,
     **options: Any,
 ) -> FrozenBlock:
     """Make a frozen block of random weights: the ``random`` arm, the control for the effect of pre-training.
@@ -49,6 +64,7 @@ def random_block(
             geometry; or ``"random"`` for a small block.
         seed: seed of the weights; the global random state is not changed.
         dtype: dtype of the weights; ``None`` is float32.
+        h_scale: as in :func:`load_block`; ``"donor"`` finds the size from the random weights.
         options: ``final_norm``, ``causal``, ``rotary``, ``trained`` as in :class:`FrozenBlock`.
 
     Example:
@@ -56,10 +72,10 @@ def random_block(
         16
     """
     if isinstance(like, BlockGeometry) or like == "random":
-        return _tested(
-            random_layer(like if isinstance(like, BlockGeometry) else SMALL_GEOMETRY, seed), dtype, **options
-        )
-    return _tested(read_block(like).random(seed), dtype, **options)
+        donor = random_layer(like if isinstance(like, BlockGeometry) else SMALL_GEOMETRY, seed)
+    else:
+        donor = read_block(like).random(seed)
+    return _tested(donor, dtype, h_rms=_h_rms(h_scale, lambda: find_h_rms(donor)), **options)
 
 
 def frozen_block(
@@ -75,7 +91,8 @@ def frozen_block(
             or a geometry for random weights.
         seed: seed of a random block.
         dtype: dtype of the weights.
-        options: ``final_norm``, ``causal``, ``rotary``, ``trained`` as in :class:`FrozenBlock`.
+        options: ``h_scale`` as in :func:`load_block`; ``final_norm``, ``causal``, ``rotary``, ``trained`` as in
+            :class:`FrozenBlock`.
 
     Example:
         >>> frozen_block("random", seed=2).signature.text.partition(" (")[0]
@@ -92,6 +109,7 @@ def trained_block(
     final_norm: str = "unit",
     causal: bool = False,
     rotary: bool = False,
+    h_scale: str | float = UNSCALED,
 ) -> FrozenBlock:
     """Make the block that ``--block SOURCE`` names with trained float32 weights: the ``pretrained-trained`` arm.
 
@@ -101,12 +119,14 @@ def trained_block(
         final_norm: as in :class:`FrozenBlock`.
         causal: as in :class:`FrozenBlock`.
         rotary: as in :class:`FrozenBlock`.
+        h_scale: as in :func:`load_block`; the size is that of the donor's weights and stays.
 
     Example:
         >>> sum(weight.numel() for weight in trained_block("random").parameters())
         442752
     """
-    return frozen_block(source, seed, final_norm=final_norm, causal=causal, rotary=rotary, trained=True)
+    options = {"final_norm": final_norm, "causal": causal, "rotary": rotary, "h_scale": h_scale}
+    return frozen_block(source, seed, trained=True, **options)
 
 
 def block_width(source: str | Path | BlockGeometry) -> int:
@@ -121,6 +141,19 @@ def block_width(source: str | Path | BlockGeometry) -> int:
     if source == "random":
         return SMALL_GEOMETRY.width
     return int(read_header(source)["width"])
+
+
+def _h_rms(h_scale: str | float, find: Callable[[], float | None]) -> float | None:
+    """Return the size of tokens that ``--h_scale`` names; ``find`` returns the donor's."""
+    if h_scale == UNSCALED:
+        return None
+    if h_scale == "donor":
+        return find()
+    if not is_positive(h_scale):
+        raise ValueError(
+            f"h_scale must be donor, published or a number above 0, not {h_scale!r}: give --h_scale donor, for example"
+        )
+    return float(h_scale)
 
 
 def _tested(donor: DonorLayers, dtype: torch.dtype | None, **options: Any) -> FrozenBlock:

@@ -54,11 +54,12 @@ class ReadOut(nn.Module):
         methods: Any  # a ModuleList of the methods
 
     __constants__ = ("takes_read",)  # so that scripting skips the branch that is not taken
-    __jit_ignored_attributes__ = ("intact", "last_sizes", "last_choice")
+    __jit_ignored_attributes__ = ("form", "intact", "last_sizes", "last_choice")
 
     def __init__(self, encode: nn.Linear, block: nn.Module) -> None:
         super().__init__()
         form: AttentionForm | None = getattr(block, "attention_form", None)
+        self.form = form
         self.takes_read = takes_read(block)
         self.methods = nn.ModuleList()
         self.intact: list[tuple[nn.Module, type[nn.Module], Any]] = []  # the last parts found unchanged
@@ -116,7 +117,8 @@ class ReadOut(nn.Module):
         parts = encode, *block.attention_parts()
         if _are_unchanged(parts, self.intact):
             return True
-        exact = is_linear_map(encode) and encode.bias is None and block.is_intact()
+        same_form = getattr(block, "attention_form", None) == self.form  # another block may be in its place
+        exact = same_form and is_linear_map(encode) and encode.bias is None and block.is_intact()
         self.intact = [(part, type(part), part._parameters.get("bias")) for part in parts] if exact else []
         return exact
 

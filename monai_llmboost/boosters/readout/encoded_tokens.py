@@ -11,6 +11,12 @@ A LayerNorm is such a norm of centred tokens. Its bias b, like the bias of the k
 does not change the softmax; values get ``W_V b`` and their own bias. A cap of the scores applies between the two lines.
 For normed keys, normed_keys.py replaces this. For positions or masks, the equations do not hold.
 
+A block that scales its tokens to size s sees ``h'_j = s h_j / sqrt(m_j + e)`` with ``m_j = mean(h_j^2)`` and a tiny e.
+Its norm takes that scale out again and leaves it in its epsilon only, so the equations hold for ``h_j`` with
+
+    r_j = 1 / sqrt(m_j + (m_j + e) eps / s^2)            (RMSNorm)
+    r_j = 1 / sqrt(var(h_j) + (m_j + e) eps / s^2)       (LayerNorm; m_j = var(h_j) + mean(h_j)^2)
+
 Because the norm divides by the size of a token anyway, each token is first scaled to size one. This keeps every product
 in the range of float16 and gives all tokens the same precision. Then tokens are centred, ``x_j = d_j + mean``, because
 a large common mean would lose digits in the squares.
@@ -35,7 +41,8 @@ class EncodedTokens(nn.Module):
         super().__init__()
         self.channels, self.width = channels, width
         self.num_heads, self.head_size = form.num_heads, form.head_size
-        self.scale, self.score_cap, self.eps = form.scale, form.score_cap, form.norm_eps
+        self.scale, self.score_cap = form.scale, form.score_cap
+        self.relative_eps, self.constant_eps = form.relative_eps, form.constant_eps
         self.centred = form.centred
 
     def cost(self, batch: int, tokens: int, read: int) -> int:
@@ -53,9 +60,14 @@ class EncodedTokens(nn.Module):
         """
         h = torch.nn.functional.linear(x, encode)  # (B, N, D)
         if self.centred:
-            h = h - h.mean(dim=-1, keepdim=True)
-        h, eps = rms_normalize(h, self.eps)
-        inverse_rms = torch.rsqrt(to_float32(h).square().mean(dim=-1) + eps)  # (B, N)
+            of_features = h.mean(dim=-1, keepdim=True)
+            h = h - of_features
+        h, square = rms_normalize(h)
+        eps = self.constant_eps / square  # (B, N)
+        if self.centred:
+            if self.relative_eps > 0:
+                eps = eps + self.relative_eps * to_float32(of_features).square().squeeze(-1) / square
+        inverse_rms = torch.rsqrt((1 + self.relative_eps) * to_float32(h).square().mean(dim=-1) + eps)  # (B, N)
         d, mean = centre(h)
         u = fold_queries(layer.queries, layer.key, layer.gain, self.head_size).to(h.dtype)  # (B, R * heads, D)
         s = gather_tokens(u, d, mean, inverse_rms, self.scale, self.score_cap)

@@ -13,13 +13,13 @@ def to_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def rms_normalize(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return tokens (B, N, C) divided by their root mean square s, and the norm's eps scaled to match, (B, N).
+def rms_normalize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return tokens (B, N, C) divided by their root mean square p, and ``p^2``, (B, N).
 
-    ``x / sqrt(mean(x^2) + eps)`` is the same for ``x / s`` and ``eps / s^2`` with any s, so s needs no gradient.
+    ``x / sqrt(mean(x^2) + eps)`` is the same for ``x / p`` and ``eps / p^2`` with any p, so p needs no gradient.
     """
     square = to_float32(x.detach()).square().mean(dim=-1, keepdim=True).clamp_min(1e-24)  # (B, N, 1)
-    return (to_float32(x) * square.rsqrt()).to(x.dtype), (eps / square).squeeze(-1)
+    return (to_float32(x) * square.rsqrt()).to(x.dtype), square.squeeze(-1)
 
 
 def centre(x: Tensor) -> tuple[Tensor, Tensor]:
