@@ -96,7 +96,7 @@ class TransformersBooster(nn.Module):
 
 def make_networks(block: FrozenBlock, img_size: int) -> dict[str, nn.Module]:
     """Return the network of each side; the boosted ones share the maps and (except transformers) the block."""
-    booster = ResidualBooster(NETWORK["hidden_size"], block)
+    booster = ResidualBooster(NETWORK["hidden_size"], block, start="published")
     boosters = {
         "plain": None,
         "ours": booster,

@@ -402,7 +402,7 @@ def test_inference_keeps_bad_cases_apart(run_job, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"residual": "outer"}, "the residual 'inner', but"),
+        ({"residual": "both"}, "the residual 'outer', but"),
         ({"num_heads": 4}, "2 heads, pool cls', but this network has"),
         ({"hidden_size": 32}, "of another size are"),
     ],

@@ -68,7 +68,11 @@ class IdentityControl(nn.Module):
 
 
 def mlp_booster(
-    channels: int, like: str | Path | BlockGeometry, residual: str = "inner", gate: bool = False
+    channels: int,
+    like: str | Path | BlockGeometry,
+    residual: str | None = None,
+    gate: bool = False,
+    start: str | None = None,
 ) -> ResidualBooster:
     """Make the ``mlp`` arm: as many trained parameters as the booster with the block ``like``, and no frozen ones.
 
@@ -77,9 +81,10 @@ def mlp_booster(
         like: the block to compare with: a block file, ``"random"`` or a geometry; only its width is read.
         residual: as in :class:`ResidualBooster`.
         gate: as in :class:`ResidualBooster`.
+        start: as in :class:`ResidualBooster`.
 
     Example:
         >>> sum(weight.numel() for weight in mlp_booster(32, like="embedded").parameters()) == 2 * 32 * 256
         True
     """
-    return ResidualBooster(channels, MLPControl(block_width(like)), residual, gate=gate)
+    return ResidualBooster(channels, MLPControl(block_width(like)), residual, gate=gate, start=start)

@@ -12,6 +12,10 @@ from monai_llmboost.artifacts.signature import Signature
 from monai_llmboost.boosters.readout.choose import ReadOut
 
 RESIDUALS = ("inner", "outer", "both", "none", "projected")
+# How a booster starts, and the residual that comes with it by default.
+STARTS = {"plain": "outer", "published": "inner"}
+# Residuals that give back x, bit for bit, while F_D is zero.
+STARTS_PLAIN = ("outer", "both")
 
 
 class ResidualBooster(nn.Module):
@@ -19,8 +23,11 @@ class ResidualBooster(nn.Module):
 
     ``h = F_E(x)``; ``y = [tanh(g)] block(h) [+ h]``; ``z = F_D(y) [+ x | + LeakyReLU(P x)]``
 
-    Lai et al. 2024, arXiv:2403.17343; ``residual="inner"`` is the paper's best. The published code calls the five
-    residuals, in the order below, ``llm_in``, ``llm_out``, ``llm_hybrid``, ``llm`` and ``llm_out_nn``.
+    Lai et al. 2024, arXiv:2403.17343. The published code calls the five residuals, in the order below, ``llm_in``,
+    ``llm_out``, ``llm_hybrid``, ``llm`` and ``llm_out_nn``; ``llm_in`` is the paper's best. With it, random maps are in
+    the only path from encoder to head, so a network starts worse with the booster than without it. By default, x is
+    added and F_D starts at zero, so that the boosted network starts as the plain one. The maps also need smaller steps
+    than the network around them: :func:`monai_llmboost.boosters.parameter_groups`.
 
     Args:
         channels: features of a visual token, C.
@@ -29,15 +36,22 @@ class ResidualBooster(nn.Module):
             interface of :mod:`monai_llmboost.llm.attention`, if the block has it, allows a cheaper read-out.
         residual: ``"inner"`` adds h to the block's output, ``"outer"`` adds x to the booster's, ``"both"`` both,
             ``"none"`` neither, ``"projected"`` adds ``LeakyReLU(P x)`` with a trained P to the booster's output.
+            ``None`` is ``"outer"`` for ``start="plain"`` and ``"inner"`` for ``start="published"``.
         use_checkpoint: in training, recompute the block's activations in the backward pass instead of keeping them:
             more time, and less memory between the passes (the peak of a step does not change if the block comes last).
             Only for the full computation, because reading a few tokens keeps few activations.
         gate: multiply the block's output by ``tanh(g)``, where the trained number g starts at zero, so that training
             starts without the block and learns how much of it to add (Alayrac et al. 2022, arXiv:2204.14198). A gate
-            needs a residual, because a closed gate alone gives zero.
+            needs a residual, because a closed gate alone gives zero. With ``start="published"`` and an inner residual,
+            F_D F_E stays in the path: this is not the plain network.
+        start: ``"plain"``: at first the output is x, bit for bit, because F_D starts at zero. With a gate and the outer
+            residual the closed gate does this, and F_D starts at random: two zeros in a row would never be trained.
+            Only for the residuals ``"outer"`` and ``"both"``. ``"published"``: all maps start at random, as in the
+            published code. ``None`` is ``"plain"`` if the residual allows it.
 
     Raises:
-        ValueError: an unknown residual, channels below 1, or a gate that is not a bool or has no residual.
+        ValueError: an unknown residual or start, a residual that cannot start as the plain network, channels below 1,
+            or a gate that is not a bool or has no residual.
         TypeError: the block has no integer attribute ``width``.
 
     Example:
@@ -46,6 +60,8 @@ class ResidualBooster(nn.Module):
         >>> x = torch.randn(2, 65, 32)
         >>> booster(x).shape, booster(x, 1).shape  # the second computes the first token only, exactly
         (torch.Size([2, 65, 32]), torch.Size([2, 1, 32]))
+        >>> torch.equal(booster(x), x)  # until it is trained
+        True
     """
 
     if TYPE_CHECKING:
@@ -56,10 +72,16 @@ class ResidualBooster(nn.Module):
     __jit_unused_properties__ = ["takes_apart"]  # noqa: RUF012  (torch's own)
 
     def __init__(
-        self, channels: int, block: nn.Module, residual: str = "inner", use_checkpoint: bool = False, gate: bool = False
+        self,
+        channels: int,
+        block: nn.Module,
+        residual: str | None = None,
+        use_checkpoint: bool = False,
+        gate: bool = False,
+        start: str | None = None,
     ) -> None:
         super().__init__()
-        check_choice("residual", residual, RESIDUALS)
+        residual, start = choose_start(residual, start)
         check_switch("gate", gate)
         check_switch("use_checkpoint", use_checkpoint)
         check_whole("channels", channels, 1)
@@ -79,7 +101,7 @@ class ResidualBooster(nn.Module):
         self.signature = Signature(
             "residual",
             f"{residual}, gated" if gate else residual,
-            "give the --residual and --gate that it was trained with",
+            "give the --start, --residual and --gate that it was trained with (before there was --start: published)",
         )
         self.inner = residual in ("inner", "both")
         self.outer = residual in ("outer", "both", "projected")
@@ -87,6 +109,8 @@ class ResidualBooster(nn.Module):
         self.block = block
         self.readout = ReadOut(self.encode, block)
         self.decode = nn.Linear(width, channels, bias=False)
+        if start == "plain" and not (gate and residual == "outer"):
+            nn.init.zeros_(self.decode.weight)
         self.skip: nn.Module = nn.Identity()
         if residual == "projected":
             self.skip = nn.Sequential(nn.Linear(channels, channels, bias=False), nn.LeakyReLU())
@@ -137,6 +161,26 @@ class ResidualBooster(nn.Module):
         if self.tokenwise:
             return "each token for itself"
         return self.readout.describe(self.encode, self.block, (batch, tokens, read))
+
+
+def choose_start(residual: str | None, start: str | None) -> tuple[str, str]:
+    """Return the residual and the start of a booster; each may follow from the other.
+
+    Raises:
+        ValueError: an unknown one, or a residual with which a booster cannot start as the plain network.
+    """
+    if start is not None:
+        check_choice("start", start, STARTS)
+    if residual is None:
+        residual = STARTS[start or "plain"]
+    check_choice("residual", residual, RESIDUALS)
+    possible = residual in STARTS_PLAIN
+    if start == "plain" and not possible:
+        raise ValueError(
+            f"residual {residual!r} cannot start as the plain network, because nothing adds the tokens themselves: use "
+            f"residual {' or '.join(STARTS_PLAIN)}, or start 'published'"
+        )
+    return residual, start or ("plain" if possible else "published")
 
 
 class Gate(nn.Module):

@@ -161,7 +161,7 @@ def from_published(
             raise ValueError(
                 f"llm_dim {llm_dim} is not the width of the checkpoint's block: give llm_dim={block.width}"
             )
-    booster = ResidualBooster(dim, block, RESIDUAL_OF_MODE[mode])
+    booster = ResidualBooster(dim, block, RESIDUAL_OF_MODE[mode], start="published")
     network: nn.Module
     if kind == "vit3d" and depth is not None:
         network = ViT3D(num_layers=depth, booster=booster, **sizes)

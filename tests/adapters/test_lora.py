@@ -93,7 +93,7 @@ def test_several_layers(tmp_path):
     extract_block(tmp_path / "tiny", tmp_path / "two.safetensors", "-2:")
     block = lora_block(tmp_path / "two.safetensors")
     assert len(list(block.parameters())) == 2 * 2 * len(MAPS)
-    booster, x = ResidualBooster(CHANNELS, trained(block)), torch.randn(2, 9, CHANNELS)
+    booster, x = ResidualBooster(CHANNELS, trained(block), start="published"), torch.randn(2, 9, CHANNELS)
     torch.testing.assert_close(booster(x, 1), booster(x)[:, :1])
     check_booster(booster, CHANNELS)
 
@@ -137,7 +137,10 @@ def assert_close(got, expected, tolerance):
 
 def test_one_token_is_read_exactly(file, method):
     torch.manual_seed(0)
-    booster, x = ResidualBooster(CHANNELS, trained(lora_block(file))).double(), torch.randn(3, 20, CHANNELS).double()
+    booster, x = (
+        ResidualBooster(CHANNELS, trained(lora_block(file)), start="published").double(),
+        torch.randn(3, 20, CHANNELS).double(),
+    )
     assert_close(values_and_gradients(booster, x, 1), values_and_gradients(booster, x), 1e-11)
     with torch.no_grad():
         booster.eval()
@@ -151,7 +154,7 @@ def test_one_token_is_read_exactly_in_bfloat16(method, other):
     """Autocast, the block kept in bfloat16 as on a GPU; against the full computation in float32."""
     torch.manual_seed(0)
     wide = BlockGeometry(512, 768, 8, 4, 64, **other)
-    narrow = ResidualBooster(256, trained(lora_block(wide, dtype=torch.bfloat16)))
+    narrow = ResidualBooster(256, trained(lora_block(wide, dtype=torch.bfloat16)), start="published")
     booster = copy.deepcopy(narrow).float()
     x = torch.randn(3, 60, 256)
     with torch.autocast("cpu", torch.bfloat16):
@@ -161,14 +164,14 @@ def test_one_token_is_read_exactly_in_bfloat16(method, other):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_is_a_booster(file, dtype):
-    check_booster(ResidualBooster(CHANNELS, lora_block(file, dtype=dtype)), CHANNELS)
+    check_booster(ResidualBooster(CHANNELS, lora_block(file, dtype=dtype), start="published"), CHANNELS)
 
 
 def test_costs_hardly_more_than_the_frozen_block():
     geometry = BlockGeometry(768, 2048, 12, 12, 64)
     x, spent, methods = torch.empty(32, 344, 256, device="meta"), {}, {}
     for block in (frozen_block(geometry), lora_block(geometry)):
-        booster = ResidualBooster(256, block).to("meta")
+        booster = ResidualBooster(256, block, start="published").to("meta")
         with FlopCounterMode(display=False) as counter:
             booster(x, 1).sum().backward()
         spent[len(list(block.parameters()))] = counter.get_total_flops()
@@ -202,7 +205,7 @@ def test_a_checkpoint_loads_over_the_same_block_and_no_other(geometry):
 @pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("read", [None, 1])
 def test_is_copied_and_scripted(file, tmp_path, read):
-    booster, x = ResidualBooster(CHANNELS, trained(lora_block(file))), torch.randn(2, 40, CHANNELS)
+    booster, x = ResidualBooster(CHANNELS, trained(lora_block(file)), start="published"), torch.randn(2, 40, CHANNELS)
     expected = values_and_gradients(booster, x, read)
     torch.jit.save(torch.jit.script(copy.deepcopy(booster)), tmp_path / "booster.ts")
     for other in (copy.deepcopy(booster), torch.jit.load(tmp_path / "booster.ts")):
@@ -211,7 +214,7 @@ def test_is_copied_and_scripted(file, tmp_path, read):
 
 @pytest.mark.parametrize("qk_norm", ["none", "head"])
 def test_compiles_without_a_graph_break(geometry, qk_norm):
-    booster = ResidualBooster(CHANNELS, trained(lora_block(replace(geometry, qk_norm=qk_norm))))
+    booster = ResidualBooster(CHANNELS, trained(lora_block(replace(geometry, qk_norm=qk_norm))), start="published")
     compiled, x = torch.compile(booster, backend="aot_eager", fullgraph=True), torch.randn(2, 40, CHANNELS)
     got, expected = values_and_gradients(compiled, x, 1), values_and_gradients(booster, x, 1)
     assert_close({name.removeprefix("_orig_mod."): value for name, value in got.items()}, expected, 1e-5)

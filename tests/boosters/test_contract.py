@@ -36,14 +36,14 @@ def block(request):
 @pytest.mark.parametrize("residual", RESIDUALS)
 def test_every_booster_obeys_the_contract(block, residual):
     torch.manual_seed(0)
-    check_booster(ResidualBooster(12, block, residual), channels=12)
+    check_booster(ResidualBooster(12, block, residual, start="published"), channels=12)
 
 
 def test_mlp_booster_has_the_trained_parameters_of_the_booster(block):
     torch.manual_seed(0)
-    boosted = ResidualBooster(12, random_block("random"))
+    boosted = ResidualBooster(12, random_block("random"), start="published")
     torch.manual_seed(0)
-    control = mlp_booster(12, like="random")
+    control = mlp_booster(12, like="random", start="published")
     check_booster(control, channels=12)
     ours, theirs = dict(control.named_parameters()), dict(boosted.named_parameters())
     assert ours.keys() == theirs.keys()
@@ -65,12 +65,12 @@ def equations(residual, booster, x):
 
 @pytest.mark.parametrize("residual", RESIDUALS)
 def test_the_equation_of_each_residual(residual):
-    booster, x = ResidualBooster(12, random_block(GROUPED), residual), torch.randn(2, 5, 12)
+    booster, x = ResidualBooster(12, random_block(GROUPED), residual, start="published"), torch.randn(2, 5, 12)
     torch.testing.assert_close(booster(x), equations(residual, booster, x))
 
 
 def test_training_leaves_the_block_bit_identical():
-    booster = ResidualBooster(12, random_block(GROUPED))
+    booster = ResidualBooster(12, random_block(GROUPED), start="published")
     before = {name: buffer.clone() for name, buffer in booster.block.named_buffers()}
     trained = {name: parameter.clone() for name, parameter in booster.named_parameters()}
     optimizer = torch.optim.AdamW(booster.parameters(), lr=0.1, weight_decay=0.5)
@@ -83,7 +83,7 @@ def test_training_leaves_the_block_bit_identical():
 
 
 def test_a_checkpoint_holds_the_maps_and_a_signature(block):
-    state = ResidualBooster(12, block, "projected").state_dict()
+    state = ResidualBooster(12, block, "projected", start="published").state_dict()
     texts = {"signature.code", "block.signature.code"}
     assert set(state) == {"encode.weight", "decode.weight", "skip.0.weight"} | texts
 
@@ -91,13 +91,15 @@ def test_a_checkpoint_holds_the_maps_and_a_signature(block):
 def test_a_checkpoint_of_another_residual_is_refused():
     """The weights have the same shapes and would load."""
     with pytest.raises(RuntimeError, match="made with the residual 'inner', but this network has the residual 'outer'"):
-        ResidualBooster(12, MLPControl(4), "outer").load_state_dict(ResidualBooster(12, MLPControl(4)).state_dict())
+        ResidualBooster(12, MLPControl(4), "outer", start="published").load_state_dict(
+            ResidualBooster(12, MLPControl(4), start="published").state_dict()
+        )
 
 
 def test_a_checkpoint_of_one_arm_is_refused_by_another():
-    control = ResidualBooster(12, MLPControl(192))
+    control = ResidualBooster(12, MLPControl(192), start="published")
     with pytest.raises(RuntimeError, match="the block 'mlp control', but this network has the block 'random seed 0"):
-        ResidualBooster(12, random_block("random")).load_state_dict(control.state_dict())
+        ResidualBooster(12, random_block("random"), start="published").load_state_dict(control.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,7 @@ def test_the_contract_catches_a_checkpoint_that_does_not_hold_everything():
 
 
 def test_the_booster_is_left_as_it_was():
-    booster = ResidualBooster(12, random_block(GROUPED)).train()
+    booster = ResidualBooster(12, random_block(GROUPED), start="published").train()
     before = copy.deepcopy(booster.state_dict())
     check_booster(booster, channels=12)
     assert booster.training

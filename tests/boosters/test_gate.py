@@ -29,7 +29,8 @@ bundle_warnings = pytest.mark.filterwarnings(
 
 def booster(residual="inner", gate=True, block=None, opened=None):
     torch.manual_seed(0)
-    booster = ResidualBooster(12, random_block(GROUPED) if block is None else block, residual, gate=gate)
+    block = random_block(GROUPED) if block is None else block
+    booster = ResidualBooster(12, block, residual, gate=gate, start="published")
     if opened is not None:
         nn.init.constant_(booster.gate.g, opened)
     return booster
@@ -129,7 +130,7 @@ def test_nothing_would_pass_without_a_residual():
     with pytest.raises(
         ValueError, match="a gate with residual 'none' gives zero while it is closed: use another residual"
     ):
-        ResidualBooster(12, IdentityControl(4), "none", gate=True)
+        ResidualBooster(12, IdentityControl(4), "none", gate=True, start="published")
 
 
 @pytest.mark.parametrize("gate", ["false", 1, None])
@@ -149,7 +150,7 @@ def test_a_checkpoint_with_a_gate_and_a_network_without(strict):
 
 def test_mlp_booster_has_the_trained_parameters_of_the_booster():
     torch.manual_seed(0)
-    control = mlp_booster(12, like=GROUPED, residual="both", gate=True)
+    control = mlp_booster(12, like=GROUPED, residual="both", gate=True, start="published")
     check_booster(control, channels=12)
     ours, theirs = dict(control.named_parameters()), dict(booster("both").named_parameters())
     assert ours.keys() == theirs.keys()
@@ -216,7 +217,7 @@ def test_the_bundle(run_job, arm):
     folder = run_job("train", arm, epochs=1, gate=True)
     assert torch.load(folder / "model.pt", weights_only=True)["booster.gate.g"].item() != 0, "it was trained"
     assert (run_job("evaluate", arm, gate=True) / "metrics.json").is_file()
-    with pytest.raises(ValueError, match="residual 'inner, gated', but this network has the residual 'inner'"):
+    with pytest.raises(ValueError, match="residual 'outer, gated', but this network has the residual 'outer'"):
         run_job("evaluate", arm)
 
 

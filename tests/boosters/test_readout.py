@@ -78,7 +78,7 @@ def assert_close(got, expected, tolerance):
 def test_equals_the_full_computation_in_float32(method, kind, tokens):
     for geometry in (WIDE, NARROW):
         torch.manual_seed(0)
-        booster = ResidualBooster(CHANNELS, sharp(random_block(geometry)), kind)
+        booster = ResidualBooster(CHANNELS, sharp(random_block(geometry)), kind, start="published")
         x = TOKENS[tokens](torch.randn(3, 20, CHANNELS))
         expected = output_and_gradients(booster, x)
         assert_close(output_and_gradients(booster, x, read=2), expected, 1e-5)
@@ -100,7 +100,9 @@ OTHER_LAYERS = {
 def test_equals_the_full_computation_in_bfloat16(method, kind, tokens, layer):
     """Autocast, the block kept in bfloat16 as on a GPU; against the full computation in float32."""
     torch.manual_seed(0)
-    booster = ResidualBooster(256, random_block(BlockGeometry(512, 768, 8, 4, 64, **OTHER_LAYERS[layer])), kind)
+    booster = ResidualBooster(
+        256, random_block(BlockGeometry(512, 768, 8, 4, 64, **OTHER_LAYERS[layer])), kind, start="published"
+    )
     narrow = copy.deepcopy(booster)
     narrow.block.to(torch.bfloat16)
     booster.block.load_state_dict(narrow.block.state_dict())
@@ -118,7 +120,7 @@ def test_equals_the_full_computation_in_bfloat16(method, kind, tokens, layer):
 def test_is_closer_to_the_truth_than_the_full_computation():
     """The badly scaled case is where centring pays: both against float64."""
     torch.manual_seed(0)
-    booster = ResidualBooster(CHANNELS, random_block(WIDE))
+    booster = ResidualBooster(CHANNELS, random_block(WIDE), start="published")
     x = TOKENS["large common mean"](torch.randn(3, 200, CHANNELS))
     exact = output_and_gradients(copy.deepcopy(booster).double(), x.double())
 
@@ -130,7 +132,7 @@ def test_is_closer_to_the_truth_than_the_full_computation():
 
 @pytest.mark.parametrize("read", [1, 3, 20])
 def test_any_number_of_tokens(method, read):
-    booster, x = ResidualBooster(CHANNELS, random_block(WIDE)), torch.randn(2, 20, CHANNELS)
+    booster, x = ResidualBooster(CHANNELS, random_block(WIDE), start="published"), torch.randn(2, 20, CHANNELS)
     torch.testing.assert_close(booster(x, read), booster(x)[:, :read])
 
 
@@ -143,7 +145,7 @@ def test_other_blocks_are_read_too():
 
     x = torch.randn(2, 7, CHANNELS)
     for block in (Mixer(), MLPControl(24)):
-        booster = ResidualBooster(CHANNELS, block)
+        booster = ResidualBooster(CHANNELS, block, start="published")
         torch.testing.assert_close(booster(x, 2), booster(x)[:, :2])
 
 
@@ -191,7 +193,7 @@ ADAPTERS = {
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_an_adapter_is_not_passed_over(method, adapter):
     torch.manual_seed(0)
-    booster, x = ResidualBooster(CHANNELS, random_block(WIDE)), torch.randn(2, 20, CHANNELS)
+    booster, x = ResidualBooster(CHANNELS, random_block(WIDE), start="published"), torch.randn(2, 20, CHANNELS)
     before = booster(x, 1)
     ADAPTERS[adapter](booster)
     torch.testing.assert_close(booster(x, 1), booster(x)[:, :1])
@@ -283,7 +285,7 @@ LATER = {  # what is put in place after the booster was made, and whether the bl
 def test_what_is_put_in_place_later_is_computed(method, later):
     change, apart = LATER[later]
     torch.manual_seed(0)
-    booster, x = ResidualBooster(CHANNELS, random_block(WIDE)), torch.randn(2, 20, CHANNELS)
+    booster, x = ResidualBooster(CHANNELS, random_block(WIDE), start="published"), torch.randn(2, 20, CHANNELS)
     before = booster(x, 1)
     change(booster)
     torch.testing.assert_close(booster(x, 1), booster(x)[:, :1])
@@ -295,13 +297,13 @@ def test_what_is_put_in_place_later_is_computed(method, later):
 @script_warnings
 @pytest.mark.parametrize("part", ["encode", "block.layer.value"])
 def test_what_was_put_in_place_is_scripted(visual, part):
-    booster, x = ResidualBooster(CHANNELS, random_block(WIDE)), torch.randn(2, 20, CHANNELS)
+    booster, x = ResidualBooster(CHANNELS, random_block(WIDE), start="published"), torch.randn(2, 20, CHANNELS)
     adapt(booster, part)
     torch.testing.assert_close(torch.jit.script(booster)(x, 1), booster(x)[:, :1])
 
 
 def test_a_subclass_that_computes_the_same_is_taken_apart(visual):
-    booster, x = ResidualBooster(CHANNELS, Renamed(random_layer(WIDE))), torch.randn(2, 20, CHANNELS)
+    booster, x = ResidualBooster(CHANNELS, Renamed(random_layer(WIDE)), start="published"), torch.randn(2, 20, CHANNELS)
     assert booster.describe_readout(2, 20, 1) == "no keys and values, visual tokens"
     torch.testing.assert_close(booster(x, 1), booster(x)[:, :1])
 
@@ -321,7 +323,7 @@ def test_a_block_of_any_class_that_offers_its_parts_is_taken_apart(visual):
         def forward(self, h, read=None):
             return self.inside(h, read)
 
-    booster, x = ResidualBooster(CHANNELS, Other(random_block(WIDE))), torch.randn(2, 20, CHANNELS)
+    booster, x = ResidualBooster(CHANNELS, Other(random_block(WIDE)), start="published"), torch.randn(2, 20, CHANNELS)
     assert booster.describe_readout(2, 20, 1) == "no keys and values, visual tokens"
     torch.testing.assert_close(booster(x, 1), booster(x)[:, :1])
 
@@ -331,7 +333,7 @@ def test_a_block_of_another_class_is_run_as_it_is(method):
         def forward(self, h, read=None):
             return 2 * super().forward(h, read)
 
-    booster, x = ResidualBooster(CHANNELS, Doubled(random_layer(WIDE))), torch.randn(2, 20, CHANNELS)
+    booster, x = ResidualBooster(CHANNELS, Doubled(random_layer(WIDE)), start="published"), torch.randn(2, 20, CHANNELS)
     torch.testing.assert_close(booster(x, 1), booster(x)[:, :1])
 
 
@@ -340,7 +342,7 @@ def test_a_block_of_another_class_is_run_as_it_is(method):
 def test_float16_with_a_scaled_loss(method, tokens, inside):
     """Its range is narrow. Where the full computation does not leave it, reading few tokens does not either."""
     torch.manual_seed(0)
-    booster = ResidualBooster(256, sharp(random_block(BlockGeometry(512, 768, 8, 4, 64))))
+    booster = ResidualBooster(256, sharp(random_block(BlockGeometry(512, 768, 8, 4, 64))), start="published")
     x = TOKENS[tokens](torch.randn(3, 60, 256))
     expected = output_and_gradients(booster, x)
 
@@ -378,7 +380,10 @@ def test_gradients_of_gradients():
 
 
 def test_float64_keeps_its_digits(method):
-    booster, x = ResidualBooster(CHANNELS, random_block(WIDE)).double(), torch.randn(2, 20, CHANNELS).double()
+    booster, x = (
+        ResidualBooster(CHANNELS, random_block(WIDE), start="published").double(),
+        torch.randn(2, 20, CHANNELS).double(),
+    )
     assert_close(output_and_gradients(booster, x, read=2), output_and_gradients(booster, x), 1e-12)
 
 
@@ -386,7 +391,10 @@ def test_float64_keeps_its_digits(method):
 @pytest.mark.parametrize("training", [False, True])
 def test_gradients_of_single_cases(method, training):
     """By torch.func, as in training with differential privacy."""
-    booster, x = ResidualBooster(CHANNELS, random_block(WIDE)).train(training), torch.randn(3, 20, CHANNELS)
+    booster, x = (
+        ResidualBooster(CHANNELS, random_block(WIDE), start="published").train(training),
+        torch.randn(3, 20, CHANNELS),
+    )
     weights = dict(booster.named_parameters())
 
     def loss(weights, case, read):
@@ -437,7 +445,9 @@ def published():
     """ViT3D of the published size, plain, with LLaMA-7B's block, and with that and mean pooling; without values."""
     with torch.device("meta"):
         tensors = {name: torch.empty(shape) for name, shape in LLAMA_7B.tensor_shapes.items()}
-        booster = ResidualBooster(1024, FrozenBlock(DonorLayers((Layer(tensors, LLAMA_7B),), "LLaMA-7B")))
+        booster = ResidualBooster(
+            1024, FrozenBlock(DonorLayers((Layer(tensors, LLAMA_7B),), "LLaMA-7B")), start="published"
+        )
         return ViT3D(**PUBLISHED), ViT3D(**PUBLISHED, booster=booster), ViT3D(**PUBLISHED, booster=booster, pool="mean")
 
 
@@ -477,7 +487,7 @@ class FullBooster(nn.Module):
 def test_networks_read_the_cls_token_alone(method, kind):
     torch.manual_seed(0)
     sizes = {"in_channels": 1, "num_classes": 3, "img_size": 16, "patch_size": 4, "hidden_size": 24, "num_heads": 3}
-    booster = ResidualBooster(24, random_block(WIDE))
+    booster = ResidualBooster(24, random_block(WIDE), start="published")
     network = kind(**sizes, booster=booster)
     full = copy.deepcopy(network)
     full.booster, full.reads_cls = FullBooster(copy.deepcopy(booster)), False
@@ -498,14 +508,16 @@ CHANGES = {
     "in place": lambda b: b.encode.weight.data.mul_(2),
     "one value": lambda b: b.encode.weight.data[0, 0].add_(1),
     "replaced": lambda b: setattr(b.encode, "weight", nn.Parameter(torch.randn(96, CHANNELS))),
-    "a checkpoint": lambda b: b.load_state_dict(ResidualBooster(CHANNELS, random_block(WIDE)).state_dict()),
+    "a checkpoint": lambda b: b.load_state_dict(
+        ResidualBooster(CHANNELS, random_block(WIDE), start="published").state_dict()
+    ),
     "another dtype": lambda b: b.double(),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_is_kept_is_never_stale(visual, change):
-    booster = ResidualBooster(CHANNELS, random_block(WIDE)).eval()
+    booster = ResidualBooster(CHANNELS, random_block(WIDE), start="published").eval()
     x = torch.randn(2, 20, CHANNELS)
     booster(x, 1).sum().backward()
     with torch.no_grad():
@@ -516,7 +528,7 @@ def test_what_is_kept_is_never_stale(visual, change):
 
 
 def test_what_is_kept(visual):
-    booster = ResidualBooster(CHANNELS, random_block(WIDE)).eval()
+    booster = ResidualBooster(CHANNELS, random_block(WIDE), start="published").eval()
     x = torch.randn(2, 20, CHANNELS)
     names = set(booster.state_dict())
     with torch.inference_mode():
@@ -550,7 +562,7 @@ def test_what_is_kept(visual):
 @pytest.mark.parametrize("training", [False, True])
 def test_compiles_without_a_graph_break(method, read, training):
     torch.manual_seed(0)
-    booster = ResidualBooster(CHANNELS, random_block(WIDE)).train(training)
+    booster = ResidualBooster(CHANNELS, random_block(WIDE), start="published").train(training)
     compiled = torch.compile(booster, backend="aot_eager", fullgraph=True)
     x = torch.randn(3, 20, CHANNELS)
     assert_close(
@@ -571,7 +583,7 @@ def test_nearly_free_with_every_donor_of_the_list(donor, published):
     with torch.device("meta"):
         tensors = {name: torch.empty(shape) for name, shape in donor.geometry.tensor_shapes.items()}
         block = FrozenBlock(DonorLayers((Layer(tensors, donor.geometry),), "counted"))
-        network = ViT3D(**PUBLISHED, booster=ResidualBooster(1024, block))
+        network = ViT3D(**PUBLISHED, booster=ResidualBooster(1024, block, start="published"))
     ratio = flops(network, 32, backwards=True) / flops(plain, 32, backwards=True)
     assert 1 < ratio < (1.17 if donor.repository == "allenai/OLMo-2-1124-7B" else 1.09)
 
@@ -582,7 +594,7 @@ def test_nearly_free_with_every_donor_of_the_list(donor, published):
 )
 def test_scripted_boosters_train(geometry, tokens, cheapest):
     torch.manual_seed(0)
-    booster = ResidualBooster(CHANNELS, random_block(geometry))
+    booster = ResidualBooster(CHANNELS, random_block(geometry), start="published")
     assert booster.readout.cheapest(3, tokens, 2) == list(METHODS).index(cheapest) - 1
     scripted = torch.jit.script(copy.deepcopy(booster))
     x = torch.randn(3, tokens, CHANNELS)
@@ -603,7 +615,7 @@ class ReadOne(nn.Module):
 @script_warnings
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_a_traced_booster_follows_its_weights(visual):
-    network = ReadOne(ResidualBooster(CHANNELS, random_block(WIDE))).eval()
+    network = ReadOne(ResidualBooster(CHANNELS, random_block(WIDE), start="published")).eval()
     x = torch.randn(2, 20, CHANNELS)
     with torch.no_grad():
         network(x)
@@ -615,8 +627,8 @@ def test_a_traced_booster_follows_its_weights(visual):
 @pytest.mark.parametrize("read", [None, 2])
 def test_checkpointing_changes_memory_only(read):
     torch.manual_seed(0)
-    booster = ResidualBooster(CHANNELS, random_block(WIDE))
-    lean = ResidualBooster(CHANNELS, random_block(WIDE), use_checkpoint=True)
+    booster = ResidualBooster(CHANNELS, random_block(WIDE), start="published")
+    lean = ResidualBooster(CHANNELS, random_block(WIDE), use_checkpoint=True, start="published")
     lean.load_state_dict(booster.state_dict())
     check_booster(lean, CHANNELS)
     x = torch.randn(2, 20, CHANNELS)

@@ -37,7 +37,7 @@ def single(donor):
 
 def boosted(donor, **options):
     torch.manual_seed(0)
-    return ResidualBooster(CHANNELS, FrozenBlock(donor, **options))
+    return ResidualBooster(CHANNELS, FrozenBlock(donor, **options), start="published")
 
 
 @pytest.mark.parametrize("tokens", TOKENS)

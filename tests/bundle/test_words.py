@@ -25,7 +25,7 @@ def content():
 
 @pytest.mark.parametrize("text", ODD)
 def test_text_survives_from_the_shell_to_the_object(content, text):
-    keys = ("ckpt_dir", "block", "residual", "salt", "output_dir")
+    keys = ("ckpt_dir", "block", "position", "salt", "output_dir")
     typed = typed_values(content, dict.fromkeys(keys, text))
     assert typed == dict.fromkeys(keys, text)
     parser = ConfigParser(
@@ -67,7 +67,7 @@ def test_plain_text_is_left_as_it_is(content):
         ("train#dataset#root", "a #1", "a #1"),
         ("dataset_dir", "['a', 'b #1']", ["a", "b #1"]),
         ("dataset_dir", "[a, b]", "[a, b]"),
-        ("residual", "None", "None"),
+        ("position", "None", "None"),
     ],
 )
 def test_what_is_no_text_is_a_python_literal(content, key, text, value):

@@ -37,7 +37,7 @@ NAMES = ["network", "before_booster", "after_booster"]
 
 def build(boosted=True):
     torch.manual_seed(0)
-    booster = ResidualBooster(12, random_block("random")) if boosted else None
+    booster = ResidualBooster(12, random_block("random"), start="published") if boosted else None
     return ViT3D(2, 3, SIZE, PATCH, hidden_size=12, mlp_dim=20, num_layers=2, num_heads=3, booster=booster).eval()
 
 

@@ -69,7 +69,7 @@ def test_it_has_the_interface_of_a_block(file):
     block = load_block(file)
     assert not list(block.parameters())
     assert list(block.state_dict()) == ["signature.code"]
-    booster = ResidualBooster(16, block)
+    booster = ResidualBooster(16, block, start="published")
     check_booster(booster, 16)
     assert booster.describe_readout(2, 9, 1) == "whole block (run by transformers)"
     x = torch.randn(2, 9, 16)

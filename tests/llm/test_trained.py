@@ -41,9 +41,9 @@ def test_all_of_it_is_trained_and_saved(geometry):
 
 def test_is_a_booster_with_the_same_maps_as_the_frozen_one(tmp_path):
     torch.manual_seed(0)
-    booster = ResidualBooster(16, trained_block("embedded"))
+    booster = ResidualBooster(16, trained_block("embedded"), start="published")
     torch.manual_seed(0)
-    frozen = ResidualBooster(16, load_block("embedded", torch.float32))
+    frozen = ResidualBooster(16, load_block("embedded", torch.float32), start="published")
     check_booster(booster, 16)
     x = torch.randn(2, 7, 16)
     torch.testing.assert_close(booster(x), frozen(x))
@@ -79,7 +79,7 @@ def test_checkpoints_name_the_layers_as_ever(geometry, tmp_path):
 def test_few_tokens_are_read_exactly(method, geometry, other):
     """The weights change, and are read at the same little cost; every weight that can matter has its gradient."""
     torch.manual_seed(0)
-    booster = ResidualBooster(16, trained_block(replace(geometry, **other))).double()
+    booster = ResidualBooster(16, trained_block(replace(geometry, **other)), start="published").double()
     x = torch.randn(3, 20, 16).double()
     booster(x, 2).square().sum().backward()
     got = {name: parameter.grad for name, parameter in booster.named_parameters()}

@@ -28,7 +28,7 @@ VIVIT = {**SIZES, "num_spatial_layers": 1, "num_temporal_layers": 1, "num_heads"
 
 def network_of(names=NAMES, kind=ViT3D, seed=0, block_seed=0):
     torch.manual_seed(seed)
-    booster = ResidualBooster(12, random_block("random", seed=block_seed))
+    booster = ResidualBooster(12, random_block("random", seed=block_seed), start="published")
     network = kind(**(VIT3D if kind is ViT3D else VIVIT), booster=booster, class_names=names)
     network.preprocessing.text = STEPS
     return network

@@ -25,7 +25,7 @@ def build(request):
 
 @pytest.fixture
 def booster():
-    return ResidualBooster(12, random_block("random"))
+    return ResidualBooster(12, random_block("random"), start="published")
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
@@ -42,9 +42,9 @@ def test_a_mask_that_hides_all_from_the_cls_token_is_refused(build):
     block = random_block("random")
     block.causal = True
     with pytest.raises(ValueError, match="hides all other tokens from the CLS token"):
-        build(booster=ResidualBooster(12, block))
-    build(booster=ResidualBooster(12, block), pool="mean")
-    build(booster=ResidualBooster(12, block), position="middle")
+        build(booster=ResidualBooster(12, block, start="published"))
+    build(booster=ResidualBooster(12, block, start="published"), pool="mean")
+    build(booster=ResidualBooster(12, block, start="published"), position="middle")
 
 
 def test_the_numbers_of_tokens():
@@ -113,7 +113,10 @@ def test_volumes_of_another_shape(build, shape):
         ({"class_names": [1, 2, 3]}, r"class names \[1, 2, 3\] are no list of texts: write them as"),
         ({"class_names": "abc"}, "class names 'abc' are no list of texts"),
         ({"class_names": ["a" * 500, "b", "c"]}, "class names of 504 bytes in all are too long: shorten them to 480"),
-        ({"booster": mlp_booster(16, "random")}, "booster with channels=16 does not fit a network with hidden_size=12"),
+        (
+            {"booster": mlp_booster(16, "random", start="published")},
+            "booster with channels=16 does not fit a network with hidden_size=12",
+        ),
     ],
 )
 def test_sizes_that_do_not_fit(build, changes, message):
@@ -134,14 +137,14 @@ def test_checkpoint_is_small_complete_and_carries_the_class_names(build, booster
     # The signatures of network, residual and block, the names, the training cases; the preprocessing.
     texts = 5 * 512 + 2048
     assert sum(value.numel() for value in state.values()) == trained + texts
-    other = build(booster=ResidualBooster(12, random_block("random")))
+    other = build(booster=ResidualBooster(12, random_block("random"), start="published"))
     assert other.class_names.names() == ["class 0", "class 1", "class 2"]
     other.load_state_dict(state, strict=True)
     assert other.class_names.names() == ["air", "fat", "bone"]
     x = torch.randn(2, 2, 8, 12, 16)
     assert torch.equal(other(x), network(x))
     with pytest.raises(RuntimeError, match=r"'random seed 0 .*'random seed 1"):
-        build(booster=ResidualBooster(12, random_block("random", seed=1))).load_state_dict(state)
+        build(booster=ResidualBooster(12, random_block("random", seed=1), start="published")).load_state_dict(state)
 
 
 @pytest.mark.parametrize("changes", [{"num_heads": 2, "head_size": 4}, {"num_heads": 4, "head_size": 2}])

@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def test_weights_are_counted_apart(geometry):
-    booster = ResidualBooster(12, random_block(geometry))
+    booster = ResidualBooster(12, random_block(geometry), start="published")
     maps = 2 * 12 * geometry.width
     tensors = sum(torch.Size(shape).numel() for shape in geometry.tensor_shapes.values())
     assert numbers_of_weights(booster) == {"trained": maps, "frozen": tensors}
@@ -117,7 +117,7 @@ def test_the_read_out_of_any_network(geometry):
     x = torch.rand(2, 1, 8, 8, 8)
     assert read_out(nn.Flatten(), x) == "-"
     sizes = {"in_channels": 1, "num_classes": 2, "img_size": 8, "patch_size": 4, "hidden_size": 12, "num_heads": 2}
-    booster = ResidualBooster(12, random_block(geometry))
+    booster = ResidualBooster(12, random_block(geometry), start="published")
     assert read_out(ViT3D(**sizes, booster=booster, pool="mean"), x) == "all tokens are read: whole block"
     assert read_out(ViT3D(**sizes, booster=booster), x) == booster.describe_readout(2, 9, 1)
 
@@ -190,5 +190,5 @@ def test_a_geometry_stands_in_for_a_block(geometry):
     from monai_llmboost.boosters import mlp_booster
     from monai_llmboost.llm import frozen_block
 
-    assert frozen_block(geometry).width == mlp_booster(4, geometry).width == geometry.width
+    assert frozen_block(geometry).width == mlp_booster(4, geometry, start="published").width == geometry.width
     assert isinstance(geometry, BlockGeometry)

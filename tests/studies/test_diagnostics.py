@@ -27,8 +27,8 @@ def images(draw):
 def network(booster="random", **changes):
     torch.manual_seed(0)
     made = {
-        "random": lambda: ResidualBooster(12, random_block("random")),
-        "mlp": lambda: mlp_booster(12, "random"),
+        "random": lambda: ResidualBooster(12, random_block("random"), start="published"),
+        "mlp": lambda: mlp_booster(12, "random", start="published"),
         "none": lambda: None,
     }[booster]()
     sizes = {"hidden_size": 12, "mlp_dim": 20, "num_layers": 2, "num_heads": 3, **changes}
