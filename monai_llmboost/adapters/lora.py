@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from monai_llmboost.adapters.adapter import Adapter, adapt_
 from monai_llmboost.arguments import check_whole, is_positive
 from monai_llmboost.artifacts.signature import Signature
-from monai_llmboost.llm.frozen import FrozenBlock
+from monai_llmboost.llm.frozen import FrozenBlock, scale_advice
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import generator_of
 from monai_llmboost.llm.sources import frozen_block
@@ -98,7 +98,7 @@ def lora_block(
     block.signature = Signature(
         "block",
         f"lora of rank {rank} and alpha {alpha:g} on {block.signature.text}",
-        "run with the arm, --lora_rank and --block it was trained with, or train again",
+        f"run with the arm, --lora_rank and --block it was trained with{scale_advice(block.h_rms)}, or train again",
         compared=f"lora {rank} {alpha:g} {block.signature.digest}",
     )
     return block

@@ -20,8 +20,6 @@ from monai_llmboost.llm.layers import DonorLayers
 # Geometry of `--block random`: small enough to train on a laptop.
 SMALL_GEOMETRY = BlockGeometry(width=192, mlp_width=512, num_heads=3, num_kv_heads=3, head_size=64)
 REMEDY = "run with the block and options it was trained with (--block FILE{}), or train again"
-# For checkpoints whose blocks take tokens as they are, such as those of earlier versions.
-UNSCALED = "; --h_scale published if its block has no size of tokens"
 
 
 def freeze_(module: nn.Module) -> None:
@@ -107,6 +105,7 @@ class FrozenBlock(nn.Module):
         self.causal = causal
         self.in_order = causal or rotary
         self.h_rms = None if h_rms is None else float(h_rms)
+        self.size_eps = SIZE_EPS  # scripting takes no global numbers
         self.native = isinstance(last, DecoderBlock)
         self.before = nn.Sequential(*before)
         self.layer = last
@@ -115,7 +114,7 @@ class FrozenBlock(nn.Module):
         # Of the donor's original weights, so that it does not depend on the dtype in which the block runs.
         self.fingerprint = known_fingerprint or donor.fingerprint
         options = _format_options(causal, rotary, self.h_rms)
-        remedy = REMEDY.format("" if h_rms is None else UNSCALED)
+        remedy = REMEDY.format(scale_advice(self.h_rms))
         if trained:
             train_(self)
             text = f"trained on from {donor.name} ({self.fingerprint[:12]}{options}, final norm {final_norm})"
@@ -157,7 +156,7 @@ class FrozenBlock(nn.Module):
         """Return tokens at the size of the block, if it has one, and in the dtype of its weights."""
         if self.h_rms is not None:
             exact = h if h.dtype == torch.float64 else h.float()
-            h = self.h_rms * F.rms_norm(exact, [self.width], None, SIZE_EPS)
+            h = self.h_rms * F.rms_norm(exact, [self.width], None, self.size_eps)
         if self.native:
             return h.to(self.layer.down.weight.dtype)
         return h.to(max([*self.layer.parameters(), *self.layer.buffers()], key=torch.numel).dtype)
@@ -184,6 +183,11 @@ class FrozenBlock(nn.Module):
     def extra_repr(self) -> str:
         """Return the block's name and fingerprint, for ``print(network)``."""
         return self.signature.text
+
+
+def scale_advice(h_rms: float | None) -> str:
+    """Return what to do with a checkpoint of an earlier version, whose block takes tokens as they are."""
+    return "" if h_rms is None else "; --h_scale published if its block has no size of tokens"
 
 
 def _check_dtype(dtype: torch.dtype | None) -> None:

@@ -19,11 +19,11 @@ from monai_llmboost.llm.stream_size import find_h_rms
 
 # Copies of earlier bundles call these functions without h_scale, and their checkpoints are of blocks without it. So the
 # default is their computation; the configs of the bundle say "donor".
-UNSCALED = "published"
+PUBLISHED = "published"
 
 
 def load_block(
-    file: str | Path, dtype: torch.dtype | None = None, h_scale: str | float = UNSCALED, **options: Any
+    file: str | Path, dtype: torch.dtype | None = None, h_scale: str | float = PUBLISHED, **options: Any
 ) -> FrozenBlock:
     """Read a block file written by ``monai-llmboost extract`` and run its self-test: the ``pretrained`` arm.
 
@@ -54,7 +54,7 @@ def random_block(
     like: str | Path | BlockGeometry = SMALL_GEOMETRY,
     seed: int = 0,
     dtype: torch.dtype | None = None,
-    h_scale: str | float = UNSCALED,
+    h_scale: str | float = PUBLISHED,
     **options: Any,
 ) -> FrozenBlock:
     """Make a frozen block of random weights: the ``random`` arm, the control for the effect of pre-training.
@@ -109,7 +109,7 @@ def trained_block(
     final_norm: str = "unit",
     causal: bool = False,
     rotary: bool = False,
-    h_scale: str | float = UNSCALED,
+    h_scale: str | float = PUBLISHED,
 ) -> FrozenBlock:
     """Make the block that ``--block SOURCE`` names with trained float32 weights: the ``pretrained-trained`` arm.
 
@@ -145,7 +145,7 @@ def block_width(source: str | Path | BlockGeometry) -> int:
 
 def _h_rms(h_scale: str | float, find: Callable[[], float | None]) -> float | None:
     """Return the size of tokens that ``--h_scale`` names; ``find`` returns the donor's."""
-    if h_scale == UNSCALED:
+    if h_scale == PUBLISHED:
         return None
     if h_scale == "donor":
         return find()

@@ -34,6 +34,7 @@ class NormedKeys(nn.Module):
         self.num_heads, self.num_kv_heads, self.head_size = form.num_heads, form.num_kv_heads, form.head_size
         self.scale, self.score_cap, self.eps = form.scale, form.score_cap, form.norm_eps
         self.relative_eps, self.constant_eps, self.h_rms = form.relative_eps, form.constant_eps, form.h_rms
+        self.size_eps = SIZE_EPS  # scripting takes no global numbers
         self.pre_norm = form.pre_norm
         self.takes_norms = form.pre_norm or form.h_rms > 0
         self.gram = GramMatrix()
@@ -65,7 +66,7 @@ class NormedKeys(nn.Module):
             if self.pre_norm:
                 r = torch.rsqrt((1 + self.relative_eps) * of_tokens + self.constant_eps / square)
             else:
-                r = self.h_rms * torch.rsqrt(of_tokens + SIZE_EPS / square)
+                r = self.h_rms * torch.rsqrt(of_tokens + self.size_eps / square)
         if gain is not None:
             key = key * gain
         to_keys = key.to(encode.dtype) @ encode  # (kv heads * head size, C)
