@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command demo: train two arms on phantoms, evaluate them, predict NIfTI files, show the tables."""
+"""The command demo: a small study on phantoms, a prediction of NIfTI files, and their tables."""
 
 from __future__ import annotations
 
 import csv
 import json
 import logging
+import os
 import sys
-import time
 import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 BUNDLE = "medmnist3d_rllm_classification"
-ARMS = {"none": "plain", "pretrained": "boosted"}
+DATASET = "phantom"
+PLAIN, BOOSTED = "none", "pretrained"
+MEANING = {PLAIN: "plain network", BOOSTED: "boosted network"}
+SEEDS = 3
 NUM_NIFTI = 8
 
 
@@ -27,49 +30,52 @@ def demo(
     output: Annotated[Path, typer.Option(help="The folder to create; it must not exist yet.")] = Path("llmboost-demo"),
     epochs: Annotated[int, typer.Option(help="Epochs of each training run.")] = 6,
 ) -> None:
-    """Train two arms on synthetic phantoms, evaluate them, predict NIfTI files, print the tables."""
+    """Compare a plain and a boosted network on synthetic phantoms with three seeds, and predict NIfTI files."""
     from rich.console import Console
 
-    from monai_llmboost.bundle import copy_bundle
+    from monai_llmboost.bundle import copy_bundle, run_bundle
 
     if output.exists():
         raise FileExistsError(f"{output} already exists: give another folder with --output, or remove it")
     if epochs < 1:
-        raise ValueError(f"expected at least one epoch, got {epochs}")
+        raise ValueError(f"epochs must be a whole number from 1, not {epochs}: give --epochs 6, for instance")
     console = Console(file=sys.stdout)
     bundle = output / "bundle"
     copy_bundle(BUNDLE, bundle)
-    # MONAI's and Ignite's log lines go into a file, so that the progress bars and the tables stay readable.
-    warnings.simplefilter("ignore")
+    warnings.simplefilter("ignore")  # of MONAI and Ignite
+    study = _study(console, bundle, output / "study", epochs)
+    _write_nifti(output / "nifti")
+    console.print(f"\n[bold]predicting[/bold] {NUM_NIFTI} phantoms written as NIfTI files, by the boosted network")
+    # MONAI's and Ignite's log lines go into a file, so that the tables stay readable.
     with (output / "demo.log").open("w") as log, redirect_stdout(log):
         logging.basicConfig(stream=log, level=logging.INFO, format="%(asctime)s %(name)s %(message)s", force=True)
-        results = _train_and_predict(console, output, bundle, epochs)
-    _show(console, output, results)
+        places = {"dataset_dir": str(output / "nifti"), "output_dir": str(output / "predictions")}
+        weights = str(output / "study" / "runs" / DATASET / BOOSTED / "seed0")
+        run_bundle(bundle, "inference", BOOSTED, logging_file=False, ckpt_dir=weights, **places)
+    _show_study(console, study)
+    _show_predictions(console, output / "predictions" / "predictions.csv")
+    for what, path in {
+        "the study as a page to look at": output / "study" / "report.html",
+        "the predictions as a page": output / "predictions" / "report.html",
+        "trained weights, curves and per-case tables": output / "study" / "runs",
+        "the bundle, yours to change": output / "bundle",
+        "full log": output / "demo.log",
+    }.items():
+        console.print(f"{what}: {path}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _train_and_predict(console: Console, output: Path, bundle: Path, epochs: int) -> dict[str, dict[str, Any]]:
-    from monai_llmboost.bundle import run_bundle
+def _study(console: Console, bundle: Path, folder: Path, epochs: int) -> dict[str, Any]:
+    """Run the study and return the results of its data set."""
+    from monai_llmboost.studies import Plan, run_study
 
-    results = {}
-    for arm, meaning in ARMS.items():
-        console.print(
-            f"\n[bold]{meaning} network[/bold] (arm {arm}): training {epochs} epochs on phantoms, then the test split"
-        )
-        options: dict[str, Any] = {
-            "ckpt_dir": str(output / arm),
-            "output_dir": str(output / arm),
-            "logging_file": False,
-        }
-        start = time.perf_counter()
-        run_bundle(bundle, "train", arm, epochs=epochs, **options)
-        seconds = time.perf_counter() - start
-        run_bundle(bundle, "evaluate", arm, **options)
-        results[arm] = {**json.loads((output / arm / "metrics.json").read_text()), "seconds": seconds}
-    _write_nifti(output / "nifti")
-    console.print(f"\n[bold]predicting[/bold] {NUM_NIFTI} test volumes written as NIfTI files, by the boosted network")
-    places = {"dataset_dir": str(output / "nifti"), "output_dir": str(output / "predictions")}
-    run_bundle(bundle, "inference", "pretrained", logging_file=False, ckpt_dir=str(output / "pretrained"), **places)
-    return results
+    console.print(
+        f"[bold]training[/bold] a plain and a boosted network on phantoms (arms {PLAIN}, {BOOSTED}), {epochs} epochs, "
+        f"{SEEDS} seeds each; the test phantoms are predicted once, at the end"
+    )
+    options = {"epochs": epochs, "patience": 0}
+    plan = Plan(str(bundle), (PLAIN, BOOSTED), (DATASET,), seeds=SEEDS, options=options)
+    run_study(plan, folder, jobs=min(2, os.cpu_count() or 1), cost_rounds=1)
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))["datasets"][DATASET]
 
 
 def _write_nifti(folder: Path) -> None:
@@ -85,37 +91,33 @@ def _write_nifti(folder: Path) -> None:
         nibabel.save(nibabel.Nifti1Image(image, np.eye(4)), folder / f"{PHANTOM_CLASSES[label]}-{index}.nii.gz")
 
 
-def _show(console: Console, output: Path, results: dict[str, dict[str, Any]]) -> None:
+def _show_study(console: Console, results: dict[str, Any]) -> None:
     from rich.table import Table
 
-    table = Table(title="Test split: 240 phantoms [95 % interval over the cases]")
-    for heading in ("arm", "AUC", "ACC", "training"):
-        table.add_column(heading, justify="left" if heading == "arm" else "right")
-    for arm, result in results.items():
-        spans = {name: "[{:.3f}, {:.3f}]".format(*result[f"{name}_interval_95"]) for name in ("auc", "acc")}
-        table.add_row(
-            arm,
-            f"{result['auc']:.3f} {spans['auc']}",
-            f"{result['acc']:.3f} {spans['acc']}",
-            f"{result['seconds']:.0f} s",
-        )
+    table = Table(title=f"{results['cases']['test']} test phantoms, mean ± sd of {SEEDS} seeds")
+    for heading in ("", "AUC", "ACC"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for arm, found in results["arms"].items():
+        scores = [f"{found[name]['mean']:.3f} ± {found[name]['sd']:.3f}" for name in ("auc", "acc")]
+        table.add_row(f"{MEANING[arm]} ({arm})" if arm in MEANING else arm, *scores)
     console.print(table)
-    console.print("One seed, phantoms, a small donor: this shows that everything runs, not that a block helps.")
-    predictions = output / "predictions" / "predictions.csv"
-    with predictions.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    (difference,) = (each for each in results["comparisons"] if each["metric"] == "auc")
+    low, high = difference["intervals"]["both"]
+    console.print(
+        f"boosted minus plain: AUC {difference['difference']:+.3f}, 95 % interval [{low:.3f}, {high:.3f}]. Phantoms, "
+        "few epochs and a small donor: this shows that everything runs, not that a block helps.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _show_predictions(console: Console, file: Path) -> None:
+    from rich.table import Table
+
+    with file.open(newline="") as text:
+        rows = list(csv.DictReader(text))
     shown = [name for name in rows[0] if name in ("case", "predicted") or name.startswith("p_")]
-    table = Table(*shown, title="Predictions for the NIfTI files (arm pretrained)")
+    table = Table(*shown, title=f"Predictions for the NIfTI files (arm {BOOSTED})")
     for row in rows:
         table.add_row(*(row[name] for name in shown))
     console.print(table)
-    for what, path in {
-        "predictions": predictions,
-        "the same as a page to look at": predictions.parent / "report.html",
-        "metrics and per-case table of each arm": output / "<arm>",
-        "trained weights": output / "<arm>" / "model.pt",
-        "learning curves": f"tensorboard --logdir {output}",
-        "the bundle, yours to change": output / "bundle",
-        "full log": output / "demo.log",
-    }.items():
-        console.print(f"{what}: {path}", highlight=False, markup=False, soft_wrap=True)

@@ -146,7 +146,11 @@ class FrozenBlock(nn.Module):
 
     def forward(self, h: Tensor, read: int | None = None) -> Tensor:
         """Map tokens (B, N, D) to tokens (B, N, D), or to the first ``read`` of them, in the dtype of the input."""
-        return self.final_norm(self.layer(self.before(self.take(h)), read)).to(h.dtype)
+        return self.final_norm(self.run_layers(h, read)).to(h.dtype)
+
+    def run_layers(self, h: Tensor, read: int | None = None) -> Tensor:
+        """Map tokens as in ``forward``, without the final norm and in the dtype of the weights."""
+        return self.layer(self.before(self.take(h)), read)
 
     def take(self, h: Tensor) -> Tensor:
         """Return tokens at the size of the block, if it has one, and in the dtype of its weights."""

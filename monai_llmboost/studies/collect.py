@@ -24,6 +24,7 @@ from monai_llmboost.studies.run_folder import OTHER_WEIGHTS, TEST, RunFolder
 from monai_llmboost.studies.statistics.compare import arm_summary, compare_arms
 from monai_llmboost.studies.statistics.records import Summary
 from monai_llmboost.studies.statistics.roc import roc_curves
+from monai_llmboost.studies.statistics.treatment import with_treatment
 from monai_llmboost.tasks.task import Task
 
 SOFTWARE = ("monai-llmboost", "monai", "torch", "numpy", "scikit-learn", "scipy")
@@ -97,16 +98,22 @@ def _of_dataset(plan: Plan, dataset: str, job: BundleJob, finished: Finished) ->
     for arm, of_arm in folders.items():
         arms[arm] = _arm_results(plan, task, arms[arm].failed, of_arm, scores[arm], other_scores[arm], labels)
     roc = {arm: roc_curves(task.metrics, of_arm, labels) for arm, of_arm in scores.items()}
+    diagnostics = {arm: _diagnostics(of_arm) for arm, of_arm in folders.items()}
+    comparisons = compare_arms(scores, labels, references, plan.folds or 1, task) if compared else []
     return DatasetResults(
-        cases={"train": len(job.training_data), "val": len(job.validation_data), "test": len(labels)},
+        cases={
+            "train": getattr(job.training_data, "num_cases", len(job.training_data)),
+            "val": len(job.validation_data),
+            "test": len(labels),
+        },
         class_names=list(getattr(task, "class_names", ())),
         learning_rates=finished.rates[dataset],
         arms=arms,
-        comparisons=compare_arms(scores, labels, references, plan.folds or 1, task) if compared else [],
+        comparisons=[with_treatment(comparison, diagnostics) for comparison in comparisons],
         curves={arm: _curves(task, of_arm) for arm, of_arm in folders.items()},
         roc={arm: curves for arm, curves in roc.items() if curves},
         cost=finished.cost,
-        diagnostics={arm: _diagnostics(of_arm) for arm, of_arm in folders.items()},
+        diagnostics=diagnostics,
     )
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from monai_llmboost.bundle import BundleJob, root_cause
 from monai_llmboost.bundle.contract import IMAGE
 from monai_llmboost.engines.progress import TrainingProgress
-from monai_llmboost.studies.diagnostics import diagnose
+from monai_llmboost.studies.diagnostics import MEASURES, START, diagnose
 from monai_llmboost.studies.plan import Plan, Run
 from monai_llmboost.studies.run_folder import OTHER_WEIGHTS, TEST, EpochResult, Evaluated, RunFolder, Trained
 from monai_llmboost.tasks.task import TrainingDiverged
@@ -47,6 +47,17 @@ def evaluate(plan: Plan, run: Run, folder: RunFolder) -> None:
         job = BundleJob.open(plan.arguments(run, "evaluate", folder.path, **options))
         job.run()
         if place == TEST:
-            diagnostics = diagnose(job.network, (batch[IMAGE] for batch in job.validation_batches))
+            diagnostics = _effect_of_booster(plan, run, folder, job)
         job.finalize()
     folder.write_evaluated(Evaluated(diagnostics))
+
+
+def _effect_of_booster(plan: Plan, run: Run, folder: RunFolder, job: BundleJob) -> dict[str, float] | None:
+    """Return the diagnostics of the trained network, and those of the same network before training."""
+    trained = diagnose(job.network, (batch[IMAGE] for batch in job.validation_batches))
+    if trained is None:
+        return None
+    # The items of a training are created with the seed of the run; nothing is trained here.
+    untrained = BundleJob.open(plan.arguments(run, "train", folder.path, resume=False)).network
+    first = diagnose(untrained, (batch[IMAGE] for batch in job.validation_batches)) or {}
+    return trained | {f"{START}{name}": value for name, value in first.items() if f"{START}{name}" in MEASURES}

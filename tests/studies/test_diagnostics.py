@@ -10,7 +10,7 @@ from monai_llmboost.networks import ViT3D
 from monai_llmboost.studies import diagnostics
 from monai_llmboost.studies.diagnostics import diagnose, linear_cka, top_share
 
-NAMES = {"cka_block", "cka_booster", "top_tokens_before", "top_tokens_after"}
+NAMES = {"cka_block", "cka_booster", "booster_adds", "top_tokens_before", "top_tokens_after"}
 
 
 @pytest.fixture
@@ -74,8 +74,9 @@ def test_top_share_by_hand():
 def test_diagnose(images, booster, pool, position):
     boosted = network(booster, pool=pool, position=position)
     measured = diagnose(boosted, images)
-    assert set(measured) == NAMES
-    assert all(type(value) is float and 0 < value <= 1 for value in measured.values())
+    assert set(measured) == NAMES | ({"block_adds"} if booster == "random" else set())
+    assert all(type(value) is float and value > 0 for value in measured.values())
+    assert all(value <= 1 for name, value in measured.items() if not name.endswith("_adds"))
     with torch.inference_mode():
         x = torch.cat([boosted.forward_features(image) for image in images])
         h = boosted.booster.encode(x)
@@ -85,12 +86,33 @@ def test_diagnose(images, booster, pool, position):
             "top_tokens_before": top_share(x),
             "top_tokens_after": top_share(boosted.booster(x)),
         }
+        read = 1 if position == "last" and pool == "cls" else x.shape[1]
+        expected["booster_adds"] = size(boosted.booster(x)[:, :read] - x[:, :read]) / size(x[:, :read])
+        if booster == "random":
+            expected["block_adds"] = size(boosted.booster.block.layer(h) - h) / size(h)
     assert measured == pytest.approx(expected, rel=1e-4)
+
+
+def size(tokens):
+    return float(tokens.double().square().sum().sqrt())
+
+
+@pytest.mark.parametrize(("h_rms", "least", "most"), [(0.02, 3, 100), (1.0, 0.05, 0.7), (100.0, 0, 0.01)])
+def test_what_the_block_adds_depends_on_the_size_of_its_tokens(images, h_rms, least, most):
+    torch.manual_seed(0)
+    booster = ResidualBooster(12, random_block("random", h_scale=h_rms))
+    boosted = ViT3D(
+        1, 2, img_size=8, patch_size=2, hidden_size=12, mlp_dim=20, num_layers=1, num_heads=3, booster=booster
+    )
+    measured = diagnose(boosted, images)
+    assert least < measured["block_adds"] < most
+    assert measured["booster_adds"] == 0, "as it starts as the plain network"
+    assert measured["cka_booster"] == pytest.approx(1)
 
 
 def test_a_pooled_token_has_no_others_beside_it(images):
     measured = diagnose(network(position="head"), images)
-    assert set(measured) == {"cka_block", "cka_booster"}
+    assert set(measured) == {"cka_block", "cka_booster", "block_adds", "booster_adds"}
 
 
 def test_no_booster(images):
