@@ -77,7 +77,9 @@ class ResNet3D(BoostedNetwork):
         check_whole("stem_stride", stem_stride, 1)
         check_whole("hidden_size", hidden_size, 8)
         if hidden_size % 8:
-            raise ValueError(f"hidden_size must be a multiple of 8, not {hidden_size}: each earlier stage has half of it")
+            raise ValueError(
+                f"hidden_size must be a multiple of 8, not {hidden_size}: each earlier stage has half of it"
+            )
         check_choice("position of a ResNet3D", position, POSITIONS)
         self.shape = [in_channels, *_checked_size(img_size, stem_stride)]
         body = ResNet(

@@ -76,7 +76,9 @@ def test_a_network_of_ones_own_is_found(tmp_path):
 def test_options_of_the_other_network_are_refused(key):
     with pytest.raises(ValueError, match=f"--{key} has no effect: nothing in train with .* the network resnet uses it"):
         check_job_effect(BUNDLE, "train", [None], {**TINY, key: 2})
-    check_job_effect(BUNDLE, "train", [None], {**TINY, "stem_stride": 1, "num_blocks": 2, "network_def#dropout_rate": 0})
+    check_job_effect(
+        BUNDLE, "train", [None], {**TINY, "stem_stride": 1, "num_blocks": 2, "network_def#dropout_rate": 0}
+    )
     with pytest.raises(ValueError, match="has no option --num_blocks here; it is an option of --network resnet"):
         monai_arguments(BUNDLE, "train", num_blocks=2)
 
