@@ -168,8 +168,12 @@ def test_resumed_equals_uninterrupted(tmp_path, loader):
 
 
 @pytest.mark.usefixtures("few_phantoms")
-def test_averaged_weights_resume_exactly(tmp_path):
+@pytest.mark.parametrize("network", [None, "resnet"])
+def test_averaged_weights_resume_exactly(tmp_path, network):
     strong = {"configs": ("train.json", "arms/none.json", "strong/training.json"), "warmup_epochs": 1}
+    if network is not None:
+        strong["configs"] = ("train.json", f"networks/{network}.json", *strong["configs"][1:])
+        strong["configs"] += (f"strong/{network}/training.json",)
     whole = trained(tmp_path / "whole", 4, **strong)
     trained(tmp_path / "parts", 4, stop_after=2, **strong)
     parts = trained(tmp_path / "parts", 4, resume=True, **strong)
@@ -178,6 +182,13 @@ def test_averaged_weights_resume_exactly(tmp_path):
         assert all(torch.equal(value, other[key]) for key, value in state.items())
     assert not torch.equal(whole["last.pt"]["model"]["head.weight"], whole["last.pt"]["trained"]["head.weight"])
     assert whole["last.pt"]["best"] == parts["last.pt"]["best"]
+    averaged, trained_ = whole["last.pt"]["model"], whole["last.pt"]["trained"]
+    statistics = [name for name in averaged if "running" in name]
+    assert bool(statistics) == (network is not None)
+    for name in statistics:
+        assert torch.equal(averaged[name], trained_[name]) and not torch.all(
+            (averaged[name] == 0) | (averaged[name] == 1)
+        )
 
 
 @pytest.mark.usefixtures("few_phantoms")

@@ -108,7 +108,9 @@ def split_network(bundle: Path, options: Mapping[str, Any]) -> tuple[str | None,
 def _check_network(bundle: Path, name: Any) -> None:
     names = networks_of(bundle)
     if name not in names:
-        known = f"choose from {', '.join(names)}" if names else f"the bundle has no other network in {CONFIGS}/{NETWORKS}"
+        known = (
+            f"choose from {', '.join(names)}" if names else f"the bundle has no other network in {CONFIGS}/{NETWORKS}"
+        )
         raise ValueError(
             f"unknown network {name!r}; {known}, leave it out for the bundle's own, or give an expression for its key "
             f"{Option.NETWORK!r}, such as '$torch.compile(@network_def.to(@device))'"

@@ -7,6 +7,7 @@ from monai_llmboost.engines.named_handlers import NamedHandlers
 from monai_llmboost.engines.reproducible import SeededEpochs
 from monai_llmboost.engines.results import MetricsFile, PredictionTable
 from monai_llmboost.engines.schedule import HeldWarmupCosine
+from monai_llmboost.engines.shared_statistics import SharedStatistics
 from monai_llmboost.engines.trained_weights import TrainedCheckpointLoader, TrainedWeights
 from monai_llmboost.engines.whole_batches import WholeBatches
 from monai_llmboost.tasks import MedMNISTACC, MedMNISTAUC, bootstrap_interval, medmnist_acc, medmnist_auc
@@ -20,6 +21,7 @@ __all__ = [
     "NamedHandlers",
     "PredictionTable",
     "SeededEpochs",
+    "SharedStatistics",
     "TensorBoardCurves",
     "TrainedCheckpointLoader",
     "TrainedWeights",

@@ -75,8 +75,11 @@ class ResNet3D(BoostedNetwork):
         for name, number in (("in_channels", in_channels), ("num_classes", num_classes), ("num_blocks", num_blocks)):
             check_whole(name, number, 1)
         check_whole("stem_stride", stem_stride, 1)
+        check_whole("hidden_size", hidden_size, 8)
         if hidden_size % 8:
-            raise ValueError(f"hidden_size must be a multiple of 8, not {hidden_size}: each earlier stage has half of it")
+            raise ValueError(
+                f"hidden_size must be a multiple of 8, not {hidden_size}: each earlier stage has half of it"
+            )
         check_choice("position of a ResNet3D", position, POSITIONS)
         self.shape = [in_channels, *_checked_size(img_size, stem_stride)]
         body = ResNet(

@@ -27,7 +27,7 @@ def test_every_option_has_a_line_and_every_line_an_option():
 def test_every_key_that_a_user_may_set_is_an_option():
     content = {}
     for job in JOBS:
-        content |= merged(job_configs(FOLDER, job))
+        content |= {**merged(job_configs(FOLDER, job, network="resnet")), **merged(job_configs(FOLDER, job))}
     values = {key for key, value in content.items() if not isinstance(value, dict) and "#" not in key}
     of_code = {
         "imports",
