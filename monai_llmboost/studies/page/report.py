@@ -86,8 +86,8 @@ def write_study_report(results: Mapping[str, Any], path: Path) -> None:
         results: content of ``results.json``: ``study`` (``bundle``, ``arms``, ``seeds``, ``lr_grid`` ...), ``metrics``
             (missing before version 0.2), ``software``, ``device``, ``command``, ``model_card`` and ``datasets``, by
             name each with ``cases``, ``class_names``, ``learning_rates``, ``arms``, ``comparisons``, ``curves``,
-            ``roc``, ``cost``, ``diagnostics`` and, in studies with floors, ``floors``. Numbers, runs and arms may be ``None`` if a run failed or the value
-            is unknown.
+            ``roc``, ``cost``, ``diagnostics`` and ``floors`` (missing before there were any). Numbers, runs and arms
+            may be ``None`` if a run failed or the value is unknown.
         path: file to write.
 
     Raises:
