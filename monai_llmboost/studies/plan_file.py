@@ -17,6 +17,8 @@ from monai_llmboost.studies.run_folder import write_json
 DIGESTS = "digests"
 # This key in the first version; only files are compared, because the form of our bundle's configs has changed.
 FIRST_DIGESTS = "contents"
+# Floors may be added to a study and left out again, because no other run depends on them.
+FLOORS = "floors"
 # Keys that the study sets for each run, and keys that only contain paths.
 IGNORED = frozenset(OWN) - {Option.FOLDS, Option.FOLD, Option.LEARNING_RATE}
 # Extensions of weight files anywhere in a config; the key ``block`` may name any file.
@@ -37,7 +39,7 @@ def keep_plan(plan: Plan, path: Path) -> None:
     begun = _read(path)
     first = begun.pop(FIRST_DIGESTS, {})
     known = begun.pop(DIGESTS, {**contents, "files": first.get("files", {})})
-    for name in sorted(begun.keys() | asked.keys()):
+    for name in sorted((begun.keys() | asked.keys()) - {FLOORS}):
         if begun.get(name) != asked.get(name):
             raise ValueError(
                 f"the study in {path.parent} was begun with {name} {begun.get(name)!r}, not {asked.get(name)!r}: "

@@ -68,7 +68,7 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def words(bundle):
-    return ["--bundle", bundle, *NETWORK]
+    return ["--bundle", bundle, "--floors", "none", *NETWORK]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -110,7 +110,8 @@ def test_it_leaves_everything_next_to_its_plan(finished, bundle):
     assert set(results) == {"study", "metrics", "software", "device", "command", "model_card", "datasets"}
     assert results["metrics"] == {name: {"label": name.upper(), "larger_is_better": True} for name in ("auc", "acc")}
     assert results["datasets"]["phantom"].keys() == {
-        *("cases", "class_names", "learning_rates", "arms", "comparisons", "curves", "roc", "cost", "diagnostics")
+        *("cases", "class_names", "learning_rates", "arms", "comparisons", "curves", "roc", "cost", "diagnostics"),
+        *("floors", "caveats"),
     }
     for comparison in results["datasets"]["phantom"]["comparisons"]:
         assert comparison["metric"] != "auc" or comparison["verdict"] in output
@@ -401,7 +402,20 @@ def test_the_published_preset_with_folds(tmp_path, bundle):
     """Its network, of 64 features a head, reaches the evaluation; a bundle's relative path reaches the processes."""
     sizes = {**SMALL, "size": 8, "patch_size": 4, "epochs": 1}
     options = [f"--{key}={value}" for key, value in sizes.items()]
-    words = ["--preset", "rllm", "--folds", "2", "--seeds", "1", "--arms", "none,random", "--jobs", "2"]
+    words = [
+        "--preset",
+        "rllm",
+        "--folds",
+        "2",
+        "--seeds",
+        "1",
+        "--arms",
+        "none,random",
+        "--jobs",
+        "2",
+        "--floors",
+        "none",
+    ]
     here = Path.cwd()
     os.chdir(bundle.parent)
     try:
