@@ -6,7 +6,7 @@ from monai_llmboost.bundle.content import merged, value_at
 from monai_llmboost.bundle.contract import Option
 from monai_llmboost.bundle.effect import option_without_effect
 from monai_llmboost.bundle.errors import root_cause
-from monai_llmboost.bundle.find import bundle_path, copy_bundle, job_configs
+from monai_llmboost.bundle.find import bundle_path, copy_bundle, job_configs, split_network
 from monai_llmboost.bundle.identity import (
     FREE,
     FREE_IN_PREDICTION,
@@ -49,6 +49,7 @@ __all__ = [
     "root_cause",
     "run_bundle",
     "running_config",
+    "split_network",
     "typed_values",
     "value_at",
 ]

@@ -12,8 +12,9 @@ CONFIGS, MODELS, EVAL = "configs", "models", "eval"
 METADATA, DESCRIPTIONS, LOGGING = "metadata.json", "options.json", "logging.conf"
 TRAIN_CONFIG, EVALUATE_CONFIG, INFERENCE_CONFIG = "train.json", "evaluate.json", "inference.json"
 ARMS = "arms"  # folder of overlays, one for each arm
+NETWORKS = "networks"  # folder of overlays, one for each other network
 MULTI_GPU = "multi_gpu_{}.json"  # overlays of a job on several processes
-# In the folder of a preset: overlays for every job, and for training only.
+# In the folder of a preset, and in its folder for another network: overlays for every job, and for training only.
 PRESET_NETWORK, PRESET_TRAINING = "network.json", "training.json"
 STUDIES = "studies.json"  # the presets of the bundle, and the options that some data sets do not use
 # The default folder of checkpoints, as our bundles' configs write it.
@@ -31,6 +32,8 @@ class Option:
     EPOCHS, BATCH_SIZE, LEARNING_RATE, VAL_INTERVAL = "epochs", "batch_size", "learning_rate", "val_interval"
     SEED, BLOCK, BLOCK_SEED, RESUME = "seed", "block", "block_seed", "resume"
     DEVICE, AMP, NUM_WORKERS = "device", "amp", "num_workers"
+    # An expression for this key, or (only for our commands) the name of an overlay in `configs/networks`.
+    NETWORK = "network"
     ONLY, COLUMNS, VIEW, REPORT, SALIENCY, DICOM = "only", "columns", "view", "report", "saliency", "dicom"
     SALT, FOLLOW_LINKS, OVERWRITE = "salt", "follow_links", "overwrite"
     # The folder that a search for scans skips; an argument of `cases`, set for a dry run, which writes nothing.

@@ -11,7 +11,7 @@ from typing import Any
 from monai_llmboost.bundle.content import merged, read_config
 from monai_llmboost.bundle.contract import CONFIGS, MULTI_GPU
 from monai_llmboost.bundle.effect import ENTRY_POINTS
-from monai_llmboost.bundle.find import JOBS, job_configs
+from monai_llmboost.bundle.find import JOBS, job_configs, networks_of
 from monai_llmboost.bundle.options import Rules
 
 # A longer expression is shown as "computed".
@@ -42,7 +42,7 @@ def bundle_options(bundle: Path, jobs: Sequence[str] = tuple(JOBS)) -> list[Bund
         ValueError: invalid JSON.
         OSError: a config does not exist.
     """
-    contents = {job: merged(job_configs(bundle, job)) for job in jobs}
+    contents = {job: _with_networks(bundle, job) for job in jobs}
     meanings = {name: rule.help for name, rule in Rules(bundle / CONFIGS).declared.items()}
     internal = _of_processes(bundle)
     names = [key for content in contents.values() for key, value in content.items() if _is_option(key, value)]
@@ -51,6 +51,14 @@ def bundle_options(bundle: Path, jobs: Sequence[str] = tuple(JOBS)) -> list[Bund
         _option(name, contents, meanings.get(name, ""))
         for name in sorted(set(names) - internal, key=lambda name: order[name])
     ]
+
+
+def _with_networks(bundle: Path, job: str) -> dict[str, Any]:
+    """Return the merged configs of a job, and the keys that only other networks have."""
+    own = merged(job_configs(bundle, job))
+    for network in networks_of(bundle):
+        own = {**merged(job_configs(bundle, job, network=network)), **own}
+    return own
 
 
 def _of_processes(bundle: Path) -> set[str]:

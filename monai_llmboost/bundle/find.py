@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from monai_llmboost.arguments import check_choice
 from monai_llmboost.bundle.contract import (
@@ -15,10 +17,13 @@ from monai_llmboost.bundle.contract import (
     INFERENCE_CONFIG,
     METADATA,
     MODELS,
+    NETWORKS,
     TRAIN_CONFIG,
+    Option,
 )
+from monai_llmboost.bundle.words import is_computed
 
-# Configs of a job in the order in which MONAI merges them; the arm's overlay comes after the first.
+# Configs of a job in the order in which MONAI merges them; the overlays of a network and an arm follow the first.
 JOBS = {"train": [TRAIN_CONFIG], "evaluate": [TRAIN_CONFIG, EVALUATE_CONFIG], "inference": [INFERENCE_CONFIG]}
 
 
@@ -55,21 +60,56 @@ def copy_bundle(name: str | Path, to: Path) -> None:
     shutil.copytree(source, to, ignore=shutil.ignore_patterns(MODELS, EVAL, "__pycache__"))
 
 
-def job_configs(bundle: Path, job: str, arm: str | None = None) -> list[Path]:
-    """Return the config files of a job, including the overlay of an arm.
+def job_configs(bundle: Path, job: str, arm: str | None = None, network: str | None = None) -> list[Path]:
+    """Return the config files of a job, including the overlays of another network and of an arm.
 
     Raises:
-        ValueError: an unknown job or arm.
+        ValueError: an unknown job, arm or network.
     """
     check_choice("job", job, JOBS)
     first, *rest = JOBS[job]
     overlays = []
+    if network is not None:
+        _check_network(bundle, network)
+        overlays.append(f"{NETWORKS}/{network}.json")
     if arm is not None:
         check_choice("arm", arm, arms_of(bundle))
-        overlays = [f"{ARMS}/{arm}.json"]
+        overlays.append(f"{ARMS}/{arm}.json")
     return [bundle / CONFIGS / name for name in [first, *overlays, *rest]]
 
 
 def arms_of(bundle: Path) -> list[str]:
     """Return the names of the arms of a bundle."""
     return sorted(file.stem for file in (bundle / CONFIGS / ARMS).glob("*.json"))
+
+
+def networks_of(bundle: Path) -> list[str]:
+    """Return the names of the networks that a bundle has besides its own."""
+    return sorted(file.stem for file in (bundle / CONFIGS / NETWORKS).glob("*.json"))
+
+
+def split_network(bundle: Path, options: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """Return the network that the option ``network`` names, and the options without it.
+
+    An expression or a component is no name: it stays among the options, as the value of the bundle's key ``network``.
+
+    Raises:
+        ValueError: a name that the bundle does not have.
+    """
+    rest = dict(options)
+    value = rest.get(Option.NETWORK)
+    if value is None or is_computed(value) or isinstance(value, Mapping):
+        return None, rest
+    _check_network(bundle, value)
+    del rest[Option.NETWORK]
+    return value, rest
+
+
+def _check_network(bundle: Path, name: Any) -> None:
+    names = networks_of(bundle)
+    if name not in names:
+        known = f"choose from {', '.join(names)}" if names else f"the bundle has no other network in {CONFIGS}/{NETWORKS}"
+        raise ValueError(
+            f"unknown network {name!r}; {known}, leave it out for the bundle's own, or give an expression for its key "
+            f"{Option.NETWORK!r}, such as '$torch.compile(@network_def.to(@device))'"
+        )

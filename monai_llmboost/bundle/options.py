@@ -18,7 +18,7 @@ from typing import Any
 
 from monai_llmboost.arguments import check_choice, check_switch, check_whole, is_whole
 from monai_llmboost.bundle.content import check_place, merged, read_config, set_at, value_at
-from monai_llmboost.bundle.contract import DESCRIPTIONS
+from monai_llmboost.bundle.contract import DESCRIPTIONS, NETWORKS
 from monai_llmboost.bundle.words import is_computed
 
 # Options of `monai.bundle run` itself, for experiment tracking.
@@ -108,11 +108,7 @@ def check_options(configs: list[Path], overrides: Mapping[str, Any]) -> None:
         key = given.replace("::", "#")
         first = key.partition("#")[0]
         if first not in known:
-            near = difflib.get_close_matches(first, known, n=1)
-            raise ValueError(
-                f"the bundle has no option --{first}"
-                + (f": did you mean --{near[0]}?" if near else f"; it has {', '.join(sorted(known))}")
-            )
+            raise ValueError(f"the bundle has no option --{first}{_instead(first, known, configs[0].parent)}")
         try:
             check_place(content, key)
         except ValueError as error:
@@ -125,6 +121,15 @@ def check_options(configs: list[Path], overrides: Mapping[str, Any]) -> None:
         if value is not None:
             check_value(key, value, rule, f"correct it in {names}, or what {configs[0].parent / DESCRIPTIONS} declares")
         _check_relation(content, key, rule)
+
+
+def _instead(key: str, known: Iterable[str], folder: Path) -> str:
+    """Return what to give instead of an unknown option."""
+    files = [file for file in sorted((folder / NETWORKS).glob("*.json")) if key in read_config(file)]
+    if files:
+        return f" here; it is an option of --network {' or '.join(file.stem for file in files)}"
+    near = difflib.get_close_matches(key, known, n=1)
+    return f": did you mean --{near[0]}?" if near else f"; it has {', '.join(sorted(known))}"
 
 
 def check_given(options: Mapping[str, Any], configs: Iterable[Path] = ()) -> None:

@@ -11,7 +11,7 @@ from monai_llmboost.bundle.content import merged, read_config
 from monai_llmboost.bundle.contract import CONFIGS, LOGGING, METADATA, Option
 from monai_llmboost.bundle.effect import check_amp, option_without_effect
 from monai_llmboost.bundle.errors import root_cause
-from monai_llmboost.bundle.find import arms_of, bundle_path, job_configs
+from monai_llmboost.bundle.find import arms_of, bundle_path, job_configs, split_network
 from monai_llmboost.bundle.options import MONAI_OPTIONS, Rules, check_options
 from monai_llmboost.bundle.words import config_values
 
@@ -27,10 +27,10 @@ def run_bundle(
         arm: overlay in ``configs/arms``, such as ``"none"``; ``None`` for no overlay.
         logging_file: as in MONAI; ``None`` is the bundle's own file, ``False`` does not configure logging.
         overrides: config keys and their values; ``bundle_root`` defaults to the bundle's folder, or to the working
-            directory for a bundle of the package.
+            directory for a bundle of the package. ``network`` may also name an overlay in ``configs/networks``.
 
     Raises:
-        ValueError: an unknown job, arm or key (MONAI silently accepts unknown keys), or an option that the job does
+        ValueError: an unknown job, arm, network or key (MONAI silently accepts unknown keys), or an option that the job does
             not use.
         The original error is raised instead of MONAI's "Failed to instantiate ...".
     """
@@ -54,10 +54,11 @@ def check_job_effect(
     """
     folder = bundle_path(name)
     extra = [folder / CONFIGS / overlay for overlay in overlays]
+    network, options = split_network(folder, options)
     jobs = ["train", "evaluate"] if job == "evaluate" else [job]
 
     def unused(*tried: str | None) -> str | None:
-        configs = [[*job_configs(folder, each, arm), *extra] for arm in tried for each in jobs]
+        configs = [[*job_configs(folder, each, arm, network), *extra] for arm in tried for each in jobs]
         return option_without_effect(configs, options, MONAI_OPTIONS)
 
     given = unused(*arms)
@@ -66,6 +67,7 @@ def check_job_effect(
     options = {given: options[given]}
     useful = [arm for arm in arms_of(folder) if unused(arm) is None]
     where = " or ".join(f"the arm {arm}" for arm in arms if arm) or "these options"
+    where += f" and the network {network}" if network else ""
     raise ValueError(
         f"--{given} has no effect: nothing in {job} with {where} uses it; leave it out"
         + (f", or choose the arm {' or '.join(useful)}" if useful else "")
@@ -86,7 +88,8 @@ def monai_arguments(
     Text, such as a path, reaches the configs unchanged; see :func:`monai_llmboost.bundle.config_values`.
     """
     bundle = bundle_path(name)
-    configs = [*job_configs(bundle, job, arm), *(bundle / CONFIGS / overlay for overlay in overlays)]
+    network, overrides = split_network(bundle, overrides)
+    configs = [*job_configs(bundle, job, arm, network), *(bundle / CONFIGS / overlay for overlay in overlays)]
     check_options(configs, overrides)
     check_amp(configs, overrides)
     read_config(bundle / CONFIGS / METADATA)  # MONAI's own error would not name the file

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from monai_llmboost.arguments import check_choice
 from monai_llmboost.bundle.content import read_config
 from monai_llmboost.bundle.contract import CONFIGS, PRESET_NETWORK, PRESET_TRAINING, STUDIES
+from monai_llmboost.bundle.find import networks_of
 
 WEIGHTS = ("best", "last")
 
@@ -19,10 +20,14 @@ WEIGHTS = ("best", "last")
 class Preset:
     """A folder of overlays in ``configs``: ``network.json`` for every job, ``training.json`` for training only.
 
+    A folder in it with the name of another network, such as ``resnet``, has the same two files, which are used in
+    addition with ``--network resnet``.
+
     Args:
         network: overlays for every job, relative to ``configs``.
         training: overlays for training only.
         weights: the weights to evaluate, ``"best"`` (of the epoch that validation chose) or ``"last"``.
+        networks: by name of another network, the overlays to add; the preset is for no further network.
 
     Example:
         >>> Preset(("strong/network.json",), ("strong/training.json",), "last").overlays("evaluate")
@@ -32,6 +37,7 @@ class Preset:
     network: tuple[str, ...] = ()
     training: tuple[str, ...] = ()
     weights: str = "best"
+    networks: Mapping[str, Preset] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_choice("weights", self.weights, WEIGHTS)
@@ -39,6 +45,11 @@ class Preset:
     def overlays(self, job: str) -> tuple[str, ...]:
         """Return the overlays of a job."""
         return self.network + (self.training if job == "train" else ())
+
+    def with_network(self, name: str) -> Preset:
+        """Return the preset with the overlays for another network, which :attr:`networks` names."""
+        more = self.networks[name]
+        return replace(self, network=self.network + more.network, training=self.training + more.training)
 
 
 @dataclass(frozen=True)
@@ -62,7 +73,7 @@ class StudySettings:
         """
         file = bundle / CONFIGS / STUDIES
         content: Mapping[str, Any] = read_config(file) if file.is_file() else {}
-        presets = {name: _preset(bundle / CONFIGS, name, given) for name, given in content.get("presets", {}).items()}
+        presets = {name: _preset(bundle, name, given) for name, given in content.get("presets", {}).items()}
         return cls(presets, {name: tuple(options) for name, options in content.get("unused", {}).items()})
 
     def check_used(self, options: Mapping[str, Any], datasets: Sequence[str]) -> None:
@@ -79,9 +90,17 @@ class StudySettings:
                 )
 
 
-def _preset(configs: Path, name: str, given: Mapping[str, str]) -> Preset:
+def _preset(bundle: Path, name: str, given: Mapping[str, str]) -> Preset:
     folder = given.get("folder", name)
+    others = {network: _overlays(bundle / CONFIGS, f"{folder}/{network}") for network in networks_of(bundle)}
+    own = _overlays(bundle / CONFIGS, folder)
+    networks = {network: preset for network, preset in others.items() if preset.overlays("train")}
+    return replace(own, weights=given.get("weights", WEIGHTS[0]), networks=networks)
+
+
+def _overlays(configs: Path, folder: str) -> Preset:
+    """Return the overlays that a folder has."""
     there = {
         file: (f"{folder}/{file}",) for file in (PRESET_NETWORK, PRESET_TRAINING) if (configs / folder / file).is_file()
     }
-    return Preset(there.get(PRESET_NETWORK, ()), there.get(PRESET_TRAINING, ()), given.get("weights", WEIGHTS[0]))
+    return Preset(there.get(PRESET_NETWORK, ()), there.get(PRESET_TRAINING, ()))

@@ -15,7 +15,7 @@ JOBS_OF = {
     "study": ("train", "evaluate"),
     "cost": ("train",),
 }
-# Keys that a command sets with its own options.
+# Keys that a command sets with its own options; each has the option --network.
 TAKEN = {
     "predict": (
         "dataset_dir", "output_dir", "device", "amp", "batch_size", "num_workers", "saliency", "report", "view",
@@ -49,7 +49,7 @@ def print_bundle_options(verb: str, words: Sequence[str], default_bundle: str) -
     table.columns[0].no_wrap = True
     table.columns[-1].overflow = "fold"
     for option in options:
-        if option.name in TAKEN.get(verb, ()):
+        if option.name in (*TAKEN.get(verb, ()), "network"):
             continue
         where = "all" if option.jobs == tuple(jobs) else ", ".join(option.jobs)
         cells = [f"--{option.name}", option.default, *([where] if len(jobs) > 1 else []), option.meaning]

@@ -21,12 +21,13 @@ from monai_llmboost.bundle import (
     parsed,
     root_cause,
     run_bundle,
+    split_network,
 )
 from monai_llmboost.bundle.contract import CONFIGS
 from monai_llmboost.bundle.find import arms_of
 from monai_llmboost.bundle.job import COST_KEYS, check_keys
 from monai_llmboost.bundle.study_settings import StudySettings
-from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, options_of_bundle
+from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, Network, options_of_bundle
 
 
 def bundle(
@@ -51,6 +52,7 @@ def run(
         str | None,
         typer.Option(help="none, mlp, random, pretrained, pretrained-trained, lora; default: the block of --block."),
     ] = None,
+    network: Network = None,
     bundle: Bundle = DEFAULT_BUNDLE,
 ) -> None:
     """Run a job of a bundle: `python -m monai.bundle run` with its configs, and clear error messages.
@@ -59,16 +61,19 @@ def run(
     models/ and eval/ in the bundle's folder (for a bundle of this package: in
     the working directory).
     """
-    configs = job_configs(bundle_path(bundle), job, arm)
-    options = options_of_bundle(context.args, configs)
+    chosen = {} if network is None else {Option.NETWORK: network}
+    named, expression = split_network(bundle_path(bundle), chosen)
+    configs = job_configs(bundle_path(bundle), job, arm, named)
+    options = options_of_bundle(context.args, configs) | expression
     logging_file = options.pop("logging_file", None)  # an argument of MONAI that check_options does not know
     check_options(configs, options)  # before they are passed as keyword arguments of run_bundle
-    run_bundle(bundle, job, arm, logging_file, **options)
+    run_bundle(bundle, job, arm, logging_file, **{**options, **chosen})
 
 
 def cost(
     context: typer.Context,
     bundle: Bundle = DEFAULT_BUNDLE,
+    network: Network = None,
     donor: Annotated[
         Path | None,
         typer.Option(
@@ -87,18 +92,22 @@ def cost(
     --batch_size N, --hidden_size N ... Nothing is trained and no data are read.
     """
     folder = bundle_path(bundle)
-    check_keys(merged(job_configs(folder, "train")), COST_KEYS, "cost", bundle)
-    options = options_of_bundle(context.args, job_configs(folder, "train"))
+    chosen = {} if network is None else {Option.NETWORK: network}
+    named, expression = split_network(folder, chosen)
+    own = job_configs(folder, "train", network=named)
+    check_keys(merged(own), COST_KEYS, "cost", bundle)
+    options = options_of_bundle(context.args, own) | expression
     if donor is not None and Option.BLOCK in options:
         raise ValueError("--block and --donor exclude one another: a donor's config takes the place of its block")
     boosted = "random" if donor is not None or options.get(Option.BLOCK) == "random" else "pretrained"
     extra = _overlay_files(folder, overlay or [])
     names = _measured_arms(folder, boosted)
-    arms = {arm or folder.name: [*job_configs(folder, "train", arm), *extra] for arm in names}
+    arms = {arm or folder.name: [*job_configs(folder, "train", arm, named), *extra] for arm in names}
     for configs in arms.values():
         check_options(configs, {**options, Option.BLOCK: "random"} if donor else options)
-    check_job_effect(bundle, "train", names, options, [f"{file.relative_to(folder / CONFIGS)}" for file in extra])
-    dataset = options.get(Option.DATASET, merged(job_configs(folder, "train")).get(Option.DATASET))
+    overlays = [f"{file.relative_to(folder / CONFIGS)}" for file in extra]
+    check_job_effect(bundle, "train", names, {**options, **chosen}, overlays)
+    dataset = options.get(Option.DATASET, merged(own).get(Option.DATASET))
     StudySettings.of(folder).check_used(options, [str(dataset)])
 
     if donor is not None:

@@ -15,6 +15,13 @@ from monai_llmboost.command_line.bundle_help import print_bundle_options
 
 DEFAULT_BUNDLE = "medmnist3d_rllm_classification"
 Bundle = Annotated[str, typer.Option(help="A bundle's folder, or the name of one in this package.")]
+Network = Annotated[
+    str | None,
+    typer.Option(
+        help="Another network of the bundle, such as resnet; default: its own. Or an expression for its key network, "
+        "such as '$torch.compile(@network_def.to(@device))'."
+    ),
+]
 # Values that users may give to a flag because they know it as an option of the bundle.
 FLAG_VALUES = ("true", "false")
 

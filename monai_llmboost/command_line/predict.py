@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from monai_llmboost.bundle import Option, bundle_path, check_options, job_configs, merged, typed_values
+from monai_llmboost.bundle import Option, bundle_path, check_options, job_configs, merged, split_network, typed_values
 from monai_llmboost.bundle.job import PREDICT_KEYS, check_keys
 from monai_llmboost.command_line.errors import INTERRUPTED, USER_ERRORS, report_error
-from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, split_options
+from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, Network, split_options
 
 if TYPE_CHECKING:
     from monai_llmboost.inference.run import PredictJob
@@ -33,6 +33,7 @@ def predict(
     ] = None,
     bundle: Bundle = DEFAULT_BUNDLE,
     arm: Annotated[str | None, typer.Option(help="none, mlp, random, pretrained ..., as in training.")] = None,
+    network: Network = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the scans that were found, and why some are refused, and stop.")
     ] = False,
@@ -101,8 +102,10 @@ def predict(
 
     try:
         typed, more_inputs = split_options(context.args)
-        configs = job_configs(bundle_path(bundle), "inference", arm)
-        options = typed_values(merged(configs), typed)
+        chosen = {} if network is None else {Option.NETWORK: network}
+        named, expression = split_network(bundle_path(bundle), chosen)
+        configs = job_configs(bundle_path(bundle), "inference", arm, named)
+        options = typed_values(merged(configs), typed) | expression
         check_options(configs, options)  # before they are passed as keyword arguments of PredictJob
         if output is None and not dry_run:
             raise ValueError("there is no folder to write into: give --output DIR, or --dry-run to list the scans")
@@ -128,7 +131,7 @@ def predict(
         if amp is not None:
             options[Option.AMP] = amp
         accepted = AcceptedRefusals(tuple(accept_refused or ()), known_refused)
-        job = PredictJob(bundle, output, arm, accepted, dry_run, **own, **options)
+        job = PredictJob(bundle, output, arm, accepted, dry_run, **{**own, **options, **chosen})
         sys.exit(_run(job, dry_run))
     except USER_ERRORS as error:
         report_error(error)

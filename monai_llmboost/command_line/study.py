@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from monai_llmboost.bundle import Option, bundle_path, check_options, job_configs, merged
+from monai_llmboost.bundle import Option, bundle_path, check_options, job_configs, merged, split_network
 from monai_llmboost.bundle.job import STUDY_KEYS, check_keys
 from monai_llmboost.command_line.errors import INTERRUPTED, USER_ERRORS, report_error
-from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, options_of_bundle
+from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, Network, options_of_bundle
 
 # Name of the data set in the results if the bundle has no key for it.
 NO_NAME = "data"
@@ -40,6 +40,7 @@ def study(
     preset: Annotated[
         str | None, typer.Option(help="A preset that the bundle declares, such as rllm (as published) or strong.")
     ] = None,
+    network: Network = None,
     references: Annotated[str, typer.Option(help="Arms that the others are compared with.")] = "none,mlp,random",
     bundle: Bundle = DEFAULT_BUNDLE,
     jobs: Annotated[int, typer.Option(help="Number of parallel runs; with several GPUs, one GPU for each run.")] = 1,
@@ -78,6 +79,8 @@ def study(
             return
         if output is None:
             raise ValueError("a study needs a folder: give --output DIR, or --report DIR to draw a page again")
+        named, expression = split_network(bundle_path(bundle), {} if network is None else {Option.NETWORK: network})
+        configs = job_configs(bundle_path(bundle), "evaluate", network=named)
         plan = studies.Plan(
             bundle,
             arms=_listed(arms),
@@ -87,8 +90,9 @@ def study(
             lr_grid=tuple(map(_rate, _listed(lr_grid))),
             lr_seeds=lr_seeds,
             preset=preset,
+            network=named,
             references=_listed(references),
-            options=options_of_bundle(context.args, job_configs(bundle_path(bundle), "evaluate")),
+            options={**options_of_bundle(context.args, configs), **expression},
         )
         status = studies.run_study(plan, output, engine, jobs, address)
     except USER_ERRORS as error:

@@ -2,7 +2,8 @@
 """Networks with boosters, which map volumes to logits."""
 
 from monai_llmboost.networks.published import from_published
+from monai_llmboost.networks.resnet3d import ResNet3D
 from monai_llmboost.networks.vit3d import ViT3D
 from monai_llmboost.networks.vivit import ViViT
 
-__all__ = ["ViT3D", "ViViT", "from_published"]
+__all__ = ["ResNet3D", "ViT3D", "ViViT", "from_published"]

@@ -11,6 +11,8 @@ from monai_llmboost.boosters.readout.choose import takes_read
 from monai_llmboost.networks.wrappers import unwrap
 
 POSITIONS = ("last", "middle", "head")
+# What to do when a checkpoint was made with another network.
+REMEDY = "give the options that it was trained with, such as --network resnet for a ResNet3D"
 
 
 class BoostedNetwork(nn.Module):
@@ -135,5 +137,5 @@ def network_signature(
     return Signature(
         "network",
         f"{type(network).__name__}, patches of {patch_size}, {num_heads} heads, pool {pool}{stem}{place}",
-        "give the options that it was trained with",
+        REMEDY,
     )

@@ -101,7 +101,11 @@ def _of_dataset(plan: Plan, dataset: str, job: BundleJob, finished: Finished) ->
     diagnostics = {arm: _diagnostics(of_arm) for arm, of_arm in folders.items()}
     comparisons = compare_arms(scores, labels, references, plan.folds or 1, task) if compared else []
     return DatasetResults(
-        cases={"train": len(job.training_data), "val": len(job.validation_data), "test": len(labels)},
+        cases={
+            "train": getattr(job.training_data, "num_cases", len(job.training_data)),
+            "val": len(job.validation_data),
+            "test": len(labels),
+        },
         class_names=list(getattr(task, "class_names", ())),
         learning_rates=finished.rates[dataset],
         arms=arms,

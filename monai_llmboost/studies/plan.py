@@ -21,6 +21,7 @@ from monai_llmboost.bundle import (
     merged,
     monai_arguments,
     option_without_effect,
+    split_network,
 )
 from monai_llmboost.bundle.contract import CONFIGS, PRESET_NETWORK, PRESET_TRAINING, STUDIES
 from monai_llmboost.bundle.study_settings import WEIGHTS, Preset, StudySettings
@@ -84,6 +85,7 @@ class Plan:
             and an empty grid means the bundle's own learning rate.
         lr_seeds: number of seeds used for this choice.
         preset: a preset of the bundle, or ``None`` for no preset.
+        network: another network of the bundle, an overlay in its ``configs/networks``; ``None`` for its own network.
         references: arms that the others are compared with; arms outside the study are ignored. If the study has none
             of the default references, its first arm is the reference.
         options: further keys of the bundle and their values, the same for every run.
@@ -106,12 +108,14 @@ class Plan:
     lr_grid: tuple[float, ...] = ()
     lr_seeds: int = 1
     preset: str | None = None
+    network: str | None = None
     references: tuple[str, ...] = REFERENCES
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_different("arms", self.arms, least=2)
         _check_different("data sets", self.datasets)
+        self._check_network()
         if self.preset is not None:
             self._check_preset(self.preset)
         check_whole("seeds", self.seeds, 1)
@@ -132,6 +136,16 @@ class Plan:
         self._check_configs()
         self._check_last_is_validated()
 
+    def _check_network(self) -> None:
+        named, _ = split_network(bundle_path(self.bundle), {Option.NETWORK: self.network})
+        if named != self.network:
+            raise ValueError(f"network must be the name of another network, not {self.network!r}: give it in options")
+        if named is not None and Option.NETWORK in self.options:
+            raise ValueError(
+                f"a study has --network {named} or a value of the key {Option.NETWORK!r}, not both: write the value "
+                "into the network's overlay in a copy of the bundle"
+            )
+
     def _check_preset(self, name: str) -> None:
         if not self._settings.presets:
             raise ValueError(
@@ -139,6 +153,12 @@ class Plan:
                 "leave out --preset, or add them as the bundles of this package have them"
             )
         check_choice("preset", name, self._settings.presets)
+        if self.network is not None and self.network not in (fitting := self._settings.presets[name].networks):
+            other = f" or {', '.join(fitting)}" if fitting else ""
+            raise ValueError(
+                f"the preset {name} is for the bundle's own network{other}, not for {self.network}: leave out --preset, "
+                f"or add a folder {self.network} with {PRESET_TRAINING} to it"
+            )
         if not self._preset.overlays(JOBS[0]):
             raise ValueError(
                 f"the preset {name} of the bundle {self.bundle} has neither {PRESET_NETWORK} nor {PRESET_TRAINING}: "
@@ -218,7 +238,10 @@ class Plan:
 
     @property
     def _preset(self) -> Preset:
-        return Preset() if self.preset is None else self._settings.presets[self.preset]
+        if self.preset is None:
+            return Preset()
+        preset = self._settings.presets[self.preset]
+        return preset if self.network is None else preset.with_network(self.network)
 
     @cached_property
     def contents(self) -> dict[tuple[str, str], dict[str, Any]]:
@@ -235,7 +258,8 @@ class Plan:
     def configs(self, arm: str, job: str = "train") -> list[Path]:
         """Return the config files of an arm's job."""
         folder = bundle_path(self.bundle)
-        return [*job_configs(folder, job, arm), *(folder / CONFIGS / name for name in self._preset.overlays(job))]
+        own = job_configs(folder, job, arm, self.network)
+        return [*own, *(folder / CONFIGS / name for name in self._preset.overlays(job))]
 
     def searched(self, dataset: str) -> list[Run]:
         """Return the runs of the learning-rate search; empty without a search."""
@@ -277,6 +301,8 @@ class Plan:
     def arguments(self, run: Run, job: str, folder: Path, **more: Any) -> dict[str, Any]:
         """Return the arguments of ``monai.bundle`` for a job of a run whose checkpoints are in ``folder``."""
         options = {**self.settings(run, job, folder), **more}
+        if self.network is not None:
+            options[Option.NETWORK] = self.network
         return monai_arguments(self.bundle, job, run.arm, False, self._preset.overlays(job), **options)
 
     def as_dict(self) -> dict[str, Any]:
