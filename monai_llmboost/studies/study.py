@@ -38,7 +38,7 @@ SEARCH, TRAINING, EVALUATION, FLOORS = "choosing learning rates", "training", "p
 def run_study(
     plan: Plan, output: Path, engine: str = "local", jobs: int = 1, address: str | None = None, cost_rounds: int = 5
 ) -> int:
-    """Run a study, or resume it if it was interrupted.
+    """Run a study, or resume it if it was interrupted, or let it grow: a plan with more seeds, arms or data sets.
 
     Writes into ``output``: ``study.json`` (the plan), ``runs/DATASET/ARM/...`` (a folder for each run, with its log),
     ``cost.json``, ``results.json`` and ``report.html``. Completed runs are not repeated; failed runs are repeated
@@ -56,8 +56,9 @@ def run_study(
         0 if every run was trained and evaluated, 1 if some were not, 2 if there is nothing to compare.
 
     Raises:
-        ValueError: a wrong engine or number of jobs; an option without effect; the folder contains another study, or
-            another process runs a study there; a data set with too few test cases.
+        ValueError: a wrong engine or number of jobs; an option without effect; the folder contains a study of other
+            options, or of more arms, data sets or seeds; another process runs a study there; a data set with too few
+            test cases.
         FileNotFoundError, ConnectionError: a data set is missing or cannot be downloaded; no Ray at the address.
     """
     check_choice("engine", engine, ENGINES)
@@ -71,7 +72,7 @@ def run_study(
         raise ValueError(f"another study runs in {output}: give another --output") from error
     with held:
         tasks = check_datasets(plan)
-        keep_plan(plan, output / PLAN)
+        keep_plan(plan, output / PLAN, output / COSTS)
 
         def run_jobs(waiting: list[Job]) -> Iterator[dict[str, str] | None]:
             return run_on_ray(waiting, jobs, address) if engine == "ray" else run_locally(waiting, jobs)
