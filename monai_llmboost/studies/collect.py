@@ -161,7 +161,7 @@ def compare_floors(
     reached = [arms[arm].metrics["auc"].mean for arm in plan.arms if "auc" in arms[arm].metrics]
     shortcut = shortcut_warning(numbers, max(reached, default=None))
     base = next(iter(plan.compared_with), None)
-    if base not in scores or not folders:
+    if base is None or base not in scores or not folders:
         return FloorResults([], numbers, shortcut), []
     comparisons = compare_with_floors(scores, labels, base, list(folders), plan.folds or 1, task)
     name, metric = next(iter(task.metrics.items()))

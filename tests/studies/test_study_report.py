@@ -123,6 +123,26 @@ def results_of(arms=ARMS, seeds=5, datasets=DATASETS, epochs=30):
     }
 
 
+def with_floor(results, floor="floor-pca"):
+    """The results, had the study had a floor."""
+    results["study"]["floors"] = [floor]
+    rng = np.random.default_rng(1)
+    for data in results["datasets"].values():
+        runs = np.array(data["arms"]["none"]["auc"]["runs"]) + 0.05
+        data["arms"][floor] = {
+            **{"auc": statistic(runs, 0.03), "acc": statistic(runs), "validation_auc": statistic(runs)},
+            **{"epochs": [], "beside": None, "failed": []},
+        }
+        data["roc"][floor] = roc_of(runs)
+        data["floors"] = {
+            "comparisons": [compared("auc", "none", floor, np.full(len(runs), -0.05), rng)],
+            **{"single_numbers": {"volume of the mask": 0.931}, "left_out": ""},
+            "shortcut": "Shortcut: the volume of the mask alone reaches AUC 0.931.",
+        }
+        data["caveats"] = []
+    return results
+
+
 def failed_wholly(results, arm):
     """The results, had every run of an arm failed."""
     for data in results["datasets"].values():
@@ -492,3 +512,25 @@ def test_in_a_browser_all_is_printed(written, opened):
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+
+
+def test_floors_have_a_section_and_rows_of_the_table(tmp_path):
+    write_study_report(with_floor(results_of()), tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<h2>Floors</h2>") == 1
+    assert page.count("none against floor-pca: AUC -0.050") == 2, "a verdict for each data set"
+    assert page.count("<bdi>floor-pca</bdi> <small>no network</small>") == 2
+    assert page.count("Shortcut: the volume of the mask alone reaches AUC 0.931.") == 2
+    assert "volume of the mask 0.931." in page
+    write_study_report(results_of(), tmp_path / "earlier.html")
+    assert "Floors" not in (tmp_path / "earlier.html").read_text()
+
+
+def test_why_there_are_no_floors(tmp_path):
+    results = results_of()
+    results["study"]["floors"] = ["floor-pca"]
+    left_out = {"comparisons": [], "single_numbers": {}, "shortcut": "", "left_out": "Floors are left out: no classes."}
+    for data in results["datasets"].values():
+        data["floors"] = left_out
+    write_study_report(results, tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text().count("<li>Floors are left out: no classes.</li>") == 2

@@ -39,7 +39,8 @@ def volume_numbers(images: Tensor, seed: int = 0) -> Tensor:
     low, high = values.amin(2), values.amax(2)
     mask = images > ((low + high) / 2)[..., None, None, None]
     volume = mask.flatten(2).sum(2).float()
-    surface = sum(functional.pad(mask, (1,) * 6).diff(dim=axis).flatten(2).sum(2) for axis in (2, 3, 4))
+    padded = functional.pad(mask, (1,) * 6)
+    surface = torch.stack([padded.diff(dim=axis).flatten(2).sum(2) for axis in (2, 3, 4)]).sum(0)
     shape = [volume, *(_extent(mask, axis) for axis in (2, 3, 4)), surface, surface / volume.clamp_min(1) ** (2 / 3)]
     relative = (values - low[..., None]) / (high - low).clamp_min(torch.finfo(values.dtype).tiny)[..., None]
     bins = (relative * BINS).long().clamp(0, BINS - 1)
@@ -58,7 +59,12 @@ def _extent(mask: Tensor, axis: int) -> Tensor:
 
 def reduced_volumes(images: Tensor, seed: int = 0) -> Tensor:
     """Return the voxels of volumes of at most ``LARGEST_SIDE`` voxels along each axis: (B, C, S0, S1, S2) -> (B, V)."""
-    return functional.adaptive_avg_pool3d(images, [min(side, LARGEST_SIDE) for side in images.shape[2:]]).flatten(1)
+    return _reduced(images, LARGEST_SIDE).flatten(1)
+
+
+def _reduced(images: Tensor, largest: int) -> Tensor:
+    x, y, z = (min(side, largest) for side in images.shape[2:])
+    return functional.adaptive_avg_pool3d(images, (x, y, z))
 
 
 def untrained_convolutions(images: Tensor, seed: int) -> Tensor:
@@ -72,7 +78,7 @@ def untrained_convolutions(images: Tensor, seed: int) -> Tensor:
         seed: seed of the weights.
     """
     random = torch.Generator().manual_seed(seed)
-    x = functional.adaptive_avg_pool3d(images, [min(side, 2 * LARGEST_SIDE) for side in images.shape[2:]])
+    x = _reduced(images, 2 * LARGEST_SIDE)
     features, channels = [], images.shape[1]
     for number, width in enumerate(WIDTHS):
         weight = torch.empty(width, channels, *[KERNEL] * 3)
