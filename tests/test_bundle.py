@@ -186,9 +186,8 @@ def test_averaged_weights_resume_exactly(tmp_path, network):
     statistics = [name for name in averaged if "running" in name]
     assert bool(statistics) == (network is not None)
     for name in statistics:
-        assert torch.equal(averaged[name], trained_[name]) and not torch.all(
-            (averaged[name] == 0) | (averaged[name] == 1)
-        )
+        assert torch.equal(averaged[name], trained_[name])
+        assert averaged[name].unique().numel() > 1, "not as they were initialized"
 
 
 @pytest.mark.usefixtures("few_phantoms")
