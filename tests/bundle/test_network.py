@@ -90,7 +90,14 @@ def test_options_of_the_other_network_are_refused(key):
 @bundle_warnings
 def test_it_is_trained_evaluated_and_predicts(run_job, trained_scans, tmp_path, monkeypatch):
     monkeypatch.setattr("monai_llmboost.data.datasets.phantoms.PHANTOM_CASES", {"train": 41, "val": 20, "test": 20})
-    options = {"network": "resnet", "size": 17, "stem_stride": 2, "mlp_dim": None, "num_layers": None, "num_heads": None}
+    options = {
+        "network": "resnet",
+        "size": 17,
+        "stem_stride": 2,
+        "mlp_dim": None,
+        "num_layers": None,
+        "num_heads": None,
+    }
     run_job("train", epochs=1, **{**options, "batch_size": 20})  # the last batch is of one case
     run_job("evaluate", **options)
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["position"] == "head"
