@@ -28,6 +28,7 @@ from monai_llmboost.studies.cost.measure import device_name
 
 BUNDLE = "medmnist3d_rllm_classification"
 ARMS = ("none", "mlp", "random", "pretrained", "lora", "pretrained-trained")
+PUBLISHED = ("mlp", "pretrained")  # arms that are trained with the published start, too
 STARTS = {"plain": {}, "published": {"start": "published", "booster_lr_factor": 1.0, "h_scale": "published"}}
 # Phantoms of the bundle's test split come first; then the evaluated ones; then those of each seed.
 BUNDLES, EVALUATED, TRAINING = 240, 400, 480
@@ -69,7 +70,7 @@ def main() -> None:
     settings = {"epochs": options.epochs, "seeds": options.seeds}
     known = json.loads(options.out.read_text()) if options.out.is_file() else {}
     rows = known["rows"] if known.get("settings") == settings else []
-    wanted = [("none", "")] + [(arm, start) for arm in ARMS[1:] for start in STARTS]
+    wanted = [("none", "")] + [(arm, "plain") for arm in ARMS[1:]] + [(arm, "published") for arm in PUBLISHED]
     phantoms, _ = phantom_arrays("test", cases=BUNDLES + EVALUATED + options.seeds * TRAINING)
     device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     for arm, start in tqdm([each for each in wanted if each not in [(row["arm"], row["start"]) for row in rows]]):

@@ -17,7 +17,7 @@ def is_whole(number: Any) -> bool:
 
 def is_positive(number: Any) -> bool:
     """Return whether a value is a finite number above 0 and not a bool."""
-    return isinstance(number, numbers.Real) and not isinstance(number, bool) and 0 < number < math.inf
+    return isinstance(number, (int, float)) and not isinstance(number, bool) and 0 < number < math.inf
 
 
 def check_whole(name: str, value: Any, least: int, most: float = math.inf, advice: str = "") -> None:

@@ -16,6 +16,8 @@ from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, Network,
 
 # Name of the data set in the results if the bundle has no key for it.
 NO_NAME = "data"
+# What --floors says to leave them out.
+NO_FLOORS = "none"
 
 
 def study(
@@ -42,6 +44,9 @@ def study(
     ] = None,
     network: Network = None,
     references: Annotated[str, typer.Option(help="Arms that the others are compared with.")] = "none,mlp,random",
+    floors: Annotated[
+        str, typer.Option(help="Simple predictors that an arm should beat, with commas; none: leave them out.")
+    ] = "floor-numbers,floor-pca,floor-random-features",
     bundle: Bundle = DEFAULT_BUNDLE,
     jobs: Annotated[int, typer.Option(help="Number of parallel runs; with several GPUs, one GPU for each run.")] = 1,
     engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
@@ -92,6 +97,7 @@ def study(
             preset=preset,
             network=named,
             references=_listed(references),
+            floors=() if floors.strip() == NO_FLOORS else _listed(floors),
             options={**options_of_bundle(context.args, configs), **expression},
         )
         status = studies.run_study(plan, output, engine, jobs, address)

@@ -83,31 +83,43 @@ class PredictionTable:
         """Collect the rows of one batch."""
         state: Any = engine.state
         batch, output = (_items(part) if isinstance(part, Mapping) else part for part in (state.batch, state.output))
-        self.rows += [self._row({**item, **answer}) for item, answer in zip(batch, output)]
-
-    def _row(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        output = torch.as_tensor(item["pred"]).cpu()
-        refused = item.get("refused", "")
-        if not refused and not output.isfinite().all():
-            refused = "the network's output is not finite"
-        cells = dict.fromkeys(self.task.columns(), "") if refused else self.task.row(output)
-        row: dict[str, Any] = {"case": item["case"], **cells}
-        if item.get("label") is not None:
-            row["label"] = self.task.label(item["label"])
-        if "refused" in item or refused:
-            row["refused"] = refused
-        return row
+        self.rows += [prediction_row(self.task, {**item, **answer}) for item, answer in zip(batch, output)]
 
     def write(self, engine: Engine) -> None:
         """Write the table of all ranks."""
         rows = [row for part in gathered(self.rows) for row in part]
         if idist.get_rank() == 0 and rows:
-            with atomic_text(self.path) as file:
-                writer = csv.DictWriter(file, max(map(list, rows), key=len), restval="", lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(map(safe_row, sorted(rows, key=lambda row: row["case"])))
+            write_predictions(self.path, rows)
             refused = sum(bool(row.get("refused")) for row in rows)
             logger.info(f"{len(rows)} cases, {refused} refused: {self.path}")
+
+
+def prediction_row(task: Task, item: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row of a case in ``predictions.csv``.
+
+    Args:
+        task: task of the output.
+        item: ``"case"``, its name; ``"pred"``, its activated output; ``"label"`` and ``"refused"``, if there are any.
+    """
+    output = torch.as_tensor(item["pred"]).cpu()
+    refused = item.get("refused", "")
+    if not refused and not output.isfinite().all():
+        refused = "the network's output is not finite"
+    cells = dict.fromkeys(task.columns(), "") if refused else task.row(output)
+    row: dict[str, Any] = {"case": item["case"], **cells}
+    if item.get("label") is not None:
+        row["label"] = task.label(item["label"])
+    if "refused" in item or refused:
+        row["refused"] = refused
+    return row
+
+
+def write_predictions(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write ``predictions.csv``, sorted by case; an earlier file is renamed."""
+    with atomic_text(path) as file:
+        writer = csv.DictWriter(file, max(map(list, rows), key=len), restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(map(safe_row, sorted(rows, key=lambda row: row["case"])))
 
 
 class MetricsFile:

@@ -12,8 +12,8 @@ from monai_llmboost.llm.frozen import SMALL_GEOMETRY, FrozenBlock, TrainedBlock,
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers, Layer, random_layer
 from monai_llmboost.llm.self_test import self_test
-from monai_llmboost.llm.stream_size import find_h_rms
 from monai_llmboost.llm.sources import block_width, frozen_block, load_block, random_block, trained_block
+from monai_llmboost.llm.stream_size import find_h_rms
 
 __getattr__ = moved(
     __name__,

@@ -156,7 +156,7 @@ class FrozenBlock(nn.Module):
         """Return tokens at the size of the block, if it has one, and in the dtype of its weights."""
         if self.h_rms is not None:
             exact = h if h.dtype == torch.float64 else h.float()
-            h = self.h_rms * F.rms_norm(exact, [self.width], None, self.size_eps)
+            h = self.h_rms * F.rms_norm(exact, [h.shape[-1]], None, self.size_eps)
         if self.native:
             return h.to(self.layer.down.weight.dtype)
         return h.to(max([*self.layer.parameters(), *self.layer.buffers()], key=torch.numel).dtype)

@@ -125,7 +125,7 @@ def trained_block(
         >>> sum(weight.numel() for weight in trained_block("random").parameters())
         442752
     """
-    options = {"final_norm": final_norm, "causal": causal, "rotary": rotary, "h_scale": h_scale}
+    options: dict[str, Any] = {"final_norm": final_norm, "causal": causal, "rotary": rotary, "h_scale": h_scale}
     return frozen_block(source, seed, trained=True, **options)
 
 

@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -17,14 +17,24 @@ from monai_llmboost.artifacts.files import plain_cell
 from monai_llmboost.bundle import BundleJob
 from monai_llmboost.studies.cost.measure import device_name
 from monai_llmboost.studies.datasets import key_metric, open_job
+from monai_llmboost.studies.floors.shortcuts import shortcut_warning
 from monai_llmboost.studies.plan import Plan, Run
 from monai_llmboost.studies.rates import ChosenRate
-from monai_llmboost.studies.results import ArmResults, Curves, DatasetResults, FailedRun, MetricName, StudyResults
+from monai_llmboost.studies.results import (
+    ArmResults,
+    Curves,
+    DatasetResults,
+    FailedRun,
+    FloorResults,
+    MetricName,
+    StudyResults,
+)
 from monai_llmboost.studies.run_folder import OTHER_WEIGHTS, TEST, RunFolder
-from monai_llmboost.studies.statistics.compare import arm_summary, compare_arms
+from monai_llmboost.studies.statistics.compare import arm_summary, compare_arms, compare_with_floors
 from monai_llmboost.studies.statistics.records import Summary
 from monai_llmboost.studies.statistics.roc import roc_curves
 from monai_llmboost.studies.statistics.treatment import with_treatment
+from monai_llmboost.studies.statistics.verdict import floor_caveat, with_caveats
 from monai_llmboost.tasks.task import Task
 
 SOFTWARE = ("monai-llmboost", "monai", "torch", "numpy", "scikit-learn", "scipy")
@@ -41,6 +51,7 @@ class Finished:
         failed: reason of each failure, by name of the run.
         cost: result of :func:`monai_llmboost.studies.cost_of_arms`.
         tasks: tasks, by data set.
+        no_floors: reason why a data set has no floors, by data set.
     """
 
     folders: Mapping[Run, RunFolder]
@@ -48,6 +59,7 @@ class Finished:
     failed: Mapping[str, str]
     cost: Mapping[str, Any]
     tasks: Mapping[str, Task]
+    no_floors: Mapping[str, str] = field(default_factory=dict)
 
 
 def collect(plan: Plan, finished: Finished) -> StudyResults:
@@ -86,31 +98,76 @@ def paired_runs(plan: Plan, dataset: str, finished: Finished) -> dict[str, list[
     return {arm: [run for run in done[arm] if run.seed in paired] for arm in plan.arms if arm in done and paired}
 
 
+def floor_runs(plan: Plan, dataset: str, finished: Finished, seeds: set[int]) -> dict[str, list[Run]]:
+    """Return for each floor its runs with the given seeds; a floor that has not completed them is left out."""
+    runs: dict[str, list[Run]] = {floor: [] for floor in plan.floors if seeds}
+    for run in plan.floor_runs(dataset):
+        if run.seed in seeds:
+            runs[run.arm].append(run)
+    return {floor: own for floor, own in runs.items() if all(finished.folders[run].evaluated for run in own)}
+
+
 def _of_dataset(plan: Plan, dataset: str, job: BundleJob, finished: Finished) -> DatasetResults:
     task = finished.tasks[dataset]
     runs = paired_runs(plan, dataset, finished)
     folders = {arm: [finished.folders[run] for run in several] for arm, several in runs.items()}
-    scores, labels = read_scores(folders, TEST, task)
+    of_floors = floor_runs(plan, dataset, finished, {run.seed for several in runs.values() for run in several})
+    floor_folders = {floor: [finished.folders[run] for run in several] for floor, several in of_floors.items()}
+    all_scores, labels = read_scores({**folders, **floor_folders}, TEST, task)
+    scores = {arm: all_scores[arm] for arm in folders}
     other_scores, _ = read_scores(folders, OTHER_WEIGHTS, task)
     references = [arm for arm in plan.compared_with if arm in scores]
     compared = references and len(scores) > 1
-    arms = {arm: ArmResults(_failed_runs(dataset, arm, finished)) for arm in plan.arms}
+    arms = {arm: ArmResults(_failed_runs(dataset, arm, finished)) for arm in (*plan.arms, *plan.floors)}
     for arm, of_arm in folders.items():
         arms[arm] = _arm_results(plan, task, arms[arm].failed, of_arm, scores[arm], other_scores[arm], labels)
-    roc = {arm: roc_curves(task.metrics, of_arm, labels) for arm, of_arm in scores.items()}
     diagnostics = {arm: _diagnostics(of_arm) for arm, of_arm in folders.items()}
+    for floor, of_floor in floor_folders.items():
+        summaries = _summaries(task, all_scores[floor], labels, plan.folds)
+        arms[floor] = ArmResults(arms[floor].failed, summaries, _validation(plan, of_floor))
+    floors, caveats = compare_floors(plan, task, arms, floor_folders, all_scores, labels)
     comparisons = compare_arms(scores, labels, references, plan.folds or 1, task) if compared else []
+    roc = {arm: roc_curves(task.metrics, of_arm, labels) for arm, of_arm in all_scores.items()}
     return DatasetResults(
-        cases={"train": len(job.training_data), "val": len(job.validation_data), "test": len(labels)},
+        cases={
+            "train": getattr(job.training_data, "num_cases", len(job.training_data)),
+            "val": len(job.validation_data),
+            "test": len(labels),
+        },
         class_names=list(getattr(task, "class_names", ())),
         learning_rates=finished.rates[dataset],
         arms=arms,
-        comparisons=[with_treatment(comparison, diagnostics) for comparison in comparisons],
+        comparisons=with_caveats([with_treatment(each, diagnostics) for each in comparisons], caveats),
         curves={arm: _curves(task, of_arm) for arm, of_arm in folders.items()},
         roc={arm: curves for arm, curves in roc.items() if curves},
         cost=finished.cost,
         diagnostics=diagnostics,
+        floors=replace(floors, left_out=finished.no_floors.get(dataset, "")),
+        caveats=caveats,
     )
+
+
+def compare_floors(
+    plan: Plan,
+    task: Task,
+    arms: Mapping[str, ArmResults],
+    folders: Mapping[str, Sequence[RunFolder]],
+    scores: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+) -> tuple[FloorResults, list[str]]:
+    """Return the comparison of the base with the floors, and the sentences that verdicts must begin with."""
+    alone = next((found for of_floor in folders.values() if (found := _diagnostics(of_floor))), {})
+    numbers = {name: summary.mean for name, summary in alone.items()}
+    reached = [arms[arm].metrics["auc"].mean for arm in plan.arms if "auc" in arms[arm].metrics]
+    shortcut = shortcut_warning(numbers, max(reached, default=None))
+    base = next(iter(plan.compared_with), None)
+    if base not in scores or not folders:
+        return FloorResults([], numbers, shortcut), []
+    comparisons = compare_with_floors(scores, labels, base, list(folders), plan.folds or 1, task)
+    name, metric = next(iter(task.metrics.items()))
+    by_first = [each for each in comparisons if each.metric == name]
+    caveat = floor_caveat((base, arms[base].metrics[name].mean), by_first, metric)
+    return FloorResults(comparisons, numbers, shortcut), [caveat] if caveat else []
 
 
 def _failed_runs(dataset: str, arm: str, finished: Finished) -> list[FailedRun]:
@@ -131,11 +188,16 @@ def _arm_results(
     return ArmResults(
         failed,
         metrics=_summaries(task, scores, labels, plan.folds),
-        validation=Summary.of([end.validation for end in ends if end.validation is not None]),
+        validation=_validation(plan, folders),
         epochs=[end.epoch for end in ends],
         other_weights=_summaries(task, other_scores, labels, plan.folds),
         other_chosen_by=chosen_by(plan.other_weights, task),
     )
+
+
+def _validation(plan: Plan, folders: Sequence[RunFolder]) -> Summary:
+    ends = [end.of(plan.weights).validation for folder in folders if (end := folder.trained)]
+    return Summary.of([end for end in ends if end is not None])
 
 
 def read_scores(

@@ -25,6 +25,7 @@ from monai_llmboost.bundle import (
 )
 from monai_llmboost.bundle.contract import CONFIGS, PRESET_NETWORK, PRESET_TRAINING, STUDIES
 from monai_llmboost.bundle.study_settings import WEIGHTS, Preset, StudySettings
+from monai_llmboost.studies.floors.predictors import FLOORS
 
 # Default reference arms; the ones that are not in the study are ignored.
 REFERENCES = ("none", "mlp", "random")
@@ -89,6 +90,7 @@ class Plan:
         references: arms that the others are compared with; arms outside the study are ignored. If the study has none
             of the default references, its first arm is the reference.
         options: further keys of the bundle and their values, the same for every run.
+        floors: simple predictors that stand next to the arms; see :mod:`monai_llmboost.studies.floors`.
 
     Raises:
         ValueError: an invalid plan.
@@ -111,11 +113,15 @@ class Plan:
     network: str | None = None
     references: tuple[str, ...] = REFERENCES
     options: Mapping[str, Any] = field(default_factory=dict)
+    floors: tuple[str, ...] = tuple(FLOORS)
 
     def __post_init__(self) -> None:
         _check_different("arms", self.arms, least=2)
         _check_different("data sets", self.datasets)
         self._check_network()
+        for floor in self.floors:
+            check_choice("floor", floor, FLOORS)
+        _check_different("arms and floors", (*self.arms, *self.floors))
         if self.preset is not None:
             self._check_preset(self.preset)
         check_whole("seeds", self.seeds, 1)
@@ -272,10 +278,14 @@ class Plan:
         """Return the compared runs of the arms that have a learning rate; runs with the same seed are consecutive."""
         return list(self._runs(dataset, chosen))
 
+    def floor_runs(self, dataset: str) -> list[Run]:
+        """Return the runs of the floors; runs with the same seed are consecutive."""
+        return list(self._runs(dataset, dict.fromkeys(self.floors)))
+
     def _runs(self, dataset: str, rates: Mapping[str, float | None]) -> Iterator[Run]:
         for seed in range(self.seeds):
             for fold in range(self.folds) if self.folds else (None,):
-                for arm in self.arms:
+                for arm in (*self.arms, *self.floors):
                     if arm in rates:
                         yield Run(dataset, arm, seed, rates[arm], fold)
 

@@ -56,6 +56,11 @@ class StudyConsole:
             for comparison in data.comparisons:
                 if comparison.metric == first:
                     self.line(f"  {comparison.verdict}")
+            for comparison in data.floors.comparisons:
+                if comparison.metric == first:
+                    self.line(f"  floor: {comparison.verdict}")
+            for sentence in filter(None, (data.floors.shortcut, data.floors.left_out)):
+                self.line(f"  {sentence}")
         for name, reason in failed.items():
             self.line(f"failed: {name}: {reason}")
         for what, file in files.items():

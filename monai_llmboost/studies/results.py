@@ -77,8 +77,36 @@ class Curves:
 
 
 @dataclass(frozen=True)
+class FloorResults:
+    """The comparison of the base of a study with its floors on a data set.
+
+    Args:
+        comparisons: base minus floor.
+        single_numbers: test AUC of single numbers of a volume, by name.
+        shortcut: a warning if one of them alone predicts the class, else empty.
+        left_out: why there are no floors, or empty.
+    """
+
+    comparisons: list[Comparison] = field(default_factory=list)
+    single_numbers: Mapping[str, float] = field(default_factory=dict)
+    shortcut: str = ""
+    left_out: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the results for ``results.json``."""
+        return {
+            "comparisons": [comparison.as_dict() for comparison in self.comparisons],
+            "single_numbers": dict(self.single_numbers),
+            "shortcut": self.shortcut,
+            "left_out": self.left_out,
+        }
+
+
+@dataclass(frozen=True)
 class DatasetResults:
-    """The results of a study on one data set; ``arms`` has all arms, the other mappings only arms with runs.
+    """The results of a study on one data set.
+
+    ``arms`` has all arms and floors, ``roc`` those with runs, and the other mappings the arms with runs.
 
     Args:
         cases: numbers of training, validation and test cases.
@@ -90,6 +118,8 @@ class DatasetResults:
         roc: ROC curves by arm.
         cost: result of :func:`monai_llmboost.studies.cost_of_arms`.
         diagnostics: by arm and measure; ``None`` for an arm without a booster.
+        floors: comparisons with the floors.
+        caveats: sentences that every verdict begins with.
     """
 
     cases: Mapping[str, int]
@@ -101,6 +131,8 @@ class DatasetResults:
     roc: Mapping[str, RocCurves]
     cost: Mapping[str, Any]
     diagnostics: Mapping[str, Mapping[str, Summary] | None]
+    floors: FloorResults = field(default_factory=FloorResults)
+    caveats: list[str] = field(default_factory=list)
 
     def as_dict(self, metrics: Sequence[str]) -> dict[str, Any]:
         """Return the results for ``results.json``."""
@@ -118,6 +150,8 @@ class DatasetResults:
                 arm: found and {name: summary.as_dict() for name, summary in found.items()}
                 for arm, found in self.diagnostics.items()
             },
+            "floors": self.floors.as_dict(),
+            "caveats": self.caveats,
         }
 
 

@@ -31,7 +31,7 @@ class EpochResult:
     """An epoch whose weights are saved.
 
     Args:
-        epoch: number of the epoch, from 1.
+        epoch: number of the epoch, from 1; 0 for a floor, which has no epochs.
         validation: value of the metric that validation chooses by; ``None`` if the epoch was not validated.
     """
 
@@ -66,7 +66,8 @@ class Evaluated:
     """The result of an evaluation.
 
     Args:
-        diagnostics: effect of the booster, see :func:`monai_llmboost.studies.diagnostics.diagnose`.
+        diagnostics: effect of the booster, see :func:`monai_llmboost.studies.diagnostics.diagnose`; of a floor, the
+            test AUC of single numbers, see :mod:`monai_llmboost.studies.floors.shortcuts`.
     """
 
     diagnostics: Mapping[str, float] | None

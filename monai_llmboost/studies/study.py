@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps of a study: choose learning rates on validation, train, predict the test split, compare, write the page."""
+"""The steps of a study: choose learning rates on validation, train, predict the test split, run floors, compare."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from monai_llmboost.bundle import Option
 from monai_llmboost.studies.collect import Finished, collect
 from monai_llmboost.studies.cost.arms import cost_of_arms
 from monai_llmboost.studies.datasets import check_datasets, key_metric
+from monai_llmboost.studies.floors.run import run_floor, why_impossible
 from monai_llmboost.studies.jobs import Job, run_locally
 from monai_llmboost.studies.one_run import evaluate, train
 from monai_llmboost.studies.page import write_study_report
@@ -31,13 +32,13 @@ from monai_llmboost.tasks.task import Task
 ALL_GOOD, SOME_FAILED, NOTHING_DONE = 0, 1, 2
 ENGINES = ("local", "ray")
 PLAN, COSTS, RESULTS, REPORT = "study.json", "cost.json", "results.json", "report.html"
-SEARCH, TRAINING, EVALUATION = "choosing learning rates", "training", "predicting the test split"
+SEARCH, TRAINING, EVALUATION, FLOORS = "choosing learning rates", "training", "predicting the test split", "floors"
 
 
 def run_study(
     plan: Plan, output: Path, engine: str = "local", jobs: int = 1, address: str | None = None, cost_rounds: int = 5
 ) -> int:
-    """Run a study, or resume it if it was interrupted.
+    """Run a study, or resume it if it was interrupted, or let it grow: a plan with more seeds, arms or data sets.
 
     Writes into ``output``: ``study.json`` (the plan), ``runs/DATASET/ARM/...`` (a folder for each run, with its log),
     ``cost.json``, ``results.json`` and ``report.html``. Completed runs are not repeated; failed runs are repeated
@@ -55,8 +56,9 @@ def run_study(
         0 if every run was trained and evaluated, 1 if some were not, 2 if there is nothing to compare.
 
     Raises:
-        ValueError: a wrong engine or number of jobs; an option without effect; the folder contains another study, or
-            another process runs a study there; a data set with too few test cases.
+        ValueError: a wrong engine or number of jobs; an option without effect; the folder contains a study of other
+            options, or of more arms, data sets or seeds; another process runs a study there; a data set with too few
+            test cases.
         FileNotFoundError, ConnectionError: a data set is missing or cannot be downloaded; no Ray at the address.
     """
     check_choice("engine", engine, ENGINES)
@@ -70,7 +72,7 @@ def run_study(
         raise ValueError(f"another study runs in {output}: give another --output") from error
     with held:
         tasks = check_datasets(plan)
-        keep_plan(plan, output / PLAN)
+        keep_plan(plan, output / PLAN, output / COSTS)
 
         def run_jobs(waiting: list[Job]) -> Iterator[dict[str, str] | None]:
             return run_on_ray(waiting, jobs, address) if engine == "ray" else run_locally(waiting, jobs)
@@ -115,6 +117,7 @@ class _Study:
         self.run_jobs = run_jobs
         self.folders = _RunFolders(output / "runs")
         self.failed: dict[str, str] = {}
+        self.no_floors: dict[str, str] = {}
         self.console = StudyConsole()
         self.tasks = tasks
         self.metric = key_metric(tasks[plan.datasets[0]])
@@ -133,11 +136,14 @@ class _Study:
         if not any(self.folders[run].evaluated for run in trained):
             self.console.line(f"no run was finished: see the logs in {self.folders.root}")
             return NOTHING_DONE
+        self._run_floors()
         return self._report(rates, cost_rounds)
 
     def _report(self, rates: Mapping[str, Mapping[str, ChosenRate]], cost_rounds: int) -> int:
         """Collect the results, write them and their page, and return the status of the study."""
-        results = collect(self.plan, Finished(self.folders, rates, self.failed, self._costs(cost_rounds), self.tasks))
+        costs = self._costs(cost_rounds)
+        finished = Finished(self.folders, rates, self.failed, costs, self.tasks, self.no_floors)
+        results = collect(self.plan, finished)
         write_json(self.output / RESULTS, results.as_dict())
         write_study_report(results.as_dict(), self.output / REPORT)
         files = {"results": self.output / RESULTS, "to look at": self.output / REPORT}
@@ -156,6 +162,17 @@ class _Study:
                 waiting.append(run)
         self._run(stage, waiting, partial(train, metric=self.metric.key))
 
+    def _run_floors(self) -> None:
+        """Run the floors of each data set, or note why it can have none."""
+        waiting: list[Run] = []
+        for dataset in self.plan.datasets:
+            left = [run for run in self.plan.floor_runs(dataset) if not self.folders[run].evaluated]
+            if left and (reason := why_impossible(self.plan, left[0])):
+                self.no_floors[dataset] = reason
+            else:
+                waiting += left
+        self._run(FLOORS, waiting, run_floor)
+
     def _run(self, stage: str, runs: list[Run], action: Callable[[Plan, Run, RunFolder], None]) -> None:
         if not runs:
             return
@@ -172,7 +189,7 @@ class _Study:
                         self.failed[name] = reason
                     end = reason or ("done" if stage == EVALUATION else self._end_of(folder))
                     self.console.line(f"{stage} {len(jobs) - len(left)}/{len(jobs)} {name}: {end}")
-                begun = 0 if stage == EVALUATION else sum(map(self._part_done, left.values()))
+                begun = 0 if stage in (EVALUATION, FLOORS) else sum(map(self._part_done, left.values()))
                 bar.update(task, completed=len(jobs) - len(left) + begun)
 
     def _part_done(self, folder: RunFolder) -> float:
@@ -184,7 +201,8 @@ class _Study:
         end = folder.trained and folder.trained.of(self.plan.weights)
         if not end or end.validation is None:
             return "done"
-        return f"validation {self.metric.label} {end.validation:.3f} in epoch {end.epoch}"
+        epoch = f" in epoch {end.epoch}" if end.epoch else ""  # a floor has no epochs
+        return f"validation {self.metric.label} {end.validation:.3f}{epoch}"
 
     def _rates(self, dataset: str) -> dict[str, ChosenRate]:
         rates = choose_rates(self.plan, self.folders, dataset, self.metric.larger_is_better)

@@ -39,7 +39,7 @@ def geometry(request):
 
 def boosted(donor, **options):
     torch.manual_seed(0)
-    return ResidualBooster(CHANNELS, FrozenBlock(donor, **options))
+    return ResidualBooster(CHANNELS, FrozenBlock(donor, **options), start="published")
 
 
 def without_key_biases(results):
@@ -82,7 +82,7 @@ def test_autocast(geometry, method, dtype):
     torch.manual_seed(0)
     geometry = replace(geometry, width=512, mlp_width=768, num_heads=8, num_kv_heads=4, head_size=64)
     block = FrozenBlock(random_layer(geometry), dtype, h_rms=0.4)
-    booster = ResidualBooster(256, block)
+    booster = ResidualBooster(256, block, start="published")
     x = torch.randn(3, 60, 256)
     with torch.autocast("cpu", dtype):
         got, full = output_and_gradients(booster, x, read=2), output_and_gradients(booster, x)
@@ -97,7 +97,7 @@ def test_scripts_and_exports(geometry, width, tokens):
     """At sizes at which each of the methods is the cheapest in turn."""
     torch.manual_seed(0)
     block = FrozenBlock(random_layer(replace(geometry, width=width, norm_eps=1e-2)), h_rms=0.3)
-    booster = ResidualBooster(CHANNELS, block).eval()
+    booster = ResidualBooster(CHANNELS, block, start="published").eval()
     x = torch.randn(2, tokens, CHANNELS)
     with torch.no_grad():
         expected = booster(x, 2)
@@ -106,7 +106,7 @@ def test_scripts_and_exports(geometry, width, tokens):
 
 
 def test_obeys_the_contract_and_gives_tokens_of_zeros_finite_gradients(geometry, method):
-    booster = ResidualBooster(CHANNELS, FrozenBlock(random_layer(geometry), h_rms=0.3))
+    booster = ResidualBooster(CHANNELS, FrozenBlock(random_layer(geometry), h_rms=0.3), start="published")
     check_booster(booster, CHANNELS)
     x = torch.randn(2, 20, CHANNELS)
     x[:, [0, 5]] = 0
@@ -117,7 +117,7 @@ def test_obeys_the_contract_and_gives_tokens_of_zeros_finite_gradients(geometry,
 
 def test_the_scale_of_an_encoder_does_not_change_the_block(geometry, method):
     torch.manual_seed(0)
-    booster = ResidualBooster(CHANNELS, FrozenBlock(random_layer(geometry), h_rms=0.3), "none")
+    booster = ResidualBooster(CHANNELS, FrozenBlock(random_layer(geometry), h_rms=0.3), "none", start="published")
     x = torch.randn(2, 20, CHANNELS)
     before = booster(x, 2)
     with torch.no_grad():
@@ -126,7 +126,7 @@ def test_the_scale_of_an_encoder_does_not_change_the_block(geometry, method):
 
 
 def test_a_block_of_another_size_in_its_place_is_computed(method):
-    booster, x = ResidualBooster(CHANNELS, random_block(LLAMA)), torch.randn(2, 20, CHANNELS)
+    booster, x = ResidualBooster(CHANNELS, random_block(LLAMA), start="published"), torch.randn(2, 20, CHANNELS)
     assert booster.takes_apart
     booster.block = random_block(replace(LLAMA, norm_eps=1e-2), h_scale=0.05)
     torch.testing.assert_close(booster(x, 1), booster(x)[:, :1])

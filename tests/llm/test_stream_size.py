@@ -137,7 +137,7 @@ def test_a_layer_run_by_transformers(tmp_path):
     x = torch.randn(2, 9, 32)
     scaled = block.h_rms * F.rms_norm(x, (32,))
     torch.testing.assert_close(block(x), load_block(tmp_path / "block.safetensors")(scaled), rtol=1e-4, atol=1e-5)
-    booster = ResidualBooster(16, block)
+    booster = ResidualBooster(16, block, start="published")
     x = torch.randn(2, 9, 16)
     torch.testing.assert_close(booster(x, 2), booster(x)[:, :2])
 

@@ -95,7 +95,7 @@ TRAIN = {
 }  # fmt: skip
 EVALUATE = {
     "split": "test", "weights": "best",
-    "validate#dataset": {"_target_": "scripts.rods.Rods", "part": "@split", "cases": CASES["test"]},
+    "validate#dataset": {"_target_": "scripts.rods.Rods", "part": "@split", "cases": f"${CASES}[@split]"},
     "validate#handlers": [
         {
             "_target_": "monai_llmboost.engines.TrainedCheckpointLoader", "ckpt_dir": "@ckpt_dir",

@@ -39,6 +39,9 @@ def test_a_study(other, tmp_path):
     ]
     assert data["diagnostics"]["plain"] is None
     assert data["diagnostics"]["boosted"]["cka_block"]["runs"]
+    for floor in ("floor-numbers", "floor-pca", "floor-random-features"):  # of three classes and two channels
+        assert len(data["arms"][floor]["auc"]["runs"]) == 2
+    assert data["arms"]["floor-pca"]["auc"]["mean"] > 0.9
     assert (tmp_path / "runs" / "data" / "boosted" / "seed1" / "test" / "predictions.csv").is_file()
     page = (tmp_path / "report.html").read_text()
     assert " \N{MULTIPLICATION SIGN} ".join(map(str, SHAPE[1:])) in page

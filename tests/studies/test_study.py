@@ -68,7 +68,7 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def words(bundle):
-    return ["--bundle", bundle, *NETWORK]
+    return ["--bundle", bundle, "--floors", "none", *NETWORK]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -110,7 +110,8 @@ def test_it_leaves_everything_next_to_its_plan(finished, bundle):
     assert set(results) == {"study", "metrics", "software", "device", "command", "model_card", "datasets"}
     assert results["metrics"] == {name: {"label": name.upper(), "larger_is_better": True} for name in ("auc", "acc")}
     assert results["datasets"]["phantom"].keys() == {
-        *("cases", "class_names", "learning_rates", "arms", "comparisons", "curves", "roc", "cost", "diagnostics")
+        *("cases", "class_names", "learning_rates", "arms", "comparisons", "curves", "roc", "cost", "diagnostics"),
+        *("floors", "caveats"),
     }
     for comparison in results["datasets"]["phantom"]["comparisons"]:
         assert comparison["metric"] != "auc" or comparison["verdict"] in output
@@ -212,14 +213,68 @@ def test_its_page_is_drawn_again(finished):
 def test_another_plan_is_refused_in_its_folder(finished, words):
     folder, _ = finished
     for changed, message in {
-        "--seeds=3": "was begun with seeds 2, not 3: resume it",
-        "--arms=none,mlp": "was begun with arms",
+        "--seeds=1": "was begun with seeds 2, which may become more, but not 1: give --seeds 2 or more",
+        "--arms=none,mlp": "was begun with arms none, pretrained, so pretrained cannot be left out: name them too",
+        "--arms=pretrained,none": "was begun with arms in the order none, pretrained, not pretrained, none: keep",
+        "--references=none": "was begun with references none, mlp, random, so mlp, random cannot be left out",
+        "--lr-grid=1e-3,3e-3,1e-2": "was begun with lr_grid [0.001, 0.003], not [0.001, 0.003, 0.01]: resume it",
+        "--lr-seeds=2": "was begun with lr_seeds 1, not 2",
+        "--folds=2": "was begun with folds 0, not 2",
+        "--preset=rllm": "was begun with preset None, not 'rllm'",
         "--epochs=3": "was begun with options",
     }.items():
         done = command("--output", folder, *GRID, *words, changed)
         assert done.exit_code == 2
         assert message in done.stderr and "give another --output" in done.stderr
     assert results_of(folder)["study"]["seeds"] == 2
+
+
+def test_a_grown_study_equals_one_that_began_with_everything(tmp_path, words):
+    """More seeds and another arm in the middle: nothing is trained twice, and all costs are measured again."""
+    small = ["--epochs", 1, "--jobs", 2, "--batch_size", 120, *words]
+    grown, whole = tmp_path / "grown", tmp_path / "whole"
+    assert command("--output", grown, "--arms", "none,pretrained", "--seeds", 1, *small).exit_code == 0
+    begun = {file: file.stat().st_mtime_ns for file in (grown / "runs").rglob("*") if file.is_file()}
+    assert list(json.loads((grown / "cost.json").read_text())["arms"]) == ["none", "pretrained"]
+    for folder in (grown, whole):
+        done = command("--output", folder, "--arms", "none,mlp,pretrained", "--seeds", 2, *small)
+        assert done.exit_code == 0, done.output
+    assert {file: file.stat().st_mtime_ns for file in begun} == begun
+    assert bare(results_of(grown)) == bare(results_of(whole))
+    assert list(json.loads((grown / "cost.json").read_text())["arms"]) == ["none", "mlp", "pretrained"]
+    assert (grown / "study.json").read_text() == (whole / "study.json").read_text()
+
+
+def test_what_a_study_may_grow_by(tmp_path, bundle):
+    """Nothing is trained here."""
+    file, costs = tmp_path / "study.json", tmp_path / "cost.json"
+
+    def keep(arms, datasets, seeds=1, references=("none", "mlp", "random")):
+        costs.write_text("{}")
+        keep_plan(Plan(str(bundle), arms, datasets, seeds, references=references), file, costs)
+        return costs.exists()
+
+    assert keep(("none", "pretrained"), ("phantom",))
+    assert keep(("none", "pretrained"), ("phantom", "adrenalmnist3d"), 2), "the costs are those of the first set"
+    assert not keep(("none", "pretrained"), ("vesselmnist3d", "phantom", "adrenalmnist3d"), 2)
+    assert not keep(("none", "pretrained", "lora"), ("vesselmnist3d", "phantom", "adrenalmnist3d"), 3)
+    last = (("none", "pretrained", "lora"), ("vesselmnist3d", "phantom", "adrenalmnist3d"), 3)
+    assert keep(*last, references=("none", "mlp", "random", "lora"))
+    kept = json.loads(file.read_text())
+    assert (kept["seeds"], kept["references"]) == (3, ["none", "mlp", "random", "lora"])
+    with pytest.raises(ValueError, match=r"begun with datasets .*, so vesselmnist3d cannot be left out: name them too"):
+        keep(last[0], ("phantom", "adrenalmnist3d"), 3)
+    del kept["references"]  # a key that a version may not have had
+    file.write_text(json.dumps(kept))
+    assert keep(*last)
+    config = json.loads((bundle / "configs" / "train.json").read_text())
+    own = tmp_path / "own"
+    shutil.copytree(bundle, own)
+    (own / "configs" / "train.json").write_text(json.dumps({**config, "weight_decay": 0.5}))
+    kept = json.loads(file.read_text())
+    file.write_text(json.dumps({**kept, "bundle": str(own)}))
+    with pytest.raises(ValueError, match="was begun with another 'weight_decay' in the configs of its bundle"):
+        keep_plan(Plan(str(own), ("none", "mlp", "pretrained", "lora"), last[1], 3), file)
 
 
 def test_a_study_of_other_contents_is_refused_by_their_names(tmp_path, bundle):
@@ -401,7 +456,20 @@ def test_the_published_preset_with_folds(tmp_path, bundle):
     """Its network, of 64 features a head, reaches the evaluation; a bundle's relative path reaches the processes."""
     sizes = {**SMALL, "size": 8, "patch_size": 4, "epochs": 1}
     options = [f"--{key}={value}" for key, value in sizes.items()]
-    words = ["--preset", "rllm", "--folds", "2", "--seeds", "1", "--arms", "none,random", "--jobs", "2"]
+    words = [
+        "--preset",
+        "rllm",
+        "--folds",
+        "2",
+        "--seeds",
+        "1",
+        "--arms",
+        "none,random",
+        "--jobs",
+        "2",
+        "--floors",
+        "none",
+    ]
     here = Path.cwd()
     os.chdir(bundle.parent)
     try:

@@ -64,9 +64,8 @@ class EncodedTokens(nn.Module):
             h = h - of_features
         h, square = rms_normalize(h)
         eps = self.constant_eps / square  # (B, N)
-        if self.centred:
-            if self.relative_eps > 0:
-                eps = eps + self.relative_eps * to_float32(of_features).square().squeeze(-1) / square
+        if self.centred and self.relative_eps > 0:
+            eps = eps + self.relative_eps * to_float32(of_features).square().squeeze(-1) / square
         inverse_rms = torch.rsqrt((1 + self.relative_eps) * to_float32(h).square().mean(dim=-1) + eps)  # (B, N)
         d, mean = centre(h)
         u = fold_queries(layer.queries, layer.key, layer.gain, self.head_size).to(h.dtype)  # (B, R * heads, D)

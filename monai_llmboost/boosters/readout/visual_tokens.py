@@ -7,8 +7,9 @@ These are the equations of encoded_tokens.py with ``h_j = E x_j`` inserted; norm
     sum_j a_j v_j = W_V (g * E sum_j a_j r_j x_j)
     D rms(h_j)^2  = x_j^T (E^T E) x_j
 
-For a LayerNorm, E is replaced by E minus the mean of its rows, whose product with ``x_j`` is the mean of ``h_j``. The accuracy depends on the condition of E: if E scales
-some directions a thousand times more than others and tokens lie in the others, the squared norms lose digits.
+For a LayerNorm, E is replaced by E minus the mean of its rows, whose product with ``x_j`` is the mean of ``h_j``. The
+accuracy depends on the condition of E: if E scales some directions a thousand times more than others and tokens lie in
+the others, the squared norms lose digits.
 """
 
 import torch

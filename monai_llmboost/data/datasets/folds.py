@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from monai_llmboost.arguments import check_whole, is_whole
 
@@ -44,8 +44,13 @@ class Folds:
         """Return whether a split differs from the official one."""
         return self.folds > 0 and split != "test"
 
-    def select(self, labels: np.ndarray, split: str) -> np.ndarray:
+    def select(self, labels: np.ndarray, split: str, groups: np.ndarray | None = None) -> np.ndarray:
         """Return the sorted indices of the cases of a split, ``"train"`` or ``"val"``, by the labels of both.
+
+        Args:
+            labels: labels of the cases of both splits.
+            split: the split.
+            groups: group of each case, such as its patient; the cases of a group stay in one fold.
 
         Raises:
             ValueError: more folds than the rarest class has cases.
@@ -53,8 +58,9 @@ class Folds:
         fewest = np.bincount(labels)[np.unique(labels)].min()
         if self.folds > fewest:
             raise ValueError(f"{self.folds} folds are more than the {fewest} cases of the rarest class: ask for fewer")
-        division = StratifiedKFold(self.folds, shuffle=True, random_state=self.fold_seed)
-        train, val = list(division.split(labels, labels))[self.fold]
+        kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+        division = kind(self.folds, shuffle=True, random_state=self.fold_seed)
+        train, val = list(division.split(labels, labels, groups))[self.fold]
         return val if split == "val" else train
 
     def describe(self) -> str:

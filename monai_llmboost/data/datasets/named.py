@@ -14,6 +14,8 @@ from monai.data import Dataset
 
 from monai_llmboost.arguments import check_choice, check_switch
 from monai_llmboost.data.datasets.folds import Folds
+from monai_llmboost.data.datasets.labelled import check_fraction, select_labelled
+from monai_llmboost.data.datasets.lidc import LIDC_CLASSES, LIDC_NAMES, load_lidc
 from monai_llmboost.data.datasets.medmnist import SPLITS, load_medmnist3d, medmnist3d_names
 from monai_llmboost.data.datasets.phantoms import PHANTOM_CLASSES, phantom_arrays
 
@@ -28,19 +30,27 @@ class NamedSet:
     Args:
         class_names: meaning of the labels 0, 1, ...
         load: function of the split, the size in voxels, the folder and whether to download, to volumes (cases, S, S, S)
-            uint8 and labels (cases,) int64.
+            uint8, labels (cases,) int64, and, if several cases may be of one patient, their patients (cases,).
         reads_files: whether volumes are read from files; False for synthetic volumes.
+        downloads: whether the files can be downloaded.
     """
 
     class_names: list[str]
-    load: Callable[[str, int, str | Path, bool], tuple[np.ndarray, np.ndarray]]
+    load: Callable[[str, int, str | Path, bool], tuple[np.ndarray, ...]]
     reads_files: bool = True
+    downloads: bool = True
+
+
+def _load_lidc(name: str, split: str, size: int, root: str | Path, _: bool) -> tuple[np.ndarray, ...]:
+    nodules = load_lidc(name, split, size, root)
+    return nodules.images, nodules.labels, nodules.patients
 
 
 SETS = {"phantom": NamedSet(PHANTOM_CLASSES, lambda split, size, *_: phantom_arrays(split, size), reads_files=False)}
 SETS |= {
     name: NamedSet(list(INFO[name]["label"].values()), partial(load_medmnist3d, name)) for name in medmnist3d_names()
 }
+SETS |= {name: NamedSet(LIDC_CLASSES, partial(_load_lidc, name), downloads=False) for name in LIDC_NAMES}
 
 
 def class_names(dataset: str) -> list[str]:
@@ -66,8 +76,12 @@ def check_source(dataset: str, root: str | Path, download: bool) -> None:
     """Refuse a folder or a download for a set without files, because most likely another set was meant.
 
     Raises:
-        ValueError: a folder or a download is given for a set without files.
+        ValueError: a folder or a download is given for a set without files, or a download that there is none of.
     """
+    if download and dataset in SETS and not SETS[dataset].downloads and reads_files(dataset):
+        raise ValueError(
+            f"the data set {dataset} cannot be downloaded: leave out --download, and put its file in place"
+        )
     if reads_files(dataset):
         return
     for option, value in (("--dataset_dir", root if str(root) != ROOT else ""), ("--download", download)):
@@ -82,17 +96,21 @@ class LabelledVolumes(Dataset):
     """One split of a set: items ``{"image": (1, S, S, S) uint8, "label": int, "case": "test-0007"}``, then transforms.
 
     The items are views of ``images`` (cases, S, S, S) uint8, ``labels`` (cases,) int64 and ``cases`` (names).
-    ``division`` describes the division into training and validation, such as "phantom, fold 0 of 4 by seed 0".
+    ``division`` describes the division into training and validation, such as "phantom, fold 0 of 4 by seed 0", and
+    ``num_cases`` is the number of different cases.
 
     Args:
-        dataset: ``"phantom"`` (synthetic, no files) or one of the six MedMNIST3D sets.
+        dataset: ``"phantom"`` (synthetic, no files), one of the six MedMNIST3D sets, ``"lidcshapes"`` or
+            ``"lidcshapes_sizefree"`` (:mod:`monai_llmboost.data.datasets.lidc`).
         split: ``"train"``, ``"val"`` or ``"test"``.
         size: voxels along each axis; 28 or 64 for MedMNIST3D.
         root: folder of the MedMNIST3D files; phantoms have none, and accept only the default.
         download: whether to download a missing MedMNIST3D file with the medmnist package.
         transform: MONAI transform of an item.
+        label_fraction: fraction of the training cases of each class, chosen by ``fold_seed`` and repeated to the number
+            of all, see :func:`~monai_llmboost.data.datasets.labelled.select_labelled`; other splits stay complete.
         folds: ``folds``, ``fold`` and ``fold_seed`` of :class:`~monai_llmboost.data.datasets.folds.Folds`, which divide
-            training and validation cases again; by default, the official splits are used.
+            training and validation cases again, without dividing a patient; by default, the official splits are used.
 
     Raises:
         FileNotFoundError, ConnectionError, ValueError: see :func:`medmnist3d_file`; an unknown set or split, or
@@ -112,21 +130,26 @@ class LabelledVolumes(Dataset):
         root: str | Path = ROOT,
         download: bool = False,
         transform: Callable | None = None,
+        label_fraction: float = 1.0,
         **folds: int,
     ) -> None:
         check_choice("split", split, SPLITS)
         check_switch("download", download)
         self.class_names = class_names(dataset)
         check_source(dataset, root, download)
+        check_fraction(label_fraction)
         division = Folds(**folds)
         divided = division.applies_to(split)
         official = ["train", "val"] if divided else [split]
         arrays = [SETS[dataset].load(name, size, root, download) for name in official]
-        images, labels = (np.concatenate(each) if divided else each[0] for each in zip(*arrays))
-        cases = [f"{name}-{index:04d}" for name, (_, own) in zip(official, arrays) for index in range(len(own))]
-        if divided:
-            selected = division.select(labels, split)
+        images, labels, *groups = (np.concatenate(each) if divided else each[0] for each in zip(*arrays))
+        cases = [f"{name}-{index:04d}" for name, (_, own, *_) in zip(official, arrays) for index in range(len(own))]
+        selected = division.select(labels, split, *groups) if divided else np.arange(len(labels))
+        if split == "train" and label_fraction < 1:
+            selected = selected[select_labelled(labels[selected], label_fraction, division.fold_seed)]
+        if divided or label_fraction < 1:
             images, labels, cases = images[selected], labels[selected], [cases[index] for index in selected]
+        self.num_cases = len(set(cases))
         self.images, self.labels, self.cases = images, labels, cases
         self.split = split
         self.division = f"{dataset}, {division.describe()}"

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,17 +86,17 @@ def write_study_report(results: Mapping[str, Any], path: Path) -> None:
         results: content of ``results.json``: ``study`` (``bundle``, ``arms``, ``seeds``, ``lr_grid`` ...), ``metrics``
             (missing before version 0.2), ``software``, ``device``, ``command``, ``model_card`` and ``datasets``, by
             name each with ``cases``, ``class_names``, ``learning_rates``, ``arms``, ``comparisons``, ``curves``,
-            ``roc``, ``cost`` and ``diagnostics``. Numbers, runs and arms may be ``None`` if a run failed or the value
-            is unknown.
+            ``roc``, ``cost``, ``diagnostics`` and ``floors`` (missing before there were any). Numbers, runs and arms
+            may be ``None`` if a run failed or the value is unknown.
         path: file to write.
 
     Raises:
         ValueError: a comparison or a curve of an arm that is not in the study.
     """
     results = words.visible(results)
-    arms = list(results["study"]["arms"])
-    _check_arms(results["datasets"], arms)
-    looks = {arm: look_of(number) for number, arm in enumerate(arms)}
+    arms, floors = list(results["study"]["arms"]), list(results["study"].get("floors") or ())
+    _check_arms(results["datasets"], [*arms, *floors])
+    looks = {arm: look_of(number) for number, arm in enumerate([*arms, *floors])}
     shown = Shown(results["datasets"], looks, results.get("metrics") or METRICS)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
@@ -114,6 +114,7 @@ def write_study_report(results: Mapping[str, Any], path: Path) -> None:
         text = environment.get_template("report.html").render(
             {name: part for name, part in results.items() if name != "metrics"},
             arms=arms,
+            floors=[floor for floor in floors if any(data["arms"].get(floor) for data in shown.datasets.values())],
             key=keys_of(looks),
             pictures={group: list(_finished(group, draw(shown))) for group, draw in PICTURES.items()},
             metrics=shown.labels,
@@ -128,7 +129,8 @@ def write_study_report(results: Mapping[str, Any], path: Path) -> None:
 
 def _check_arms(datasets: Mapping[str, Any], arms: Sequence[str]) -> None:
     for name, data in datasets.items():
-        named = {each[side] for each in data["comparisons"] for side in ("arm", "reference")}
+        comparisons = [*data["comparisons"], *((data.get("floors") or {}).get("comparisons") or ())]
+        named = {each[side] for each in comparisons for side in ("arm", "reference")}
         named |= {arm for part in ("arms", "curves", "roc") for arm in data.get(part) or ()}
         if unknown := sorted(named - set(arms)):
             raise ValueError(
@@ -143,16 +145,28 @@ def _finished(group: str, pictures: Iterator[Picture]) -> Iterator[dict[str, Any
 
 
 def _forests(shown: Shown) -> Iterator[Picture]:
+    return _differences(shown, lambda data: data["comparisons"], shown.metrics)
+
+
+def _floor_forests(shown: Shown) -> Iterator[Picture]:
+    return _differences(shown, lambda data: (data.get("floors") or {}).get("comparisons") or (), [shown.key])
+
+
+def _differences(
+    shown: Shown, comparisons_of: Callable[[Mapping[str, Any]], Sequence[Mapping[str, Any]]], metrics: Iterable[str]
+) -> Iterator[Picture]:
+    """Draw some comparisons of each data set by some metrics; all pictures of a metric have one scale."""
+
     def compared(data: Mapping[str, Any], metric: str) -> list[Mapping[str, Any]]:
-        return [each for each in data["comparisons"] if each["metric"] == metric]
+        return [each for each in comparisons_of(data) if each["metric"] == metric]
 
     datasets = shown.datasets
     furthest = {
         metric: figures.reach([each for data in datasets.values() for each in compared(data, metric)])
-        for metric in shown.metrics
+        for metric in metrics
     }
     for name, data in datasets.items():
-        for metric, title in shown.labels.items():
+        for metric in metrics:
             if comparisons := compared(data, metric):
                 parts = (
                     f"{each['arm']} against {each['reference']}: {words.signed(words.value(each, 'difference'))} "
@@ -161,7 +175,7 @@ def _forests(shown: Shown) -> Iterator[Picture]:
                 )
                 larger = shown.metrics[metric].get("larger_is_better", True)
                 figure = figures.forest(comparisons, shown.looks, furthest[metric], larger)
-                caption = f"{name}: difference in {title}"
+                caption = f"{name}: difference in {shown.labels[metric]}"
                 yield Picture(figure, caption, f"{caption} with its interval over seeds and cases. {'; '.join(parts)}")
 
 
@@ -232,5 +246,5 @@ def _measured_scores(
 
 
 PICTURES: dict[str, Callable[[Shown], Iterator[Picture]]] = {
-    "forest": _forests, "roc": _rocs, "learning": _learning, "radar": _radars, "cost": _costs,
+    "forest": _forests, "floors": _floor_forests, "roc": _rocs, "learning": _learning, "radar": _radars, "cost": _costs,
 }  # fmt: skip

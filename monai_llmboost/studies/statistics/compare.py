@@ -76,6 +76,41 @@ def compare_arms(
     unknown = [name for name in references if name not in arrays]
     if unknown or not references:
         raise ValueError(f"unknown references {unknown or 'none'}; choose from the arms {', '.join(arrays)}")
+    pairs = [pair for pair in itertools.combinations(arrays, 2) if set(pair) & set(references)]
+    return _compare_pairs(pairs, arrays, labels, folds, task)
+
+
+def compare_with_floors(
+    predictions: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    base: str,
+    floors: Sequence[str],
+    folds: int = 1,
+    task: Task | None = None,
+) -> list[Comparison]:
+    """Compare the base of a study with each of its floors: base minus floor.
+
+    These comparisons are a family of their own, so that floors do not weaken the tests of the arms.
+
+    Args:
+        predictions: as in :func:`compare_arms`, with the base and the floors.
+        labels: (cases,).
+        base: name of the arm that the others are compared with first.
+        floors: names of the floors.
+        folds: as in :func:`compare_arms`.
+        task: as in :func:`compare_arms`.
+
+    Raises:
+        ValueError: as :func:`compare_arms`.
+    """
+    arrays, labels, task = _checked({name: predictions[name] for name in (base, *floors)}, labels, task)
+    return _compare_pairs([(floor, base) for floor in floors], arrays, labels, folds, task)
+
+
+def _compare_pairs(
+    pairs: Sequence[tuple[str, str]], arrays: Mapping[str, np.ndarray], labels: np.ndarray, folds: int, task: Task
+) -> list[Comparison]:
+    """Return the comparisons of pairs of a reference and an arm, which are one family for each metric."""
     counts = bootstrap_counts(task.groups(labels))
     comparisons = []
     for name, metric in task.metrics.items():
@@ -83,11 +118,7 @@ def compare_arms(
         for arm, scores in arrays.items():
             values, influence = (mean_over_folds(each, folds) for each in components(metric, scores, labels))
             arms[arm] = _Arm(values, influence, resampled(metric, scores, labels, counts))
-        family = [
-            _compare(name, metric, (arm, arms[arm]), (reference, arms[reference]))
-            for reference, arm in itertools.combinations(arms, 2)
-            if reference in references or arm in references
-        ]
+        family = [_compare(name, metric, (arm, arms[arm]), (first, arms[first])) for first, arm in pairs]
         comparisons += correct_for_many(family, metric)
     return comparisons
 

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from monai_llmboost.studies.rounding import rounded
 from monai_llmboost.studies.statistics.records import Comparison
 from monai_llmboost.tasks.task import TaskMetric
@@ -34,6 +37,33 @@ def verdict(comparison: Comparison, metric: TaskMetric) -> str:
         return f"{start}: {'better' if gain else 'worse'} ({p}{holm}){few}."
     what = "a gain" if gain else "a loss"
     return f"{start}: suggests {what} ({p}), but not after correction for all comparisons ({_p(p_holm)}){few}."
+
+
+def with_caveats(comparisons: Sequence[Comparison], caveats: Sequence[str]) -> list[Comparison]:
+    """Return comparisons whose verdicts begin with caveats, sentences that limit every conclusion on a data set."""
+    return [replace(each, verdict=" ".join([*caveats, each.verdict])) for each in comparisons]
+
+
+def floor_caveat(base: tuple[str, float], floors: Sequence[Comparison], metric: TaskMetric) -> str:
+    """Return a sentence if the base does not reach its best floor, else ``""``.
+
+    Args:
+        base: name of the base and its mean of the metric.
+        floors: comparisons of the base with each floor by this metric, base minus floor.
+        metric: the metric.
+    """
+    name, mean = base
+    sign = 1 if metric.larger_is_better else -1
+    best = min(floors, key=lambda each: sign * each.difference, default=None)
+    if best is None or sign * best.difference >= 0:
+        return ""
+    low, high = best.intervals.both
+    significant = not low <= 0 <= high and (best.p if best.p_holm is None else best.p_holm) < LEVEL
+    return (
+        f"The base (arm {name}, {metric.label} {rounded(mean)}) does not reach the simple predictor {best.reference} "
+        f"({metric.label} {rounded(mean - best.difference)}; the difference is {'' if significant else 'not '}"
+        "significant), so the following says little about networks that are worth using."
+    )
 
 
 def _excluded(comparison: Comparison, metric: TaskMetric) -> str:

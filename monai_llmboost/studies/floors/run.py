@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The run of a floor in a study: read the splits of a data set, choose on validation, write the test predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from monai_llmboost.bundle import BundleJob, Option
+from monai_llmboost.bundle.contract import IMAGE, LABEL
+from monai_llmboost.engines.results import PREDICTIONS_FILE, prediction_row, write_predictions
+from monai_llmboost.studies.datasets import key_metric, task_of
+from monai_llmboost.studies.floors.features import plain, single_numbers
+from monai_llmboost.studies.floors.predictors import FLOORS, fit_floor
+from monai_llmboost.studies.floors.shortcuts import auc_of_single_numbers
+from monai_llmboost.studies.plan import TEST_SPLIT, Plan, Run
+from monai_llmboost.studies.run_folder import TEST, EpochResult, Evaluated, RunFolder, Trained
+
+TRAINING_SPLIT, VALIDATION_SPLIT = "train", "val"
+SPLITS = (TRAINING_SPLIT, VALIDATION_SPLIT, TEST_SPLIT)
+CASE = "case"
+
+
+@dataclass(frozen=True)
+class Split:
+    """The features of a split.
+
+    Args:
+        cases: names.
+        labels: (cases,).
+        features: (cases, F).
+        numbers: the single numbers of each case, by name (cases,).
+    """
+
+    cases: list[str]
+    labels: np.ndarray
+    features: np.ndarray
+    numbers: Mapping[str, np.ndarray]
+
+
+def run_floor(plan: Plan, run: Run, folder: RunFolder) -> None:
+    """Fit a floor to the training cases of a run, choose on validation, and write its predictions of the test cases."""
+    splits = {split: _read_split(plan, run, split) for split in SPLITS}
+    task = task_of(open_split(plan, run, TEST_SPLIT))
+    cases = {name: (split.features, split.labels) for name, split in splits.items()}
+    chosen = fit_floor(FLOORS[run.arm], run.seed, cases, len(getattr(task, "class_names", ())), key_metric(task))
+    for name, value in chosen.validation.items():
+        print(f"{name}: validation {key_metric(task).label} {value:.4f}{' (chosen)' if name == chosen.name else ''}")
+    test = splits[TEST_SPLIT]
+    rows = [prediction_row(task, {CASE: case, "pred": pred, LABEL: label})
+            for case, pred, label in zip(test.cases, chosen.scores, test.labels)]  # fmt: skip
+    write_predictions(folder.path / TEST / PREDICTIONS_FILE, rows)
+    end = EpochResult(0, chosen.validation[chosen.name])
+    folder.write_trained(Trained(end, end))
+    training = splits[TRAINING_SPLIT]
+    alone = auc_of_single_numbers((training.numbers, training.labels), (test.numbers, test.labels))
+    folder.write_evaluated(Evaluated(alone or None))
+
+
+def open_split(plan: Plan, run: Run, split: str) -> BundleJob:
+    """Return the evaluation of a split as the networks of a run see it: preprocessed, and not augmented."""
+    options = {**plan.settings(run, "evaluate", Path()), Option.SPLIT: split}
+    return BundleJob.read(plan.configs(plan.arms[0], "evaluate"), options)
+
+
+def training_data(plan: Plan, run: Run) -> Any:
+    """Return the data set that the networks of a run are trained on, which decides the training cases of floors."""
+    return BundleJob.read(plan.configs(plan.arms[0]), plan.settings(run, "train", Path())).training_data
+
+
+def why_impossible(plan: Plan, run: Run) -> str:
+    """Return why floors cannot be run on the data set of a run, or ``""``."""
+    task = task_of(open_split(plan, run, TEST_SPLIT))
+    if not getattr(task, "class_names", None):
+        return f"Floors are left out: they classify, and the task of the bundle is {task.name}."
+    try:
+        there, _ = (open_split(plan, run, split).validation_data for split in (TRAINING_SPLIT, VALIDATION_SPLIT))
+    except Exception as error:  # of a user's bundle, whose code may raise anything
+        return f"Floors are left out: the bundle's evaluation cannot open its training or validation cases ({error})."
+    wanted = training_data(plan, run)
+    names, of_training = _names(there), _names(wanted)
+    found = len(there) if names is None or of_training is None else len({*names} & {*of_training})
+    if found != len(wanted):
+        return (
+            f"Floors are left out: with the split {TRAINING_SPLIT} the bundle's evaluation has {found} of the "
+            f"{len(wanted)} training cases."
+        )
+    return ""
+
+
+def _names(data: Any) -> list[str] | None:
+    names = getattr(data, "cases", None)
+    return None if names is None else list(map(str, names))
+
+
+def _read_split(plan: Plan, run: Run, split: str) -> Split:
+    """Return the features of the cases of a split; of the training cases, only those that networks are trained on."""
+    floor = FLOORS[run.arm]
+    names: list[str] = []
+    labels, features = [], []
+    numbers: dict[str, list[Tensor]] = {}
+    with torch.inference_mode():
+        for batch in open_split(plan, run, split).validation_batches:
+            images = batch[IMAGE].cpu()
+            images = images[..., None] if images.ndim == 4 else images  # flat images
+            names += map(str, batch[CASE])
+            labels.append(torch.as_tensor(batch[LABEL]).reshape(-1).cpu())
+            features.append(floor.features(plain(images), run.seed))
+            for name, values in single_numbers(images).items() if floor.tests_shortcuts else ():
+                numbers.setdefault(name, []).append(values)
+    trained = _names(training_data(plan, run)) if split == TRAINING_SPLIT else None
+    known = set(names if trained is None else trained)
+    kept = [index for index, name in enumerate(names) if name in known]
+    return Split(
+        [names[index] for index in kept],
+        torch.cat(labels).numpy()[kept].astype(int),
+        torch.cat(features).numpy()[kept],
+        {name: torch.cat(values).numpy()[kept] for name, values in numbers.items()},
+    )
