@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Validation AUC of a plain network with the strong preset, compared with the official ResNet-18 (3D).
 
-A gain over a weak network proves nothing. So the preset is tuned, and here the plain ViT3D (or ``--network resnet``) is
-compared with the convolutional network of the MedMNIST benchmark (Yang et al. 2023, doi:10.1038/s41597-022-01721-8, at
-28 voxels along each axis). The official validation splits are too small (98 and 191 cases), so training and validation
-cases are divided into folds, and each is predicted once by a network that did not see it. The AUC is that of the weights
-of the last epoch, as the preset reads them; the test split is not opened. The official figures are of the test split.
+A gain over a weak network proves nothing. So the preset is tuned, and here the plain ViT3D (or ``--network resnet``)
+is compared with the convolutional network of the MedMNIST benchmark (Yang et al. 2023,
+doi:10.1038/s41597-022-01721-8; at 28 voxels along each axis). The official validation splits are too small (98 and
+191 cases), so training and validation cases are divided into folds, and each is predicted once by a network that did
+not see it. The AUC is that of the weights of the last epoch, as the preset reads them; the test split is not opened.
+The official figures are of the test split.
 
 Folds are trained as in a study, each in a separate process; finished folds are not trained again.
 """

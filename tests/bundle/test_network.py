@@ -121,9 +121,10 @@ def trained_scans(tmp_path):
 def test_a_study_has_a_network():
     plan = plan_of(network="resnet", preset="strong", options={"hidden_size": 8})
     overlays = ["networks/resnet.json", "arms/mlp.json"]
-    preset = ["strong/network.json", "strong/training.json", "strong/resnet/training.json"]
+    preset = ["strong/resnet/training.json"]
     assert names(plan.configs("mlp")) == ["train.json", *overlays, *preset]
-    assert names(plan.configs("mlp", "evaluate")) == ["train.json", *overlays, "evaluate.json", preset[0]]
+    assert names(plan.configs("mlp", "evaluate")) == ["train.json", *overlays, "evaluate.json"]
+    assert plan.weights == "last"
     run = next(iter(plan.runs("phantom", {"mlp": None})))
     assert names(plan.arguments(run, "train", FOLDER)["config_file"]) == ["train.json", *overlays, *preset]
     assert plan.as_dict()["network"] == "resnet"
