@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Validation AUC of the plain network with the strong preset, compared with the official ResNet-18 (3D).
+"""Validation AUC of a plain network with the strong preset, compared with the official ResNet-18 (3D).
 
-A gain over a weak network proves nothing. So the preset is tuned, and here the plain ViT3D is compared with the
-convolutional network of the MedMNIST benchmark (Yang et al. 2023, doi:10.1038/s41597-022-01721-8, at 28 voxels along
-each axis). The official validation splits are too small (98 and 191 cases), so training and validation cases are
-divided into folds, and each is predicted once by a network that did not see it. The AUC is that of the weights of the
-last epoch, as the preset reads them; the test split is not opened. The official figures are of the test split.
+A gain over a weak network proves nothing. So the preset is tuned, and here the plain ViT3D (or ``--network resnet``)
+is compared with the convolutional network of the MedMNIST benchmark (Yang et al. 2023,
+doi:10.1038/s41597-022-01721-8; at 28 voxels along each axis). The official validation splits are too small (98 and
+191 cases), so training and validation cases are divided into folds, and each is predicted once by a network that did
+not see it. The AUC is that of the weights of the last epoch, as the preset reads them; the test split is not opened.
+The official figures are of the test split.
 
 Folds are trained as in a study, each in a separate process; finished folds are not trained again.
 """
@@ -64,13 +65,16 @@ def main() -> None:
     parser.add_argument("--dataset-dir", default="~/.medmnist", help="folder of the MedMNIST files")
     parser.add_argument("--datasets", nargs="+", choices=OFFICIAL, default=list(OFFICIAL))
     parser.add_argument("--arms", nargs="+", default=["none"], choices=["none", "mlp", "random", "pretrained"])
+    parser.add_argument("--network", help="another network of the bundle, such as resnet; default: its own")
     parser.add_argument("--folds", type=int, default=5, help="from 2")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once")
     parser.add_argument(
         "--folder", type=Path, required=True, help="of the trainings; an interrupted one is resumed there"
     )
-    parser.add_argument("--out", type=Path, default=RESULTS / "strong-cpu.json", help="the JSON file to write")
+    parser.add_argument("--out", type=Path, help="the JSON file to write; default: strong[-NETWORK]-cpu.json")
     options = parser.parse_args()
+    name = "strong" if options.network is None else f"strong-{options.network}"
+    out = options.out or RESULTS / f"{name}-cpu.json"
     arms = ("none", "mlp", "random", "pretrained")  # a plan is of several; those asked for are trained
     try:
         settings = {"dataset_dir": options.dataset_dir}
@@ -81,6 +85,7 @@ def main() -> None:
             seeds=1,
             folds=options.folds,
             preset="strong",
+            network=options.network,
             options=settings,
         )
         jobs = jobs_of(plan, options.folder, options.arms)
@@ -96,8 +101,8 @@ def main() -> None:
         sys.exit("\n".join(f"strong: {name}: {reason}" for name, reason in failed.items()))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     benchmark = f"validation AUC of {options.folds} folds of the strong preset, weights of the last epoch"
-    save(options.out, benchmark, device_name(device), {"folds": options.folds}, rows_of(jobs))
-    show(options.out)
+    save(out, benchmark, device_name(device), {"folds": options.folds, "network": options.network}, rows_of(jobs))
+    show(out)
 
 
 if __name__ == "__main__":

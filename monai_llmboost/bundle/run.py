@@ -30,8 +30,8 @@ def run_bundle(
             directory for a bundle of the package. ``network`` may also name an overlay in ``configs/networks``.
 
     Raises:
-        ValueError: an unknown job, arm, network or key (MONAI silently accepts unknown keys), or an option that the job does
-            not use.
+        ValueError: an unknown job, arm, network or key (MONAI silently accepts unknown keys), or an option that the job
+            does not use.
         The original error is raised instead of MONAI's "Failed to instantiate ...".
     """
     arguments = monai_arguments(name, job, arm, logging_file, **overrides)

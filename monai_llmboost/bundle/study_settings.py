@@ -20,14 +20,14 @@ WEIGHTS = ("best", "last")
 class Preset:
     """A folder of overlays in ``configs``: ``network.json`` for every job, ``training.json`` for training only.
 
-    A folder in it with the name of another network, such as ``resnet``, has the same two files, which are used in
-    addition with ``--network resnet``.
+    A folder in it with the name of another network, such as ``resnet``, has the same two files, which are used instead
+    with ``--network resnet``.
 
     Args:
         network: overlays for every job, relative to ``configs``.
         training: overlays for training only.
         weights: the weights to evaluate, ``"best"`` (of the epoch that validation chose) or ``"last"``.
-        networks: by name of another network, the overlays to add; the preset is for no further network.
+        networks: by name of another network, the preset for it; there is none for further networks.
 
     Example:
         >>> Preset(("strong/network.json",), ("strong/training.json",), "last").overlays("evaluate")
@@ -47,9 +47,8 @@ class Preset:
         return self.network + (self.training if job == "train" else ())
 
     def with_network(self, name: str) -> Preset:
-        """Return the preset with the overlays for another network, which :attr:`networks` names."""
-        more = self.networks[name]
-        return replace(self, network=self.network + more.network, training=self.training + more.training)
+        """Return the preset for another network, which :attr:`networks` names."""
+        return replace(self.networks[name], weights=self.weights)
 
 
 @dataclass(frozen=True)

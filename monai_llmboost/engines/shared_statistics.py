@@ -22,6 +22,7 @@ class SharedStatistics:
         network: the network, wrapped or not.
 
     Example:
+        >>> from ignite.engine import Engine
         >>> from monai.engines import IterationEvents
         >>> trainer = Engine(lambda engine, batch: engine.fire_event(IterationEvents.MODEL_COMPLETED))
         >>> _ = trainer.register_events(*IterationEvents)

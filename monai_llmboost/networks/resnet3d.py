@@ -36,8 +36,7 @@ class ResNet3D(BoostedNetwork):
         img_size: size of the volume along its three axes, voxels; one number for a cube.
         hidden_size: features of the last stage, C; a multiple of 8, because the first stage has C / 8.
         num_blocks: residual blocks of each stage, of two convolutions each.
-        stem_stride: stride of the first convolution, voxels; 1 sees small volumes at full resolution, at 8 times the
-            cost.
+        stem_stride: stride of the first convolution, voxels; half of it costs 8 times as much.
         dropout_rate: dropout before the head, 0 to below 1.
         booster: maps tokens (B, N, C) to tokens (B, N, C), such as :class:`monai_llmboost.boosters.ResidualBooster`;
             ``None`` for the plain network.
@@ -65,7 +64,7 @@ class ResNet3D(BoostedNetwork):
         img_size: Sequence[int] | int,
         hidden_size: int = 128,
         num_blocks: int = 1,
-        stem_stride: int = 2,
+        stem_stride: int = 3,
         dropout_rate: float = 0.0,
         booster: nn.Module | None = None,
         class_names: Sequence[str] | None = None,
@@ -144,7 +143,8 @@ def _checked_size(img_size: Sequence[int] | int, stem_stride: int) -> tuple[int,
         last.append(number)
     if last == [1, 1, 1]:
         raise ValueError(
-            f"img_size {size} is too small: the last feature map of a ResNet3D with stem_stride {stem_stride} would have "
-            f"a single voxel; give volumes of more than {8 * stem_stride} voxels along an axis, or a smaller stem_stride"
+            f"img_size {size} is too small: the last feature map of a ResNet3D with stem_stride {stem_stride} would "
+            f"have a single voxel; give volumes of more than {8 * stem_stride} voxels along an axis, or a smaller "
+            "stem_stride"
         )
     return size

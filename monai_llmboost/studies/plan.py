@@ -162,8 +162,8 @@ class Plan:
         if self.network is not None and self.network not in (fitting := self._settings.presets[name].networks):
             other = f" or {', '.join(fitting)}" if fitting else ""
             raise ValueError(
-                f"the preset {name} is for the bundle's own network{other}, not for {self.network}: leave out --preset, "
-                f"or add a folder {self.network} with {PRESET_TRAINING} to it"
+                f"the preset {name} is for the bundle's own network{other}, not for {self.network}: leave out "
+                f"--preset, or add a folder {self.network} with {PRESET_TRAINING} to it"
             )
         if not self._preset.overlays(JOBS[0]):
             raise ValueError(

@@ -2,6 +2,9 @@
 """Another network of a bundle is an overlay that --network names, in every job and command."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,11 +15,12 @@ from monai_llmboost.bundle import bundle_path, copy_bundle, job_configs, merged,
 from monai_llmboost.bundle.find import networks_of
 from monai_llmboost.bundle.run import check_job_effect
 from monai_llmboost.command_line.app import app
+from monai_llmboost.engines import SharedStatistics
 from monai_llmboost.studies import Plan
 
 FOLDER = bundle_path(BUNDLE)
 COMPILED = "$torch.compile(@network_def.to(@device))"
-TINY = {"network": "resnet", "size": 17, "hidden_size": 8}
+TINY = {"network": "resnet", "size": 17, "stem_stride": 2, "hidden_size": 8}
 bundle_warnings = pytest.mark.filterwarnings(
     "ignore:parsing config_file:UserWarning", "ignore::FutureWarning:monai", "ignore::DeprecationWarning:monai"
 )
@@ -47,8 +51,8 @@ def test_an_expression_is_the_bundles_key():
 
 
 WRONG = [
-    "resnett", "ResNet", "resnet.json", "networks/resnet", "../arms/none", "vit3d", "torch.compile(x)", " resnet", "", 3,
-    ["resnet"],
+    "resnett", "ResNet", "resnet.json", "networks/resnet", "../arms/none", "vit3d", "torch.compile(x)", " resnet", "",
+    3, ["resnet"],
 ]  # fmt: skip
 
 
@@ -86,7 +90,14 @@ def test_options_of_the_other_network_are_refused(key):
 @bundle_warnings
 def test_it_is_trained_evaluated_and_predicts(run_job, trained_scans, tmp_path, monkeypatch):
     monkeypatch.setattr("monai_llmboost.data.datasets.phantoms.PHANTOM_CASES", {"train": 41, "val": 20, "test": 20})
-    options = {"network": "resnet", "size": 17, "mlp_dim": None, "num_layers": None, "num_heads": None}
+    options = {
+        "network": "resnet",
+        "size": 17,
+        "stem_stride": 2,
+        "mlp_dim": None,
+        "num_layers": None,
+        "num_heads": None,
+    }
     run_job("train", epochs=1, **{**options, "batch_size": 20})  # the last batch is of one case
     run_job("evaluate", **options)
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["position"] == "head"
@@ -110,9 +121,10 @@ def trained_scans(tmp_path):
 def test_a_study_has_a_network():
     plan = plan_of(network="resnet", preset="strong", options={"hidden_size": 8})
     overlays = ["networks/resnet.json", "arms/mlp.json"]
-    preset = ["strong/network.json", "strong/training.json", "strong/resnet/training.json"]
+    preset = ["strong/resnet/training.json"]
     assert names(plan.configs("mlp")) == ["train.json", *overlays, *preset]
-    assert names(plan.configs("mlp", "evaluate")) == ["train.json", *overlays, "evaluate.json", preset[0]]
+    assert names(plan.configs("mlp", "evaluate")) == ["train.json", *overlays, "evaluate.json"]
+    assert plan.weights == "last"
     run = next(iter(plan.runs("phantom", {"mlp": None})))
     assert names(plan.arguments(run, "train", FOLDER)["config_file"]) == ["train.json", *overlays, *preset]
     assert plan.as_dict()["network"] == "resnet"
@@ -123,7 +135,7 @@ def test_a_study_has_a_network():
     ):
         with pytest.raises(ValueError, match=message):
             plan_of(network="resnet", **changes)
-    with pytest.raises(ValueError, match="network must be the name of another network, not .*: give it in options"):
+    with pytest.raises(ValueError, match=r"network must be the name of another network, not .*: give it in options"):
         plan_of(network=COMPILED)
 
 
@@ -142,8 +154,6 @@ def test_every_command_knows_the_networks(words, tmp_path, monkeypatch):
 
 
 def test_running_statistics_are_shared(tmp_path):
-    from monai_llmboost.engines import SharedStatistics
-
     network = torch.nn.Sequential(torch.nn.BatchNorm3d(3), torch.nn.LayerNorm(2))
     SharedStatistics(network).average()  # one process: nothing to do
     code = (
@@ -157,10 +167,6 @@ def test_running_statistics_are_shared(tmp_path):
         "assert torch.equal(network[0].running_var, torch.ones(3))\n"
         "dist.destroy_process_group()\n"
     )
-    import os
-    import subprocess
-    import sys
-
     (tmp_path / "a.py").write_text(code)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", tmp_path / "a.py"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

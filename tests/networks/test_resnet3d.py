@@ -11,7 +11,7 @@ from monai_llmboost.boosters import ResidualBooster
 from monai_llmboost.llm import random_block
 from monai_llmboost.networks import ResNet3D
 
-SIZES = {"in_channels": 2, "num_classes": 3, "img_size": (17, 24, 18), "hidden_size": 16}
+SIZES = {"in_channels": 2, "num_classes": 3, "img_size": (17, 24, 18), "hidden_size": 16, "stem_stride": 2}
 script_warnings = pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
 
 
@@ -69,8 +69,8 @@ def test_the_boosted_network_starts_as_the_plain_one(x, position):
 
 
 def test_a_batch_of_one_case_is_trained_at_the_smallest_size():
-    network = ResNet3D(1, 2, img_size=(1, 17, 2), hidden_size=8).train()
-    network(torch.randn(1, 1, 1, 17, 2)).sum().backward()
+    network = ResNet3D(1, 2, img_size=(1, 25, 2), hidden_size=8).train()
+    network(torch.randn(1, 1, 1, 25, 2)).sum().backward()
 
 
 @pytest.mark.parametrize(
