@@ -34,6 +34,10 @@ def study(
         typer.Option(help="Learning rates, with commas: validation chooses one for each arm. Empty: the bundle's own."),
     ] = "",
     lr_seeds: Annotated[int, typer.Option(help="Number of seeds used to choose the learning rate.")] = 1,
+    label_fraction: Annotated[
+        str,
+        typer.Option(help="Fractions of the training labels, with commas, such as 0.1,0.25,1; each is analysed alone."),
+    ] = "1",
     folds: Annotated[
         int, typer.Option(help="Number of folds of the training and validation cases; 0: the splits of the data set.")
     ] = 0,
@@ -87,10 +91,11 @@ def study(
             datasets=datasets,
             seeds=seeds,
             folds=folds,
-            lr_grid=tuple(map(_rate, _listed(lr_grid))),
+            lr_grid=_numbers(lr_grid, "learning rates", "3e-4,1e-3"),
             lr_seeds=lr_seeds,
             preset=preset,
             network=named,
+            label_fractions=_numbers(label_fraction, "label fractions", "0.1,0.25,1"),
             references=_listed(references),
             options={**options_of_bundle(context.args, configs), **expression},
         )
@@ -127,8 +132,11 @@ def _listed(words: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in words.split(",") if word.strip())
 
 
-def _rate(word: str) -> float:
-    try:
-        return float(word)
-    except ValueError as error:
-        raise ValueError(f"learning rates are numbers with commas, such as 3e-4,1e-3, not {word!r}") from error
+def _numbers(words: str, what: str, example: str) -> tuple[float, ...]:
+    def number(word: str) -> float:
+        try:
+            return float(word)
+        except ValueError as error:
+            raise ValueError(f"{what} are numbers with commas, such as {example}, not {word!r}") from error
+
+    return tuple(map(number, _listed(words)))

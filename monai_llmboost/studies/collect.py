@@ -52,8 +52,8 @@ class Finished:
 
 def collect(plan: Plan, finished: Finished) -> StudyResults:
     """Return all results of a study."""
-    jobs = {dataset: open_job(plan, dataset) for dataset in plan.datasets}
-    first = plan.datasets[0]
+    jobs = {dataset: open_job(plan, dataset) for dataset in plan.sets}
+    first = next(iter(plan.sets))
     task = finished.tasks[first]
     return StudyResults(
         study={**plan.as_dict(), "chosen_by": chosen_by(plan.weights, task)},

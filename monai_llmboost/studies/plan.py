@@ -25,6 +25,7 @@ from monai_llmboost.bundle import (
 )
 from monai_llmboost.bundle.contract import CONFIGS, PRESET_NETWORK, PRESET_TRAINING, STUDIES
 from monai_llmboost.bundle.study_settings import WEIGHTS, Preset, StudySettings
+from monai_llmboost.studies.label_fractions import WHOLE, check_fractions, sets_of
 
 # Default reference arms; the ones that are not in the study are ignored.
 REFERENCES = ("none", "mlp", "random")
@@ -34,10 +35,13 @@ TEST_SPLIT = "test"
 # Keys of a bundle that the study sets for each run.
 OWN = (
     Option.DATASET, Option.SEED, Option.BLOCK_SEED, Option.FOLDS, Option.FOLD, Option.LEARNING_RATE, Option.RESUME,
-    Option.SPLIT, Option.WEIGHTS, Option.CKPT_DIR, Option.OUTPUT_DIR, Option.BUNDLE_ROOT,
+    Option.SPLIT, Option.WEIGHTS, Option.CKPT_DIR, Option.OUTPUT_DIR, Option.BUNDLE_ROOT, Option.LABEL_FRACTION,
 )  # fmt: skip
 # Advice for some of these keys.
-INSTEAD = {Option.LEARNING_RATE: "give --lr-grid", Option.SEED: "give --seeds", Option.FOLD: "give --folds"}
+INSTEAD = {
+    Option.LEARNING_RATE: "give --lr-grid", Option.SEED: "give --seeds", Option.FOLD: "give --folds",
+    Option.LABEL_FRACTION: "give --label-fraction",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Run:
     """One training of an arm on a data set.
 
     Args:
-        dataset: name of the data set.
+        dataset: name of the data set, or of a set with few labels, see :attr:`Plan.sets`.
         arm: name of the arm.
         seed: seed of the initial weights and the order of cases.
         learning_rate: ``None`` is the bundle's own learning rate.
@@ -89,6 +93,7 @@ class Plan:
         references: arms that the others are compared with; arms outside the study are ignored. If the study has none
             of the default references, its first arm is the reference.
         options: further keys of the bundle and their values, the same for every run.
+        label_fractions: fractions of the training labels; each data set with each of them is a set of its own.
 
     Raises:
         ValueError: an invalid plan.
@@ -111,10 +116,12 @@ class Plan:
     network: str | None = None
     references: tuple[str, ...] = REFERENCES
     options: Mapping[str, Any] = field(default_factory=dict)
+    label_fractions: tuple[float, ...] = WHOLE
 
     def __post_init__(self) -> None:
         _check_different("arms", self.arms, least=2)
         _check_different("data sets", self.datasets)
+        check_fractions(self.label_fractions)
         self._check_network()
         if self.preset is not None:
             self._check_preset(self.preset)
@@ -179,7 +186,12 @@ class Plan:
                 f"the bundle {self.bundle} has no key {Option.DATASET!r}, so a study of it has one data set, not "
                 f"{', '.join(self.datasets)}: give one name"
             )
-        for dataset in self.datasets:
+        if self.label_fractions != WHOLE and not self._has(Option.LABEL_FRACTION):
+            raise ValueError(
+                f"the bundle {self.bundle} has no key {Option.LABEL_FRACTION!r}, so it is trained with all "
+                "labels: leave out --label-fraction, or add the key as the bundles of this package have it"
+            )
+        for dataset in self.sets:
             run = Run(dataset, self.arms[0], 0, next(iter(self.lr_grid), None), 0 if self.folds else None)
             for job in JOBS:
                 check_options(self.configs(run.arm, job), self.settings(run, job, Path()))
@@ -221,6 +233,11 @@ class Plan:
         """The references that are arms of the study."""
         known = tuple(arm for arm in self.references if arm in self.arms)
         return known or (self.arms[:1] if self.references == REFERENCES else ())
+
+    @cached_property
+    def sets(self) -> dict[str, tuple[str, float]]:
+        """Data set and label fraction of each set that is analysed on its own, by its name in results and folders."""
+        return sets_of(self.datasets, self.label_fractions)
 
     @property
     def weights(self) -> str:
@@ -280,9 +297,12 @@ class Plan:
                         yield Run(dataset, arm, seed, rates[arm], fold)
 
     def options_for(self, dataset: str) -> dict[str, Any]:
-        """Return the options of the runs on a data set, without the options that it does not use."""
+        """Return the options of the runs on one of :attr:`sets`, without the options that it does not use."""
+        dataset, fraction = self.sets[dataset]
         unused = self._settings.unused.get(dataset, ())
-        own = {Option.DATASET: dataset} if self._has(Option.DATASET) else {}
+        own: dict[str, Any] = {Option.DATASET: dataset} if self._has(Option.DATASET) else {}
+        if self._has(Option.LABEL_FRACTION):
+            own[Option.LABEL_FRACTION] = fraction
         return {**{name: value for name, value in self.options.items() if name not in unused}, **own}
 
     def settings(self, run: Run, job: str, folder: Path) -> dict[str, Any]:

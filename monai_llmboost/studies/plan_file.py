@@ -19,7 +19,7 @@ DIGESTS = "digests"
 # This key in the first version; only files are compared, because the form of our bundle's configs has changed.
 FIRST_DIGESTS = "contents"
 # Parts of a plan that may grow, because earlier runs do not depend on them.
-GROWING = ("arms", "datasets", "references")
+GROWING = ("arms", "datasets", "references", "label_fractions")
 # Keys that the study sets for each run, and keys that only contain paths.
 IGNORED = frozenset(OWN) - {Option.FOLDS, Option.FOLD, Option.LEARNING_RATE}
 # Extensions of weight files anywhere in a config; the key ``block`` may name any file.
@@ -75,17 +75,18 @@ def _check_grown(folder: Path, name: str, begun: Any, asked: Any) -> None:
         return
     advice = "give another --output"
     if name in GROWING:
-        removed = [each for each in begun if each not in asked]
+        removed = [str(each) for each in begun if each not in asked]
+        had, given = (", ".join(map(str, values)) for values in (begun, asked))
         if removed:
             raise ValueError(
-                f"the study in {folder} was begun with {name} {', '.join(begun)}, so {', '.join(removed)} cannot be "
-                f"left out: name them too, or {advice}"
+                f"the study in {folder} was begun with {name} {had}, so {', '.join(removed)} cannot be left out: name "
+                f"them too, or {advice}"
             )
         if [each for each in asked if each in begun] == begun:
             return
         raise ValueError(
-            f"the study in {folder} was begun with {name} in the order {', '.join(begun)}, not {', '.join(asked)}: "
-            f"keep this order, with others before, between or after them, or {advice}"
+            f"the study in {folder} was begun with {name} in the order {had}, not {given}: keep this order, with "
+            f"others before, between or after them, or {advice}"
         )
     if name == "seeds":
         raise ValueError(

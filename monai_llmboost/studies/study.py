@@ -118,10 +118,10 @@ class _Study:
         self.failed: dict[str, str] = {}
         self.console = StudyConsole()
         self.tasks = tasks
-        self.metric = key_metric(tasks[plan.datasets[0]])
+        self.metric = key_metric(next(iter(tasks.values())))
 
     def run(self, cost_rounds: int) -> int:
-        plan, datasets = self.plan, self.plan.datasets
+        plan, datasets = self.plan, self.plan.sets
         searched = [run for dataset in datasets for run in plan.searched(dataset)]
         self._train(SEARCH, searched)
         rates = {dataset: self._rates(dataset) for dataset in datasets}
@@ -205,6 +205,6 @@ class _Study:
         if file.is_file():
             return json.loads(file.read_text(encoding="utf-8"))
         arms = {arm: self.plan.configs(arm) for arm in self.plan.arms}
-        costs = cost_of_arms(arms, self.plan.options_for(self.plan.datasets[0]), rounds)
+        costs = cost_of_arms(arms, self.plan.options_for(next(iter(self.plan.sets))), rounds)
         write_json(file, costs)
         return costs
