@@ -25,7 +25,10 @@ def study(
     ] = None,
     arms: Annotated[
         str,
-        typer.Option(help="Arms to compare, with commas: none, mlp, random, pretrained, pretrained-trained, lora."),
+        typer.Option(
+            help="Arms to compare, with commas: none, mlp, random, pretrained, pretrained-trained, lora; ARM@BLOCK is "
+            "an arm with its own --block."
+        ),
     ] = "none,mlp,random,pretrained",
     dataset: Annotated[str | None, typer.Option(help="Data sets, with commas; default: the bundle's own.")] = None,
     seeds: Annotated[int, typer.Option(help="Number of seeds for each arm; use at least 5 to draw conclusions.")] = 5,
@@ -71,6 +74,7 @@ def study(
         report_error(error)
         sys.exit(2)
     from monai_llmboost import studies
+    from monai_llmboost.studies.arms import split_arms
 
     try:
         given = [name for name in context.params if _was_given(context, name)]
@@ -85,9 +89,11 @@ def study(
             raise ValueError("a study needs a folder: give --output DIR, or --report DIR to draw a page again")
         named, expression = split_network(bundle_path(bundle), {} if network is None else {Option.NETWORK: network})
         configs = job_configs(bundle_path(bundle), "evaluate", network=named)
+        names, blocks = split_arms(_listed(arms))
         plan = studies.Plan(
             bundle,
-            arms=_listed(arms),
+            arms=names,
+            blocks=blocks,
             datasets=datasets,
             seeds=seeds,
             folds=folds,
@@ -96,7 +102,7 @@ def study(
             preset=preset,
             network=named,
             label_fractions=_numbers(label_fraction, "label fractions", "0.1,0.25,1"),
-            references=_listed(references),
+            references=tuple(word if word in names else split_arms([word])[0][0] for word in _listed(references)),
             options={**options_of_bundle(context.args, configs), **expression},
         )
         status = studies.run_study(plan, output, engine, jobs, address)

@@ -99,7 +99,7 @@ def _of_dataset(plan: Plan, dataset: str, job: BundleJob, finished: Finished) ->
         arms[arm] = _arm_results(plan, task, arms[arm].failed, of_arm, scores[arm], other_scores[arm], labels)
     roc = {arm: roc_curves(task.metrics, of_arm, labels) for arm, of_arm in scores.items()}
     diagnostics = {arm: _diagnostics(of_arm) for arm, of_arm in folders.items()}
-    comparisons = compare_arms(scores, labels, references, plan.folds or 1, task) if compared else []
+    comparisons = compare_arms(scores, labels, references, plan.folds or 1, task, plan.compares) if compared else []
     return DatasetResults(
         cases={
             "train": getattr(job.training_data, "num_cases", len(job.training_data)),

@@ -62,6 +62,7 @@ def keep_plan(plan: Plan, path: Path, costs: Path | None = None) -> None:
 def _defaults() -> dict[str, Any]:
     """Return the defaults of a plan as JSON, for plans of versions without some of its keys."""
     values = {each.name: each.default for each in fields(Plan) if each.default is not MISSING}
+    values |= {each.name: each.default_factory() for each in fields(Plan) if each.default_factory is not MISSING}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
@@ -71,7 +72,7 @@ def _check_grown(folder: Path, name: str, begun: Any, asked: Any) -> None:
     Raises:
         ValueError: it has less, another order or another value.
     """
-    if begun == asked or (name == "seeds" and asked > begun):
+    if begun == asked or (name == "seeds" and asked > begun) or (name == "blocks" and begun.items() <= asked.items()):
         return
     advice = "give another --output"
     if name in GROWING:

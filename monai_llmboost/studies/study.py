@@ -205,6 +205,7 @@ class _Study:
         if file.is_file():
             return json.loads(file.read_text(encoding="utf-8"))
         arms = {arm: self.plan.configs(arm) for arm in self.plan.arms}
-        costs = cost_of_arms(arms, self.plan.options_for(next(iter(self.plan.sets))), rounds)
+        own = {arm: self.plan.own_options(arm) for arm in arms}
+        costs = cost_of_arms(arms, self.plan.options_for(next(iter(self.plan.sets))), rounds, own)
         write_json(file, costs)
         return costs

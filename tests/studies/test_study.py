@@ -76,7 +76,8 @@ def short_timing():
     """The cost is measured in this process; its rounds are tested elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "monai_llmboost.studies.study.cost_of_arms", lambda arms, options, rounds: cost_of_arms(arms, options, 1)
+            "monai_llmboost.studies.study.cost_of_arms",
+            lambda arms, options, rounds, own: cost_of_arms(arms, options, 1, own),
         )
         patch.setattr("monai_llmboost.studies.jobs.INTERVAL", 0.1)
         yield

@@ -10,7 +10,7 @@ each arm has the same order of data and the same initialisation.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,6 +52,7 @@ def compare_arms(
     references: Sequence[str],
     folds: int = 1,
     task: Task | None = None,
+    compared: Callable[[str, str], bool] | None = None,
 ) -> list[Comparison]:
     """Compare each pair of arms that includes a reference, on the test cases of one data set.
 
@@ -64,6 +65,7 @@ def compare_arms(
         folds: number of consecutive runs with the same seed; the value of a seed is the mean over them, because folds
             share most of their training cases and are not independent samples.
         task: task of the scores; ``None`` is a classification, with whole numbers from 0 as labels.
+        compared: function of two arms, whether they are compared; ``None``: if one of them is a reference.
 
     Returns:
         A comparison for each metric, in the task's order, and each pair.
@@ -86,7 +88,7 @@ def compare_arms(
         family = [
             _compare(name, metric, (arm, arms[arm]), (reference, arms[reference]))
             for reference, arm in itertools.combinations(arms, 2)
-            if reference in references or arm in references
+            if (compared(reference, arm) if compared else reference in references or arm in references)
         ]
         comparisons += correct_for_many(family, metric)
     return comparisons
