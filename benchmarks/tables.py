@@ -229,6 +229,22 @@ def strong() -> str:
     )
 
 
+def first_epochs() -> str:
+    """Show the AUC of boosted networks minus the plain one after a few epochs."""
+    result = read_results("first-epochs-cpu")
+    headings = ["arm", "start", "AUC", "minus the plain network", "95 % interval", "worst seed"]
+    lines = []
+    for row in result["rows"]:
+        difference = [f"{row['difference']:+.3f}", "[{:.3f}, {:.3f}]".format(*row["interval"]), f"{row['worst']:+.3f}"]
+        lines.append([row["arm"], row["start"], f"{row['AUC']:.3f}", *difference] if row["start"] else
+                     [row["arm"], "", f"{row['AUC']:.3f}", "", "", ""])  # fmt: skip
+    settings = result["settings"]
+    return (
+        f"Phantoms, {settings['epochs']} epochs, mean of {settings['seeds']} paired seeds, {result['device']}:\n\n"
+        f"{markdown(headings, lines)}"
+    )
+
+
 def model_types() -> str:
     """Show which types of language models can be donors."""
     result = read_results("model-types")
@@ -280,6 +296,7 @@ TABLES = {
         study,
         verdicts,
         strong,
+        first_epochs,
         model_types,
     )
 }
