@@ -4,7 +4,7 @@
 from monai_llmboost.bundle.code import code_digests
 from monai_llmboost.bundle.content import merged, value_at
 from monai_llmboost.bundle.contract import Option
-from monai_llmboost.bundle.effect import option_without_effect
+from monai_llmboost.bundle.effect import option_without_effect, uses_key
 from monai_llmboost.bundle.errors import root_cause
 from monai_llmboost.bundle.find import bundle_path, copy_bundle, job_configs, split_network
 from monai_llmboost.bundle.identity import (
@@ -51,5 +51,6 @@ __all__ = [
     "running_config",
     "split_network",
     "typed_values",
+    "uses_key",
     "value_at",
 ]

@@ -27,7 +27,7 @@ class Option:
     """Names of the options that our commands pass to a bundle or read from it."""
 
     DATASET, DATASET_DIR, DOWNLOAD, SPLIT = "dataset", "dataset_dir", "download", "split"
-    FOLDS, FOLD = "folds", "fold"
+    FOLDS, FOLD, LABEL_FRACTION = "folds", "fold", "label_fraction"
     BUNDLE_ROOT, CKPT_DIR, OUTPUT_DIR, WEIGHTS = "bundle_root", "ckpt_dir", "output_dir", "weights"
     EPOCHS, BATCH_SIZE, LEARNING_RATE, VAL_INTERVAL = "epochs", "batch_size", "learning_rate", "val_interval"
     SEED, BLOCK, BLOCK_SEED, RESUME = "seed", "block", "block_seed", "resume"

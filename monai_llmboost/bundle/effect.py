@@ -41,6 +41,11 @@ def option_without_effect(
     return next(iter(left.values()), None)
 
 
+def uses_key(configs: Sequence[Path], key: str) -> bool:
+    """Return whether a job uses a key, also one that users repeat from one command to the next."""
+    return not _without_effect(configs, {key: "another value than the one in the configs"}, [key])
+
+
 def check_amp(configs: Sequence[Path], options: Mapping[str, Any]) -> None:
     """Refuse mixed precision on a CPU, where MONAI's engines ignore it.
 

@@ -27,7 +27,10 @@ def study(
     ] = None,
     arms: Annotated[
         str,
-        typer.Option(help="Arms to compare, with commas: none, mlp, random, pretrained, pretrained-trained, lora."),
+        typer.Option(
+            help="Arms to compare, with commas: none, mlp, random, pretrained, pretrained-trained, lora; ARM@BLOCK is "
+            "an arm with its own --block."
+        ),
     ] = "none,mlp,random,pretrained",
     dataset: Annotated[str | None, typer.Option(help="Data sets, with commas; default: the bundle's own.")] = None,
     seeds: Annotated[int, typer.Option(help="Number of seeds for each arm; use at least 5 to draw conclusions.")] = 5,
@@ -36,6 +39,10 @@ def study(
         typer.Option(help="Learning rates, with commas: validation chooses one for each arm. Empty: the bundle's own."),
     ] = "",
     lr_seeds: Annotated[int, typer.Option(help="Number of seeds used to choose the learning rate.")] = 1,
+    label_fraction: Annotated[
+        str,
+        typer.Option(help="Fractions of the training labels, with commas, such as 0.1,0.25,1; each is analysed alone."),
+    ] = "1",
     folds: Annotated[
         int, typer.Option(help="Number of folds of the training and validation cases; 0: the splits of the data set.")
     ] = 0,
@@ -72,6 +79,7 @@ def study(
         report_error(error)
         sys.exit(2)
     from monai_llmboost import studies
+    from monai_llmboost.studies.arms import split_arms
 
     try:
         given = [name for name in context.params if _was_given(context, name)]
@@ -86,18 +94,21 @@ def study(
             raise ValueError("a study needs a folder: give --output DIR, or --report DIR to draw a page again")
         named, expression = split_network(bundle_path(bundle), {} if network is None else {Option.NETWORK: network})
         configs = job_configs(bundle_path(bundle), "evaluate", network=named)
+        names, blocks = split_arms(_listed(arms))
         plan = studies.Plan(
             bundle,
-            arms=_listed(arms),
+            arms=names,
+            blocks=blocks,
             datasets=datasets,
             seeds=seeds,
             folds=folds,
-            lr_grid=tuple(map(_rate, _listed(lr_grid))),
+            lr_grid=_numbers(lr_grid, "learning rates", "3e-4,1e-3"),
             lr_seeds=lr_seeds,
             preset=preset,
             network=named,
-            references=_listed(references),
             floors=() if floors.strip() == NO_FLOORS else _listed(floors),
+            label_fractions=_numbers(label_fraction, "label fractions", "0.1,0.25,1"),
+            references=tuple(word if word in names else split_arms([word])[0][0] for word in _listed(references)),
             options={**options_of_bundle(context.args, configs), **expression},
         )
         status = studies.run_study(plan, output, engine, jobs, address)
@@ -133,8 +144,11 @@ def _listed(words: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in words.split(",") if word.strip())
 
 
-def _rate(word: str) -> float:
-    try:
-        return float(word)
-    except ValueError as error:
-        raise ValueError(f"learning rates are numbers with commas, such as 3e-4,1e-3, not {word!r}") from error
+def _numbers(words: str, what: str, example: str) -> tuple[float, ...]:
+    def number(word: str) -> float:
+        try:
+            return float(word)
+        except ValueError as error:
+            raise ValueError(f"{what} are numbers with commas, such as {example}, not {word!r}") from error
+
+    return tuple(map(number, _listed(words)))

@@ -64,8 +64,8 @@ class Finished:
 
 def collect(plan: Plan, finished: Finished) -> StudyResults:
     """Return all results of a study."""
-    jobs = {dataset: open_job(plan, dataset) for dataset in plan.datasets}
-    first = plan.datasets[0]
+    jobs = {dataset: open_job(plan, dataset) for dataset in plan.sets}
+    first = next(iter(plan.sets))
     task = finished.tasks[first]
     return StudyResults(
         study={**plan.as_dict(), "chosen_by": chosen_by(plan.weights, task)},
@@ -126,7 +126,7 @@ def _of_dataset(plan: Plan, dataset: str, job: BundleJob, finished: Finished) ->
         summaries = _summaries(task, all_scores[floor], labels, plan.folds)
         arms[floor] = ArmResults(arms[floor].failed, summaries, _validation(plan, of_floor))
     floors, caveats = compare_floors(plan, task, arms, floor_folders, all_scores, labels)
-    comparisons = compare_arms(scores, labels, references, plan.folds or 1, task) if compared else []
+    comparisons = compare_arms(scores, labels, references, plan.folds or 1, task, plan.compares) if compared else []
     roc = {arm: roc_curves(task.metrics, of_arm, labels) for arm, of_arm in all_scores.items()}
     return DatasetResults(
         cases={

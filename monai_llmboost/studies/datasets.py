@@ -40,7 +40,7 @@ def check_datasets(plan: Plan) -> dict[str, Task]:
         Any error of the bundle if it cannot open a data set.
     """
     tasks = {}
-    for dataset in plan.datasets:
+    for dataset in plan.sets:
         job = open_job(plan, dataset, "evaluate", **{Option.SPLIT: TEST_SPLIT})
         task = tasks[dataset] = task_of(job)
         # If a data set does not list its labels, they are counted at the end of the study.

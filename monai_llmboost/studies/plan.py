@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -22,23 +23,31 @@ from monai_llmboost.bundle import (
     monai_arguments,
     option_without_effect,
     split_network,
+    uses_key,
 )
 from monai_llmboost.bundle.contract import CONFIGS, PRESET_NETWORK, PRESET_TRAINING, STUDIES
 from monai_llmboost.bundle.study_settings import WEIGHTS, Preset, StudySettings
+from monai_llmboost.studies.arms import are_compared, base_of, stem_of
 from monai_llmboost.studies.floors.predictors import FLOORS
+from monai_llmboost.studies.label_fractions import WHOLE, check_fractions, sets_of
 
 # Default reference arms; the ones that are not in the study are ignored.
 REFERENCES = ("none", "mlp", "random")
 # Jobs of a run, in order.
 JOBS = ("train", "evaluate")
 TEST_SPLIT = "test"
+# Values of ``--block`` that are no files.
+BLOCKS_WITHOUT_FILE = ("embedded", "random")
 # Keys of a bundle that the study sets for each run.
 OWN = (
     Option.DATASET, Option.SEED, Option.BLOCK_SEED, Option.FOLDS, Option.FOLD, Option.LEARNING_RATE, Option.RESUME,
-    Option.SPLIT, Option.WEIGHTS, Option.CKPT_DIR, Option.OUTPUT_DIR, Option.BUNDLE_ROOT,
+    Option.SPLIT, Option.WEIGHTS, Option.CKPT_DIR, Option.OUTPUT_DIR, Option.BUNDLE_ROOT, Option.LABEL_FRACTION,
 )  # fmt: skip
 # Advice for some of these keys.
-INSTEAD = {Option.LEARNING_RATE: "give --lr-grid", Option.SEED: "give --seeds", Option.FOLD: "give --folds"}
+INSTEAD = {
+    Option.LEARNING_RATE: "give --lr-grid", Option.SEED: "give --seeds", Option.FOLD: "give --folds",
+    Option.LABEL_FRACTION: "give --label-fraction",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class Run:
     """One training of an arm on a data set.
 
     Args:
-        dataset: name of the data set.
+        dataset: name of the data set, or of a set with few labels, see :attr:`Plan.sets`.
         arm: name of the arm.
         seed: seed of the initial weights and the order of cases.
         learning_rate: ``None`` is the bundle's own learning rate.
@@ -77,7 +86,8 @@ class Plan:
 
     Args:
         bundle: a bundle's folder, or the name of a bundle in this package.
-        arms: overlays in its ``configs/arms``; in a pair, the earlier arm is the reference.
+        arms: overlays in its ``configs/arms``; in a pair, the earlier arm is the reference. ``ARM@STEM`` is an arm with
+            one of ``blocks``.
         datasets: values of the bundle's key ``dataset``. For a bundle without this key, one name for the results.
         seeds: number of seeds; the seeds are 0, 1, ...
         folds: 0, or the number of folds into which each seed divides the training and validation cases again; each
@@ -88,9 +98,12 @@ class Plan:
         preset: a preset of the bundle, or ``None`` for no preset.
         network: another network of the bundle, an overlay in its ``configs/networks``; ``None`` for its own network.
         references: arms that the others are compared with; arms outside the study are ignored. If the study has none
-            of the default references, its first arm is the reference.
+            of the default references, its first arm is the reference. Blocks of references and arms are matched, see
+            :func:`monai_llmboost.studies.arms.are_compared`.
         options: further keys of the bundle and their values, the same for every run.
         floors: simple predictors that stand next to the arms; see :mod:`monai_llmboost.studies.floors`.
+        label_fractions: fractions of the training labels; each data set with each of them is a set of its own.
+        blocks: by stem, the block of the arms ``ARM@STEM``; see :func:`monai_llmboost.studies.arms.split_arms`.
 
     Raises:
         ValueError: an invalid plan.
@@ -114,10 +127,14 @@ class Plan:
     references: tuple[str, ...] = REFERENCES
     options: Mapping[str, Any] = field(default_factory=dict)
     floors: tuple[str, ...] = tuple(FLOORS)
+    label_fractions: tuple[float, ...] = WHOLE
+    blocks: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_different("arms", self.arms, least=2)
         _check_different("data sets", self.datasets)
+        check_fractions(self.label_fractions)
+        self._check_blocks()
         self._check_network()
         for floor in self.floors:
             check_choice("floor", floor, FLOORS)
@@ -141,6 +158,12 @@ class Plan:
             raise ValueError(f"options are the same for every run, but the study itself sets {taken[0]}: {instead}")
         self._check_configs()
         self._check_last_is_validated()
+
+    def _check_blocks(self) -> None:
+        named = {stem for arm in self.arms if (stem := stem_of(arm))}
+        if named != set(self.blocks):
+            wrong = ", ".join(sorted(named ^ set(self.blocks)))
+            raise ValueError(f"each of the blocks must belong to an arm ARM@STEM, and the other way round, not {wrong}")
 
     def _check_network(self) -> None:
         named, _ = split_network(bundle_path(self.bundle), {Option.NETWORK: self.network})
@@ -173,10 +196,15 @@ class Plan:
 
     def _check_references(self) -> None:
         for arm in self.references:
-            check_choice("reference", arm, dict.fromkeys((*self.arms, *REFERENCES)))
+            check_choice("reference", arm, dict.fromkeys((*self.arms, *map(base_of, self.arms), *REFERENCES)))
         if not self.compared_with:
             got = ", ".join(self.references) or "none"
             raise ValueError(f"no reference ({got}) is an arm of the study: give one of {', '.join(self.arms)}")
+        if not any(self.compares(*pair) for pair in itertools.combinations(self.arms, 2)):
+            raise ValueError(
+                f"no reference ({', '.join(self.compared_with)}) has the block of another arm: give other "
+                "--references, or add an arm"
+            )
 
     def _check_configs(self) -> None:
         """Check the configs of every job with the options of its runs."""
@@ -185,13 +213,18 @@ class Plan:
                 f"the bundle {self.bundle} has no key {Option.DATASET!r}, so a study of it has one data set, not "
                 f"{', '.join(self.datasets)}: give one name"
             )
-        for dataset in self.datasets:
+        if self.label_fractions != WHOLE and not self._has(Option.LABEL_FRACTION):
+            raise ValueError(
+                f"the bundle {self.bundle} has no key {Option.LABEL_FRACTION!r}, so it is trained with all "
+                "labels: leave out --label-fraction, or add the key as the bundles of this package have it"
+            )
+        for dataset in self.sets:
             run = Run(dataset, self.arms[0], 0, next(iter(self.lr_grid), None), 0 if self.folds else None)
             for job in JOBS:
                 check_options(self.configs(run.arm, job), self.settings(run, job, Path()))
         for arm in self.arms[1:]:
             for job in JOBS:
-                check_options(self.configs(arm, job), self.options)
+                check_options(self.configs(arm, job), {**self.options, **self.own_options(arm)})
 
     def _check_last_is_validated(self) -> None:
         """Refuse to use the last epoch's weights without its validation, which chooses the learning rate."""
@@ -203,10 +236,11 @@ class Plan:
             )
 
     def check_effect(self) -> None:
-        """Refuse options that no run uses.
+        """Refuse options that no run uses, and arms whose block is missing or not used.
 
         Raises:
-            ValueError: an option without effect.
+            ValueError: an option or block without effect.
+            FileNotFoundError: a missing block.
         """
         if self.lr_seeds > 1 and len(self.lr_grid) < 2:
             raise ValueError(
@@ -221,12 +255,34 @@ class Plan:
                 f"--{unused} has no effect: none of the arms {', '.join(self.arms)} uses it; leave it out, or add an "
                 "arm that does"
             )
+        for arm in self.arms:
+            if stem_of(arm):
+                self._check_own_block(arm, self.blocks[stem_of(arm)])
+
+    def _check_own_block(self, arm: str, block: str) -> None:
+        if not uses_key(self.configs(arm), Option.BLOCK):
+            raise ValueError(f"the arm {base_of(arm)} uses no block, so {arm} has no effect: give {base_of(arm)}")
+        if block not in BLOCKS_WITHOUT_FILE and not Path(block).is_file():
+            raise FileNotFoundError(
+                f"there is no block file {block} for the arm {arm}: give its path, or make it with "
+                "`monai-llmboost extract`"
+            )
 
     @property
     def compared_with(self) -> tuple[str, ...]:
         """The references that are arms of the study."""
-        known = tuple(arm for arm in self.references if arm in self.arms)
-        return known or (self.arms[:1] if self.references == REFERENCES else ())
+        known = [arm for name in self.references for arm in self.arms if name in (arm, base_of(arm))]
+        return tuple(dict.fromkeys(known)) or (self.arms[:1] if self.references == REFERENCES else ())
+
+    def compares(self, one: str, other: str) -> bool:
+        """Return whether two arms are compared."""
+        by_name = {name for name in self.references for arm in self.arms if name in (arm, base_of(arm))}
+        return are_compared(one, other, by_name or self.compared_with, self.arms)
+
+    @cached_property
+    def sets(self) -> dict[str, tuple[str, float]]:
+        """Data set and label fraction of each set that is analysed on its own, by its name in results and folders."""
+        return sets_of(self.datasets, self.label_fractions)
 
     @property
     def weights(self) -> str:
@@ -252,7 +308,7 @@ class Plan:
     @cached_property
     def contents(self) -> dict[tuple[str, str], dict[str, Any]]:
         """The merged configs of each arm and job, without the options."""
-        return {(arm, job): merged(self.configs(arm, job)) for arm in self.arms for job in JOBS}
+        return {(arm, job): merged(self.configs(arm, job)) | self.own_options(arm) for arm in self.arms for job in JOBS}
 
     def value(self, key: str, default: Any = None) -> Any:
         """Return an option's value in training, by default the value in the configs of the first arm."""
@@ -264,8 +320,12 @@ class Plan:
     def configs(self, arm: str, job: str = "train") -> list[Path]:
         """Return the config files of an arm's job."""
         folder = bundle_path(self.bundle)
-        own = job_configs(folder, job, arm, self.network)
+        own = job_configs(folder, job, base_of(arm), self.network)
         return [*own, *(folder / CONFIGS / name for name in self._preset.overlays(job))]
+
+    def own_options(self, arm: str) -> dict[str, Any]:
+        """Return the options of one arm only: its own block."""
+        return {Option.BLOCK: self.blocks[stem_of(arm)]} if stem_of(arm) else {}
 
     def searched(self, dataset: str) -> list[Run]:
         """Return the runs of the learning-rate search; empty without a search."""
@@ -290,9 +350,12 @@ class Plan:
                         yield Run(dataset, arm, seed, rates[arm], fold)
 
     def options_for(self, dataset: str) -> dict[str, Any]:
-        """Return the options of the runs on a data set, without the options that it does not use."""
+        """Return the options of the runs on one of :attr:`sets`, without the options that it does not use."""
+        dataset, fraction = self.sets[dataset]
         unused = self._settings.unused.get(dataset, ())
-        own = {Option.DATASET: dataset} if self._has(Option.DATASET) else {}
+        own: dict[str, Any] = {Option.DATASET: dataset} if self._has(Option.DATASET) else {}
+        if self._has(Option.LABEL_FRACTION):
+            own[Option.LABEL_FRACTION] = fraction
         return {**{name: value for name, value in self.options.items() if name not in unused}, **own}
 
     def settings(self, run: Run, job: str, folder: Path) -> dict[str, Any]:
@@ -306,14 +369,14 @@ class Plan:
             own |= {Option.FOLDS: self.folds, Option.FOLD: run.fold}
         own |= {Option.CKPT_DIR: str(folder), Option.OUTPUT_DIR: str(folder)}
         own |= {Option.RESUME: False} if job == JOBS[0] else {Option.WEIGHTS: self.weights, Option.SPLIT: TEST_SPLIT}
-        return {**self.options_for(run.dataset), **own}
+        return {**self.options_for(run.dataset), **self.own_options(run.arm), **own}
 
     def arguments(self, run: Run, job: str, folder: Path, **more: Any) -> dict[str, Any]:
         """Return the arguments of ``monai.bundle`` for a job of a run whose checkpoints are in ``folder``."""
         options = {**self.settings(run, job, folder), **more}
         if self.network is not None:
             options[Option.NETWORK] = self.network
-        return monai_arguments(self.bundle, job, run.arm, False, self._preset.overlays(job), **options)
+        return monai_arguments(self.bundle, job, base_of(run.arm), False, self._preset.overlays(job), **options)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as a JSON object; two studies are the same if these objects are equal."""

@@ -21,7 +21,7 @@ FIRST_DIGESTS = "contents"
 # Floors may be added to a study and left out again, because no other run depends on them.
 FLOORS = "floors"
 # Parts of a plan that may grow, because earlier runs do not depend on them.
-GROWING = ("arms", "datasets", "references")
+GROWING = ("arms", "datasets", "references", "label_fractions")
 # Keys that the study sets for each run, and keys that only contain paths.
 IGNORED = frozenset(OWN) - {Option.FOLDS, Option.FOLD, Option.LEARNING_RATE}
 # Extensions of weight files anywhere in a config; the key ``block`` may name any file.
@@ -64,6 +64,7 @@ def keep_plan(plan: Plan, path: Path, costs: Path | None = None) -> None:
 def _defaults() -> dict[str, Any]:
     """Return the defaults of a plan as JSON, for plans of versions without some of its keys."""
     values = {each.name: each.default for each in fields(Plan) if each.default is not MISSING}
+    values |= {each.name: each.default_factory() for each in fields(Plan) if each.default_factory is not MISSING}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
@@ -73,21 +74,22 @@ def _check_grown(folder: Path, name: str, begun: Any, asked: Any) -> None:
     Raises:
         ValueError: it has less, another order or another value.
     """
-    if begun == asked or (name == "seeds" and asked > begun):
+    if begun == asked or (name == "seeds" and asked > begun) or (name == "blocks" and begun.items() <= asked.items()):
         return
     advice = "give another --output"
     if name in GROWING:
-        removed = [each for each in begun if each not in asked]
+        removed = [str(each) for each in begun if each not in asked]
+        had, given = (", ".join(map(str, values)) for values in (begun, asked))
         if removed:
             raise ValueError(
-                f"the study in {folder} was begun with {name} {', '.join(begun)}, so {', '.join(removed)} cannot be "
-                f"left out: name them too, or {advice}"
+                f"the study in {folder} was begun with {name} {had}, so {', '.join(removed)} cannot be left out: name "
+                f"them too, or {advice}"
             )
         if [each for each in asked if each in begun] == begun:
             return
         raise ValueError(
-            f"the study in {folder} was begun with {name} in the order {', '.join(begun)}, not {', '.join(asked)}: "
-            f"keep this order, with others before, between or after them, or {advice}"
+            f"the study in {folder} was begun with {name} in the order {had}, not {given}: keep this order, with "
+            f"others before, between or after them, or {advice}"
         )
     if name == "seeds":
         raise ValueError(

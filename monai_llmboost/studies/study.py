@@ -120,10 +120,10 @@ class _Study:
         self.no_floors: dict[str, str] = {}
         self.console = StudyConsole()
         self.tasks = tasks
-        self.metric = key_metric(tasks[plan.datasets[0]])
+        self.metric = key_metric(next(iter(tasks.values())))
 
     def run(self, cost_rounds: int) -> int:
-        plan, datasets = self.plan, self.plan.datasets
+        plan, datasets = self.plan, self.plan.sets
         searched = [run for dataset in datasets for run in plan.searched(dataset)]
         self._train(SEARCH, searched)
         rates = {dataset: self._rates(dataset) for dataset in datasets}
@@ -165,7 +165,7 @@ class _Study:
     def _run_floors(self) -> None:
         """Run the floors of each data set, or note why it can have none."""
         waiting: list[Run] = []
-        for dataset in self.plan.datasets:
+        for dataset in self.plan.sets:
             left = [run for run in self.plan.floor_runs(dataset) if not self.folders[run].evaluated]
             if left and (reason := why_impossible(self.plan, left[0])):
                 self.no_floors[dataset] = reason
@@ -222,6 +222,7 @@ class _Study:
         if file.is_file():
             return json.loads(file.read_text(encoding="utf-8"))
         arms = {arm: self.plan.configs(arm) for arm in self.plan.arms}
-        costs = cost_of_arms(arms, self.plan.options_for(self.plan.datasets[0]), rounds)
+        own = {arm: self.plan.own_options(arm) for arm in arms}
+        costs = cost_of_arms(arms, self.plan.options_for(next(iter(self.plan.sets))), rounds, own)
         write_json(file, costs)
         return costs

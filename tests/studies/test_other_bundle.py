@@ -69,6 +69,8 @@ def test_its_own_preset(other):
     [
         (["--dataset", "rods"], "the bundle has no option --dataset"),
         (["--folds", "2"], "the bundle has no option --folds"),
+        (["--label-fraction", "0.1,1"], "has no key 'label_fraction', so it is trained with all labels: leave out"),
+        (["--label-fraction", "ten"], "label fractions are numbers with commas, such as 0.1,0.25,1, not 'ten'"),
         (["--arms", "none,mlp"], "unknown arm 'none'; choose from boosted, plain"),
     ],
 )

@@ -141,6 +141,17 @@ def test_a_plan_is_json_and_travels_to_other_processes(tmp_path):
             "unknown reference 'rnadom'; choose from none, mlp, pretrained, random; did you mean random",
         ),
         ({"references": ()}, r"no reference \(none\) is an arm of the study"),
+        (
+            {"label_fractions": (0.0, 1.0)},
+            r"label fractions must be above 0 and at most 1, not 0\.0: write 0\.1 for 10 %",
+        ),
+        ({"label_fractions": (1.5,)}, r"label fractions must be above 0 and at most 1, not 1\.5"),
+        ({"label_fractions": (float("nan"),)}, "label fractions must be above 0 and at most 1, not nan"),
+        ({"label_fractions": ("0.1",)}, r"label fractions must be above 0 and at most 1, not '0\.1'"),
+        ({"label_fractions": (0.1, 1.0, 0.1)}, r"a study needs 1 or more different label fractions, not 0\.1, 1, 0\.1"),
+        ({"label_fractions": (0.1, 0.10000001)}, r"different label fractions, not 0\.1, 0\.1: name each once"),
+        ({"label_fractions": ()}, "a study needs 1 or more different label fractions, not none"),
+        ({"options": {"label_fraction": 0.1}}, "the study itself sets label_fraction: give --label-fraction"),
         ({"options": {"seed": 3}}, "the study itself sets seed: give --seeds"),
         ({"options": {"learning_rate": 1e-3}}, "the study itself sets learning_rate: give --lr-grid"),
         ({"options": {"fold": 1}}, "the study itself sets fold: give --folds"),
@@ -160,6 +171,23 @@ def test_a_plan_is_json_and_travels_to_other_processes(tmp_path):
 def test_no_study_can_be_made_of_it(changes, message):
     with pytest.raises(ValueError, match=message):
         plan_of(**changes)
+
+
+def test_each_fraction_of_the_labels_is_a_set_of_its_own():
+    plan = plan_of(datasets=("phantom", "adrenalmnist3d"), label_fractions=(0.1, 1.0))
+    assert list(plan.sets) == [
+        "phantom, 10 % of labels", "phantom", "adrenalmnist3d, 10 % of labels", "adrenalmnist3d"
+    ]  # fmt: skip
+    few, whole = (plan.runs(name, {"none": None})[0] for name in ("phantom, 10 % of labels", "phantom"))
+    assert (few.name, whole.name) == ("phantom, 10 % of labels/none/seed0", "phantom/none/seed0")
+    for job in ("train", "evaluate"):
+        assert plan.arguments(few, job, Path("x"))["label_fraction"] == 0.1
+        assert plan.arguments(whole, job, Path("x"))["label_fraction"] == 1.0
+        assert plan.arguments(few, job, Path("x"))["dataset"] == "phantom"
+    assert open_job(plan, "phantom, 10 % of labels").training_data.num_cases == 48
+    assert plan_of(options={"dataset_dir": "x"}, datasets=("adrenalmnist3d",), label_fractions=(0.5,)).options_for(
+        "adrenalmnist3d, 50 % of labels"
+    ) == {"dataset": "adrenalmnist3d", "dataset_dir": "x", "label_fraction": 0.5}
 
 
 def test_without_the_usual_arms_the_first_one_is_the_reference():

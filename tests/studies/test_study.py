@@ -76,7 +76,8 @@ def short_timing():
     """The cost is measured in this process; its rounds are tested elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "monai_llmboost.studies.study.cost_of_arms", lambda arms, options, rounds: cost_of_arms(arms, options, 1)
+            "monai_llmboost.studies.study.cost_of_arms",
+            lambda arms, options, rounds, own: cost_of_arms(arms, options, 1, own),
         )
         patch.setattr("monai_llmboost.studies.jobs.INTERVAL", 0.1)
         yield
@@ -230,19 +231,38 @@ def test_another_plan_is_refused_in_its_folder(finished, words):
 
 
 def test_a_grown_study_equals_one_that_began_with_everything(tmp_path, words):
-    """More seeds and another arm in the middle: nothing is trained twice, and all costs are measured again."""
-    small = ["--epochs", 1, "--jobs", 2, "--batch_size", 120, *words]
+    """Another arm in the middle, and few labels: nothing is trained twice, and all costs are measured again."""
+    small = ["--epochs", 1, "--jobs", 2, "--batch_size", 120, "--seeds", 1, *words]
     grown, whole = tmp_path / "grown", tmp_path / "whole"
-    assert command("--output", grown, "--arms", "none,pretrained", "--seeds", 1, *small).exit_code == 0
+    assert command("--output", grown, "--arms", "none,pretrained", *small).exit_code == 0
     begun = {file: file.stat().st_mtime_ns for file in (grown / "runs").rglob("*") if file.is_file()}
     assert list(json.loads((grown / "cost.json").read_text())["arms"]) == ["none", "pretrained"]
     for folder in (grown, whole):
-        done = command("--output", folder, "--arms", "none,mlp,pretrained", "--seeds", 2, *small)
+        done = command("--output", folder, "--arms", "none,mlp,pretrained", "--label-fraction", "0.1,1", *small)
         assert done.exit_code == 0, done.output
     assert {file: file.stat().st_mtime_ns for file in begun} == begun
-    assert bare(results_of(grown)) == bare(results_of(whole))
+    results = results_of(grown)
+    assert bare(results) == bare(results_of(whole))
     assert list(json.loads((grown / "cost.json").read_text())["arms"]) == ["none", "mlp", "pretrained"]
     assert (grown / "study.json").read_text() == (whole / "study.json").read_text()
+    few = results["datasets"]["phantom, 10 % of labels"]
+    assert [results["datasets"]["phantom"]["cases"], few["cases"]] == [
+        {"train": cases, "val": 120, "test": 240} for cases in (480, 48)
+    ]
+    assert few["arms"]["none"]["auc"] != results["datasets"]["phantom"]["arms"]["none"]["auc"]
+    assert "<h2>Label curves</h2>" in (grown / "report.html").read_text()
+
+
+def test_more_seeds_make_the_study_that_began_with_them(finished, tmp_path, words):
+    """A folder without the second seed is that of a study with one."""
+    folder = tmp_path / "study"
+    shutil.copytree(finished[0], folder)
+    plan = json.loads((folder / "study.json").read_text())
+    (folder / "study.json").write_text(json.dumps({**plan, "seeds": 1}))
+    for run in folder.rglob("seed1"):
+        shutil.rmtree(run)
+    assert command("--output", folder, *GRID, *words).exit_code == 0
+    assert bare(results_of(folder)) == bare(results_of(finished[0]))
 
 
 def test_what_a_study_may_grow_by(tmp_path, bundle):

@@ -534,3 +534,19 @@ def test_why_there_are_no_floors(tmp_path):
         data["floors"] = left_out
     write_study_report(results, tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text().count("<li>Floors are left out: no classes.</li>") == 2
+
+
+def test_label_curves_are_drawn_when_there_is_more_than_one_fraction(written):
+    names = ("a, 10 % of labels", "a, 25 % of labels", "a")
+    results = results_of(datasets=names)
+    results["study"] |= {"datasets": ["a"], "label_fractions": [0.1, 0.25, 1.0]}
+    text = written(results).read_text()
+    means = [results["datasets"][name]["arms"]["mlp"]["auc"]["mean"] for name in names]
+    shown = ", ".join(f"{part} %: {mean:.3f}" for part, mean in zip((10, 25, 100), means))
+    assert "<h2>Label curves</h2>" in text
+    assert "AUC against the fraction of training labels on a. none: 10 %" in text
+    assert f"mlp: {shown}" in text
+    assert "Over all data sets" not in text, "three fractions are not three data sets"
+    results["datasets"]["a"]["arms"]["mlp"]["auc"] = None  # every run of it failed
+    assert f"mlp: {shown.rpartition(', ')[0]}" in written(results).read_text()
+    assert "Label curves" not in written(results_of(datasets=("a", "b"))).read_text()

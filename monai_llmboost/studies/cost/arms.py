@@ -18,13 +18,19 @@ from monai_llmboost.networks.wrappers import unwrap
 from monai_llmboost.studies.cost.measure import costs, device_name
 
 
-def cost_of_arms(arms: Mapping[str, Sequence[Path]], overrides: Mapping[str, Any], rounds: int = 5) -> dict[str, Any]:
+def cost_of_arms(
+    arms: Mapping[str, Sequence[Path]],
+    overrides: Mapping[str, Any],
+    rounds: int = 5,
+    own: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
     """Build the network of each arm as training does, without the data, and measure its cost.
 
     Args:
         arms: by name, the config files of training with the arm's overlay; all arms are compared with the first one.
         overrides: config keys and their values, such as ``{"hidden_size": 1024}``; ``batch_size`` is for training.
         rounds: rounds of timing.
+        own: by name of an arm, overrides for this arm only, such as its block.
 
     Returns:
         ``device``, ``amp`` (dtype of autocast, or ``None``), ``batch_size``, ``img_size`` (voxels along each axis, one
@@ -37,7 +43,7 @@ def cost_of_arms(arms: Mapping[str, Sequence[Path]], overrides: Mapping[str, Any
     check_whole("rounds", rounds, 1, advice="timing needs one")
     networks: dict[str, nn.Module] = {}
     for name, files in arms.items():
-        job = BundleJob.read(files, overrides)
+        job = BundleJob.read(files, {**overrides, **(own or {}).get(name, {})})
         torch.manual_seed(0)
         networks[name] = job.network_definition.to(job.device)
     check_whole(Option.BATCH_SIZE, job.batch_size, 1, advice=f"give --{Option.BATCH_SIZE}")

@@ -85,11 +85,13 @@ def why_impossible(plan: Plan, run: Run) -> str:
         return f"Floors are left out: the bundle's evaluation cannot open its training or validation cases ({error})."
     wanted = training_data(plan, run)
     names, of_training = _names(there), _names(wanted)
-    found = len(there) if names is None or of_training is None else len({*names} & {*of_training})
-    if found != len(wanted):
+    found, needed = len(there), len(wanted)
+    if names is not None and of_training is not None:  # few labels are repeated, see select_labelled
+        found, needed = len({*names} & {*of_training}), len({*of_training})
+    if found != needed:
         return (
-            f"Floors are left out: with the split {TRAINING_SPLIT} the bundle's evaluation has {found} of the "
-            f"{len(wanted)} training cases."
+            f"Floors are left out: with the split {TRAINING_SPLIT} the bundle's evaluation has {found} of the {needed} "
+            "training cases."
         )
     return ""
 
@@ -116,7 +118,8 @@ def _read_split(plan: Plan, run: Run, split: str) -> Split:
                 numbers.setdefault(name, []).append(values)
     trained = _names(training_data(plan, run)) if split == TRAINING_SPLIT else None
     known = set(names if trained is None else trained)
-    kept = [index for index, name in enumerate(names) if name in known]
+    first = {name: index for index, name in reversed(list(enumerate(names)))}  # few labels are repeated
+    kept = sorted(index for name, index in first.items() if name in known)
     return Split(
         [names[index] for index in kept],
         torch.cat(labels).numpy()[kept].astype(int),

@@ -188,6 +188,27 @@ def cost(costs: Mapping[str, float], scores: Mapping[str, Mapping[str, Any]], lo
     return figure
 
 
+def label_curves(scores: Mapping[str, Mapping[float, Mapping[str, Any]]], looks: Mapping[str, Look]) -> Figure:
+    """Draw each arm's mean score, with standard deviation over seeds, against the fraction of labels (logarithmic)."""
+    figure, axes = panel(2.8)
+    ticks = sorted({fraction for of_arm in scores.values() for fraction in of_arm})
+    for number, (arm, of_arm) in enumerate(scores.items()):
+        look, fractions = looks[arm], sorted(of_arm)
+        shifted = [fraction * 1.015 ** (number - (len(scores) - 1) / 2) for fraction in fractions]  # side by side
+        means = [float(of_arm[fraction]["mean"]) for fraction in fractions]
+        spreads = [value(of_arm[fraction], "sd") or 0.0 for fraction in fractions]
+        style: dict[str, Any] = {"color": look.colour, "marker": look.marker, "linestyle": look.dash}
+        axes.errorbar(shifted, means, yerr=spreads, elinewidth=1.3, markersize=6, markeredgecolor=PAPER, **style)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:g} %"))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
+    axes.margins(x=0.08, y=0.12)
+    axes.set_xlabel("training labels")
+    return figure
+
+
 def _table(runs: Runs | Sequence[np.ndarray]) -> np.ndarray:
     """Return the runs that are not missing, cut to the length of the shortest one (runs, points)."""
     there = [np.array(run, dtype=float) for run in runs if run is not None and len(run)]

@@ -16,6 +16,7 @@ from monai_llmboost.artifacts.files import atomic_text
 from monai_llmboost.artifacts.page import style_of
 from monai_llmboost.studies.cost.arms import ROWS
 from monai_llmboost.studies.diagnostics import MEASURES
+from monai_llmboost.studies.label_fractions import WHOLE, set_name
 from monai_llmboost.studies.page import figures, words
 from monai_llmboost.studies.page.drawing import Look, house_style, keys_of, look_of, svg
 
@@ -45,11 +46,13 @@ class Shown:
         datasets: results by data set, as in ``results.json``.
         looks: looks of the arms.
         metrics: by name, with label and whether larger is better; validation chooses by the first one.
+        fractions: by data set, the results with each fraction of the labels.
     """
 
     datasets: Mapping[str, Any]
     looks: Mapping[str, Look]
     metrics: Mapping[str, Mapping[str, Any]]
+    fractions: Mapping[str, Mapping[float, Any]]
 
     @property
     def key(self) -> str:
@@ -97,7 +100,7 @@ def write_study_report(results: Mapping[str, Any], path: Path) -> None:
     arms, floors = list(results["study"]["arms"]), list(results["study"].get("floors") or ())
     _check_arms(results["datasets"], [*arms, *floors])
     looks = {arm: look_of(number) for number, arm in enumerate([*arms, *floors])}
-    shown = Shown(results["datasets"], looks, results.get("metrics") or METRICS)
+    shown = Shown(results["datasets"], looks, results.get("metrics") or METRICS, _by_fraction(results))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -125,6 +128,15 @@ def write_study_report(results: Mapping[str, Any], path: Path) -> None:
         )
     with atomic_text(path, aside=False) as file:
         file.write(text)
+
+
+def _by_fraction(results: Mapping[str, Any]) -> dict[str, dict[float, Any]]:
+    """Return for each data set its results with each fraction of the labels."""
+    fractions, data = results["study"].get("label_fractions") or WHOLE, results["datasets"]
+    return {
+        dataset: {fraction: data[name] for fraction in fractions if (name := set_name(dataset, fraction)) in data}
+        for dataset in results["study"].get("datasets") or data
+    }
 
 
 def _check_arms(datasets: Mapping[str, Any], arms: Sequence[str]) -> None:
@@ -205,12 +217,38 @@ def _learning(shown: Shown) -> Iterator[Picture]:
                 yield Picture(figure, f"{name}: {title}", label)
 
 
+def _label_curves(shown: Shown) -> Iterator[Picture]:
+    for name, by_fraction in shown.fractions.items():
+        scores: dict[str, dict[float, Mapping[str, Any]]] = {}
+        for arm in shown.looks:
+            found: dict[float, Any] = {
+                fraction: (data["arms"].get(arm) or {}).get(shown.key) for fraction, data in by_fraction.items()
+            }
+            found = {fraction: score for fraction, score in found.items() if words.value(score, "mean") is not None}
+            if len(found) > 1:
+                scores[arm] = found
+        if scores:
+            parts = (
+                f"{arm}: {', '.join(_fraction_texts(shown, by_fraction, arm, found))}" for arm, found in scores.items()
+            )
+            caption = f"{name}: {shown.label}"
+            label = f"{shown.label} against the fraction of training labels on {name}. {'; '.join(parts)}"
+            yield Picture(figures.label_curves(scores, shown.looks), caption, label)
+
+
+def _fraction_texts(
+    shown: Shown, by_fraction: Mapping[float, Any], arm: str, fractions: Iterable[float]
+) -> Iterator[str]:
+    return (f"{100 * each:g} %: {shown.mean(by_fraction[each], arm)}" for each in sorted(fractions))
+
+
 def _radars(shown: Shown) -> Iterator[Picture]:
-    if len(shown.datasets) < 3:
+    if len(shown.fractions) < 3 or any(1 not in by_fraction for by_fraction in shown.fractions.values()):
         return
+    whole = {name: by_fraction[1] for name, by_fraction in shown.fractions.items()}
     for metric, title in shown.labels.items():
         values = {
-            arm: [words.value((data["arms"].get(arm) or {}).get(metric), "mean") for data in shown.datasets.values()]
+            arm: [words.value((data["arms"].get(arm) or {}).get(metric), "mean") for data in whole.values()]
             for arm in shown.looks
         }
         values = {arm: around for arm, around in values.items() if words.finite(around)}
@@ -218,8 +256,8 @@ def _radars(shown: Shown) -> Iterator[Picture]:
             low, high = figures.radar_range(values)
             parts = (f"{arm}: {', '.join(map(words.number, around))}" for arm, around in values.items())
             caption = f"Mean {title} on each data set; the middle is {low:.2f}, the rim {high:.2f}"
-            label = f"{caption}. {', '.join(shown.datasets)}: {'; '.join(parts)}"
-            yield Picture(figures.radar(list(shown.datasets), values, shown.looks), caption, label)
+            label = f"{caption}. {', '.join(whole)}: {'; '.join(parts)}"
+            yield Picture(figures.radar(list(whole), values, shown.looks), caption, label)
 
 
 def _costs(shown: Shown) -> Iterator[Picture]:
@@ -246,5 +284,6 @@ def _measured_scores(
 
 
 PICTURES: dict[str, Callable[[Shown], Iterator[Picture]]] = {
-    "forest": _forests, "floors": _floor_forests, "roc": _rocs, "learning": _learning, "radar": _radars, "cost": _costs,
+    "forest": _forests, "floors": _floor_forests, "labels": _label_curves, "roc": _rocs, "learning": _learning,
+    "radar": _radars, "cost": _costs,
 }  # fmt: skip

@@ -10,7 +10,7 @@ each arm has the same order of data and the same initialisation.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,6 +52,7 @@ def compare_arms(
     references: Sequence[str],
     folds: int = 1,
     task: Task | None = None,
+    compared: Callable[[str, str], bool] | None = None,
 ) -> list[Comparison]:
     """Compare each pair of arms that includes a reference, on the test cases of one data set.
 
@@ -64,6 +65,7 @@ def compare_arms(
         folds: number of consecutive runs with the same seed; the value of a seed is the mean over them, because folds
             share most of their training cases and are not independent samples.
         task: task of the scores; ``None`` is a classification, with whole numbers from 0 as labels.
+        compared: function of two arms, whether they are compared; ``None``: if one of them is a reference.
 
     Returns:
         A comparison for each metric, in the task's order, and each pair.
@@ -76,7 +78,11 @@ def compare_arms(
     unknown = [name for name in references if name not in arrays]
     if unknown or not references:
         raise ValueError(f"unknown references {unknown or 'none'}; choose from the arms {', '.join(arrays)}")
-    pairs = [pair for pair in itertools.combinations(arrays, 2) if set(pair) & set(references)]
+    pairs = [
+        (reference, arm)
+        for reference, arm in itertools.combinations(arrays, 2)
+        if (compared(reference, arm) if compared else {reference, arm} & set(references))
+    ]
     return _compare_pairs(pairs, arrays, labels, folds, task)
 
 
