@@ -235,9 +235,11 @@ def first_epochs() -> str:
     headings = ["arm", "start", "AUC", "minus the plain network", "95 % interval", "worst seed"]
     lines = []
     for row in result["rows"]:
-        difference = [f"{row['difference']:+.3f}", "[{:.3f}, {:.3f}]".format(*row["interval"]), f"{row['worst']:+.3f}"]
-        lines.append([row["arm"], row["start"], f"{row['AUC']:.3f}", *difference] if row["start"] else
-                     [row["arm"], "", f"{row['AUC']:.3f}", "", "", ""])  # fmt: skip
+        line = [row["arm"], row["start"], f"{row['AUC']:.3f}"]
+        if "difference" in row:
+            low, high = row["interval"]
+            line += [f"{row['difference']:+.3f}", f"[{low:.3f}, {high:.3f}]", f"{row['worst']:+.3f}"]
+        lines.append(line + [""] * (len(headings) - len(line)))
     settings = result["settings"]
     return (
         f"Phantoms, {settings['epochs']} epochs, mean of {settings['seeds']} paired seeds, {result['device']}:\n\n"

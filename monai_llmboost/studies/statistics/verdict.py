@@ -60,9 +60,8 @@ def floor_caveat(base: tuple[str, float], floors: Sequence[Comparison], metric: 
     low, high = best.intervals.both
     significant = not low <= 0 <= high and (best.p if best.p_holm is None else best.p_holm) < LEVEL
     return (
-        f"The base (arm {name}, {metric.label} {rounded(mean)}) does not reach the simple predictor {best.reference} "
-        f"({metric.label} {rounded(mean - best.difference)}; the difference is {'' if significant else 'not '}"
-        "significant), so the following says little about networks that are worth using."
+        f"The base {name} ({metric.label} {rounded(mean)}) does not reach {best.reference} "
+        f"({rounded(mean - best.difference)}; {'' if significant else 'not '}significant), so this says little."
     )
 
 
