@@ -221,7 +221,7 @@ def test_unknown_floors():
 
 def test_floors_are_added_to_a_finished_study(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "monai_llmboost.studies.study.cost_of_arms", lambda arms, options, rounds: cost_of_arms(arms, options, 1)
+        "monai_llmboost.studies.study.cost_of_arms", lambda arms, options, _, own: cost_of_arms(arms, options, 1, own)
     )
     options = [f"--{key}={value}" for key, value in {**SMALL, "size": 8, "epochs": 1}.items()]
 

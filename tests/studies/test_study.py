@@ -157,7 +157,10 @@ def test_its_statistics_are_those_of_the_stored_predictions(finished):
             names = [f"phantom/{arm}/lr{rate:g}/seed{seed}" for seed in (0, 1)]
             arms[arm], labels = predictions_of(folder, names, place)
     assert found["test"]["none"].shape == (2, 240, 2)
-    assert data["comparisons"] == [each.as_dict() for each in compare_arms(found["test"], labels, ["none"])]
+    for given, each in zip(data["comparisons"], compare_arms(found["test"], labels, ["none"]), strict=True):
+        assert given == {**each.as_dict(), "verdict": given["verdict"]}
+        assert each.verdict in given["verdict"]
+        assert "The block of pretrained was practically not in use: its booster adds" in given["verdict"]
     for arm in ("none", "pretrained"):
         area = [np.mean([(p > q) + (p == q) / 2 for p in run[labels == 1, 1] for q in run[labels == 0, 1]])
                 for run in found["test"][arm]]  # fmt: skip
