@@ -129,7 +129,7 @@ def test_an_unknown_data_set(name, hint):
     with pytest.raises(ValueError, match=r"unknown dataset .*; choose from phantom, adrenalmnist3d, ") as error:
         check_options(job_configs(bundle_path(BUNDLE), "train"), {"dataset": name})
     assert str(error.value).startswith(f"unknown dataset {name!r}; ")
-    assert str(error.value).endswith(f"; did you mean {hint}?" if hint else "vesselmnist3d")
+    assert str(error.value).endswith(f"; did you mean {hint}?" if hint else "lidcshapes_sizefree")
 
 
 HEAVY = ("torch", "monai.bundle", "medmnist", "pandas", "numpy")

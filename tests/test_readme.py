@@ -21,7 +21,8 @@ MONAI_OPTIONS = {"bundle_root", "config_file", "tracking"}
 CONFIGS = [
     json.loads((BUNDLE_FOLDER / "configs" / f"{name}.json").read_text()) for name in ("train", "evaluate", "inference")
 ]
-KEYS = {key for config in CONFIGS for key in config}
+NETWORKS = [json.loads(file.read_text()) for file in sorted((BUNDLE_FOLDER / "configs" / "networks").glob("*.json"))]
+KEYS = {key for config in (*CONFIGS, *NETWORKS) for key in config}
 
 
 def text_of(page):
