@@ -84,7 +84,7 @@ def arms_of(bundle: Path) -> list[str]:
 
 
 def networks_of(bundle: Path) -> list[str]:
-    """Return the names of the networks that a bundle has besides its own."""
+    """Return the names of the networks that a bundle has in addition to its own."""
     return sorted(file.stem for file in (bundle / CONFIGS / NETWORKS).glob("*.json"))
 
 

@@ -3,51 +3,22 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from monai_llmboost.arguments import check_choice, check_whole
-from monai_llmboost.bundle import (
-    MONAI_OPTIONS,
-    Option,
-    bundle_path,
-    check_options,
-    job_configs,
-    merged,
-    monai_arguments,
-    option_without_effect,
-    split_network,
-    uses_key,
-)
-from monai_llmboost.bundle.contract import CONFIGS, PRESET_NETWORK, PRESET_TRAINING, STUDIES
+from monai_llmboost.bundle import Option, bundle_path, job_configs, merged, monai_arguments
+from monai_llmboost.bundle.contract import CONFIGS
 from monai_llmboost.bundle.study_settings import WEIGHTS, Preset, StudySettings
 from monai_llmboost.studies.arms import are_compared, base_of, stem_of
 from monai_llmboost.studies.floors.predictors import FLOORS
-from monai_llmboost.studies.label_fractions import WHOLE, check_fractions, sets_of
+from monai_llmboost.studies.label_fractions import WHOLE, sets_of
+from monai_llmboost.studies.plan_checks import JOBS, REFERENCES, check_effect, check_plan
 
-# Default reference arms; the ones that are not in the study are ignored.
-REFERENCES = ("none", "mlp", "random")
-# Jobs of a run, in order.
-JOBS = ("train", "evaluate")
 TEST_SPLIT = "test"
-# Values of ``--block`` that are no files.
-BLOCKS_WITHOUT_FILE = ("embedded", "random")
-# Keys of a bundle that the study sets for each run.
-OWN = (
-    Option.DATASET, Option.SEED, Option.BLOCK_SEED, Option.FOLDS, Option.FOLD, Option.LEARNING_RATE, Option.RESUME,
-    Option.SPLIT, Option.WEIGHTS, Option.CKPT_DIR, Option.OUTPUT_DIR, Option.BUNDLE_ROOT, Option.LABEL_FRACTION,
-)  # fmt: skip
-# Advice for some of these keys.
-INSTEAD = {
-    Option.LEARNING_RATE: "give --lr-grid", Option.SEED: "give --seeds", Option.FOLD: "give --folds",
-    Option.LABEL_FRACTION: "give --label-fraction",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -131,109 +102,7 @@ class Plan:
     blocks: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_different("arms", self.arms, least=2)
-        _check_different("data sets", self.datasets)
-        check_fractions(self.label_fractions)
-        self._check_blocks()
-        self._check_network()
-        for floor in self.floors:
-            check_choice("floor", floor, FLOORS)
-        _check_different("arms and floors", (*self.arms, *self.floors))
-        if self.preset is not None:
-            self._check_preset(self.preset)
-        check_whole("seeds", self.seeds, 1)
-        check_whole("lr_seeds", self.lr_seeds, 1, self.seeds)
-        check_whole("folds", self.folds, 0)
-        if self.folds == 1:
-            raise ValueError("folds must be 0 or from 2, not 1: one part is left out in turn")
-        for rate in self.lr_grid:
-            if not (isinstance(rate, float) and 0 < rate < math.inf):
-                raise ValueError(f"learning rates must be above 0, not {rate!r}: write 0.001 or 1e-3")
-        # Compare the names of their folders, which have a limited number of digits.
-        _check_different("learning rates", tuple(f"{rate:g}" for rate in self.lr_grid), least=0)
-        self._check_references()
-        taken = sorted(set(self.options) & set(OWN))
-        if taken:
-            instead = INSTEAD.get(taken[0], "leave it out")
-            raise ValueError(f"options are the same for every run, but the study itself sets {taken[0]}: {instead}")
-        self._check_configs()
-        self._check_last_is_validated()
-
-    def _check_blocks(self) -> None:
-        named = {stem for arm in self.arms if (stem := stem_of(arm))}
-        if named != set(self.blocks):
-            wrong = ", ".join(sorted(named ^ set(self.blocks)))
-            raise ValueError(f"each of the blocks must belong to an arm ARM@STEM, and the other way round, not {wrong}")
-
-    def _check_network(self) -> None:
-        named, _ = split_network(bundle_path(self.bundle), {Option.NETWORK: self.network})
-        if named != self.network:
-            raise ValueError(f"network must be the name of another network, not {self.network!r}: give it in options")
-        if named is not None and Option.NETWORK in self.options:
-            raise ValueError(
-                f"a study has --network {named} or a value of the key {Option.NETWORK!r}, not both: write the value "
-                "into the network's overlay in a copy of the bundle"
-            )
-
-    def _check_preset(self, name: str) -> None:
-        if not self._settings.presets:
-            raise ValueError(
-                f"the bundle {self.bundle} declares no presets in its {CONFIGS}/{STUDIES}, so there is no {name!r}: "
-                "leave out --preset, or add them as the bundles of this package have them"
-            )
-        check_choice("preset", name, self._settings.presets)
-        if self.network is not None and self.network not in (fitting := self._settings.presets[name].networks):
-            other = f" or {', '.join(fitting)}" if fitting else ""
-            raise ValueError(
-                f"the preset {name} is for the bundle's own network{other}, not for {self.network}: leave out "
-                f"--preset, or add a folder {self.network} with {PRESET_TRAINING} to it"
-            )
-        if not self._preset.overlays(JOBS[0]):
-            raise ValueError(
-                f"the preset {name} of the bundle {self.bundle} has neither {PRESET_NETWORK} nor {PRESET_TRAINING}: "
-                f"add one to its folder, or remove the preset from {STUDIES}"
-            )
-
-    def _check_references(self) -> None:
-        for arm in self.references:
-            check_choice("reference", arm, dict.fromkeys((*self.arms, *map(base_of, self.arms), *REFERENCES)))
-        if not self.compared_with:
-            got = ", ".join(self.references) or "none"
-            raise ValueError(f"no reference ({got}) is an arm of the study: give one of {', '.join(self.arms)}")
-        if not any(self.compares(*pair) for pair in itertools.combinations(self.arms, 2)):
-            raise ValueError(
-                f"no reference ({', '.join(self.compared_with)}) has the block of another arm: give other "
-                "--references, or add an arm"
-            )
-
-    def _check_configs(self) -> None:
-        """Check the configs of every job with the options of its runs."""
-        if len(self.datasets) > 1 and not self._has(Option.DATASET):
-            raise ValueError(
-                f"the bundle {self.bundle} has no key {Option.DATASET!r}, so a study of it has one data set, not "
-                f"{', '.join(self.datasets)}: give one name"
-            )
-        if self.label_fractions != WHOLE and not self._has(Option.LABEL_FRACTION):
-            raise ValueError(
-                f"the bundle {self.bundle} has no key {Option.LABEL_FRACTION!r}, so it is trained with all "
-                "labels: leave out --label-fraction, or add the key as the bundles of this package have it"
-            )
-        for dataset in self.sets:
-            run = Run(dataset, self.arms[0], 0, next(iter(self.lr_grid), None), 0 if self.folds else None)
-            for job in JOBS:
-                check_options(self.configs(run.arm, job), self.settings(run, job, Path()))
-        for arm in self.arms[1:]:
-            for job in JOBS:
-                check_options(self.configs(arm, job), {**self.options, **self.own_options(arm)})
-
-    def _check_last_is_validated(self) -> None:
-        """Refuse to use the last epoch's weights without its validation, which chooses the learning rate."""
-        epochs, interval = self.value(Option.EPOCHS), self.value(Option.VAL_INTERVAL, 1)
-        if self.weights == "last" and isinstance(epochs, int) and isinstance(interval, int) and epochs % interval:
-            raise ValueError(
-                f"{Option.VAL_INTERVAL} must divide {Option.EPOCHS}, for the preset {self.preset} reads the weights of "
-                f"the last epoch, not {interval} and {epochs}: give others"
-            )
+        check_plan(self)
 
     def check_effect(self) -> None:
         """Refuse options that no run uses, and arms whose block is missing or not used.
@@ -242,31 +111,7 @@ class Plan:
             ValueError: an option or block without effect.
             FileNotFoundError: a missing block.
         """
-        if self.lr_seeds > 1 and len(self.lr_grid) < 2:
-            raise ValueError(
-                f"--lr-seeds {self.lr_seeds} has no effect: there are no learning rates to choose from; give several "
-                "with --lr-grid, or leave it out"
-            )
-        self._settings.check_used(self.options, self.datasets)
-        every = [self.configs(arm, job) for arm in self.arms for job in JOBS]
-        unused = option_without_effect(every, self.options, MONAI_OPTIONS)
-        if unused is not None:
-            raise ValueError(
-                f"--{unused} has no effect: none of the arms {', '.join(self.arms)} uses it; leave it out, or add an "
-                "arm that does"
-            )
-        for arm in self.arms:
-            if stem_of(arm):
-                self._check_own_block(arm, self.blocks[stem_of(arm)])
-
-    def _check_own_block(self, arm: str, block: str) -> None:
-        if not uses_key(self.configs(arm), Option.BLOCK):
-            raise ValueError(f"the arm {base_of(arm)} uses no block, so {arm} has no effect: give {base_of(arm)}")
-        if block not in BLOCKS_WITHOUT_FILE and not Path(block).is_file():
-            raise FileNotFoundError(
-                f"there is no block file {block} for the arm {arm}: give its path, or make it with "
-                "`monai-llmboost extract`"
-            )
+        check_effect(self)
 
     @property
     def compared_with(self) -> tuple[str, ...]:
@@ -287,7 +132,7 @@ class Plan:
     @property
     def weights(self) -> str:
         """The weights that are evaluated: ``"best"``, from the epoch that validation chose, or ``"last"``."""
-        return self._preset.weights
+        return self.chosen_preset.weights
 
     @property
     def other_weights(self) -> str:
@@ -295,14 +140,16 @@ class Plan:
         return next(weights for weights in WEIGHTS if weights != self.weights)
 
     @cached_property
-    def _settings(self) -> StudySettings:
+    def bundle_settings(self) -> StudySettings:
+        """The study settings of the bundle."""
         return StudySettings.of(bundle_path(self.bundle))
 
     @property
-    def _preset(self) -> Preset:
+    def chosen_preset(self) -> Preset:
+        """The preset, for the network of the study; without a preset, one without overlays."""
         if self.preset is None:
             return Preset()
-        preset = self._settings.presets[self.preset]
+        preset = self.bundle_settings.presets[self.preset]
         return preset if self.network is None else preset.with_network(self.network)
 
     @cached_property
@@ -314,14 +161,15 @@ class Plan:
         """Return an option's value in training, by default the value in the configs of the first arm."""
         return self.options.get(key, self.contents[self.arms[0], JOBS[0]].get(key, default))
 
-    def _has(self, key: str) -> bool:
+    def has_key(self, key: str) -> bool:
+        """Return whether the bundle has a key in training."""
         return key in self.contents[self.arms[0], JOBS[0]]
 
     def configs(self, arm: str, job: str = "train") -> list[Path]:
         """Return the config files of an arm's job."""
         folder = bundle_path(self.bundle)
         own = job_configs(folder, job, base_of(arm), self.network)
-        return [*own, *(folder / CONFIGS / name for name in self._preset.overlays(job))]
+        return [*own, *(folder / CONFIGS / name for name in self.chosen_preset.overlays(job))]
 
     def own_options(self, arm: str) -> dict[str, Any]:
         """Return the options of one arm only: its own block."""
@@ -352,16 +200,16 @@ class Plan:
     def options_for(self, dataset: str) -> dict[str, Any]:
         """Return the options of the runs on one of :attr:`sets`, without the options that it does not use."""
         dataset, fraction = self.sets[dataset]
-        unused = self._settings.unused.get(dataset, ())
-        own: dict[str, Any] = {Option.DATASET: dataset} if self._has(Option.DATASET) else {}
-        if self._has(Option.LABEL_FRACTION):
+        unused = self.bundle_settings.unused.get(dataset, ())
+        own: dict[str, Any] = {Option.DATASET: dataset} if self.has_key(Option.DATASET) else {}
+        if self.has_key(Option.LABEL_FRACTION):
             own[Option.LABEL_FRACTION] = fraction
         return {**{name: value for name, value in self.options.items() if name not in unused}, **own}
 
     def settings(self, run: Run, job: str, folder: Path) -> dict[str, Any]:
         """Return the options of a job of a run in a folder."""
         own: dict[str, Any] = {Option.SEED: run.seed}
-        if self._has(Option.BLOCK_SEED):
+        if self.has_key(Option.BLOCK_SEED):
             own[Option.BLOCK_SEED] = run.seed
         if run.learning_rate is not None:
             own[Option.LEARNING_RATE] = run.learning_rate
@@ -376,14 +224,8 @@ class Plan:
         options = {**self.settings(run, job, folder), **more}
         if self.network is not None:
             options[Option.NETWORK] = self.network
-        return monai_arguments(self.bundle, job, base_of(run.arm), False, self._preset.overlays(job), **options)
+        return monai_arguments(self.bundle, job, base_of(run.arm), False, self.chosen_preset.overlays(job), **options)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as a JSON object; two studies are the same if these objects are equal."""
         return json.loads(json.dumps(asdict(self), default=str))
-
-
-def _check_different(what: str, values: tuple, least: int = 1) -> None:
-    if len(values) < least or len(set(values)) != len(values):
-        number = f"{least} or more " if least else ""
-        raise ValueError(f"a study needs {number}different {what}, not {', '.join(values) or 'none'}: name each once")

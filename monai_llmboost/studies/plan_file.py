@@ -11,7 +11,8 @@ from typing import Any
 
 from monai_llmboost.artifacts.digests import file_digest, text_digest
 from monai_llmboost.bundle import Option
-from monai_llmboost.studies.plan import OWN, Plan
+from monai_llmboost.studies.plan import Plan
+from monai_llmboost.studies.plan_checks import OWN
 from monai_llmboost.studies.run_folder import write_json
 
 # Key in the plan's file: digests of the configs and of the weight files.

@@ -81,7 +81,7 @@ def why_impossible(plan: Plan, run: Run) -> str:
         return f"Floors are left out: they classify, and the task of the bundle is {task.name}."
     try:
         there, _ = (open_split(plan, run, split).validation_data for split in (TRAINING_SPLIT, VALIDATION_SPLIT))
-    except Exception as error:  # of a user's bundle, whose code may raise anything
+    except (LookupError, OSError, RuntimeError, TypeError, ValueError) as error:  # of a user's data set
         return f"Floors are left out: the bundle's evaluation cannot open its training or validation cases ({error})."
     wanted = training_data(plan, run)
     names, of_training = _names(there), _names(wanted)
