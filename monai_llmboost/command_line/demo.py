@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 BUNDLE = "medmnist3d_rllm_classification"
-DATASET = "phantom"
+DATASET, NETWORK, PRESET = "phantom", "resnet", "strong"
 PLAIN, BOOSTED = "none", "pretrained"
 MEANING = {PLAIN: "plain network", BOOSTED: "boosted network"}
 SEEDS = 3
@@ -28,30 +29,31 @@ NUM_NIFTI = 8
 
 def demo(
     output: Annotated[Path, typer.Option(help="The folder to create; it must not exist yet.")] = Path("llmboost-demo"),
-    epochs: Annotated[int, typer.Option(help="Epochs of each training run.")] = 6,
+    epochs: Annotated[int, typer.Option(help="Epochs of each training run.")] = 5,
 ) -> None:
     """Compare a plain and a boosted network on synthetic phantoms with three seeds, and predict NIfTI files."""
     from rich.console import Console
 
-    from monai_llmboost.bundle import copy_bundle, run_bundle
+    from monai_llmboost.bundle import copy_bundle
 
     if output.exists():
         raise FileExistsError(f"{output} already exists: give another folder with --output, or remove it")
     if epochs < 1:
-        raise ValueError(f"epochs must be a whole number from 1, not {epochs}: give --epochs 6, for instance")
+        raise ValueError(f"epochs must be a whole number from 1, not {epochs}: give --epochs 5, for instance")
     console = Console(file=sys.stdout)
     bundle = output / "bundle"
     copy_bundle(BUNDLE, bundle)
     warnings.simplefilter("ignore")  # of MONAI and Ignite
-    study = _study(console, bundle, output / "study", epochs)
-    _write_nifti(output / "nifti")
-    console.print(f"\n[bold]predicting[/bold] {NUM_NIFTI} phantoms written as NIfTI files, by the boosted network")
     # MONAI's and Ignite's log lines go into a file, so that the tables stay readable.
-    with (output / "demo.log").open("w") as log, redirect_stdout(log):
+    with (output / "demo.log").open("w") as log:
         logging.basicConfig(stream=log, level=logging.INFO, format="%(asctime)s %(name)s %(message)s", force=True)
-        places = {"dataset_dir": str(output / "nifti"), "output_dir": str(output / "predictions")}
-        weights = str(output / "study" / "runs" / DATASET / BOOSTED / "seed0")
-        run_bundle(bundle, "inference", BOOSTED, logging_file=False, ckpt_dir=weights, **places)
+        with redirect_stdout(log):
+            importlib.import_module("monai.bundle")  # whose log keeps the stream that it finds
+        study = _study(console, bundle, output / "study", epochs)
+        _write_nifti(output / "nifti")
+        console.print(f"\n[bold]predicting[/bold] {NUM_NIFTI} phantoms written as NIfTI files, by the boosted network")
+        with redirect_stdout(log):
+            _predict(bundle, output)
     _show_study(console, study)
     _show_predictions(console, output / "predictions" / "predictions.csv")
     for what, path in {
@@ -69,13 +71,25 @@ def _study(console: Console, bundle: Path, folder: Path, epochs: int) -> dict[st
     from monai_llmboost.studies import Plan, run_study
 
     console.print(
-        f"[bold]training[/bold] a plain and a boosted network on phantoms (arms {PLAIN}, {BOOSTED}), {epochs} epochs, "
-        f"{SEEDS} seeds each; the test phantoms are predicted once, at the end"
+        f"[bold]training[/bold] a plain and a boosted {NETWORK} on phantoms (arms {PLAIN}, {BOOSTED}), {epochs} "
+        f"epochs, {SEEDS} seeds each; the test phantoms are predicted once, at the end",
+        soft_wrap=True,
     )
-    options = {"epochs": epochs, "patience": 0}
-    plan = Plan(str(bundle), (PLAIN, BOOSTED), (DATASET,), seeds=SEEDS, options=options)
+    options = {"epochs": epochs}
+    plan = Plan(str(bundle), (PLAIN, BOOSTED), (DATASET,), seeds=SEEDS, preset=PRESET, network=NETWORK, options=options)
     run_study(plan, folder, jobs=min(2, os.cpu_count() or 1), cost_rounds=1)
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))["datasets"][DATASET]
+
+
+def _predict(bundle: Path, output: Path) -> None:
+    """Predict the NIfTI files with the weights of the first seed."""
+    from monai_llmboost.bundle import run_bundle
+
+    places = {"dataset_dir": str(output / "nifti"), "output_dir": str(output / "predictions")}
+    weights = str(output / "study" / "runs" / DATASET / BOOSTED / "seed0")
+    run_bundle(
+        bundle, "inference", BOOSTED, logging_file=False, network=NETWORK, weights="last", ckpt_dir=weights, **places
+    )
 
 
 def _write_nifti(folder: Path) -> None:

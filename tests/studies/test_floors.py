@@ -192,6 +192,9 @@ def test_a_verdict_on_a_base_below_its_floor_says_so_first():
     assert with_caveats(alone, [caveat])[0].verdict == f"{caveat} {alone[0].verdict}"
     assert with_caveats(alone, [])[0].verdict == alone[0].verdict
     assert floor_caveat(("none", 0.76), floors[1:2], METRIC) == "", "it reaches this floor"
+    for difference, reached in ((-0.0001, True), (-0.004, True), (-0.006, False)):
+        close = [replace(floors[0], difference=difference)]
+        assert (floor_caveat(("none", 0.999), close, METRIC) == "") == reached
     assert floor_caveat(("none", 0.76), [], METRIC) == ""
 
 

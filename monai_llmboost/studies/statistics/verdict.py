@@ -12,6 +12,8 @@ from monai_llmboost.tasks.task import TaskMetric
 
 LEVEL = 0.05  # two-sided, of all intervals and tests
 POWER = 0.80  # of the detectable difference
+# A base that is behind its best floor by less than this reaches it: such a difference is no reason to doubt the base.
+FLOOR_MARGIN = 0.005
 SEEDS_FOR_A_CLAIM = 5  # with fewer seeds, the verdict contains a warning
 
 
@@ -45,7 +47,7 @@ def with_caveats(comparisons: Sequence[Comparison], caveats: Sequence[str]) -> l
 
 
 def floor_caveat(base: tuple[str, float], floors: Sequence[Comparison], metric: TaskMetric) -> str:
-    """Return a sentence if the base does not reach its best floor, else ``""``.
+    """Return a sentence if the base does not reach its best floor (to within ``FLOOR_MARGIN``), else ``""``.
 
     Args:
         base: name of the base and its mean of the metric.
@@ -55,7 +57,7 @@ def floor_caveat(base: tuple[str, float], floors: Sequence[Comparison], metric: 
     name, mean = base
     sign = 1 if metric.larger_is_better else -1
     best = min(floors, key=lambda each: sign * each.difference, default=None)
-    if best is None or sign * best.difference >= 0:
+    if best is None or sign * best.difference > -FLOOR_MARGIN:
         return ""
     low, high = best.intervals.both
     significant = not low <= 0 <= high and (best.p if best.p_holm is None else best.p_holm) < LEVEL
