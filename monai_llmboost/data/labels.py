@@ -14,6 +14,8 @@ from monai.utils import CommonKeys
 from monai_llmboost.data.steps import NEUTRAL_STEPS, flatten_transforms
 
 LABEL = CommonKeys.LABEL
+CASE = "case"
+PATIENT = "patient"
 
 
 def check_labels(loader: Any, class_names: Sequence[str], what: str) -> None:
@@ -71,6 +73,17 @@ def labels_of(dataset: Any) -> list[Any]:
     items = getattr(dataset, "data", None)
     items = items if isinstance(items, Sequence) else ()
     return [item[LABEL] for item in items if isinstance(item, Mapping) and LABEL in item]
+
+
+def patients_of(dataset: Any) -> dict[str, str]:
+    """Return the patient of each case by its name, from the items of a data set; empty if it does not know them.
+
+    Items of one patient have the same ``"patient"``, and each item its own ``"case"``.
+    """
+    items = getattr(dataset, "data", None)
+    items = items if isinstance(items, Sequence) else ()
+    known = (item for item in items if isinstance(item, Mapping) and {PATIENT, CASE} <= item.keys())
+    return {str(item[CASE]): str(item[PATIENT]) for item in known}
 
 
 def _to_number(label: Any) -> Any:

@@ -17,6 +17,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, distributed, nn
 
 from monai_llmboost.artifacts.files import atomic_text, safe_row
+from monai_llmboost.data.labels import patients_of
 from monai_llmboost.networks.class_names import class_names_of, on_one_line
 from monai_llmboost.tasks import Classification, Task, bootstrap_interval
 
@@ -125,8 +126,8 @@ def write_predictions(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 class MetricsFile:
     """Writes ``metrics.json`` when an evaluator completes: metrics with 95 % intervals over the cases, on rank 0.
 
-    Cases are first sorted by name (by label and scores if batches contain no names), so that the numbers do not depend
-    on the number of processes.
+    Cases of one patient, if the data set knows it, are drawn together. Cases are first sorted by name (by label and
+    scores if batches contain no names), so that the numbers do not depend on the number of processes.
 
     Args:
         output_dir: the folder; an earlier ``metrics.json`` in it is renamed, not overwritten.
@@ -168,17 +169,20 @@ class MetricsFile:
         scores, labels = (x.cpu().numpy() for x in state.metric_details[self.auc])
         scores, labels = scores.astype("float64"), labels.reshape(-1)
         # The metric gathers the ranks in the same order as the names.
-        keys = [np.array(cases)] if len(cases) == len(labels) else [*scores.T, labels]
-        order = np.lexsort(keys)
+        named = len(cases) == len(labels)
+        order = np.lexsort([np.array(cases)] if named else [*scores.T, labels])
         scores, labels = scores[order], labels[order]
+        known = patients_of(getattr(getattr(state, "dataloader", None), "dataset", None)) if named else {}
+        patients = np.array([known.get(case, f"case {case}") for case in np.array(cases)[order]]) if known else None
         groups = self.task.groups(labels)
         numbers: dict[str, Any] = {}
         for name, metric in self.task.metrics.items():
             numbers[name] = metric.compute(scores, labels)
-            interval = bootstrap_interval(metric.compute, scores, labels, groups=groups)
+            interval = bootstrap_interval(metric.compute, scores, labels, groups=groups, patients=patients)
             numbers[f"{name}_interval_95"] = list(interval)
         with atomic_text(self.path) as file:
-            json.dump({**self.about, "cases": len(labels), **numbers}, file, indent=2)
+            number = {} if patients is None else {"patients": len(np.unique(patients))}
+            json.dump({**self.about, "cases": len(labels), **number, **numbers}, file, indent=2)
             file.write("\n")
         values = " ".join(f"{metric.label} {numbers[name]:.4f}" for name, metric in self.task.metrics.items())
         logger.info(f"{values} on {len(labels)} cases: {self.path}")

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from monai_llmboost.artifacts.files import plain_cell
-from monai_llmboost.bundle import BundleJob
+from monai_llmboost.bundle import BundleJob, Option
+from monai_llmboost.data.labels import patients_of
 from monai_llmboost.studies.cost.measure import device_name
 from monai_llmboost.studies.datasets import key_metric, open_job
 from monai_llmboost.studies.floors.shortcuts import shortcut_warning
-from monai_llmboost.studies.plan import Plan, Run
+from monai_llmboost.studies.plan import TEST_SPLIT, Plan, Run
 from monai_llmboost.studies.rates import ChosenRate
 from monai_llmboost.studies.results import (
     ArmResults,
@@ -60,6 +61,21 @@ class Finished:
     cost: Mapping[str, Any]
     tasks: Mapping[str, Task]
     no_floors: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What the runs of a data set say about its test cases.
+
+    Args:
+        scores: by arm (runs, cases, values).
+        labels: (cases,).
+        patients: patient of each case (cases,), if the data set knows them.
+    """
+
+    scores: Mapping[str, np.ndarray]
+    labels: np.ndarray
+    patients: np.ndarray | None = None
 
 
 def collect(plan: Plan, finished: Finished) -> StudyResults:
@@ -113,26 +129,40 @@ def _of_dataset(plan: Plan, dataset: str, job: BundleJob, finished: Finished) ->
     folders = {arm: [finished.folders[run] for run in several] for arm, several in runs.items()}
     of_floors = floor_runs(plan, dataset, finished, {run.seed for several in runs.values() for run in several})
     floor_folders = {floor: [finished.folders[run] for run in several] for floor, several in of_floors.items()}
-    all_scores, labels = read_scores({**folders, **floor_folders}, TEST, task)
-    scores = {arm: all_scores[arm] for arm in folders}
-    other_scores, _ = read_scores(folders, OTHER_WEIGHTS, task)
+    patients = patients_of(open_job(plan, dataset, "evaluate", **{Option.SPLIT: TEST_SPLIT}).validation_data)
+    test = read_test({**folders, **floor_folders}, TEST, task, patients)
+    others = read_test(folders, OTHER_WEIGHTS, task, patients)
+    scores = {arm: test.scores[arm] for arm in folders}
     references = [arm for arm in plan.compared_with if arm in scores]
     compared = references and len(scores) > 1
     arms = {arm: ArmResults(_failed_runs(dataset, arm, finished)) for arm in (*plan.arms, *plan.floors)}
     for arm, of_arm in folders.items():
-        arms[arm] = _arm_results(plan, task, arms[arm].failed, of_arm, scores[arm], other_scores[arm], labels)
+        ends = [end.of(plan.weights) for folder in of_arm if (end := folder.trained)]
+        arms[arm] = ArmResults(
+            arms[arm].failed,
+            metrics=_summaries(plan, task, test, arm),
+            validation=_validation(plan, of_arm),
+            epochs=[end.epoch for end in ends],
+            other_weights=_summaries(plan, task, others, arm),
+            other_chosen_by=chosen_by(plan.other_weights, task),
+        )
     diagnostics = {arm: _diagnostics(of_arm) for arm, of_arm in folders.items()}
     for floor, of_floor in floor_folders.items():
-        summaries = _summaries(task, all_scores[floor], labels, plan.folds)
+        summaries = _summaries(plan, task, test, floor)
         arms[floor] = ArmResults(arms[floor].failed, summaries, _validation(plan, of_floor))
-    floors, caveats = compare_floors(plan, task, arms, floor_folders, all_scores, labels)
-    comparisons = compare_arms(scores, labels, references, plan.folds or 1, task, plan.compares) if compared else []
-    roc = {arm: roc_curves(task.metrics, of_arm, labels) for arm, of_arm in all_scores.items()}
+    floors, caveats = compare_floors(plan, task, arms, floor_folders, test)
+    comparisons = []
+    if compared:
+        comparisons = compare_arms(
+            scores, test.labels, references, plan.folds or 1, task, plan.compares, patients=test.patients
+        )
+    roc = {arm: roc_curves(task.metrics, of_arm, test.labels) for arm, of_arm in test.scores.items()}
     return DatasetResults(
         cases={
             "train": getattr(job.training_data, "num_cases", len(job.training_data)),
             "val": len(job.validation_data),
-            "test": len(labels),
+            "test": len(test.labels),
+            **({} if test.patients is None else {"test_patients": len(np.unique(test.patients))}),
         },
         class_names=list(getattr(task, "class_names", ())),
         learning_rates=finished.rates[dataset],
@@ -152,8 +182,7 @@ def compare_floors(
     task: Task,
     arms: Mapping[str, ArmResults],
     folders: Mapping[str, Sequence[RunFolder]],
-    scores: Mapping[str, np.ndarray],
-    labels: np.ndarray,
+    test: Tested,
 ) -> tuple[FloorResults, list[str]]:
     """Return the comparison of the base with the floors, and the sentences that verdicts must begin with."""
     alone = next((found for of_floor in folders.values() if (found := _diagnostics(of_floor))), {})
@@ -161,9 +190,11 @@ def compare_floors(
     reached = [arms[arm].metrics["auc"].mean for arm in plan.arms if "auc" in arms[arm].metrics]
     shortcut = shortcut_warning(numbers, max(reached, default=None))
     base = next(iter(plan.compared_with), None)
-    if base is None or base not in scores or not folders:
+    if base is None or base not in test.scores or not folders:
         return FloorResults([], numbers, shortcut), []
-    comparisons = compare_with_floors(scores, labels, base, list(folders), plan.folds or 1, task)
+    comparisons = compare_with_floors(
+        test.scores, test.labels, base, list(folders), plan.folds or 1, task, test.patients
+    )
     name, metric = next(iter(task.metrics.items()))
     by_first = [each for each in comparisons if each.metric == name]
     caveat = floor_caveat((base, arms[base].metrics[name].mean), by_first, metric)
@@ -174,36 +205,21 @@ def _failed_runs(dataset: str, arm: str, finished: Finished) -> list[FailedRun]:
     return [FailedRun(*run) for run in finished.failed.items() if run[0].split("/")[:2] == [dataset, arm]]
 
 
-def _arm_results(
-    plan: Plan,
-    task: Task,
-    failed: list[FailedRun],
-    folders: Sequence[RunFolder],
-    scores: np.ndarray,
-    other_scores: np.ndarray,
-    labels: np.ndarray,
-) -> ArmResults:
-    """Return the results of an arm with completed runs."""
-    ends = [end.of(plan.weights) for folder in folders if (end := folder.trained)]
-    return ArmResults(
-        failed,
-        metrics=_summaries(task, scores, labels, plan.folds),
-        validation=_validation(plan, folders),
-        epochs=[end.epoch for end in ends],
-        other_weights=_summaries(task, other_scores, labels, plan.folds),
-        other_chosen_by=chosen_by(plan.other_weights, task),
-    )
-
-
 def _validation(plan: Plan, folders: Sequence[RunFolder]) -> Summary:
     ends = [end.of(plan.weights).validation for folder in folders if (end := folder.trained)]
     return Summary.of([end for end in ends if end is not None])
 
 
-def read_scores(
-    folders: Mapping[str, Sequence[RunFolder]], place: str, task: Task
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Return the scores of each arm (runs, cases, values), and the labels (cases,).
+def read_test(
+    folders: Mapping[str, Sequence[RunFolder]], place: str, task: Task, patients: Mapping[str, str]
+) -> Tested:
+    """Return what the runs of all arms say about the test cases.
+
+    Args:
+        folders: folders of the runs, by arm.
+        place: folder of the predictions in each.
+        task: the task.
+        patients: patient of each case, by name, as far as they are known; another case is of another patient.
 
     Raises:
         ValueError: runs differ in their cases.
@@ -220,11 +236,15 @@ def read_scores(
             if not cases:
                 cases, labels = own, task.read_labels(rows)
             scores[arm].append(task.read_scores(rows))
-    return {arm: np.stack(several) for arm, several in scores.items()}, labels
+    of_cases = np.array([patients.get(name, f"case {name}") for name, _ in cases]) if patients else None
+    return Tested({arm: np.stack(several) for arm, several in scores.items()}, labels, of_cases)
 
 
-def _summaries(task: Task, scores: np.ndarray, labels: np.ndarray, folds: int) -> dict[str, Summary]:
-    return {name: arm_summary(name, scores, labels, folds or 1, task) for name in task.metrics}
+def _summaries(plan: Plan, task: Task, test: Tested, arm: str) -> dict[str, Summary]:
+    return {
+        name: arm_summary(name, test.scores[arm], test.labels, plan.folds or 1, task, test.patients)
+        for name in task.metrics
+    }
 
 
 def _curves(task: Task, folders: Sequence[RunFolder]) -> Curves:

@@ -15,6 +15,7 @@ def bootstrap_interval(
     resamples: int = 500,
     coverage: float = 0.95,
     groups: np.ndarray | None = None,
+    patients: np.ndarray | None = None,
 ) -> tuple[float, float]:
     """Return the bootstrap percentile interval of a metric over the cases (Efron 1979), with a fixed seed.
 
@@ -26,6 +27,8 @@ def bootstrap_interval(
         coverage: coverage of the interval, 0 to 1.
         groups: group of each case (cases,); a sample without a case of each group is drawn again, because the metric
             is undefined on it. ``None``: the labels, which are classes.
+        patients: patient of each case (cases,), who is drawn with all cases, because cases of one patient are not
+            independent; ``None``: each case is of another patient.
 
     Example:
         >>> import numpy as np
@@ -36,9 +39,11 @@ def bootstrap_interval(
     random = np.random.default_rng(0)
     groups = labels if groups is None else groups
     needed = len(np.unique(groups))
+    of_patient = np.arange(len(labels)) if patients is None else np.unique(patients, return_inverse=True)[1]
+    cases = [np.flatnonzero(of_patient == number) for number in range(of_patient.max() + 1)]
     values: list[float] = []
     while len(values) < resamples:
-        drawn = random.integers(len(labels), size=len(labels))
+        drawn = np.concatenate([cases[number] for number in random.integers(len(cases), size=len(cases))])
         if len(np.unique(groups[drawn])) == needed:
             values.append(metric(scores[drawn], labels[drawn]))
     low, high = np.quantile(values, [(1 - coverage) / 2, (1 + coverage) / 2])

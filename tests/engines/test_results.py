@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
+from monai.data import Dataset
 from monai.handlers import from_engine
 from torch import nn
+from torch.utils.data import DataLoader
 
 from monai_llmboost.artifacts.files import plain_cell
 from monai_llmboost.engines import MedMNISTAUC, MetricsFile, PredictionTable
@@ -100,6 +102,28 @@ def test_metrics_file(tmp_path):
     for name in ("auc", "acc"):
         low, high = written[f"{name}_interval_95"]
         assert 0 <= low < written[name] < high <= 1
+
+
+def test_metrics_are_of_patients_if_they_are_known(tmp_path):
+    """Twenty patients with 8 equal cases each: the interval is that of twenty cases."""
+    random = np.random.default_rng(0)
+    p, labels = torch.tensor(random.dirichlet([1, 1], 20)).repeat(8, 1), (torch.arange(20) % 2).repeat(8)
+    widths = []
+    for known in (True, False):
+        items = [{"case": f"{i:03d}", **({"patient": str(i % 20)} if known else {})} for i in range(160)]
+
+        def step(engine, index):
+            engine.state.batch = {"case": [f"{i:03d}" for i in index]}
+            return {"pred": p[index], "label": labels[index]}
+
+        engine = Engine(step)
+        MedMNISTAUC(from_engine(["pred", "label"])).attach(engine, "auc")
+        MetricsFile(tmp_path / str(known), "auc", {}).attach(engine)
+        engine.run(DataLoader(Dataset(items), batch_size=50, collate_fn=lambda items: [int(i["case"]) for i in items]))
+        written = json.loads((tmp_path / str(known) / "metrics.json").read_text())
+        assert (written["cases"], written.get("patients")) == (160, 20 if known else None)
+        widths.append(np.ptp(written["auc_interval_95"]))
+    assert 2 < widths[0] / widths[1] < 4  # root of 8
 
 
 def test_odd_names_do_not_cost_the_table(tmp_path):

@@ -96,6 +96,40 @@ def test_covariance_is_that_of_a_bootstrap(metric, classes):
     assert influence @ influence.T == pytest.approx(bootstrap, rel=0.12, abs=0.05 * bootstrap.max())
 
 
+@pytest.mark.parametrize("metric", ["auc", "acc"])
+def test_covariance_over_patients_is_that_of_a_bootstrap_of_patients(metric):
+    """Cases of one patient are alike: intervals over cases would be too narrow."""
+    arms, labels = simulated(np.random.default_rng(0), {"a": 1.0, "b": 1.4}, seeds=3, cases=240)
+    copies = np.random.default_rng(1).integers(1, 5, size=240)
+    alike = {name: np.repeat(p, copies, axis=1) for name, p in arms.items()}
+    labels, patients = np.repeat(labels, copies), np.repeat(np.arange(240), copies)
+    covariance = {}
+    for known in (None, patients):
+        _, influence = components(METRICS[metric], alike["a"], labels, known)
+        counts = bootstrap_counts(labels, samples=4000, patients=known)
+        bootstrap = np.cov([resampled(METRICS[metric], p[None], labels, counts) for p in alike["a"]])
+        covariance[known is None] = influence @ influence.T
+        assert covariance[known is None] == pytest.approx(bootstrap, rel=0.15, abs=0.05 * bootstrap.max())
+    assert np.diag(covariance[False]).mean() > 2 * np.diag(covariance[True]).mean()
+
+
+def test_patients_of_one_case_each_change_nothing_and_twins_count_once():
+    arms, labels = simulated(np.random.default_rng(0), {"a": 1.0, "b": 1.4}, cases=120)
+    alone = np.random.default_rng(2).permutation(120).astype(str)
+    (plain,) = (each for each in compare_arms(arms, labels, ["a"]) if each.metric == "auc")
+    (same,) = (each for each in compare_arms(arms, labels, ["a"], patients=alone) if each.metric == "auc")
+    for field in ("difference", "standard_error", "df", "p", "p_delong"):
+        assert getattr(same, field) == pytest.approx(getattr(plain, field), rel=1e-9)
+    twins = {name: np.concatenate([p, p], axis=1) for name, p in arms.items()}
+    twice = compare_arms(twins, np.tile(labels, 2), ["a"], patients=np.tile(alone, 2))[0]
+    assert twice.difference == pytest.approx(plain.difference, rel=1e-9)
+    assert twice.standard_error == pytest.approx(plain.standard_error, rel=0.02)
+    assert twice.intervals.both == pytest.approx(plain.intervals.both, abs=0.005)
+    width = np.ptp(arm_summary("auc", twins["a"], np.tile(labels, 2), patients=np.tile(alone, 2)).interval)
+    assert width == pytest.approx(np.ptp(arm_summary("auc", arms["a"], labels).interval), rel=0.03)
+    assert width > 1.1 * np.ptp(arm_summary("auc", twins["a"], np.tile(labels, 2)).interval)
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_a_draw_is_computed_anew(classes):
     predictions, labels = of_classes(classes, cases=30, decimals=1)
@@ -379,6 +413,10 @@ def test_what_is_refused():
         compare_arms(arms, labels * 0, ["a"])
     with pytest.raises(ValueError, match=r"unknown references \['c'\]; choose from the arms a, b"):
         compare_arms(arms, labels, ["c"])
+    with pytest.raises(ValueError, match=r"30 cases need 30 patients, not \(29,\): give one patient per case"):
+        compare_arms(arms, labels, ["a"], patients=np.arange(29))
+    with pytest.raises(ValueError, match="the test cases must be of 2 patients or more: add patients"):
+        arm_summary("auc", a, labels, patients=np.zeros(30))
     with pytest.raises(ValueError, match="unknown metric 'f1'; choose from auc, acc"):
         arm_summary("f1", a, labels)
 

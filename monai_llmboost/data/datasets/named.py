@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from medmnist.info import INFO
@@ -95,6 +96,8 @@ def check_source(dataset: str, root: str | Path, download: bool) -> None:
 class LabelledVolumes(Dataset):
     """One split of a set: items ``{"image": (1, S, S, S) uint8, "label": int, "case": "test-0007"}``, then transforms.
 
+    Where several cases may be of one patient, items also have ``"patient"``, their name.
+
     The items are views of ``images`` (cases, S, S, S) uint8, ``labels`` (cases,) int64 and ``cases`` (names).
     ``division`` describes the division into training and validation, such as "phantom, fold 0 of 4 by seed 0", and
     ``num_cases`` is the number of different cases.
@@ -153,8 +156,11 @@ class LabelledVolumes(Dataset):
         self.images, self.labels, self.cases = images, labels, cases
         self.split = split
         self.division = f"{dataset}, {division.describe()}"
-        items = [
+        items: list[dict[str, Any]] = [
             {"image": image[None], "label": int(label), "case": case}
             for image, label, case in zip(images, labels, cases)
         ]
+        for patients in groups:
+            for item, index in zip(items, selected):
+                item["patient"] = str(patients[index])
         super().__init__(items, transform)

@@ -20,6 +20,7 @@ from scipy import stats
 from monai_llmboost.studies.statistics.influence import (
     bootstrap_counts,
     check_groups,
+    check_patients,
     checked_scores,
     class_numbers,
     components,
@@ -53,6 +54,7 @@ def compare_arms(
     folds: int = 1,
     task: Task | None = None,
     compared: Callable[[str, str], bool] | None = None,
+    patients: np.ndarray | None = None,
 ) -> list[Comparison]:
     """Compare each pair of arms that includes a reference, on the test cases of one data set.
 
@@ -66,15 +68,17 @@ def compare_arms(
             share most of their training cases and are not independent samples.
         task: task of the scores; ``None`` is a classification, with whole numbers from 0 as labels.
         compared: function of two arms, whether they are compared; ``None``: if one of them is a reference.
+        patients: patient of each case (cases,), because cases of one patient are not independent; ``None``: each case
+            is of another patient.
 
     Returns:
         A comparison for each metric, in the task's order, and each pair.
 
     Raises:
         ValueError: arms differ in their runs, cases or classes; scores that are not finite; labels that are not
-            classes; fewer than two cases of a class; no reference, or a reference that is not an arm.
+            classes; fewer than two cases of a class or patients; no reference, or a reference that is not an arm.
     """
-    arrays, labels, task = _checked(predictions, labels, task)
+    arrays, labels, task = _checked(predictions, labels, task, patients)
     unknown = [name for name in references if name not in arrays]
     if unknown or not references:
         raise ValueError(f"unknown references {unknown or 'none'}; choose from the arms {', '.join(arrays)}")
@@ -83,7 +87,7 @@ def compare_arms(
         for reference, arm in itertools.combinations(arrays, 2)
         if (compared(reference, arm) if compared else {reference, arm} & set(references))
     ]
-    return _compare_pairs(pairs, arrays, labels, folds, task)
+    return _compare_pairs(pairs, arrays, labels, folds, task, patients)
 
 
 def compare_with_floors(
@@ -93,6 +97,7 @@ def compare_with_floors(
     floors: Sequence[str],
     folds: int = 1,
     task: Task | None = None,
+    patients: np.ndarray | None = None,
 ) -> list[Comparison]:
     """Compare the base of a study with each of its floors: base minus floor.
 
@@ -105,24 +110,30 @@ def compare_with_floors(
         floors: names of the floors.
         folds: as in :func:`compare_arms`.
         task: as in :func:`compare_arms`.
+        patients: as in :func:`compare_arms`.
 
     Raises:
         ValueError: as :func:`compare_arms`.
     """
-    arrays, labels, task = _checked({name: predictions[name] for name in (base, *floors)}, labels, task)
-    return _compare_pairs([(floor, base) for floor in floors], arrays, labels, folds, task)
+    arrays, labels, task = _checked({name: predictions[name] for name in (base, *floors)}, labels, task, patients)
+    return _compare_pairs([(floor, base) for floor in floors], arrays, labels, folds, task, patients)
 
 
 def _compare_pairs(
-    pairs: Sequence[tuple[str, str]], arrays: Mapping[str, np.ndarray], labels: np.ndarray, folds: int, task: Task
+    pairs: Sequence[tuple[str, str]],
+    arrays: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    folds: int,
+    task: Task,
+    patients: np.ndarray | None,
 ) -> list[Comparison]:
     """Return the comparisons of pairs of a reference and an arm, which are one family for each metric."""
-    counts = bootstrap_counts(task.groups(labels))
+    counts = bootstrap_counts(task.groups(labels), patients=patients)
     comparisons = []
     for name, metric in task.metrics.items():
         arms = {}
         for arm, scores in arrays.items():
-            values, influence = (mean_over_folds(each, folds) for each in components(metric, scores, labels))
+            values, influence = (mean_over_folds(each, folds) for each in components(metric, scores, labels, patients))
             arms[arm] = _Arm(values, influence, resampled(metric, scores, labels, counts))
         family = [_compare(name, metric, (arm, arms[arm]), (first, arms[first])) for first, arm in pairs]
         comparisons += correct_for_many(family, metric)
@@ -130,7 +141,12 @@ def _compare_pairs(
 
 
 def arm_summary(
-    metric: str, predictions: np.ndarray, labels: np.ndarray, folds: int = 1, task: Task | None = None
+    metric: str,
+    predictions: np.ndarray,
+    labels: np.ndarray,
+    folds: int = 1,
+    task: Task | None = None,
+    patients: np.ndarray | None = None,
 ) -> Summary:
     """Summarise one metric of the runs of one arm.
 
@@ -140,23 +156,25 @@ def arm_summary(
         labels: (cases,).
         folds: as in :func:`compare_arms`; with folds, ``runs`` has a value for each seed.
         task: as in :func:`compare_arms`.
+        patients: as in :func:`compare_arms`.
 
     Raises:
         ValueError: as :func:`compare_arms`; an unknown metric.
     """
-    arrays, labels, task = _checked({"arm": predictions}, labels, task)
+    arrays, labels, task = _checked({"arm": predictions}, labels, task, patients)
     if metric not in task.metrics:
         raise ValueError(f"unknown metric {metric!r}; choose from {', '.join(task.metrics)}")
     found = task.metrics[metric]
-    values, influence = (mean_over_folds(each, folds) for each in components(found, arrays["arm"], labels))
+    values, influence = (mean_over_folds(each, folds) for each in components(found, arrays["arm"], labels, patients))
     error, df = over_seeds_and_cases(values, influence)
     return Summary.of(values.tolist(), interval(float(values.mean()), error, df, found.bounds))
 
 
 def _checked(
-    predictions: Mapping[str, np.ndarray], labels: np.ndarray, task: Task | None
+    predictions: Mapping[str, np.ndarray], labels: np.ndarray, task: Task | None, patients: np.ndarray | None
 ) -> tuple[dict[str, np.ndarray], np.ndarray, Task]:
     arrays = checked_scores(predictions, labels)
+    check_patients(patients, len(labels))
     if task is None:
         classes = next(iter(arrays.values())).shape[2]
         return arrays, class_numbers(labels, classes), Classification([f"class {k}" for k in range(classes)])

@@ -18,15 +18,31 @@ from monai_llmboost.tasks.task import TaskMetric
 FEWEST_CASES = 2  # of a class: the variance of a single case is unknown
 
 
-def components(metric: TaskMetric, scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the values of a metric (runs,) and their influence (runs, cases).
+def components(
+    metric: TaskMetric, scores: np.ndarray, labels: np.ndarray, patients: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the values of a metric (runs,) and their influence (runs, cases), or (runs, patients) if these are given.
 
     Args:
         metric: metric of a task.
         scores: (runs, cases, values), all runs on the same cases.
         labels: (cases,).
+        patients: patient of each case (cases,); ``None``: each case is of another patient.
     """
-    return (_mean_components if metric.per_case else _curve_components)(metric, scores, labels)
+    values, influence = (_mean_components if metric.per_case else _curve_components)(metric, scores, labels)
+    return values, influence if patients is None else _sum_over_patients(influence, patients)
+
+
+def _sum_over_patients(influence: np.ndarray, patients: np.ndarray) -> np.ndarray:
+    """Return the influence of each patient: the sum over their cases, which are not independent.
+
+    Sources: for areas under ROC curves Obuchowski, Biometrics 53 (1997); for means Rao and Scott, Biometrics 48 (1992).
+    """
+    names, of_case = np.unique(patients, return_inverse=True)
+    number, cases = len(names), len(of_case)
+    summed = influence @ (of_case[:, None] == np.arange(number))
+    # The influence has a factor for the variance of a sample of cases; now patients are the sample.
+    return summed * np.sqrt(number / (number - 1) * (cases - 1) / cases)
 
 
 def resampled(metric: TaskMetric, scores: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -93,7 +109,9 @@ def _resampled_areas(metric: TaskMetric, scores: np.ndarray, labels: np.ndarray,
     return values / len(curves)
 
 
-def bootstrap_counts(groups: np.ndarray, samples: int = 2000, seed: int = 0) -> np.ndarray:
+def bootstrap_counts(
+    groups: np.ndarray, samples: int = 2000, seed: int = 0, patients: np.ndarray | None = None
+) -> np.ndarray:
     """Return the number of times that each case is in each bootstrap sample (Efron 1979): (samples, cases).
 
     Each sample is drawn with replacement from all groups together, because the numbers of cases of each class would
@@ -103,17 +121,20 @@ def bootstrap_counts(groups: np.ndarray, samples: int = 2000, seed: int = 0) -> 
         groups: group of each case (cases,), such as its class.
         samples: number of samples.
         seed: seed of the random numbers.
+        patients: patient of each case (cases,), who is drawn with all cases; ``None``: each case is of another patient.
 
     Example:
         >>> bootstrap_counts(np.array([0, 0, 1]), samples=4).sum(axis=1)
         array([3., 3., 3., 3.])
     """
     random, cases = np.random.default_rng(seed), len(groups)
+    of_case = np.arange(cases) if patients is None else np.unique(patients, return_inverse=True)[1]
+    number = of_case.max() + 1
     members = groups[:, None] == np.unique(groups)  # (cases, groups)
     counts = np.zeros((samples, cases))
     missing = np.ones(samples, dtype=bool)
     while missing.any():
-        counts[missing] = random.multinomial(cases, np.full(cases, 1 / cases), size=missing.sum())
+        counts[missing] = random.multinomial(number, np.full(number, 1 / number), size=missing.sum())[:, of_case]
         missing = (counts @ members == 0).any(axis=1)
     return counts
 
@@ -140,6 +161,20 @@ def checked_scores(scores: Mapping[str, np.ndarray], labels: np.ndarray) -> dict
     if broken:
         raise ValueError(f"scores of the arms {broken} are not finite: leave out the seeds that failed")
     return arrays
+
+
+def check_patients(patients: np.ndarray | None, cases: int) -> None:
+    """Check the patients of the cases.
+
+    Raises:
+        ValueError: not one patient for each case; fewer than two patients.
+    """
+    if patients is None:
+        return
+    if np.shape(patients) != (cases,):
+        raise ValueError(f"{cases} cases need {cases} patients, not {np.shape(patients)}: give one patient per case")
+    if len(np.unique(patients)) < FEWEST_CASES:
+        raise ValueError(f"the test cases must be of {FEWEST_CASES} patients or more: add patients")
 
 
 def check_groups(groups: np.ndarray) -> None:

@@ -7,6 +7,7 @@ import pytest
 from monai_llmboost.artifacts.digests import file_digest
 from monai_llmboost.data import LabelledVolumes, class_names
 from monai_llmboost.data.datasets import lidc
+from monai_llmboost.data.labels import patients_of
 
 SPLITS = {"train": 24, "val": 8, "test": 6}
 
@@ -29,6 +30,17 @@ def test_it_has_the_form_of_every_set(folder):
     volumes = LabelledVolumes("lidcshapes", "train", root=folder)
     assert (len(volumes), volumes[3]["image"].shape, volumes[3]["label"]) == (24, (1, 28, 28, 28), 1)
     assert volumes.class_names == class_names("lidcshapes") == ["looks benign", "looks malignant"]
+
+
+def test_the_patient_of_each_case_is_known(folder):
+    for options in ({}, {"label_fraction": 0.5}, {"folds": 4, "fold": 1}):
+        volumes = LabelledVolumes("lidcshapes", "train", root=folder, **options)
+        known = patients_of(volumes)
+        assert set(known) == set(volumes.cases)
+        for case, patient in known.items():
+            split, number = case.split("-")
+            assert patient == f"{list(SPLITS).index(split)}-{int(number) // 4}"
+    assert patients_of(LabelledVolumes("phantom", "test", size=8)) == {}
 
 
 def test_no_fold_divides_a_patient(folder):
