@@ -10,6 +10,9 @@ from typing import Any
 
 from report import RESULTS, markdown
 
+from monai_llmboost.studies.rounding import rounded
+from monai_llmboost.studies.statistics.verdict import without_caveats
+
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "about"
 PAGES = (HERE.parent / "README.md", HERE / "README.md", DOCS / "cost.md", DOCS / "results.md")
@@ -182,37 +185,98 @@ def inference() -> str:
     )
 
 
-def study() -> str:
-    """Show the results of a study: a table of the arms, then a sentence for each comparison."""
-    result = json.loads((RESULTS / "study" / "results.json").read_text())
-    plan, parts = result["study"], []
-    for name, data in result["datasets"].items():
+def read_study(name: str) -> dict[str, Any]:
+    """Read the results of a study: plan, device, command, data sets."""
+    return json.loads((RESULTS / name / "results.json").read_text())
+
+
+def format_difference(found: dict[str, Any]) -> str:
+    """Format the difference of a comparison with its interval over seeds and cases."""
+    low, high = map(rounded, found["intervals"]["both"])
+    return f"{'+' if found['difference'] > 0 else ''}{rounded(found['difference'])} [{low}, {high}]"
+
+
+def select_comparison(data: dict[str, Any], arm: str, reference: str) -> dict[str, Any]:
+    """Return the comparison of two arms by AUC."""
+    (found,) = (
+        each
+        for each in data["comparisons"]
+        if (each["metric"], each["arm"], each["reference"]) == ("auc", arm, reference)
+    )
+    return found
+
+
+def format_in_use(measures: dict[str, Any] | None) -> list[str]:
+    """Format what block and booster add to their tokens after training, in percent; empty where there is none."""
+    names = ("block_adds", "booster_adds")
+    return [f"{100 * measures[name]['mean']:.0f} %" if measures and name in measures else "" for name in names]
+
+
+def study_in_full(name: str) -> str:
+    """Show a study: for each set a table of arms and floors, then a sentence for each comparison."""
+    result, parts = read_study(name), []
+    for dataset, data in result["datasets"].items():
         lines = []
         for arm, found in data["arms"].items():
             if found["auc"] is None:
                 continue
             cells = ["{mean:.3f} \u00b1 {sd:.3f}".format(**found[metric]) for metric in ("auc", "acc")]
-            lines.append([arm, cells[0], "[{:.3f}, {:.3f}]".format(*found["auc"]["interval"]), cells[1]])
-        verdicts = [f"- {each['verdict']}" for each in data["comparisons"] if each["metric"] == "auc"]
-        table = markdown(["arm", "AUC", "95 % interval", "ACC"], lines)
-        parts.append(f"**{name}**, {data['cases']['test']} test cases:\n\n{table}\n\n" + "\n".join(verdicts))
+            interval = "[{:.3f}, {:.3f}]".format(*found["auc"]["interval"])
+            lines.append([arm, cells[0], interval, cells[1], *format_in_use(data["diagnostics"].get(arm))])
+        table = markdown(["arm", "AUC", "95 % interval", "ACC", "block adds", "booster adds"], lines)
+        sentences = [*data["caveats"], *filter(None, [data["floors"]["shortcut"]])]
+        of_auc = (each["verdict"] for each in data["comparisons"] if each["metric"] == "auc")
+        sentences += [without_caveats(verdict, data["caveats"]) for verdict in of_auc]
+        patients = data["cases"].get("test_patients")
+        cases = f"{data['cases']['train']} training and {data['cases']['test']} test cases"
+        cases += f" of {patients} patients" if patients else ""
+        parts.append(f"**{dataset}**, {cases}:\n\n{table}\n\n" + "\n".join(f"- {each}" for each in sentences))
     return (
-        f"{plan['seeds']} seeds, mean \u00b1 standard deviation over the seeds, intervals over seeds and cases; "
-        f"{result['device']}. `{result['command']}`\n\n" + "\n\n".join(parts)
+        f"{result['study']['seeds']} seeds, mean \u00b1 standard deviation over the seeds, intervals over seeds and "
+        f"cases; {result['device']}. `{result['command']}`\n\n" + "\n\n".join(parts)
     )
 
 
+def study() -> str:
+    """Show the study of the arms."""
+    return study_in_full("study")
+
+
 def verdicts() -> str:
-    """Show the comparison of the block with the plain network, one line for each data set."""
-    result, lines = json.loads((RESULTS / "study" / "results.json").read_text()), []
+    """Show the study in short, one line for each data set."""
+    result, lines = read_study("study"), []
     for name, data in result["datasets"].items():
-        (found,) = (
-            each["verdict"].partition(";")[0]
-            for each in data["comparisons"]
-            if (each["metric"], each["arm"], each["reference"]) == ("auc", "pretrained", "none")
-        )
-        lines.append(f"- {name}, {data['cases']['test']} test cases, {result['study']['seeds']} seeds: {found}.")
-    return "\n".join(lines)
+        means = {arm: found["auc"]["mean"] for arm, found in data["arms"].items()}
+        best = max((arm for arm in means if arm.startswith("floor-")), key=means.__getitem__)
+        pairs = [format_difference(select_comparison(data, "pretrained", other)) for other in ("none", "random")]
+        lines.append([name, f"{means[best]:.3f}", f"{means['none']:.3f}", f"{means['pretrained']:.3f}", *pairs])
+    return markdown(["set", "best floor", "plain", "pretrained", "pretrained - plain", "pretrained - random"], lines)
+
+
+def few_labels() -> str:
+    """Show the networks by the fraction of the training labels; all labels are those of the main study."""
+    few, lines = read_study("few-labels"), []
+    for name in few["study"]["datasets"]:
+        sets = {each: data for each, data in few["datasets"].items() if each.startswith(f"{name}, ")}
+        for each, data in {**sets, name: read_study("study")["datasets"][name]}.items():
+            means = [f"{data['arms'][arm]['auc']['mean']:.3f}" for arm in ("none", "random", "pretrained")]
+            pairs = [format_difference(select_comparison(data, "pretrained", other)) for other in ("none", "random")]
+            lines.append([each, *means, *pairs])
+    headings = ["set", "plain", "random", "pretrained", "pretrained - plain", "pretrained - random"]
+    return f"{few['study']['seeds']} seeds, {few['device']}. `{few['command']}`\n\n{markdown(headings, lines)}"
+
+
+def donors() -> str:
+    """Show the blocks of several donors, and how much they were in use before and after training."""
+    result, lines = read_study("donors"), []
+    for name, data in result["datasets"].items():
+        for arm, measures in data["diagnostics"].items():
+            found = data["arms"][arm]["auc"]
+            line = [name, arm, f"{found['mean']:.3f} \u00b1 {found['sd']:.3f}"]
+            line.append("" if arm == "none" else format_difference(select_comparison(data, arm, "none")))
+            lines.append([*line, *format_in_use(measures)])
+    headings = ["set", "arm", "AUC", "minus plain", "block adds", "booster adds"]
+    return f"{result['study']['seeds']} seeds, {result['device']}. `{result['command']}`\n\n{markdown(headings, lines)}"
 
 
 def strong() -> str:
@@ -296,6 +360,8 @@ TABLES = {
         epoch,
         inference,
         study,
+        few_labels,
+        donors,
         verdicts,
         strong,
         first_epochs,

@@ -139,6 +139,12 @@ def test_the_tables_are_those_of_the_results(monkeypatch):
     shown = [name for page in pages for name in re.findall(r"<!-- table: (\w+) -->", page)]
     assert sorted(shown) == sorted(tables.TABLES)
     assert [tables.update_tables(page) for page in pages] == pages
+    gains = [
+        tables.select_comparison(data, "pretrained", "random")["intervals"]["both"][1]
+        for data in tables.read_study("study")["datasets"].values()
+    ]
+    for page in pages[0], pages[-1]:
+        assert f"ains above {max(gains):.3f} AUC are excluded" in " ".join(page.split())
     operations = {
         row["side"]: row["operations / plain"]
         for row in tables.select_rows("booster-cpu", **tables.SHOWN, kind="forward")

@@ -22,7 +22,8 @@ class Rods(Dataset):
             label = number % 3
             image = random.normal(size={SHAPE}).astype(np.float32)
             image[:, :, 4 * label : 4 * label + 4] += 2
-            items.append({{"image": image, "label": label, "case": f"{{part}}-{{number}}"}})
+            of = {{"case": f"{{part}}-{{number}}", "patient": f"{{part}}-{{number // 2}}"}}
+            items.append({{"image": image, "label": label, **of}})
         super().__init__(items)
 """
 NETWORK = {

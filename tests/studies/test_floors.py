@@ -20,7 +20,7 @@ from monai_llmboost.studies.floors.run import run_floor, why_impossible
 from monai_llmboost.studies.floors.shortcuts import auc_of_single_numbers, shortcut_warning
 from monai_llmboost.studies.run_folder import RunFolder
 from monai_llmboost.studies.statistics.compare import compare_arms, compare_with_floors
-from monai_llmboost.studies.statistics.verdict import floor_caveat, with_caveats
+from monai_llmboost.studies.statistics.verdict import floor_caveat, with_caveats, without_caveats
 from monai_llmboost.tasks import Classification
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -191,6 +191,8 @@ def test_a_verdict_on_a_base_below_its_floor_says_so_first():
     assert caveat == f"The base none (AUC 0.760) does not reach {better}, so this says little."
     assert with_caveats(alone, [caveat])[0].verdict == f"{caveat} {alone[0].verdict}"
     assert with_caveats(alone, [])[0].verdict == alone[0].verdict
+    for caveats in ([], [caveat], [caveat, "Another sentence."]):
+        assert without_caveats(with_caveats(alone, caveats)[0].verdict, caveats) == alone[0].verdict
     assert floor_caveat(("none", 0.76), floors[1:2], METRIC) == "", "it reaches this floor"
     for difference, reached in ((-0.0001, True), (-0.004, True), (-0.006, False)):
         close = [replace(floors[0], difference=difference)]

@@ -30,7 +30,7 @@ def test_a_study(other, tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     data = results["datasets"]["data"]
     assert data["class_names"] == CLASSES
-    assert data["cases"] == CASES
+    assert data["cases"] == {**CASES, "test_patients": 8}
     assert results["model_card"] == "For tests of rods"
     assert data["cost"]["img_size"] == [8, 12, 4]
     assert [(each["metric"], each["arm"], each["reference"]) for each in data["comparisons"]] == [
@@ -46,6 +46,7 @@ def test_a_study(other, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert " \N{MULTIPLICATION SIGN} ".join(map(str, SHAPE[1:])) in page
     assert "each class is compared with all others" in page
+    assert page.count("15 test cases of 8 patients") == 2
 
 
 def test_cost(other, tmp_path):

@@ -526,6 +526,20 @@ def test_floors_have_a_section_and_rows_of_the_table(tmp_path):
     assert "Floors" not in (tmp_path / "earlier.html").read_text()
 
 
+def test_a_caveat_is_shown_once_before_the_verdicts(tmp_path):
+    results, caveat = results_of(), "The base none (AUC 0.750) does not reach floor-pca (0.800)."
+    data = results["datasets"][next(iter(results["datasets"]))]
+    verdicts = [each["verdict"] for each in data["comparisons"]]
+    data["caveats"] = [caveat]
+    for comparison in data["comparisons"]:
+        comparison["verdict"] = f"{caveat} {comparison['verdict']}"
+    write_study_report(results, tmp_path / "report.html")
+    page = html.unescape((tmp_path / "report.html").read_text())
+    assert page.count(f'<li class="warning">{caveat}</li>') == 2, "before the verdicts by AUC and by ACC"
+    assert page.index(caveat) < page.index(f"<li>{verdicts[0]}</li>")
+    assert all(f"<li>{verdict}</li>" in page for verdict in verdicts)
+
+
 def test_why_there_are_no_floors(tmp_path):
     results = results_of()
     results["study"]["floors"] = ["floor-pca"]

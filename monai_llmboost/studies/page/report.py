@@ -19,6 +19,7 @@ from monai_llmboost.studies.diagnostics import MEASURES
 from monai_llmboost.studies.label_fractions import WHOLE, set_name
 from monai_llmboost.studies.page import figures, words
 from monai_llmboost.studies.page.drawing import Look, house_style, keys_of, look_of, svg
+from monai_llmboost.studies.statistics.verdict import without_caveats
 
 HERE = Path(__file__).parent
 # For results of earlier versions, which do not name their metrics.
@@ -112,6 +113,7 @@ def write_study_report(results: Mapping[str, Any], path: Path) -> None:
         **{name: getattr(words, name) for name in ("finite", "interval", "number", "plain", "probability", "signed")},
         "mean": lambda statistic: words.value(statistic, "mean"),
         "sd": lambda statistic: words.value(statistic, "sd"),
+        "without": lambda verdict, caveats: without_caveats(verdict, caveats or []),
     }
     with house_style():
         text = environment.get_template("report.html").render(

@@ -46,6 +46,11 @@ def with_caveats(comparisons: Sequence[Comparison], caveats: Sequence[str]) -> l
     return [replace(each, verdict=" ".join([*caveats, each.verdict])) for each in comparisons]
 
 
+def without_caveats(verdict: str, caveats: Sequence[str]) -> str:
+    """Return a verdict without the sentences that :func:`with_caveats` put before it, to show them once for all."""
+    return verdict.removeprefix(" ".join([*caveats, ""]))
+
+
 def floor_caveat(base: tuple[str, float], floors: Sequence[Comparison], metric: TaskMetric) -> str:
     """Return a sentence if the base does not reach its best floor (to within ``FLOOR_MARGIN``), else ``""``.
 
