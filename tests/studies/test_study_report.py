@@ -540,6 +540,21 @@ def test_a_caveat_is_shown_once_before_the_verdicts(tmp_path):
     assert all(f"<li>{verdict}</li>" in page for verdict in verdicts)
 
 
+def test_each_legend_names_what_its_pictures_show(tmp_path):
+    """A picture's description names every arm and floor in it; the legend stands before the pictures."""
+    results = with_floor(results_of(datasets=("a, 10 % of labels", "a")))
+    results["study"] |= {"datasets": ["a"], "label_fractions": [0.1, 1.0]}
+    write_study_report(results, tmp_path / "report.html")
+    sections = (tmp_path / "report.html").read_text().partition("<h2>Floors</h2>")[2].split("<section>")[1:]
+    drawn = 0
+    for section in sections:
+        legend = section.partition('<ul class="arms"')[2].partition("</ul>")[0]
+        for description in re.findall(r'role="img" aria-label="([^"]*)"', section):
+            drawn += "floor-pca" in description
+            assert ("floor-pca" in description) <= ("floor-pca" in legend), description[:80]
+    assert drawn >= 3, "ROC curves of two sets, and label curves"
+
+
 def test_why_there_are_no_floors(tmp_path):
     results = results_of()
     results["study"]["floors"] = ["floor-pca"]
