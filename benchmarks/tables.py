@@ -280,16 +280,18 @@ def donors() -> str:
 
 
 def strong() -> str:
-    """Show the plain network with the strong preset and the official convolutional one."""
-    result = read_results("strong-cpu")
-    headings = ["set", "AUC by validation", "ResNet-18 (3D), official, test"]
-    lines = [
-        [row["set"], f"{row['AUC']:.3f} \u00b1 {row['sd of folds']:.3f}", f"{row['ResNet-18 (3D), official']:.3f}"]
-        for row in result["rows"]
-    ]
+    """Show the plain networks with the strong preset and the official convolutional one."""
+    results = {"ViT3D": read_results("strong-cpu"), "ResNet3D": read_results("strong-resnet-cpu")}
+    lines: dict[str, list[str]] = {}
+    for result in results.values():
+        for row in result["rows"]:
+            line = lines.setdefault(row["set"], [row["set"], f"{row['ResNet-18 (3D), official']:.3f}"])
+            line.append(f"{row['AUC']:.3f} \u00b1 {row['sd of folds']:.3f}")
+    headings = ["set", "ResNet-18 (3D), official, test", *(f"plain {name}, validation" for name in results)]
+    settings, device = results["ViT3D"]["settings"], results["ViT3D"]["device"]
     return (
-        f"Plain ViT3D, mean \u00b1 standard deviation of {result['settings']['folds']} folds, {result['device']}:\n\n"
-        f"{markdown(headings, lines)}"
+        f"AUC, mean \u00b1 standard deviation of {settings['folds']} folds, {device}:\n\n"
+        f"{markdown(headings, list(lines.values()))}"
     )
 
 
