@@ -267,7 +267,7 @@ def few_labels() -> str:
 
 
 def donors() -> str:
-    """Show the blocks of several donors, and how much they were in use before and after training."""
+    """Show the blocks of several donors, and how much they were in use."""
     result, lines = read_study("donors"), []
     for name, data in result["datasets"].items():
         for arm, measures in data["diagnostics"].items():

@@ -76,14 +76,17 @@ def labels_of(dataset: Any) -> list[Any]:
 
 
 def patients_of(dataset: Any) -> dict[str, str]:
-    """Return the patient of each case by its name, from the items of a data set; empty if it does not know them.
+    """Return the patient of each case by its name, from the items of a data set; empty if it does not know any.
 
-    Items of one patient have the same ``"patient"``, and each item its own ``"case"``.
+    Items of one patient have the same ``"patient"``, and each item its own ``"case"``; an item without a patient is of
+    another patient.
     """
     items = getattr(dataset, "data", None)
     items = items if isinstance(items, Sequence) else ()
-    known = (item for item in items if isinstance(item, Mapping) and {PATIENT, CASE} <= item.keys())
-    return {str(item[CASE]): str(item[PATIENT]) for item in known}
+    named = [item for item in items if isinstance(item, Mapping) and CASE in item]
+    if not any(PATIENT in item for item in named):
+        return {}
+    return {str(item[CASE]): str(item.get(PATIENT, f"case {item[CASE]}")) for item in named}
 
 
 def _to_number(label: Any) -> Any:

@@ -219,10 +219,10 @@ def read_test(
         folders: folders of the runs, by arm.
         place: folder of the predictions in each.
         task: the task.
-        patients: patient of each case, by name, as far as they are known; another case is of another patient.
+        patients: patient of each case, by name; empty if they are not known.
 
     Raises:
-        ValueError: runs differ in their cases.
+        ValueError: runs differ in their cases, or a case is not one of those with patients.
     """
     scores: dict[str, list[np.ndarray]] = {arm: [] for arm in folders}
     cases: list[tuple[str, str]] = []
@@ -236,7 +236,9 @@ def read_test(
             if not cases:
                 cases, labels = own, task.read_labels(rows)
             scores[arm].append(task.read_scores(rows))
-    of_cases = np.array([patients.get(name, f"case {name}") for name, _ in cases]) if patients else None
+    if patients and (unknown := [name for name, _ in cases if name not in patients]):
+        raise ValueError(f"the data set has no patient for the predicted case {unknown[0]!r}: name its cases alike")
+    of_cases = np.array([patients[name] for name, _ in cases]) if patients and cases else None
     return Tested({arm: np.stack(several) for arm, several in scores.items()}, labels, of_cases)
 
 

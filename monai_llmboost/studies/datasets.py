@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 
 from monai_llmboost.bundle import BundleJob, Option
-from monai_llmboost.data.labels import labels_of
+from monai_llmboost.data.labels import labels_of, patients_of
 from monai_llmboost.studies.plan import TEST_SPLIT, Plan
 from monai_llmboost.studies.statistics.influence import FEWEST_CASES
 from monai_llmboost.tasks import Classification
@@ -36,7 +36,7 @@ def check_datasets(plan: Plan) -> dict[str, Task]:
     are not read except for counting their labels.
 
     Raises:
-        ValueError: fewer than two test cases of a class.
+        ValueError: fewer than two test cases of a class, or fewer than two patients.
         Any error of the bundle if it cannot open a data set.
     """
     tasks = {}
@@ -52,4 +52,7 @@ def check_datasets(plan: Plan) -> dict[str, Task]:
                 f"each class of {dataset} needs {FEWEST_CASES} test cases or more, not {', '.join(rare)}: give more "
                 "test cases, or another data set"
             )
+        patients = set(patients_of(job.validation_data).values())
+        if len(patients) == 1:
+            raise ValueError(f"all test cases of {dataset} are of one patient: give test cases of other patients too")
     return tasks

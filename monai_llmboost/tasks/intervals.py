@@ -39,11 +39,13 @@ def bootstrap_interval(
     random = np.random.default_rng(0)
     groups = labels if groups is None else groups
     needed = len(np.unique(groups))
-    of_patient = np.arange(len(labels)) if patients is None else np.unique(patients, return_inverse=True)[1]
-    cases = [np.flatnonzero(of_patient == number) for number in range(of_patient.max() + 1)]
+    of_patients = None if patients is None else [np.flatnonzero(patients == name) for name in np.unique(patients)]
+    number = len(labels if of_patients is None else of_patients)
     values: list[float] = []
     while len(values) < resamples:
-        drawn = np.concatenate([cases[number] for number in random.integers(len(cases), size=len(cases))])
+        drawn = random.integers(number, size=number)
+        if of_patients is not None:
+            drawn = np.concatenate([of_patients[patient] for patient in drawn])
         if len(np.unique(groups[drawn])) == needed:
             values.append(metric(scores[drawn], labels[drawn]))
     low, high = np.quantile(values, [(1 - coverage) / 2, (1 + coverage) / 2])

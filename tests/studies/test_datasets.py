@@ -3,6 +3,7 @@
 
 import hashlib
 import threading
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -12,11 +13,15 @@ import pytest
 from conftest import BUNDLE
 
 from monai_llmboost.data import LabelledVolumes
+from monai_llmboost.data.datasets.named import SETS
+from monai_llmboost.data.datasets.phantoms import phantom_arrays
 from monai_llmboost.studies import NOTHING_DONE, Plan, run_study
+from monai_llmboost.studies.collect import read_test
 from monai_llmboost.studies.datasets import check_datasets
 from monai_llmboost.studies.plan import Run
 from monai_llmboost.studies.rates import ChosenRate, choose_rates
 from monai_llmboost.studies.run_folder import EpochResult, RunFolder, Trained
+from monai_llmboost.tasks import Classification
 
 CASES = {"train": 4, "val": 4, "test": 4}
 
@@ -93,6 +98,33 @@ def test_each_class_needs_two_test_cases(monkeypatch, cases, rare):
         return
     with pytest.raises(ValueError, match=f"each class of phantom needs 2 test cases or more, not {rare}: give more"):
         check_datasets(plan)
+
+
+def test_one_patient_is_refused_before_the_first_run(monkeypatch):
+    def load(patients, split, size, *_):
+        images, labels = phantom_arrays(split, size)
+        return images, labels, np.arange(len(labels)) % patients
+
+    plan = plan_of(("phantom",), size=8)
+    for patients in (1, 2):
+        monkeypatch.setitem(SETS, "phantom", replace(SETS["phantom"], load=partial(load, patients)))
+        if patients == 2:
+            check_datasets(plan)
+            continue
+        with pytest.raises(ValueError, match="all test cases of phantom are of one patient: give test cases of other"):
+            check_datasets(plan)
+
+
+def test_a_predicted_case_without_a_patient_is_refused(tmp_path):
+    folder = RunFolder(tmp_path)
+    (tmp_path / "test").mkdir()
+    table = "case,p_a,p_b,predicted,label\nx,0.5,0.5,a,a\ny,0.5,0.5,a,b\n"
+    (tmp_path / "test" / "predictions.csv").write_text(table)
+    task = Classification(["a", "b"])
+    assert read_test({"none": [folder]}, "test", task, {}).patients is None
+    assert read_test({"none": [folder]}, "test", task, {"x": "1", "y": "1"}).patients.tolist() == ["1", "1"]
+    with pytest.raises(ValueError, match="the data set has no patient for the predicted case 'y': name its cases"):
+        read_test({"none": [folder]}, "test", task, {"x": "1", "Y": "2"})
 
 
 def test_a_rate_by_which_one_seed_diverged_is_never_chosen(tmp_path):

@@ -40,7 +40,8 @@ def _sum_over_patients(influence: np.ndarray, patients: np.ndarray) -> np.ndarra
     """
     names, of_case = np.unique(patients, return_inverse=True)
     number, cases = len(names), len(of_case)
-    summed = influence @ (of_case[:, None] == np.arange(number))
+    summed = np.zeros((len(influence), number))
+    np.add.at(summed.T, of_case, influence.T)
     # The influence has a factor for the variance of a sample of cases; now patients are the sample.
     return summed * np.sqrt(number / (number - 1) * (cases - 1) / cases)
 

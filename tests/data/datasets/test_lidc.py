@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+from monai.data import Dataset
 
 from monai_llmboost.artifacts.digests import file_digest
 from monai_llmboost.data import LabelledVolumes, class_names
@@ -41,6 +42,8 @@ def test_the_patient_of_each_case_is_known(folder):
             split, number = case.split("-")
             assert patient == f"{list(SPLITS).index(split)}-{int(number) // 4}"
     assert patients_of(LabelledVolumes("phantom", "test", size=8)) == {}
+    some = Dataset([{"case": "a", "patient": "b"}, {"case": "b"}])
+    assert patients_of(some) == {"a": "b", "b": "case b"}, "an item without one is of another patient"
 
 
 def test_no_fold_divides_a_patient(folder):
