@@ -21,6 +21,7 @@ DOTTED = re.compile(r"(?<![\w.'\"])[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+")
 IMPORTED = re.compile(r"(?:\b(?:import|from) +|, *)([A-Za-z_][\w.]*)")
 BY_NAME = re.compile(r"(?:__import__|import_module)\(\s*['\"]([\w.]+)")
 NAMED = (DOTTED, IMPORTED, BY_NAME)
+SCRIPTS = "scripts"  # folder of a bundle with its own code
 OWN_PACKAGE = Path(__file__).parents[1]
 
 
@@ -39,13 +40,15 @@ def code_digests(config: Any, folder: str | Path | None = None) -> dict[str, str
     """
     names = {found for text in _texts(config) for pattern in NAMED for found in pattern.findall(text)}
     files: dict[Path, str] = {}
-    if folder is not None and (scripts := Path(folder).absolute() / "scripts").is_dir():
+    own = ""
+    if folder is not None and (scripts := Path(folder).absolute() / SCRIPTS).is_dir():
         files.update((file, str(file.relative_to(scripts.parent))) for file in _files(scripts, "*"))
+        own = SCRIPTS  # Python may still find the scripts of another bundle that ran in this process
     todo = [*names, *(name for file in files for name in _imported(file))]
     known: set[str] = set()
     while todo:
         name = todo.pop()
-        if name in known:
+        if name in known or name.partition(".")[0] == own:
             continue
         known.add(name)
         for file, place in _sources(name):

@@ -55,7 +55,13 @@ def test_the_block_counts_wherever_a_network_has_it(tmp_path):
     assert describe_block(torch.nn.Linear(1, 1)) is None
 
 
-def test_the_code_of_a_bundle_counts(tmp_path):
+def test_the_code_of_a_bundle_counts(tmp_path, monkeypatch):
+    """Not that of another bundle, whose scripts Python still finds after a run in this process."""
+    other = tmp_path / "other" / "scripts"
+    other.mkdir(parents=True)
+    for name in ("__init__.py", "rods.py"):
+        (other / name).write_text("")
+    monkeypatch.syspath_prepend(other.parent)
     (tmp_path / "scripts").mkdir()
     script = tmp_path / "scripts" / "net.py"
     keys = []
