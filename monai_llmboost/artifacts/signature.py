@@ -102,6 +102,8 @@ class KeptText(nn.Module):
         error_msgs: list[str],
     ) -> None:
         key = prefix + "code"
+        if self.get_buffer("code_device").is_meta and key in state_dict:  # as the weights do with assign=True
+            self.code_device = torch.empty(0, device=state_dict[key].device)
         if key not in state_dict:
             missing_keys += [] if self.optional else [key]
         elif reason := self.read(state_dict[key]):

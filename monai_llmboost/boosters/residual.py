@@ -156,6 +156,18 @@ class ResidualBooster(nn.Module):
         """Whether the block can be read without keys and values of all tokens; scripting keeps the current value."""
         return self.readout.is_exact(self.encode, self.block)
 
+    def keep_one_token(self) -> None:
+        """Prepare a frozen block for sequences of one token: its queries and keys are no longer kept in memory.
+
+        The block is replaced by a copy that shares the other weights; see
+        :meth:`monai_llmboost.llm.FrozenBlock.for_one_token`. A block with trained weights, or without that method,
+        stays as it is.
+        """
+        shrink = getattr(self.block, "for_one_token", None)
+        if shrink is not None and not any(True for _ in self.block.parameters()):
+            self.block = shrink()
+            self.readout = ReadOut(self.encode, self.block)
+
     def describe_readout(self, batch: int, tokens: int, read: int) -> str:
         """Return how the first ``read`` tokens are computed, as text for tables."""
         if self.tokenwise:

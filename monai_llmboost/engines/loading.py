@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from monai_llmboost.networks.wrappers import load_plain, plain_state, saved_state
+from monai_llmboost.networks.wrappers import load_plain, plain_state, saved_state, weight_differences
 
 # How torch's messages about weights that do not fit begin; our modules write the other lines.
 TORCH_MESSAGES = ("Missing key", "Unexpected key", "size mismatch", "While copying")
@@ -29,22 +29,8 @@ def load_trained(network: nn.Module, state: Mapping[str, Any], path: Path) -> No
         lines = [line.strip() for line in str(error).splitlines()[1:]]
         own = [line for line in lines if not line.startswith(TORCH_MESSAGES)]
         mine = saved_state(network)
-        reason = own[0] if own else _differences(mine, plain_state(state, mine))
+        reason = own[0] if own else weight_differences(mine, plain_state(state, mine))
         raise ValueError(
             f"{path} was trained with other options: {reason}; "
             "give the --dataset, --size, arm, --block and network options of the training"
         ) from error
-
-
-def _differences(own: Mapping[str, Any], state: Mapping[str, Any]) -> str:
-    """Return as text the differences between the weights of a network and of a file."""
-    kinds = {
-        "only the file has": sorted(state.keys() - own.keys()),
-        "only this network has": sorted(own.keys() - state.keys()),
-        "of another size are": sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape),
-    }
-    return ", ".join(
-        f"{words} {len(names)} weights ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''})"
-        for words, names in kinds.items()
-        if names
-    )

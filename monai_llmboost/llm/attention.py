@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 # Added to the mean square of a token before it is scaled to the size of a block, so that a token of zeros stays one.
 SIZE_EPS = 1e-12
@@ -90,8 +91,14 @@ def is_linear_map(part: nn.Module) -> bool:
     An attribute ``weight`` is not enough: adapters of other libraries use that name for the frozen weight.
     """
     if runs_as(part, nn.Linear):
-        return True
+        return is_dense(part)
     for kind in type(part).__mro__:
         if "forward" in kind.__dict__:
             return "is_linear_map" in kind.__dict__ and bool(kind.__dict__["is_linear_map"]) and runs_as(part, kind)
     return False
+
+
+def is_dense(part: nn.Module) -> bool:
+    """Return whether the weight of a map is one plain tensor, and not a compressed one such as torchao's int8."""
+    weight = part._parameters.get("weight", part._buffers.get("weight"))
+    return weight is None or not is_traceable_wrapper_subclass(weight)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any, Optional
 
 import torch
@@ -45,6 +46,7 @@ class DecoderBlock(nn.Module):
         "capped",
         "centred",
         "gated",
+        "one_token",
         "parallel",
         "pre_norm",
         "qk_normed",
@@ -70,6 +72,7 @@ class DecoderBlock(nn.Module):
         self.parallel = geometry.parallel
         self.causal = causal
         self.rotates = rotary
+        self.one_token = False
         self.rotary = list(geometry.rotary)
         self.query_groups = geometry.num_heads if geometry.qk_norm == "head" else 1
         self.key_groups = geometry.num_kv_heads if geometry.qk_norm == "head" else 1
@@ -173,6 +176,8 @@ class DecoderBlock(nn.Module):
 
     def attend(self, x: Tensor, read: int | None = None) -> Tensor:
         """Return the output of the heads at the first ``read`` normed tokens (B, N, D), (B, R, heads * head size)."""
+        if self.one_token:
+            return self.attend_itself(x)
         rows = x if read is None else x[:, :read]
         if self.causal:
             x = rows  # no token sees later tokens
@@ -185,6 +190,17 @@ class DecoderBlock(nn.Module):
             q, k = self.rotate(q), self.rotate(k)
         y = self.weigh(q, k, v)  # (B, heads, R, head size)
         return y.transpose(1, 2).reshape(b, r, self.num_heads * self.head_size)
+
+    def attend_itself(self, x: Tensor) -> Tensor:
+        """Return the output of the heads at one normed token (B, 1, D), its value, (B, 1, heads * head size)."""
+        b = x.shape[0]
+        if x.shape[1] != 1:
+            raise ValueError(
+                "this layer was made for one token, by for_one_token: give (B, 1, D), or a block with keys"
+            )
+        groups = self.num_heads // self.num_kv_heads
+        v = self.value(x).view(b, self.num_kv_heads, 1, self.head_size)
+        return v.expand(b, self.num_kv_heads, groups, self.head_size).reshape(b, 1, -1)
 
     def weigh(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return the attention of queries (B, heads, R, head size) over keys and values (B, kv heads, N, head size)."""
@@ -229,6 +245,21 @@ class DecoderBlock(nn.Module):
         """Map tokens (B, N, D) to tokens (B, N, D), or to the first ``read`` of them, (B, R, D)."""
         rows = x if read is None else x[:, :read]
         return self.finish(rows, self.attend(self.attention_norm(x), read))
+
+    def for_one_token(self) -> DecoderBlock:
+        """Return this layer for sequences of one token, without queries and keys; it shares the other weights.
+
+        The softmax over one token is 1, so the attention returns the value of the token: ``W_O W_V n(x)``. A subclass
+        with its own ``attend`` stays as it is.
+        """
+        if type(self).attend is not DecoderBlock.attend:
+            return self
+        layer = copy.copy(self)
+        unused = {name: nn.Identity() for name in ("query", "key", "query_norm", "key_norm")}
+        layer._modules = {**self._modules, **unused}
+        layer.one_token = True
+        layer.attention_form = None
+        return layer
 
     @classmethod
     def from_tensors(

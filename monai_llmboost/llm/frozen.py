@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Blocks of language-model layers: frozen, with a fingerprint instead of weights in checkpoints; or trained."""
 
+import copy
 import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,8 @@ class FrozenBlock(nn.Module):
 
     Args:
         donor: the layers, one or several.
-        dtype: dtype of the weights; ``None`` keeps the donor's, or float32 if they are trained.
+        dtype: dtype of the weights; ``None`` is float32, which every CPU and exported file can run (a GPU runs bfloat16
+            several times faster).
         final_norm: ``"unit"`` is the donor's kind of norm with gain one, as in the published R-LLM code, which does not
             load the language model's own; ``"donor"`` is the donor's own norm; ``"none"`` is no norm.
         causal: mask the tokens after each token, as language models do; images do not need this.
@@ -97,13 +99,13 @@ class FrozenBlock(nn.Module):
             raise ValueError(f"h_rms must be a number above 0, not {h_rms!r}; None takes tokens as they are")
         for name, switch in (("causal", causal), ("rotary", rotary), ("trained", trained)):
             check_switch(name, switch)
-        if trained and dtype is None:
-            dtype = torch.float32
+        dtype = dtype or torch.float32
         *before, last = [layer.module(dtype, causal, rotary) for layer in donor.layers]
         self.geometry = donor.layers[-1].geometry
         self.width = last.width
         self.causal = causal
         self.in_order = causal or rotary
+        self.frozen = not trained
         self.h_rms = None if h_rms is None else float(h_rms)
         self.size_eps = SIZE_EPS  # scripting takes no global numbers
         self.native = isinstance(last, DecoderBlock)
@@ -152,6 +154,22 @@ class FrozenBlock(nn.Module):
         """Map tokens as in ``forward``, without the final norm and in the dtype of the weights."""
         return self.layer(self.before(self.take(h)), read)
 
+    @torch.jit.unused
+    def _apply(self, fn: Any, recurse: bool = True) -> "FrozenBlock":
+        """Change all tensors as ``to`` does, but refuse a change that loses the weights, which no checkpoint contains.
+
+        Raises:
+            ValueError: the change keeps no values, as ``to_empty``.
+        """
+        probe = torch.rand(8, device="cpu")
+        changed = fn(probe)
+        if self.frozen and not changed.is_meta and not torch.allclose(changed.cpu().float(), probe, atol=0.1):
+            raise ValueError(
+                "this would lose the frozen weights of the block, which no checkpoint contains: instead of to_empty(), "
+                "load trained weights with load_state_dict(state, assign=True), and then move the network with to()"
+            )
+        return super()._apply(fn, recurse)
+
     def take(self, h: Tensor) -> Tensor:
         """Return tokens at the size of the block, if it has one, and in the dtype of its weights."""
         if self.h_rms is not None:
@@ -168,6 +186,30 @@ class FrozenBlock(nn.Module):
     def finish(self, h: Tensor, attended: Tensor) -> Tensor:
         """Map tokens (B, R, D) and the output of their heads, (B, R, heads * head size), to tokens (B, R, D)."""
         return self.final_norm(self.layer.finish(self.take(h), attended)).to(h.dtype)
+
+    @torch.jit.unused
+    def for_one_token(self) -> "FrozenBlock":
+        """Return this block for sequences of one token (B, 1, D), with the same signature and shared weights.
+
+        Queries and keys are left out, because the attention of one token to itself is its value, also with positions or
+        a causal mask. A block that transformers runs keeps them.
+
+        Example:
+            >>> block = FrozenBlock(random_layer(SMALL_GEOMETRY, seed=0))
+            >>> h = torch.randn(2, 1, block.width)
+            >>> torch.allclose(block.for_one_token()(h), block(h), atol=1e-5)
+            True
+        """
+        if not self.native:
+            return self
+        block = copy.copy(self)
+        block._modules = dict(self._modules)
+        before: Any = self.before
+        block.before = nn.Sequential(*(layer.for_one_token() for layer in before))
+        block.layer = self.layer.for_one_token()
+        block.attention_form = None
+        block.reading = "value of the only token"
+        return block
 
     @torch.jit.unused
     def attention_parts(self) -> tuple[nn.Module, ...]:

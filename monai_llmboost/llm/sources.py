@@ -29,7 +29,7 @@ def load_block(
 
     Args:
         file: the block file; ``"embedded"`` is the small one in the package.
-        dtype: dtype of the weights; ``None`` keeps the donor's.
+        dtype: dtype of the weights; ``None`` is float32.
         h_scale: size of tokens: ``"donor"`` scales each to the size at which the layer works as in its model, which the
             file contains (see :func:`monai_llmboost.llm.find_h_rms`; without one, tokens are not scaled), a number to
             this root mean square; ``"published"`` takes tokens as they are, as the published code does.
@@ -45,9 +45,11 @@ def load_block(
           tiny-english layer 5 (...)
           ...
     """
-    donor, header = read_block(file), read_header(file)
-    h_rms = _h_rms(h_scale, lambda: stored_h_rms(header, donor))
-    return _tested(donor, dtype, h_rms=h_rms, known_fingerprint=header["fingerprint"], **options)
+    with torch.device("cpu"):  # real weights also where a network is made on the device meta
+        donor, header = read_block(file), read_header(file)
+        h_rms = _h_rms(h_scale, lambda: stored_h_rms(header, donor))
+        block = _tested(donor, dtype, h_rms=h_rms, known_fingerprint=header["fingerprint"], **options)
+    return _placed(block)
 
 
 def random_block(
@@ -71,11 +73,13 @@ def random_block(
         >>> random_block(BlockGeometry(width=16, mlp_width=32, num_heads=2, num_kv_heads=1, head_size=8), seed=1).width
         16
     """
-    if isinstance(like, BlockGeometry) or like == "random":
-        donor = random_layer(like if isinstance(like, BlockGeometry) else SMALL_GEOMETRY, seed)
-    else:
-        donor = read_block(like).random(seed)
-    return _tested(donor, dtype, h_rms=_h_rms(h_scale, lambda: find_h_rms(donor)), **options)
+    with torch.device("cpu"):
+        if isinstance(like, BlockGeometry) or like == "random":
+            donor = random_layer(like if isinstance(like, BlockGeometry) else SMALL_GEOMETRY, seed)
+        else:
+            donor = read_block(like).random(seed)
+        block = _tested(donor, dtype, h_rms=_h_rms(h_scale, lambda: find_h_rms(donor)), **options)
+    return _placed(block)
 
 
 def frozen_block(
@@ -90,7 +94,7 @@ def frozen_block(
         source: a file written by ``monai-llmboost extract``; ``"embedded"`` for the one in the package; ``"random"``
             or a geometry for random weights.
         seed: seed of a random block.
-        dtype: dtype of the weights.
+        dtype: dtype of the weights; ``None`` is float32.
         options: ``h_scale`` as in :func:`load_block`; ``final_norm``, ``causal``, ``rotary``, ``trained`` as in
             :class:`FrozenBlock`.
 
@@ -162,3 +166,9 @@ def _tested(donor: DonorLayers, dtype: torch.dtype | None, **options: Any) -> Fr
     self_test(block, donor.name, in_order=block.in_order)
     block.zero_grad(set_to_none=True)  # the self-test leaves gradients in a trained block
     return block
+
+
+def _placed(block: FrozenBlock) -> FrozenBlock:
+    """Return the block on torch's default device; on the CPU if that is ``meta``, which would lose its weights."""
+    device = torch.get_default_device()
+    return block if device.type in ("cpu", "meta") else block.to(device)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks with boosters, which map volumes to logits."""
+"""Networks with boosters, which map volumes to logits, and boosters in any other network."""
 
+from monai_llmboost.networks.insertion import boost, load_plain_weights, unboost
 from monai_llmboost.networks.published import from_published
 from monai_llmboost.networks.resnet3d import ResNet3D
 from monai_llmboost.networks.vit3d import ViT3D
 from monai_llmboost.networks.vivit import ViViT
 
-__all__ = ["ResNet3D", "ViT3D", "ViViT", "from_published"]
+__all__ = ["ResNet3D", "ViT3D", "ViViT", "boost", "from_published", "load_plain_weights", "unboost"]

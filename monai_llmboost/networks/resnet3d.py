@@ -11,12 +11,10 @@ from monai.networks.nets import ResNet
 from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 
-from monai_llmboost.arguments import check_choice, check_whole
-from monai_llmboost.artifacts.signature import Signature
+from monai_llmboost.arguments import check_whole
+from monai_llmboost.networks.boosted_network import BoostedNetwork
 from monai_llmboost.networks.class_names import ClassNames, Preprocessing, TrainingCases
-from monai_llmboost.networks.insertion import REMEDY, BoostedNetwork
 
-POSITIONS = ("head", "last")
 # The parts of MONAI's network that are used.
 PARTS = ("conv1", "bn1", "act", "layer1", "layer2", "layer3", "layer4")
 # Strides of the four stages, as in MONAI's network.
@@ -57,6 +55,9 @@ class ResNet3D(BoostedNetwork):
         torch.Size([4, 2])
     """
 
+    booster_positions = ("head", "last")
+    unnamed_position = ""  # its checkpoints have always named it
+
     def __init__(
         self,
         in_channels: int,
@@ -79,7 +80,6 @@ class ResNet3D(BoostedNetwork):
             raise ValueError(
                 f"hidden_size must be a multiple of 8, not {hidden_size}: each earlier stage has half of it"
             )
-        check_choice("position of a ResNet3D", position, POSITIONS)
         self.shape = [in_channels, *_checked_size(img_size, stem_stride)]
         body = ResNet(
             "basic",
@@ -96,13 +96,8 @@ class ResNet3D(BoostedNetwork):
         self.features.to(memory_format=torch.channels_last_3d)
         self.drop = nn.Dropout(dropout_rate)
         self.head = nn.Linear(hidden_size, num_classes)
-        self.place_booster(booster, hidden_size, 0, position, pool="mean")
-        place = "" if booster is None else f", booster at position {position}"
-        self.signature = Signature(
-            "network",
-            f"{type(self).__name__}, stem of stride {stem_stride}{place}",
-            REMEDY,
-        )
+        self.make_joint(f"{type(self).__name__}, stem of stride {stem_stride}", hidden_size, 0, pool="mean")
+        self.place_booster(booster, position)
         self.class_names = ClassNames(num_classes, class_names)
         self.preprocessing = Preprocessing()
         self.training_cases = TrainingCases()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from monai_llmboost.arguments import check_whole
+from monai_llmboost.networks.boosted_network import BoostedNetwork, describe_transformer
 from monai_llmboost.networks.class_names import ClassNames, Preprocessing, TrainingCases
-from monai_llmboost.networks.insertion import BoostedNetwork, network_signature
 from monai_llmboost.networks.tokens import PatchTokens, check_pool, grid_of, learned_embedding
 from monai_llmboost.networks.transformer import transformer_layers
 
@@ -88,8 +88,9 @@ class ViT3D(BoostedNetwork):
         self.layers = layers
         self.head_norm = nn.LayerNorm(hidden_size)
         self.head = nn.Linear(hidden_size, num_classes)
-        self.place_booster(booster, hidden_size, num_layers, position, pool)
-        self.signature = network_signature(self, patch, num_heads, pool, booster, position, stem_channels)
+        text = describe_transformer(self, patch, num_heads, pool, stem_channels)
+        self.make_joint(text, hidden_size, num_layers, pool)
+        self.place_booster(booster, position)
         self.class_names = ClassNames(num_classes, class_names)
         self.preprocessing = Preprocessing()
         self.training_cases = TrainingCases()

@@ -85,3 +85,17 @@ def load_plain(network: nn.Module, state: Mapping[str, Any]) -> None:
     names = plain_names(network)
     plain = plain_state(state, names)
     network.load_state_dict({names.get(name, name): value for name, value in plain.items()}, strict=True)
+
+
+def weight_differences(own: Mapping[str, Any], state: Mapping[str, Any]) -> str:
+    """Return as text the differences between the weights of a network and of a file."""
+    kinds = {
+        "only the file has": sorted(state.keys() - own.keys()),
+        "only this network has": sorted(own.keys() - state.keys()),
+        "of another size are": sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape),
+    }
+    return ", ".join(
+        f"{words} {len(names)} weights ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''})"
+        for words, names in kinds.items()
+        if names
+    )

@@ -9,7 +9,6 @@ import torch
 from monai_llmboost.boosters import ResidualBooster
 from monai_llmboost.llm import random_block
 from monai_llmboost.networks import ViT3D, ViViT
-from monai_llmboost.networks.insertion import POSITIONS
 
 SIZES = {"in_channels": 2, "num_classes": 3, "img_size": (8, 12, 16), "patch_size": (4, 4, 8), "hidden_size": 12}
 # An odd number of layers, so that the two halves cannot be mistaken for one another.
@@ -17,6 +16,7 @@ VIT3D = {**SIZES, "mlp_dim": 20, "num_layers": 5, "num_heads": 3}
 VIVIT = {**SIZES, "mlp_dim": 20, "num_spatial_layers": 1, "num_temporal_layers": 5, "num_heads": 3}
 NETWORKS = {"vit3d": (ViT3D, VIT3D), "vivit": (ViViT, VIVIT)}
 POOLS = ("cls", "mean")
+POSITIONS = ("last", "middle", "head")
 script_warnings = pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
 # What MONAI, Ignite and torch say of themselves on every normal run of a bundle (MONAI 1.6.1, torch 2.15).
 bundle_warnings = pytest.mark.filterwarnings(
@@ -161,7 +161,7 @@ def test_a_checkpoint_of_another_position_is_refused(build):
 
 @pytest.mark.parametrize("boosted", [False, True])
 def test_a_position_that_there_is_not(build, boosted):
-    with pytest.raises(ValueError, match="unknown position 'first'; choose from last, middle, head"):
+    with pytest.raises(ValueError, match=r"unknown position of a Vi(T3D|ViT) 'first'; choose from last, middle, head"):
         build(boosted, position="first")
     one = {"num_layers": 1} if isinstance(build(), ViT3D) else {"num_temporal_layers": 1}
     with pytest.raises(

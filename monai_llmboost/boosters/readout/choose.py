@@ -12,7 +12,7 @@ from monai_llmboost.boosters.readout.encoded_tokens import EncodedTokens
 from monai_llmboost.boosters.readout.normed_keys import NormedKeys
 from monai_llmboost.boosters.readout.numerics import is_recorded
 from monai_llmboost.boosters.readout.visual_tokens import VisualTokens
-from monai_llmboost.llm.attention import AttentionForm, AttentionTensors, is_linear_map
+from monai_llmboost.llm.attention import AttentionForm, AttentionTensors, is_dense, is_linear_map
 
 
 class AllKeys(nn.Module):
@@ -137,7 +137,7 @@ def _are_unchanged(parts: Sequence[nn.Module], intact: Sequence[tuple[nn.Module,
         return False
     for part, (known, kind, bias) in zip(parts, intact):
         hooks = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
-        changed = part is not known or type(part) is not kind or "forward" in part.__dict__
+        changed = part is not known or type(part) is not kind or "forward" in part.__dict__ or not is_dense(part)
         if changed or hooks or part._parameters.get("bias") is not bias:
             return False
     return True

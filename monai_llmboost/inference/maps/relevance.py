@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from monai_llmboost.networks import ViViT
-from monai_llmboost.networks.class_names import unwrap
+from monai_llmboost.networks.trial import in_eval_mode
+from monai_llmboost.networks.wrappers import unwrap
 
 
 def relevance_maps(network: nn.Module, image: Tensor, class_index: int) -> dict[str, Tensor]:
@@ -72,7 +71,7 @@ def relevance_maps(network: nn.Module, image: Tensor, class_index: int) -> dict[
         return tokens[0]
 
     with (
-        _in_eval_mode(plain),
+        in_eval_mode(plain),
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast(device.type, enabled=False),
@@ -103,14 +102,3 @@ def _scaled(values: Tensor) -> Tensor:
     """Return the positive part of a map, scaled to a maximum of 1."""
     values = values.detach().relu()
     return values / values.max() if values.max() > 0 else values
-
-
-@contextmanager
-def _in_eval_mode(network: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
