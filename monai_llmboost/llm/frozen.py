@@ -2,6 +2,7 @@
 """Blocks of language-model layers: frozen, with a fingerprint instead of weights in checkpoints; or trained."""
 
 import copy
+import os
 import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -161,9 +162,7 @@ class FrozenBlock(nn.Module):
         Raises:
             ValueError: the change keeps no values, as ``to_empty``.
         """
-        probe = torch.rand(8, device="cpu")
-        changed = fn(probe)
-        if self.frozen and not changed.is_meta and not torch.allclose(changed.cpu().float(), probe, atol=0.1):
+        if self.frozen and _loses_values(fn):
             raise ValueError(
                 "this would lose the frozen weights of the block, which no checkpoint contains: instead of to_empty(), "
                 "load trained weights with load_state_dict(state, assign=True), and then move the network with to()"
@@ -225,6 +224,14 @@ class FrozenBlock(nn.Module):
     def extra_repr(self) -> str:
         """Return the block's name and fingerprint, for ``print(network)``."""
         return self.signature.text
+
+
+def _loses_values(fn: Any) -> bool:
+    """Return whether a function of a tensor returns memory without its values, which ``to("meta")`` may do."""
+    # Not from torch's random numbers, and never the same, because new memory may still hold the last ones.
+    probe = torch.frombuffer(bytearray(os.urandom(8)), dtype=torch.uint8).float() / 255
+    changed = fn(probe)
+    return not changed.is_meta and not torch.allclose(changed.cpu().float(), probe, atol=0.1)
 
 
 def scale_advice(h_rms: float | None) -> str:

@@ -13,7 +13,7 @@ from monai_llmboost.networks.boosted_network import BoostedNetwork
 from monai_llmboost.networks.fit import check_width, for_one_token
 from monai_llmboost.networks.joints import DEEPEST, POOLED, Joint, find_joint
 from monai_llmboost.networks.trial import Features, example_of, see_joint
-from monai_llmboost.networks.wrappers import plain_state, unwrap, weight_differences
+from monai_llmboost.networks.wrappers import load_plain, plain_state, unwrap, weight_differences
 
 logger = logging.getLogger("monai_llmboost")
 INNER, BOOSTER, COUNTER = "inner.", "booster.", ".num_batches_tracked"
@@ -106,10 +106,13 @@ def boost(
     """Insert a booster into a network, in place, and return the network.
 
     The features at the joint give the form: a feature map (B, C, *spatial) is read as one token per voxel, (B, N, C);
-    tokens (B, N, C) stay; a vector (B, C), or the output of a global pooling layer, is a sequence of one token, for
-    which a frozen block needs no queries and keys (PiFi, Kim et al. 2025, arXiv:2506.07424). With the booster's default
-    start, the network computes the same as before until it is trained. The names in its state dict stay, and those of
-    the booster are added, so that weights of the plain network load before or after: :func:`load_plain_weights`.
+    tokens (B, N, C) stay; a vector (B, C), or the output of a global pooling layer, is a sequence of one token (PiFi,
+    Kim et al. 2025, arXiv:2506.07424). One token needs no queries and keys, so a frozen block is replaced by a copy
+    without them, which shares the other weights.
+
+    With the booster's default start, the network computes the same as before until it is trained. The names in its
+    state dict stay, and those of the booster are added, so that weights of the plain network load before or after:
+    :func:`load_plain_weights`.
 
     Several boosters may stand in one network, each at another joint. Boost a network before it is wrapped (DDP,
     ``torch.compile``) and before its optimizer is made.
@@ -157,6 +160,8 @@ def boost(
     check_width(made, features.channels, f"the {features.form} of {features.channels} channels at {joint.name!r}")
     if features.form == "vector":
         made = for_one_token(made)
+    if x.device.type != "meta":
+        made.to(x.device)
     boosted = BoostedModule(inner, nn.Identity(), features, joint.before)
     _replace(network, inner, boosted)
     try:
@@ -253,9 +258,12 @@ def load_plain_weights(network: nn.Module, state: Mapping[str, Any]) -> nn.Modul
         >>> torch.equal(plain.eval()(x), network.eval()(x))
         True
     """
+    if isinstance(network, BoostedNetwork):
+        return _load_around(network, state)
     own = network.state_dict()
-    prefixes = tuple(_booster_prefixes(network))
-    added = {name: value for name, value in own.items() if prefixes and name.startswith(prefixes)}
+    modules = plain_modules(network)
+    prefixes = tuple(f"{name}.{BOOSTER}" for name, module in modules.items() if isinstance(module, BoostedModule))
+    added = {name: value for name, value in own.items() if name.startswith(prefixes)}
     given = plain_state(state, own.keys() - added.keys())
     # Old files do not contain the counters of batch norms, and torch sets them to zero.
     left_out = {name for name in own if name.endswith(COUNTER) and name not in given} | added.keys()
@@ -263,6 +271,20 @@ def load_plain_weights(network: nn.Module, state: Mapping[str, Any]) -> nn.Modul
     if differences := weight_differences(expected, given):
         raise ValueError(f"these are no weights of the plain {type(network).__name__}: {differences}")
     network.load_state_dict({**added, **given}, strict=True)
+    return network
+
+
+def _load_around(network: BoostedNetwork, state: Mapping[str, Any]) -> nn.Module:
+    """Load weights of the plain network into a network that names its booster's position in its signature."""
+    booster = None if isinstance(network.booster, nn.Identity) else network.booster
+    network.place_booster(None, network.position)
+    try:
+        load_plain(network, state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(f"these are no weights of the plain {type(network).__name__}: {reason}") from error
+    finally:
+        network.place_booster(booster, network.position)
     return network
 
 
@@ -282,14 +304,6 @@ def plain_modules(network: nn.Module) -> dict[str, nn.Module]:
 
     visit(network, "")
     return found
-
-
-def _booster_prefixes(network: nn.Module) -> list[str]:
-    """Return the prefixes of the boosters' weights in a state dict."""
-    if isinstance(network, BoostedNetwork):
-        return [BOOSTER]
-    modules = plain_modules(network)
-    return [f"{name}.{BOOSTER}" for name, module in modules.items() if isinstance(module, BoostedModule)]
 
 
 def _boosted(network: nn.Module) -> list[BoostedModule]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from monai.networks.utils import copy_model_state
 
-from monai_llmboost.llm import BlockGeometry, FrozenBlock, load_block, random_block, random_layer
+from monai_llmboost.llm import BlockGeometry, FrozenBlock, load_block, random_block, random_layer, trained_block
 
 
 @pytest.fixture
@@ -148,3 +148,16 @@ def test_the_word_random_is_a_small_block():
     assert random_block("random").width == 192
     with pytest.raises(FileNotFoundError, match="no block file at random: give --block FILE"):
         load_block("random")
+
+
+def test_a_move_draws_no_random_numbers_and_an_empty_one_is_refused():
+    block = random_block("random")
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    for _ in range(3):
+        block.to(torch.float64).half().float()
+        with pytest.raises(ValueError, match="this would lose the frozen weights of the block"):
+            block.to_empty(device="cpu")
+    assert torch.equal(torch.rand(3), expected)
+    trained_block("random").to_empty(device="cpu")

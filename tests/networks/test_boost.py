@@ -453,6 +453,14 @@ def test_a_network_of_this_package_places_the_booster_itself(at):
     assert torch.equal(network(x), expected(x))
     with pytest.raises(ValueError, match="this ViT3D has a booster: use unboost first"):
         boost(network, booster_of, at="head")
+    other = ViT3D(**sizes)
+    load_plain_weights(network, other.state_dict())
+    assert network.position == position
+    network.booster.decode.weight.data.zero_()
+    network.booster.outer, network.booster.inner = True, False
+    assert torch.equal(network(x), other(x))
+    with pytest.raises(ValueError, match="no weights of the plain ViT3D: the checkpoint was made with"):
+        load_plain_weights(network, ViT3D(**{**sizes, "num_heads": 8}).state_dict())
     plain = unboost(network)
     assert list(plain.state_dict()) == list(ViT3D(**sizes).state_dict())
     with pytest.raises(ValueError, match="before has no effect in a ViT3D: choose a position by at"):
