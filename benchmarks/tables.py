@@ -279,6 +279,29 @@ def donors() -> str:
     return f"{result['study']['seeds']} seeds, {result['device']}. `{result['command']}`\n\n{markdown(headings, lines)}"
 
 
+def feature_map() -> str:
+    """Show boosters on the last feature map next to those on the pooled vector, which are of the main study."""
+    result, lines = read_study("feature-map"), []
+    for name in result["study"]["datasets"]:
+        for place, found in (("vector", read_study("study")), ("map", result)):
+            data = found["datasets"][name]
+            means = [f"{data['arms'][arm]['auc']['mean']:.3f}" for arm in ("none", "mlp", "random", "pretrained")]
+            pairs = [format_difference(select_comparison(data, "pretrained", other)) for other in ("none", "random")]
+            lines.append([name, place, *means, *pairs, *format_in_use(data["diagnostics"]["pretrained"])])
+    headings = [
+        "set",
+        "booster on the",
+        "plain",
+        "mlp",
+        "random",
+        "pretrained",
+        "pretrained - plain",
+        "pretrained - random",
+    ]
+    table = markdown([*headings, "block adds", "booster adds"], lines)
+    return f"{result['study']['seeds']} seeds, {result['device']}. `{result['command']}`\n\n{table}"
+
+
 def strong() -> str:
     """Show the plain networks with the strong preset and the official convolutional one."""
     results = {"ViT3D": read_results("strong-cpu"), "ResNet3D": read_results("strong-resnet-cpu")}
@@ -364,6 +387,7 @@ TABLES = {
         study,
         few_labels,
         donors,
+        feature_map,
         verdicts,
         strong,
         first_epochs,

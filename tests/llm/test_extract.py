@@ -40,11 +40,12 @@ def test_round_trip(llama_folder, block_file, geometry):
     assert str(llama_folder.parent) not in str(header), "no path of this machine"
 
 
-def test_is_kept_in_the_donors_dtype(llama, tmp_path):
+def test_is_kept_in_the_donors_dtype_and_loaded_in_float32(llama, tmp_path):
     llama.to(torch.bfloat16).save_pretrained(tmp_path / "half")
     extract_block(tmp_path / "half", tmp_path / "half.safetensors")
-    assert load_block(tmp_path / "half.safetensors").layer.up.weight.dtype == torch.bfloat16
-    assert load_block(tmp_path / "half.safetensors", torch.float32).layer.up.weight.dtype == torch.float32
+    assert load_file(tmp_path / "half.safetensors")["layers.0.up.weight"].dtype == torch.bfloat16
+    assert load_block(tmp_path / "half.safetensors").layer.up.weight.dtype == torch.float32
+    assert load_block(tmp_path / "half.safetensors", torch.bfloat16).layer.up.weight.dtype == torch.bfloat16
 
 
 def test_a_layer_too_large_for_float16_is_no_reason_to_refuse_it(llama, tmp_path):
@@ -53,9 +54,9 @@ def test_a_layer_too_large_for_float16_is_no_reason_to_refuse_it(llama, tmp_path
             getattr(llama.model.layers[2].mlp, name).weight.mul_(3000)
     llama.to(torch.float16).save_pretrained(tmp_path / "half")
     extract_block(tmp_path / "half", tmp_path / "half.safetensors")
-    assert load_block(tmp_path / "half.safetensors", torch.float32).layer.up.weight.dtype == torch.float32
+    assert load_block(tmp_path / "half.safetensors").layer.up.weight.dtype == torch.float32
     with pytest.raises(ValueError, match="not finite"):
-        load_block(tmp_path / "half.safetensors")
+        load_block(tmp_path / "half.safetensors", torch.float16)
 
 
 def test_nothing_is_overwritten_unasked(llama_folder, block_file):
