@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from monai_llmboost.inference.maps.saliency import SaliencyMaps
     from monai_llmboost.inference.page.report import write_report
     from monai_llmboost.inference.provenance import run_facts, run_provenance
+    from monai_llmboost.inference.trained_network import TrainedNetwork, load_network
 
 # Names and the modules that define them.
 _MODULES = {
@@ -32,7 +33,9 @@ _MODULES = {
     "Predictions": "handler",
     "SaliencyMaps": "maps.saliency",
     "ScanCases": "cases",
+    "TrainedNetwork": "trained_network",
     "figures_of": "figures",
+    "load_network": "trained_network",
     "on_input_grid": "maps.grid",
     "relevance_maps": "maps.relevance",
     "run_facts": "provenance",
@@ -49,7 +52,9 @@ __all__ = [
     "Predictions",
     "SaliencyMaps",
     "ScanCases",
+    "TrainedNetwork",
     "figures_of",
+    "load_network",
     "on_input_grid",
     "relevance_maps",
     "run_facts",
