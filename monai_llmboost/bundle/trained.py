@@ -12,6 +12,7 @@ configs you would run.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,11 +29,9 @@ from monai_llmboost.bundle.contract import (
     EVALUATED_CASES,
     METADATA,
     MODEL_RECORD,
-    MODELS,
     NETWORK_DEF,
     NETWORKS,
     TRAINED,
-    USUAL_CKPT_DIR,
     Option,
 )
 from monai_llmboost.bundle.effect import reached_from
@@ -41,6 +40,8 @@ from monai_llmboost.bundle.identity import FREE, as_plain
 from monai_llmboost.bundle.words import is_computed, literal, plain_text
 
 FORMAT = 1
+# A folder of checkpoints as bundles' configs write it, such as `$@bundle_root + '/models'`.
+BELOW_ROOT = re.compile(r"\$@bundle_root \+ '/([\w./-]+)'")
 BEST = "model.pt"
 # Keys that are not recorded, because each run has its own.
 OF_A_RUN = {*FREE} - {Option.BLOCK}
@@ -263,9 +264,9 @@ def checkpoint_folder(name: str | Path, content: Mapping[str, Any], options: Map
         options: the options of the job.
     """
     given, usual = options.get(Option.CKPT_DIR), content.get(Option.CKPT_DIR)
-    if given is None and usual == USUAL_CKPT_DIR:
+    if given is None and isinstance(usual, str) and (below := BELOW_ROOT.fullmatch(usual)):
         root = options.get(Option.BUNDLE_ROOT)
-        return Path((name if Path(name).is_dir() else ".") if root is None else root) / MODELS
+        return Path((name if Path(name).is_dir() else ".") if root is None else root) / below[1]
     folder = usual if given is None else given
     return Path(folder) if isinstance(folder, Path) or (isinstance(folder, str) and not is_computed(folder)) else None
 
