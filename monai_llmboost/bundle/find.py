@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,6 +53,21 @@ def bundle_path(name: str | Path) -> Path:
 def package_bundles() -> list[Path]:
     """Return the folders of the bundles in this package."""
     return sorted(file.parents[1] for place in PLACES for file in place.glob(f"*/{CONFIGS}/{METADATA}"))
+
+
+def bundle_of_record(name: Any, folder: Path) -> Path:
+    """Return the bundle in this package with the name that the ``model.json`` of a folder contains.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    for bundle in package_bundles():
+        if json.loads((bundle / CONFIGS / METADATA).read_text(encoding="utf-8")).get("name") == name:
+            return bundle
+    raise FileNotFoundError(
+        f"{folder} was trained with the bundle {name!r}, which is not in this package: give the bundle's folder, and "
+        f"ckpt_dir={str(folder)!r}"
+    )
 
 
 def copy_bundle(name: str | Path, to: Path) -> None:

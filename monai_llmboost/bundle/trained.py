@@ -150,8 +150,11 @@ class TrainedFolder:
             ValueError: invalid JSON, not a record, of a later version, or not of the ``model.pt`` next to it.
         """
         file = folder / MODEL_RECORD
-        if not file.is_file():
-            return None
+        return cls.of(file) if file.is_file() else None
+
+    @classmethod
+    def of(cls, file: Path) -> TrainedFolder:
+        """Read a record; see :meth:`read`."""
         content = read_config(file)
         about = content.get(TRAINED)
         number = about.get("format") if isinstance(about, Mapping) else None

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from monai_llmboost.inference.dicom.objects import DicomObjects
     from monai_llmboost.inference.figures import figures_of, weights_digest
     from monai_llmboost.inference.handler import Predictions
+    from monai_llmboost.inference.hub import load_from_hub, push_to_hub
     from monai_llmboost.inference.inferer import HalvingInferer
     from monai_llmboost.inference.journal import Journal
     from monai_llmboost.inference.maps.grid import on_input_grid
@@ -35,8 +36,10 @@ _MODULES = {
     "ScanCases": "cases",
     "TrainedNetwork": "trained_network",
     "figures_of": "figures",
+    "load_from_hub": "hub",
     "load_network": "trained_network",
     "on_input_grid": "maps.grid",
+    "push_to_hub": "hub",
     "relevance_maps": "maps.relevance",
     "run_facts": "provenance",
     "run_provenance": "provenance",
@@ -54,8 +57,10 @@ __all__ = [
     "ScanCases",
     "TrainedNetwork",
     "figures_of",
+    "load_from_hub",
     "load_network",
     "on_input_grid",
+    "push_to_hub",
     "relevance_maps",
     "run_facts",
     "run_provenance",

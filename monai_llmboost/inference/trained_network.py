@@ -14,9 +14,8 @@ from monai.transforms import Compose
 from torch import nn
 
 from monai_llmboost.bundle import BundleJob, Option, bundle_path, check_options, job_files, split_network
-from monai_llmboost.bundle.content import read_config
 from monai_llmboost.bundle.contract import CONFIGS, IMAGE, METADATA, MODEL_RECORD, MODELS
-from monai_llmboost.bundle.find import package_bundles
+from monai_llmboost.bundle.find import bundle_of_record
 from monai_llmboost.bundle.trained import TrainedFolder
 from monai_llmboost.engines.trained_weights import TrainedWeights
 from monai_llmboost.networks.class_names import class_names_of
@@ -97,14 +96,7 @@ def _places(folder: Path) -> tuple[Path, Path]:
         bundle = bundle_path(folder)
         return bundle, bundle / MODELS
     record = TrainedFolder.read(folder)
-    name = None if record is None else record.about.get("bundle")
-    for bundle in package_bundles():
-        if read_config(bundle / CONFIGS / METADATA).get("name") == name:
-            return bundle, folder
-    raise FileNotFoundError(
-        f"{folder} was trained with the bundle {name!r}, which is not in this package: give the bundle's folder, and "
-        f"ckpt_dir={str(folder)!r}"
-    )
+    return bundle_of_record(None if record is None else record.about.get("bundle"), folder), folder
 
 
 def _as_item(path: str | Path) -> dict[str, str]:

@@ -213,7 +213,7 @@ def damaged(file, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda file: file.write_text("{"), "expected JSON in .*model.json, got a mistake at line 1"),
+        (lambda file: file.write_text("{"), r"expected JSON in .*model\.json, got a mistake at line 1"),
         (lambda file: file.write_text("{}"), "model.json describes no trained network: put back the file"),
         (
             lambda file: damaged(file, lambda record: record["_trained_"].update(format=2)),
