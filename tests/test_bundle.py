@@ -19,6 +19,7 @@ from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from monai_llmboost.bundle import bundle_path, check_options, copy_bundle, monai_arguments, root_cause, run_bundle
+from monai_llmboost.bundle.trained import TrainedFolder
 from monai_llmboost.data import LabelledVolumes
 from monai_llmboost.llm import extract_block
 
@@ -345,6 +346,7 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path):
     launcher = ("-m", "torch.distributed.run", f"--master-port={port}", "--nproc_per_node=2", "-m")
     places = {"ckpt_dir": tmp_path, "output_dir": tmp_path, "bundle_root": CONFIGS.parent, "variables": TWO_PROCESSES}
     monai_run(*files("train.json", "multi_gpu_train.json"), cwd="/", launcher=launcher, epochs=1, **places)
+    assert TrainedFolder.read(tmp_path).class_names == ["shell", "ring"], "written once, with the digest of model.pt"
     overlays = files("train.json", "evaluate.json", "multi_gpu_evaluate.json")
     monai_run(*overlays, cwd="/", launcher=launcher, **places)
     two = json.loads((tmp_path / "metrics.json").read_text())

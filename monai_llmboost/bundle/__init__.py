@@ -20,6 +20,7 @@ from monai_llmboost.bundle.identity import (
 from monai_llmboost.bundle.job import BundleJob
 from monai_llmboost.bundle.options import MONAI_OPTIONS, Rules, check_given, check_options
 from monai_llmboost.bundle.run import check_job_effect, monai_arguments, run_bundle
+from monai_llmboost.bundle.trained_options import JobFiles, job_files
 from monai_llmboost.bundle.words import config_values, parsed, typed_values
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "FREE_IN_TRAINING",
     "MONAI_OPTIONS",
     "BundleJob",
+    "JobFiles",
     "Option",
     "Rules",
     "RunConfig",
@@ -41,6 +43,7 @@ __all__ = [
     "copy_bundle",
     "counting_config",
     "job_configs",
+    "job_files",
     "merged",
     "monai_arguments",
     "option_without_effect",

@@ -19,6 +19,10 @@ PRESET_NETWORK, PRESET_TRAINING = "network.json", "training.json"
 STUDIES = "studies.json"  # the presets of the bundle, and the options that some data sets do not use
 # The default folder of checkpoints, as our bundles' configs write it.
 USUAL_CKPT_DIR = f"$@bundle_root + '/{MODELS}'"
+# What a training writes next to model.pt, an overlay for evaluation and inference, and its key that is no config.
+MODEL_RECORD, TRAINED = "model.json", "_trained_"
+# Keys of the network, of its classes, and of the cases that are validated or evaluated.
+NETWORK_DEF, CLASS_NAMES, EVALUATED_CASES = "network_def", "class_names", "validate#dataset"
 # Keys of the items in a batch, as MONAI's transforms name them.
 IMAGE, LABEL = "image", "label"
 
@@ -26,11 +30,12 @@ IMAGE, LABEL = "image", "label"
 class Option:
     """Names of the options that our commands pass to a bundle or read from it."""
 
-    DATASET, DATASET_DIR, DOWNLOAD, SPLIT = "dataset", "dataset_dir", "download", "split"
+    DATASET, TRAINED_ON, SPLIT = "dataset", "trained_on", "split"
+    DATASET_DIR, DOWNLOAD = "dataset_dir", "download"
     FOLDS, FOLD, LABEL_FRACTION = "folds", "fold", "label_fraction"
     BUNDLE_ROOT, CKPT_DIR, OUTPUT_DIR, WEIGHTS = "bundle_root", "ckpt_dir", "output_dir", "weights"
     EPOCHS, BATCH_SIZE, LEARNING_RATE, VAL_INTERVAL = "epochs", "batch_size", "learning_rate", "val_interval"
-    SEED, BLOCK, BLOCK_SEED, RESUME = "seed", "block", "block_seed", "resume"
+    SEED, BLOCK, BLOCK_SEED, BLOCK_DTYPE, RESUME = "seed", "block", "block_seed", "block_dtype", "resume"
     DEVICE, AMP, NUM_WORKERS = "device", "amp", "num_workers"
     # An expression for this key, or (only for our commands) the name of an overlay in `configs/networks`.
     NETWORK = "network"

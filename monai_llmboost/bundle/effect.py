@@ -14,7 +14,7 @@ from monai_llmboost.bundle.words import config_values
 # The keys of a config that MONAI evaluates; everything they refer to has an effect.
 ENTRY_POINTS = ("imports", "initialize", "run", "finalize")
 # Options that users repeat from one command to the next, even if an arm does not use them.
-REPEATED = ("block", "block_seed", "block_dtype", "bundle_root")
+REPEATED = ("block", "block_seed", "block_dtype", "bundle_root", "trained_on")
 RELATIVE = re.compile(r"[@%](?:#|::)")
 # The CPU as a string, an object or an expression.
 CPU = re.compile(r"(?:\$?(?:torch\.)?device\(\s*['\"])?cpu\b")
@@ -87,9 +87,15 @@ def _without_effect(configs: Sequence[Path], options: Mapping[str, Any], keys: I
 
 def _reached(tree: Mapping[str, Any]) -> set[str] | None:
     """Return the ids that a job's entry points refer to; ``None`` if the text is not enough to know them."""
-    todo = [entry for entry in ENTRY_POINTS if entry in tree]
-    if not todo or any(RELATIVE.search(text) or text.startswith("%") for text in texts(tree)):
+    entries = [entry for entry in ENTRY_POINTS if entry in tree]
+    if not entries or any(RELATIVE.search(text) or text.startswith("%") for text in texts(tree)):
         return None
+    return reached_from(tree, entries)
+
+
+def reached_from(tree: Mapping[str, Any], entries: Iterable[str]) -> set[str]:
+    """Return some ids of a merged config and all ids that they refer to, directly or indirectly."""
+    todo = list(entries)
     reached: set[str] = set()
     while todo:
         one = todo.pop()

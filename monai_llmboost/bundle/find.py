@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,10 @@ from monai_llmboost.bundle.words import is_computed
 # Configs of a job in the order in which MONAI merges them; the overlays of a network and an arm follow the first.
 JOBS = {"train": [TRAIN_CONFIG], "evaluate": [TRAIN_CONFIG, EVALUATE_CONFIG], "inference": [INFERENCE_CONFIG]}
 
+_PACKAGE = Path(__file__).parents[1]
+# An installed wheel has the bundles inside the package, a checkout (and so an editable install) next to it.
+PLACES = (_PACKAGE / "bundles", _PACKAGE.parent / "bundles")
+
 
 def bundle_path(name: str | Path) -> Path:
     """Return the folder of a bundle.
@@ -36,15 +41,32 @@ def bundle_path(name: str | Path) -> Path:
     Raises:
         FileNotFoundError: there is no such bundle; the message lists the bundles of the package.
     """
-    package = Path(__file__).parents[1]
-    # An installed wheel has the bundles inside the package, a checkout (and so an editable install) next to it.
-    places = (package / "bundles", package.parent / "bundles")
-    for place in (Path(), *places):
-        if (place / name / CONFIGS / METADATA).is_file():
-            return place / name
-    names = sorted(file.parts[-3] for place in places for file in place.glob(f"*/{CONFIGS}/{METADATA}"))
+    for folder in (Path(name), *(place / name for place in PLACES)):
+        if (folder / CONFIGS / METADATA).is_file():
+            return folder
+    names = sorted(folder.name for folder in package_bundles())
     raise FileNotFoundError(
         f"there is no bundle {str(name)!r}: give a bundle's folder, or one of {', '.join(names) or '(none installed)'}"
+    )
+
+
+def package_bundles() -> list[Path]:
+    """Return the folders of the bundles in this package."""
+    return sorted(file.parents[1] for place in PLACES for file in place.glob(f"*/{CONFIGS}/{METADATA}"))
+
+
+def bundle_of_record(name: Any, folder: Path) -> Path:
+    """Return the bundle in this package with the name that the ``model.json`` of a folder contains.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    for bundle in package_bundles():
+        if json.loads((bundle / CONFIGS / METADATA).read_text(encoding="utf-8")).get("name") == name:
+            return bundle
+    raise FileNotFoundError(
+        f"{folder} was trained with the bundle {name!r}, which is not in this package: give the bundle's folder, and "
+        f"ckpt_dir={str(folder)!r}"
     )
 
 

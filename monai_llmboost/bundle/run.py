@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from monai_llmboost.bundle.content import merged, read_config
-from monai_llmboost.bundle.contract import CONFIGS, LOGGING, METADATA, Option
+from monai_llmboost.bundle.contract import CONFIGS, LOGGING, METADATA, TRAINED, Option
 from monai_llmboost.bundle.effect import check_amp, option_without_effect
 from monai_llmboost.bundle.errors import root_cause
 from monai_llmboost.bundle.find import arms_of, bundle_path, job_configs, split_network
 from monai_llmboost.bundle.options import MONAI_OPTIONS, Rules, check_options
+from monai_llmboost.bundle.trained_options import job_files
 from monai_llmboost.bundle.words import config_values
 
 
@@ -56,6 +57,8 @@ def check_job_effect(
     extra = [folder / CONFIGS / overlay for overlay in overlays]
     network, options = split_network(folder, options)
     jobs = ["train", "evaluate"] if job == "evaluate" else [job]
+    if (trained := job_files(name, job, arms[0], network, options).trained) is not None:
+        extra.append(trained.file)
 
     def unused(*tried: str | None) -> str | None:
         configs = [[*job_configs(folder, each, arm, network), *extra] for arm in tried for each in jobs]
@@ -89,9 +92,11 @@ def monai_arguments(
     """
     bundle = bundle_path(name)
     network, overrides = split_network(bundle, overrides)
-    configs = [*job_configs(bundle, job, arm, network), *(bundle / CONFIGS / overlay for overlay in overlays)]
+    files = job_files(name, job, arm, network, overrides, overlays)
+    configs = files.configs
     check_options(configs, overrides)
     check_amp(configs, overrides)
+    overrides = files.with_options_of_training(overrides)
     read_config(bundle / CONFIGS / METADATA)  # MONAI's own error would not name the file
     if Path(name).is_dir():
         overrides.setdefault(Option.BUNDLE_ROOT, str(bundle))
@@ -103,4 +108,5 @@ def monai_arguments(
         "logging_file": log,
         "workflow_type": "infer" if job == "inference" else "train",
         **config_values(merged(configs), overrides, Rules(folder).texts),
+        **({TRAINED: {"arm": arm, "network": network}} if job == "train" else {}),
     }

@@ -108,14 +108,25 @@ def _encoded(value: Any, text: bool) -> Any:
     if isinstance(value, (list, tuple)):
         return [_encoded(one, text) for one in value]
     if isinstance(value, str) and (text or not is_computed(value)) and SPECIAL.intersection(value):
-        return _literal(value)
+        return literal(value)
     return value
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """Return an expression whose value is the text, without any special character of the config language."""
     codes = ((character, ord(character)) for character in text)
     return "$'" + "".join(c if c in PLAIN else f"\\x{n:02x}" if n < 256 else f"\\U{n:08x}" for c, n in codes) + "'"
+
+
+def plain_text(value: str) -> str:
+    """Return the text of a config value: the value itself, or the text that :func:`config_values` encoded."""
+    if not value.startswith("$'"):
+        return value
+    try:
+        text = ast.literal_eval(value[1:])
+    except (SyntaxError, ValueError):
+        return value
+    return text if isinstance(text, str) else value
 
 
 def is_computed(value: Any) -> bool:

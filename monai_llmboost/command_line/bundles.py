@@ -17,6 +17,7 @@ from monai_llmboost.bundle import (
     check_options,
     copy_bundle,
     job_configs,
+    job_files,
     merged,
     parsed,
     root_cause,
@@ -27,7 +28,7 @@ from monai_llmboost.bundle.contract import CONFIGS
 from monai_llmboost.bundle.find import arms_of
 from monai_llmboost.bundle.job import COST_KEYS, check_keys
 from monai_llmboost.bundle.study_settings import StudySettings
-from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, Network, options_of_bundle
+from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, Network, options_of_bundle, split_options
 
 
 def bundle(
@@ -63,7 +64,7 @@ def run(
     """
     chosen = {} if network is None else {Option.NETWORK: network}
     named, expression = split_network(bundle_path(bundle), chosen)
-    configs = job_configs(bundle_path(bundle), job, arm, named)
+    configs = job_files(bundle, job, arm, named, split_options(context.args)[0]).configs
     options = options_of_bundle(context.args, configs) | expression
     logging_file = options.pop("logging_file", None)  # an argument of MONAI that check_options does not know
     check_options(configs, options)  # before they are passed as keyword arguments of run_bundle

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from monai_llmboost.bundle import Option, bundle_path, check_options, job_configs, merged, split_network, typed_values
+from monai_llmboost.bundle import Option, bundle_path, check_options, job_files, merged, split_network, typed_values
 from monai_llmboost.bundle.job import PREDICT_KEYS, check_keys
 from monai_llmboost.command_line.errors import INTERRUPTED, USER_ERRORS, report_error
 from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, Network, split_options
@@ -104,7 +104,7 @@ def predict(
         typed, more_inputs = split_options(context.args)
         chosen = {} if network is None else {Option.NETWORK: network}
         named, expression = split_network(bundle_path(bundle), chosen)
-        configs = job_configs(bundle_path(bundle), "inference", arm, named)
+        configs = job_files(bundle, "inference", arm, named, typed).configs
         options = typed_values(merged(configs), typed) | expression
         check_options(configs, options)  # before they are passed as keyword arguments of PredictJob
         if output is None and not dry_run:

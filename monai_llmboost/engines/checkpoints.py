@@ -19,7 +19,7 @@ from monai_llmboost.artifacts.digests import file_digest
 from monai_llmboost.artifacts.files import set_aside
 from monai_llmboost.artifacts.weights import load_weights
 from monai_llmboost.bundle import FREE_IN_TRAINING, counting_config, running_config
-from monai_llmboost.bundle.contract import Option
+from monai_llmboost.bundle.contract import MODEL_RECORD, Option
 from monai_llmboost.data.labels import check_labels
 from monai_llmboost.engines.checkpoint_files import BEST, LAST, NEXT, WEIGHTS, check_best, place_next, write_state
 from monai_llmboost.engines.loading import load_trained
@@ -28,6 +28,7 @@ from monai_llmboost.engines.preprocessing import training_steps
 from monai_llmboost.engines.progress import TrainingProgress
 from monai_llmboost.engines.resume import RunDescription, check_progress, check_validates
 from monai_llmboost.engines.tracking import MlflowRuns
+from monai_llmboost.engines.trained_record import TrainedRecord
 from monai_llmboost.engines.training_cases import division_of
 from monai_llmboost.networks.class_names import class_names_of, keep_text
 from monai_llmboost.networks.wrappers import average_of, saved_state, unwrap
@@ -40,9 +41,9 @@ class TrainingCheckpoints:
 
     ``model.pt`` contains the weights of the best validated epoch; ``last.pt`` contains the full state after the last
     finished epoch: network, optimizer, schedule, gradient scaler, epoch, best value so far and the digest of
-    ``model.pt``. Both files contain only tensors, numbers and text (``weights_only`` loading works) and are written
-    atomically. Attach this handler after MONAI's ``ValidationHandler``, because it reads that epoch's validation, and
-    before :class:`SeededEpochs`.
+    ``model.pt``. Both files contain only tensors, numbers and text (``weights_only`` loading works). ``model.json``
+    describes the trained network, for evaluation and inference. Files are written atomically. Attach this handler after
+    MONAI's ``ValidationHandler``, because it reads that epoch's validation, and before :class:`SeededEpochs`.
 
     Before the first step it refuses invalid labels, a run without any validation, and a validation with different
     preprocessing. MLflow handlers attached after it get a separate run.
@@ -95,8 +96,10 @@ class TrainingCheckpoints:
         self.patience = patience
         self.resume = resume
         known = dict(options or {})
-        config = counting_config(running_config(), {*FREE_IN_TRAINING, *known})
+        running = running_config()
+        config = counting_config(running, {*FREE_IN_TRAINING, *known})
         self.description = RunDescription(known, config=config)
+        self.record = TrainedRecord(self.ckpt_dir, running)
         self.preprocessing = preprocessing
         self.progress = TrainingProgress()
         self.begun = False
@@ -145,11 +148,13 @@ class TrainingCheckpoints:
         if not self.resume and idist.get_rank() == 0:
             self.ckpt_dir.mkdir(parents=True, exist_ok=True)
             self.lock.take(engine)
-            set_aside(*(self.ckpt_dir / name for name in WEIGHTS.values()))
+            set_aside(*(self.ckpt_dir / name for name in (*WEIGHTS.values(), MODEL_RECORD)))
             (self.ckpt_dir / NEXT).unlink(missing_ok=True)
         networks = (*self.save_dict.values(), unwrap(getattr(engine, "network", None)))
         keep_text(networks, "preprocessing", self.description.steps.get("preprocessing"))
         keep_text(networks, "training_cases", division_of(training))
+        if self.resume and idist.get_rank() == 0:  # one of an earlier version, or killed before it was written
+            self.record.write(self.save_dict["model"], self.progress.digest)
         idist.barrier()
 
     def _epoch_started(self, engine: Engine) -> None:
@@ -172,6 +177,7 @@ class TrainingCheckpoints:
         if writes:
             write_state(self.ckpt_dir / LAST, self._state())
             place_next(self.ckpt_dir)
+            self.record.write(self.save_dict["model"], self.progress.digest)
         if self._waited_enough():
             best = self.progress
             logger.info(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from monai_llmboost.inference.dicom.objects import DicomObjects
     from monai_llmboost.inference.figures import figures_of, weights_digest
     from monai_llmboost.inference.handler import Predictions
+    from monai_llmboost.inference.hub import load_from_hub, push_to_hub
     from monai_llmboost.inference.inferer import HalvingInferer
     from monai_llmboost.inference.journal import Journal
     from monai_llmboost.inference.maps.grid import on_input_grid
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from monai_llmboost.inference.maps.saliency import SaliencyMaps
     from monai_llmboost.inference.page.report import write_report
     from monai_llmboost.inference.provenance import run_facts, run_provenance
+    from monai_llmboost.inference.trained_network import TrainedNetwork, load_network
 
 # Names and the modules that define them.
 _MODULES = {
@@ -32,8 +34,12 @@ _MODULES = {
     "Predictions": "handler",
     "SaliencyMaps": "maps.saliency",
     "ScanCases": "cases",
+    "TrainedNetwork": "trained_network",
     "figures_of": "figures",
+    "load_from_hub": "hub",
+    "load_network": "trained_network",
     "on_input_grid": "maps.grid",
+    "push_to_hub": "hub",
     "relevance_maps": "maps.relevance",
     "run_facts": "provenance",
     "run_provenance": "provenance",
@@ -49,8 +55,12 @@ __all__ = [
     "Predictions",
     "SaliencyMaps",
     "ScanCases",
+    "TrainedNetwork",
     "figures_of",
+    "load_from_hub",
+    "load_network",
     "on_input_grid",
+    "push_to_hub",
     "relevance_maps",
     "run_facts",
     "run_provenance",

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import uuid
 import warnings
@@ -25,31 +24,13 @@ from monai_llmboost.bundle import (
     reads_outside,
     running_config,
 )
+from monai_llmboost.bundle.contract import TRAINED
+from monai_llmboost.engines.trained_record import describe_block, versions
 from monai_llmboost.inference.journal import INCOMPARABLE
 from monai_llmboost.networks.class_names import unwrap
 
-PACKAGES = ("monai-llmboost", "monai", "torch", "numpy", "nibabel", "SimpleITK", "pydicom")
 # Packages that determine a prediction; rows from different versions are not mixed.
 DECISIVE_PACKAGES = ("monai-llmboost", "monai", "torch")
-
-
-def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """Return the installed versions of packages; those that are not installed are left out."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def describe_block(network: nn.Module) -> dict[str, str] | None:
-    """Return the text of the signature and the fingerprint of the frozen block in a network; ``None`` without one."""
-    parts = (part for part in unwrap(network).modules() if hasattr(part, "signature"))
-    blocks = (part for part in parts if getattr(part, "fingerprint", None) is not None)
-    block: Any = next(blocks, None)
-    return None if block is None else {"block": block.signature.text, "fingerprint": block.fingerprint}
 
 
 def run_provenance(
@@ -90,7 +71,7 @@ def run_provenance(
         "weights_sha256": file_digest(path) if path.is_file() else "",
         "block": describe_block(network),
         "config": list(counting.values.items()),  # a list, because the order matters
-        "code": code_digests(config, folder if isinstance(folder, str) else None),
+        "code": code_digests({**config, TRAINED: None}, folder if isinstance(folder, str) else None),
         "options": {name: _plain(name, value) for name, value in (options or {}).items()},
         "versions": versions(DECISIVE_PACKAGES),
     }
