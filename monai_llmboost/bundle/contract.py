@@ -12,6 +12,7 @@ CONFIGS, MODELS, EVAL = "configs", "models", "eval"
 METADATA, DESCRIPTIONS, LOGGING = "metadata.json", "options.json", "logging.conf"
 TRAIN_CONFIG, EVALUATE_CONFIG, INFERENCE_CONFIG = "train.json", "evaluate.json", "inference.json"
 ARMS = "arms"  # folder of overlays, one for each arm
+OVERLAYS = "overlays"  # folder next to the bundles of this package, with overlays for any bundle
 NETWORKS = "networks"  # folder of overlays, one for each other network
 MULTI_GPU = "multi_gpu_{}.json"  # overlays of a job on several processes
 # In the folder of a preset, and in its folder for another network: overlays for every job, and for training only.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from monai_llmboost.bundle.contract import (
     METADATA,
     MODELS,
     NETWORKS,
+    OVERLAYS,
     TRAIN_CONFIG,
     Option,
 )
@@ -70,6 +71,31 @@ def bundle_of_record(name: Any, folder: Path) -> Path:
     )
 
 
+def overlay_file(bundle: Path, name: str) -> Path:
+    """Return the file of an overlay, in the bundle's ``configs`` or among the overlays of this package.
+
+    Args:
+        bundle: folder of the bundle.
+        name: such as ``"published/network"`` or, for any bundle, ``"boost"``; with ``.json`` or without.
+
+    Raises:
+        FileNotFoundError: there is no such overlay.
+    """
+    own = bundle / CONFIGS / f"{name.removesuffix('.json')}.json"
+    shared = [place / OVERLAYS for place in PLACES]
+    for file in (
+        own,
+        *(folder / own.relative_to(bundle / CONFIGS) for folder in shared if not Path(name).is_absolute()),
+    ):
+        if file.is_file():
+            return file
+    names = ", ".join(sorted(file.stem for folder in shared for file in folder.glob("*.json")))
+    raise FileNotFoundError(
+        f"the bundle has no such overlay, there is nothing at {own}: correct --overlay, or choose one for any bundle "
+        f"({names})"
+    )
+
+
 def copy_bundle(name: str | Path, to: Path) -> None:
     """Copy a bundle without its trained weights and results.
 
@@ -82,27 +108,44 @@ def copy_bundle(name: str | Path, to: Path) -> None:
     shutil.copytree(source, to, ignore=shutil.ignore_patterns(MODELS, EVAL, "__pycache__"))
 
 
-def job_configs(bundle: Path, job: str, arm: str | None = None, network: str | None = None) -> list[Path]:
+def job_configs(
+    bundle: Path, job: str, arm: str | None = None, network: str | None = None, overlays: Iterable[str] = ()
+) -> list[Path]:
     """Return the config files of a job, including the overlays of another network and of an arm.
+
+    Args:
+        bundle: folder of the bundle.
+        job: ``"train"``, ``"evaluate"`` or ``"inference"``.
+        arm: name of an arm, of the bundle or of an overlay, see :func:`arms_of`.
+        network: name of another network of the bundle.
+        overlays: names of further overlays, which are applied last, see :func:`overlay_file`.
 
     Raises:
         ValueError: an unknown job, arm or network.
+        FileNotFoundError: there is no such overlay.
     """
     check_choice("job", job, JOBS)
     first, *rest = JOBS[job]
-    overlays = []
+    early, last = [], [overlay_file(bundle, name) for name in overlays]
     if network is not None:
         _check_network(bundle, network)
-        overlays.append(f"{NETWORKS}/{network}.json")
+        early.append(bundle / CONFIGS / NETWORKS / f"{network}.json")
     if arm is not None:
-        check_choice("arm", arm, arms_of(bundle))
-        overlays.append(f"{ARMS}/{arm}.json")
-    return [bundle / CONFIGS / name for name in [first, *overlays, *rest]]
+        files = _arm_files(bundle, last)
+        check_choice("arm", arm, files)
+        (early if files[arm].parent == bundle / CONFIGS / ARMS else last).append(files[arm])
+    return [bundle / CONFIGS / first, *early, *(bundle / CONFIGS / name for name in rest), *last]
 
 
-def arms_of(bundle: Path) -> list[str]:
-    """Return the names of the arms of a bundle."""
-    return sorted(file.stem for file in (bundle / CONFIGS / ARMS).glob("*.json"))
+def arms_of(bundle: Path, overlays: Iterable[str] = ()) -> list[str]:
+    """Return the names of the arms of a bundle; those of an overlay, in a folder of its name, take their place."""
+    return list(_arm_files(bundle, [overlay_file(bundle, name) for name in overlays]))
+
+
+def _arm_files(bundle: Path, overlays: Iterable[Path]) -> dict[str, Path]:
+    """Return the files of the arms by their names."""
+    of_overlays = [file for overlay in overlays for file in overlay.with_suffix("").glob("*.json")]
+    return {file.stem: file for file in sorted(of_overlays or (bundle / CONFIGS / ARMS).glob("*.json"))}
 
 
 def networks_of(bundle: Path) -> list[str]:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 # What the commands read of a job; each is named again by the accessor that reads it.
 PREDICT_KEYS = ("cases", "predictions", "network_def")
 COST_KEYS = ("network_def", Option.DEVICE, Option.BATCH_SIZE)
+# Where the bundles of MONAI's model zoo have the batch size of the training.
+BATCHES = "train#dataloader#batch_size"
 STUDY_KEYS = ("train", "validate", "network")
 
 
@@ -201,8 +203,9 @@ class BundleJob:
 
     @property
     def batch_size(self) -> Any:
-        """The number of cases in a batch."""
-        return self.item(Option.BATCH_SIZE, "cost")
+        """The number of cases in a batch: the key ``batch_size``, or the loader's (other bundles)."""
+        own = Option.BATCH_SIZE in self.parser or BATCHES not in self.parser
+        return self.item(Option.BATCH_SIZE if own else BATCHES, "cost")
 
     @property
     def amp_dtype(self) -> torch.dtype | None:

@@ -18,15 +18,22 @@ from monai_llmboost.bundle.words import config_values
 
 
 def run_bundle(
-    name: str | Path, job: str, arm: str | None = None, logging_file: str | bool | None = None, **overrides: Any
+    name: str | Path,
+    job: str,
+    arm: str | None = None,
+    logging_file: str | bool | None = None,
+    overlays: Sequence[str] = (),
+    **overrides: Any,
 ) -> None:
     """Run one job of a bundle, as ``python -m monai.bundle run`` would.
 
     Args:
         name: a bundle's folder, or the name of a bundle in this package.
         job: ``"train"``, ``"evaluate"`` or ``"inference"``.
-        arm: overlay in ``configs/arms``, such as ``"none"``; ``None`` for no overlay.
+        arm: overlay in ``configs/arms``, such as ``"none"``, or an arm of an overlay; ``None`` for none.
         logging_file: as in MONAI; ``None`` is the bundle's own file, ``False`` does not configure logging.
+        overlays: further configs of the bundle, or overlays of this package for any bundle, such as ``"boost"``; they
+            override the others.
         overrides: config keys and their values; ``bundle_root`` defaults to the bundle's folder, or to the working
             directory for a bundle of the package. ``network`` may also name an overlay in ``configs/networks``.
 
@@ -35,8 +42,8 @@ def run_bundle(
             does not use.
         The original error is raised instead of MONAI's "Failed to instantiate ...".
     """
-    arguments = monai_arguments(name, job, arm, logging_file, **overrides)
-    check_job_effect(name, job, [arm], overrides)
+    arguments = monai_arguments(name, job, arm, logging_file, overlays, **overrides)
+    check_job_effect(name, job, [arm], overrides, overlays)
     from monai.bundle import run as monai_run  # takes seconds; a misspelt option is reported without it
 
     try:
@@ -46,7 +53,7 @@ def run_bundle(
 
 
 def check_job_effect(
-    name: str | Path, job: str, arms: Sequence[str | None], options: Mapping[str, Any], overlays: Iterable[str] = ()
+    name: str | Path, job: str, arms: Sequence[str | None], options: Mapping[str, Any], overlays: Sequence[str] = ()
 ) -> None:
     """Refuse options that a job uses with none of the arms; an evaluation may repeat the options of its training.
 
@@ -54,21 +61,20 @@ def check_job_effect(
         ValueError: an option without effect; the message names the arms that use it.
     """
     folder = bundle_path(name)
-    extra = [folder / CONFIGS / overlay for overlay in overlays]
     network, options = split_network(folder, options)
     jobs = ["train", "evaluate"] if job == "evaluate" else [job]
-    if (trained := job_files(name, job, arms[0], network, options).trained) is not None:
-        extra.append(trained.file)
+    trained = job_files(name, job, arms[0], network, options, overlays).trained
+    record = [] if trained is None else [trained.file]
 
     def unused(*tried: str | None) -> str | None:
-        configs = [[*job_configs(folder, each, arm, network), *extra] for arm in tried for each in jobs]
+        configs = [[*job_configs(folder, each, arm, network, overlays), *record] for arm in tried for each in jobs]
         return option_without_effect(configs, options, MONAI_OPTIONS)
 
     given = unused(*arms)
     if given is None:
         return
     options = {given: options[given]}
-    useful = [arm for arm in arms_of(folder) if unused(arm) is None]
+    useful = [arm for arm in arms_of(folder, overlays) if unused(arm) is None]
     where = " or ".join(f"the arm {arm}" for arm in arms if arm) or "these options"
     where += f" and the network {network}" if network else ""
     raise ValueError(
@@ -87,7 +93,7 @@ def monai_arguments(
 ) -> dict[str, Any]:
     """Return the arguments of ``monai.bundle.run`` and ``create_workflow`` for a job; see :func:`run_bundle`.
 
-    ``overlays`` are further configs of the bundle, such as ``"multi_gpu_inference.json"``, which override the others.
+    ``overlays`` are further configs, such as ``"multi_gpu_inference.json"``, which override the others.
     Text, such as a path, reaches the configs unchanged; see :func:`monai_llmboost.bundle.config_values`.
     """
     bundle = bundle_path(name)

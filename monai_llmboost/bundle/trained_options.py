@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_llmboost.bundle.content import merged, value_at
-from monai_llmboost.bundle.contract import CLASS_NAMES, CONFIGS, Option
+from monai_llmboost.bundle.contract import CLASS_NAMES, Option
 from monai_llmboost.bundle.find import bundle_path, job_configs
 from monai_llmboost.bundle.job import BundleJob
 from monai_llmboost.bundle.options import Rules
@@ -127,10 +127,10 @@ def job_files(
             cannot be used.
     """
     bundle = bundle_path(name)
-    extra = [bundle / CONFIGS / overlay for overlay in overlays]
-    own = [*job_configs(bundle, job, arm, network), *extra]
+    overlays = list(overlays)
+    own = job_configs(bundle, job, arm, network, overlays)
     trained = None if job == TRAIN else find_trained(name, own, options or {})
     if trained is None:
         return JobFiles(own, job)
     arm, network = trained.choose(bundle, arm, network)
-    return JobFiles([*job_configs(bundle, job, arm, network), *extra, trained.file], job, trained)
+    return JobFiles([*job_configs(bundle, job, arm, network, overlays), trained.file], job, trained)

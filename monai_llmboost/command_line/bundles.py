@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from monai_llmboost.arguments import is_whole
 from monai_llmboost.bundle import (
     Option,
     bundle_path,
@@ -23,12 +24,20 @@ from monai_llmboost.bundle import (
     root_cause,
     run_bundle,
     split_network,
+    value_at,
 )
-from monai_llmboost.bundle.contract import CONFIGS
 from monai_llmboost.bundle.find import arms_of
-from monai_llmboost.bundle.job import COST_KEYS, check_keys
+from monai_llmboost.bundle.job import BATCHES, COST_KEYS, check_keys
 from monai_llmboost.bundle.study_settings import StudySettings
 from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, Network, options_of_bundle, split_options
+
+Overlay = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Another config of the bundle, applied last, such as published/network; or boost, which places a booster "
+        "in the network of any bundle."
+    ),
+]
 
 
 def bundle(
@@ -51,10 +60,13 @@ def run(
     job: Annotated[str, typer.Argument(help="train, evaluate or inference.")],
     arm: Annotated[
         str | None,
-        typer.Option(help="none, mlp, random, pretrained, pretrained-trained, lora; default: the block of --block."),
+        typer.Option(
+            help="none, mlp, random, pretrained, pretrained-trained, lora (or of --overlay); default: that of --block."
+        ),
     ] = None,
     network: Network = None,
     bundle: Bundle = DEFAULT_BUNDLE,
+    overlay: Overlay = None,
 ) -> None:
     """Run a job of a bundle: `python -m monai.bundle run` with its configs, and clear error messages.
 
@@ -64,11 +76,11 @@ def run(
     """
     chosen = {} if network is None else {Option.NETWORK: network}
     named, expression = split_network(bundle_path(bundle), chosen)
-    configs = job_files(bundle, job, arm, named, split_options(context.args)[0]).configs
+    configs = job_files(bundle, job, arm, named, split_options(context.args)[0], overlay or ()).configs
     options = options_of_bundle(context.args, configs) | expression
     logging_file = options.pop("logging_file", None)  # an argument of MONAI that check_options does not know
     check_options(configs, options)  # before they are passed as keyword arguments of run_bundle
-    run_bundle(bundle, job, arm, logging_file, **{**options, **chosen})
+    run_bundle(bundle, job, arm, logging_file, overlay or (), **{**options, **chosen})
 
 
 def cost(
@@ -81,9 +93,7 @@ def cost(
             help="config.json of a natively supported model, or its folder: measure a random block of its size."
         ),
     ] = None,
-    overlay: Annotated[
-        list[str] | None, typer.Option(help="Another config of the bundle, applied last, such as published/network.")
-    ] = None,
+    overlay: Overlay = None,
     rounds: Annotated[int, typer.Option(help="Rounds of timing; medians are shown.")] = 5,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers into this file.")] = None,
 ) -> None:
@@ -95,20 +105,22 @@ def cost(
     folder = bundle_path(bundle)
     chosen = {} if network is None else {Option.NETWORK: network}
     named, expression = split_network(folder, chosen)
-    own = job_configs(folder, "train", network=named)
-    check_keys(merged(own), COST_KEYS, "cost", bundle)
+    overlays = overlay or []
+    own = job_configs(folder, "train", network=named, overlays=overlays)
+    content = merged(own)
+    # Other bundles may have a number at BATCHES instead of the key batch_size.
+    keys = [key for key in COST_KEYS if key != Option.BATCH_SIZE or not is_whole(value_at(content, BATCHES))]
+    check_keys(content, keys, "cost", bundle)
     options = options_of_bundle(context.args, own) | expression
     if donor is not None and Option.BLOCK in options:
         raise ValueError("--block and --donor exclude one another: a donor's config takes the place of its block")
     boosted = "random" if donor is not None or options.get(Option.BLOCK) == "random" else "pretrained"
-    extra = _overlay_files(folder, overlay or [])
-    names = _measured_arms(folder, boosted)
-    arms = {arm or folder.name: [*job_configs(folder, "train", arm, named), *extra] for arm in names}
+    names = _measured_arms(arms_of(folder, overlays), boosted)
+    arms = {arm or folder.name: job_configs(folder, "train", arm, named, overlays) for arm in names}
     for configs in arms.values():
         check_options(configs, {**options, Option.BLOCK: "random"} if donor else options)
-    overlays = [f"{file.relative_to(folder / CONFIGS)}" for file in extra]
     check_job_effect(bundle, "train", names, {**options, **chosen}, overlays)
-    dataset = options.get(Option.DATASET, merged(own).get(Option.DATASET))
+    dataset = options.get(Option.DATASET, content.get(Option.DATASET))
     StudySettings.of(folder).check_used(options, [str(dataset)])
 
     if donor is not None:
@@ -129,17 +141,7 @@ def cost(
         json_file.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def _overlay_files(folder: Path, names: list[str]) -> list[Path]:
-    """Return the files of the overlays, and check that the bundle has them."""
-    files = [folder / CONFIGS / f"{name.removesuffix('.json')}.json" for name in names]
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"the bundle has no such overlay, there is nothing at {file}: correct --overlay")
-    return files
-
-
-def _measured_arms(folder: Path, boosted: str) -> list[str | None]:
+def _measured_arms(known: list[str], boosted: str) -> list[str | None]:
     """Return the names of the arms to measure; ``None`` is a bundle without arms."""
-    known = arms_of(folder)
     usual: list[str | None] = [arm for arm in ("none", "mlp", boosted) if arm in known]
     return usual or [*known] or [None]

@@ -252,11 +252,12 @@ def test_monais_own_command_writes_and_reads_it(tmp_path):
     configs = folder / "configs"
     options = {**NETWORK, "bundle_root": str(folder), "output_dir": str(tmp_path), "logging_file": False}
     monai.bundle.run(
-        config_file=[str(configs / "train.json"), str(configs / "arms" / "none.json")], epochs=1, batch_size=12, **options
+        config_file=[str(configs / "train.json"), str(configs / "arms" / "none.json")],
+        epochs=1, batch_size=12, **options,
     )  # fmt: skip
     record = TrainedFolder.read(folder / "models")
     assert "arm" not in record.about, "MONAI does not name its files"
-    with pytest.raises(ValueError, match="--arm mlp contradicts .*was trained with another arm; leave out --arm"):
+    with pytest.raises(ValueError, match=r"--arm mlp contradicts .*was trained with another arm; leave out --arm"):
         job_files(str(folder), "evaluate", "mlp")
     assert job_files(str(folder), "evaluate", "none").trained is not None
     files = [str(configs / "train.json"), str(configs / "evaluate.json"), str(record.file)]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from monai_llmboost.arguments import check_whole
 from monai_llmboost.boosters import ResidualBooster
 from monai_llmboost.bundle import BundleJob, Option
+from monai_llmboost.networks.insertion import BoostedModule
 from monai_llmboost.networks.wrappers import unwrap
 from monai_llmboost.studies.cost.measure import costs, device_name
 
@@ -45,7 +46,8 @@ def cost_of_arms(
     for name, files in arms.items():
         job = BundleJob.read(files, {**overrides, **(own or {}).get(name, {})})
         torch.manual_seed(0)
-        networks[name] = job.network_definition.to(job.device)
+        # An overlay may boost the network on its way from its definition to the device.
+        networks[name] = (unwrap(job.network) if "network" in job else job.network_definition).to(job.device)
     check_whole(Option.BATCH_SIZE, job.batch_size, 1, advice=f"give --{Option.BATCH_SIZE}")
     channels, *size = job.image_shape
     x = torch.rand(job.batch_size, channels, *size, device=job.device)
@@ -64,15 +66,22 @@ def cost_of_arms(
 
 def read_out(network: nn.Module, x: Tensor) -> str:
     """Return as text the read-out method of a network's booster in training; ``x`` is a batch."""
-    booster = getattr(unwrap(network), "booster", None)  # the network of another bundle may not have one
-    if not isinstance(booster, ResidualBooster):
-        return "-"
-    calls: list[tuple[Any, ...]] = []
-    watch = booster.register_forward_pre_hook(lambda _, arguments: calls.append(arguments))
-    with torch.inference_mode():
-        network.train()(x)
-    watch.remove()
-    tokens, read = calls[0][0], calls[0][1:]
+    own = getattr(unwrap(network), "booster", None)  # the network of another bundle may not have one
+    inserted = [part.booster for part in network.modules() if isinstance(part, BoostedModule)]
+    boosters = [booster for booster in (own, *inserted) if isinstance(booster, ResidualBooster)]
+    calls: dict[nn.Module, tuple[Any, ...]] = {}
+    watches = [booster.register_forward_pre_hook(calls.__setitem__) for booster in boosters]
+    if boosters:
+        with torch.inference_mode():
+            network.train()(x)
+    for watch in watches:
+        watch.remove()
+    return "; ".join(_describe_read_out(booster, *calls[booster]) for booster in boosters) or "-"
+
+
+def _describe_read_out(booster: ResidualBooster, tokens: Tensor, *read: int) -> str:
+    if tokens.shape[1] == 1:
+        return "one pooled token"
     if not read and not booster.tokenwise:
         return "all tokens are read: whole block"
     return booster.describe_readout(tokens.shape[0], tokens.shape[1], *(read or (1,)))

@@ -43,8 +43,9 @@ def device_name(device: torch.device) -> str:
 
 def numbers_of_weights(network: nn.Module) -> dict[str, int]:
     """Count trained and frozen weights; frozen are parameters without gradient and buffers outside checkpoints."""
-    saved = set(network.state_dict())
-    frozen = [b for name, b in network.named_buffers() if name not in saved and b.is_floating_point()]
+    # Not by name: a state dict may rename, as that of a module with a booster does.
+    saved = {id(tensor) for tensor in network.state_dict(keep_vars=True).values()}
+    frozen = [b for b in network.buffers() if id(b) not in saved and b.is_floating_point()]
     frozen += [p for p in network.parameters() if not p.requires_grad]
     trained = [p for p in network.parameters() if p.requires_grad]
     return {"trained": sum(p.numel() for p in trained), "frozen": sum(t.numel() for t in frozen)}
