@@ -90,7 +90,7 @@ KINDS = {
     "default": (None, {}),
     "none": ("none", {}),
     "resnet": ("none", {"network": "resnet", "size": 12, "stem_stride": 1} | dict.fromkeys(OF_VIT)),
-    "another size": ("random", {"size": 6, "patch_size": 3, "residual": "both"}),
+    "another size": ("random", {"size": 9, "patch_size": 3, "residual": "both"}),
     "block file": ("pretrained", {}),
 }  # fmt: skip
 
@@ -253,8 +253,10 @@ def test_monais_own_command_writes_and_reads_it(tmp_path):
     options = {**NETWORK, "bundle_root": str(folder), "output_dir": str(tmp_path), "logging_file": False}
     monai.bundle.run(
         config_file=[str(configs / "train.json"), str(configs / "arms" / "none.json")],
-        epochs=1, batch_size=12, **options,
-    )  # fmt: skip
+        epochs=1,
+        batch_size=12,
+        **options,
+    )
     record = TrainedFolder.read(folder / "models")
     assert "arm" not in record.about, "MONAI does not name its files"
     with pytest.raises(ValueError, match=r"--arm mlp contradicts .*was trained with another arm; leave out --arm"):

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from monai_llmboost.bundle import copy_bundle
 from monai_llmboost.command_line.app import app
 from monai_llmboost.engines.curves import read_curves
+from monai_llmboost.inference import load_network
 from monai_llmboost.studies import Plan, compare_arms, cost_of_arms
 from monai_llmboost.studies.plan_file import keep_plan
 
@@ -118,6 +119,9 @@ def test_it_leaves_everything_next_to_its_plan(finished, bundle):
         assert comparison["metric"] != "auc" or comparison["verdict"] in output
     assert "pretrained against none: AUC" in (folder / "report.html").read_text()
     assert json.loads((folder / "results.json").read_text(), parse_constant=pytest.fail), "no NaN"
+    for arm in plan["arms"]:
+        run = next((folder / "runs" / "phantom" / arm).glob("*/seed1"))
+        assert load_network(run).record["arm"] == arm, "each run describes itself"
 
 
 def test_the_results_of_each_arm(finished):
