@@ -5,95 +5,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Optional
+from typing import Any
 
 from torch import Tensor, nn
 
+from monai_llmboost.networks.boosted_module import BOOSTER, BoostedModule, plain_modules
 from monai_llmboost.networks.boosted_network import BoostedNetwork
 from monai_llmboost.networks.fit import check_width, for_one_token
 from monai_llmboost.networks.joints import DEEPEST, POOLED, Joint, find_joint
-from monai_llmboost.networks.trial import Features, example_of, see_joint
+from monai_llmboost.networks.trial import example_of, see_joint
 from monai_llmboost.networks.wrappers import load_plain, plain_state, unwrap, weight_differences
 
 logger = logging.getLogger("monai_llmboost")
-INNER, BOOSTER, COUNTER = "inner.", "booster.", ".num_batches_tracked"
-
-
-class BoostedModule(nn.Module):
-    """A module of a network with a booster after it, or before it; :func:`boost` makes it.
-
-    In a state dict, the weights of the module have the names that they have in the plain network, and those of the
-    booster are ``booster.*`` next to them. (``named_parameters`` has them under ``inner.*``.)
-
-    Args:
-        inner: the module.
-        booster: maps tokens (B, N, C) to tokens (B, N, C).
-        features: form of the features at the joint.
-        before: place the booster before the module, on its input, instead of after it.
-
-    Example:
-        >>> from monai_llmboost.boosters import mlp_booster
-        >>> module = BoostedModule(nn.Conv3d(1, 8, 3), mlp_booster(8, like="random"), Features("map", 8))
-        >>> module(torch.zeros(2, 1, 5, 5, 5)).shape, list(module.state_dict())[:2]
-        (torch.Size([2, 8, 3, 3, 3]), ['weight', 'bias'])
-    """
-
-    # So that scripting skips the branches that are not taken.
-    __constants__ = ("before", "boosts_tokens", "takes_two")
-
-    def __init__(self, inner: nn.Module, booster: nn.Module, features: Features, before: bool = False) -> None:
-        super().__init__()
-        self.inner = inner
-        self.booster = booster
-        self.before = before
-        self.form = features.form
-        self.boosts_tokens = features.form == "tokens"
-        self.takes_two = features.inputs == 2
-        self.register_state_dict_post_hook(_name_as_plain)
-        self.register_load_state_dict_pre_hook(_name_as_inner)
-
-    def forward(self, x: Tensor, other: Optional[Tensor] = None) -> Tensor:  # noqa: UP045  (as scripting reads it)
-        """Run the module and the booster; ``other`` is the second input of a module with two, such as a skip."""
-        if self.before:
-            x = self.boost(x)
-        if self.takes_two:
-            if other is None:
-                raise ValueError("the module needs a second input, which was not given")
-            y = self.inner(x, other)
-        else:
-            y = self.inner(x)
-        return y if self.before else self.boost(y)
-
-    def boost(self, x: Tensor) -> Tensor:
-        """Map features to features of the same shape: tokens (B, N, C), maps (B, C, *spatial) or vectors (B, C)."""
-        if x.numel() == 0:
-            raise ValueError(f"there are no features to boost, their shape is {list(x.shape)}: give larger images")
-        if self.boosts_tokens:
-            return self.booster(x)
-        if x.is_contiguous():
-            tokens = x.reshape(x.shape[0], x.shape[1], -1).transpose(1, 2)  # (B, voxels, C)
-            return self.booster(tokens).transpose(1, 2).contiguous().view(x.shape)
-        last = x.movedim(1, -1)  # (B, *spatial, C), as the memory format channels_last has it
-        tokens = last.reshape(x.shape[0], -1, x.shape[1])
-        return self.booster(tokens).reshape(last.shape).movedim(-1, 1)
-
-    def extra_repr(self) -> str:
-        """Return the form and the place, for ``print(network)``."""
-        return f"booster {'before' if self.before else 'after'} the module, form {self.form}"
-
-
-def _name_as_plain(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """Rename the weights of the module in a state dict as in the plain network, in their order."""
-    own = {name: state.pop(name) for name in [name for name in state if name.startswith(prefix)]}
-    state.update((prefix + name.removeprefix(prefix).removeprefix(INNER), value) for name, value in own.items())
-
-
-def _name_as_inner(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Rename the weights of a state dict to the names in a :class:`BoostedModule`."""
-    for name in [name for name in state if name.startswith(prefix)]:
-        plain = name.removeprefix(prefix)
-        if not plain.startswith(BOOSTER):
-            state[f"{prefix}{INNER}{plain}"] = state.pop(name)
+COUNTER = ".num_batches_tracked"
 
 
 def boost(
@@ -170,8 +94,8 @@ def boost(
     except ValueError:
         _replace(network, boosted, inner)
         raise
-    boosted.booster = made
-    boosted.train(inner.training)
+    boosted.booster = made.train(inner.training)
+    boosted.training = inner.training  # and not train(), because parts of the module may be in another mode
     place = f"{'before' if joint.before else 'after'} {joint.name}"
     logger.info(f"booster {place} of {type(network).__name__}: {features.form} of {features.channels} channels")
     return network
@@ -286,24 +210,6 @@ def _load_around(network: BoostedNetwork, state: Mapping[str, Any]) -> nn.Module
     finally:
         network.place_booster(booster, network.position)
     return network
-
-
-def plain_modules(network: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules of a network by their names in the plain network; boosters are left out.
-
-    A module that stands in several places has several names; one with a booster is the :class:`BoostedModule`.
-    """
-    found: dict[str, nn.Module] = {}
-
-    def visit(module: nn.Module, name: str) -> None:
-        found[name] = module
-        inside = module.inner if isinstance(module, BoostedModule) else module
-        for child, part in inside._modules.items():
-            if part is not None:
-                visit(part, f"{name}.{child}" if name else child)
-
-    visit(network, "")
-    return found
 
 
 def _boosted(network: nn.Module) -> list[BoostedModule]:

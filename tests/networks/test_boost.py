@@ -474,3 +474,12 @@ def test_the_head_of_a_network_of_this_package_keeps_no_queries_and_keys():
     assert not [name for name, _ in network.named_buffers() if "query" in name]
     trained = ResNet3D(1, 2, img_size=28, hidden_size=16, booster=booster_of(16, "pretrained-trained"))
     assert "booster.block.layers.0.query.weight" in trained.state_dict(), "as in checkpoints of earlier versions"
+
+
+def test_parts_in_another_mode_stay_in_it():
+    network, _ = build("ResNet")
+    network.train().layer4[0].bn1.eval()  # frozen statistics, as in fine-tuning
+    boost(network, booster_of)
+    module = network.layer4
+    assert module.training and module.booster.training and module.inner.training
+    assert not module.inner[0].bn1.training
