@@ -75,6 +75,9 @@ def names_in(file):
         yield from content if file.name == "last.pt" else (name for name in content if name.endswith(".code"))
         return
     content = json.loads(file.read_text(encoding="utf-8"))
+    if file.name == "model.json":  # its other keys are those of the bundle's configs
+        yield from ("_trained_", *content["_trained_"])
+        return
     yield from content
     for case in content.get("cases", []) if file.name == "predictions.json" else []:
         yield from case
