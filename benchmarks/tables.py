@@ -373,6 +373,34 @@ def _shorten_reason(text: str) -> str:
     return re.sub(rf"{known}|[\w-]+ layer \d+ (?=reads|needs)|\blayer \d+ (?=does|is)", "", text)
 
 
+def boosted_networks() -> str:
+    """Show the operations of MONAI's networks with a booster, by block and joint."""
+    result = read_results("boosted-networks-cpu")
+    cells: dict[tuple[str, str], dict[tuple[str, str], dict[str, Any]]] = {}
+    for row in result["rows"]:
+        cells.setdefault((row["network"], row["joint"]), {})[row["block"], row["arm"]] = row
+    lines = []
+    for (name, joint), of in cells.items():
+        boosted, plain = of["embedded", "random"], of["", "none"]
+        forward = [
+            f"{of[block, arm]['operations / plain, forward']:.3f} x"
+            for block in ("embedded", "LLaMA-7B")
+            for arm in ("mlp", "random")
+        ]
+        weights = f"{plain['trained'] / 1e6:.1f} M, {boosted['trained'] / 1e6:.1f} M"
+        step = f"{of['LLaMA-7B', 'random']['operations / plain, step']:.3f} x"
+        where = f"{joint}, {boosted['form']} of {boosted['tokens']} x {boosted['channels']}"
+        lines.append([name, where, weights, f"{plain['GFLOP forward']:.1f}", *forward, step])
+    headings = ["network", "joint, tokens x channels", "trained weights: plain, boosted", "GFLOP plain"]
+    headings += ["embedded: mlp", "block", "LLaMA-7B: mlp", "block", "block, step"]
+    size = result["settings"]["size"]
+    return (
+        f"Volumes of {size}³, batch 1, operations relative to the plain network's forward pass (last column: to its "
+        "step), counted without computing them; `mlp` is the arm without a block. Trained weights are those with the "
+        f"embedded block's size:\n\n{markdown(headings, lines)}"
+    )
+
+
 TABLES = {
     function.__name__: function
     for function in (
@@ -392,6 +420,7 @@ TABLES = {
         strong,
         first_epochs,
         model_types,
+        boosted_networks,
     )
 }
 

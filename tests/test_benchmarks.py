@@ -56,3 +56,24 @@ def test_each_model_type_has_an_outcome(tmp_path):
     rows = rows_of("model_types", tmp_path / "types.json", "--types", "phi", "mamba", "gemma3")
     assert {row["type"]: row["outcome"] for row in rows} == {"gemma3": "native", "mamba": "refused", "phi": "general"}
     assert all(0 <= row["difference"] < 1e-5 for row in rows if row["outcome"] != "refused")
+
+
+def test_boosted_networks(tmp_path):
+    words = ["--networks", "UNet", "--size", "32", "--rounds", "1"]
+    rows = rows_of("boosted_networks", tmp_path / "networks.json", *words)
+    assert [(row["block"], row["arm"]) for row in rows] == [
+        ("", "none"), ("embedded", "mlp"), ("embedded", "random"), ("LLaMA-7B", "mlp"), ("LLaMA-7B", "random")
+    ]  # fmt: skip
+    none, mlp, random, _, large = rows
+    assert (random["form"], random["tokens"], random["channels"]) == ("map", 8, 256)
+    assert none["GFLOP forward"] < mlp["GFLOP forward"] < random["GFLOP forward"] < large["GFLOP forward"]
+    assert none["frozen"] == mlp["frozen"] == 0 < random["frozen"] < large["frozen"]
+    assert all(row["ms step"] > 0 for row in (none, mlp, random))
+    assert "ms step" not in large
+
+
+def test_a_large_block_at_a_bottleneck_costs_little():
+    rows = json.loads((ROOT / "benchmarks" / "results" / "boosted-networks-cpu.json").read_text())["rows"]
+    (row,) = (row for row in rows if (row["network"], row["block"], row["arm"]) == ("SwinUNETR", "LLaMA-7B", "random"))
+    assert row["frozen"] > 2e8
+    assert 1 < row["operations / plain, forward"] < 1.1
