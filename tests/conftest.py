@@ -152,6 +152,11 @@ def run_job(tmp_path):
     return run
 
 
+def forget_training(folder):
+    """Make a trained folder one of an earlier version, which does not describe itself: its options are given again."""
+    (folder / "model.json").unlink()
+
+
 @pytest.fixture(scope="session")
 def trained_bundle(tmp_path_factory):
     """A copy of the bundle with a small plain network in it, with random weights: quick to ask, different per class."""

@@ -14,7 +14,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import BUNDLE, PRECISION, ROOT, SMALL, TWO_PROCESSES
+from conftest import BUNDLE, PRECISION, ROOT, SMALL, TWO_PROCESSES, forget_training
 from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 
@@ -97,7 +97,7 @@ def test_a_checkpoint_is_small_and_holds_no_block(run_job, block_file):
     ],
 )
 def test_a_checkpoint_of_another_arm_is_refused(run_job, block_file, other, message):
-    run_job("train", "pretrained", epochs=1, block=str(block_file))
+    forget_training(run_job("train", "pretrained", epochs=1, block=str(block_file)))
     with pytest.raises(ValueError, match=message):
         run_job("evaluate", other, block=str(block_file))
 
@@ -306,6 +306,7 @@ def test_weights_are_not_evaluated_on_the_cases_that_they_were_trained_on(run_jo
     state = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
     torch.save({name: value for name, value in state.items() if "training_cases" not in name},
                tmp_path / "run" / "model.pt")  # fmt: skip
+    forget_training(tmp_path / "run")
     assert evaluated(split="val", **fold)["cases"] == 25, "as an earlier version wrote it"
 
 
@@ -386,6 +387,9 @@ def test_tensorboard_has_the_curves(run_job):
 def test_a_damaged_checkpoint(run_job):
     path = run_job("train", epochs=1) / "model.pt"
     path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"model\.json does not belong to .*model\.pt: .* replaced or damaged"):
+        run_job("evaluate")
+    forget_training(path.parent)
     with pytest.raises(
         ValueError, match=r"^cannot read .*model\.pt: it is cut short, .*\. Copy it again, or train again$"
     ):
@@ -418,14 +422,17 @@ def test_inference_keeps_bad_cases_apart(run_job, tmp_path):
     ],
 )
 def test_options_that_the_shapes_do_not_tell_are_compared(run_job, options, message):
-    run_job("train", epochs=1)
+    folder = run_job("train", epochs=1)
+    with pytest.raises(ValueError, match=r"contradicts .*model\.json: its network was trained with"):
+        run_job("evaluate", **options)
+    forget_training(folder)
     with pytest.raises(ValueError, match=message):
         run_job("evaluate", **options)
 
 
 def test_names_come_from_the_checkpoint(run_job, tmp_path):
     """Two classes here, two there: the table must not call a ring a hyperplasia because of an option."""
-    run_job("train", epochs=1)
+    forget_training(run_job("train", epochs=1))
     nifti = write_nifti(tmp_path / "nifti", np.random.default_rng(0).integers(0, 256, (1, 28, 28, 28), dtype=np.uint8))
     (row,) = rows_of(run_job("inference", dataset_dir=str(nifti), trained_on="adrenalmnist3d"))
     assert "p_ring" in row and "p_hyperplasia" not in row

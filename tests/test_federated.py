@@ -70,7 +70,8 @@ def test_four_rounds_of_two_clients(tmp_path, diff, epochs):
         assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
         assert all(row["learning_rate"] >= 1e-4 for row in rows), rows
         models = tmp_path / f"client{number}" / "models"
-        assert {file.name for file in models.iterdir()} == {"model.pt", "last.pt", "lock"}, "one run, nothing set aside"
+        files = {"model.pt", "model.json", "last.pt", "lock"}
+        assert {file.name for file in models.iterdir()} == files, "one run, nothing set aside"
         answer = each.evaluate(ExchangeObject(weights=weights))
         assert 0 <= answer.metrics["val_auc"] <= 1
         network = each.evaluator.network

@@ -54,6 +54,8 @@ def test_bundle_commands(command):
     given = options(shlex.split(command.partition("monai.bundle run")[2]))
     known = set()
     for file in config_files(given["config_file"]):
+        if file.endswith("models/model.json"):  # which a training writes
+            continue
         path = BUNDLE_FOLDER / re.sub(r"^(mine|BUNDLE)/", "", file)
         known |= {key.partition("#")[0] for key in json.loads(path.read_text())}
     assert set(given) - MONAI_OPTIONS <= known

@@ -145,7 +145,8 @@ def arms_of(bundle: Path, overlays: Iterable[str] = ()) -> list[str]:
 def _arm_files(bundle: Path, overlays: Iterable[Path]) -> dict[str, Path]:
     """Return the files of the arms by their names."""
     of_overlays = [file for overlay in overlays for file in overlay.with_suffix("").glob("*.json")]
-    return {file.stem: file for file in sorted(of_overlays or (bundle / CONFIGS / ARMS).glob("*.json"))}
+    files = {file.stem: file for file in of_overlays or (bundle / CONFIGS / ARMS).glob("*.json")}
+    return {name: files[name] for name in sorted(files)}
 
 
 def networks_of(bundle: Path) -> list[str]:

@@ -177,8 +177,9 @@ class TrainedFolder:
         if weights.is_file() and (there := file_digest(weights)) != digest:
             raise ValueError(
                 f"{self.file} does not belong to {weights}: it describes weights with the sha256 "
-                f"{str(digest)[:12] or '(none yet)'}, and the file has {there[:12]}; put back the two files of one "
-                f"training (resume it if it was interrupted), or remove {self.file.name} and give its options"
+                f"{str(digest)[:12] or '(none yet)'}, and the file, which has {there[:12]}, was replaced or damaged; "
+                f"put back the two files of one training (resume it if it was interrupted), or remove {self.file.name} "
+                "and give its options"
             )
 
     @property

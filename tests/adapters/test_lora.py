@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import BUNDLE, SMALL
+from conftest import BUNDLE, SMALL, forget_training
 from ignite.engine import Engine
 from ignite.handlers import EMAHandler
 from monai.bundle import ConfigWorkflow
@@ -278,6 +278,7 @@ class TestArm:
         nibabel.save(nibabel.Nifti1Image(image, np.eye(4)), tmp_path / "scans" / "case.nii.gz")
         out = run_job("inference", "lora", lora_rank=2, dataset_dir=str(tmp_path / "scans"))
         assert len((out / "predictions.csv").read_text().splitlines()) == 2
+        forget_training(folder)
         for arm, options in (("lora", {}), ("pretrained", {})):
             with pytest.raises(ValueError, match="made with the block 'lora of rank 2 and alpha 4 on tiny-english"):
                 run_job("evaluate", arm, **options)

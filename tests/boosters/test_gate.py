@@ -5,6 +5,7 @@ import copy
 
 import pytest
 import torch
+from conftest import forget_training
 from torch import nn
 
 from monai_llmboost.boosters import (
@@ -217,6 +218,7 @@ def test_the_bundle(run_job, arm):
     folder = run_job("train", arm, epochs=1, gate=True)
     assert torch.load(folder / "model.pt", weights_only=True)["booster.gate.g"].item() != 0, "it was trained"
     assert (run_job("evaluate", arm, gate=True) / "metrics.json").is_file()
+    forget_training(folder)
     with pytest.raises(ValueError, match="residual 'outer, gated', but this network has the residual 'outer'"):
         run_job("evaluate", arm)
 

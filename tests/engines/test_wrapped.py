@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import BUNDLE, PRECISION, SMALL
+from conftest import BUNDLE, PRECISION, SMALL, forget_training
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 
@@ -140,8 +140,10 @@ def test_checkpoints_with_the_names_of_wrappers_load(run_job, prefix):
             renamed["n_averaged"] = torch.tensor(3)
         last = {**state, "model": renamed, "model_sha256": None}  # as an earlier version wrote it
         torch.save(renamed if name == "model.pt" else last, folder / name)
+    forget_training(folder)
     assert probabilities(run_job("evaluate", **SIZE)) == expected
     run_job("train", epochs=2, resume=True, **SIZE)
+    forget_training(folder)
     with pytest.raises(ValueError, match=r"only the file has|of another size are"):
         run_job("evaluate", **{**SIZE, "hidden_size": 32})
 

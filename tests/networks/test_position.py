@@ -5,6 +5,7 @@ import copy
 
 import pytest
 import torch
+from conftest import forget_training
 
 from monai_llmboost.boosters import ResidualBooster
 from monai_llmboost.llm import random_block
@@ -210,8 +211,9 @@ def test_compiles_without_a_graph_break(build, x, position, pool):
 @bundle_warnings
 def test_the_bundle(run_job):
     two = {"num_layers": 2}
-    run_job("train", epochs=1, position="middle", **two)
+    folder = run_job("train", epochs=1, position="middle", **two)
     assert (run_job("evaluate", position="middle", **two) / "metrics.json").is_file()
+    forget_training(folder)
     with pytest.raises(ValueError, match=r"pool cls, booster at position middle', but .* pool cls': give the options"):
         run_job("evaluate", **two)
     with pytest.raises(ValueError, match=r"booster at position middle', but .* booster at position head'"):
