@@ -195,7 +195,7 @@ class TrainedFolder:
     @cached_property
     def data(self) -> dict[str, Any]:
         """The options of the data of the training, such as ``dataset`` and ``folds``."""
-        return dict(self.about.get("data", {}))
+        return dict(self.about.get("data") or {})
 
     @property
     def block_file(self) -> Path | None:

@@ -7,13 +7,14 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from monai_llmboost.networks.boosted_module import BOOSTER, BoostedModule, plain_modules
 from monai_llmboost.networks.boosted_network import BoostedNetwork
 from monai_llmboost.networks.fit import check_width, for_one_token
 from monai_llmboost.networks.joints import DEEPEST, POOLED, Joint, find_joint
-from monai_llmboost.networks.trial import example_of, see_joint
+from monai_llmboost.networks.trial import CountedIdentity, Features, calls_without_gradients, example_of, see_joint
 from monai_llmboost.networks.wrappers import load_plain, plain_state, unwrap, weight_differences
 
 logger = logging.getLogger("monai_llmboost")
@@ -71,6 +72,8 @@ def boost(
         return network
     if not isinstance(booster, nn.Module) and not callable(booster):
         raise TypeError(f"the booster is {type(booster).__name__}: give a module, or a function of the channels")
+    if any(module is booster for module in network.modules()):
+        raise ValueError("this booster stands in the network already: make one for each joint")
     if isinstance(network, BoostedNetwork):
         return _place(network, booster, at, before)
     modules = plain_modules(network)
@@ -78,22 +81,24 @@ def boost(
     inner = modules[joint.name]
     _check_free(network, joint, inner)
     x = example_of(network) if example is None else example
-    features = see_joint(network, joint, inner, x, getattr(booster, "channels", None))
+    x = torch.cat([x, x]) if len(x) == 1 else x  # so that the batch is told from other axes
+    features, plain = see_joint(network, joint, inner, x, getattr(booster, "channels", None))
     made = booster if isinstance(booster, nn.Module) else booster(features.channels)
     _check_made(made)
     check_width(made, features.channels, f"the {features.form} of {features.channels} channels at {joint.name!r}")
-    if features.form == "vector":
-        made = for_one_token(made)
     if x.device.type != "meta":
-        made.to(x.device)
-    boosted = BoostedModule(inner, nn.Identity(), features, joint.before)
+        _check_runs(made.to(x.device), features, x)
+    stand_in = CountedIdentity()
+    boosted = BoostedModule(inner, stand_in, features, joint.before)
     _replace(network, inner, boosted)
     try:
         # The network may also hold the module where it cannot be replaced.
-        see_joint(network, joint, boosted, x, features.channels)
+        _, changed = see_joint(network, joint, boosted, x, features.channels)
+        _check_same(joint, plain, changed, calls_without_gradients(network, stand_in, x))
     except ValueError:
         _replace(network, boosted, inner)
         raise
+    made = for_one_token(made) if features.form == "vector" else made
     boosted.booster = made.train(inner.training)
     boosted.training = inner.training  # and not train(), because parts of the module may be in another mode
     place = f"{'before' if joint.before else 'after'} {joint.name}"
@@ -110,13 +115,48 @@ def _place(network: BoostedNetwork, booster: Any, at: str | None, before: bool) 
     made = booster if isinstance(booster, nn.Module) else booster(network.joint_channels)
     _check_made(made)
     position = {POOLED: "head", DEEPEST: "last", None: network.position}.get(at, at)
-    network.place_booster(made, str(position))
+    weight = next(network.parameters())
+    if not weight.is_meta:
+        made.to(weight.device)
+    network.place_booster(made.train(network.training), str(position))
     return network
 
 
 def _check_made(made: Any) -> None:
     if not isinstance(made, nn.Module):
         raise TypeError(f"the booster is {type(made).__name__}: let the function return a module")
+
+
+def _check_runs(booster: nn.Module, features: Features, example: Tensor) -> None:
+    """Raise ValueError unless a booster maps tokens of this width and dtype to tokens of the same shape."""
+    count = 1 if features.form == "vector" else 2
+    tokens = torch.zeros(1, count, features.channels, device=example.device, dtype=features.dtype)
+    try:
+        with torch.no_grad():
+            shape = booster(tokens).shape
+    except Exception as error:  # a booster of a user raises any kind of error
+        raise ValueError(
+            f"the booster fails on tokens of {features.channels} channels, {features.dtype} ({error}): give it these "
+            "channels, and the dtype of the network"
+        ) from error
+    if shape != tokens.shape:
+        raise ValueError(f"the booster maps tokens {list(tokens.shape)} to {list(shape)}: it must keep their shape")
+
+
+def _check_same(joint: Joint, plain: list[Tensor], changed: list[Tensor], calls: int) -> None:
+    """Raise ValueError unless a network computes the same with a module replaced, also without gradients."""
+    same = len(plain) == len(changed) and all(
+        one.is_meta or torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in zip(plain, changed)
+    )
+    if not same:
+        raise ValueError(
+            f"the network computes something else if {joint.name!r} is replaced, so it reads more of it than its "
+            "output: name another module"
+        )
+    if calls != 1:
+        raise ValueError(
+            f"{joint.name!r} is called {calls} times without gradients, and once with them: name a module around it"
+        )
 
 
 def _check_free(network: nn.Module, joint: Joint, inner: nn.Module) -> None:
@@ -150,8 +190,13 @@ def unboost(network: nn.Module, at: str | None = None) -> nn.Module:
         True
     """
     if isinstance(network, BoostedNetwork):
+        if at not in (None, network.position):
+            raise ValueError(f"there is no booster at {at!r}: leave out at, or give {network.position!r}")
         network.place_booster(None, network.position)
         return network
+    for part in network.modules():
+        if isinstance(part, BoostedNetwork) and at is None:
+            part.place_booster(None, part.position)
     boosted = _boosted(network)
     if at is not None:
         name = find_joint(network, plain_modules(network), at, before=False).name
@@ -182,6 +227,9 @@ def load_plain_weights(network: nn.Module, state: Mapping[str, Any]) -> nn.Modul
         >>> torch.equal(plain.eval()(x), network.eval()(x))
         True
     """
+    if unwrap(network) is not network:
+        load_plain_weights(unwrap(network), state)
+        return network
     if isinstance(network, BoostedNetwork):
         return _load_around(network, state)
     own = network.state_dict()

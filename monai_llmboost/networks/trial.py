@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from monai_llmboost.networks.joints import Joint
 
@@ -30,11 +31,13 @@ class Features:
         form: ``"map"`` (B, C, *spatial), ``"tokens"`` (B, N, C), or ``"vector"``, (B, C) or a map of one voxel.
         channels: C.
         inputs: number of inputs of the module, 1 or 2.
+        dtype: dtype of the features.
     """
 
     form: str
     channels: int
     inputs: int = 1
+    dtype: torch.dtype = torch.float32
 
 
 def example_of(network: nn.Module) -> Tensor:
@@ -47,6 +50,8 @@ def example_of(network: nn.Module) -> Tensor:
     advice = "give one, such as example=torch.zeros(1, 1, 96, 96, 96)"
     if first is None:
         raise ValueError(f"cannot tell what {type(network).__name__} takes, it has no convolution: {advice}")
+    if any(is_lazy(parameter) for parameter in network.parameters()):
+        raise ValueError(f"{type(network).__name__} has lazy layers, whose shapes are not known yet: {advice}")
     axes = len(first.kernel_size)
     weight = first.weight
     why = ""
@@ -66,19 +71,19 @@ def example_of(network: nn.Module) -> Tensor:
 
 def see_joint(
     network: nn.Module, joint: Joint, module: nn.Module, example: Tensor, channels: int | None = None
-) -> Features:
-    """Run a network once in ``eval()`` and return the features at a joint.
+) -> tuple[Features, list[Tensor]]:
+    """Run a network once in ``eval()`` and return the features at a joint, and the tensors of its output.
 
     Args:
         network: the network.
         joint: the name of the module, for messages, and whether its input or its output counts.
         module: the module.
         example: input of the network.
-        channels: features of a token that the booster expects, C; tells tokens from 1-D maps.
+        channels: features of a token that the booster expects, C; tells tokens from 1-D maps in a 1-D network.
 
     Raises:
-        ValueError: the module is not called once, returns no single tensor, takes more than two inputs, or does not
-            affect the output of the network.
+        ValueError: the module is not called once, returns no single tensor, takes more than two inputs, does not affect
+            the output of the network, or has features of another order than (B, C, *spatial) or (B, N, C).
     """
     calls: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
     starts: list[Tensor] = []
@@ -104,18 +109,57 @@ def see_joint(
     inputs, named, output = calls[0]
     seen = inputs[0] if joint.before else output
     if seen.dim() == 3 == example.dim() and channels is None:
+        # A network of one spatial axis.
         raise ValueError(
             f"the features at {joint.name!r}, {list(seen.shape)}, may be tokens or a 1-D map: give a booster with "
             "channels instead of a function"
         )
-    features = _features(joint, module, seen, len(inputs), channels)
+    _check_order(joint, seen, example)
+    features = _features(joint, module, seen, len(inputs), channels if example.dim() == 3 else None)
     if named:
         raise ValueError(
             f"{joint.name!r} is called with the named inputs {', '.join(named)}: name a module around it or inside it"
         )
     if not _reaches(starts[0], result):
         raise ValueError(f"the output of {joint.name!r} does not affect the output of the network: name another module")
-    return features
+    return features, [tensor.detach() for tensor in _tensors(result)]
+
+
+def _check_order(joint: Joint, x: Tensor, example: Tensor) -> None:
+    """Raise ValueError for features whose first axis is not the batch, or whose channels seem to stand last."""
+    if x.dim() and x.shape[0] != example.shape[0]:
+        raise ValueError(
+            f"the features at {joint.name!r} have shape {list(x.shape)} for a batch of {example.shape[0]}, which "
+            "does not stand first: name a module with vectors (B, C), tokens (B, N, C) or a map (B, C, *spatial)"
+        )
+    cube = len(set(example.shape[2:])) == 1
+    if x.dim() > 3 and cube and len(set(x.shape[1:-1])) == 1 and len(set(x.shape[2:])) > 1:
+        raise ValueError(
+            f"the features at {joint.name!r} have shape {list(x.shape)}, so their channels seem to stand last: name a "
+            "module with a map (B, C, *spatial)"
+        )
+
+
+class CountedIdentity(nn.Identity):
+    """In place of a booster: returns its input, and counts its calls.
+
+    A hook would not do, because torch takes other ways through a module with hooks.
+    """
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens (B, N, C) unchanged."""
+        self.calls += 1
+        return x
+
+
+def calls_without_gradients(network: nn.Module, booster: CountedIdentity, example: Tensor) -> int:
+    """Return how often a booster is called in ``eval()`` under ``no_grad``, where torch may skip modules."""
+    booster.calls = 0
+    with in_eval_mode(network), torch.no_grad():
+        network(example)
+    return booster.calls
 
 
 def _check_calls(joint: Joint, calls: list[tuple[tuple[Any, ...], dict[str, Any], Any]]) -> None:
@@ -143,17 +187,17 @@ def _features(joint: Joint, module: nn.Module, x: Tensor, inputs: int, channels:
     if x.numel() == 0:
         raise ValueError(f"there are no features at {joint.name!r}, their shape is {list(x.shape)}: give larger images")
     if x.dim() == 2:
-        return Features("vector", x.shape[1], inputs)
-    if x.dim() == 3 and not (x.shape[2] != channels and x.shape[1] == channels):
+        return Features("vector", x.shape[1], inputs, x.dtype)
+    if x.dim() == 3 and (x.shape[2] == channels or x.shape[1] != channels):
         # A map of a 1-D network only if its channels say so.
         if x.shape[1] == x.shape[2] == channels:
             raise ValueError(
                 f"the features at {joint.name!r}, {list(x.shape)}, may be tokens or a 1-D map: give an example of "
                 "another size"
             )
-        return Features("tokens", x.shape[2], inputs)
+        return Features("tokens", x.shape[2], inputs, x.dtype)
     pooled = isinstance(module, POOLING) and x[0, 0].numel() == 1 and not joint.before
-    return Features("vector" if pooled else "map", x.shape[1], inputs)
+    return Features("vector" if pooled else "map", x.shape[1], inputs, x.dtype)
 
 
 def _reaches(start: Tensor, result: Any) -> bool:
@@ -181,10 +225,12 @@ def _tensors(result: Any) -> Iterator[Tensor]:
 @contextmanager
 def in_eval_mode(network: nn.Module) -> Iterator[None]:
     """Put a network into ``eval()``, and afterwards each of its modules into its own mode again."""
+    network_mode = network.training
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
         yield
     finally:
+        network.train(network_mode)  # of modules that do more than to set their mode, such as merging weights
         for module, training in modes:
             module.training = training

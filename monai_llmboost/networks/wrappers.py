@@ -92,10 +92,16 @@ def weight_differences(own: Mapping[str, Any], state: Mapping[str, Any]) -> str:
     kinds = {
         "only the file has": sorted(state.keys() - own.keys()),
         "only this network has": sorted(own.keys() - state.keys()),
-        "of another size are": sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape),
+        "of another size are": sorted(
+            k for k in own.keys() & state.keys() if getattr(own[k], "shape", None) != getattr(state[k], "shape", None)
+        ),
     }
     return ", ".join(
         f"{words} {len(names)} weights ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''})"
         for words, names in kinds.items()
         if names
     )
+
+
+def _shape(value: Any) -> Any:
+    return getattr(value, "shape", None)  # extra state of a module need not be a tensor

@@ -382,7 +382,7 @@ class Integer(nn.Module):
         ("pair", "'pair' returns tuple, not a tensor: name a module inside it"),
         ("named", "'named' is called with the named inputs scale"),
         ("alias", "'alias' is called 0 times|'alias' is not called"),
-        ("integer", r"the features at 'integer' have shape \[1, 32, 32\], torch.int64"),
+        ("integer", r"the features at 'integer' have shape \[2, 32, 32\], torch.int64"),
     ],
 )
 def test_modules_that_cannot_be_boosted(at, message):
@@ -410,7 +410,7 @@ def test_other_wrong_input():
         boost(network, lambda channels: channels)
     with pytest.raises(ValueError, match="the network is wrapped in DataParallel: boost it first, then wrap it"):
         boost(nn.DataParallel(network), booster_of)
-    with pytest.raises(ValueError, match=r"fails on an example of shape \[1, 3, 64, 64\] .*: give another one"):
+    with pytest.raises(ValueError, match=r"fails on an example of shape \[2, 3, 64, 64\] .*: give another one"):
         boost(network, booster_of, example=torch.zeros(1, 3, 64, 64))
     with pytest.raises(ValueError, match="cannot tell what Sequential takes, it has no convolution: give one, such as"):
         boost(nn.Sequential(nn.Linear(2, 2)), booster_of, at="0")
