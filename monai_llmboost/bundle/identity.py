@@ -29,7 +29,7 @@ FREE = {
     "tracking": "display", "tracking_uri": "display", "experiment_name": "display", "run_name": "display",
     "save_execute_config": "display",
     "_meta_": "describes the bundle; what decides something is given to where it does",
-    "_trained_": "describes the training; its config stands beside it, its weights are known by their digest",
+    "_trained_": "describes the training; the keys next to it are compared, and weights by their digest",
 }  # fmt: skip
 FREE_IN_TRAINING = {
     "epochs": "compared by name, as one of the options of a checkpoint",

@@ -7,16 +7,20 @@ from typing import Any, Optional
 
 from torch import Tensor, nn
 
+from monai_llmboost.artifacts.signature import Signature
 from monai_llmboost.networks.trial import Features
 
-INNER, BOOSTER = "inner.", "booster."
+INNER = "inner."
+# Beginnings of names that are not those of the plain module.
+BOOSTER = ("booster.", "booster_place.")
 
 
 class BoostedModule(nn.Module):
     """A module of a network with a booster after it, or before it; :func:`monai_llmboost.networks.boost` makes it.
 
     In a state dict, the weights of the module have the names that they have in the plain network, and those of the
-    booster are ``booster.*`` next to them. (``named_parameters`` has them under ``inner.*``.)
+    booster are ``booster.*`` next to them, with ``booster_place`` for one before the module. (``named_parameters`` has
+    the weights of the module under ``inner.*``.)
 
     Args:
         inner: the module.
@@ -42,6 +46,8 @@ class BoostedModule(nn.Module):
         self.form = features.form
         self.boosts_tokens = features.form == "tokens"
         self.takes_two = features.inputs == 2
+        if before:  # weights of a booster after the module would have the same names and shapes
+            self.booster_place = Signature("place of the booster", "before the module", "boost with before=True")
         self.register_state_dict_post_hook(_name_as_plain)
         self.register_load_state_dict_pre_hook(_name_as_inner)
 

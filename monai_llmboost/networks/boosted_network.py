@@ -64,8 +64,8 @@ class BoostedNetwork(nn.Module):
                 on the pooled token, where a frozen block does not keep queries and keys in memory.
 
         Raises:
-            ValueError: an unknown position, too few layers for the middle, a booster of another width, or a causal
-                booster that hides all other tokens from the CLS token.
+            ValueError: a booster that is no module or of another width, an unknown position, too few layers for the
+                middle, or a causal booster that hides all other tokens from the CLS token.
         """
         check_choice(f"position of a {type(self).__name__}", position, self.booster_positions)
         self.position = position
@@ -73,6 +73,11 @@ class BoostedNetwork(nn.Module):
         self.boosts_between, self.boosts_pooled = position == "middle", position == "head"
         first_only = position == "last" and not self.read_mean
         if booster is not None:
+            if not isinstance(booster, nn.Module):
+                raise ValueError(
+                    f"the booster of a {type(self).__name__} must be a module, not {type(booster).__name__}: it places "
+                    "the booster itself, so leave out the overlay boost"
+                )
             check_width(booster, self.joint_channels, f"a network with hidden_size={self.joint_channels}")
             _check_sees_all(booster, first_only)
             booster = for_one_token(booster) if position == "head" else booster

@@ -81,7 +81,7 @@ def boost(
     inner = modules[joint.name]
     _check_free(network, joint, inner)
     x = example_of(network) if example is None else example
-    x = torch.cat([x, x]) if len(x) == 1 else x  # so that the batch is told from other axes
+    x = torch.cat([x, x]) if len(x) == 1 else x  # so that the batch differs from other axes of one
     features, plain = see_joint(network, joint, inner, x, getattr(booster, "channels", None))
     made = booster if isinstance(booster, nn.Module) else booster(features.channels)
     _check_made(made)
@@ -165,7 +165,7 @@ def _check_free(network: nn.Module, joint: Joint, inner: nn.Module) -> None:
         raise ValueError(f"{joint.name!r} has a booster: use unboost(network, at={joint.name!r}) first")
     if any(inner is part for booster in _boosted(network) for part in booster.booster.modules()):
         raise ValueError(f"{joint.name!r} is a part of a booster: name a module of the network itself")
-    if f"{BOOSTER[:-1]}" in inner._modules:
+    if any(f"{name}.".startswith(BOOSTER) for name in inner._modules):
         raise ValueError(
             f"{joint.name!r} has a module of its own named 'booster': name a module around it or inside it"
         )
@@ -234,7 +234,8 @@ def load_plain_weights(network: nn.Module, state: Mapping[str, Any]) -> nn.Modul
         return _load_around(network, state)
     own = network.state_dict()
     modules = plain_modules(network)
-    prefixes = tuple(f"{name}.{BOOSTER}" for name, module in modules.items() if isinstance(module, BoostedModule))
+    boosted = [name for name, module in modules.items() if isinstance(module, BoostedModule)]
+    prefixes = tuple(f"{name}.{own_name}" for name in boosted for own_name in BOOSTER)
     added = {name: value for name, value in own.items() if name.startswith(prefixes)}
     given = plain_state(state, own.keys() - added.keys())
     # Old files do not contain the counters of batch norms, and torch sets them to zero.

@@ -92,9 +92,7 @@ def weight_differences(own: Mapping[str, Any], state: Mapping[str, Any]) -> str:
     kinds = {
         "only the file has": sorted(state.keys() - own.keys()),
         "only this network has": sorted(own.keys() - state.keys()),
-        "of another size are": sorted(
-            k for k in own.keys() & state.keys() if getattr(own[k], "shape", None) != getattr(state[k], "shape", None)
-        ),
+        "of another size are": sorted(k for k in own.keys() & state.keys() if _shape(own[k]) != _shape(state[k])),
     }
     return ", ".join(
         f"{words} {len(names)} weights ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''})"

@@ -115,6 +115,20 @@ def test_a_wrong_width_at_tokens_is_no_map():
         boost(network, booster_of(5), at="norm", example=x)
 
 
+def test_a_checkpoint_of_the_other_side_of_a_module_is_refused():
+    """Weights of a booster before a module and after it have the same names and shapes."""
+    x = torch.zeros(1, 1, 8, 8, 8)
+    before, after = (boost(Network(), booster_of, at="mid", before=side, example=x) for side in (True, False))
+    again = boost(Network(), booster_of, at="mid", before=True, example=x)
+    again.load_state_dict(before.state_dict())
+    load_plain_weights(again, Network().state_dict())
+    assert list(unboost(again).state_dict()) == list(Network().state_dict())
+    with pytest.raises(RuntimeError, match=r"Missing key.*mid\.booster_place\.code"):
+        before.load_state_dict(after.state_dict())
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*booster_place\.code"):
+        after.load_state_dict(before.state_dict())
+
+
 def test_a_refused_booster_stays_whole():
     network = Network(pool=nn.AdaptiveAvgPool3d(1))
     network.hidden = [network.pool]
@@ -152,6 +166,8 @@ def test_layers_that_do_more_in_train_are_left_as_they_were():
 
 
 def test_networks_of_this_package():
+    with pytest.raises(ValueError, match="the booster of a ViT3D must be a module, not partial: it places the booster"):
+        ViT3D(**VIT, booster=partial(booster_of, 32))
     network = boost(ViT3D(**VIT).eval(), lambda channels: nn.Dropout(0.9))
     assert not network.booster.training
     with pytest.raises(ValueError, match="there is no booster at 'typo': leave out at, or give 'last'"):
