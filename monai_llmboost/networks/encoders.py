@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 

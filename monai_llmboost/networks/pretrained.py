@@ -114,8 +114,8 @@ def _matches(own: Mapping[str, Tensor], given: Mapping[str, Tensor], file: str |
     usual = {_usual_name(name): name for name in own}
     best: dict[str, str] = {}
     prefix, rivals = "", [""]
-    inside = sorted(_prefixes(own, 1), key=len)
-    for outer in sorted(_prefixes(given, DEEPEST_PREFIX), key=len):
+    inside = _prefixes(own, 1)
+    for outer in _prefixes(given, DEEPEST_PREFIX):
         plain = {_usual_name(name.removeprefix(outer)): name for name in given if name.startswith(outer)}
         for inner in inside:
             found = {usual[inner + name]: theirs for name, theirs in plain.items() if inner + name in usual}
@@ -132,9 +132,11 @@ def _matches(own: Mapping[str, Tensor], given: Mapping[str, Tensor], file: str |
     return {name: given[theirs] for name, theirs in best.items()}, prefix
 
 
-def _prefixes(names: Iterable[str], depth: int) -> set[str]:
+def _prefixes(names: Iterable[str], depth: int) -> list[str]:
+    """Return the beginnings of names of up to ``depth`` parts, the shortest first: "", "module.", "module.encoder."."""
     parts = [name.split(".") for name in names]
-    return {""} | {".".join(part[:count]) + "." for part in parts for count in range(1, min(depth + 1, len(part)))}
+    found = {".".join(part[:count]) + "." for part in parts for count in range(1, min(depth + 1, len(part)))}
+    return sorted({"", *found}, key=lambda prefix: (len(prefix), prefix))
 
 
 def _usual_name(name: str) -> str:
@@ -158,8 +160,8 @@ def _too_few(
     other = next(_of_other_sizes(own, ends), "")
     return (
         f"{file} gives {count} of the {len(own)} weights of this {type(network).__name__}, which is too few: the file "
-        f"has {_some(given)}, the network {_some(own)}{other}; give weights of the same kind of network, or the network "
-        "the sizes of the file's"
+        f"has {_some(given)}, the network {_some(own)}{other}; give weights of such a network, or give "
+        "the network the sizes of the file's"
     )
 
 
