@@ -63,7 +63,7 @@ class ChannelMeasures:
         plain_background: whether many voxels have exactly the smallest value.
         above: values above are foreground: -500 HU in CT, else the smallest value if the background is plain, else a
             tenth of the range above it.
-        foreground_mm: size of the box around the foreground; of the scan if there is none.
+        foreground_mm: size of the box around the foreground; zeros if there is none.
         foreground_range: the 0.5th and 99.5th percentile in the foreground.
         digest: sha256 of shape and voxels; the same image has the same digest in another format or orientation.
         header: other fields of the header, numbers or text.
@@ -177,8 +177,7 @@ def _foreground_mm(volume: Volume, above: float) -> Triple:
     try:
         return box_mm(CropScand("image", "foreground", above)({"image": volume.tensor})["image"])
     except RefusedScan:  # no plane of it has foreground
-        x, y, z = (count * step for count, step in zip(volume.oriented.shape, volume.spacing_mm))
-        return x, y, z
+        return 0.0, 0.0, 0.0
 
 
 def _digest(voxels: np.ndarray) -> str:
