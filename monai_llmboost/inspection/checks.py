@@ -90,7 +90,7 @@ def check_cases(cases: CaseList, survey: Sequence[CaseSurvey], divided: Sequence
         *cases.warnings,
         *_counts(cases, divided),
         *_say_refused(cases, survey),
-        *map(_say_shortcut, shortcuts),
+        *_say_shortcuts(shortcuts),
         *_modalities(cases, usable, records),
         *_shorten(_say_duplicate(one) for one in duplicates if not one.is_error),
     ]
@@ -194,11 +194,14 @@ def _say_refused(cases: CaseList, survey: Sequence[CaseSurvey]) -> Iterator[str]
         yield f"all refused cases are of the class {labels[refused[0].name]}: what is wrong with them is not chance"
 
 
-def _say_shortcut(one: Shortcut) -> str:
-    what = f" ({one.class_name} against the others)" if one.class_name else ""
-    return (
-        f"shortcut: {one.name} alone predicts the class with AUC {one.auc:.2f}{what}; a network may learn this instead "
-        "of what the scans show"
+def _say_shortcuts(shortcuts: Sequence[Shortcut]) -> Iterator[str]:
+    if not shortcuts:
+        return
+    said = [f"{one.name}, AUC {one.auc:.2f}{one.class_name and f' for {one.class_name}'}" for one in shortcuts[:SHOWN]]
+    more = f"; and {len(shortcuts) - SHOWN} more" if len(shortcuts) > SHOWN else ""
+    yield (
+        f"shortcut: a number of the header alone predicts the class of held-out cases ({'; '.join(said)}{more}); a "
+        "network may learn this instead of what the scans show"
     )
 
 

@@ -40,6 +40,8 @@ TEXTS = (
     "case_column", "leave_out",
 )  # fmt: skip
 GIVEN = "given"
+# Longer lists are shown as their length.
+MOST_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,10 @@ class ScanPlan:
         """Return the overlay; text stays text for MONAI, also with ``#``, ``$``, ``@`` and ``%``."""
         about = {"format": FORMAT, "reasons": dict(self.reasons), **self.description}
         return {**config_values({}, self.values, TEXTS), DESCRIPTION: about}
+
+    def to_lines(self) -> list[tuple[str, str, str]]:
+        """Return key, value and reason of each line as text; a long list as its length."""
+        return [(key, _to_text(value), self.reasons[key]) for key, value in self.values.items()]
 
 
 @dataclass
@@ -227,3 +233,9 @@ def _seen_intensity(used: Sequence[CaseSurvey]) -> list[float]:
 
 def _product(values: Sequence[float]) -> str:
     return " x ".join(f"{value:.3g}" for value in values) + " mm"
+
+
+def _to_text(value: Any) -> str:
+    if isinstance(value, list) and len(value) > MOST_SHOWN:
+        return f"{len(value)} entries"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -125,7 +125,7 @@ def _encode(fields: Mapping[str, Sequence[Field]]) -> dict[str, tuple[np.ndarray
         axes = [name.replace(f" along {AXES[0]}", f" along {axis}") for axis in AXES]
         varied = [encoded[axis][0] for axis in axes if axis in encoded and np.ptp(encoded[axis][0]) > 0]
         if len(varied) > 1:
-            together = name.replace(f" along {AXES[0]}", " along x, y and z together")
+            together = name.replace(f" along {AXES[0]}", " along all axes together")
             encoded[together] = (np.concatenate(varied, axis=1), False)
     return encoded
 

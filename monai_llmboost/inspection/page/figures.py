@@ -20,6 +20,8 @@ AXES = ("x", "y", "z")
 SCATTER = 0.3
 # Values whose largest is further above the median than this are drawn on a logarithmic axis.
 WIDE_RANGE = 50
+# Values that differ by a smaller part are drawn from zero.
+ALIKE = 0.05
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,9 @@ def _rows(values: Mapping[str, np.ndarray], looks: Mapping[str, Look], unit: str
     axes.margins(x=0.06)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(unit)
-    low, high = axes.get_xlim()
-    if high - low < 0.1 * abs(high):  # all are equal: a scale of millionths would look like a difference
-        axes.set_xlim(0, 2 * high)
+    every = np.concatenate(list(values.values()))
+    if np.ptp(every) <= ALIKE * every.max():  # a scale of hundredths would look like a difference
+        axes.set_xlim(0, 2 * every.max())
     return figure
 
 

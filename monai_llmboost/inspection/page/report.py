@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ import numpy as np
 
 from monai_llmboost.artifacts.drawing import house_style, keys_of, look_of, svg
 from monai_llmboost.artifacts.files import atomic_text
-from monai_llmboost.artifacts.page import style_of, visible
+from monai_llmboost.artifacts.page import shortened, style_of, visible
 from monai_llmboost.data.labelled import SPLITS
 from monai_llmboost.inspection.measure import ChannelMeasures
 from monai_llmboost.inspection.page.figures import draw_distributions
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 # Most bytes of thumbnails, and most refused scans and sets of duplicates that are listed.
 THUMBNAIL_BYTES, LISTED = 2_000_000, 200
+# Longest name below a thumbnail.
+NAME = 42
 
 
 def write_inspection_page(found: Inspection, path: Path) -> None:
@@ -39,6 +40,7 @@ def write_inspection_page(found: Inspection, path: Path) -> None:
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, finalize=_visible, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["shorten"] = lambda name: shortened(name, NAME)
     looks = {name: look_of(number + 1) for number, name in enumerate(found.cases.class_names)}
     with house_style():
         text = environment.get_template("report.html").render(
@@ -46,11 +48,9 @@ def write_inspection_page(found: Inspection, path: Path) -> None:
             findings=found.findings,
             name=found.cases.path.name,
             classes=found.cases.class_names,
-            counts=_counts(found),
+            counts=count_cases(found),
             rows=describe_scans(found),
-            plan=[(key, _to_text(value), found.plan.reasons[key]) for key, value in found.plan.values.items()]
-            if found.plan
-            else [],
+            plan=found.plan.to_lines() if found.plan else [],
             memory=found.plan.description["memory_mb"] if found.plan else 0,
             refused=found.refused[:LISTED],
             duplicates=found.findings.duplicates[:LISTED],
@@ -100,7 +100,7 @@ def _count(values: Counter[str]) -> str:
     return next(iter(values)) if len(values) == 1 else ", ".join(f"{name} ({n})" for name, n in values.most_common())
 
 
-def _counts(found: Inspection) -> list[tuple[str, list[int]]]:
+def count_cases(found: Inspection) -> list[tuple[str, list[int]]]:
     """Return the numbers of cases of each class: by split, and of the refused ones."""
     by_split = found.count()
     labels = {case.name: case.label for case in found.cases.cases}
@@ -142,12 +142,6 @@ def _thumbnails(found: Inspection) -> dict[str, list[tuple[str, str]]]:
         if record.thumbnail and total <= THUMBNAIL_BYTES:
             shown[labels[record.name]].append((record.name, record.thumbnail))
     return {name: shown[name] for name in found.cases.class_names if name in shown}
-
-
-def _to_text(value: Any) -> str:
-    if isinstance(value, list) and len(value) > 12:
-        return f"{len(value)} entries"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _visible(value: Any) -> Any:
