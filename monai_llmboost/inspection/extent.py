@@ -145,7 +145,7 @@ def fit_spacing(spacing: Sequence[float], sizes_mm: np.ndarray, most_voxels: flo
 
     Example:
         >>> fit_spacing([0.5, 0.5, 5.0], np.array([[256.0, 256.0, 150.0]]), 64**3)
-        [2.8, 2.8, 5.0]
+        [2.95, 2.95, 5.0]
     """
     held = np.percentile(sizes_mm, HELD, axis=0)
     finest = min(spacing)
