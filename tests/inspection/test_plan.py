@@ -184,9 +184,7 @@ def test_awkward_paths_and_names_survive_the_config(tmp_path):
     assert parser.get_parsed_content("leave_out") == ["@2 #1"]
     assert parser.get_parsed_content("labelled").digest == plan.description["list"]
     assert "@3 #1" in [
-        item["case"]
-        for split in ("train", "val")
-        for item in parser.get_parsed_content("labelled").items(split)
+        item["case"] for split in ("train", "val") for item in parser.get_parsed_content("labelled").items(split)
     ]
     assert parser.get_parsed_content("scan_preprocessing") is not None
     known = set(json.loads(config.read_text())) | {"_plan_"}
