@@ -120,7 +120,7 @@ class Extents:
 
 def choose_crop(extents: Extents) -> Crop:
     """Choose a crop: what the list gives, none for cubes and where the foreground fills the scan, else foreground."""
-    above, why = float(np.min(extents.above)), "the smallest threshold of the training scans"
+    above, why = float(f"{np.min(extents.above):.6g}"), "the smallest threshold of the training scans"
     if extents.is_ct:
         above, why = float(extents.above[0]), "CT: air is below, in HU"
     elif extents.plain_background:

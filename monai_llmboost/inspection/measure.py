@@ -30,8 +30,9 @@ COUNTED = 1 << 13
 CT_FOREGROUND = -500.0
 # A NIfTI file in whole numbers with values below this is taken for CT.
 CT_MINIMUM = -500.0
-# Another scan's background is its smallest value, if this part of its voxels has exactly this value (brains without
-# skull, masks, cropped cubes with padding); else what is below this part of the range up to the 99.5th percentile.
+# Another scan's background is its smallest value, or the value of all its corners, if this part of its voxels has
+# exactly this value (brains without skull, masks, padding); else what is below this part of the range up to the 99.5th
+# percentile.
 PLAIN_BACKGROUND, PART_OF_RANGE = 0.1, 0.1
 # Fields of a DICOM header that tell scanners and protocols apart, and no patient.
 TEXT_FIELDS = ("Manufacturer", "ManufacturerModelName", "ConvolutionKernel", "SequenceName", "PatientPosition")
@@ -60,9 +61,9 @@ class ChannelMeasures:
         percentiles: the 0.5th, 50th and 99.5th percentile.
         whole: share of whole numbers.
         values: number of different values among :data:`COUNTED` voxels.
-        plain_background: whether many voxels have exactly the smallest value.
-        above: values above are foreground: -500 HU in CT, else the smallest value if the background is plain, else a
-            tenth of the range above it.
+        plain_background: whether the background is one value, which many voxels have.
+        above: values above are foreground: -500 HU in CT, else the value of a plain background, else a tenth of the
+            range above the smallest value.
         foreground_mm: size of the box around the foreground; zeros if there is none.
         foreground_range: the 0.5th and 99.5th percentile in the foreground.
         digest: sha256 of shape and voxels; the same image has the same digest in another format or orientation.
@@ -152,8 +153,10 @@ def measure(volume: Volume) -> ChannelMeasures:
     modality = str(volume.meta.get("modality", ""))
     if format == "NIfTI" and low < CT_MINIMUM and whole == 1:
         modality = "CT"
-    plain = float(np.mean(some == low)) >= PLAIN_BACKGROUND
-    above = CT_FOREGROUND if modality == "CT" else low if plain else low + PART_OF_RANGE * (percentiles[2] - low)
+    background = _background(voxels, some, low)
+    plain = background is not None
+    threshold = low + PART_OF_RANGE * (percentiles[2] - low) if background is None else background
+    above = CT_FOREGROUND if modality == "CT" else threshold
     inside = some[some > above]
     ends = np.percentile(inside, (PERCENT[0], PERCENT[2])) if inside.size else (low, high)
     x, y, z = (int(size) for size in voxels.shape)
@@ -164,6 +167,15 @@ def measure(volume: Volume) -> ChannelMeasures:
         plain, above, _foreground_mm(volume, above), (float(ends[0]), float(ends[1])), _digest(voxels),
         volume.header, tuple(str(volume.meta.get("warnings", "")).splitlines()),
     )  # fmt: skip
+
+
+def _background(voxels: np.ndarray, some: np.ndarray, low: float) -> float | None:
+    """Return the value that much of a scan has exactly; ``None`` if its background is noise."""
+    corners = np.unique(voxels[:: -1 + voxels.shape[0], :: -1 + voxels.shape[1], :: -1 + voxels.shape[2]])
+    for value in (low, *(corners.tolist() if len(corners) == 1 else ())):
+        if float(np.mean(some == np.float32(value))) >= PLAIN_BACKGROUND:
+            return float(value)
+    return None
 
 
 def box_mm(volume: MetaTensor) -> Triple:

@@ -228,7 +228,7 @@ def _seen_intensity(used: Sequence[CaseSurvey]) -> list[float]:
     if low == high:  # sparse masks: as in the check at prediction
         low = min(one.minimum for record in used for one in record.measures)
         high = max(one.maximum for record in used for one in record.measures)
-    return [low, high]
+    return [float(f"{low:.6g}"), float(f"{high:.6g}")]
 
 
 def _product(values: Sequence[float]) -> str:

@@ -53,6 +53,14 @@ def test_the_background_of_a_mask_is_its_smallest_value(tmp_path):
     assert one.foreground_mm == (4, 4, 4)
 
 
+def test_a_background_within_the_range_is_found_at_the_corners(tmp_path):
+    volume = np.zeros((14, 14, 14), np.float32)
+    volume[3:9, 3:10, 3:11] = np.random.default_rng(0).normal(0, 1, (6, 7, 8))
+    one = measure(read_volume(str(save(tmp_path / "a.nii", volume)), ScanReader()))
+    assert (one.plain_background, one.above) == (True, 0)
+    assert one.foreground_mm == (6, 7, 8)
+
+
 def test_one_image_has_one_digest_in_every_format_and_orientation(tmp_path):
     volume = dicom_files.random_volume()
     dicom_files.write_series(tmp_path / "dicom", volume, affine=dicom_files.AXIAL)

@@ -78,7 +78,7 @@ def _describe(scans: list[ChannelMeasures]) -> list[tuple[str, str]]:
     shapes = Counter(one.shape for one in scans)
     return [
         ("format", _count(Counter(f"{one.format} {one.modality}".strip() for one in scans))),
-        ("voxels", f"{_span([one.shape for one in scans])}, {len(shapes)} different"),
+        ("voxels", _span([one.shape for one in scans]) + (f", {len(shapes)} different" if len(shapes) > 1 else "")),
         ("spacing, mm", _span([one.spacing_mm for one in scans])),
         ("size, mm", _span([one.size_mm for one in scans])),
         ("orientation", _count(Counter(one.orientation for one in scans))),
