@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The division of a list's cases into training, validation and test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+from monai_llmboost.data.datasets.folds import Folds
+from monai_llmboost.data.labelled.case import LabelledCase
+
+# Folds of a list without a validation split.
+FOLDS = 5
+# Fewest and most folds that a fraction for the test is turned into.
+FRACTION_FOLDS = (2, 50)
+
+
+@dataclass(frozen=True)
+class Division:
+    """How the cases are divided.
+
+    Cases of one group, such as a patient, stay together, and each part has every class in about the same share. What a
+    list says (a split, a fold) is kept.
+
+    Args:
+        folds: number of folds to divide the training cases into, one of which validates; ``None``: those of the list,
+            or :data:`FOLDS` if it has neither a validation split nor folds.
+        fold: the fold that validates, from 0.
+        test_fraction: fraction of the cases to set aside as test, if the list has no test split; 0 for none.
+        seed: seed of what is divided here.
+
+    Raises:
+        ValueError: an invalid number, or more folds than cases of a class.
+
+    Example:
+        >>> cases = [LabelledCase(str(n), (str(n),), "ab"[n % 2]) for n in range(20)]
+        >>> divided, text = Division(folds=5).divide(cases)
+        >>> sum(case.split == "val" for case in divided), text
+        (4, 'fold 0 of 5 by seed 0')
+    """
+
+    folds: int | None = None
+    fold: int = 0
+    test_fraction: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.test_fraction, bool) or not 0 <= self.test_fraction <= 0.5:
+            raise ValueError(f"test_fraction must be a number from 0 to 0.5, not {self.test_fraction!r}")
+
+    def divide(self, cases: Sequence[LabelledCase]) -> tuple[list[LabelledCase], str]:
+        """Return the cases, each with its split, and the division as text."""
+        cases = self._set_test_aside(cases)
+        rest = [case for case in cases if case.split != "test"]
+        text = "" if not self.test_fraction else f", {self.test_fraction:g} set aside as test by seed {self.seed}"
+        if self.folds is None and any(case.split == "val" for case in rest):
+            if self.fold:
+                raise ValueError(f"fold {self.fold} has no effect: the list has a validation split; give folds too")
+            return cases, f"the list's split{text}"
+        if self.folds is None and rest and all(case.fold is not None for case in rest):
+            return self._by_list(cases, rest), f"fold {self.fold} of the list{text}"
+        folds = Folds(FOLDS if self.folds is None else self.folds, self.fold, self.seed)
+        if not folds.folds:
+            raise ValueError("the list has no validation cases: leave out folds, or give 5, for example")
+        split = dict.fromkeys((case.name for case in rest), "train")
+        labels = np.unique([case.label for case in rest], return_inverse=True)[1]
+        chosen = folds.select(labels, "val", _groups(rest))
+        split |= {rest[index].name: "val" for index in chosen}
+        return [replace(case, split=split.get(case.name, case.split)) for case in cases], folds.describe() + text
+
+    def _set_test_aside(self, cases: Sequence[LabelledCase]) -> list[LabelledCase]:
+        if not self.test_fraction:
+            return list(cases)
+        if any(case.split == "test" for case in cases):
+            raise ValueError("test_fraction has no effect: the list has a test split; leave it out")
+        low, high = FRACTION_FOLDS
+        parts = min(max(round(1 / self.test_fraction), low), high)
+        labels = np.unique([case.label for case in cases], return_inverse=True)[1]
+        fewest = int(np.bincount(labels).min())
+        if parts > fewest:
+            raise ValueError(
+                f"test_fraction {self.test_fraction:g} needs {parts} cases of each class, and one has {fewest}: give "
+                "test_fraction 0, or add cases"
+            )
+        # Another stream than that of the folds.
+        division = StratifiedGroupKFold(parts, shuffle=True, random_state=(self.seed + 1_000_003) % 2**32)
+        test = set(next(iter(division.split(labels, labels, _groups(cases))))[1].tolist())
+        return [replace(case, split="test") if index in test else case for index, case in enumerate(cases)]
+
+    def _by_list(self, cases: Sequence[LabelledCase], rest: Sequence[LabelledCase]) -> list[LabelledCase]:
+        known = sorted({case.fold for case in rest if case.fold is not None})
+        if self.fold not in known:
+            raise ValueError(f"the list has the folds {', '.join(map(str, known))}, and not {self.fold}: correct fold")
+        if len(known) < 2:
+            raise ValueError(
+                f"the list has the single fold {known[0]}, so nothing is left to train on: give two or more"
+            )
+        return [
+            case if case.split == "test" else replace(case, split="val" if case.fold == self.fold else "train")
+            for case in cases
+        ]
+
+
+def _groups(cases: Sequence[LabelledCase]) -> np.ndarray:
+    """Return the number of the group of each case; a case without a group is one of its own."""
+    return np.unique(
+        [f"group {case.group}" if case.group else f"case {case.name}" for case in cases], return_inverse=True
+    )[1]

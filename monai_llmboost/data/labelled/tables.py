@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of a labelled list: CSV files as spreadsheets write them, and Decathlon datalists in JSON."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+DELIMITERS = (",", ";", "\t", "|")
+# Words for splits that people write; the keys are in lower case.
+SPLIT_WORDS = {
+    "train": "train", "training": "train", "tr": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test", "ts": "test", "holdout": "test", "hold-out": "test",
+}  # fmt: skip
+# The columns of the centre of a crop, in RAS+ mm.
+CENTRE = ("centre_x", "centre_y", "centre_z")
+SEVERAL_IMAGES = re.compile(r"image[ _-]?.+")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of the columns of a list; upper and lower case count as equal.
+
+    Args:
+        image: the column of paths, or several, one for each channel; ``None``: ``image``, or all that begin with it.
+        label: the class.
+        split: ``train``, ``val`` or ``test``.
+        fold: number of the fold.
+        group: what must not be divided, such as the patient.
+        mask: a mask to crop around.
+        case: name of the case; without this column, cases are named by their paths.
+
+    Example:
+        >>> Columns(image="T1,FLAIR").images
+        ('T1', 'FLAIR')
+    """
+
+    image: str | Sequence[str] | None = None
+    label: str = "label"
+    split: str = "split"
+    fold: str = "fold"
+    group: str = "group"
+    mask: str = "mask"
+    case: str = "case"
+
+    @property
+    def images(self) -> tuple[str, ...] | None:
+        """The columns of paths; ``None`` if they are to be found."""
+        if self.image is None:
+            return None
+        names = self.image.split(",") if isinstance(self.image, str) else self.image
+        return tuple(name.strip() for name in names if name.strip())
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a list, with what it says as text.
+
+    Args:
+        place: where it is, such as ``"row 7"``.
+        images: the path of each channel; empty if the row leaves it out.
+        values: label, split, fold, group, mask, case and centre, as far as the row gives them.
+    """
+
+    place: str
+    images: tuple[str, ...]
+    values: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of a list.
+
+    Args:
+        channels: names of the channels.
+        rows: the rows.
+        class_names: the names of the classes by label, if the list gives them.
+        warnings: oddities of the file.
+    """
+
+    channels: tuple[str, ...]
+    rows: list[Row]
+    class_names: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def read_table(path: Path, columns: Columns) -> Table:
+    """Return the rows of a CSV or JSON list.
+
+    Raises:
+        ValueError: the file is not such a list, or lacks a column that was named.
+    """
+    return _read_datalist(path, columns) if path.suffix.lower() == ".json" else _read_csv(path, columns)
+
+
+def _read_csv(path: Path, columns: Columns) -> Table:
+    text, warnings = _decode(path)
+    lines = text.splitlines()
+    first = next((number for number, line in enumerate(lines) if line.strip()), None)
+    if first is None:
+        raise ValueError(f"the list {path} is empty: write a line of column names, then a row for each case")
+    delimiter = max(DELIMITERS, key=lambda mark: _count_fields(lines[first], mark))
+    try:
+        records = list(csv.reader(io.StringIO(text), delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        raise ValueError(f"{path} is not a table ({error}): save it as CSV again") from None
+    numbered = [(number, cells) for number, cells in enumerate(records, 1) if any(cell.strip() for cell in cells)]
+    titles = [title.strip() for title in numbered[0][1]]
+    places = _find_columns(path, titles, columns)
+    rows = []
+    for number, cells in numbered[1:]:
+        if len(cells) > len(titles) and any(cell.strip() for cell in cells[len(titles) :]):
+            raise ValueError(
+                f"row {number} of {path} has {len(cells)} fields, and the first line {len(titles)}: put a path that "
+                f"contains {delimiter!r} in quotation marks"
+            )
+        padded = [cell.strip() for cell in cells] + [""] * (len(titles) - len(cells))
+        values = {key: padded[place] for key, place in places.items() if isinstance(place, int)}
+        rows.append(Row(f"row {number}", tuple(padded[place] for place in places["images"]), values))
+    if not rows:
+        raise ValueError(f"the list {path} has column names and no cases: add a row for each case")
+    return Table(tuple(titles[place] for place in places["images"]), rows, warnings=tuple(warnings))
+
+
+def _decode(path: Path) -> tuple[str, list[str]]:
+    """Return the text of a file in one of the encodings of spreadsheets."""
+    raw = path.read_bytes()
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return raw.decode("utf-16"), []
+    try:
+        return raw.decode("utf-8-sig"), []
+    except UnicodeDecodeError:
+        if b"\0" in raw:
+            raise ValueError(f"{path} is not a text file: save the table as CSV (UTF-8)") from None
+        warning = f"{path.name} is not UTF-8, and was read as Windows-1252: save it as CSV UTF-8 if names look wrong"
+        return raw.decode("cp1252", errors="replace"), [warning]
+
+
+def _count_fields(line: str, delimiter: str) -> int:
+    return len(next(csv.reader([line], delimiter=delimiter)))
+
+
+def _find_columns(path: Path, titles: Sequence[str], columns: Columns) -> dict[str, Any]:
+    """Return the position of each column; those of the images as a list."""
+    known = {}
+    for number, title in enumerate(titles):
+        if title.lower() in known and title:
+            raise ValueError(f"the list {path} has two columns called {title!r}: rename one")
+        known[title.lower()] = number
+    images = columns.images
+    if images is None:
+        images = ("image",) if "image" in known else tuple(t for t in known if SEVERAL_IMAGES.fullmatch(t))
+    if not images:
+        raise ValueError(_no_column("image", "image-column", path, titles))
+    for name in images:
+        if name.lower() not in known:
+            raise ValueError(_no_column(name, "image-column", path, titles))
+    if len({name.lower() for name in images}) < len(images):
+        raise ValueError(f"the image columns {', '.join(images)} are not all different: name each channel once")
+    places: dict[str, Any] = {"images": [known[name.lower()] for name in images]}
+    for key in ("label", "split", "fold", "group", "mask", "case"):
+        name = getattr(columns, key)
+        if name.lower() in known:
+            places[key] = known[name.lower()]
+        elif name != getattr(Columns, key):  # named by the user
+            raise ValueError(_no_column(name, f"{key}-column", path, titles))
+    places |= {name: known[name] for name in CENTRE if name in known}
+    return places
+
+
+def _no_column(name: str, option: str, path: Path, titles: Sequence[str]) -> str:
+    shown = [title for title in titles if title]
+    near = difflib.get_close_matches(name.lower(), [title.lower() for title in shown], n=1, cutoff=0.5)
+    example = next((title for title in shown if title.lower() in near), shown[0] if shown else "NAME")
+    return (
+        f"the list {path} has no column {name!r}, it has {', '.join(shown)}: rename a column, or give --{option} "
+        f"{example}"
+    )
+
+
+def _read_datalist(path: Path, columns: Columns) -> Table:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not JSON in UTF-8 ({error}): write it again") from None
+    parts: dict[str, Any] = {"": content} if isinstance(content, list) else {}
+    names: Mapping[str, str] = {}
+    if isinstance(content, Mapping):
+        parts = {key: value for key, value in content.items() if key.lower() in SPLIT_WORDS}
+        given = content.get("labels", {})
+        names = {str(key): str(name) for key, name in given.items()} if isinstance(given, Mapping) else {}
+    if not parts or not all(isinstance(entries, list) for entries in parts.values()):
+        raise ValueError(
+            f"{path} is not a datalist: write an object with lists of cases under training, validation and test, each "
+            'case as {"image": PATH, "label": CLASS}'
+        )
+    image, width, unlabelled = columns.images, 0, 0
+    rows: list[Row] = []
+    for key, entries in parts.items():
+        for number, entry in enumerate(entries, 1):
+            place = f"{key} case {number}".strip()
+            if isinstance(entry, str):
+                unlabelled += 1
+                continue
+            row = _entry_to_row(entry, place, SPLIT_WORDS.get(key.lower(), ""), columns, image, path)
+            width = width or len(row.images)
+            if len(row.images) != width:
+                raise ValueError(
+                    f"{place} of {path} has {len(row.images)} images, and others {width}: give all of each"
+                )
+            rows.append(row)
+    if not any(key.lower() in SPLIT_WORDS and SPLIT_WORDS[key.lower()] == "val" for key in parts):
+        splits = {row.values.get("split") for row in rows}
+        if splits == {"train"}:  # a datalist with one list of cases says nothing of a split
+            rows = [Row(row.place, row.images, {**row.values, "split": ""}) for row in rows]
+    if not rows:
+        raise ValueError(f"{path} has no case with a label: write each as {{'image': PATH, 'label': CLASS}}")
+    channels = image or (("image",) if width == 1 else tuple(f"image {number + 1}" for number in range(width)))
+    warnings = [f"{unlabelled} entries without a label are left out"] if unlabelled else []
+    return Table(channels, rows, names, tuple(warnings))
+
+
+def _entry_to_row(
+    entry: Any, place: str, split: str, columns: Columns, image: tuple[str, ...] | None, path: Path
+) -> Row:
+    known = {str(key).lower(): value for key, value in entry.items()} if isinstance(entry, Mapping) else {}
+    wanted = image or ("image",)
+    missing = [name for name in wanted if name.lower() not in known]
+    if missing:
+        keys = ", ".join(map(str, entry)) if isinstance(entry, Mapping) else repr(entry)
+        raise ValueError(f"{place} of {path} has no {missing[0]!r}, it has {keys}: give --image-column with its name")
+    images = [one for name in wanted for one in _as_list(known[name.lower()])]
+    values = {key: getattr(columns, key).lower() for key in ("label", "split", "fold", "group", "mask", "case")}
+    found = {key: known[name] for key, name in values.items() if known.get(name) is not None}
+    found |= {name: known[name] for name in CENTRE if name in known}
+    label = found.get("label")
+    if isinstance(label, (list, Mapping)) or (isinstance(label, str) and label.lower().endswith((".nii", ".nii.gz"))):
+        raise ValueError(
+            f"the label of {place} of {path} is {label!r}, not a class: this is a list for segmentation; give each "
+            "case one class, a word or a number"
+        )
+    texts = {key: "" if value is None else str(value) for key, value in found.items()}
+    return Row(place, tuple(map(str, images)), {"split": split, **texts})
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
