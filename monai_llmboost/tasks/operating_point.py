@@ -99,8 +99,10 @@ def class_recalls(probabilities: np.ndarray, labels: np.ndarray, threshold: floa
         >>> class_recalls(np.array([[0.7, 0.3], [0.1, 0.9], [0.2, 0.8]]), np.array([0, 1, 0])).tolist()
         [0.5, 1.0]
     """
-    counts = confusion_counts(probabilities, labels, threshold)
-    return counts.diagonal() / counts.sum(axis=1)
+    _check(probabilities, labels)
+    classes = probabilities.shape[1]
+    found = labels[predicted_classes(probabilities, threshold) == labels]
+    return np.bincount(found, minlength=classes) / np.bincount(labels, minlength=classes)
 
 
 def sensitivity_specificity(probabilities: np.ndarray, labels: np.ndarray, threshold: float) -> tuple[float, float]:
@@ -115,7 +117,7 @@ def sensitivity_specificity(probabilities: np.ndarray, labels: np.ndarray, thres
 
 
 def balanced_accuracy(probabilities: np.ndarray, labels: np.ndarray, threshold: float | None = None) -> float:
-    """Return the mean of the classes' recalls, as ``sklearn.metrics.balanced_accuracy_score``.
+    """Return the mean of the classes' recalls, which equals ``sklearn.metrics.balanced_accuracy_score``.
 
     The arguments are those of :func:`confusion_counts`.
 
@@ -123,10 +125,7 @@ def balanced_accuracy(probabilities: np.ndarray, labels: np.ndarray, threshold: 
         >>> balanced_accuracy(np.array([[0.7, 0.3], [0.1, 0.9], [0.2, 0.8]]), np.array([0, 1, 0]))
         0.75
     """
-    from sklearn.metrics import balanced_accuracy_score
-
-    _check(probabilities, labels)
-    return float(balanced_accuracy_score(labels, predicted_classes(probabilities, threshold)))
+    return float(class_recalls(probabilities, labels, threshold).mean())
 
 
 def _check(probabilities: np.ndarray, labels: np.ndarray) -> None:
