@@ -41,6 +41,7 @@ class Option:
     BUNDLE_ROOT, CKPT_DIR, OUTPUT_DIR, WEIGHTS = "bundle_root", "ckpt_dir", "output_dir", "weights"
     EPOCHS, BATCH_SIZE, LEARNING_RATE, VAL_INTERVAL = "epochs", "batch_size", "learning_rate", "val_interval"
     SEED, BLOCK, BLOCK_SEED, BLOCK_DTYPE, RESUME = "seed", "block", "block_seed", "block_dtype", "resume"
+    ENCODER_WEIGHTS = "encoder_weights"  # file that a training starts from
     DEVICE, AMP, NUM_WORKERS = "device", "amp", "num_workers"
     # An expression for this key, or (only for our commands) the name of an overlay in `configs/networks`.
     NETWORK = "network"
@@ -54,7 +55,7 @@ class Option:
 # plain text or the bundle declares it.
 TEXTS = (
     Option.BUNDLE_ROOT, Option.DATA, Option.DATASET, Option.DATASET_DIR, Option.OUTPUT_DIR, Option.CKPT_DIR,
-    Option.BLOCK, Option.SALT, Option.VIEW, Option.ONLY, Option.COLUMNS,
+    Option.BLOCK, Option.ENCODER_WEIGHTS, Option.SALT, Option.VIEW, Option.ONLY, Option.COLUMNS,
     "tracking", "tracking_uri", "experiment_name", "run_name",
 )  # fmt: skip
 # Text options that also accept several texts, written as a Python list: "['a', 'b']".

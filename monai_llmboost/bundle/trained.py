@@ -70,6 +70,8 @@ def trained_config(config: Mapping[str, Any], class_names: Sequence[str]) -> dic
         tree[CLASS_NAMES] = [_encoded(name) for name in class_names]
     if (file := block_file(config)) is not None:
         tree[Option.BLOCK] = _encoded(str(file))
+    if Option.ENCODER_WEIGHTS in tree:  # the checkpoint has them as they were trained further
+        tree[Option.ENCODER_WEIGHTS] = None
     entries = [key for key in (NETWORK_DEF, PREPROCESS, *INPUT_COLUMNS) if key in tree]
     keys = _tops(tree, entries) - OF_A_RUN
     if Option.DATASET in keys:

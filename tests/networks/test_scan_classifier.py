@@ -165,6 +165,7 @@ def test_weights_of_a_swin_transformer_load_from_files_of_other_trainings(kind, 
     assert torch.equal(network.head.weight, head)
     assert f"gives {len(own)} of {len(own) + 4} weights of EncoderClassifier" in caplog.text
     assert "random as before: norm.weight, norm.bias, head.weight and 1 more" in caplog.text
+    assert ("not used: " in caplog.text) == (kind in ("norm", "swinunetr", "lightning"))
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -189,6 +190,7 @@ def test_weights_of_one_input_channel_without_head_load(channels, tmp_path, capl
     network.fc = nn.Identity()
     torch.testing.assert_close(network(x.expand(-1, channels, -1, -1, -1)), theirs(x))
     assert "from its module.*" in caplog.text
+    assert "random as before: fc.weight, fc.bias" in caplog.text and "not used" not in caplog.text
     assert ("divided among 2 input channels: conv1.weight" in caplog.text) == (channels == 2)
 
 
