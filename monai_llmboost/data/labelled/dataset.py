@@ -55,6 +55,10 @@ class LabelledScanDataset(Dataset):
         torch.Size([1, 64, 64, 64])
     """
 
+    # Which cases of a list are test cases may depend on the other cases, and on who edited it.
+    has_official_test = False
+    advice = "the list and the options of the training, or train again"
+
     def __init__(
         self,
         data: Sequence[Mapping[str, Any]],

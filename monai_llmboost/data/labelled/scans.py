@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,10 @@ class LabelledScans:
         columns: names of its columns.
         division: how its cases are divided.
         leave_out: names of cases that are not used, such as scans that cannot be read.
+
+    ``division`` describes the division as text, with the name of the list and the ``digest`` of its training and
+    validation cases (names, labels, splits and groups), so that weights are not evaluated on cases that a changed list
+    now calls test.
 
     Raises:
         FileNotFoundError, ValueError: no list, mistakes in it, or a division that is impossible; a name in
@@ -61,8 +67,8 @@ class LabelledScans:
         self.channels = list(self.list.channels)
         self._division = division or Division()
         self.cases, how = self._division.divide(used)
-        self.digest = self.list.digest
-        self.division = f"{Path(data).name} {self.digest[:8]}, {how}"
+        self.digest = _digest(case for case in self.cases if case.split != "test")
+        self.division = f"{Path(data).name}, cases {self.digest[:8]}, {how}"
 
     @cached_property
     def has_test(self) -> bool:
@@ -123,3 +129,8 @@ class LabelledScans:
         if case.centre_mm is not None:
             item["centre"] = list(case.centre_mm)
         return item
+
+
+def _digest(cases: Iterable[LabelledCase]) -> str:
+    said = sorted([case.name, case.label, case.split, case.group] for case in cases)
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
