@@ -1,10 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks with boosters, which map volumes to logits, and boosters in any other network."""
 
+from monai_llmboost.networks.classifier import scan_classifier
+from monai_llmboost.networks.encoders import EncoderClassifier
 from monai_llmboost.networks.insertion import boost, load_plain_weights, unboost
+from monai_llmboost.networks.pretrained import load_encoder_weights
 from monai_llmboost.networks.published import from_published
 from monai_llmboost.networks.resnet3d import ResNet3D
 from monai_llmboost.networks.vit3d import ViT3D
 from monai_llmboost.networks.vivit import ViViT
 
-__all__ = ["ResNet3D", "ViT3D", "ViViT", "boost", "from_published", "load_plain_weights", "unboost"]
+__all__ = [
+    "EncoderClassifier",
+    "ResNet3D",
+    "ViT3D",
+    "ViViT",
+    "boost",
+    "from_published",
+    "load_encoder_weights",
+    "load_plain_weights",
+    "scan_classifier",
+    "unboost",
+]

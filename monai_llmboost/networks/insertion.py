@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -233,10 +233,7 @@ def load_plain_weights(network: nn.Module, state: Mapping[str, Any]) -> nn.Modul
     if isinstance(network, BoostedNetwork):
         return _load_around(network, state)
     own = network.state_dict()
-    modules = plain_modules(network)
-    boosted = [name for name, module in modules.items() if isinstance(module, BoostedModule)]
-    prefixes = tuple(f"{name}.{own_name}" for name in boosted for own_name in BOOSTER)
-    added = {name: value for name, value in own.items() if name.startswith(prefixes)}
+    added = {name: own[name] for name in booster_names(network, own)}
     given = plain_state(state, own.keys() - added.keys())
     # Old files do not contain the counters of batch norms, and torch sets them to zero.
     left_out = {name for name in own if name.endswith(COUNTER) and name not in given} | added.keys()
@@ -245,6 +242,14 @@ def load_plain_weights(network: nn.Module, state: Mapping[str, Any]) -> nn.Modul
         raise ValueError(f"these are no weights of the plain {type(network).__name__}: {differences}")
     network.load_state_dict({**added, **given}, strict=True)
     return network
+
+
+def booster_names(network: nn.Module, names: Iterable[str]) -> set[str]:
+    """Return those of the names in a network's state dict that belong to its boosters."""
+    modules = plain_modules(network)
+    prefixes = [f"{name}.{own}" for name, part in modules.items() if isinstance(part, BoostedModule) for own in BOOSTER]
+    prefixes += [f"{name}.booster.".lstrip(".") for name, part in modules.items() if isinstance(part, BoostedNetwork)]
+    return {name for name in names if name.startswith(tuple(prefixes))}
 
 
 def _load_around(network: BoostedNetwork, state: Mapping[str, Any]) -> nn.Module:

@@ -13,18 +13,25 @@ from torch import Tensor, nn
 from monai_llmboost.arguments import check_choice, check_whole
 
 POOLS = ("cls", "mean")
+# Patches along an axis that are chosen if no patch size is given.
+FEWEST_PATCHES, MOST_PATCHES = 4, 8
 
 
 def grid_of(
-    img_size: Sequence[int] | int, patch_size: Sequence[int] | int, spatial_dims: int = 3
+    img_size: Sequence[int] | int, patch_size: Sequence[int] | int | None, spatial_dims: int = 3
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the sizes of the volume and of a patch along each axis; one number is used for all axes.
+
+    Without ``patch_size``, there are 4 to 8 patches along each axis, as many as possible.
 
     Raises:
         ValueError: a wrong number of sizes, a size below 1, or a volume that is not a whole number of patches.
     """
-    sizes = []
+    sizes: list[tuple[int, ...]] = []
     for name, size in (("img_size", img_size), ("patch_size", patch_size)):
+        if size is None:
+            sizes.append(tuple(map(_patch_size, sizes[0])))
+            continue
         try:
             sizes.append(ensure_tuple_rep(size, spatial_dims))
         except ValueError as error:
@@ -38,6 +45,23 @@ def grid_of(
             "resize the volumes"
         )
     return size, patch
+
+
+def _patch_size(size: int) -> int:
+    """Return the size of a patch along an axis of ``size`` voxels, of which there are 4 to 8; 1 up to 8 voxels.
+
+    Raises:
+        ValueError: no number of patches from 4 to 8 divides the size.
+    """
+    if size <= MOST_PATCHES:
+        return 1
+    for count in range(MOST_PATCHES, FEWEST_PATCHES - 1, -1):
+        if size % count == 0:
+            return size // count
+    raise ValueError(
+        f"an axis of {size} voxels cannot be divided into {FEWEST_PATCHES} to {MOST_PATCHES} patches: give patch_size, "
+        f"or resize the volumes, such as to {round(size / MOST_PATCHES) * MOST_PATCHES} voxels"
+    )
 
 
 def check_pool(pool: str) -> str:

@@ -26,7 +26,8 @@ class ViT3D(BoostedNetwork):
         in_channels: channels of the volume.
         num_classes: number of logits.
         img_size: size of the volume along its three axes, voxels; one number for a cube.
-        patch_size: size of a patch, voxels; divides ``img_size``.
+        patch_size: size of a patch, voxels; divides ``img_size``. ``None`` for 4 to 8 patches along each axis, as many
+            as possible.
         hidden_size: features of a token, C.
         mlp_dim: inner features of the layers' MLPs.
         num_layers: number of transformer layers.
@@ -61,7 +62,7 @@ class ViT3D(BoostedNetwork):
         in_channels: int,
         num_classes: int,
         img_size: Sequence[int] | int,
-        patch_size: Sequence[int] | int,
+        patch_size: Sequence[int] | int | None,
         hidden_size: int = 192,
         mlp_dim: int = 384,
         num_layers: int = 4,
