@@ -14,6 +14,7 @@ from monai_llmboost.command_line.blocks import donors, extract, info
 from monai_llmboost.command_line.bundles import bundle, cost, run
 from monai_llmboost.command_line.demo import demo
 from monai_llmboost.command_line.errors import USER_ERRORS, report_error
+from monai_llmboost.command_line.inspect import inspect
 from monai_llmboost.command_line.options import BundleCommand
 from monai_llmboost.command_line.predict import predict
 from monai_llmboost.command_line.study import study
@@ -34,6 +35,7 @@ app.command()(extract)
 app.command()(info)
 app.command()(donors)
 app.command()(bundle)
+app.command()(inspect)
 app.command(**WITH_BUNDLE_OPTIONS)(run)
 app.command(**WITH_BUNDLE_OPTIONS)(predict)
 app.command(**WITH_BUNDLE_OPTIONS)(cost)
