@@ -79,26 +79,25 @@ class LabelledScans:
         """The cases, each with its split."""
         return self._divided[0]
 
+    @cached_property
+    def is_there(self) -> bool:
+        """Whether there is a list.
+
+        Without one, the network can be made, such as to load trained weights into it, and MONAI Label and federated
+        learning train on the items that they put in the place of a list's.
+        """
+        return bool(self.data) and Path(str(self.data)).expanduser().exists()
+
     @property
     def class_names(self) -> list[str]:
-        """The names of the classes; two without a name if there is nothing at ``data``.
-
-        Then nothing can be trained, but the network can be made, such as to load trained weights into it.
-        """
-        return (
-            [*self.case_list.class_names]
-            if self.data and Path(self.data).expanduser().exists()
-            else ["class 0", "class 1"]
-        )
-
-    @property
-    def channels(self) -> list[str]:
-        """The names of the channels."""
-        return [*self.case_list.channels]
+        """The names of the classes; two without a name if there is no list."""
+        return [*self.case_list.class_names] if self.is_there else ["class 0", "class 1"]
 
     @cached_property
     def digest(self) -> str:
-        """The digest of the training and validation cases: names, labels, splits and groups."""
+        """The digest of the training and validation cases (names, labels, splits and groups); empty without a list."""
+        if not self.is_there:
+            return ""
         said = sorted([case.name, case.label, case.split, case.group] for case in self.cases if case.split != "test")
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
@@ -107,7 +106,10 @@ class LabelledScans:
         """The division as text, with the name of the list and the digest.
 
         It is stored with trained weights, so that they are not evaluated on cases that a changed list now calls test.
+        It is empty if there is no list.
         """
+        if not self.is_there:
+            return ""
         return f"{Path(str(self.data)).name}, cases {self.digest[:8]}, {self._divided[1]}"
 
     @cached_property
@@ -160,7 +162,7 @@ class LabelledScans:
         return [weights[case.label] for case in self.cases if case.split == "train"]
 
     def _item(self, case: LabelledCase) -> dict[str, Any]:
-        image: Any = list(case.images) if len(self.channels) > 1 else case.images[0]
+        image: Any = list(case.images) if len(case.images) > 1 else case.images[0]
         item: dict[str, Any] = {"image": image, "label": self.class_names.index(case.label), "case": case.name}
         if any(one.group for one in self.cases):
             item["patient"] = case.group or f"case {case.name}"
