@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is written to disk: atomic files, digests, signatures in checkpoints, weight files, and the theme of pages."""
+"""What is written to disk: atomic files, digests, signatures in checkpoints, weight files, the look of pages."""

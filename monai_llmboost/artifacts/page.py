@@ -20,3 +20,10 @@ def visible(text: str) -> str:
     if text.isprintable():  # nearly always; pictures in base64 are long
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shortened(text: str, length: int) -> str:
+    """Return text of at most ``length`` characters; the middle is cut because names differ at their ends."""
+    if len(text) <= length:
+        return text
+    return f"{text[: (length - 1) // 2]}…{text[len(text) - length // 2 :]}"

@@ -17,13 +17,16 @@ NETWORKS = "networks"  # folder of overlays, one for each other network
 MULTI_GPU = "multi_gpu_{}.json"  # overlays of a job on several processes
 # In the folder of a preset, and in its folder for another network: overlays for every job, and for training only.
 PRESET_NETWORK, PRESET_TRAINING = "network.json", "training.json"
+PLAN = "plan.json"  # in a user's copy: overlay of training and evaluation, derived from the user's labelled scans
 STUDIES = "studies.json"  # the presets of the bundle, and the options that some data sets do not use
 # The default folder of checkpoints, as our bundles' configs write it.
 USUAL_CKPT_DIR = f"$@bundle_root + '/{MODELS}'"
 # What a training writes next to model.pt, an overlay for evaluation and inference, and its key that is no config.
 MODEL_RECORD, TRAINED = "model.json", "_trained_"
-# Keys of the network, of its classes, and of the cases that are validated or evaluated.
-NETWORK_DEF, CLASS_NAMES, EVALUATED_CASES = "network_def", "class_names", "validate#dataset"
+# Keys of the network, of its classes, of the steps from a scan to its input, and of the cases that are evaluated.
+NETWORK_DEF, CLASS_NAMES, PREPROCESS, EVALUATED_CASES = "network_def", "class_names", "preprocess", "validate#dataset"
+# Keys of the columns of a list that a prediction reads too.
+INPUT_COLUMNS = ("image_column", "mask_column", "case_column")
 # Keys of the items in a batch, as MONAI's transforms name them.
 IMAGE, LABEL = "image", "label"
 
@@ -32,6 +35,7 @@ class Option:
     """Names of the options that our commands pass to a bundle or read from it."""
 
     DATASET, TRAINED_ON, SPLIT = "dataset", "trained_on", "split"
+    DATA, LEAVE_OUT_CASES = "data", "leave_out"
     DATASET_DIR, DOWNLOAD = "dataset_dir", "download"
     FOLDS, FOLD, LABEL_FRACTION = "folds", "fold", "label_fraction"
     BUNDLE_ROOT, CKPT_DIR, OUTPUT_DIR, WEIGHTS = "bundle_root", "ckpt_dir", "output_dir", "weights"
@@ -50,9 +54,9 @@ class Option:
 # Options that contain text even if their default is computed or null. Other options contain text if their default is
 # plain text or the bundle declares it.
 TEXTS = (
-    Option.BUNDLE_ROOT, Option.DATASET, Option.DATASET_DIR, Option.OUTPUT_DIR, Option.CKPT_DIR, Option.BLOCK,
-    Option.ENCODER_WEIGHTS,
-    Option.SALT, Option.VIEW, Option.ONLY, Option.COLUMNS, "tracking", "tracking_uri", "experiment_name", "run_name",
+    Option.BUNDLE_ROOT, Option.DATA, Option.DATASET, Option.DATASET_DIR, Option.OUTPUT_DIR, Option.CKPT_DIR,
+    Option.BLOCK, Option.ENCODER_WEIGHTS, Option.SALT, Option.VIEW, Option.ONLY, Option.COLUMNS,
+    "tracking", "tracking_uri", "experiment_name", "run_name",
 )  # fmt: skip
 # Text options that also accept several texts, written as a Python list: "['a', 'b']".
 SEVERAL_TEXTS = (Option.DATASET_DIR, Option.VIEW, Option.ONLY, Option.COLUMNS)

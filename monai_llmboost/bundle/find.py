@@ -20,6 +20,7 @@ from monai_llmboost.bundle.contract import (
     MODELS,
     NETWORKS,
     OVERLAYS,
+    PLAN,
     TRAIN_CONFIG,
     Option,
 )
@@ -111,7 +112,7 @@ def copy_bundle(name: str | Path, to: Path) -> None:
 def job_configs(
     bundle: Path, job: str, arm: str | None = None, network: str | None = None, overlays: Iterable[str] = ()
 ) -> list[Path]:
-    """Return the config files of a job, including the overlays of another network and of an arm.
+    """Return the config files of a job, with the overlays of another network and of an arm, and the bundle's plan.
 
     Args:
         bundle: folder of the bundle.
@@ -134,7 +135,8 @@ def job_configs(
         files = _arm_files(bundle, last)
         check_choice("arm", arm, files)
         (early if files[arm].parent == bundle / CONFIGS / ARMS else last).append(files[arm])
-    return [bundle / CONFIGS / first, *early, *(bundle / CONFIGS / name for name in rest), *last]
+    plan = [file for file in [bundle / CONFIGS / PLAN] if first == TRAIN_CONFIG and file.is_file()]
+    return [bundle / CONFIGS / first, *early, *(bundle / CONFIGS / name for name in rest), *plan, *last]
 
 
 def arms_of(bundle: Path, overlays: Iterable[str] = ()) -> list[str]:

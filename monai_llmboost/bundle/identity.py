@@ -18,6 +18,7 @@ from typing import Any
 FREE = {
     "bundle_root": "a place",
     "dataset_dir": "a place; cases are known by their own digests or by their names",
+    "data": "a place; a list is known by the digest of what it says",
     "ckpt_dir": "a place; weights are known by their digest",
     "output_dir": "a place",
     "block": "a place; a block is known by its fingerprint",
@@ -29,6 +30,7 @@ FREE = {
     "tracking": "display", "tracking_uri": "display", "experiment_name": "display", "run_name": "display",
     "save_execute_config": "display",
     "_meta_": "describes the bundle; what decides something is given to where it does",
+    "_plan_": "describes the plan; the keys next to it are compared",
     "_trained_": "describes the training; the keys next to it are compared, and weights by their digest",
 }  # fmt: skip
 FREE_IN_TRAINING = {
@@ -36,6 +38,9 @@ FREE_IN_TRAINING = {
     "resume": "how a run is started again",
     "network": "how network_def runs: on several GPUs, compiled; its weights are compared",
     "imports": "several processes or a user's own expressions need others",
+    "num_workers": "speed",
+    "cache": "speed",
+    "cache_dir": "speed",
 }
 FREE_IN_PREDICTION = {
     "batch_size": "speed and memory",

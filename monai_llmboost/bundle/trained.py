@@ -2,8 +2,9 @@
 """The record of a trained folder: ``model.json`` next to ``model.pt``, which describes the trained network.
 
 The file is an overlay for ``evaluate.json`` and ``inference.json``: its keys are those that the ``network_def`` of the
-training refers to, with their values, and the names of the classes. Its key ``_trained_`` is no config, and describes
-the training: format, bundle, arm, data set, block, preprocessing, versions, and the digest of ``model.pt``.
+training and its ``preprocess`` refer to, with their values, and the names of the classes. Its key
+``_trained_`` is no config, and describes the training: format, bundle, arm, data set, block, preprocessing, versions,
+and the digest of ``model.pt``.
 
 Like a bundle's configs, the overlay contains expressions that MONAI evaluates: use folders only from people whose
 configs you would run.
@@ -27,16 +28,18 @@ from monai_llmboost.bundle.contract import (
     CLASS_NAMES,
     CONFIGS,
     EVALUATED_CASES,
+    INPUT_COLUMNS,
     METADATA,
     MODEL_RECORD,
     NETWORK_DEF,
     NETWORKS,
+    PREPROCESS,
     TRAINED,
     Option,
 )
 from monai_llmboost.bundle.effect import reached_from
 from monai_llmboost.bundle.find import arms_of, networks_of
-from monai_llmboost.bundle.identity import FREE, as_plain
+from monai_llmboost.bundle.identity import FREE, FREE_IN_TRAINING, as_plain
 from monai_llmboost.bundle.words import is_computed, literal, plain_text
 
 FORMAT = 1
@@ -50,7 +53,7 @@ BLOCK_WORDS = ("embedded", "random")
 
 
 def trained_config(config: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, Any]:
-    """Return the keys of a training's merged config that its network is made of.
+    """Return the keys of a training's merged config that its network and its input are made of.
 
     Args:
         config: from :func:`monai_llmboost.bundle.running_config`.
@@ -69,7 +72,8 @@ def trained_config(config: Mapping[str, Any], class_names: Sequence[str]) -> dic
         tree[Option.BLOCK] = _encoded(str(file))
     if Option.ENCODER_WEIGHTS in tree:  # the checkpoint has them as they were trained further
         tree[Option.ENCODER_WEIGHTS] = None
-    keys = _tops(tree, NETWORK_DEF) - OF_A_RUN
+    entries = [key for key in (NETWORK_DEF, PREPROCESS, *INPUT_COLUMNS) if key in tree]
+    keys = _tops(tree, entries) - OF_A_RUN
     if Option.DATASET in keys:
         raise ValueError(f"the network refers to the key {Option.DATASET!r}, which means the scans in inference")
     return {key: _as_config(key, tree[key]) for key in tree if key in keys}
@@ -77,10 +81,12 @@ def trained_config(config: Mapping[str, Any], class_names: Sequence[str]) -> dic
 
 def trained_data(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the plain options of a training's merged config that its validation cases are made of, as text."""
-    keys = sorted(reached_from(config, [EVALUATED_CASES]) & config.keys() - {Option.DOWNLOAD, Option.BUNDLE_ROOT})
+    reached = reached_from(config, [EVALUATED_CASES]) & config.keys()
+    keys = sorted(reached - ({*FREE, *FREE_IN_TRAINING} - {Option.DATASET_DIR, Option.DATA}))
     found = {key: plain_text(config[key]) if isinstance(config[key], str) else config[key] for key in keys}
-    if isinstance(folder := found.get(Option.DATASET_DIR), str) and not folder.startswith(("~", "$", "@", "%")):
-        found[Option.DATASET_DIR] = str(Path(folder).absolute())
+    for key in (Option.DATASET_DIR, Option.DATA):
+        if isinstance(place := found.get(key), str) and not place.startswith(("~", "$", "@", "%")):
+            found[key] = str(Path(place).absolute())
     plain = (str, int, float, bool)
     return {key: value for key, value in found.items() if isinstance(value, plain) and not is_computed(value)}
 
@@ -94,10 +100,10 @@ def block_file(config: Mapping[str, Any]) -> Path | None:
     return path.absolute() if (path := Path(text)).is_file() else None
 
 
-def _tops(tree: Mapping[str, Any], entry: str) -> set[str]:
-    """Return the top-level keys that an entry refers to; each counts as a whole."""
+def _tops(tree: Mapping[str, Any], entries: Iterable[str]) -> set[str]:
+    """Return the top-level keys that entries refer to; each counts as a whole."""
     known: set[str] = set()
-    todo = {entry}
+    todo = {*entries}
     while todo:
         tops = {one.partition("#")[0] for one in reached_from(tree, todo)} & tree.keys()
         known, todo = known | tops, tops - known

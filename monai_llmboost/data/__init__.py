@@ -1,11 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data: labelled sets (MedMNIST3D, phantoms), scans (NIfTI, DICOM), and batches on the device."""
+"""Data: named sets (MedMNIST3D, phantoms), users' labelled scans, NIfTI and DICOM, and batches on the device."""
 
 from monai_llmboost.data.augment import RandAffineBatchd
 from monai_llmboost.data.batches import BatchedVolumes
 from monai_llmboost.data.datasets.medmnist import medmnist3d_file, medmnist3d_names
 from monai_llmboost.data.datasets.named import LabelledVolumes, check_source, class_names, reads_files
 from monai_llmboost.data.datasets.phantoms import PHANTOM_CLASSES, phantom_arrays
+from monai_llmboost.data.labelled import (
+    CaseList,
+    Columns,
+    Division,
+    LabelledCase,
+    LabelledScanDataset,
+    LabelledScans,
+    ScanLoader,
+    read_cases,
+)
 from monai_llmboost.data.scans import (
     BoundedNiftiReader,
     CheckVolumed,
@@ -16,24 +26,38 @@ from monai_llmboost.data.scans import (
     SkippedFile,
     find_scans,
 )
+from monai_llmboost.data.transforms import CropScand, LoadScansd, ResampleScand, ScaleScand, WarnIfUnusuald
 
 __all__ = [
     "PHANTOM_CLASSES",
     "BatchedVolumes",
     "BoundedNiftiReader",
+    "CaseList",
     "CheckVolumed",
+    "Columns",
+    "CropScand",
     "DicomSeriesReader",
+    "Division",
+    "LabelledCase",
+    "LabelledScanDataset",
+    "LabelledScans",
     "LabelledVolumes",
+    "LoadScansd",
     "RandAffineBatchd",
     "RefusedScan",
+    "ResampleScand",
+    "ScaleScand",
     "Scan",
+    "ScanLoader",
     "ScanReader",
     "SkippedFile",
+    "WarnIfUnusuald",
     "check_source",
     "class_names",
     "find_scans",
     "medmnist3d_file",
     "medmnist3d_names",
     "phantom_arrays",
+    "read_cases",
     "reads_files",
 ]

@@ -31,9 +31,9 @@ from monai.utils import CommonKeys
 NEUTRAL_STEPS = {
     "AsChannelLast", "CastToType", "CheckVolume", "ClassesToIndices", "ConcatItems", "CopyItems", "DataStats",
     "Decollate", "DeleteItems", "EnsureChannelFirst", "EnsureType", "FgBgToIndices", "FlattenSequence",
-    "FlattenSubKeys", "FromMetaTensor", "Identity", "IntensityStats", "LoadImage", "RemoveRepeatedChannel",
+    "FlattenSubKeys", "FromMetaTensor", "Identity", "IntensityStats", "LoadImage", "LoadScans", "RemoveRepeatedChannel",
     "RepeatChannel", "SaveImage", "SelectItems", "SimulateDelay", "SplitDim", "SqueezeDim", "ToCupy", "ToDevice",
-    "ToMetaTensor", "ToNumpy", "ToPIL", "ToTensor",
+    "ToMetaTensor", "ToNumpy", "ToPIL", "ToTensor", "WarnIfUnusual",
 }  # fmt: skip
 # Settings of windows that depend on the units of the raw values (HU, 0 to 255 ...); the network sees the output range.
 WINDOW_SETTINGS = {"ScaleIntensityRange": {"a_min", "a_max", "clip"}}

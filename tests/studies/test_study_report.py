@@ -9,8 +9,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from monai_llmboost.artifacts.drawing import house_style, look_of
 from monai_llmboost.studies.page import figures, write_study_report
-from monai_llmboost.studies.page.drawing import house_style, look_of
 from monai_llmboost.studies.page.words import MINUS
 
 ARMS = ("none", "mlp", "random", "pretrained")

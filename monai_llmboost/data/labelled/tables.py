@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 DELIMITERS = (",", ";", "\t", "|")
+TABLES = (".csv", ".tsv", ".json")
 # Words for splits that people write; the keys are in lower case.
 SPLIT_WORDS = {
     "train": "train", "training": "train", "tr": "train",

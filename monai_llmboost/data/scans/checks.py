@@ -30,7 +30,8 @@ class CheckVolumed(MapTransform):
     Args:
         keys: keys of channel-first volumes.
         channels: number of channels of the network's input.
-        intensity_range: lowest and highest voxel value in training.
+        intensity_range: lowest and highest voxel value in training; ``None`` checks none, for scans whose
+            units mean nothing, or that a later transform clips.
         clip_intensities: accept values outside the range, which a later transform clips.
         min_size: minimum number of voxels along each axis, or along (i, j, k).
 
@@ -51,14 +52,15 @@ class CheckVolumed(MapTransform):
         self,
         keys: KeysCollection,
         channels: int = 1,
-        intensity_range: Sequence[float] = (0, 255),
+        intensity_range: Sequence[float] | None = (0, 255),
         clip_intensities: bool = False,
         min_size: int | Sequence[int] = 2,
     ) -> None:
         super().__init__(keys)
         self.channels = channels
+        self.has_range = intensity_range is not None
         try:
-            self.low, self.high = map(float, intensity_range)
+            self.low, self.high = map(float, (0, 1) if intensity_range is None else intensity_range)
         except (TypeError, ValueError):
             self.low = self.high = 0.0
         if not self.low < self.high:
@@ -102,6 +104,8 @@ class CheckVolumed(MapTransform):
         low, high = float(volume.min()), float(volume.max())
         if low == high:
             raise RefusedScan(f"expected an image, every voxel is {low:g}: {EXPORT}", kind="constant")
+        if not self.has_range:
+            return
         advice = "if this is right for your data, give --intensity_range '[low,high]'"
         if not self.clip_intensities:
             advice += " --clip_intensities True"
@@ -119,12 +123,12 @@ class CheckVolumed(MapTransform):
     def _warn(self, volume: MetaTensor) -> None:
         voxels = volume.as_tensor()
         warnings = volume.meta.get("warnings", "").splitlines()
-        values = _count_values(voxels)
+        values = _count_values(voxels) if self.has_range else MIN_VALUES
         if values < MIN_VALUES < volume.numel():
             warnings.append(
                 f"different values in some {SAMPLED_VOXELS} voxels: {values}; perhaps it is a map of labels, no image"
             )
-        outside = float(((voxels < self.low) | (voxels > self.high)).float().mean())
+        outside = float(((voxels < self.low) | (voxels > self.high)).float().mean()) if self.has_range else 0.0
         if outside > 0:
             warnings.append(f"clipped to {self.low:g} to {self.high:g}: {100 * outside:.2g} % of the voxels")
         if warnings:

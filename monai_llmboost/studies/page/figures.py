@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures of a study, one small plot each; draw them inside :func:`drawing.house_style`."""
+"""The pictures of a study, one small plot each; draw them inside :func:`artifacts.drawing.house_style`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from monai_llmboost.studies.page.drawing import INK, PAPER, QUIET, WIDTH, Look, panel
-from monai_llmboost.studies.page.words import finite, interval, plain, shortened, signed, span, value
+from monai_llmboost.artifacts.drawing import INK, PAPER, QUIET, WIDTH, Look, panel
+from monai_llmboost.artifacts.page import shortened
+from monai_llmboost.studies.page.words import finite, interval, plain, signed, span, value
 
 ROW = 0.5  # inches for one comparison
 LABEL, WHOLE = 31, 54  # characters of a label next to the numbers, and on a separate line

@@ -12,13 +12,13 @@ from typing import Any
 import jinja2
 from matplotlib.figure import Figure
 
+from monai_llmboost.artifacts.drawing import Look, house_style, keys_of, look_of, svg
 from monai_llmboost.artifacts.files import atomic_text
 from monai_llmboost.artifacts.page import style_of
 from monai_llmboost.studies.cost.arms import ROWS
 from monai_llmboost.studies.diagnostics import MEASURES
 from monai_llmboost.studies.label_fractions import WHOLE, set_name
 from monai_llmboost.studies.page import figures, words
-from monai_llmboost.studies.page.drawing import Look, house_style, keys_of, look_of, svg
 from monai_llmboost.studies.statistics.verdict import without_caveats
 
 HERE = Path(__file__).parent

@@ -68,10 +68,3 @@ def visible(text: Any) -> Any:
     if isinstance(text, (list, tuple)):
         return [visible(item) for item in text]
     return text
-
-
-def shortened(text: str, length: int) -> str:
-    """Return text of at most ``length`` characters; the middle is cut because names differ at their ends."""
-    if len(text) <= length:
-        return text
-    return f"{text[: (length - 1) // 2]}…{text[len(text) - length // 2 :]}"

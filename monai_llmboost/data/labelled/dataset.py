@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A MONAI data set of labelled scans that are prepared once and kept, in memory or on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.data import CacheDataset, Dataset, MetaTensor, PersistentDataset
+from monai.transforms import Compose, Transform
+
+from monai_llmboost.arguments import check_choice
+from monai_llmboost.data.memory import available_memory
+from monai_llmboost.data.scans.scan import RefusedScan
+from monai_llmboost.data.steps import list_voxel_steps, steps_to_text
+
+logger = logging.getLogger("monai_llmboost")
+CACHES = ("memory", "disk", "none")
+# Part of the available memory that prepared scans may take.
+PART_OF_MEMORY = 0.6
+THREADS = 4
+MOST_TEXT = 1 << 20
+
+
+class LabelledScanDataset(Dataset):
+    """Labelled scans, prepared by deterministic transforms and kept by MONAI's ``CacheDataset``/``PersistentDataset``.
+
+    Scans are prepared when the first one is asked for. As many are kept in memory as fit into 60 % of what is
+    free.
+
+    Args:
+        data: items with ``"image"`` (paths), ``"label"`` and ``"case"``, such as of
+            :meth:`monai_llmboost.data.LabelledScans.items`.
+        transform: deterministic transforms of an item; random ones belong to the loader, which applies them to batches.
+        split: the split, for messages and checks.
+        division: how the cases were divided, as text that is stored with the trained weights.
+        cache: ``"memory"``, ``"disk"`` (in ``cache_dir``; a changed file or transform is prepared again) or ``"none"``.
+        cache_dir: folder of ``"disk"``.
+        progress: whether to show a progress bar, on a terminal.
+
+    Raises:
+        ValueError: an unknown cache, or ``"disk"`` without a folder; from an item, a scan that cannot be read
+            correctly, with the name of its case.
+
+    Example:
+        >>> data = LabelledScanDataset(scans.items("train"), preprocessing, "train")  # doctest: +SKIP
+        >>> data[0]["image"].shape  # doctest: +SKIP
+        torch.Size([1, 64, 64, 64])
+    """
+
+    # Which cases of a list are test cases may depend on the other cases, and on who edited it.
+    has_official_test = False
+    advice = "the list and the options of the training, or train again"
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        transform: Callable,
+        split: str = "",
+        division: str = "",
+        cache: str = "memory",
+        cache_dir: str | Path | None = None,
+        progress: bool = True,
+    ) -> None:
+        check_choice("cache", cache, CACHES)
+        if cache == "disk" and not cache_dir:
+            raise ValueError("the cache on disk has no folder: give --cache_dir")
+        super().__init__(data, transform)
+        self.split = split
+        self.division = division
+        self.cache = cache
+        self.cache_dir = cache_dir
+        self.progress = progress and sys.stderr.isatty()
+        self._kept: Dataset | None = None
+
+    @property
+    def cases(self) -> list[str]:
+        """The names of the cases."""
+        return [str(item.get("case", number)) for number, item in enumerate(self.data)]
+
+    def prepare(self) -> Dataset:
+        """Prepare the scans to be kept; a second call returns the same."""
+        if self._kept is None:
+            self._kept = self._make()
+        return self._kept
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return a prepared item."""
+        return self.prepare()[index]
+
+    def _make(self) -> Dataset:
+        transform = Compose([_Prepare(self.transform), _KeepAffine()])
+        if self.cache == "disk":
+            known = hashlib.sha256(steps_to_text(list_voxel_steps(self.transform), MOST_TEXT).encode()).hexdigest()
+            return PersistentDataset(
+                self.data, transform, self.cache_dir, lambda item: _item_digest(item, known), track_meta=True
+            )
+        if self.cache == "none" or not len(self.data):
+            return Dataset(self.data, transform)
+        first = transform(self.data[0])
+        size = sum(value.numel() * value.element_size() for value in first.values() if isinstance(value, MetaTensor))
+        fit = math.floor(PART_OF_MEMORY * available_memory() / max(size, 1))
+        count = min(len(self.data), fit)
+        if count < len(self.data):
+            logger.warning(
+                f"{count} of {len(self.data)} prepared {self.split} scans fit into memory, the others are prepared "
+                "in each epoch: give --cache disk, or a smaller --image_shape"
+            )
+        threads = min(THREADS, os.cpu_count() or 1)
+        return CacheDataset(
+            self.data, transform, cache_num=count, num_workers=threads, progress=self.progress, copy_cache=False
+        )
+
+
+class _Prepare(Transform):
+    """The transforms of an item; an error names its case."""
+
+    def __init__(self, transform: Callable) -> None:
+        self.transform = transform
+
+    def __call__(self, data: Mapping[str, Any]) -> Any:
+        try:
+            return self.transform(dict(data))
+        except Exception as error:
+            cause: BaseException = error
+            while cause.__cause__ is not None and not isinstance(cause, RefusedScan):
+                cause = cause.__cause__
+            raise ValueError(
+                f"the case {data.get('case', data.get('image'))} cannot be used: {cause}; inspect again, "
+                "which leaves it out, or correct it"
+            ) from error
+
+
+class _KeepAffine(Transform):
+    """Keep of the metadata only what is plain: the affine. The rest is large, and cannot be loaded without pickle."""
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: _plain_volume(value) for key, value in data.items()}
+
+
+def _plain_volume(value: Any) -> Any:
+    return MetaTensor(value.as_tensor().contiguous(), affine=value.affine) if isinstance(value, MetaTensor) else value
+
+
+def _item_digest(item: Mapping[str, Any], transforms: str) -> bytes:
+    """Return a digest of an item, of the size and time of its files, and of the transforms."""
+    files = [[path, *_state(path)] for path in _paths([item.get("image"), item.get("mask")])]
+    said = {key: value for key, value in item.items() if key not in ("label", "case", "patient")}
+    return hashlib.sha256(json.dumps([said, files, transforms]).encode()).hexdigest().encode()
+
+
+def _paths(value: Any) -> list[str]:
+    if isinstance(value, (list, tuple)):
+        return [path for one in value for path in _paths(one)]
+    return [str(value).partition("::")[0]] if value else []
+
+
+def _state(path: str) -> list[Any]:
+    """Return the size and time of a file, or of all files in a folder."""
+    where = Path(path)
+    files = sorted(where.rglob("*")) if where.is_dir() else [where]
+    return [[str(file), (state := file.stat()).st_size, state.st_mtime_ns] for file in files if file.exists()]

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A labelled list as a bundle's config uses it: its classes, and the items of each split."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from monai_llmboost.arguments import check_choice
+from monai_llmboost.data.datasets.labelled import check_fraction, select_labelled
+from monai_llmboost.data.labelled.case import SPLITS, CaseList, LabelledCase
+from monai_llmboost.data.labelled.divide import Division
+from monai_llmboost.data.labelled.read import read_cases
+from monai_llmboost.data.labelled.tables import Columns
+
+
+class LabelledScans:
+    """The cases of a labelled list, divided into training, validation and test.
+
+    Args:
+        data: the list, see :func:`monai_llmboost.data.labelled.read_cases`.
+        columns: names of its columns.
+        division: how its cases are divided.
+        leave_out: names of cases that are not used, such as scans that cannot be read.
+
+    ``division`` describes the division as text, with the name of the list and the ``digest`` of its training and
+    validation cases (names, labels, splits and groups), so that weights are not evaluated on cases that a changed list
+    now calls test.
+
+    Raises:
+        FileNotFoundError, ValueError: no list, mistakes in it, or a division that is impossible; a name in
+            ``leave_out`` that the list does not have.
+
+    Example:
+        >>> scans = LabelledScans("scans.csv")  # doctest: +SKIP
+        >>> scans.items("train")[0]  # doctest: +SKIP
+        {'image': '/data/a.nii.gz', 'label': 1, 'case': 'a.nii.gz'}
+    """
+
+    def __init__(
+        self,
+        data: str | Path | None,
+        columns: Columns | None = None,
+        division: Division | None = None,
+        leave_out: Sequence[str] = (),
+    ) -> None:
+        if not data:
+            raise ValueError(
+                "there are no labelled scans: give --data with a CSV list, a datalist or a folder of classes"
+            )
+        self.list: CaseList = read_cases(data, columns)
+        if errors := self.list.errors:
+            more = f", and {len(errors) - 1} more; `monai-llmboost inspect` lists them" if len(errors) > 1 else ""
+            raise ValueError(f"{data} has mistakes: {errors[0]}{more}: correct them")
+        names = {case.name for case in self.list.cases}
+        if unknown := sorted(set(leave_out) - names):
+            raise ValueError(f"leave_out has {unknown[0]!r}, which is no case of {data}: correct it, or inspect again")
+        used = [case for case in self.list.cases if case.name not in set(leave_out)]
+        self.class_names = list(self.list.class_names)
+        self.channels = list(self.list.channels)
+        self._division = division or Division()
+        self.cases, how = self._division.divide(used)
+        self.digest = _digest(case for case in self.cases if case.split != "test")
+        self.division = f"{Path(data).name}, cases {self.digest[:8]}, {how}"
+
+    @cached_property
+    def has_test(self) -> bool:
+        """Whether there are test cases."""
+        return any(case.split == "test" for case in self.cases)
+
+    @property
+    def best_split(self) -> str:
+        """The split to evaluate: the test, or the validation cases if there is none."""
+        return "test" if self.has_test else "val"
+
+    def items(self, split: str, label_fraction: float = 1.0) -> list[dict[str, Any]]:
+        """Return the items of a split for a MONAI data set.
+
+        Args:
+            split: ``"train"``, ``"val"`` or ``"test"``.
+            label_fraction: fraction of the training cases of each class, see
+                :func:`~monai_llmboost.data.datasets.labelled.select_labelled`.
+
+        Returns:
+            For each case ``"image"`` (a scan, or a list of one for each channel), ``"label"``, ``"case"``, and as far
+            as the list has them ``"patient"``, ``"mask"`` and ``"centre"``.
+
+        Raises:
+            ValueError: no case of this split, or an invalid fraction.
+        """
+        check_choice("split", split, SPLITS)
+        check_fraction(label_fraction)
+        cases = [case for case in self.cases if case.split == split]
+        if not cases:
+            there = ", ".join(f"{count} {name}" for name, count in Counter(case.split for case in self.cases).items())
+            raise ValueError(
+                f"{self.list.path} has no {split} cases, it has {there}: choose another split, or add some"
+            )
+        if split == "train" and label_fraction < 1:
+            labels = np.array([self.class_names.index(case.label) for case in cases])
+            cases = [cases[index] for index in select_labelled(labels, label_fraction, self._division.seed)]
+        return [self._item(case) for case in cases]
+
+    def class_weights(self) -> list[float]:
+        """Return the weight of each class in a loss, inverse to its number of training cases, with the mean 1."""
+        counts = Counter(case.label for case in self.cases if case.split == "train")
+        inverse = np.array([1 / max(counts[name], 1) for name in self.class_names])
+        return (inverse / inverse.mean()).tolist()
+
+    def case_weights(self) -> list[float]:
+        """Return the weight of each training case with which all classes are drawn equally often."""
+        weights = dict(zip(self.class_names, self.class_weights()))
+        return [weights[case.label] for case in self.cases if case.split == "train"]
+
+    def _item(self, case: LabelledCase) -> dict[str, Any]:
+        image: Any = list(case.images) if len(self.channels) > 1 else case.images[0]
+        item: dict[str, Any] = {"image": image, "label": self.class_names.index(case.label), "case": case.name}
+        if any(one.group for one in self.cases):
+            item["patient"] = case.group or f"case {case.name}"
+        if case.mask is not None:
+            item["mask"] = case.mask
+        if case.centre_mm is not None:
+            item["centre"] = list(case.centre_mm)
+        return item
+
+
+def _digest(cases: Iterable[LabelledCase]) -> str:
+    said = sorted([case.name, case.label, case.split, case.group] for case in cases)
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()

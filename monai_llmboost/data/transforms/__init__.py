@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transforms from the files of a case to the input of a network."""
+
+from monai_llmboost.data.transforms.crop import CROPS, CropScand
+from monai_llmboost.data.transforms.expected import WarnIfUnusuald
+from monai_llmboost.data.transforms.intensity import SCHEMES, ScaleScand, percentiles_of
+from monai_llmboost.data.transforms.load import LoadScansd
+from monai_llmboost.data.transforms.resample import ResampleScand
+
+__all__ = [
+    "CROPS",
+    "SCHEMES",
+    "CropScand",
+    "LoadScansd",
+    "ResampleScand",
+    "ScaleScand",
+    "WarnIfUnusuald",
+    "percentiles_of",
+]

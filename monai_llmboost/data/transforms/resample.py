@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Resampling of a scan to a spacing: means of whole voxels first, then linear interpolation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Spacing
+from monai.utils import TransformBackends
+from torch.nn.functional import avg_pool3d
+
+from monai_llmboost.data.scans.scan import RefusedScan
+
+# A spacing that differs from the wanted one by a smaller part is kept.
+SAME = 1e-3
+# More voxels than this along an axis after resampling are most likely a wrong spacing in a header.
+MOST_VOXELS = 2048
+
+
+class ResampleScand(MapTransform):
+    """Resample volumes to a spacing in mm.
+
+    Where the wanted spacing is twice the scan's or more, means over whole voxels come first: linear interpolation alone
+    would skip voxels (aliasing), and it is slower on the full grid.
+
+    Args:
+        keys: keys of volumes (channels, i, j, k).
+        spacing_mm: wanted spacing along the axes.
+
+    Raises:
+        ValueError: spacings that are not three positive numbers.
+        RefusedScan: from the call: the volume would have more than 2048 voxels along an axis.
+
+    Example:
+        >>> volume = MetaTensor(torch.ones(1, 12, 12, 4), affine=torch.diag(torch.tensor([0.5, 0.5, 3.0, 1.0])))
+        >>> ResampleScand("image", [1.5, 1.5, 1.5])({"image": volume})["image"].shape
+        torch.Size([1, 4, 4, 7])
+    """
+
+    backend = [TransformBackends.TORCH]  # noqa: RUF012  (as in every transform of MONAI)
+
+    def __init__(self, keys: KeysCollection, spacing_mm: Sequence[float]) -> None:
+        super().__init__(keys)
+        spacing = [float(value) for value in spacing_mm] if isinstance(spacing_mm, Sequence) else []
+        if len(spacing) != 3 or not all(0 < value < float("inf") for value in spacing):
+            raise ValueError(f"spacing_mm must be three positive numbers, not {spacing_mm!r}: give [1, 1, 1], say")
+        self.spacing_mm = spacing
+
+    def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
+        """Return the item with resampled volumes."""
+        resampled = dict(data)
+        for key in self.key_iterator(resampled):
+            resampled[key] = self._resample(resampled[key])
+        return resampled
+
+    def _resample(self, volume: MetaTensor) -> Any:
+        own = torch.linalg.norm(volume.affine[:3, :3], dim=0).tolist()
+        if all(abs(wanted - there) <= SAME * wanted for wanted, there in zip(self.spacing_mm, own)):
+            return volume
+        for wanted, there, size in zip(self.spacing_mm, own, volume.shape[1:]):
+            if size * there / wanted > MOST_VOXELS:
+                raise RefusedScan(
+                    f"{size} voxels of {there:g} mm would become {size * there / wanted:.0f} of {wanted:g} mm: the "
+                    "spacing in the header is most likely wrong; correct it, or leave the scan out",
+                    kind="too-large",
+                )
+        volume = _average(volume, [max(1, int(wanted / there + SAME)) for wanted, there in zip(self.spacing_mm, own)])
+        return Spacing(self.spacing_mm, mode="bilinear", padding_mode="border")(volume)
+
+
+def _average(volume: MetaTensor, factors: Sequence[int]) -> MetaTensor:
+    """Return means over blocks of voxels; those at the far ends may be smaller."""
+    kernel = [min(factor, size) for factor, size in zip(factors, volume.shape[1:])]
+    if max(kernel) == 1:
+        return volume
+    means = avg_pool3d(volume.as_tensor()[None], kernel, ceil_mode=True, count_include_pad=False)[0]
+    steps = torch.tensor(kernel, dtype=volume.affine.dtype)
+    into = torch.diag(torch.cat([steps, steps.new_ones(1)]))
+    into[:3, 3] = (steps - 1) / 2
+    return MetaTensor(means, meta={**volume.meta, "affine": volume.affine @ into})
