@@ -76,7 +76,7 @@ def find_joint(network: nn.Module, names: Iterable[str], at: str | None, before:
         ValueError: no such module, or no such joint in this network.
     """
     names = [name for name in names if name]
-    if (name := at or DEEPEST) in names:
+    if (name := DEEPEST if at is None else at) in names:
         return Joint(name, before)
     kind = type(network).__name__
     if at not in (None, DEEPEST, POOLED):
