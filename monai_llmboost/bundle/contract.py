@@ -25,6 +25,8 @@ USUAL_CKPT_DIR = f"$@bundle_root + '/{MODELS}'"
 MODEL_RECORD, TRAINED = "model.json", "_trained_"
 # Keys of the network, of its classes, of the steps from a scan to its input, and of the cases that are evaluated.
 NETWORK_DEF, CLASS_NAMES, PREPROCESS, EVALUATED_CASES = "network_def", "class_names", "preprocess", "validate#dataset"
+# Keys of the columns of a list that a prediction reads too.
+INPUT_COLUMNS = ("image_column", "mask_column", "case_column")
 # Keys of the items in a batch, as MONAI's transforms name them.
 IMAGE, LABEL = "image", "label"
 
@@ -39,6 +41,7 @@ class Option:
     BUNDLE_ROOT, CKPT_DIR, OUTPUT_DIR, WEIGHTS = "bundle_root", "ckpt_dir", "output_dir", "weights"
     EPOCHS, BATCH_SIZE, LEARNING_RATE, VAL_INTERVAL = "epochs", "batch_size", "learning_rate", "val_interval"
     SEED, BLOCK, BLOCK_SEED, BLOCK_DTYPE, RESUME = "seed", "block", "block_seed", "block_dtype", "resume"
+    ENCODER_WEIGHTS = "encoder_weights"  # file that a training starts from
     DEVICE, AMP, NUM_WORKERS = "device", "amp", "num_workers"
     # An expression for this key, or (only for our commands) the name of an overlay in `configs/networks`.
     NETWORK = "network"
@@ -52,7 +55,8 @@ class Option:
 # plain text or the bundle declares it.
 TEXTS = (
     Option.BUNDLE_ROOT, Option.DATA, Option.DATASET, Option.DATASET_DIR, Option.OUTPUT_DIR, Option.CKPT_DIR,
-    Option.BLOCK, Option.SALT, Option.VIEW, Option.ONLY, Option.COLUMNS, "tracking", "tracking_uri", "experiment_name", "run_name",
+    Option.BLOCK, Option.ENCODER_WEIGHTS, Option.SALT, Option.VIEW, Option.ONLY, Option.COLUMNS,
+    "tracking", "tracking_uri", "experiment_name", "run_name",
 )  # fmt: skip
 # Text options that also accept several texts, written as a Python list: "['a', 'b']".
 SEVERAL_TEXTS = (Option.DATASET_DIR, Option.VIEW, Option.ONLY, Option.COLUMNS)

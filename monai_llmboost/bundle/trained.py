@@ -28,6 +28,7 @@ from monai_llmboost.bundle.contract import (
     CLASS_NAMES,
     CONFIGS,
     EVALUATED_CASES,
+    INPUT_COLUMNS,
     METADATA,
     MODEL_RECORD,
     NETWORK_DEF,
@@ -38,7 +39,7 @@ from monai_llmboost.bundle.contract import (
 )
 from monai_llmboost.bundle.effect import reached_from
 from monai_llmboost.bundle.find import arms_of, networks_of
-from monai_llmboost.bundle.identity import FREE, as_plain
+from monai_llmboost.bundle.identity import FREE, FREE_IN_TRAINING, as_plain
 from monai_llmboost.bundle.words import is_computed, literal, plain_text
 
 FORMAT = 1
@@ -69,7 +70,10 @@ def trained_config(config: Mapping[str, Any], class_names: Sequence[str]) -> dic
         tree[CLASS_NAMES] = [_encoded(name) for name in class_names]
     if (file := block_file(config)) is not None:
         tree[Option.BLOCK] = _encoded(str(file))
-    keys = _tops(tree, [NETWORK_DEF, *({PREPROCESS} & tree.keys())]) - OF_A_RUN
+    if Option.ENCODER_WEIGHTS in tree:  # the checkpoint has them as they were trained further
+        tree[Option.ENCODER_WEIGHTS] = None
+    entries = [key for key in (NETWORK_DEF, PREPROCESS, *INPUT_COLUMNS) if key in tree]
+    keys = _tops(tree, entries) - OF_A_RUN
     if Option.DATASET in keys:
         raise ValueError(f"the network refers to the key {Option.DATASET!r}, which means the scans in inference")
     return {key: _as_config(key, tree[key]) for key in tree if key in keys}
@@ -77,7 +81,8 @@ def trained_config(config: Mapping[str, Any], class_names: Sequence[str]) -> dic
 
 def trained_data(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the plain options of a training's merged config that its validation cases are made of, as text."""
-    keys = sorted(reached_from(config, [EVALUATED_CASES]) & config.keys() - {Option.DOWNLOAD, Option.BUNDLE_ROOT})
+    reached = reached_from(config, [EVALUATED_CASES]) & config.keys()
+    keys = sorted(reached - ({*FREE, *FREE_IN_TRAINING} - {Option.DATASET_DIR, Option.DATA}))
     found = {key: plain_text(config[key]) if isinstance(config[key], str) else config[key] for key in keys}
     for key in (Option.DATASET_DIR, Option.DATA):
         if isinstance(place := found.get(key), str) and not place.startswith(("~", "$", "@", "%")):

@@ -16,9 +16,9 @@ from monai_llmboost.bundle.options import Rules
 from monai_llmboost.bundle.trained import TrainedFolder, find_trained
 from monai_llmboost.bundle.words import config_values, is_computed
 
-# Options of the training that do not contradict it: a block is known by its fingerprint, which the checkpoint has, and
-# a dtype only by its precision.
-NO_CONTRADICTION = (Option.BLOCK, Option.BLOCK_DTYPE)
+# Options of the training that do not contradict it: a block is known by its fingerprint, which the checkpoint has, a
+# dtype only by its precision, and the weights that a training started from are in the checkpoint.
+NO_CONTRADICTION = (Option.BLOCK, Option.BLOCK_DTYPE, Option.ENCODER_WEIGHTS)
 TRAIN, EVALUATE = "train", "evaluate"
 
 

@@ -18,6 +18,7 @@ from monai_llmboost.command_line.inspect import inspect
 from monai_llmboost.command_line.options import BundleCommand
 from monai_llmboost.command_line.predict import predict
 from monai_llmboost.command_line.study import study
+from monai_llmboost.command_line.training import evaluate, train
 
 # Settings of commands that also accept the bundle's own options.
 WITH_BUNDLE_OPTIONS: dict[str, Any] = {
@@ -36,6 +37,8 @@ app.command()(info)
 app.command()(donors)
 app.command()(bundle)
 app.command()(inspect)
+app.command(**WITH_BUNDLE_OPTIONS)(train)
+app.command(**WITH_BUNDLE_OPTIONS)(evaluate)
 app.command(**WITH_BUNDLE_OPTIONS)(run)
 app.command(**WITH_BUNDLE_OPTIONS)(predict)
 app.command(**WITH_BUNDLE_OPTIONS)(cost)

@@ -84,12 +84,12 @@ def inspect(
     except KeyboardInterrupt:
         typer.echo("monai-llmboost: interrupted; what was read is kept, and the same command resumes", err=True)
         sys.exit(INTERRUPTED)
-    _show(found)
+    show(found)
     wrong = found.findings.errors or (strict and found.findings.warnings)
     sys.exit(WRONG_DATA if wrong else 0)
 
 
-def _show(found: Inspection) -> None:
+def show(found: Inspection) -> None:
     """Print tables of cases and scans, what was found, and the plan."""
     from rich.table import Table
 

@@ -81,12 +81,21 @@ def patients_of(dataset: Any) -> dict[str, str]:
     Items of one patient have the same ``"patient"``, and each item its own ``"case"``; an item without a patient is of
     another patient.
     """
-    items = getattr(dataset, "data", None)
-    items = items if isinstance(items, Sequence) else ()
-    named = [item for item in items if isinstance(item, Mapping) and CASE in item]
+    named = _named_items(dataset)
     if not any(PATIENT in item for item in named):
         return {}
     return {str(item[CASE]): str(item.get(PATIENT, f"case {item[CASE]}")) for item in named}
+
+
+def cases_of(dataset: Any) -> set[str]:
+    """Return the names of a data set's cases without reading volumes; an empty set if its items have none."""
+    return {str(item[CASE]) for item in _named_items(dataset)}
+
+
+def _named_items(dataset: Any) -> list[Mapping[str, Any]]:
+    items = getattr(dataset, "data", None)
+    items = items if isinstance(items, Sequence) else ()
+    return [item for item in items if isinstance(item, Mapping) and CASE in item]
 
 
 def _to_number(label: Any) -> Any:

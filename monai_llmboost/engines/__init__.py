@@ -3,6 +3,7 @@
 
 from monai_llmboost.engines.checkpoints import TrainingCheckpoints
 from monai_llmboost.engines.curves import LearningCurves, TensorBoardCurves
+from monai_llmboost.engines.evaluation.scan_metrics import ScanMetrics
 from monai_llmboost.engines.named_handlers import NamedHandlers
 from monai_llmboost.engines.reproducible import SeededEpochs
 from monai_llmboost.engines.results import MetricsFile, PredictionTable
@@ -20,6 +21,7 @@ __all__ = [
     "MetricsFile",
     "NamedHandlers",
     "PredictionTable",
+    "ScanMetrics",
     "SeededEpochs",
     "SharedStatistics",
     "TensorBoardCurves",

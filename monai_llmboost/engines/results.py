@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
-import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from monai_llmboost.artifacts.files import atomic_text, safe_row
-from monai_llmboost.data.labels import patients_of
+from monai_llmboost.engines.evaluation.cases import CaseCollector, EvaluatedCases, gathered
 from monai_llmboost.networks.class_names import class_names_of, on_one_line
-from monai_llmboost.tasks import Classification, Task, bootstrap_interval
+from monai_llmboost.tasks import Classification, Task
 
 logger = logging.getLogger("monai_llmboost")
 PREDICTIONS_FILE, METRICS_FILE = "predictions.csv", "metrics.json"
@@ -70,15 +69,9 @@ class PredictionTable:
         """Read the class names of the loaded checkpoint and check the cases' labels."""
         self.rows = []
         self.task = self.given_task or Classification.of(self.network)
-        if self.class_names is None:
-            return
-        names = class_names_of(self.network)
-        if list(map(on_one_line, self.class_names)) != names:
-            raise ValueError(
-                f"the checkpoint was trained for the classes {names}, not for {list(self.class_names)}: give the "
-                "--dataset that it was trained on"
-            )
-        self.task.check_labels(getattr(engine, "data_loader", None), "evaluated")
+        if self.class_names is not None:
+            check_classes(self.class_names, self.network)
+            self.task.check_labels(getattr(engine, "data_loader", None), "evaluated")
 
     def collect(self, engine: Engine) -> None:
         """Collect the rows of one batch."""
@@ -93,6 +86,16 @@ class PredictionTable:
             write_predictions(self.path, rows)
             refused = sum(bool(row.get("refused")) for row in rows)
             logger.info(f"{len(rows)} cases, {refused} refused: {self.path}")
+
+
+def check_classes(class_names: Sequence[str], network: nn.Module) -> None:
+    """Raise a ValueError if a network was trained for other classes than these."""
+    names = class_names_of(network)
+    if list(map(on_one_line, class_names)) != names:
+        raise ValueError(
+            f"the checkpoint was trained for the classes {names}, not for {list(class_names)}: give the "
+            "data that it was trained on"
+        )
 
 
 def prediction_row(task: Task, item: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,48 +147,34 @@ class MetricsFile:
         self.auc = auc
         self.about = dict(about)
         self.task: Task = task or Classification(())
-        self.cases: list[str] = []
+        self.collector = CaseCollector()
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator."""
-        engine.add_event_handler(Events.STARTED, self.cases.clear)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
+        self.collector.attach(engine)
         engine.add_event_handler(Events.COMPLETED, self.write)
-
-    def collect(self, engine: Engine) -> None:
-        """Collect the names of one batch's cases."""
-        batch: Any = engine.state.batch
-        columns = [batch] if isinstance(batch, Mapping) else batch if isinstance(batch, list) else []
-        for column in columns:
-            found = column.get("case", ()) if isinstance(column, Mapping) else ()
-            self.cases += [found] if isinstance(found, str) else list(found)
 
     def write(self, engine: Engine) -> None:
         """Write the file."""
-        cases = [case for part in gathered(self.cases) for case in part]
-        if idist.get_rank() != 0:
-            return
-        state: Any = engine.state
-        scores, labels = (x.cpu().numpy() for x in state.metric_details[self.auc])
-        scores, labels = scores.astype("float64"), labels.reshape(-1)
-        # The metric gathers the ranks in the same order as the names.
-        named = len(cases) == len(labels)
-        order = np.lexsort([np.array(cases)] if named else [*scores.T, labels])
-        scores, labels = scores[order], labels[order]
-        known = patients_of(getattr(getattr(state, "dataloader", None), "dataset", None)) if named else {}
-        patients = np.array([known.get(case, f"case {case}") for case in np.array(cases)[order]]) if known else None
-        groups = self.task.groups(labels)
-        numbers: dict[str, Any] = {}
-        for name, metric in self.task.metrics.items():
-            numbers[name] = metric.compute(scores, labels)
-            interval = bootstrap_interval(metric.compute, scores, labels, groups=groups, patients=patients)
-            numbers[f"{name}_interval_95"] = list(interval)
-        with atomic_text(self.path) as file:
-            number = {} if patients is None else {"patients": len(np.unique(patients))}
-            json.dump({**self.about, "cases": len(labels), **number, **numbers}, file, indent=2)
-            file.write("\n")
-        values = " ".join(f"{metric.label} {numbers[name]:.4f}" for name, metric in self.task.metrics.items())
-        logger.info(f"{values} on {len(labels)} cases: {self.path}")
+        cases = self.collector.gather(engine, self.auc)
+        if cases is not None:
+            metrics = {name: metric.compute for name, metric in self.task.metrics.items()}
+            numbers = cases.measure(metrics, self.task.groups(cases.labels))
+            write_metrics(self.path, {**self.about, **cases.count(), **numbers})
+            log_metrics(self.path, self.task, cases, numbers)
+
+
+def write_metrics(path: Path, numbers: Mapping[str, Any]) -> None:
+    """Write ``metrics.json``; an earlier file is renamed."""
+    with atomic_text(path) as file:
+        json.dump(numbers, file, indent=2)
+        file.write("\n")
+
+
+def log_metrics(path: Path, task: Task, cases: EvaluatedCases, numbers: Mapping[str, Any]) -> None:
+    """Log the task's metrics and the path of their file."""
+    values = " ".join(f"{metric.label} {numbers[name]:.4f}" for name, metric in task.metrics.items())
+    logger.info(f"{values} on {len(cases.labels)} cases: {path}")
 
 
 def _items(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -193,12 +182,3 @@ def _items(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
     columns = {key: batch[key] for key in ("case", "pred", "label", "refused") if batch.get(key) is not None}
     here = [column.cpu() if isinstance(column, Tensor) else column for column in columns.values()]
     return [dict(zip(columns, values)) for values in zip(*here)]
-
-
-def gathered(value: Any) -> list[Any]:
-    """Return the values of all ranks, in rank order."""
-    if idist.get_world_size() == 1:
-        return [value]
-    values: list[Any] = [None] * idist.get_world_size()
-    distributed.all_gather_object(values, value)
-    return values

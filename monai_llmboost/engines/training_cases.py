@@ -33,11 +33,13 @@ def check_cases(trained: str, loader: Any, path: Path) -> None:
         ValueError: the weights may have been trained on some of these cases.
     """
     dataset = divided_dataset(loader)
-    if not trained or dataset is None or dataset.split == "test" or trained == dataset.division:
+    if not trained or dataset is None or trained == dataset.division:
+        return
+    if dataset.split == "test" and getattr(dataset, "has_official_test", True):
         return
     if trained != TrainingCases.SEVERAL and trained.partition(", ")[0] != dataset.division.partition(", ")[0]:
         return  # another data set
     raise ValueError(
         f"{path} was trained on {trained}, so maybe on cases of the split {dataset.split} of {dataset.division}: give "
-        "the --folds, --fold and --seed of the training, or --split test"
+        f"{getattr(dataset, 'advice', 'the --folds, --fold and --seed of the training, or --split test')}"
     )

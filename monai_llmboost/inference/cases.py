@@ -18,8 +18,9 @@ from monai.transforms import Compose, LoadImaged
 
 from monai_llmboost.arguments import check_switch
 from monai_llmboost.artifacts.digests import files_digest, text_digest
-from monai_llmboost.data import RefusedScan, Scan, SkippedFile, find_scans
-from monai_llmboost.data.scans.dicom.reader import get_reader_paths
+from monai_llmboost.data import LoadScansd, RefusedScan, Scan, SkippedFile, find_scans
+from monai_llmboost.data.labelled.listed import ListedScan, find_listed_scans, item_of, reader_source
+from monai_llmboost.data.labelled.tables import TABLES, Columns
 from monai_llmboost.data.scans.scan import get_refused_kind, to_refusal
 from monai_llmboost.inference.case import Case
 from monai_llmboost.inference.hidden import HiddenNames, hashed
@@ -42,6 +43,8 @@ class ScanCases(Dataset):
         leave_out: folders that are not searched, such as the output folder.
         salt: a secret text; if given, cases are named by their salted hashes instead of their paths, and no path and no
             UID is kept.
+        columns: columns of a list of cases; a list of several channels, or with a mask or a point to crop around, needs
+            them. ``None``: lists have one scan for each case.
         only: names of cases, or patterns of names such as ``"site-1/*"``; cases that match one are taken, ``None``
             takes all. With ``salt``, both the original and the hashed name can match.
 
@@ -65,11 +68,15 @@ class ScanCases(Dataset):
         leave_out: Sequence[str | Path] | str | Path = (),
         salt: str | None = None,
         only: Sequence[str] | str | None = None,
+        columns: Columns | None = None,
     ) -> None:
         check_switch("follow_links", follow_links)
         if salt is not None and not str(salt).strip():
             raise ValueError("the salt is empty: give a secret word that nobody can guess")
-        scans, skipped = _find(where, follow_links, leave_out, hide=salt is not None)
+        listed = None if columns is None else _find_listed(where, columns, image_shape[0])
+        scans, skipped = (
+            _find(where, follow_links, leave_out, hide=salt is not None) if listed is None else ([*listed], [])
+        )
         self.hidden = None if salt is None else HiddenNames(str(salt), scans, skipped)
         if only is not None:
             scans = _choose(scans, _as_list(only), salt)
@@ -133,11 +140,12 @@ class ScanCases(Dataset):
 
     def _load(self, scan: Scan) -> tuple[Any, bytes]:
         """Return the image, and the volume before other transforms if it is to be kept."""
-        item, transform = {"image": _source(scan)}, self.transform
+        item, transform = item_of(scan), self.transform
         if scan.name not in self._kept or not _begins_with_loading(transform):
             return transform(item)["image"], b""
         loaded = transform(item, end=1)
         volume = np.asarray(loaded["image"], dtype=np.float32)
+        volume = volume[0] if volume.ndim == 4 else volume  # the first channel
         fits = volume.ndim == 3 and volume.nbytes <= self._most_bytes
         voxels = volume.tobytes(order="F") if fits else b""
         return transform(loaded, start=1)["image"], voxels
@@ -162,7 +170,7 @@ class ScanCases(Dataset):
         if self.reader is None:
             raise ValueError("there is no reader to read a volume again: give ScanCases its reader")
         try:
-            array, meta = self.reader.get_data(self.reader.read(_source(self.scans[index])))
+            array, meta = self.reader.get_data(self.reader.read(_first_source(self.scans[index])))
         except (OSError, MemoryError) as error:
             raise to_refusal(error) from error
         return np.asarray(array, dtype=np.float32), np.asarray(meta["affine"])
@@ -223,13 +231,33 @@ def _check_header(scan: Scan, checks: Sequence[Callable[[Scan], None] | None]) -
 
 def _begins_with_loading(transform: Any) -> bool:
     """Return whether the first transform reads the volume."""
-    return isinstance(transform, Compose) and isinstance(next(iter(transform.transforms), None), LoadImaged)
+    first = next(iter(transform.transforms), None) if isinstance(transform, Compose) else None
+    return isinstance(first, (LoadImaged, LoadScansd))
 
 
 def _as_list(where: Any) -> list[Any]:
     return [where] if isinstance(where, (str, Path)) else list(where)
 
 
-def _source(scan: Scan) -> Any:
-    """Return the reader's input for a scan."""
-    return str(scan.files[0]) if scan.format == "NIfTI" else get_reader_paths(scan)
+def _find_listed(where: Any, columns: Columns, channels: int) -> list[ListedScan] | None:
+    """Return the cases of an input that is a table; ``None`` for other inputs, such as folders and lists of paths."""
+    paths = [Path(one).expanduser() for one in _as_list(where)]
+    if len(paths) != 1 or paths[0].suffix.lower() not in TABLES or not paths[0].is_file():
+        if channels > 1:
+            raise ValueError(
+                f"the network takes {channels} channels, so a folder does not say which scans belong together: give a "
+                "CSV list with a column for each channel"
+            )
+        return None
+    try:
+        return find_listed_scans(paths[0], columns, channels)
+    except ValueError:
+        if channels > 1 or columns.images is not None:
+            raise
+        return None  # a plain list of paths
+
+
+def _first_source(scan: Scan) -> Any:
+    """Return the reader's input for a scan, or for its first channel."""
+    channels = scan.channels if isinstance(scan, ListedScan) else ()
+    return reader_source(next((channel for channel in channels if channel is not None), scan))

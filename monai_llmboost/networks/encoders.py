@@ -64,7 +64,7 @@ class EncoderClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map volumes (B, channels, S0, S1, S2) to raw logits (B, num_classes)."""
-        self._check_size(x.shape[2:])
+        self._check_size(list(x.shape[2:]))
         deepest = self.encoder(x)[-1]  # (B, C, S0 / multiple, S1 / multiple, S2 / multiple)
         if deepest.dim() != x.dim() or deepest.shape[1] != self.channels:
             raise ValueError(

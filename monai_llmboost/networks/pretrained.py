@@ -33,7 +33,7 @@ def load_encoder_weights(network: nn.Module, file: str | Path) -> nn.Module:
     """Load the weights that a file shares with a network, in place, and return the network.
 
     The file may be of the whole segmentation network or of a self-supervised training: what it has besides the encoder
-    is left out, and what it lacks, such as the head, keeps its random start. The log reports both. Prefixes, such as
+    is not used, and what it lacks, such as the head, keeps its random start. The log reports both. Prefixes, such as
     ``module.``, ``swinViT.`` or ``encoder.``, and nesting, such as ``{"state_dict": ...}``, are found. The first
     convolution of a network with several input channels takes the weights of one with a single channel, divided by the
     number of channels.
@@ -63,20 +63,24 @@ def load_encoder_weights(network: nn.Module, file: str | Path) -> nn.Module:
     left_out = texts | booster_names(network, state)
     own = {name: value for name, value in state.items() if name not in left_out and not name.endswith(COUNTER)}
     given = _tensors(_read(Path(file)), file)
-    found, prefix = _matches(own, given, file)
-    if len(found) < LEAST_PART * len(own):
-        raise ValueError(_too_few(network, own, given, file, len(found)))
+    theirs, prefix = _matches(own, given, file)
+    if len(theirs) < LEAST_PART * len(own):
+        raise ValueError(_too_few(network, own, given, file, len(theirs)))
+    found = {name: given[other] for name, other in theirs.items()}
     repeated = [name for name, value in found.items() if value.shape != own[name].shape]
     for name in repeated:
         count = own[name].shape[1]
         found[name] = found[name].repeat_interleave(count, dim=1) / count
     network.load_state_dict({**state, **found}, strict=True)
     kept = [name for name in own if name not in found]
+    used = set(theirs.values())
+    unused = [name for name in given if name not in used and not name.endswith(COUNTER)]
     logger.info(
         f"{file} gives {len(found)} of {len(own)} weights of {type(network).__name__}"
         + (f", from its {prefix}*" if prefix else "")
         + (f"; divided among {own[repeated[0]].shape[1]} input channels: {_some(repeated)}" if repeated else "")
         + (f"; random as before: {_some(kept)}" if kept else "")
+        + (f"; not used: {_some(unused)}" if unused else "")
     )
     return network
 
@@ -106,8 +110,8 @@ def _tensors(content: Any, file: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _matches(own: Mapping[str, Tensor], given: Mapping[str, Tensor], file: str | Path) -> tuple[dict[str, Tensor], str]:
-    """Return the tensors of a file by the names that they have in a network, and the prefix that they have in the file.
+def _matches(own: Mapping[str, Tensor], given: Mapping[str, Tensor], file: str | Path) -> tuple[dict[str, str], str]:
+    """Return the names of a network's tensors in a file, by their names in the network, and their prefix in the file.
 
     Of all prefixes, those count with which most tensors have the same name and a fitting shape.
     """
@@ -129,7 +133,7 @@ def _matches(own: Mapping[str, Tensor], given: Mapping[str, Tensor], file: str |
             f"{file} holds {len(rivals)} sets of weights that fit, {_some(f'{one}*' for one in rivals)}: save the "
             "one to load in a file of its own"
         )
-    return {name: given[theirs] for name, theirs in best.items()}, prefix
+    return best, prefix
 
 
 def _prefixes(names: Iterable[str], depth: int) -> list[str]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -36,17 +36,31 @@ def bootstrap_interval(
         >>> low < 0.495 < high
         True
     """
+    draws = bootstrap_draws(labels if groups is None else groups, resamples, patients)
+    values = [metric(scores[drawn], labels[drawn]) for drawn in draws]
+    low, high = np.quantile(values, [(1 - coverage) / 2, (1 + coverage) / 2])
+    return float(low), float(high)
+
+
+def bootstrap_draws(
+    groups: np.ndarray, resamples: int = 500, patients: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
+    """Yield the indices of the cases of each bootstrap sample, with a fixed seed; see :func:`bootstrap_interval`.
+
+    Example:
+        >>> import numpy as np
+        >>> drawn = next(bootstrap_draws(np.array([0, 0, 0, 1, 1])))
+        >>> len(drawn), 3 in drawn or 4 in drawn
+        (5, True)
+    """
     random = np.random.default_rng(0)
-    groups = labels if groups is None else groups
     needed = len(np.unique(groups))
     of_patients = None if patients is None else [np.flatnonzero(patients == name) for name in np.unique(patients)]
-    number = len(labels if of_patients is None else of_patients)
-    values: list[float] = []
-    while len(values) < resamples:
+    number = len(groups if of_patients is None else of_patients)
+    while resamples:
         drawn = random.integers(number, size=number)
         if of_patients is not None:
             drawn = np.concatenate([of_patients[patient] for patient in drawn])
         if len(np.unique(groups[drawn])) == needed:
-            values.append(metric(scores[drawn], labels[drawn]))
-    low, high = np.quantile(values, [(1 - coverage) / 2, (1 + coverage) / 2])
-    return float(low), float(high)
+            yield drawn
+            resamples -= 1

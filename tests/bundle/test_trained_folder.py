@@ -300,6 +300,13 @@ def test_only_what_the_network_refers_to_is_recorded():
     }
 
 
+def test_the_weights_that_a_training_started_from_are_not_recorded():
+    """The checkpoint has them, and their file may be gone."""
+    network = {"_target_": "x", "weights": "@encoder_weights"}
+    config = {"encoder_weights": "mine/encoder.pt", "network_def": network}
+    assert trained_config(config, []) == {"encoder_weights": None, "network_def": network}
+
+
 def test_errors_of_load_network(tmp_path, mine):
     with pytest.raises(FileNotFoundError, match="there is no bundle"):
         load_network(tmp_path / "nothing")

@@ -23,7 +23,7 @@ def cell(joint):
 
 
 def test_the_script_runs():
-    (script,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    script, classifier = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     assert len([line for line in script.splitlines() if "boost" in line and "import" not in line]) <= 4
     torch.manual_seed(0)
     scope = {}
@@ -33,6 +33,9 @@ def test_the_script_runs():
         (module,) = [part for part in scope[name].modules() if isinstance(part, BoostedModule)]
         assert module.form == form
         assert module.booster.decode.weight.abs().sum() > 0, "trained: it starts at zero"
+    exec(classifier, scope)
+    assert scope["network"].class_names.names() == ["benign", "malignant"]
+    assert isinstance(scope["network"].pooled, BoostedModule)
 
 
 def test_the_table_is_that_of_the_joints():

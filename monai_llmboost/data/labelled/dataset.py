@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class LabelledScanDataset(Dataset):
         division: how the cases were divided, as text that is stored with the trained weights.
         cache: ``"memory"``, ``"disk"`` (in ``cache_dir``; a changed file or transform is prepared again) or ``"none"``.
         cache_dir: folder of ``"disk"``.
-        progress: whether to show a progress bar.
+        progress: whether to show a progress bar, on a terminal.
 
     Raises:
         ValueError: an unknown cache, or ``"disk"`` without a folder; from an item, a scan that cannot be read
@@ -53,6 +54,10 @@ class LabelledScanDataset(Dataset):
         >>> data[0]["image"].shape  # doctest: +SKIP
         torch.Size([1, 64, 64, 64])
     """
+
+    # Which cases of a list are test cases may depend on the other cases, and on who edited it.
+    has_official_test = False
+    advice = "the list and the options of the training, or train again"
 
     def __init__(
         self,
@@ -72,7 +77,7 @@ class LabelledScanDataset(Dataset):
         self.division = division
         self.cache = cache
         self.cache_dir = cache_dir
-        self.progress = progress
+        self.progress = progress and sys.stderr.isatty()
         self._kept: Dataset | None = None
 
     @property

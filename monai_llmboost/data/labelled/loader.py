@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from monai.data import DataLoader, MetaTensor
 from monai.transforms import Randomizable
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, default_collate
 
 from monai_llmboost.data.labelled.dataset import LabelledScanDataset
 
@@ -46,7 +46,9 @@ class ScanLoader(DataLoader):
         transform: Callable | None = None,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(dataset, num_workers, batch_size=batch_size, shuffle=shuffle, sampler=sampler)
+        super().__init__(
+            dataset, num_workers, batch_size=batch_size, shuffle=shuffle, sampler=sampler, collate_fn=collate_plain
+        )
         self.device = torch.device(device)
         self.transform = transform
         if isinstance(transform, Randomizable):  # as in MONAI's DataLoader, so that set_determinism repeats a run
@@ -60,11 +62,18 @@ class ScanLoader(DataLoader):
 
     def _iterate(self, batches: Iterator[Any]) -> Iterator[Any]:
         for batch in batches:
-            on_device = {key: self._move(value) for key, value in batch.items()}
+            on_device = {
+                key: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
+                for key, value in batch.items()
+            }
             changed = on_device if self.transform is None else self.transform(on_device)
             yield {key: value.as_tensor() if isinstance(value, MetaTensor) else value for key, value in changed.items()}
 
-    def _move(self, value: Any) -> Any:
-        if isinstance(value, MetaTensor):  # images of batches have no geometry, and a MetaTensor slows operations down
-            value = value.as_tensor()
-        return value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
+
+def collate_plain(items: Sequence[Mapping[str, Any]]) -> Any:
+    """Return a batch of items whose images are plain tensors; collating their metadata would take most of the time."""
+    plain = [
+        {key: value.as_tensor() if isinstance(value, MetaTensor) else value for key, value in item.items()}
+        for item in items
+    ]
+    return default_collate(plain)

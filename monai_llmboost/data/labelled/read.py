@@ -63,8 +63,22 @@ def read_cases(path: str | Path, columns: Columns | None = None) -> CaseList:
     return _finish(path, table.channels, *_read_rows(path, table, columns), table.warnings)
 
 
-def _read_rows(path: Path, table: Table, columns: Columns) -> tuple[list[LabelledCase], list[str]]:
+def read_rows(path: Path, columns: Columns) -> tuple[tuple[str, ...], list[LabelledCase], list[str]]:
+    """Return the channels of a list, its cases, which need no labels, and the errors, each with its row.
+
+    Raises:
+        ValueError: the file is no list.
+    """
+    table = read_table(path, columns)
+    cases, errors = _read_rows(path, table, columns, labelled=False)
+    return table.channels, _name_apart(cases), errors
+
+
+def _read_rows(
+    path: Path, table: Table, columns: Columns, labelled: bool = True
+) -> tuple[list[LabelledCase], list[str]]:
     root = path.parent.absolute()
+    top = _common_folder(root, table.rows)
     errors: list[str] = []
     cases = []
     for row in table.rows:
@@ -73,9 +87,9 @@ def _read_rows(path: Path, table: Table, columns: Columns) -> tuple[list[Labelle
         if not any(row.images):
             problems.append("no image")
         case = LabelledCase(
-            row.values.get("case", "").strip() or _name_of(root, row.images),
+            row.values.get("case", "").strip() or _name_of(root, top, row.images),
             images,
-            _label(row, table, columns, problems),
+            _label(row, table, columns, problems) if labelled else "",
             _split(row, problems),
             _fold(row, problems),
             row.values.get("group", "").strip(),
@@ -113,10 +127,17 @@ def _absolute(root: Path, text: str) -> Path:
     return Path(os.path.normpath(root / (Path(text).expanduser() if text.startswith("~/") else text)))
 
 
-def _name_of(root: Path, images: Iterable[str]) -> str:
-    first = next(filter(None, images), "")
-    path = _absolute(root, first)
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+def _common_folder(root: Path, rows: Iterable[Row]) -> Path:
+    """Return the folder below which all scans are: that of the list, or else the deepest."""
+    folders = {_absolute(root, text).parent for row in rows for text in row.images[:1] if text}
+    if all(folder.is_relative_to(root) for folder in folders):
+        return root
+    return Path(os.path.commonpath(folders))
+
+
+def _name_of(root: Path, top: Path, images: Iterable[str]) -> str:
+    path = _absolute(root, next(filter(None, images), ""))
+    return path.relative_to(top).as_posix() if path.is_relative_to(top) else path.as_posix()
 
 
 def _label(row: Row, table: Table, columns: Columns, problems: list[str]) -> str:

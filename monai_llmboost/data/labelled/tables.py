@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 DELIMITERS = (",", ";", "\t", "|")
+TABLES = (".csv", ".tsv", ".json")
 # Words for splits that people write; the keys are in lower case.
 SPLIT_WORDS = {
     "train": "train", "training": "train", "tr": "train",
@@ -58,6 +59,17 @@ class Columns:
             return None
         names = self.image.split(",") if isinstance(self.image, str) else self.image
         return tuple(name.strip() for name in names if name.strip())
+
+
+def channel_names(image_column: str | Sequence[str] | None, count: int) -> list[str]:
+    """Return names for the channels of a network: the columns of their scans, or numbers if these are not named.
+
+    Example:
+        >>> channel_names("T1,FLAIR", 2), channel_names(None, 2)
+        (['T1', 'FLAIR'], ['1', '2'])
+    """
+    names = Columns(image=image_column).images or ()
+    return list(names) if len(names) == count else [str(number + 1) for number in range(count)]
 
 
 @dataclass(frozen=True)
