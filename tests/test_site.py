@@ -14,7 +14,10 @@ from conftest import ROOT
 FETCHED = re.compile(
     r"<(?:script|img|iframe)\b[^>]*\bsrc=\"(?:https?:)?//|<link\b[^>]*\bhref=\"(?:https?:)?//|@import\s"
 )
-ROOMS = ("bundle", "data", "llm", "adapters", "boosters", "networks", "tasks", "engines", "inference", "studies")
+ROOMS = (
+    "bundle", "data", "llm", "adapters", "boosters", "networks", "tasks", "engines", "inference", "inspection",
+    "studies",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

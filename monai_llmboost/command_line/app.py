@@ -32,17 +32,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="A frozen block of a language model as a booster for MONAI networks on 3D medical images.",
 )
-app.command()(extract)
-app.command()(info)
-app.command()(donors)
-app.command()(bundle)
 app.command()(inspect)
 app.command(**WITH_BUNDLE_OPTIONS)(train)
 app.command(**WITH_BUNDLE_OPTIONS)(evaluate)
-app.command(**WITH_BUNDLE_OPTIONS)(run)
 app.command(**WITH_BUNDLE_OPTIONS)(predict)
-app.command(**WITH_BUNDLE_OPTIONS)(cost)
 app.command(**WITH_BUNDLE_OPTIONS)(study)
+app.command(**WITH_BUNDLE_OPTIONS)(cost)
+app.command()(bundle)
+app.command(**WITH_BUNDLE_OPTIONS)(run)
+app.command()(extract)
+app.command()(info)
+app.command()(donors)
 app.command()(demo)
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
@@ -30,7 +30,8 @@ class TrainedNetwork:
     Args:
         network: the network with its trained weights, in evaluation mode; it returns logits (B, classes).
         class_names: the classes, in the order of the logits.
-        transforms: the preprocessing of inference, from the path of a scan to a tensor (channels, S0, S1, S2).
+        transforms: the preprocessing of inference, from the path of a scan, or the paths of its channels, to a tensor
+            (channels, S0, S1, S2).
         record: the description of the training in ``model.json``; empty without one.
 
     Example:
@@ -99,5 +100,6 @@ def _places(folder: Path) -> tuple[Path, Path]:
     return bundle_of_record(None if record is None else record.about.get("bundle"), folder), folder
 
 
-def _as_item(path: str | Path) -> dict[str, str]:
-    return {IMAGE: str(path)}
+def _as_item(scan: str | Path | Sequence[str | Path]) -> dict[str, Any]:
+    """Return the item of a scan, or of the scans of several channels."""
+    return {IMAGE: str(scan) if isinstance(scan, (str, Path)) else list(map(str, scan))}
