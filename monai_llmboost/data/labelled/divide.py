@@ -72,6 +72,7 @@ class Division:
             raise ValueError("folds 0 is no number of folds: leave out folds, or give 5, for example")
         split = dict.fromkeys((case.name for case in rest), "train")
         labels = np.unique([case.label for case in rest], return_inverse=True)[1]
+        _check_groups(rest, folds.folds, "folds")
         chosen = folds.select(labels, "val", _groups(rest))
         _check_parts(labels, chosen, "folds", rest)
         split |= {rest[index].name: "val" for index in chosen}
@@ -90,6 +91,7 @@ class Division:
                 f"test_fraction {self.test_fraction:g} needs {share.denominator} cases of each class, and one has "
                 f"{fewest}: give test_fraction 0, or add cases"
             )
+        _check_groups(cases, share.denominator, "test_fraction")
         # Another stream than that of the folds.
         seed = (self.seed + 1_000_003) % 2**32
         parts = StratifiedGroupKFold(share.denominator, shuffle=True, random_state=seed)
@@ -111,6 +113,15 @@ class Division:
             case if case.split == "test" else replace(case, split="val" if case.fold == self.fold else "train")
             for case in cases
         ]
+
+
+def _check_groups(cases: Sequence[LabelledCase], parts: int, option: str) -> None:
+    """Raise ValueError if there are fewer groups than parts."""
+    number = len(np.unique(_groups(cases)))
+    if parts > number:
+        raise ValueError(
+            f"{parts} parts cannot be made of {number} group(s), which stay together: change {option}, or add cases"
+        )
 
 
 def _check_parts(labels: np.ndarray, chosen: np.ndarray, option: str, cases: Sequence[LabelledCase]) -> None:
