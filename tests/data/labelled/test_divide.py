@@ -73,7 +73,9 @@ def test_the_folds_of_the_list_are_kept():
         Division().divide([replace(case, fold=0) for case in cases])
 
 
-@pytest.mark.parametrize("fraction, expected", [(0, 0), (0.05, 4), (0.1, 8), (0.15, 11), (0.3, 24), (0.4, 32), (0.5, 40)])
+@pytest.mark.parametrize(
+    "fraction, expected", [(0, 0), (0.05, 4), (0.1, 8), (0.15, 11), (0.3, 24), (0.4, 32), (0.5, 40)]
+)
 def test_a_fraction_is_set_aside_as_test(fraction, expected):
     divided, text = Division(test_fraction=fraction).divide(make_cases(80))
     assert abs(count(divided)["test"] - expected) <= 1
