@@ -53,8 +53,8 @@ def check_switch(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be True or False, not {value!r}")
 
 
-def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
-    """Check that an argument is one of ``choices``.
+def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Check that an argument is one of ``choices``, texts or numbers.
 
     Raises:
         ValueError: another value; the message lists the choices and suggests the closest one.
@@ -64,8 +64,9 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
         Traceback (most recent call last):
         ValueError: unknown split 'tests'; choose from train, test; did you mean test?
     """
-    words = list(choices)
-    if value not in words:
+    choices = list(choices)
+    if value not in choices:
+        words = list(map(str, choices))
         near = difflib.get_close_matches(str(value).lower(), words, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"unknown {name} {value!r}; choose from {', '.join(words)}{hint}")

@@ -15,7 +15,7 @@ import monai_llmboost
 PACKAGE = ROOT / "monai_llmboost"
 ORDER = [
     "arguments", "deprecated", "artifacts", "bundle", "data", "llm", "adapters", "boosters", "networks", "tasks",
-    "engines", "inference", "studies", "command_line", "__main__",
+    "engines", "inference", "inspection", "studies", "command_line", "__main__",
 ]  # fmt: skip
 
 

@@ -136,7 +136,8 @@ def job_configs(
         check_choice("arm", arm, files)
         (early if files[arm].parent == bundle / CONFIGS / ARMS else last).append(files[arm])
     plan = [file for file in [bundle / CONFIGS / PLAN] if first == TRAIN_CONFIG and file.is_file()]
-    return [bundle / CONFIGS / first, *early, *(bundle / CONFIGS / name for name in rest), *plan, *last]
+    # Before the overlay of another network, whose own options are not those of the planned one.
+    return [bundle / CONFIGS / first, *plan, *early, *(bundle / CONFIGS / name for name in rest), *last]
 
 
 def arms_of(bundle: Path, overlays: Iterable[str] = ()) -> list[str]:

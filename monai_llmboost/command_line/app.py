@@ -14,9 +14,11 @@ from monai_llmboost.command_line.blocks import donors, extract, info
 from monai_llmboost.command_line.bundles import bundle, cost, run
 from monai_llmboost.command_line.demo import demo
 from monai_llmboost.command_line.errors import USER_ERRORS, report_error
+from monai_llmboost.command_line.inspect import inspect
 from monai_llmboost.command_line.options import BundleCommand
 from monai_llmboost.command_line.predict import predict
 from monai_llmboost.command_line.study import study
+from monai_llmboost.command_line.training import evaluate, train
 
 # Settings of commands that also accept the bundle's own options.
 WITH_BUNDLE_OPTIONS: dict[str, Any] = {
@@ -34,6 +36,9 @@ app.command()(extract)
 app.command()(info)
 app.command()(donors)
 app.command()(bundle)
+app.command()(inspect)
+app.command(**WITH_BUNDLE_OPTIONS)(train)
+app.command(**WITH_BUNDLE_OPTIONS)(evaluate)
 app.command(**WITH_BUNDLE_OPTIONS)(run)
 app.command(**WITH_BUNDLE_OPTIONS)(predict)
 app.command(**WITH_BUNDLE_OPTIONS)(cost)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -11,10 +12,14 @@ from rich.table import Table
 # Jobs that a command runs.
 JOBS_OF = {
     "run": ("train", "evaluate", "inference"),
+    "train": ("train",),
+    "evaluate": ("train", "evaluate"),
     "predict": ("inference",),
     "study": ("train", "evaluate"),
     "cost": ("train",),
 }
+# The bundle of commands that have none by default.
+DEFAULTS = {"train": "scans_classification", "evaluate": "scans_classification"}
 # Keys that a command sets with its own options; each has the option --network.
 TAKEN = {
     "predict": (
@@ -33,7 +38,10 @@ def print_bundle_options(verb: str, words: Sequence[str], default_bundle: str) -
     from monai_llmboost.bundle import bundle_path
     from monai_llmboost.bundle.describe import bundle_options
 
+    default_bundle = DEFAULTS.get(verb, default_bundle)
     name = _value_of("--bundle", words) or default_bundle
+    if verb in DEFAULTS and not Path(name).exists():  # a folder that the command will create
+        name = default_bundle
     named = tuple(word for word in words[:1] if word in JOBS_OF["run"])
     jobs = named if verb == "run" and named else JOBS_OF[verb]
     console = Console(soft_wrap=False)

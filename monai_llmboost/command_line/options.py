@@ -129,6 +129,10 @@ def split_options(words: list[str]) -> tuple[dict[str, str], list[str]]:
                 raise ValueError(f"expected options of the bundle as --key value, got {got}: give the value")
             value = rest.pop(0)
         name = key.removeprefix("--")
+        if (
+            "#" not in name and "::" not in name
+        ):  # keys of configs have underscores, as options of commands have hyphens
+            name = name.replace("-", "_")
         for earlier in [known for known in options if known.replace("::", "#") == name.replace("::", "#")]:
             del options[earlier]  # as for the command's own options, the last one counts
         options[name] = value

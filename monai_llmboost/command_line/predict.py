@@ -24,9 +24,15 @@ NAMES = {Option.DATASET_DIR: "input", Option.NUM_WORKERS: "workers"}
 def predict(
     context: typer.Context,
     inputs: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option("--input", "-i", help="Folder, file, quoted pattern or list file of scans; may be repeated."),
-    ],
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="A list as in training, with or without labels: a CSV file or JSON datalist, instead of --input."
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="The folder to write into; an interrupted run is resumed there."),
@@ -109,8 +115,15 @@ def predict(
         check_options(configs, options)  # before they are passed as keyword arguments of PredictJob
         if output is None and not dry_run:
             raise ValueError("there is no folder to write into: give --output DIR, or --dry-run to list the scans")
+        given = [*(inputs or ()), *more_inputs]
+        if data is not None:
+            if given:
+                raise ValueError(f"--data and --input exclude one another, got {data!r} and {given[0]!r}: give one")
+            given = [data]
+        if not given:
+            raise ValueError("there are no scans to predict: give --input FOLDER, or --data LIST")
         own: dict[str, Any] = {
-            Option.DATASET_DIR: [_literal(word) for word in [*inputs, *more_inputs]],
+            Option.DATASET_DIR: [_literal(word) for word in given],
             Option.BATCH_SIZE: batch_size,
             Option.NUM_WORKERS: workers,
             Option.SALIENCY: saliency,

@@ -33,9 +33,11 @@ def show_inventory(found: Inventory, shown: int | None = SHOWN) -> None:
     scans = sorted([*found.scans, *found.refused], key=lambda scan: scan.name)
     table = Table("case", "kind", "voxels", "spacing in mm", "axes", "remarks", title="Found")
     for scan in scans[:shown]:
-        remark = f"[red]refused:[/] {_plain(scan.refused)}" if scan.refused else _plain("; ".join(scan.warnings))
+        remark = (
+            f"[red]refused:[/] {plain_text(scan.refused)}" if scan.refused else plain_text("; ".join(scan.warnings))
+        )
         table.add_row(
-            _plain(scan.name),
+            plain_text(scan.name),
             f"{scan.format} {scan.modality}".strip(),
             " x ".join(map(str, scan.shape)),
             " x ".join(f"{distance:.3g}" for distance in scan.spacing_mm),
@@ -49,7 +51,7 @@ def show_inventory(found: Inventory, shown: int | None = SHOWN) -> None:
         f"{len(found.scans)} to predict, {len(found.refused)} refused, {len(found.skipped)} files that are no scans"
     )
     for reason, files in sorted(_by_reason((file.reason, str(file.path)) for file in found.skipped).items()):
-        console.print(f"  {len(files)} skipped: {_plain(reason)} ({_first(files)})")
+        console.print(f"  {len(files)} skipped: {plain_text(reason)} ({_first(files)})")
 
 
 def show_result(result: PredictResult, found: Inventory) -> None:
@@ -58,16 +60,16 @@ def show_result(result: PredictResult, found: Inventory) -> None:
     known = {scan.name for scan in found.refused}
     late = _by_reason((row.refused, row.case) for row in result.rows if row.refused and row.case not in known)
     for reason, cases in sorted(late.items(), key=lambda item: -len(item[1]))[:SHOWN]:
-        console.print(f"  {len(cases)} [red]refused:[/] {_plain(reason)} ({_first(cases)})")
+        console.print(f"  {len(cases)} [red]refused:[/] {plain_text(reason)} ({_first(cases)})")
     if len(late) > SHOWN:
         console.print(f"  ... and {len(late) - SHOWN} more reasons")
     for case in result.without_viewer:
-        console.print(f"no viewer of {_plain(case)}: it is refused", highlight=False)
+        console.print(f"no viewer of {plain_text(case)}: it is refused", highlight=False)
     accepted = f" ({result.accepted} of them accepted)" if result.accepted else ""
     console.print(f"{result.counts['predicted']} predicted, {result.counts['refused']} refused{accepted}")
     if result.counts["predicted"]:
         for sentence in (f"weights: {result.weights}", *result.figures):
-            console.print(_plain(sentence), highlight=False)
+            console.print(plain_text(sentence), highlight=False)
     for what, name in {
         "predictions": "predictions.csv",
         "with more columns": "predictions.json",
@@ -86,9 +88,9 @@ def _by_reason(items: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def _first(names: list[str]) -> str:
-    return f"{_plain(names[0])}{' ...' if len(names) > 1 else ''}"
+    return f"{plain_text(names[0])}{' ...' if len(names) > 1 else ''}"
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Return untrusted text with markup and control characters escaped."""
     return escape(visible(text))

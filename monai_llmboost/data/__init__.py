@@ -14,6 +14,7 @@ from monai_llmboost.data.labelled import (
     LabelledScanDataset,
     LabelledScans,
     ScanLoader,
+    channel_names,
     read_cases,
 )
 from monai_llmboost.data.scans import (
@@ -52,6 +53,7 @@ __all__ = [
     "ScanReader",
     "SkippedFile",
     "WarnIfUnusuald",
+    "channel_names",
     "check_source",
     "class_names",
     "find_scans",

@@ -74,7 +74,7 @@ class EncoderClassifier(nn.Module):
         x = self.pooled(self.deepest(deepest)).flatten(1)  # (B, C)
         return self.head(self.drop(self.norm(x)))
 
-    def _check_size(self, size: Sequence[int]) -> None:
+    def _check_size(self, size: list[int]) -> None:
         """Raise ValueError for a size along an axis that is no multiple, with the next ones that are."""
         nearest = [max(1, (number + self.multiple_of // 2) // self.multiple_of) * self.multiple_of for number in size]
         for number in size:

@@ -76,11 +76,10 @@ def find_joint(network: nn.Module, names: Iterable[str], at: str | None, before:
         ValueError: no such module, or no such joint in this network.
     """
     names = [name for name in names if name]
-    at = DEEPEST if at is None else at
-    if at in names:
-        return Joint(at, before)
+    if (name := DEEPEST if at is None else at) in names:
+        return Joint(name, before)
     kind = type(network).__name__
-    if at not in (DEEPEST, POOLED):
+    if at not in (None, DEEPEST, POOLED):
         near = difflib.get_close_matches(str(at), names, n=3)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "see network.named_modules() for the names"
         raise ValueError(f"{kind} has no module {at!r}: {hint}")
@@ -97,7 +96,7 @@ def find_joint(network: nn.Module, names: Iterable[str], at: str | None, before:
     if joint is None or not found:
         # For instance a ViT without classification head, or a network without a final pooling layer.
         raise ValueError(
-            f"this {kind} has no {at} joint: give the name of a module"
+            f"this {kind} has no {at or DEEPEST} joint: give the name of a module"
             + (", or leave out at for the deepest features" if at == POOLED else "")
         )
     return Joint(max(found, key=lambda name: (name.count("."), names.index(name))), joint.before)

@@ -20,6 +20,7 @@ class Reliability:
         cases: number of cases (bins,).
 
     Example:
+        >>> import numpy as np
         >>> round(Reliability(np.array([0.6, 0.9]), np.array([0.5, 1.0]), np.array([3, 1])).error, 6)
         0.1
     """
@@ -43,6 +44,7 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = NUM_B
         bins: number of bins in [0, 1].
 
     Example:
+        >>> import numpy as np
         >>> reliability(np.array([[0.7, 0.3], [0.68, 0.32], [0.1, 0.9]]), np.array([0, 1, 1])).accuracy.tolist()
         [0.5, 1.0]
     """
@@ -61,6 +63,7 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int =
     It is too large for few cases, see :func:`error_if_calibrated`. The arguments are those of :func:`reliability`.
 
     Example:
+        >>> import numpy as np
         >>> round(calibration_error(np.array([[0.75, 0.25]] * 4), np.array([0, 0, 1, 1])), 6)
         0.25
     """
@@ -78,6 +81,7 @@ def error_if_calibrated(probabilities: np.ndarray, bins: int = NUM_BINS, draws: 
         draws: number of draws.
 
     Example:
+        >>> import numpy as np
         >>> few, many = (error_if_calibrated(np.tile([0.8, 0.2], (cases, 1))) for cases in (10, 1000))
         >>> few > 5 * many
         True

@@ -48,6 +48,7 @@ def bootstrap_draws(
     """Yield the indices of the cases of each bootstrap sample, with a fixed seed; see :func:`bootstrap_interval`.
 
     Example:
+        >>> import numpy as np
         >>> drawn = next(bootstrap_draws(np.array([0, 0, 0, 1, 1])))
         >>> len(drawn), 3 in drawn or 4 in drawn
         (5, True)

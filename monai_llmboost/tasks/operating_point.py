@@ -28,8 +28,9 @@ def choose_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:
         TrainingDiverged: probabilities that are not finite.
 
     Example:
-        >>> choose_threshold(np.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4]]), np.array([0, 0, 1]))
-        0.3
+        >>> import numpy as np
+        >>> choose_threshold(np.array([[0.9, 0.1], [0.75, 0.25], [0.5, 0.5]]), np.array([0, 0, 1]))
+        0.375
     """
     from sklearn.metrics import roc_curve
 
@@ -60,6 +61,7 @@ def predicted_classes(probabilities: np.ndarray, threshold: float | None = None)
         threshold: the second of two classes is predicted from this probability on; ``None``: the most probable class.
 
     Example:
+        >>> import numpy as np
         >>> predicted_classes(np.array([[0.7, 0.3], [0.9, 0.1]]), threshold=0.2).tolist()
         [1, 0]
     """
@@ -81,6 +83,7 @@ def confusion_counts(probabilities: np.ndarray, labels: np.ndarray, threshold: f
         TrainingDiverged: probabilities that are not finite.
 
     Example:
+        >>> import numpy as np
         >>> confusion_counts(np.array([[0.7, 0.3], [0.1, 0.9]]), np.array([0, 1])).tolist()
         [[1, 0], [0, 1]]
     """
@@ -96,6 +99,7 @@ def class_recalls(probabilities: np.ndarray, labels: np.ndarray, threshold: floa
     The arguments are those of :func:`confusion_counts`.
 
     Example:
+        >>> import numpy as np
         >>> class_recalls(np.array([[0.7, 0.3], [0.1, 0.9], [0.2, 0.8]]), np.array([0, 1, 0])).tolist()
         [0.5, 1.0]
     """
@@ -109,6 +113,7 @@ def sensitivity_specificity(probabilities: np.ndarray, labels: np.ndarray, thres
     """Return the recalls of the second and of the first of two classes at a threshold.
 
     Example:
+        >>> import numpy as np
         >>> sensitivity_specificity(np.array([[0.7, 0.3], [0.1, 0.9], [0.2, 0.8]]), np.array([0, 1, 0]), 0.5)
         (1.0, 0.5)
     """
@@ -122,6 +127,7 @@ def balanced_accuracy(probabilities: np.ndarray, labels: np.ndarray, threshold: 
     The arguments are those of :func:`confusion_counts`.
 
     Example:
+        >>> import numpy as np
         >>> balanced_accuracy(np.array([[0.7, 0.3], [0.1, 0.9], [0.2, 0.8]]), np.array([0, 1, 0]))
         0.75
     """

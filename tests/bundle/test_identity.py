@@ -25,7 +25,7 @@ from monai_llmboost.bundle import (
     reads_outside,
     running_config,
 )
-from monai_llmboost.bundle.content import merged
+from monai_llmboost.bundle.content import merged, read_config
 from monai_llmboost.bundle.identity import FREE_ARGUMENTS, FREE_COMPONENTS
 
 JOBS = {
@@ -99,7 +99,8 @@ def test_every_change_of_a_config_changes_the_identity_but_for_what_is_listed(jo
 @pytest.mark.parametrize("job", JOBS)
 def test_what_is_free_is_there_with_a_reason(job):
     added = {"tracking", "tracking_uri", "experiment_name", "run_name", "save_execute_config", "finalize"}
-    known = {key for each in JOBS for key in config_of(each)} | added | {"_meta_", "_trained_"}
+    scans = {*read_config(bundle_path("scans_classification") / "configs" / "train.json")}
+    known = {key for each in JOBS for key in config_of(each)} | scans | added | {"_meta_", "_plan_", "_trained_"}
     assert not {*FREE, *JOBS[job]} - known
     assert all({**FREE, **JOBS[job]}.values())
 

@@ -19,6 +19,8 @@ from test_encoders import segresnet_encoder, swin_encoder
 from torch import nn
 
 from monai_llmboost.boosters import ResidualBooster
+from monai_llmboost.bundle.find import job_configs
+from monai_llmboost.bundle.options import Rules, check_options
 from monai_llmboost.llm import BlockGeometry, random_block
 from monai_llmboost.networks import ResNet3D, ViT3D, boost, load_encoder_weights, scan_classifier
 from monai_llmboost.networks.class_names import class_names_of
@@ -263,6 +265,14 @@ CASES = [
 
 def test_each_overlay_has_a_case():
     assert {name for name, _ in CASES} == {file.stem for file in NETWORKS.glob("*.json")}
+
+
+def test_the_options_of_the_overlays_are_described_and_checked():
+    rules = Rules(NETWORKS.parent)
+    for file in NETWORKS.glob("*.json"):
+        assert json.loads(file.read_text()).keys() - {"plain_network"} <= rules.declared.keys()
+    with pytest.raises(ValueError, match="unknown depth 20; choose from 10, 18, 34, 50"):
+        check_options(job_configs(NETWORKS.parents[1], "train", network="resnet"), {"depth": 20})
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)

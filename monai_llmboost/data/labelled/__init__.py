@@ -7,7 +7,7 @@ from monai_llmboost.data.labelled.divide import Division
 from monai_llmboost.data.labelled.loader import ScanLoader
 from monai_llmboost.data.labelled.read import read_cases
 from monai_llmboost.data.labelled.scans import LabelledScans
-from monai_llmboost.data.labelled.tables import Columns
+from monai_llmboost.data.labelled.tables import Columns, channel_names
 
 __all__ = [
     "SPLITS",
@@ -19,5 +19,6 @@ __all__ = [
     "LabelledScans",
     "ScanLoader",
     "Source",
+    "channel_names",
     "read_cases",
 ]

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,3 +73,9 @@ class CaseList:
     def count(self, split: str) -> Counter[str]:
         """Return the number of cases of each class in a split."""
         return Counter(case.label for case in self.cases if case.split == split)
+
+    @property
+    def digest(self) -> str:
+        """The digest of what the list says: names, labels, splits, folds and groups, not the scans' content."""
+        said = [[case.name, case.label, case.split, case.fold, case.group] for case in self.cases]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,13 @@ from monai_llmboost.data.labelled.tables import Columns
 
 
 class LabelledScans:
-    """The cases of a labelled list, divided into training, validation and test.
+    """The cases of a labelled list, divided into training, validation and test; it is read when it is first used.
 
     Args:
         data: the list, see :func:`monai_llmboost.data.labelled.read_cases`.
         columns: names of its columns.
         division: how its cases are divided.
         leave_out: names of cases that are not used, such as scans that cannot be read.
-
-    ``division`` describes the division as text, with the name of the list and the ``digest`` of its training and
-    validation cases (names, labels, splits and groups), so that weights are not evaluated on cases that a changed list
-    now calls test.
 
     Raises:
         FileNotFoundError, ValueError: no list, mistakes in it, or a division that is impossible; a name in
@@ -51,25 +47,70 @@ class LabelledScans:
         division: Division | None = None,
         leave_out: Sequence[str] = (),
     ) -> None:
-        if not data:
-            raise ValueError(
-                "there are no labelled scans: give --data with a CSV list, a datalist or a folder of classes"
-            )
-        self.list: CaseList = read_cases(data, columns)
-        if errors := self.list.errors:
-            more = f", and {len(errors) - 1} more; `monai-llmboost inspect` lists them" if len(errors) > 1 else ""
-            raise ValueError(f"{data} has mistakes: {errors[0]}{more}: correct them")
-        leave_out = [leave_out] if isinstance(leave_out, str) else leave_out
-        names = {case.name for case in self.list.cases}
-        if unknown := sorted(set(leave_out) - names):
-            raise ValueError(f"leave_out has {unknown[0]!r}, which is no case of {data}: correct it, or inspect again")
-        used = [case for case in self.list.cases if case.name not in set(leave_out)]
-        self.class_names = list(self.list.class_names)
-        self.channels = list(self.list.channels)
+        self.data = data
+        self._columns = columns
         self._division = division or Division()
-        self.cases, how = self._division.divide(used)
-        self.digest = _digest(case for case in self.cases if case.split != "test")
-        self.division = f"{Path(data).name}, cases {self.digest[:8]}, {how}"
+        self._leave_out = {leave_out} if isinstance(leave_out, str) else {*leave_out}
+
+    @cached_property
+    def case_list(self) -> CaseList:
+        """The list as it was read."""
+        if not self.data:
+            raise ValueError(
+                "no labelled scans were named: give --data with a CSV list, a datalist or a folder of classes"
+            )
+        found = read_cases(self.data, self._columns)
+        if errors := found.errors:
+            more = f", and {len(errors) - 1} more; `monai-llmboost inspect` lists them" if len(errors) > 1 else ""
+            raise ValueError(f"{self.data} has mistakes: {errors[0]}{more}: correct them")
+        return found
+
+    @cached_property
+    def _divided(self) -> tuple[list[LabelledCase], str]:
+        names = {case.name for case in self.case_list.cases}
+        if unknown := sorted(self._leave_out - names):
+            raise ValueError(
+                f"leave_out has {unknown[0]!r}, which is no case of {self.data}: correct it, or inspect again"
+            )
+        return self._division.divide([case for case in self.case_list.cases if case.name not in self._leave_out])
+
+    @property
+    def cases(self) -> list[LabelledCase]:
+        """The cases, each with its split."""
+        return self._divided[0]
+
+    @cached_property
+    def is_there(self) -> bool:
+        """Whether there is a list.
+
+        Without one, the network can be made, such as to load trained weights into it, and MONAI Label and federated
+        learning train on the items that they put in the place of a list's.
+        """
+        return bool(self.data) and Path(str(self.data)).expanduser().exists()
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the classes; two without a name if there is no list."""
+        return [*self.case_list.class_names] if self.is_there else ["class 0", "class 1"]
+
+    @cached_property
+    def digest(self) -> str:
+        """The digest of the training and validation cases (names, labels, splits and groups); empty without a list."""
+        if not self.is_there:
+            return ""
+        said = sorted([case.name, case.label, case.split, case.group] for case in self.cases if case.split != "test")
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+    @property
+    def division(self) -> str:
+        """The division as text, with the name of the list and the digest.
+
+        It is stored with trained weights, so that they are not evaluated on cases that a changed list now calls test.
+        It is empty if there is no list.
+        """
+        if not self.is_there:
+            return ""
+        return f"{Path(str(self.data)).name}, cases {self.digest[:8]}, {self._divided[1]}"
 
     @cached_property
     def has_test(self) -> bool:
@@ -102,12 +143,12 @@ class LabelledScans:
         if not cases:
             counts = ", ".join(f"{count} {name}" for name, count in Counter(case.split for case in self.cases).items())
             raise ValueError(
-                f"{self.list.path} has no {split} cases, it has {counts}: choose another split, or add some"
+                f"{self.case_list.path} has no {split} cases, it has {counts}: choose another split, or add some"
             )
         there = {case.label for case in cases}
         if split != "test" and (lost := [name for name in self.class_names if name not in there]):
             raise ValueError(
-                f"the {split} cases of {self.list.path} are all of {', '.join(sorted(there))}, and none of "
+                f"the {split} cases of {self.case_list.path} are all of {', '.join(sorted(there))}, and none of "
                 f"{', '.join(lost)}: correct the splits, or leave them out for folds"
             )
         if split == "train" and label_fraction < 1:
@@ -127,7 +168,7 @@ class LabelledScans:
         return [weights[case.label] for case in self.cases if case.split == "train"]
 
     def _item(self, case: LabelledCase) -> dict[str, Any]:
-        image: Any = list(case.images) if len(self.channels) > 1 else case.images[0]
+        image: Any = list(case.images) if len(case.images) > 1 else case.images[0]
         item: dict[str, Any] = {"image": image, "label": self.class_names.index(case.label), "case": case.name}
         if any(one.group for one in self.cases):
             item["patient"] = case.group or f"case {case.name}"
@@ -136,8 +177,3 @@ class LabelledScans:
         if case.centre_mm is not None:
             item["centre"] = list(case.centre_mm)
         return item
-
-
-def _digest(cases: Iterable[LabelledCase]) -> str:
-    said = sorted([case.name, case.label, case.split, case.group] for case in cases)
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()

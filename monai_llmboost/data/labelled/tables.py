@@ -69,6 +69,17 @@ class Columns:
         return tuple(name.strip() for name in names if name.strip())
 
 
+def channel_names(image_column: str | Sequence[str] | None, count: int) -> list[str]:
+    """Return names for the channels of a network: the columns of their scans, or numbers if these are not named.
+
+    Example:
+        >>> channel_names("T1,FLAIR", 2), channel_names(None, 2)
+        (['T1', 'FLAIR'], ['1', '2'])
+    """
+    names = Columns(image=image_column).images or ()
+    return list(names) if len(names) == count else [str(number + 1) for number in range(count)]
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of a list, with what it says as text.

@@ -92,8 +92,8 @@ class CropScand(MapTransform):
             low, high = _extent(torch.as_tensor(mask) > 0, 0.0, "the mask is empty: draw it, or leave the case out")
         else:
             wrong = (
-                f"no plane of the scan has more than {100 * LEAST_SHARE:g} % of its voxels above {self.above:g}: correct "
-                "--foreground_above"
+                f"no plane of the scan has more than {100 * LEAST_SHARE:g} % of its voxels above {self.above:g}: "
+                "correct --foreground_above"
             )
             low, high = _extent(volume.as_tensor() > self.above, LEAST_SHARE, wrong)
         shape = np.array(volume.shape[1:])

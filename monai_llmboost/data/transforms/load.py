@@ -139,7 +139,7 @@ def _to_grid(name: str, volume: MetaTensor, first: MetaTensor, warnings: list[st
     """Return a channel on the grid of the first one."""
     if _is_same_grid(volume, first):
         return volume
-    cover = _cover(volume, first)
+    cover = grid_cover(volume.shape[1:], volume.affine.numpy(), first.shape[1:], first.affine.numpy())
     if cover < LEAST_COVER:
         raise RefusedScan(
             f"channel {name} covers {100 * cover:.0f} % of the first channel's grid, so they are not of one place: "
@@ -163,11 +163,21 @@ def _is_same_grid(volume: MetaTensor, other: MetaTensor) -> bool:
     return volume.shape[1:] == other.shape[1:] and same_place
 
 
-def _cover(volume: MetaTensor, first: MetaTensor) -> float:
-    """Return the part of the first volume's grid that lies in another volume."""
-    axes = [np.linspace(0, size - 1, PROBES) for size in first.shape[1:]]
+def grid_cover(shape: Sequence[int], affine: np.ndarray, onto: Sequence[int], onto_affine: np.ndarray) -> float:
+    """Return the part of a second grid, ``onto``, that lies in a first one.
+
+    Args:
+        shape: voxels of the first grid along (i, j, k).
+        affine: (4, 4), its voxels to RAS+ mm.
+        onto: voxels of the second grid.
+        onto_affine: its voxels to RAS+ mm.
+
+    Example:
+        >>> grid_cover((10, 10, 10), np.eye(4), (10, 10, 20), np.eye(4))
+        0.5
+    """
+    axes = [np.linspace(0, size - 1, PROBES) for size in onto]
     points = np.stack([*np.meshgrid(*axes, indexing="ij"), np.ones([PROBES] * 3)]).reshape(4, -1)
-    into = np.linalg.inv(volume.affine.numpy()) @ first.affine.numpy()
-    places = (into @ points)[:3]
-    ends = np.array(volume.shape[1:])[:, None] - 0.5
+    places = (np.linalg.inv(affine) @ onto_affine @ points)[:3]
+    ends = np.array(shape)[:, None] - 0.5
     return float(((places > -0.5) & (places < ends)).all(axis=0).mean())

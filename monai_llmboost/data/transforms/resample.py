@@ -69,10 +69,10 @@ class ResampleScand(MapTransform):
             return volume
         sizes = [size * there / wanted for wanted, there, size in zip(self.spacing_mm, own, volume.shape[1:])]
         if max(sizes) > MOST_VOXELS or math.prod(sizes) > MAX_VOXELS or max(sizes) < 1:
-            voxels, becomes = (" x ".join(f"{size:.4g}" for size in each) for each in (volume.shape[1:], sizes))
+            voxels, becomes = (" x ".join(f"{n:.4g}" for n in each) for each in (volume.shape[1:], sizes))
             raise RefusedScan(
-                f"{voxels} voxels of {' x '.join(f'{there:g}' for there in own)} mm would become {becomes}: the spacing "
-                "in the header is most likely wrong; correct it, or leave the scan out",
+                f"{voxels} voxels of {' x '.join(f'{there:g}' for there in own)} mm would become {becomes}: the "
+                "spacing in the header is most likely wrong; correct it, or leave the scan out",
                 kind="too-small" if max(sizes) < 1 else "too-large",
             )
         volume = _average(volume, [max(1, int(wanted / there + SAME)) for wanted, there in zip(self.spacing_mm, own)])

@@ -87,7 +87,7 @@ def test_a_fraction_is_set_aside_as_test(fraction, expected):
 
 @pytest.mark.parametrize("fraction", [-0.1, 0.6, 1, True, "0.2", None, float("nan")])
 def test_no_fraction(fraction):
-    with pytest.raises(ValueError, match="test_fraction must be a number from 0 to 0.5, not"):
+    with pytest.raises(ValueError, match=r"test_fraction must be a number from 0 to 0.5, not"):
         Division(test_fraction=fraction)
 
 
@@ -140,15 +140,15 @@ def test_a_class_that_a_split_lacks(write):
     path = write(["a.nii,x,train", "b.nii,y,train", "c.nii,x,val", "d.nii,x,test"])
     scans = LabelledScans(path)
     assert len(scans.items("train")) == 2 and len(scans.items("test")) == 1
-    with pytest.raises(ValueError, match="the val cases of .* are all of x, and none of y: correct the splits, or"):
+    with pytest.raises(ValueError, match=r"the val cases of .* are all of x, and none of y: correct the splits, or"):
         scans.items("val")
-    with pytest.raises(ValueError, match="the train cases of .* are all of x, and none of y: correct the splits"):
+    with pytest.raises(ValueError, match=r"the train cases of .* are all of x, and none of y: correct the splits"):
         LabelledScans(path, leave_out="b.nii").items("train")
 
 
 def test_a_split_that_is_empty(write):
     scans = LabelledScans(write(["a.nii,x,val", "b.nii,y,val"]))
-    with pytest.raises(ValueError, match="list.csv has no train cases, it has 2 val: choose another split, or add"):
+    with pytest.raises(ValueError, match=r"list.csv has no train cases, it has 2 val: choose another split, or add"):
         scans.items("train")
     with pytest.raises(ValueError, match="no test cases, it has 2 val"):
         scans.items("test")

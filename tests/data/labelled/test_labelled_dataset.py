@@ -208,8 +208,7 @@ def test_two_at_once_write_one_cache(make):
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_scan_names_its_case(make, items, cache, workers):
-    with open(items[3]["image"], "r+b") as file:
-        file.truncate(500)
+    os.truncate(items[3]["image"], 500)
     loader = ScanLoader(make(cache), 5, "cpu", num_workers=workers)
     with pytest.raises(ValueError, match=r"the case 3.nii cannot be used: expected .*; inspect again, which leaves it"):
         list(loader)
@@ -217,7 +216,7 @@ def test_a_damaged_scan_names_its_case(make, items, cache, workers):
 
 def test_a_case_without_contrast_names_its_case(make, items):
     nibabel.save(nibabel.Nifti1Image(np.ones((8, 8, 6), np.float32), AFFINE), items[2]["image"])
-    with pytest.raises(ValueError, match="the case 2.nii cannot be used: expected an image, every voxel is 1"):
+    with pytest.raises(ValueError, match=r"the case 2.nii cannot be used: expected an image, every voxel is 1"):
         images(make("memory"))
 
 
@@ -268,7 +267,7 @@ def same(first, second):
 def test_epochs_are_repeatable(make, weighted):
     data = make("memory")
     whole = epochs(data, weighted=weighted)
-    assert len(whole) == 9 and len({tuple(sum((cases for cases, _ in whole[n : n + 3]), [])) for n in (0, 3, 6)}) > 1
+    assert len(whole) == 9 and len({str([cases for cases, _ in whole[n : n + 3]]) for n in (0, 3, 6)}) > 1
     torch.rand(7), np.random.rand(3)
     assert same(whole, epochs(data, weighted=weighted))
     assert same(whole[6:], epochs(data, first=2, weighted=weighted))  # resumed

@@ -105,10 +105,10 @@ def test_a_file_that_is_no_labelled_list(write, content, name, sentence):
 
 
 def test_no_list(folder):
-    with pytest.raises(FileNotFoundError, match="no list at .*: give a CSV file, a JSON datalist or a folder"):
+    with pytest.raises(FileNotFoundError, match=r"no list at .*: give a CSV file, a JSON datalist or a folder"):
         read_cases(folder / "missing.csv")
-    with pytest.raises(ValueError, match="there are no labelled scans: give --data"):
-        LabelledScans(None)
+    with pytest.raises(ValueError, match="no labelled scans were named: give --data with a CSV list"):
+        LabelledScans(None).items("train")
 
 
 def test_the_options_of_columns(write, folder):
@@ -116,7 +116,9 @@ def test_the_options_of_columns(write, folder):
     cases = read_cases(path, Columns(image="path", label="class", group="patient"))
     assert [case.group for case in cases.cases] == ["1", "2"] and cases.class_names == ("x", "y")
     assert not cases.errors
-    with pytest.raises(ValueError, match="has no column 'Patients', .*: rename a column, or give --group-column Patie"):
+    with pytest.raises(
+        ValueError, match=r"has no column 'Patients', .*: rename a column, or give --group-column Patie"
+    ):
         read_cases(path, Columns(image="path", label="class", group="Patients"))
     with pytest.raises(ValueError, match="has no column 'flair', it has Path"):
         read_cases(path, Columns(image="path,flair", label="class"))
@@ -168,8 +170,8 @@ def test_a_mistake_is_one_sentence_with_its_row(write, folder, content, sentence
     (folder / "gone.nii.gz").symlink_to("elsewhere.nii.gz")
     path = write(content)
     assert sentence in read_cases(path).errors
-    with pytest.raises(ValueError, match="list.csv has mistakes: .*: correct them"):
-        LabelledScans(path)
+    with pytest.raises(ValueError, match=r"list.csv has mistakes: .*: correct them"):
+        LabelledScans(path).items("train")
 
 
 def test_many_equal_mistakes_are_counted(write):
@@ -178,7 +180,7 @@ def test_many_equal_mistakes_are_counted(write):
     warnings = read_cases(write(GOOD + 15 * "a.nii.gz,no\n")).warnings
     assert len(warnings) == 11 and warnings[-1] == "and 5 more: left out, because it repeats"
     with pytest.raises(ValueError, match=r"mistakes: row 6: no such .*, and 10 more; `monai-llmboost inspect` lists"):
-        LabelledScans(write(GOOD + "".join(f"{n}.nii.gz,no\n" for n in range(15))))
+        LabelledScans(write(GOOD + "".join(f"{n}.nii.gz,no\n" for n in range(15)))).items("train")
 
 
 # -- what is no mistake ----------------------------------------------------------------------------------------------
@@ -478,4 +480,4 @@ def test_leave_out(write):
     with pytest.raises(
         ValueError, match=re.escape("leave_out has 'e.nii.gz', which is no case of") + ".*inspect again"
     ):
-        LabelledScans(path, leave_out=["e.nii.gz"])
+        LabelledScans(path, leave_out=["e.nii.gz"]).items("train")

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands train and evaluate."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from monai_llmboost.bundle import (
+    Option,
+    bundle_path,
+    check_options,
+    job_files,
+    merged,
+    run_bundle,
+    split_network,
+    typed_values,
+)
+from monai_llmboost.bundle.contract import CONFIGS, EVAL, METADATA, PLAN
+from monai_llmboost.command_line.bundle_help import DEFAULTS
+from monai_llmboost.command_line.bundles import Overlay
+from monai_llmboost.command_line.errors import INTERRUPTED
+from monai_llmboost.command_line.options import Network, options_of_bundle, split_options
+
+# Exit status for mistakes in the labelled scans.
+WRONG_DATA = 1
+Folder = Annotated[str, typer.Option(help="The folder to train in: a copy of a bundle; see --data.")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Labelled scans: a CSV file, a JSON datalist, or a folder with one for each class. They are "
+        "inspected, and --bundle is made of the bundle scans_classification if it does not exist."
+    ),
+]
+Arm = Annotated[
+    str | None, typer.Option(help="none, mlp, random or pretrained (or of --overlay); default: that of --block.")
+]
+
+
+def train(
+    context: typer.Context,
+    bundle: Folder,
+    data: Data = None,
+    arm: Arm = None,
+    network: Network = None,
+    overlay: Overlay = None,
+) -> None:
+    """Train a network, on your own labelled scans with --data.
+
+    The scans are inspected first, unless `inspect` or an earlier training did;
+    the plan is in configs/plan.json, and each of its lines is an option here.
+    Writes models/ and eval/ in the bundle's folder. An interrupted training is
+    resumed with --resume True. Further options are listed below.
+    """
+    if data is not None:
+        _plan(data, Path(bundle), split_options(context.args)[0])
+    _run(context, "train", bundle, arm, network, overlay)
+
+
+def evaluate(
+    context: typer.Context,
+    bundle: Folder,
+    data: Data = None,
+    arm: Arm = None,
+    network: Network = None,
+    overlay: Overlay = None,
+) -> None:
+    """Evaluate a trained network on its test cases, or on the validation cases if there are none.
+
+    Writes metrics.json, predictions.csv and evaluation.html into eval/ in the
+    bundle's folder. Options of the training need not be repeated.
+    """
+    given = {} if data is None else {Option.DATA: data}
+    options = _run(context, "evaluate", bundle, arm, network, overlay, given)
+    root = options.get(Option.BUNDLE_ROOT) or (bundle if Path(bundle).is_dir() else ".")
+    _show_metrics(Path(options.get(Option.OUTPUT_DIR) or Path(root) / EVAL))
+
+
+def _run(
+    context: typer.Context,
+    job: str,
+    bundle: str,
+    arm: str | None,
+    network: str | None,
+    overlay: list[str] | None,
+    given: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Run a job with the options of the command line, and return these."""
+    chosen = {} if network is None else {Option.NETWORK: network}
+    named, expression = split_network(bundle_path(bundle), chosen)
+    typed = split_options(context.args)[0]
+    configs = job_files(bundle, job, arm, named, typed, overlay or ()).configs
+    options = {**(given or {}), **options_of_bundle(context.args, configs), **expression}
+    logging_file = options.pop("logging_file", None)  # an argument of MONAI that check_options does not know
+    check_options(configs, options)
+    try:
+        run_bundle(bundle, job, arm, logging_file, overlay or (), **{**options, **chosen})
+    except KeyboardInterrupt:
+        again = shlex.join(["monai-llmboost", job, "--bundle", bundle, *context.args])
+        resume = f"; resume it with {again} --resume True" if job == "train" else ""
+        typer.echo(f"monai-llmboost: interrupted{resume}", err=True)
+        sys.exit(INTERRUPTED)
+    return options
+
+
+def _plan(data: str, bundle: Path, typed: Mapping[str, str]) -> None:
+    """Inspect labelled scans and write the plan into the bundle's folder, unless it has a plan of the same list."""
+
+    from monai_llmboost.inspection import LINES, inspect_list, plan_is_current
+
+    content = merged([bundle_path(DEFAULTS["train"]) / CONFIGS / "train.json"])
+    options = typed_values(content, {key.replace("::", "#"): text for key, text in typed.items()})
+    if (bundle / CONFIGS / METADATA).is_file() and plan_is_current(bundle / CONFIGS / PLAN, data, options):
+        typer.echo(f"plan: {bundle / CONFIGS / PLAN}")
+        return
+    from monai_llmboost.command_line.inspect import show
+
+    found = inspect_list(data, bundle=bundle, given={key: options[key] for key in LINES if key in options})
+    show(found)
+    if found.findings.errors:
+        sys.exit(WRONG_DATA)
+
+
+def _show_metrics(folder: Path) -> None:
+    """Print the numbers of an evaluation."""
+    from rich.table import Table
+
+    from monai_llmboost.command_line.tables import make_console
+
+    file = folder / "metrics.json"
+    if not file.is_file():  # a bundle that writes others
+        return
+    numbers = json.loads(file.read_text(encoding="utf-8"))
+    console = make_console()
+    table = Table("metric", "value", "95 % interval", title=f"{numbers.get('split', '')} cases: {numbers.get('cases')}")
+    for name, value in numbers.items():
+        interval = numbers.get(f"{name}_interval_95")
+        if isinstance(value, float) and isinstance(interval, list):
+            table.add_row(name.replace("_", " "), f"{value:.3f}", " to ".join(f"{end:.3f}" for end in interval))
+    console.print(table)
+    for caveat in numbers.get("caveats", ()):
+        console.print(caveat, markup=False)
+    for name in ("metrics.json", "evaluation.html"):
+        if (folder / name).is_file():
+            console.print(f"{folder / name}", markup=False, highlight=False)

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inspection of labelled scans before a training: what is there, what is wrong, and the plan that follows."""
+
+from monai_llmboost.inspection.checks import Findings, check_cases
+from monai_llmboost.inspection.current import LINES, plan_is_current
+from monai_llmboost.inspection.inspect import Inspection, inspect_list
+from monai_llmboost.inspection.plan import ScanPlan, derive_plan, write_plan
+from monai_llmboost.inspection.survey import CaseSurvey, survey_cases
+
+__all__ = [
+    "LINES",
+    "CaseSurvey",
+    "Findings",
+    "Inspection",
+    "ScanPlan",
+    "check_cases",
+    "derive_plan",
+    "inspect_list",
+    "plan_is_current",
+    "survey_cases",
+    "write_plan",
+]
