@@ -100,13 +100,13 @@ def test_a_datalist_with_and_without_labels(write, folder):
 def test_wrong_rows_refuse_their_cases(write, folder):
     (folder / "empty").mkdir()
     (folder / "bad.nii.gz").write_bytes(b"no scan")
-    (folder / "notes.txt").write_text("words")
+    (folder / "notes.md").write_text("words")
     rows = [
         "a.nii.gz,b.nii.gz",
         "e.nii.gz,b.nii.gz",
         "a.nii.gz,bad.nii.gz",
         "empty,b.nii.gz",
-        "notes.txt,a.nii.gz",
+        "notes.md,a.nii.gz",
     ]
     cases = open_cases(write("\n".join(["T1,T2", *rows])), 2, image="T1,T2")
     assert [scan.name for scan in cases.scans] == ["a.nii.gz"]
