@@ -19,7 +19,7 @@ JOBS_OF = {
     "cost": ("train",),
 }
 # The bundle of commands that have none by default.
-DEFAULTS = {"train": "scans_classification", "evaluate": "scans_classification"}
+DEFAULTS = dict.fromkeys(("train", "evaluate"), "scans_classification")
 # Keys that a command sets with its own options; each has the option --network.
 TAKEN = {
     "predict": (

@@ -30,6 +30,7 @@ from monai_llmboost.bundle.find import arms_of
 from monai_llmboost.bundle.job import BATCHES, COST_KEYS, check_keys
 from monai_llmboost.bundle.study_settings import StudySettings
 from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, Network, options_of_bundle, split_options
+from monai_llmboost.command_line.scan_plan import Data, plan_scans
 
 Overlay = Annotated[
     list[str] | None,
@@ -42,9 +43,11 @@ Overlay = Annotated[
 
 def bundle(
     to: Annotated[Path, typer.Option(help="The folder to create; it must not exist yet.")],
-    name: Annotated[str, typer.Option(help="Name of a bundle that comes with this package.")] = DEFAULT_BUNDLE,
+    name: Annotated[str, typer.Argument(help="Name of a bundle that comes with this package.")] = DEFAULT_BUNDLE,
+    named: Annotated[str | None, typer.Option("--name", hidden=True, help="An earlier way to give the name.")] = None,
 ) -> None:
     """Copy a bundle out of the package, to run and change it."""
+    name = named or name
     copy_bundle(name, to)
     # MONAI's own command line reads 1e3 as a number and -x as an option.
     is_word = parsed(str(to)) == str(to) and not str(to).startswith(("-", "~"))
@@ -86,6 +89,7 @@ def run(
 def cost(
     context: typer.Context,
     bundle: Bundle = DEFAULT_BUNDLE,
+    data: Data = None,
     network: Network = None,
     donor: Annotated[
         Path | None,
@@ -102,6 +106,8 @@ def cost(
     All further options are the bundle's own: --block FILE, --size N,
     --batch_size N, --hidden_size N ... Nothing is trained and no data are read.
     """
+    if data is not None:
+        plan_scans(data, bundle, context.args)
     folder = bundle_path(bundle)
     chosen = {} if network is None else {Option.NETWORK: network}
     named, expression = split_network(folder, chosen)

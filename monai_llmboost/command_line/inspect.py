@@ -50,6 +50,7 @@ def inspect(
     missing_channels: Annotated[
         str | None, typer.Option(help="What to do with a case that lacks a channel: refuse it, or fill in zeros.")
     ] = None,
+    volume: Annotated[int | None, typer.Option(min=0, help="Which volume of 4-D files, from 0.")] = None,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that read scans; 0 reads them in the main process.")
     ] = None,
@@ -67,7 +68,7 @@ def inspect(
         "image_column": image_column, "label_column": label_column, "split_column": split_column,
         "fold_column": fold_column, "group_column": group_column, "mask_column": mask_column,
         "case_column": case_column, "folds": folds, "fold": fold, "test_fraction": test_fraction,
-        "missing_channels": missing_channels,
+        "missing_channels": missing_channels, "volume": volume,
     }  # fmt: skip
     given = {key: value for key, value in chosen.items() if value is not None}
     try:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +12,10 @@ import typer
 
 from monai_llmboost.bundle import Option, bundle_path, check_options, job_configs, merged, split_network
 from monai_llmboost.bundle.job import STUDY_KEYS, check_keys
+from monai_llmboost.bundle.words import is_computed, plain_text
 from monai_llmboost.command_line.errors import INTERRUPTED, USER_ERRORS, report_error
 from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, Network, options_of_bundle
+from monai_llmboost.command_line.scan_plan import Data, plan_scans
 
 # Name of the data set in the results if the bundle has no key for it.
 NO_NAME = "data"
@@ -55,6 +58,7 @@ def study(
         str, typer.Option(help="Simple predictors that an arm should beat, with commas; none: leave them out.")
     ] = "floor-numbers,floor-pca,floor-random-features",
     bundle: Bundle = DEFAULT_BUNDLE,
+    data: Data = None,
     jobs: Annotated[int, typer.Option(help="Number of parallel runs; with several GPUs, one GPU for each run.")] = 1,
     engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
     address: Annotated[
@@ -74,6 +78,8 @@ def study(
     Exit status: 0 every run was finished, 1 some failed, 2 nothing can be compared.
     """
     try:
+        if data is not None:
+            plan_scans(data, bundle, context.args)
         datasets = _datasets(bundle, dataset) if report is None else ()  # before slow imports
     except USER_ERRORS as error:
         report_error(error)
@@ -127,6 +133,9 @@ def _datasets(bundle: str, given: str | None) -> tuple[str, ...]:
     content = merged(configs)
     check_keys(content, STUDY_KEYS, "study", bundle)
     own = content.get(Option.DATASET)
+    if given is None and Option.DATA in content:  # a user's list, by its name
+        path = Path(plain_text(str(content[Option.DATA])))
+        return (NO_NAME if is_computed(str(path)) else re.sub(r"[^\w.-]+", "_", path.stem) or NO_NAME,)
     if given is None:
         return (own if isinstance(own, str) else NO_NAME,)
     names = _listed(given)

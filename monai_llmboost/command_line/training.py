@@ -17,27 +17,16 @@ from monai_llmboost.bundle import (
     bundle_path,
     check_options,
     job_files,
-    merged,
     run_bundle,
     split_network,
-    typed_values,
 )
-from monai_llmboost.bundle.contract import CONFIGS, EVAL, METADATA, PLAN
-from monai_llmboost.command_line.bundle_help import DEFAULTS
+from monai_llmboost.bundle.contract import EVAL
 from monai_llmboost.command_line.bundles import Overlay
 from monai_llmboost.command_line.errors import INTERRUPTED
 from monai_llmboost.command_line.options import Network, options_of_bundle, split_options
+from monai_llmboost.command_line.scan_plan import Data, plan_scans
 
-# Exit status for mistakes in the labelled scans.
-WRONG_DATA = 1
 Folder = Annotated[str, typer.Option(help="The folder to train in: a copy of a bundle; see --data.")]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        help="Labelled scans: a CSV file, a JSON datalist, or a folder with one for each class. They are "
-        "inspected, and --bundle is made of the bundle scans_classification if it does not exist."
-    ),
-]
 Arm = Annotated[
     str | None, typer.Option(help="none, mlp, random or pretrained (or of --overlay); default: that of --block.")
 ]
@@ -59,7 +48,7 @@ def train(
     resumed with --resume True. Further options are listed below.
     """
     if data is not None:
-        _plan(data, Path(bundle), split_options(context.args)[0])
+        plan_scans(data, bundle, context.args)
     _run(context, "train", bundle, arm, network, overlay)
 
 
@@ -107,24 +96,6 @@ def _run(
         typer.echo(f"monai-llmboost: interrupted{resume}", err=True)
         sys.exit(INTERRUPTED)
     return options
-
-
-def _plan(data: str, bundle: Path, typed: Mapping[str, str]) -> None:
-    """Inspect labelled scans and write the plan into the bundle's folder, unless it has a plan of the same list."""
-
-    from monai_llmboost.inspection import LINES, inspect_list, plan_is_current
-
-    content = merged([bundle_path(DEFAULTS["train"]) / CONFIGS / "train.json"])
-    options = typed_values(content, {key.replace("::", "#"): text for key, text in typed.items()})
-    if (bundle / CONFIGS / METADATA).is_file() and plan_is_current(bundle / CONFIGS / PLAN, data, options):
-        typer.echo(f"plan: {bundle / CONFIGS / PLAN}")
-        return
-    from monai_llmboost.command_line.inspect import show
-
-    found = inspect_list(data, bundle=bundle, given={key: options[key] for key in LINES if key in options})
-    show(found)
-    if found.findings.errors:
-        sys.exit(WRONG_DATA)
 
 
 def _show_metrics(folder: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from monai_llmboost.bundle import copy_bundle
 from monai_llmboost.bundle.contract import CONFIGS, EVAL, METADATA, PLAN
+from monai_llmboost.data import ScanReader
 from monai_llmboost.data.labelled import SPLITS, CaseList, Columns, Division, LabelledCase, read_cases
 from monai_llmboost.inspection.checks import Findings, check_cases
 from monai_llmboost.inspection.plan import CPU_VOXELS, GPU_VOXELS, ScanPlan, derive_plan, write_plan
@@ -27,6 +28,8 @@ FEW_SCANS, MOST_WORKERS = 16, 4
 # The keys of the config from which a division is made.
 DIVISION = {"folds": "folds", "fold": "fold", "test_fraction": "test_fraction", "split_seed": "seed"}
 MISSING_CHANNELS = "missing_channels"
+# The keys of the config that are options of the reader.
+READER = ("volume", "min_slices", "gantry_tilt")
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,12 @@ def inspect_list(
     if workers is None:
         workers = 0 if len(cases.cases) < FEW_SCANS else min(MOST_WORKERS, os.cpu_count() or 1)
     survey = survey_cases(
-        cases, folder / SURVEY, missing=chosen.get(MISSING_CHANNELS, "refuse"), workers=workers, progress=progress
+        cases,
+        folder / SURVEY,
+        ScanReader(**{key: chosen[key] for key in READER if key in chosen}),
+        missing=chosen.get(MISSING_CHANNELS, "refuse"),
+        workers=workers,
+        progress=progress,
     )
     plan = None if cases.errors else _derive(cases, survey, chosen)
     divided, division, problem = _divide(cases, survey, plan.values if plan else chosen)

@@ -26,6 +26,8 @@ BATCH_INPUTS = 16
 LARGEST_BATCH, SMALLEST_BATCH = 32, 2
 # An epoch has about this number of steps or more.
 STEPS = 8
+# A training has about this number of steps, and at least and at most so many epochs.
+TRAINING_STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 600, 15, 100
 # Fewer training cases than these call for stronger augmentation, and for a smaller network.
 STRONG_BELOW, MEDIUM_BELOW, SMALL_NETWORK_BELOW = 100, 1000, 200
 # Strides of the first convolution, the cheapest first; three stages after it halve the volume.
@@ -184,6 +186,9 @@ def _add_training(lines: _Lines, count: int, most_voxels: int) -> None:
     batch = min(LARGEST_BATCH, fit, max(1, count // STEPS))
     batch = max(SMALLEST_BATCH, 2 ** int(math.log2(max(batch, 1))))
     lines.add("batch_size", batch, f"{count} training cases of {voxels} voxels")
+    steps = -(-count // batch)
+    epochs = min(max(round(TRAINING_STEPS / steps), FEWEST_EPOCHS), MOST_EPOCHS)
+    lines.add("epochs", epochs, f"{epochs * steps} steps of a batch")
     strength = "strong" if count < STRONG_BELOW else "medium" if count < MEDIUM_BELOW else "light"
     lines.add("augmentation", strength, f"{count} training cases")
     lines.add("hidden_size", 64 if count < SMALL_NETWORK_BELOW else 128, f"{count} training cases")

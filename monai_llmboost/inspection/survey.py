@@ -162,7 +162,8 @@ class _Reading(Dataset):
         """Return a digest of the files of a case, and of what is asked of them."""
         case = self.cases.cases[number]
         files = [_file_states(source) for source in (*case.images, case.mask)]
-        said = [FORMAT, files, case.images, case.mask, case.centre_mm, self.missing]
+        options = [str(sorted(vars(part).items())) for part in (self.reader.nifti, self.reader.dicom)]
+        said = [FORMAT, files, case.images, case.mask, case.centre_mm, self.missing, options]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
     def __getitem__(self, number: int) -> CaseSurvey:

@@ -182,7 +182,7 @@ def test_awkward_paths_and_names_survive_the_config(tmp_path):
     parser.read_config([str(config), str(file)])
     assert parser.get_parsed_content("data") == str(path)
     assert parser.get_parsed_content("leave_out") == ["@2 #1"]
-    assert parser.get_parsed_content("labelled").digest == plan.description["list"]
+    assert parser.get_parsed_content("labelled").case_list.digest == plan.description["list"]
     assert "@3 #1" in [
         item["case"] for split in ("train", "val") for item in parser.get_parsed_content("labelled").items(split)
     ]

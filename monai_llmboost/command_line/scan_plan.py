@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The option --data of commands that train: labelled scans, which are inspected and planned first."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from monai_llmboost.bundle import bundle_path, merged, typed_values
+from monai_llmboost.bundle.contract import CONFIGS, METADATA, PLAN, TRAIN_CONFIG
+from monai_llmboost.command_line.options import DEFAULT_BUNDLE, split_options
+
+SCANS_BUNDLE = "scans_classification"
+# Exit status for mistakes in the labelled scans.
+WRONG_DATA = 1
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Labelled scans: a CSV file, a JSON datalist, or a folder with one for each class. They are "
+        "inspected, and --bundle FOLDER becomes a copy of the bundle scans_classification if it does not exist."
+    ),
+]
+
+
+def plan_scans(data: str, bundle: str, words: list[str]) -> None:
+    """Inspect labelled scans and write the plan into a bundle's folder, unless it has a plan of the same list.
+
+    Args:
+        data: the list.
+        bundle: the folder.
+        words: the options of the bundle, as :class:`BundleCommand` leaves them; those that are lines of a plan are
+            taken instead of derived ones.
+
+    Raises:
+        ValueError: no folder was given.
+        SystemExit: the list has errors, which are printed.
+    """
+    if bundle == DEFAULT_BUNDLE:
+        raise ValueError("--data needs a folder to train in: give --bundle FOLDER, which is made if it does not exist")
+    content = merged([bundle_path(SCANS_BUNDLE) / CONFIGS / TRAIN_CONFIG])
+    options = typed_values(content, {key.replace("::", "#"): text for key, text in split_options(words)[0].items()})
+    from monai_llmboost.inspection import LINES, inspect_list, plan_is_current
+
+    folder = Path(bundle)
+    if (folder / CONFIGS / METADATA).is_file() and plan_is_current(folder / CONFIGS / PLAN, data, options):
+        typer.echo(f"plan: {folder / CONFIGS / PLAN}")
+        return
+    from monai_llmboost.command_line.inspect import show
+
+    found = inspect_list(data, bundle=folder, given={key: options[key] for key in LINES if key in options})
+    show(found)
+    if found.findings.errors:
+        sys.exit(WRONG_DATA)
