@@ -9,7 +9,12 @@ from pathlib import Path
 
 # Linux: of the whole machine, and the limit and use of a container.
 MEMINFO = Path("/proc/meminfo")
-LIMIT, USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+GROUPS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory"))
+# Limit, use, and the part of the use that is files, which are given up when memory is needed; of both versions.
+NAMES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
 def available_memory() -> int:
@@ -20,6 +25,10 @@ def available_memory() -> int:
         found = [int(lines["MemAvailable"].split()[0]) * 1024]
     except (OSError, KeyError, ValueError, IndexError):
         pass  # no Linux: half of the memory
-    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
-        found.append(int(LIMIT.read_text()) - int(USED.read_text()))
+    for folder in GROUPS:
+        for limit, used, files in NAMES:
+            with contextlib.suppress(OSError, ValueError, KeyError):  # no container, or one without a limit
+                statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                most, now = (int((folder / name).read_text()) for name in (limit, used))
+                found.append(most - now + int(statistics[files]))
     return max(0, min(found))

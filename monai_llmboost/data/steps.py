@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from monai.data import ImageReader
 from monai.transforms import (
     Compose,
     MapTransform,
@@ -103,6 +104,18 @@ def steps_to_text(steps: Sequence[Step], max_bytes: int) -> str:
         if len(text.encode()) <= max_bytes:
             return text
     raise ValueError(f"{len(steps)} preprocessing steps are too many for {max_bytes} bytes of text: join some")
+
+
+def settings_to_text(value: Any) -> str:
+    """Return a transform, or several, with all settings as text, also those of readers and of steps on labels."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(settings_to_text, value))}]"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {settings_to_text(each)}" for name, each in sorted(value.items(), key=str))
+    if isinstance(value, (Transform, ImageReader)) or type(value).__module__.startswith("monai_llmboost."):
+        kept = {name: each for name, each in vars(value).items() if not isinstance(each, np.random.RandomState)}
+        return f"({type(value).__qualname__} {settings_to_text(kept)})"
+    return _to_text(value)
 
 
 def find_difference(trained: str, steps: Sequence[Step]) -> tuple[str, str] | None:

@@ -77,7 +77,7 @@ class ScanCases(Dataset):
         scans, skipped = (
             _find(where, follow_links, leave_out, hide=salt is not None) if listed is None else ([*listed], [])
         )
-        self.hidden = None if salt is None else HiddenNames(str(salt), scans, skipped)
+        self.hidden = None if salt is None else HiddenNames(str(salt), _with_parts(scans), skipped)
         if only is not None:
             scans = _choose(scans, _as_list(only), salt)
         checks = [getattr(reader, "check_header", None), _shape_check(transform)]
@@ -177,7 +177,13 @@ class ScanCases(Dataset):
 
 
 def scan_digest(scan: Scan) -> str:
-    """Return the digest of the bytes of a scan's files, combined with the stack if there is one."""
+    """Return the digest of the bytes of a scan's files, combined with the stack if there is one.
+
+    The digest of a listed case depends on the order of its channels, its mask, and the point to crop around, too.
+    """
+    if isinstance(scan, ListedScan) and (len(scan.channels) > 1 or scan.mask or scan.centre_mm):
+        parts = ["" if part is None else scan_digest(part) for part in (*scan.channels, scan.mask)]
+        return text_digest([parts, scan.centre_mm])
     digest = files_digest(scan.files)
     return text_digest([digest, scan.stack]) if scan.stack else digest
 
@@ -255,6 +261,11 @@ def _find_listed(where: Any, columns: Columns, channels: int) -> list[ListedScan
         if channels > 1 or columns.images is not None:
             raise
         return None  # a plain list of paths
+
+
+def _with_parts(scans: Sequence[Scan]) -> list[Scan]:
+    """Return scans, and those of which listed cases are made."""
+    return [*scans, *(part for scan in scans if isinstance(scan, ListedScan) for part in scan.parts)]
 
 
 def _first_source(scan: Scan) -> Any:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
@@ -10,23 +11,26 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import monai
 from monai.data import CacheDataset, Dataset, MetaTensor, PersistentDataset
-from monai.transforms import Compose, Transform
+from monai.transforms import Compose
+from torch import Tensor
 
+import monai_llmboost
 from monai_llmboost.arguments import check_choice
 from monai_llmboost.data.memory import available_memory
 from monai_llmboost.data.scans.scan import RefusedScan
-from monai_llmboost.data.steps import list_voxel_steps, steps_to_text
+from monai_llmboost.data.steps import list_voxel_steps, settings_to_text
 
 logger = logging.getLogger("monai_llmboost")
 CACHES = ("memory", "disk", "none")
 # Part of the available memory that prepared scans may take.
 PART_OF_MEMORY = 0.6
 THREADS = 4
-MOST_TEXT = 1 << 20
 
 
 class LabelledScanDataset(Dataset):
@@ -70,6 +74,10 @@ class LabelledScanDataset(Dataset):
         progress: bool = True,
     ) -> None:
         check_choice("cache", cache, CACHES)
+        if random := list_voxel_steps(transform, random=True):
+            raise ValueError(
+                f"{random[0].name} is random, and would be kept: give it to the loader, which applies it in each epoch"
+            )
         if cache == "disk" and not cache_dir:
             raise ValueError("the cache on disk has no folder: give --cache_dir")
         super().__init__(data, transform)
@@ -96,16 +104,14 @@ class LabelledScanDataset(Dataset):
         return self.prepare()[index]
 
     def _make(self) -> Dataset:
-        transform = Compose([_Prepare(self.transform), _KeepAffine()])
+        transform = _Prepare(self.transform)
         if self.cache == "disk":
-            known = hashlib.sha256(steps_to_text(list_voxel_steps(self.transform), MOST_TEXT).encode()).hexdigest()
-            return PersistentDataset(
-                self.data, transform, self.cache_dir, lambda item: _item_digest(item, known), track_meta=True
-            )
+            known = f"monai {monai.__version__}, {monai_llmboost.__version__}: {settings_to_text(self.transform)}"
+            return _DiskCache(self.data, transform, self.cache_dir, partial(_item_digest, known), track_meta=True)
         if self.cache == "none" or not len(self.data):
             return Dataset(self.data, transform)
         first = transform(self.data[0])
-        size = sum(value.numel() * value.element_size() for value in first.values() if isinstance(value, MetaTensor))
+        size = sum(value.numel() * value.element_size() for value in first.values() if isinstance(value, Tensor))
         fit = math.floor(PART_OF_MEMORY * available_memory() / max(size, 1))
         count = min(len(self.data), fit)
         if count < len(self.data):
@@ -119,41 +125,48 @@ class LabelledScanDataset(Dataset):
         )
 
 
-class _Prepare(Transform):
-    """The transforms of an item; an error names its case."""
+class _Prepare(Compose):
+    """The transforms of an item, whose error names its case, as one step, into which MONAI's caches do not look.
+
+    Of the metadata only the affine is kept: the rest is large, and cannot be loaded without pickle.
+    """
 
     def __init__(self, transform: Callable) -> None:
-        self.transform = transform
+        super().__init__()
+        self.whole = transform
 
-    def __call__(self, data: Mapping[str, Any]) -> Any:
+    def __call__(self, input_: Any, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]  # as Compose's
         try:
-            return self.transform(dict(data))
+            return {key: _plain_volume(value) for key, value in self.whole(dict(input_)).items()}
         except Exception as error:
             cause: BaseException = error
             while cause.__cause__ is not None and not isinstance(cause, RefusedScan):
                 cause = cause.__cause__
             raise ValueError(
-                f"the case {data.get('case', data.get('image'))} cannot be used: {cause}; inspect again, "
+                f"the case {input_.get('case', input_.get('image'))} cannot be used: {cause}; inspect again, "
                 "which leaves it out, or correct it"
             ) from error
 
 
-class _KeepAffine(Transform):
-    """Keep of the metadata only what is plain: the affine. The rest is large, and cannot be loaded without pickle."""
+class _DiskCache(PersistentDataset):
+    """MONAI's cache on disk, which also prepares a scan again whose file was cut short."""
 
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: _plain_volume(value) for key, value in data.items()}
+    def _cachecheck(self, item_transformed: Any) -> Any:
+        try:
+            return super()._cachecheck(item_transformed)
+        except (RuntimeError, EOFError):  # of the kept file: an error of the transforms is a ValueError
+            Path(str(self.cache_dir), f"{self.hash_func(item_transformed).decode()}.pt").unlink(missing_ok=True)
+            return super()._cachecheck(item_transformed)
 
 
 def _plain_volume(value: Any) -> Any:
     return MetaTensor(value.as_tensor().contiguous(), affine=value.affine) if isinstance(value, MetaTensor) else value
 
 
-def _item_digest(item: Mapping[str, Any], transforms: str) -> bytes:
+def _item_digest(transforms: str, item: Mapping[str, Any]) -> bytes:
     """Return a digest of an item, of the size and time of its files, and of the transforms."""
     files = [[path, *_state(path)] for path in _paths([item.get("image"), item.get("mask")])]
-    said = {key: value for key, value in item.items() if key not in ("label", "case", "patient")}
-    return hashlib.sha256(json.dumps([said, files, transforms]).encode()).hexdigest().encode()
+    return hashlib.sha256(json.dumps([dict(item), files, transforms], default=str).encode()).hexdigest().encode()
 
 
 def _paths(value: Any) -> list[str]:
@@ -166,4 +179,6 @@ def _state(path: str) -> list[Any]:
     """Return the size and time of a file, or of all files in a folder."""
     where = Path(path)
     files = sorted(where.rglob("*")) if where.is_dir() else [where]
+    if where.suffix in (".hdr", ".img"):
+        files = sorted(where.parent.glob(f"{glob.escape(where.stem)}.*"))
     return [[str(file), (state := file.stat()).st_size, state.st_mtime_ns] for file in files if file.exists()]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from monai_llmboost.data.labelled.case import LabelledCase, Source
+from monai_llmboost.data.labelled.case import LabelledCase
 from monai_llmboost.data.labelled.read import read_rows
 from monai_llmboost.data.labelled.tables import Columns
 from monai_llmboost.data.scans.dicom.reader import SEPARATOR, get_reader_paths
@@ -31,8 +31,13 @@ class ListedScan(Scan):
     """
 
     channels: tuple[Scan | None, ...] = ()
-    mask: Source | None = None
+    mask: Scan | None = None
     centre_mm: tuple[float, float, float] | None = None
+
+    @property
+    def parts(self) -> list[Scan]:
+        """The scans of the channels that are there, and of the mask."""
+        return [part for part in (*self.channels, self.mask) if part is not None]
 
 
 def find_listed_scans(path: Path, columns: Columns, channels: int) -> list[ListedScan]:
@@ -66,7 +71,7 @@ def item_of(scan: Scan) -> dict[str, Any]:
     sources = [None if channel is None else reader_source(channel) for channel in scan.channels]
     item: dict[str, Any] = {"image": sources if len(sources) > 1 else sources[0]}
     if scan.mask is not None:
-        item["mask"] = scan.mask
+        item["mask"] = reader_source(scan.mask)
     if scan.centre_mm is not None:
         item["centre"] = list(scan.centre_mm)
     return item
@@ -79,14 +84,16 @@ def reader_source(scan: Scan) -> Any:
 
 def _find_case(case: LabelledCase, names: Iterable[str], wrong: str) -> ListedScan:
     if wrong:
-        return ListedScan(case.name, (), "NIfTI", refused=wrong, refused_kind="unread")
+        # The path as the list has it, so that it can be hidden in the reason.
+        return ListedScan(case.name, (Path(wrong.partition(": ")[2]),), "NIfTI", refused=wrong, refused_kind="unread")
+    mask = None if case.mask is None else _find(str(case.mask))
     found = [None if source is None else _find(str(source)) for source in case.images]
     there = [(name, scan) for name, scan in zip(names, found) if scan is not None]
     first = there[0][1]
     several = len(found) > 1
-    refused = next(
-        ((f"channel {name}: " if several else "") + scan.refused for name, scan in there if scan.refused), ""
-    )
+    parts = [(f"channel {name}: " if several else "", scan) for name, scan in there]
+    parts += [] if mask is None else [("mask: ", mask)]
+    refused, kind = next(((what + scan.refused, scan.refused_kind) for what, scan in parts if scan.refused), ("", ""))
     return ListedScan(
         name=case.name,
         files=tuple(file for _, scan in there for file in scan.files),
@@ -99,9 +106,9 @@ def _find_case(case: LabelledCase, names: Iterable[str], wrong: str) -> ListedSc
         stack="-".join(scan.stack for _, scan in there if scan.stack),
         warnings=tuple(f"{name}: {line}" if several else line for name, scan in there for line in scan.warnings),
         refused=refused,
-        refused_kind=next((scan.refused_kind for _, scan in there if scan.refused), ""),
+        refused_kind=kind,
         channels=tuple(found),
-        mask=case.mask,
+        mask=mask,
         centre_mm=case.centre_mm,
     )
 

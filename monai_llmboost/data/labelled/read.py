@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -69,7 +70,7 @@ def read_rows(path: Path, columns: Columns) -> tuple[tuple[str, ...], list[Label
     Raises:
         ValueError: the file is no list.
     """
-    table = read_table(path, columns)
+    table = read_table(path, columns, labelled=False)
     cases, errors = _read_rows(path, table, columns, labelled=False)
     return table.channels, _name_apart(cases), errors
 
@@ -90,8 +91,8 @@ def _read_rows(
             row.values.get("case", "").strip() or _name_of(root, top, row.images),
             images,
             _label(row, table, columns, problems) if labelled else "",
-            _split(row, problems),
-            _fold(row, problems),
+            _split(row, problems) if labelled else "",
+            _fold(row, problems) if labelled else None,
             row.values.get("group", "").strip(),
             _find_source(root, mask, problems) if (mask := row.values.get("mask", "").strip()) else None,
             _centre(row, problems),
@@ -104,23 +105,30 @@ def _read_rows(
 
 def _find_source(root: Path, text: str, problems: list[str]) -> Source:
     """Return the absolute path of a scan, with its series if the list names one."""
+    path, series = _locate(root, text)
+    if not os.path.exists(path):  # noqa: PTH110  (a Path raises for a name that no file can have)
+        how = "a link that leads nowhere" if os.path.lexists(path) else "no such file or folder"
+        problems.append(f"{how}: {text}")
+    elif path.is_dir():
+        try:
+            if not any(path.iterdir()):
+                problems.append(f"an empty folder: {text}")
+        except OSError as error:
+            problems.append(f"a folder that cannot be read ({error.strerror}): {text}")
+    return f"{path}{series}"
+
+
+def _locate(root: Path, text: str) -> tuple[Path, str]:
+    """Return the path that a list means, also one written on Windows or macOS, and "::" with the series behind it."""
     name, separator, series = text.partition(SEPARATOR)
     whole = _absolute(root, text)
-    if os.path.lexists(whole):
-        name, separator = text, ""
-    path = _absolute(root, name)
-    if not os.path.lexists(path) and "\\" in name:  # a list written on Windows
-        path = _absolute(root, name.replace("\\", "/"))
-    try:
-        there = path.exists()
-    except (OSError, RuntimeError):  # a loop of links, or a name that no file can have
-        there = False
-    if not there:
-        how = "a link that leads nowhere" if path.is_symlink() else "no such file or folder"
-        problems.append(f"{how}: {text}")
-    elif path.is_dir() and not any(path.iterdir()):
-        problems.append(f"an empty folder: {text}")
-    return f"{path}{separator}{series}" if separator else str(path)
+    if not separator or os.path.lexists(whole):
+        name, separator, series = text, "", ""
+    slashes = name.replace("\\", "/")
+    # macOS writes an umlaut as two characters in names of files, and most programs as one in tables.
+    spellings = [name, slashes, *(unicodedata.normalize(form, slashes) for form in ("NFC", "NFD"))]
+    paths = [_absolute(root, spelling) for spelling in spellings]
+    return next(filter(os.path.lexists, paths), paths[1]), separator + series
 
 
 def _absolute(root: Path, text: str) -> Path:
@@ -129,15 +137,15 @@ def _absolute(root: Path, text: str) -> Path:
 
 def _common_folder(root: Path, rows: Iterable[Row]) -> Path:
     """Return the folder below which all scans are: that of the list, or else the deepest."""
-    folders = {_absolute(root, text).parent for row in rows for text in row.images[:1] if text}
+    folders = {_locate(root, text)[0].parent for row in rows for text in filter(None, row.images)}
     if all(folder.is_relative_to(root) for folder in folders):
         return root
     return Path(os.path.commonpath(folders))
 
 
 def _name_of(root: Path, top: Path, images: Iterable[str]) -> str:
-    path = _absolute(root, next(filter(None, images), ""))
-    return path.relative_to(top).as_posix() if path.is_relative_to(top) else path.as_posix()
+    path, series = _locate(root, next(filter(None, images), ""))
+    return (path.relative_to(top).as_posix() if path.is_relative_to(top) else path.as_posix()) + series
 
 
 def _label(row: Row, table: Table, columns: Columns, problems: list[str]) -> str:
@@ -191,6 +199,13 @@ def _centre(row: Row, problems: list[str]) -> tuple[float, float, float] | None:
 def _read_folder(path: Path) -> tuple[list[LabelledCase], list[str]]:
     folders = _subfolders(path)
     splits = {folder.name: SPLIT_WORDS.get(folder.name.lower(), "") for folder in folders}
+    if {"train", "val"} & {*splits.values()} and not all(splits.values()):
+        named = next(name for name, split in splits.items() if split)
+        other = next(name for name, split in splits.items() if not split)
+        raise ValueError(
+            f"{path} has the folder {named!r} of a split next to {other!r}, which is none: put all classes below "
+            "train, val and test, and nothing else"
+        )
     if folders and all(splits.values()):
         classes = [(one, splits[folder.name]) for folder in folders for one in _subfolders(folder)]
     else:
@@ -220,7 +235,12 @@ def _source(scan: Scan) -> Source:
 
 
 def _subfolders(path: Path) -> list[Path]:
-    return sorted(one for one in path.absolute().iterdir() if one.is_dir() and not one.name.startswith((".", "__")))
+    whole = path.resolve()
+    return sorted(
+        one
+        for one in path.absolute().iterdir()
+        if one.is_dir() and not one.name.startswith((".", "__")) and not whole.is_relative_to(one.resolve())
+    )
 
 
 def _finish(
@@ -247,11 +267,20 @@ def _finish(
         written = ", ".join(repr(name) for name in names if name.casefold() == twice)
         errors.append(f"the labels {written} differ in upper and lower case only: write one of them")
     some = [case for case in cases if not case.split and case.fold is None]
-    if some and any(case.split for case in cases):
-        errors.append(
-            f"{len(some)} cases have no split, such as {some[0].place}, and others have one: give all or none"
-        )
+    for what, others in (
+        ("split", any(case.split for case in cases)),
+        ("fold", any(case.fold is not None and not case.split for case in cases)),
+    ):
+        if some and others:
+            errors.append(
+                f"{len(some)} cases have no {what}, such as {some[0].place}, and others have one: give all or none"
+            )
     kept, repeated, alike = _drop_repeated(cases)
+    repeated += [
+        f"the name {name}: {count} cases have it, and are numbered; if they are of one patient, give --group-column"
+        for name, count in Counter(case.name for case in kept if not case.group).items()
+        if count > 1
+    ]
     return CaseList(
         path, tuple(channels), tuple(_name_apart(kept)), tuple(names),
         tuple(shorten([*errors, *alike])), tuple(shorten([*warnings, *repeated])),
@@ -276,20 +305,25 @@ def _drop_repeated(cases: Iterable[LabelledCase]) -> tuple[list[LabelledCase], l
         if earlier is case or not any(case.images):
             kept.append(case)
         elif (earlier.label, earlier.split, earlier.fold) == (case.label, case.split, case.fold):
-            repeated.append(f"{case.place} repeats {earlier.place} and is left out")
+            repeated.append(f"{case.place}: left out, because it repeats: {earlier.place}")
         else:
-            errors.append(f"{case.place} has the image of {earlier.place}, with another label, split or fold")
+            errors.append(f"{case.place}: another label, split or fold for the image of: {earlier.place}")
     return kept, repeated, errors
 
 
 def _name_apart(cases: Iterable[LabelledCase]) -> list[LabelledCase]:
     """Return the cases with different names."""
-    seen: Counter[str] = Counter()
+    cases = list(cases)
+    listed = {case.name for case in cases}
+    taken: set[str] = set()
     found = []
     for case in cases:
-        seen[case.name] += 1
-        number = seen[case.name]
-        found.append(case if number == 1 else replace(case, name=f"{case.name} ({number})"))
+        name, number = case.name, 1
+        while name in taken or (number > 1 and name in listed):
+            number += 1
+            name = f"{case.name} ({number})"
+        taken.add(name)
+        found.append(replace(case, name=name))
     return found
 
 

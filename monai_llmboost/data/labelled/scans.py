@@ -50,7 +50,7 @@ class LabelledScans:
         self.data = data
         self._columns = columns
         self._division = division or Division()
-        self._leave_out = set(leave_out)
+        self._leave_out = {leave_out} if isinstance(leave_out, str) else {*leave_out}
 
     @cached_property
     def case_list(self) -> CaseList:
@@ -135,15 +135,21 @@ class LabelledScans:
             as the list has them ``"patient"``, ``"mask"`` and ``"centre"``.
 
         Raises:
-            ValueError: no case of this split, or an invalid fraction.
+            ValueError: no case of this split, or none of a class for training or validation; an invalid fraction.
         """
         check_choice("split", split, SPLITS)
         check_fraction(label_fraction)
         cases = [case for case in self.cases if case.split == split]
         if not cases:
-            there = ", ".join(f"{count} {name}" for name, count in Counter(case.split for case in self.cases).items())
+            counts = ", ".join(f"{count} {name}" for name, count in Counter(case.split for case in self.cases).items())
             raise ValueError(
-                f"{self.case_list.path} has no {split} cases, it has {there}: choose another split, or add some"
+                f"{self.case_list.path} has no {split} cases, it has {counts}: choose another split, or add some"
+            )
+        there = {case.label for case in cases}
+        if split != "test" and (lost := [name for name in self.class_names if name not in there]):
+            raise ValueError(
+                f"the {split} cases of {self.case_list.path} are all of {', '.join(sorted(there))}, and none of "
+                f"{', '.join(lost)}: correct the splits, or leave them out for folds"
             )
         if split == "train" and label_fraction < 1:
             labels = np.array([self.class_names.index(case.label) for case in cases])

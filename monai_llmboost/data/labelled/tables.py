@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import csv
 import difflib
 import io
@@ -21,9 +23,15 @@ SPLIT_WORDS = {
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test", "ts": "test", "holdout": "test", "hold-out": "test",
 }  # fmt: skip
+# Columns that a prediction needs too, besides the images, if they are named.
+INPUTS = ("mask", "case")
 # The columns of the centre of a crop, in RAS+ mm.
 CENTRE = ("centre_x", "centre_y", "centre_z")
+# Suffixes of a label that is a segmentation.
+IMAGES = (".nii", ".nii.gz", ".nrrd", ".mha", ".dcm", ".seg.nrrd")
 SEVERAL_IMAGES = re.compile(r"image[ _-]?.+")
+# A first line in which Excel finds the delimiter.
+SEPARATOR_LINE = re.compile(r"\s*\"?sep=(.)\"?\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -104,29 +112,38 @@ class Table:
     warnings: tuple[str, ...] = ()
 
 
-def read_table(path: Path, columns: Columns) -> Table:
+def read_table(path: Path, columns: Columns, labelled: bool = True) -> Table:
     """Return the rows of a CSV or JSON list.
+
+    Args:
+        path: the file.
+        columns: names of its columns.
+        labelled: whether a list without labels is wrong; a prediction needs only the images.
 
     Raises:
         ValueError: the file is not such a list, or lacks a column that was named.
     """
-    return _read_datalist(path, columns) if path.suffix.lower() == ".json" else _read_csv(path, columns)
+    read = _read_datalist if path.suffix.lower() == ".json" else _read_csv
+    return read(path, columns, labelled)
 
 
-def _read_csv(path: Path, columns: Columns) -> Table:
+def _read_csv(path: Path, columns: Columns, labelled: bool) -> Table:
     text, warnings = _decode(path)
-    lines = text.splitlines()
-    first = next((number for number, line in enumerate(lines) if line.strip()), None)
-    if first is None:
-        raise ValueError(f"the list {path} is empty: write a line of column names, then a row for each case")
-    delimiter = max(DELIMITERS, key=lambda mark: _count_fields(lines[first], mark))
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    said = SEPARATOR_LINE.fullmatch(first)
+    delimiter = said[1] if said else max(DELIMITERS, key=lambda mark: _count_fields(first, mark))
     try:
-        records = list(csv.reader(io.StringIO(text), delimiter=delimiter, strict=True))
+        # Without translated line ends, so that those of any system count.
+        records = list(csv.reader(io.StringIO(text, ""), delimiter=delimiter, strict=True, skipinitialspace=True))
     except csv.Error as error:
         raise ValueError(f"{path} is not a table ({error}): save it as CSV again") from None
     numbered = [(number, cells) for number, cells in enumerate(records, 1) if any(cell.strip() for cell in cells)]
+    if said:
+        del numbered[0]
+    if not numbered:
+        raise ValueError(f"the list {path} is empty: write a line of column names, then a row for each case")
     titles = [title.strip() for title in numbered[0][1]]
-    places = _find_columns(path, titles, columns)
+    places = _find_columns(path, titles, columns, labelled)
     rows = []
     for number, cells in numbered[1:]:
         if len(cells) > len(titles) and any(cell.strip() for cell in cells[len(titles) :]):
@@ -145,22 +162,22 @@ def _read_csv(path: Path, columns: Columns) -> Table:
 def _decode(path: Path) -> tuple[str, list[str]]:
     """Return the text of a file in one of the encodings of spreadsheets."""
     raw = path.read_bytes()
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return raw.decode("utf-16"), []
-    try:
-        return raw.decode("utf-8-sig"), []
-    except UnicodeDecodeError:
-        if b"\0" in raw:
-            raise ValueError(f"{path} is not a text file: save the table as CSV (UTF-8)") from None
-        warning = f"{path.name} is not UTF-8, and was read as Windows-1252: save it as CSV UTF-8 if names look wrong"
-        return raw.decode("cp1252", errors="replace"), [warning]
+    encoding = "utf-16" if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    with contextlib.suppress(UnicodeDecodeError):
+        text = raw.decode(encoding)
+        if "\0" not in text:
+            return text, []
+    if b"\0" in raw:
+        raise ValueError(f"{path} is not a text file: save the table as CSV (UTF-8)")
+    warning = f"{path.name} is not UTF-8, and was read as Windows-1252: save it as CSV UTF-8 if names look wrong"
+    return raw.decode("cp1252", errors="replace"), [warning]
 
 
 def _count_fields(line: str, delimiter: str) -> int:
     return len(next(csv.reader([line], delimiter=delimiter)))
 
 
-def _find_columns(path: Path, titles: Sequence[str], columns: Columns) -> dict[str, Any]:
+def _find_columns(path: Path, titles: Sequence[str], columns: Columns, labelled: bool) -> dict[str, Any]:
     """Return the position of each column; those of the images as a list."""
     known = {}
     for number, title in enumerate(titles):
@@ -182,7 +199,7 @@ def _find_columns(path: Path, titles: Sequence[str], columns: Columns) -> dict[s
         name = getattr(columns, key)
         if name.lower() in known:
             places[key] = known[name.lower()]
-        elif name != getattr(Columns, key):  # named by the user
+        elif (labelled or key in INPUTS) and (key == "label" or name != getattr(Columns, key)):  # named by the user
             raise ValueError(_no_column(name, f"{key}-column", path, titles))
     places |= {name: known[name] for name in CENTRE if name in known}
     return places
@@ -191,14 +208,14 @@ def _find_columns(path: Path, titles: Sequence[str], columns: Columns) -> dict[s
 def _no_column(name: str, option: str, path: Path, titles: Sequence[str]) -> str:
     shown = [title for title in titles if title]
     near = difflib.get_close_matches(name.lower(), [title.lower() for title in shown], n=1, cutoff=0.5)
-    example = next((title for title in shown if title.lower() in near), shown[0] if shown else "NAME")
+    example = next((title for title in shown if title.lower() in near), "NAME")
     return (
         f"the list {path} has no column {name!r}, it has {', '.join(shown)}: rename a column, or give --{option} "
         f"{example}"
     )
 
 
-def _read_datalist(path: Path, columns: Columns) -> Table:
+def _read_datalist(path: Path, columns: Columns, labelled: bool) -> Table:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -214,53 +231,58 @@ def _read_datalist(path: Path, columns: Columns) -> Table:
             f"{path} is not a datalist: write an object with lists of cases under training, validation and test, each "
             'case as {"image": PATH, "label": CLASS}'
         )
-    image, width, unlabelled = columns.images, 0, 0
-    rows: list[Row] = []
-    for key, entries in parts.items():
-        for number, entry in enumerate(entries, 1):
-            place = f"{key} case {number}".strip()
-            if isinstance(entry, str):
-                unlabelled += 1
-                continue
-            row = _entry_to_row(entry, place, SPLIT_WORDS.get(key.lower(), ""), columns, image, path)
-            width = width or len(row.images)
-            if len(row.images) != width:
-                raise ValueError(
-                    f"{place} of {path} has {len(row.images)} images, and others {width}: give all of each"
-                )
-            rows.append(row)
-    if not any(key.lower() in SPLIT_WORDS and SPLIT_WORDS[key.lower()] == "val" for key in parts):
-        splits = {row.values.get("split") for row in rows}
-        if splits == {"train"}:  # a datalist with one list of cases says nothing of a split
-            rows = [Row(row.place, row.images, {**row.values, "split": ""}) for row in rows]
+    rows = [
+        _entry_to_row(entry, f"{key} case {number}".strip(), SPLIT_WORDS.get(key.lower(), ""), columns, path)
+        for key, entries in parts.items()
+        for number, entry in enumerate(entries, 1)
+    ]
+    warnings = []
+    if labelled:
+        # The test cases of a challenge have no labels.
+        kept = [row for row in rows if "label" in row.values or row.values["split"] != "test"]
+        if not any("label" in row.values for row in kept):
+            raise ValueError(
+                f"{path} has no case with {columns.label!r}: write each as {{'image': PATH, 'label': CLASS}}, or give "
+                "--label-column with its name"
+            )
+        if len(kept) < len(rows):
+            warnings.append(f"{len(rows) - len(kept)} test cases without a label are left out")
+        rows = kept
     if not rows:
-        raise ValueError(f"{path} has no case with a label: write each as {{'image': PATH, 'label': CLASS}}")
-    channels = image or (("image",) if width == 1 else tuple(f"image {number + 1}" for number in range(width)))
-    warnings = [f"{unlabelled} entries without a label are left out"] if unlabelled else []
+        raise ValueError(f"the list {path} has no cases: write each as {{'image': PATH, 'label': CLASS}}")
+    width = len(rows[0].images)
+    if other := next((row for row in rows if len(row.images) != width), None):
+        raise ValueError(
+            f"{other.place} of {path} has {len(other.images)} images, and others {width}: give all of each"
+        )
+    if {row.values["split"] for row in rows} == {"train"}:  # a datalist with one list of cases says nothing of a split
+        rows = [Row(row.place, row.images, {**row.values, "split": ""}) for row in rows]
+    channels = columns.images or ("image",)
+    if len(channels) != width:
+        channels = tuple(f"image {number + 1}" for number in range(width))
     return Table(channels, rows, names, tuple(warnings))
 
 
-def _entry_to_row(
-    entry: Any, place: str, split: str, columns: Columns, image: tuple[str, ...] | None, path: Path
-) -> Row:
+def _entry_to_row(entry: Any, place: str, split: str, columns: Columns, path: Path) -> Row:
+    wanted = columns.images or ("image",)
+    if isinstance(entry, str):  # as the test cases of the Decathlon
+        entry = {wanted[0]: entry}
     known = {str(key).lower(): value for key, value in entry.items()} if isinstance(entry, Mapping) else {}
-    wanted = image or ("image",)
-    missing = [name for name in wanted if name.lower() not in known]
-    if missing:
+    if not any(name.lower() in known for name in wanted):
         keys = ", ".join(map(str, entry)) if isinstance(entry, Mapping) else repr(entry)
-        raise ValueError(f"{place} of {path} has no {missing[0]!r}, it has {keys}: give --image-column with its name")
-    images = [one for name in wanted for one in _as_list(known[name.lower()])]
+        raise ValueError(f"{place} of {path} has no {wanted[0]!r}, it has {keys}: give --image-column with its name")
+    images = [one for name in wanted for one in _as_list(known.get(name.lower()))]
     values = {key: getattr(columns, key).lower() for key in ("label", "split", "fold", "group", "mask", "case")}
     found = {key: known[name] for key, name in values.items() if known.get(name) is not None}
     found |= {name: known[name] for name in CENTRE if name in known}
     label = found.get("label")
-    if isinstance(label, (list, Mapping)) or (isinstance(label, str) and label.lower().endswith((".nii", ".nii.gz"))):
+    if isinstance(label, (list, Mapping)) or (isinstance(label, str) and label.lower().endswith(IMAGES)):
         raise ValueError(
             f"the label of {place} of {path} is {label!r}, not a class: this is a list for segmentation; give each "
             "case one class, a word or a number"
         )
     texts = {key: "" if value is None else str(value) for key, value in found.items()}
-    return Row(place, tuple(map(str, images)), {"split": split, **texts})
+    return Row(place, tuple("" if one is None else str(one).strip() for one in images), {"split": split, **texts})
 
 
 def _as_list(value: Any) -> list[Any]:

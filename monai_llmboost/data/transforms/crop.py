@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -92,7 +91,10 @@ class CropScand(MapTransform):
                 raise RefusedScan("the case has no mask to crop around: give one", kind="transforms")
             low, high = _extent(torch.as_tensor(mask) > 0, 0.0, "the mask is empty: draw it, or leave the case out")
         else:
-            wrong = f"no plane of the scan has foreground, which is above {self.above:g}: correct --foreground_above"
+            wrong = (
+                f"no plane of the scan has more than {100 * LEAST_SHARE:g} % of its voxels above {self.above:g}: "
+                "correct --foreground_above"
+            )
             low, high = _extent(volume.as_tensor() > self.above, LEAST_SHARE, wrong)
         shape = np.array(volume.shape[1:])
         return np.maximum(low - margin, 0), np.minimum(high + margin, shape)
@@ -110,20 +112,19 @@ class CropScand(MapTransform):
                 f"the point ({place}) mm is not in the scan: give RAS+ mm (DICOM has LPS: change the signs of x and y)",
                 kind="transforms",
             )
-        half = np.array(self.size_mm) / spacing / 2
-        low = np.floor(voxel - half + 0.5 + 1e-6).astype(int)
-        return low, low + np.maximum(np.round(2 * half).astype(int), 1)
+        size = np.maximum(np.round(np.array(self.size_mm) / spacing).astype(int), 1)
+        low = np.floor(voxel - size / 2 + 1 - 1e-6).astype(int)  # the box whose middle is nearest
+        return low, low + size
 
 
 def _extent(inside: Tensor, share: float, wrong: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the box of the planes of which more than a share of the voxels is inside."""
-    any_channel = inside.any(dim=0)
+    any_channel = (inside[0] if len(inside) == 1 else inside.any(dim=0)).numpy()
+    # NumPy counts without a copy of the volume as numbers.
+    last, rows = np.count_nonzero(any_channel, axis=(0, 1)), np.count_nonzero(any_channel, axis=2)
     low, high = [], []
-    for axis in range(3):
-        others = [other for other in range(3) if other != axis]
-        counts = any_channel.sum(dim=others)
-        least = share * math.prod(any_channel.shape[other] for other in others)
-        planes = torch.nonzero(counts > least).flatten()
+    for counts in (rows.sum(axis=1), rows.sum(axis=0), last):
+        planes = np.flatnonzero(counts > share * any_channel.size / len(counts))
         if not len(planes):
             raise RefusedScan(wrong, kind="transforms")
         low.append(int(planes[0]))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -80,6 +81,8 @@ def percentiles_of(channel: Tensor, percent: Sequence[float]) -> list[float]:
     """
     values = channel.flatten()
     step = max(1, len(values) // MOST_VALUES)
+    while math.gcd(step, len(values)) > 1:  # else it would meet the same voxels of each row
+        step += 1
     found = np.percentile(values[::step].numpy(), percent).tolist()
     return found if found[-1] > found[0] else [float(channel.min()), *found[1:-1], float(channel.max())]
 

@@ -80,8 +80,10 @@ class LoadScansd(MapTransform):
         """Return the item with volumes instead of paths."""
         loaded = dict(data)
         for key in self.key_iterator(loaded):
-            volume = self._load(data[key])
-            loaded[key] = volume if self.like is None else _match(volume, loaded[self.like], "nearest")
+            if self.like is None:
+                loaded[key] = self._load(data[key])
+            else:
+                loaded[key] = _match(self._read_named(key, data[key]), loaded[self.like], "nearest")
         return loaded
 
     def _load(self, given: Any) -> MetaTensor:
@@ -101,7 +103,10 @@ class LoadScansd(MapTransform):
             raise RefusedScan(
                 f"the channel {', '.join(absent)} is missing: give it, or allow zeros in its place", kind="channels"
             )
-        volumes = [self._read_channel(name, source) for name, source in zip(self.channels, sources)]
+        volumes = [
+            self._read_named(f"channel {name}", source) if source else None
+            for name, source in zip(self.channels, sources)
+        ]
         first = next(volume for volume in volumes if volume is not None)
         warnings = [f"the channel {name} is missing and was filled with zeros" for name in absent]
         parts = []
@@ -115,13 +120,11 @@ class LoadScansd(MapTransform):
         whole.meta["warnings"] = "\n".join(warnings)
         return whole
 
-    def _read_channel(self, name: str, source: Any) -> MetaTensor | None:
-        if not source:
-            return None
+    def _read_named(self, name: str, source: Any) -> MetaTensor:
         try:
             return self._read(source)
         except RefusedScan as error:
-            raise RefusedScan(f"channel {name}: {error}", may_pass=error.may_pass, kind=error.kind) from error
+            raise RefusedScan(f"{name}: {error}", may_pass=error.may_pass, kind=error.kind) from error
 
     def _read(self, source: Any) -> MetaTensor:
         files = [source] if isinstance(source, (str, Path)) else list(source)
@@ -134,7 +137,7 @@ class LoadScansd(MapTransform):
 
 def _to_grid(name: str, volume: MetaTensor, first: MetaTensor, warnings: list[str]) -> MetaTensor:
     """Return a channel on the grid of the first one."""
-    if volume.shape == first.shape and torch.allclose(volume.affine, first.affine, rtol=0, atol=SAME_GRID_MM):
+    if _is_same_grid(volume, first):
         return volume
     cover = grid_cover(volume.shape[1:], volume.affine.numpy(), first.shape[1:], first.affine.numpy())
     if cover < LEAST_COVER:
@@ -149,10 +152,15 @@ def _to_grid(name: str, volume: MetaTensor, first: MetaTensor, warnings: list[st
 
 
 def _match(volume: MetaTensor, like: MetaTensor, mode: str) -> MetaTensor:
-    if volume.shape[1:] == like.shape[1:] and torch.allclose(volume.affine, like.affine, rtol=0, atol=SAME_GRID_MM):
+    if _is_same_grid(volume, like):
         return volume
-    matched: Any = ResampleToMatch(mode=mode, padding_mode="zeros")(volume, img_dst=like)
+    matched: Any = ResampleToMatch(mode=mode, padding_mode="zeros", dtype=np.float32)(volume, img_dst=like)
     return matched
+
+
+def _is_same_grid(volume: MetaTensor, other: MetaTensor) -> bool:
+    same_place = torch.allclose(volume.affine, other.affine, rtol=0, atol=SAME_GRID_MM)
+    return volume.shape[1:] == other.shape[1:] and same_place
 
 
 def grid_cover(shape: Sequence[int], affine: np.ndarray, onto: Sequence[int], onto_affine: np.ndarray) -> float:

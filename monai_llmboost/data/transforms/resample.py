@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -13,7 +15,7 @@ from monai.transforms import MapTransform, Spacing
 from monai.utils import TransformBackends
 from torch.nn.functional import avg_pool3d
 
-from monai_llmboost.data.scans.scan import RefusedScan
+from monai_llmboost.data.scans.scan import MAX_VOXELS, RefusedScan
 
 # A spacing that differs from the wanted one by a smaller part is kept.
 SAME = 1e-3
@@ -33,7 +35,8 @@ class ResampleScand(MapTransform):
 
     Raises:
         ValueError: spacings that are not three positive numbers.
-        RefusedScan: from the call: the volume would have more than 2048 voxels along an axis.
+        RefusedScan: from the call: the volume would have more than 2048 voxels along an axis, more than fit a memory,
+            or less than one.
 
     Example:
         >>> volume = MetaTensor(torch.ones(1, 12, 12, 4), affine=torch.diag(torch.tensor([0.5, 0.5, 3.0, 1.0])))
@@ -45,8 +48,11 @@ class ResampleScand(MapTransform):
 
     def __init__(self, keys: KeysCollection, spacing_mm: Sequence[float]) -> None:
         super().__init__(keys)
-        spacing = [float(value) for value in spacing_mm] if isinstance(spacing_mm, Sequence) else []
-        if len(spacing) != 3 or not all(0 < value < float("inf") for value in spacing):
+        try:
+            spacing = [float(value) for value in spacing_mm]
+        except (TypeError, ValueError):
+            spacing = []
+        if len(spacing) != 3 or not all(0 < value < math.inf for value in spacing):
             raise ValueError(f"spacing_mm must be three positive numbers, not {spacing_mm!r}: give [1, 1, 1], say")
         self.spacing_mm = spacing
 
@@ -61,15 +67,16 @@ class ResampleScand(MapTransform):
         own = torch.linalg.norm(volume.affine[:3, :3], dim=0).tolist()
         if all(abs(wanted - there) <= SAME * wanted for wanted, there in zip(self.spacing_mm, own)):
             return volume
-        for wanted, there, size in zip(self.spacing_mm, own, volume.shape[1:]):
-            if size * there / wanted > MOST_VOXELS:
-                raise RefusedScan(
-                    f"{size} voxels of {there:g} mm would become {size * there / wanted:.0f} of {wanted:g} mm: the "
-                    "spacing in the header is most likely wrong; correct it, or leave the scan out",
-                    kind="too-large",
-                )
+        sizes = [size * there / wanted for wanted, there, size in zip(self.spacing_mm, own, volume.shape[1:])]
+        if max(sizes) > MOST_VOXELS or math.prod(sizes) > MAX_VOXELS or max(sizes) < 1:
+            voxels, becomes = (" x ".join(f"{n:.4g}" for n in each) for each in (volume.shape[1:], sizes))
+            raise RefusedScan(
+                f"{voxels} voxels of {' x '.join(f'{there:g}' for there in own)} mm would become {becomes}: the "
+                "spacing in the header is most likely wrong; correct it, or leave the scan out",
+                kind="too-small" if max(sizes) < 1 else "too-large",
+            )
         volume = _average(volume, [max(1, int(wanted / there + SAME)) for wanted, there in zip(self.spacing_mm, own)])
-        return Spacing(self.spacing_mm, mode="bilinear", padding_mode="border")(volume)
+        return Spacing(self.spacing_mm, mode="bilinear", padding_mode="border", dtype=np.float32)(volume)
 
 
 def _average(volume: MetaTensor, factors: Sequence[int]) -> MetaTensor:
