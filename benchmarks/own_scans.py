@@ -39,7 +39,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_scans(folder / "scans", options.scans, options.size)
-        before = peak_mb()
+
         start = time.perf_counter()
         found = inspect_list(folder / "scans", bundle=folder / "mine")
         inspected, inspection_mb = time.perf_counter() - start, peak_mb()
@@ -65,9 +65,9 @@ def main() -> None:
         "inspection, s": inspected,
         "preparation, s": prepared,
         **{key: value for key, value in row.items() if key != "volumes"},
-        "prepared scans by the plan, MB": found.plan.description["memory_mb"] if found.plan else None,
-        "peak of inspection, MB": inspection_mb - before,
-        "peak in all, MB": peak_mb() - before,
+        "memory by the plan, MB": found.plan.description["peak_mb"] if found.plan else None,
+        "peak of inspection, MB": inspection_mb,
+        "peak of training, MB": peak_mb(),
     }
     out = options.out or RESULTS / f"own-scans-{device.type}.json"
     save(out, "training on labelled scans", device_name(torch.device(device)), {"epochs": options.epochs - 1}, [row])

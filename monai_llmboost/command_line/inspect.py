@@ -124,7 +124,11 @@ def show(found: Inspection) -> None:
         for key, text, why in found.plan.to_lines():
             table.add_row(key, plain_text(text), plain_text(why))
         console.print(table)
-        console.print(f"prepared scans take {found.plan.description['memory_mb']} MB in memory", highlight=False)
+        console.print(
+            f"training takes up to {found.plan.description['peak_mb']} MB of memory, of which the prepared scans are "
+            f"{found.plan.description['memory_mb']} MB",
+            highlight=False,
+        )
     for text in found.findings.errors:
         console.print(f"[red]error:[/] {plain_text(text)}", highlight=False)
     if found.findings.errors:

@@ -28,6 +28,9 @@ LARGEST_BATCH, SMALLEST_BATCH = 32, 2
 STEPS = 8
 # A training has about this number of steps, and at least and at most so many epochs.
 TRAINING_STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 600, 15, 100
+# Memory of a training in addition to the prepared scans: libraries and the planned network; copies of a batch, for the
+# augmentation and the network; and copies of the largest scan, because some are prepared at the same time.
+PROGRAM_MB, BATCH_COPIES, SCAN_COPIES = 1300, 24, 20
 # Fewer training cases than these call for stronger augmentation, and for a smaller network.
 STRONG_BELOW, MEDIUM_BELOW, SMALL_NETWORK_BELOW = 100, 1000, 200
 # Strides of the first convolution, the cheapest first; three stages after it halve the volume.
@@ -140,10 +143,14 @@ def derive_plan(
         if key not in lines.values:
             lines.add(key, value, GIVEN)
     kept = len(survey) - len(unusable)
-    memory = math.ceil(kept * 4 * math.prod(lines.values["image_shape"]) / 1e6)
+    prepared = kept * 4 * math.prod(lines.values["image_shape"])
     described = {
-        "cases": kept, "list": cases.digest, "memory_mb": memory, "versions": {"monai_llmboost": __version__},
-    }  # fmt: skip
+        "cases": kept,
+        "list": cases.digest,
+        "memory_mb": math.ceil(prepared / 1e6),
+        "peak_mb": math.ceil(PROGRAM_MB + (prepared + _transient_bytes(lines, used)) / 1e6),
+        "versions": {"monai_llmboost": __version__},
+    }
     return ScanPlan(lines.values, lines.reasons, described)
 
 
@@ -196,6 +203,13 @@ def _add_training(lines: _Lines, count: int, most_voxels: int) -> None:
     stride = next((one for one in STEM_STRIDES if _last_side(min(shape), one) >= LEAST_LAST), STEM_STRIDES[-1])
     last = " x ".join(str(_last_side(side, stride)) for side in shape)
     lines.add("stem_stride", stride, f"the network's last feature map has {last} voxels")
+
+
+def _transient_bytes(lines: _Lines, used: Sequence[CaseSurvey]) -> int:
+    """Return the bytes that a batch in training, and the scans that are prepared at one time, take at most."""
+    batch = lines.values["batch_size"] * math.prod(lines.values["image_shape"])
+    largest = max(math.prod(one.shape) * len(record.measures) for record in used for one in record.measures)
+    return 4 * (BATCH_COPIES * batch + SCAN_COPIES * largest)
 
 
 def _last_side(side: int, stride: int) -> int:

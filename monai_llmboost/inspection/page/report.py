@@ -52,6 +52,7 @@ def write_inspection_page(found: Inspection, path: Path) -> None:
             rows=describe_scans(found),
             plan=found.plan.to_lines() if found.plan else [],
             memory=found.plan.description["memory_mb"] if found.plan else 0,
+            peak=found.plan.description["peak_mb"] if found.plan else 0,
             refused=found.refused[:LISTED],
             duplicates=found.findings.duplicates[:LISTED],
             listed=LISTED,
