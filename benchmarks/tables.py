@@ -164,6 +164,19 @@ def epoch() -> str:
     return markdown(["device", "set", "volumes", "batch", "epoch", "steps alone", "epoch / steps"], lines)
 
 
+def own_scans() -> str:
+    """Show time and memory of training on labelled scans."""
+    (row,) = select_rows("own-scans-cpu")
+    seconds = [f"{row[key]:.0f} s" for key in ("inspection, s", "preparation, s", "epoch, s", "its steps alone, s")]
+    memory = [f"{row[key] / 1000:.1f} GB" for key in ("memory by the plan, MB", "peak of training, MB")]
+    numbers = [row["scans"], row["voxels"], row["input"], *seconds, format_times(row["epoch / steps"]), *memory]
+    return markdown(
+        ["scans", "voxels", "input", "inspection", "preparation", "epoch", "steps alone", "epoch / steps",
+         "memory by the plan", "peak"],
+        [numbers],
+    )  # fmt: skip
+
+
 def inference() -> str:
     """Show the prediction of a folder by the command and by a plain MONAI pipeline."""
     result, lines = read_results("inference-cpu"), []
@@ -411,6 +424,7 @@ TABLES = {
         published,
         startup,
         epoch,
+        own_scans,
         inference,
         study,
         few_labels,
