@@ -73,7 +73,8 @@ class Embedding(nn.Module):
     def __str__(self) -> str:
         """Return what identifies the features; model.json contains it, and a prediction must have the same."""
         fingerprint = tensors_digest(self.state_dict())[:16]
-        return f"{type(self).__name__} of {'x'.join(map(str, self.image_shape))} {self.extra_repr()} {fingerprint}"
+        shape = "x".join(map(str, self.image_shape))
+        return " ".join(filter(None, (type(self).__name__, "of", shape, self.extra_repr(), fingerprint)))
 
 
 def weights_to_buffers(module: nn.Module) -> None:
