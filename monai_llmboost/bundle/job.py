@@ -220,8 +220,8 @@ class BundleJob:
     def image_shape(self) -> tuple[int, ...]:
         """The number of channels, and of voxels along each axis, of the network's input.
 
-        Read from the key ``input_shape`` (of bundles that embed volumes first) or ``image_shape``, or from ``size`` and ``network_def#in_channels`` (copies of earlier
-        bundles), or from the metadata (other bundles).
+        Read from the key ``input_shape`` (of bundles that embed volumes first) or ``image_shape``, or from ``size`` and
+        ``network_def#in_channels`` (copies of earlier bundles), or from the metadata (other bundles).
         """
         for key in ("input_shape", "image_shape"):
             if key in self.parser:

@@ -47,9 +47,7 @@ def save_model(folder, kind, **options):
 @pytest.fixture(scope="module")
 def transformers(tmp_path_factory):
     """Return folders with tiny vision transformers, by the name of their kind."""
-    return {
-        kind: save_model(tmp_path_factory.mktemp(kind), kind, **VISION, **more) for kind, more in KINDS.items()
-    }
+    return {kind: save_model(tmp_path_factory.mktemp(kind), kind, **VISION, **more) for kind, more in KINDS.items()}
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,9 @@ class UntrainedConvolutions(Embedding):
         random = torch.Generator().manual_seed(seed)
         for number, (channels, width) in enumerate(zip((image_shape[0], *WIDTHS), WIDTHS)):
             weight = torch.empty(width, channels, *[KERNEL] * 3)
-            self.register_buffer(f"weight{number}", nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=random))
+            self.register_buffer(
+                f"weight{number}", nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=random)
+            )
         self.finish()
 
     def embed(self, x: Tensor) -> Tensor:

@@ -132,7 +132,9 @@ def _side(size: Any) -> int:
     Raises:
         ValueError: not a square.
     """
-    values = list(size.values()) if isinstance(size, dict) else list(size) if isinstance(size, (list, tuple)) else [size]
+    values = (
+        list(size.values()) if isinstance(size, dict) else list(size) if isinstance(size, (list, tuple)) else [size]
+    )
     if len(set(values)) != 1:
         raise ValueError(f"slices or patches of {size} are not square: give a transformer with square ones")
     return int(values[0])
