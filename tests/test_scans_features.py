@@ -65,13 +65,12 @@ def test_evaluation_and_prediction_need_no_option(scans, mine, tmp_path):
         assert len(rows) == 2 and not any(refused for _, refused in rows.values())
         for index, (found, _) in zip((12, 13), (rows[name] for name in sorted(rows))):
             assert float(found) == pytest.approx(evaluated[f"{index}.nii.gz"], abs=1e-5), kind
-    assert "<img" not in (tmp_path / "nifti" / "out" / "report.html").read_text(encoding="utf-8").split("</style>")[1]
-    code, output = command(
-        "predict", *bundle, "--input", tmp_path / "nifti" / "12.nii.gz", "--output", tmp_path / "maps", "--saliency"
-    )
-    assert code == 0, output
-    (row,) = csv.DictReader((tmp_path / "maps" / "predictions.csv").open(newline=""))
-    assert "FeatureClassifier has no patch tokens" in row["warnings"]
+    report = (tmp_path / "nifti" / "out" / "report.html").read_text(encoding="utf-8")
+    assert "data:image/png" not in report, "features have no picture"
+    words = ["--input", tmp_path / "nifti" / "12.nii.gz", "--output", tmp_path / "maps", "--saliency"]
+    code, output = command("predict", *bundle, *words)
+    assert code == 2
+    assert "FeatureClassifier has no patch tokens" in " ".join(output.split())
 
 
 def test_other_features_than_those_of_the_training_are_refused(mine, scans):

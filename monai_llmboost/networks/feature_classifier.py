@@ -59,7 +59,7 @@ class FeatureClassifier(BoostedNetwork):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Map features (B, F) or (B, F, 1, 1, 1) to one standardised token per case, (B, 1, F)."""
-        return ((x.flatten(1) - self.mean) / self.deviation)[:, None]
+        return ((x.flatten(1) - self.get_buffer("mean")) / self.get_buffer("deviation"))[:, None]
 
     def forward_head(self, x: Tensor) -> Tensor:
         """Map tokens (B, 1, F) to logits (B, num_classes)."""

@@ -69,8 +69,8 @@ class ResampleScand(MapTransform):
                     kind="too-large",
                 )
         volume = _average(volume, [max(1, int(wanted / there + SAME)) for wanted, there in zip(self.spacing_mm, own)])
-        # MONAI's Spacing moves the origin of an oblique volume by part of a voxel if its axes are not exactly orthogonal,
-        # as the rounded numbers of a DICOM header are not. Here the first voxel stays in its place.
+        # MONAI's Spacing moves the origin of an oblique volume by part of a voxel if its axes are not exactly
+        # orthogonal, as the rounded numbers of a DICOM header are not. Here the first voxel stays in its place.
         factors = [wanted / there for wanted, there in zip(self.spacing_mm, _spacing(volume))]
         scale = torch.diag(torch.tensor([*factors, 1.0], dtype=volume.affine.dtype))
         size = [round((number - 1) / factor) + 1 for number, factor in zip(volume.shape[1:], factors)]

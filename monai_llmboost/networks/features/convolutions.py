@@ -46,7 +46,8 @@ class UntrainedConvolutions(Embedding):
 
     def embed(self, x: Tensor) -> Tensor:
         """Map volumes (B, C, S0, S1, S2) to features (B, 3024)."""
-        x = functional.adaptive_avg_pool3d(x, [min(side, LARGEST_SIDE) for side in x.shape[2:]])
+        first, second, third = (min(side, LARGEST_SIDE) for side in x.shape[2:])
+        x = functional.adaptive_avg_pool3d(x, (first, second, third))
         features = []
         for number in range(len(WIDTHS)):
             if number:

@@ -43,8 +43,7 @@ class EncoderFeatures(Embedding):
         self.network = load_encoder_weights(made, weights)
         # Each thread that embeds has its own entry.
         self._pooled: dict[int, Tensor] = {}
-        self.own = isinstance(made, BoostedNetwork)
-        if not self.own:
+        if not isinstance(made, BoostedNetwork):
             modules = dict(made.named_modules())
             joint = find_joint(made, modules, POOLED, before=False)
             hook = self._keep_input if joint.before else self._keep_output
@@ -53,7 +52,7 @@ class EncoderFeatures(Embedding):
 
     def embed(self, x: Tensor) -> Tensor:
         """Map volumes (B, C, S0, S1, S2) to pooled features (B, F)."""
-        if self.own:
+        if isinstance(self.network, BoostedNetwork):
             return self.network.pool_tokens(self.network.forward_features(x))
         self.network(x)
         return self._pooled.pop(threading.get_ident()).flatten(1)
