@@ -73,9 +73,9 @@ class ResampleScand(MapTransform):
         # orthogonal, as the rounded numbers of a DICOM header are not. Here the first voxel stays in its place.
         factors = [wanted / there for wanted, there in zip(self.spacing_mm, _spacing(volume))]
         scale = torch.diag(torch.tensor([*factors, 1.0], dtype=volume.affine.dtype))
-        size = [round((number - 1) / factor) + 1 for number, factor in zip(volume.shape[1:], factors)]
+        sides = [round((number - 1) / factor) + 1 for number, factor in zip(volume.shape[1:], factors)]
         resample = SpatialResample(mode="bilinear", padding_mode="border")
-        return resample(volume, dst_affine=volume.affine @ scale, spatial_size=size)
+        return resample(volume, dst_affine=volume.affine @ scale, spatial_size=sides)
 
 
 def _spacing(volume: MetaTensor) -> list[float]:
