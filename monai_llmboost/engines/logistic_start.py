@@ -42,6 +42,8 @@ class LogisticStart:
         TypeError: another network.
 
     Example:
+        >>> from ignite.engine import Engine
+        >>> from monai_llmboost.networks import FeatureClassifier
         >>> network = FeatureClassifier(2, 2)
         >>> cases = [{"image": torch.full((2, 1, 1, 1), float(n % 2)), "label": n % 2} for n in range(8)]
         >>> LogisticStart(network, cases, cases).start(Engine(lambda engine, batch: None))
