@@ -25,6 +25,8 @@ USUAL_CKPT_DIR = f"$@bundle_root + '/{MODELS}'"
 MODEL_RECORD, TRAINED = "model.json", "_trained_"
 # Keys of the network, of its classes, of the steps from a scan to its input, and of the cases that are evaluated.
 NETWORK_DEF, CLASS_NAMES, PREPROCESS, EVALUATED_CASES = "network_def", "class_names", "preprocess", "validate#dataset"
+# The step of a bundle's preprocessing that replaces volumes by frozen features, in bundles that have one.
+EMBED = f"{PREPROCESS}#embed"
 # Keys of the columns of a list that a prediction reads too.
 INPUT_COLUMNS = ("image_column", "mask_column", "case_column")
 # Keys of the items in a batch, as MONAI's transforms name them.
@@ -42,6 +44,7 @@ class Option:
     EPOCHS, BATCH_SIZE, LEARNING_RATE, VAL_INTERVAL = "epochs", "batch_size", "learning_rate", "val_interval"
     SEED, BLOCK, BLOCK_SEED, BLOCK_DTYPE, RESUME = "seed", "block", "block_seed", "block_dtype", "resume"
     ENCODER_WEIGHTS = "encoder_weights"  # file that a training starts from
+    FEATURES_FROM = "features_from"  # file or folder of frozen features
     DEVICE, AMP, NUM_WORKERS = "device", "amp", "num_workers"
     # An expression for this key, or (only for our commands) the name of an overlay in `configs/networks`.
     NETWORK = "network"
@@ -55,7 +58,7 @@ class Option:
 # plain text or the bundle declares it.
 TEXTS = (
     Option.BUNDLE_ROOT, Option.DATA, Option.DATASET, Option.DATASET_DIR, Option.OUTPUT_DIR, Option.CKPT_DIR,
-    Option.BLOCK, Option.ENCODER_WEIGHTS, Option.SALT, Option.VIEW, Option.ONLY, Option.COLUMNS,
+    Option.BLOCK, Option.ENCODER_WEIGHTS, Option.FEATURES_FROM, Option.SALT, Option.VIEW, Option.ONLY, Option.COLUMNS,
     "tracking", "tracking_uri", "experiment_name", "run_name",
 )  # fmt: skip
 # Text options that also accept several texts, written as a Python list: "['a', 'b']".

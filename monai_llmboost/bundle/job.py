@@ -220,11 +220,12 @@ class BundleJob:
     def image_shape(self) -> tuple[int, ...]:
         """The number of channels, and of voxels along each axis, of the network's input.
 
-        Read from the key ``image_shape``, or from ``size`` and ``network_def#in_channels`` (copies of earlier
-        bundles), or from the metadata (other bundles).
+        Read from the key ``input_shape`` (of bundles that embed volumes first) or ``image_shape``, or from ``size`` and
+        ``network_def#in_channels`` (copies of earlier bundles), or from the metadata (other bundles).
         """
-        if "image_shape" in self.parser:
-            return tuple(self.item("image_shape", "cost"))
+        for key in ("input_shape", "image_shape"):
+            if key in self.parser:
+                return tuple(self.item(key, "cost"))
         if "size" in self.parser and "network_def#in_channels" in self.parser:
             size = self.item("size", "cost")
             return (self.item("network_def#in_channels", "cost"), size, size, size)

@@ -17,8 +17,9 @@ from monai_llmboost.bundle.trained import TrainedFolder, find_trained
 from monai_llmboost.bundle.words import config_values, is_computed
 
 # Options of the training that do not contradict it: a block is known by its fingerprint, which the checkpoint has, a
-# dtype only by its precision, and the weights that a training started from are in the checkpoint.
-NO_CONTRADICTION = (Option.BLOCK, Option.BLOCK_DTYPE, Option.ENCODER_WEIGHTS)
+# dtype only by its precision, the weights that a training started from are in the checkpoint, and frozen features are
+# known by the step of the preprocessing that computes them.
+NO_CONTRADICTION = (Option.BLOCK, Option.BLOCK_DTYPE, Option.ENCODER_WEIGHTS, Option.FEATURES_FROM)
 TRAIN, EVALUATE = "train", "evaluate"
 
 

@@ -27,7 +27,7 @@ from monai_llmboost.data.scans import (
     SkippedFile,
     find_scans,
 )
-from monai_llmboost.data.transforms import CropScand, LoadScansd, ResampleScand, ScaleScand, WarnIfUnusuald
+from monai_llmboost.data.transforms import CropScand, EmbedScand, LoadScansd, ResampleScand, ScaleScand, WarnIfUnusuald
 
 __all__ = [
     "PHANTOM_CLASSES",
@@ -39,6 +39,7 @@ __all__ = [
     "CropScand",
     "DicomSeriesReader",
     "Division",
+    "EmbedScand",
     "LabelledCase",
     "LabelledScanDataset",
     "LabelledScans",

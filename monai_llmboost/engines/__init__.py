@@ -4,6 +4,7 @@
 from monai_llmboost.engines.checkpoints import TrainingCheckpoints
 from monai_llmboost.engines.curves import LearningCurves, TensorBoardCurves
 from monai_llmboost.engines.evaluation.scan_metrics import ScanMetrics
+from monai_llmboost.engines.logistic_start import LogisticStart
 from monai_llmboost.engines.named_handlers import NamedHandlers
 from monai_llmboost.engines.reproducible import SeededEpochs
 from monai_llmboost.engines.results import MetricsFile, PredictionTable
@@ -16,6 +17,7 @@ from monai_llmboost.tasks import MedMNISTACC, MedMNISTAUC, bootstrap_interval, m
 __all__ = [
     "HeldWarmupCosine",
     "LearningCurves",
+    "LogisticStart",
     "MedMNISTACC",
     "MedMNISTAUC",
     "MetricsFile",

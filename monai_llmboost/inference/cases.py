@@ -47,6 +47,7 @@ class ScanCases(Dataset):
             them. ``None``: lists have one scan for each case.
         only: names of cases, or patterns of names such as ``"site-1/*"``; cases that match one are taken, ``None``
             takes all. With ``salt``, both the original and the hashed name can match.
+        channels: channels of a scan, if the transform gives an image of others, such as features.
 
     Raises:
         FileNotFoundError: no scans were found.
@@ -69,11 +70,12 @@ class ScanCases(Dataset):
         salt: str | None = None,
         only: Sequence[str] | str | None = None,
         columns: Columns | None = None,
+        channels: int | None = None,
     ) -> None:
         check_switch("follow_links", follow_links)
         if salt is not None and not str(salt).strip():
             raise ValueError("the salt is empty: give a secret word that nobody can guess")
-        listed = None if columns is None else _find_listed(where, columns, image_shape[0])
+        listed = None if columns is None else _find_listed(where, columns, channels or image_shape[0])
         scans, skipped = (
             _find(where, follow_links, leave_out, hide=salt is not None) if listed is None else ([*listed], [])
         )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -57,6 +58,7 @@ class CaseOutputs:
         self.report = report
         self.view = view
         self._viewers: dict[str, Viewer] = {}
+        self.draws = math.prod(cases.image_shape[1:]) > 1  # features in place of a volume have no picture
         self._index = {scan.name: number for number, scan in enumerate(cases.scans)}
 
     def check_view(self) -> None:
@@ -84,7 +86,7 @@ class CaseOutputs:
                 row.dicom = self.dicom(scan, row, task.class_names)
             except ValueError as error:  # the source lacks what the standard requires
                 row.warnings.append(f"no DICOM objects: {self.cases.reason(error)}")
-        if self.report:
+        if self.report and self.draws:
             row.thumbnail = _encode(thumbnail(case.image))
         if self._is_viewed(row.case):
             self._draw_viewer(row.case, volume_of, relevance)
@@ -101,7 +103,7 @@ class CaseOutputs:
         self.cases.keep_volumes(viewed, sys.maxsize)
         for row in rows:
             case = None
-            if row.probabilities and not row.thumbnail:
+            if row.probabilities and not row.thumbnail and self.draws:
                 case = self.cases.read(self._index[row.case])
                 row.thumbnail = "" if case.refused else _encode(thumbnail(case.image))
             if row.case not in viewed or row.case in self._viewers:

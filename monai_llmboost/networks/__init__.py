@@ -3,6 +3,7 @@
 
 from monai_llmboost.networks.classifier import scan_classifier
 from monai_llmboost.networks.encoders import EncoderClassifier
+from monai_llmboost.networks.feature_classifier import FeatureClassifier
 from monai_llmboost.networks.insertion import boost, load_plain_weights, unboost
 from monai_llmboost.networks.pretrained import load_encoder_weights
 from monai_llmboost.networks.published import from_published
@@ -12,6 +13,7 @@ from monai_llmboost.networks.vivit import ViViT
 
 __all__ = [
     "EncoderClassifier",
+    "FeatureClassifier",
     "ResNet3D",
     "ViT3D",
     "ViViT",

@@ -2,6 +2,7 @@
 """Transforms from the files of a case to the input of a network."""
 
 from monai_llmboost.data.transforms.crop import CROPS, CropScand
+from monai_llmboost.data.transforms.embed import EmbedScand
 from monai_llmboost.data.transforms.expected import WarnIfUnusuald
 from monai_llmboost.data.transforms.intensity import SCHEMES, ScaleScand, percentiles_of
 from monai_llmboost.data.transforms.load import LoadScansd
@@ -11,6 +12,7 @@ __all__ = [
     "CROPS",
     "SCHEMES",
     "CropScand",
+    "EmbedScand",
     "LoadScansd",
     "ResampleScand",
     "ScaleScand",

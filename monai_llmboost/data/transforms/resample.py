@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Spacing
+from monai.transforms import MapTransform, SpatialResample
 from monai.utils import TransformBackends
 from torch.nn.functional import avg_pool3d
 
@@ -64,7 +64,7 @@ class ResampleScand(MapTransform):
         return resampled
 
     def _resample(self, volume: MetaTensor) -> Any:
-        own = torch.linalg.norm(volume.affine[:3, :3], dim=0).tolist()
+        own = _spacing(volume)
         if all(abs(wanted - there) <= SAME * wanted for wanted, there in zip(self.spacing_mm, own)):
             return volume
         sizes = [size * there / wanted for wanted, there, size in zip(self.spacing_mm, own, volume.shape[1:])]
@@ -76,7 +76,18 @@ class ResampleScand(MapTransform):
                 kind="too-small" if max(sizes) < 1 else "too-large",
             )
         volume = _average(volume, [max(1, int(wanted / there + SAME)) for wanted, there in zip(self.spacing_mm, own)])
-        return Spacing(self.spacing_mm, mode="bilinear", padding_mode="border", dtype=np.float32)(volume)
+        # MONAI's Spacing moves the origin of an oblique volume by part of a voxel if its axes are not exactly
+        # orthogonal, as the rounded numbers of a DICOM header are not. Here the first voxel stays in its place.
+        factors = [wanted / there for wanted, there in zip(self.spacing_mm, _spacing(volume))]
+        scale = torch.diag(torch.tensor([*factors, 1.0], dtype=volume.affine.dtype))
+        sides = [round((number - 1) / factor) + 1 for number, factor in zip(volume.shape[1:], factors)]
+        resample = SpatialResample(mode="bilinear", padding_mode="border", dtype=np.float32)
+        return resample(volume, dst_affine=volume.affine @ scale, spatial_size=sides)
+
+
+def _spacing(volume: MetaTensor) -> list[float]:
+    """Return the spacing of a volume along its axes, mm."""
+    return torch.linalg.norm(volume.affine[:3, :3], dim=0).tolist()
 
 
 def _average(volume: MetaTensor, factors: Sequence[int]) -> MetaTensor:

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from monai.data import MetaTensor
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
+
+from monai_llmboost.networks.features import UntrainedConvolutions
 
 BINS = 16  # of the intensity histogram
 LARGEST_SIDE = 32  # of reduced volumes, voxels: a larger one makes a floor slow, not better
-WIDTHS = (16, 32, 64)  # channels of the untrained convolutions
-KERNEL = 5
-GRID = 3  # places along each axis at which their outputs are averaged
 SHAPE_NUMBERS = (
     "volume of the mask", "extent along axis 0", "extent along axis 1", "extent along axis 2", "surface",
     "surface / volume^(2/3)",
@@ -59,36 +58,13 @@ def _extent(mask: Tensor, axis: int) -> Tensor:
 
 def reduced_volumes(images: Tensor, seed: int = 0) -> Tensor:
     """Return the voxels of volumes of at most ``LARGEST_SIDE`` voxels along each axis: (B, C, S0, S1, S2) -> (B, V)."""
-    return _reduced(images, LARGEST_SIDE).flatten(1)
-
-
-def _reduced(images: Tensor, largest: int) -> Tensor:
-    x, y, z = (min(side, largest) for side in images.shape[2:])
-    return functional.adaptive_avg_pool3d(images, (x, y, z))
+    x, y, z = (min(side, LARGEST_SIDE) for side in images.shape[2:])
+    return functional.adaptive_avg_pool3d(images, (x, y, z)).flatten(1)
 
 
 def untrained_convolutions(images: Tensor, seed: int) -> Tensor:
-    """Return the outputs of three untrained convolutions, averaged on a grid: (B, C, S0, S1, S2) -> (B, features).
-
-    Each layer is a convolution, a ReLU, and, except after the last, an average over 2 x 2 x 2 voxels; all three layers
-    give features. The weights are those of He et al. (2015, arXiv:1502.01852).
-
-    Args:
-        images: volumes.
-        seed: seed of the weights.
-    """
-    random = torch.Generator().manual_seed(seed)
-    x = _reduced(images, 2 * LARGEST_SIDE)
-    features, channels = [], images.shape[1]
-    for number, width in enumerate(WIDTHS):
-        weight = torch.empty(width, channels, *[KERNEL] * 3)
-        nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=random)
-        if number:
-            x = functional.avg_pool3d(x, [min(2, side) for side in x.shape[2:]])
-        x = functional.conv3d(x, weight, padding="same").relu()
-        features.append(functional.adaptive_avg_pool3d(x, GRID).flatten(1))
-        channels = width
-    return torch.cat(features, dim=1)
+    """Return the features of :class:`monai_llmboost.networks.features.UntrainedConvolutions` with this seed."""
+    return UntrainedConvolutions(images.shape[1:], seed)(images)
 
 
 def plain(images: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ class Floor:
         prepare: makes the transformer of features, which is fitted to the training cases.
         candidates: makes the models from which validation chooses.
         tests_shortcuts: whether its run also measures what single numbers alone predict.
+        takes_embedding: whether it takes the frozen features of the arms in place of its own, if they have some.
 
     Example:
         >>> list(FLOORS["floor-random-features"].candidates(0, 100, 6048))
@@ -51,6 +52,7 @@ class Floor:
     prepare: Prepare
     candidates: Candidates
     tests_shortcuts: bool = False
+    takes_embedding: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,5 +151,7 @@ def _random_models(seed: int, cases: int, features: int) -> dict[str, Any]:
 FLOORS = {
     "floor-numbers": Floor(volume_numbers, lambda *_: FunctionTransformer(), _number_models, tests_shortcuts=True),
     "floor-pca": Floor(reduced_volumes, _pca, _pca_models),
-    "floor-random-features": Floor(untrained_convolutions, lambda *_: StandardScaler(), _random_models),
+    "floor-random-features": Floor(
+        untrained_convolutions, lambda *_: StandardScaler(), _random_models, takes_embedding=True
+    ),
 }

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from monai_llmboost.bundle import BundleJob, Option
-from monai_llmboost.bundle.contract import IMAGE, LABEL
+from monai_llmboost.bundle.content import merged, value_at
+from monai_llmboost.bundle.contract import EMBED, IMAGE, LABEL
 from monai_llmboost.engines.results import PREDICTIONS_FILE, prediction_row, write_predictions
 from monai_llmboost.studies.datasets import key_metric, task_of
 from monai_llmboost.studies.floors.features import plain, single_numbers
@@ -63,10 +64,20 @@ def run_floor(plan: Plan, run: Run, folder: RunFolder) -> None:
     folder.write_evaluated(Evaluated(alone or None))
 
 
-def open_split(plan: Plan, run: Run, split: str) -> BundleJob:
-    """Return the evaluation of a split as the networks of a run see it: preprocessed, and not augmented."""
+def open_split(plan: Plan, run: Run, split: str, embedded: bool = True) -> BundleJob:
+    """Return the evaluation of a split as the networks of a run see it: preprocessed, and not augmented.
+
+    Without ``embedded``, volumes are not replaced by frozen features.
+    """
     options = {**plan.settings(run, "evaluate", Path()), Option.SPLIT: split}
+    if not embedded and _has_embedding(plan):
+        options[EMBED] = {"_target_": "monai.transforms.Identityd", "keys": IMAGE}
     return BundleJob.read(plan.configs(plan.arms[0], "evaluate"), options)
+
+
+def _has_embedding(plan: Plan) -> bool:
+    """Return whether the networks of a plan see frozen features instead of volumes."""
+    return value_at(merged(plan.configs(plan.arms[0], "evaluate")), EMBED) is not None
 
 
 def training_data(plan: Plan, run: Run) -> Any:
@@ -104,16 +115,17 @@ def _names(data: Any) -> list[str] | None:
 def _read_split(plan: Plan, run: Run, split: str) -> Split:
     """Return the features of the cases of a split; of the training cases, only those that networks are trained on."""
     floor = FLOORS[run.arm]
+    embedded = floor.takes_embedding and _has_embedding(plan)
     names: list[str] = []
     labels, features = [], []
     numbers: dict[str, list[Tensor]] = {}
     with torch.inference_mode():
-        for batch in open_split(plan, run, split).validation_batches:
+        for batch in open_split(plan, run, split, embedded).validation_batches:
             images = batch[IMAGE].cpu()
             images = images[..., None] if images.ndim == 4 else images  # flat images
             names += map(str, batch[CASE])
             labels.append(torch.as_tensor(batch[LABEL]).reshape(-1).cpu())
-            features.append(floor.features(plain(images), run.seed))
+            features.append(plain(images).flatten(1) if embedded else floor.features(plain(images), run.seed))
             for name, values in single_numbers(images).items() if floor.tests_shortcuts else ():
                 numbers.setdefault(name, []).append(values)
     trained = _names(training_data(plan, run)) if split == TRAINING_SPLIT else None
