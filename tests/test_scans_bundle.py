@@ -3,6 +3,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -176,7 +177,7 @@ def test_a_changed_list_does_not_turn_training_cases_into_test_cases(scans, mine
     kept = [[f"../{image}", label, group] for image, label, group in rows[1:-2]]
     write_list(other / "list.csv", kept)
     with pytest.raises(
-        ValueError, match=r"was trained on list\.csv, cases .* give the list and the options of the training"
+        ValueError, match=r"changed since the training .* give the list and the options of the training"
     ):
         command(
             "evaluate", "--bundle", mine, "--data", other / "list.csv", "--leave_out", "[]", "--output_dir", tmp_path
@@ -232,6 +233,35 @@ def test_train_stops_at_mistakes_in_the_list(scans, tmp_path):
     assert code == 1
     assert "no such file or folder: nowhere.nii.gz" in " ".join(output.split())
     assert not (tmp_path / "new" / "configs" / "plan.json").exists()
+
+
+def test_the_positive_class_is_the_last_one_or_the_given_one(scans):
+    words = {"data": str(scans / "list.csv"), "leave_out": []}
+    job = BundleJob.read(job_configs(bundle_path(SCANS), "train"), words)
+    assert job.class_names == ["flat", "round"]
+    job = BundleJob.read(job_configs(bundle_path(SCANS), "train"), {**words, "positive_class": "flat"})
+    assert job.class_names == ["round", "flat"]
+    assert {item["label"] for item in job.item("labelled", "the test").items("val")} == {0, 1}
+    job = BundleJob.read(job_configs(bundle_path(SCANS), "train"), {**words, "positive_class": "Flat"})
+    with pytest.raises(ValueError, match=r"positive_class 'Flat' is no class of .* it has flat, round"):
+        _ = job.class_names
+
+
+def test_mistakes_in_plan_and_options_are_found_before_slow_imports(mine, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(mine, copy, ignore=shutil.ignore_patterns("models", "eval"))
+    plan = read_config(copy / "configs" / "plan.json")
+    with pytest.raises(ValueError, match=r"image_shape must be a list of 4 numbers, not \[36, 36\]"):
+        command("train", "--bundle", copy, "--image_shape", "[36, 36]")
+    (copy / "configs" / "plan.json").write_text(json.dumps({**plan, "batchsize": 4}))
+    with pytest.raises(ValueError, match=r"has .batchsize., which is no option: did you mean --batch_size\?"):
+        command("train", "--bundle", copy)
+    (copy / "configs" / "plan.json").write_text(json.dumps({**plan, "spacing_mm": "1 mm"}))
+    with pytest.raises(ValueError, match="spacing_mm must be a list of 3 numbers, not '1 mm'"):
+        command("train", "--bundle", copy)
+    (copy / "configs" / "plan.json").unlink()
+    with pytest.raises(ValueError, match="has no labelled scans, and no plan of any: give --data with your list"):
+        command("train", "--bundle", copy)
 
 
 def test_several_channels_are_resampled_to_one_grid(scans, tmp_path):

@@ -18,6 +18,7 @@ MULTI_GPU = "multi_gpu_{}.json"  # overlays of a job on several processes
 # In the folder of a preset, and in its folder for another network: overlays for every job, and for training only.
 PRESET_NETWORK, PRESET_TRAINING = "network.json", "training.json"
 PLAN = "plan.json"  # in a user's copy: overlay of training and evaluation, derived from the user's labelled scans
+PLAN_DESCRIPTION = "_plan_"  # its key that is no config
 STUDIES = "studies.json"  # the presets of the bundle, and the options that some data sets do not use
 # The default folder of checkpoints, as our bundles' configs write it.
 USUAL_CKPT_DIR = f"$@bundle_root + '/{MODELS}'"

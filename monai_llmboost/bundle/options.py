@@ -3,7 +3,7 @@
 
 An entry of that file is a line of help, or an object with ``help`` and the rules of the option: ``kind`` (whole,
 number, switch or text; by default the kind of the value in the configs), ``least``, ``most``, ``above``, ``choices``,
-``at_most`` and ``below`` (another option), ``none`` (may be left empty).
+``at_most`` and ``below`` (another option), ``none`` (may be left empty), ``length`` (a list of so many numbers).
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from monai_llmboost.arguments import check_choice, check_switch, check_whole, is_whole
 from monai_llmboost.bundle.content import check_place, merged, read_config, set_at, value_at
-from monai_llmboost.bundle.contract import DESCRIPTIONS, NETWORKS
+from monai_llmboost.bundle.contract import DESCRIPTIONS, NETWORKS, PLAN, PLAN_DESCRIPTION
 from monai_llmboost.bundle.words import is_computed
 
 # Options of `monai.bundle run` itself, for experiment tracking.
@@ -39,6 +39,7 @@ class Rule:
     below: str = ""
     choices: tuple[str, ...] = ()
     none: bool = False
+    length: int = 0
 
 
 class Rules:
@@ -101,6 +102,7 @@ def check_options(configs: list[Path], overrides: Mapping[str, Any]) -> None:
             bundle's ``options.json`` does not allow; invalid JSON.
     """
     content = merged(configs)
+    _check_plan(configs)
     rules = Rules(configs[0].parent)
     known = {*content, *MONAI_OPTIONS}
     names = ", ".join(file.name for file in configs)
@@ -121,6 +123,17 @@ def check_options(configs: list[Path], overrides: Mapping[str, Any]) -> None:
         if value is not None:
             check_value(key, value, rule, f"correct it in {names}, or what {configs[0].parent / DESCRIPTIONS} declares")
         _check_relation(content, key, rule)
+
+
+def _check_plan(configs: Sequence[Path]) -> None:
+    """Refuse a key of an edited plan that the bundle does not have."""
+    for file in configs:
+        if file.name != PLAN:
+            continue
+        known = merged(other for other in configs if other != file)
+        for key in read_config(file):
+            if key.partition("#")[0] not in known and key != PLAN_DESCRIPTION:
+                raise ValueError(f"{file} has {key!r}, which is no option{_instead(key, known, configs[0].parent)}")
 
 
 def _instead(key: str, known: Iterable[str], folder: Path) -> str:
@@ -170,6 +183,16 @@ def check_value(key: str, value: Any, rule: Rule, advice: str) -> None:
         _check_number(key, value, rule, advice)
     if rule.choices:
         check_choice(key, value, rule.choices)
+    if rule.length:
+        _check_list(key, value, rule.length, advice)
+
+
+def _check_list(key: str, value: Any, length: int, advice: str) -> None:
+    entries = value if isinstance(value, (list, tuple)) else []
+    plain = [one for one in entries if isinstance(one, numbers.Real) and not isinstance(one, bool)]
+    computed = any(map(is_computed, entries))
+    if len(entries) != length or (len(plain) < length and not computed):
+        raise ValueError(f"{key} must be a list of {length} numbers, not {value!r}: {advice}")
 
 
 def _check_number(key: str, value: Any, rule: Rule, advice: str) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import sys
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from monai_llmboost.bundle import (
     bundle_path,
     check_options,
     job_files,
+    merged,
     run_bundle,
     split_network,
 )
@@ -88,6 +90,9 @@ def _run(
     options = {**(given or {}), **options_of_bundle(context.args, configs), **expression}
     logging_file = options.pop("logging_file", None)  # an argument of MONAI that check_options does not know
     check_options(configs, options)
+    _check_data(bundle, merged(configs), options)
+    for engine in ("SupervisedTrainer", "SupervisedEvaluator"):  # Ignite logs a traceback before our sentence
+        logging.getLogger(f"ignite.engine.engine.{engine}").addFilter(_is_no_traceback)
     try:
         run_bundle(bundle, job, arm, logging_file, overlay or (), **{**options, **chosen})
     except KeyboardInterrupt:
@@ -96,6 +101,21 @@ def _run(
         typer.echo(f"monai-llmboost: interrupted{resume}", err=True)
         sys.exit(INTERRUPTED)
     return options
+
+
+def _is_no_traceback(record: logging.LogRecord) -> bool:
+    return "is terminating due to exception" not in record.getMessage()
+
+
+def _check_data(bundle: str, content: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Refuse a bundle for labelled scans that has none yet, with what to do."""
+    given = options.get(Option.DATA) or options.get(Option.DATASET_DIR)
+    usual = content.get(Option.DATA) == f"@{Option.DATASET_DIR}" and Option.BUNDLE_ROOT not in options
+    if given is None and usual and not (Path(bundle) / "data").exists():
+        raise ValueError(
+            f"{bundle} has no labelled scans, and no plan of any: give --data with your list; inspect writes no plan "
+            "while there are errors"
+        )
 
 
 def _show_metrics(folder: Path) -> None:
@@ -115,6 +135,13 @@ def _show_metrics(folder: Path) -> None:
         if isinstance(value, float) and isinstance(interval, list):
             table.add_row(name.replace("_", " "), f"{value:.3f}", " to ".join(f"{end:.3f}" for end in interval))
     console.print(table)
+    if "threshold" in numbers:
+        console.print(
+            f"positive: {numbers['positive_class']}, from a probability of {numbers['threshold']:.3f}, chosen on "
+            "the validation cases; acc, and predict, use the most probable class",
+            markup=False,
+            highlight=False,
+        )
     for caveat in numbers.get("caveats", ()):
         console.print(caveat, markup=False)
     for name in ("metrics.json", "evaluation.html"):

@@ -39,7 +39,13 @@ def check_cases(trained: str, loader: Any, path: Path) -> None:
         return
     if trained != TrainingCases.SEVERAL and trained.partition(", ")[0] != dataset.division.partition(", ")[0]:
         return  # another data set
+    if not getattr(dataset, "has_official_test", True):
+        raise ValueError(
+            f"the list of the cases, or its division, changed since the training of {path}, so weights might be "
+            f"evaluated on cases that they were trained on: give {dataset.advice} (trained on "
+            f"{trained}; now {dataset.division})"
+        )
     raise ValueError(
         f"{path} was trained on {trained}, so maybe on cases of the split {dataset.split} of {dataset.division}: give "
-        f"{getattr(dataset, 'advice', 'the --folds, --fold and --seed of the training, or --split test')}"
+        "the --folds, --fold and --seed of the training, or --split test"
     )

@@ -232,7 +232,7 @@ def _notes(records: Sequence[CaseSurvey]) -> Iterator[str]:
         yield f"spacing of {product} mm along x, y, z; all are resampled to one"
     lacking = sum(bool(record.missing) for record in records)
     if lacking:
-        yield f"{lacking} cases lack a channel, which is filled with zeros"
+        yield f"cases that lack a channel, which is filled with zeros: {lacking}"
     remarks = Counter(line for one in scans for line in one.warnings)
     for line, number in remarks.most_common(NAMED):
         yield f"{number} scan{'s' * (number > 1)}: {line}"

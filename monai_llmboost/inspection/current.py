@@ -15,7 +15,7 @@ from monai_llmboost.inspection.plan import DESCRIPTION
 # The options of a training that are lines of its plan if they are given.
 LINES = (
     "image_column", "label_column", "split_column", "fold_column", "group_column", "mask_column", "case_column",
-    "folds", "fold", "test_fraction", "split_seed", "leave_out", "orientation", "spacing_mm", "crop",
+    "positive_class", "folds", "fold", "test_fraction", "split_seed", "leave_out", "orientation", "spacing_mm", "crop",
     "foreground_above", "margin_mm", "image_shape", "intensity", "intensity_range", "augmentation", "batch_size",
     "epochs", "hidden_size", "num_blocks", "stem_stride", "missing_channels", "volume", "min_slices", "gantry_tilt",
 )  # fmt: skip

@@ -14,6 +14,7 @@ import numpy as np
 
 from monai_llmboost import __version__
 from monai_llmboost.artifacts.files import atomic_text
+from monai_llmboost.bundle.contract import PLAN_DESCRIPTION
 from monai_llmboost.bundle.words import config_values
 from monai_llmboost.data.labelled import CaseList, LabelledCase
 from monai_llmboost.inspection.extent import Extents, choose_crop, fit_spacing, shape_of
@@ -38,7 +39,7 @@ STEM_STRIDES, HALVINGS, LEAST_LAST = (3, 2, 1), 3, 2
 # Part of the cases that is set aside as test, if each class has enough.
 TEST_FRACTION, ENOUGH_FOR_TEST = 0.2, 10
 # The key of the plan that describes it, and is no config.
-DESCRIPTION, FORMAT = "_plan_", 1
+DESCRIPTION, FORMAT = PLAN_DESCRIPTION, 1
 # Keys with text, in which MONAI must not compute anything.
 TEXTS = (
     "data", "image_column", "label_column", "split_column", "fold_column", "group_column", "mask_column",

@@ -186,7 +186,8 @@ def _fold(row: Row, problems: list[str]) -> int | None:
 
 
 def _centre(row: Row, problems: list[str]) -> tuple[float, float, float] | None:
-    texts = [row.values.get(name, "").strip() for name in CENTRE]
+    # In countries with a decimal comma, spreadsheets write it.
+    texts = [row.values.get(name, "").strip().replace(",", ".") for name in CENTRE]
     if not any(texts):
         return None
     numbers = [_number(text) for text in texts]
@@ -197,6 +198,7 @@ def _centre(row: Row, problems: list[str]) -> tuple[float, float, float] | None:
 
 
 def _read_folder(path: Path) -> tuple[list[LabelledCase], list[str]]:
+    path = path.absolute()
     folders = _subfolders(path)
     splits = {folder.name: SPLIT_WORDS.get(folder.name.lower(), "") for folder in folders}
     if {"train", "val"} & {*splits.values()} and not all(splits.values()):

@@ -29,6 +29,8 @@ class LabelledScans:
         columns: names of its columns.
         division: how its cases are divided.
         leave_out: names of cases that are not used, such as scans that cannot be read.
+        positive: the class that is last, for which sensitivity is computed and a threshold is chosen; ``None``: the
+            last one in the order of numbers or words.
 
     Raises:
         FileNotFoundError, ValueError: no list, mistakes in it, or a division that is impossible; a name in
@@ -46,11 +48,13 @@ class LabelledScans:
         columns: Columns | None = None,
         division: Division | None = None,
         leave_out: Sequence[str] = (),
+        positive: str | None = None,
     ) -> None:
         self.data = data
         self._columns = columns
         self._division = division or Division()
         self._leave_out = {leave_out} if isinstance(leave_out, str) else {*leave_out}
+        self._positive = None if positive is None else str(positive)
 
     @cached_property
     def case_list(self) -> CaseList:
@@ -91,7 +95,16 @@ class LabelledScans:
     @property
     def class_names(self) -> list[str]:
         """The names of the classes; two without a name if there is no list."""
-        return [*self.case_list.class_names] if self.is_there else ["class 0", "class 1"]
+        if not self.is_there:
+            return ["class 0", "class 1"]
+        names = [*self.case_list.class_names]
+        if self._positive is None:
+            return names
+        if self._positive not in names:
+            raise ValueError(
+                f"positive_class {self._positive!r} is no class of {self.data}, it has {', '.join(names)}: correct it"
+            )
+        return [*(name for name in names if name != self._positive), self._positive]
 
     @cached_property
     def digest(self) -> str:

@@ -29,6 +29,9 @@ INPUTS = ("mask", "case")
 CENTRE = ("centre_x", "centre_y", "centre_z")
 # Suffixes of a label that is a segmentation.
 IMAGES = (".nii", ".nii.gz", ".nrrd", ".mha", ".dcm", ".seg.nrrd")
+# An unused column of patients has at most so many rows with one value, on average.
+MOST_REPEATED = 5
+LOOKS_LIKE_PATH = re.compile(r"[/\\]|\.(?:nii|gz|dcm|hdr|img)$", re.IGNORECASE)
 SEVERAL_IMAGES = re.compile(r"image[ _-]?.+")
 # A first line in which Excel finds the delimiter.
 SEPARATOR_LINE = re.compile(r"\s*\"?sep=(.)\"?\s*", re.IGNORECASE)
@@ -143,7 +146,8 @@ def _read_csv(path: Path, columns: Columns, labelled: bool) -> Table:
     if not numbered:
         raise ValueError(f"the list {path} is empty: write a line of column names, then a row for each case")
     titles = [title.strip() for title in numbered[0][1]]
-    places = _find_columns(path, titles, columns, labelled)
+    examples = numbered[1][1] if len(numbered) > 1 else []
+    places = _find_columns(path, titles, columns, labelled, examples)
     rows = []
     for number, cells in numbered[1:]:
         if len(cells) > len(titles) and any(cell.strip() for cell in cells[len(titles) :]):
@@ -156,7 +160,23 @@ def _read_csv(path: Path, columns: Columns, labelled: bool) -> Table:
         rows.append(Row(f"row {number}", tuple(padded[place] for place in places["images"]), values))
     if not rows:
         raise ValueError(f"the list {path} has column names and no cases: add a row for each case")
+    used = {*places["images"], *(place for place in places.values() if isinstance(place, int))}
+    if labelled and "group" not in places:
+        warnings += _find_groups(titles, [cells for _, cells in numbered[1:]], used)
     return Table(tuple(titles[place] for place in places["images"]), rows, warnings=tuple(warnings))
+
+
+def _find_groups(titles: Sequence[str], rows: Sequence[Sequence[str]], used: set[int]) -> list[str]:
+    """Return a warning for each unused column whose values repeat as those of patients do."""
+    found = []
+    for place, title in enumerate(titles):
+        values = {cells[place].strip() for cells in rows if len(cells) > place}
+        if title and place not in used and len(rows) / MOST_REPEATED <= len(values) < len(rows):
+            found.append(
+                f"the column {title!r} is not used, and its values repeat: if it names patients, give --group-column "
+                f"{title!r}, so that no patient is divided"
+            )
+    return found
 
 
 def _decode(path: Path) -> tuple[str, list[str]]:
@@ -177,7 +197,9 @@ def _count_fields(line: str, delimiter: str) -> int:
     return len(next(csv.reader([line], delimiter=delimiter)))
 
 
-def _find_columns(path: Path, titles: Sequence[str], columns: Columns, labelled: bool) -> dict[str, Any]:
+def _find_columns(
+    path: Path, titles: Sequence[str], columns: Columns, labelled: bool, examples: Sequence[str]
+) -> dict[str, Any]:
     """Return the position of each column; those of the images as a list."""
     known = {}
     for number, title in enumerate(titles):
@@ -188,7 +210,8 @@ def _find_columns(path: Path, titles: Sequence[str], columns: Columns, labelled:
     if images is None:
         images = ("image",) if "image" in known else tuple(t for t in known if SEVERAL_IMAGES.fullmatch(t))
     if not images:
-        raise ValueError(_no_column("image", "image-column", path, titles))
+        paths = [title for title, cell in zip(titles, examples) if LOOKS_LIKE_PATH.search(cell)]
+        raise ValueError(_no_column("image", "image-column", path, titles, paths))
     for name in images:
         if name.lower() not in known:
             raise ValueError(_no_column(name, "image-column", path, titles))
@@ -205,10 +228,10 @@ def _find_columns(path: Path, titles: Sequence[str], columns: Columns, labelled:
     return places
 
 
-def _no_column(name: str, option: str, path: Path, titles: Sequence[str]) -> str:
+def _no_column(name: str, option: str, path: Path, titles: Sequence[str], likely: Sequence[str] = ()) -> str:
     shown = [title for title in titles if title]
     near = difflib.get_close_matches(name.lower(), [title.lower() for title in shown], n=1, cutoff=0.5)
-    example = next((title for title in shown if title.lower() in near), "NAME")
+    example = next(iter(likely), None) or next((title for title in shown if title.lower() in near), "NAME")
     return (
         f"the list {path} has no column {name!r}, it has {', '.join(shown)}: rename a column, or give --{option} "
         f"{example}"

@@ -117,6 +117,6 @@ def _ranges(scans: Mapping[str, Sequence[ChannelMeasures]], looks: Mapping[str, 
 
 SHOWN: tuple[tuple[str, str, Callable[[ChannelMeasures], Sequence[float]]], ...] = (
     ("Spacing", "mm", lambda one: one.spacing_mm),
-    ("Size", "voxels", lambda one: one.shape),
-    ("Size", "mm", lambda one: one.size_mm),
+    ("Size in voxels", "voxels", lambda one: one.shape),
+    ("Size in mm", "mm", lambda one: one.size_mm),
 )

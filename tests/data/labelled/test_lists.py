@@ -481,3 +481,35 @@ def test_leave_out(write):
         ValueError, match=re.escape("leave_out has 'e.nii.gz', which is no case of") + ".*inspect again"
     ):
         LabelledScans(path, leave_out=["e.nii.gz"]).items("train")
+
+
+def test_an_unused_column_that_repeats_like_patients_is_reported(tmp_path):
+    rows = "".join(f"{n}.nii;{'ab'[n % 2]};P{n // 2}\n" for n in range(8))
+    (tmp_path / "list.csv").write_text("image;label;Patient\n" + rows)
+    found = read_cases(tmp_path / "list.csv")
+    assert any("the column 'Patient' is not used, and its values repeat" in text for text in found.warnings)
+    assert not read_cases(tmp_path / "list.csv", Columns(group="Patient")).warnings
+
+
+def test_the_column_of_paths_is_proposed(tmp_path):
+    (tmp_path / "list.csv").write_text("Klasse;Bilddatei\ngut;a/b.nii.gz\n")
+    with pytest.raises(ValueError, match="give --image-column Bilddatei"):
+        read_cases(tmp_path / "list.csv")
+
+
+def test_a_relative_folder_of_classes_with_an_empty_one(tmp_path, monkeypatch):
+    write_nifti = nibabel.Nifti1Image(np.random.default_rng(0).random((4, 4, 4), np.float32), np.eye(4))
+    for name in ("a", "b", "c"):
+        (tmp_path / "classes" / name).mkdir(parents=True)
+    for name in ("a", "b"):
+        nibabel.save(write_nifti, tmp_path / "classes" / name / "x.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    found = read_cases("classes")
+    assert found.class_names == ("a", "b")
+    assert any("the folder c has no scans" in text for text in found.errors)
+
+
+def test_points_with_decimal_commas(tmp_path):
+    (tmp_path / "a.nii").touch()
+    (tmp_path / "list.csv").write_text("image;label;centre_x;centre_y;centre_z\na.nii;a;0,0;3,25;-4,5\n")
+    assert read_cases(tmp_path / "list.csv").cases[0].centre_mm == (0.0, 3.25, -4.5)
