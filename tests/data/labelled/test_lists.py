@@ -60,7 +60,7 @@ WHOLE = [
     ("img,label\na.nii.gz,1\n", "list.csv", "has no column 'image', it has img, label: rename a column, or give "
      "--image-column img"),
     ("path,label\na.nii.gz,1\n", "list.csv", "has no column 'image', it has path, label: rename a column, or give "
-     "--image-column NAME"),
+     "--image-column path"),
     ("image,labels\na.nii.gz,1\n", "list.csv", "has no column 'label', it has image, labels: rename a column, or give "
      "--label-column labels"),
     ("image,class\na.nii.gz,1\n", "list.csv", "has no column 'label', it has image, class: rename"),
