@@ -19,7 +19,7 @@ from monai.transforms import Compose, LoadImaged
 from monai_llmboost.arguments import check_switch
 from monai_llmboost.artifacts.digests import files_digest, text_digest
 from monai_llmboost.data import LoadScansd, RefusedScan, Scan, SkippedFile, find_scans
-from monai_llmboost.data.labelled.listed import ListedScan, find_listed_scans, item_of, reader_source
+from monai_llmboost.data.labelled.listed import ListedScan, find_listed_scans, first_channel, item_of, reader_source
 from monai_llmboost.data.labelled.tables import TABLES, Columns
 from monai_llmboost.data.scans.scan import get_refused_kind, to_refusal
 from monai_llmboost.inference.case import Case
@@ -172,7 +172,7 @@ class ScanCases(Dataset):
         if self.reader is None:
             raise ValueError("there is no reader to read a volume again: give ScanCases its reader")
         try:
-            array, meta = self.reader.get_data(self.reader.read(_first_source(self.scans[index])))
+            array, meta = self.reader.get_data(self.reader.read(reader_source(first_channel(self.scans[index]))))
         except (OSError, MemoryError) as error:
             raise to_refusal(error) from error
         return np.asarray(array, dtype=np.float32), np.asarray(meta["affine"])
@@ -268,9 +268,3 @@ def _find_listed(where: Any, columns: Columns, channels: int) -> list[ListedScan
 def _with_parts(scans: Sequence[Scan]) -> list[Scan]:
     """Return scans, and those of which listed cases are made."""
     return [*scans, *(part for scan in scans if isinstance(scan, ListedScan) for part in scan.parts)]
-
-
-def _first_source(scan: Scan) -> Any:
-    """Return the reader's input for a scan, or for its first channel."""
-    channels = scan.channels if isinstance(scan, ListedScan) else ()
-    return reader_source(next((channel for channel in channels if channel is not None), scan))

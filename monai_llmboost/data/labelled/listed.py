@@ -77,6 +77,12 @@ def item_of(scan: Scan) -> dict[str, Any]:
     return item
 
 
+def first_channel(scan: Scan) -> Scan:
+    """Return the first channel of a listed case that is there; any other scan itself."""
+    channels = scan.channels if isinstance(scan, ListedScan) else ()
+    return next((channel for channel in channels if channel is not None), scan)
+
+
 def reader_source(scan: Scan) -> Any:
     """Return the reader's input for a scan."""
     return str(scan.files[0]) if scan.format == "NIfTI" else get_reader_paths(scan)

@@ -18,6 +18,7 @@ from pydicom.errors import InvalidDicomError
 
 from monai_llmboost import __version__
 from monai_llmboost.data import Scan
+from monai_llmboost.data.labelled.listed import first_channel
 from monai_llmboost.data.scans.dicom.stacks import find_dicom_stacks
 from monai_llmboost.inference.case_folder import case_folder
 from monai_llmboost.inference.dicom.maker import MAKER, highdicom
@@ -116,7 +117,11 @@ class DicomObjects:
 
 
 def _images_of(scan: Scan, volume: int | None) -> SourceImages:
-    """Return the files of a volume of a scan, and its frames from 1 if it is in a multi-frame file."""
+    """Return the files of a volume of a scan, and its frames from 1 if it is in a multi-frame file.
+
+    Of a case of several channels these are the files of the first, on whose grid the maps are.
+    """
+    scan = first_channel(scan)
     if len(scan.files) > 1 and len(scan.shape) == 3:
         return SourceImages(scan.files)
     stacks, _ = find_dicom_stacks(scan.files)
