@@ -20,7 +20,8 @@ from monai_llmboost.arguments import check_switch
 from monai_llmboost.artifacts.digests import files_digest, text_digest
 from monai_llmboost.data import LoadScansd, RefusedScan, Scan, SkippedFile, find_scans
 from monai_llmboost.data.labelled.listed import ListedScan, find_listed_scans, first_channel, item_of, reader_source
-from monai_llmboost.data.labelled.tables import TABLES, Columns
+from monai_llmboost.data.labelled.lists.rows import Columns
+from monai_llmboost.data.labelled.lists.tables import TABLES
 from monai_llmboost.data.scans.scan import get_refused_kind, to_refusal
 from monai_llmboost.inference.case import Case
 from monai_llmboost.inference.hidden import HiddenNames, hashed

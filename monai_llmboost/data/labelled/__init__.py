@@ -4,10 +4,10 @@
 from monai_llmboost.data.labelled.case import SPLITS, CaseList, LabelledCase, Source
 from monai_llmboost.data.labelled.dataset import LabelledScanDataset
 from monai_llmboost.data.labelled.divide import Division
+from monai_llmboost.data.labelled.lists.read import read_cases
+from monai_llmboost.data.labelled.lists.rows import Columns, channel_names
 from monai_llmboost.data.labelled.loader import ScanLoader
-from monai_llmboost.data.labelled.read import read_cases
 from monai_llmboost.data.labelled.scans import LabelledScans
-from monai_llmboost.data.labelled.tables import Columns, channel_names
 
 __all__ = [
     "SPLITS",

@@ -17,8 +17,8 @@ from monai_llmboost.arguments import check_choice
 from monai_llmboost.data.datasets.labelled import check_fraction, select_labelled
 from monai_llmboost.data.labelled.case import SPLITS, CaseList, LabelledCase
 from monai_llmboost.data.labelled.divide import Division
-from monai_llmboost.data.labelled.read import read_cases
-from monai_llmboost.data.labelled.tables import Columns
+from monai_llmboost.data.labelled.lists.read import read_cases
+from monai_llmboost.data.labelled.lists.rows import Columns
 
 
 class LabelledScans:

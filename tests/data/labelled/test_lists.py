@@ -11,7 +11,7 @@ import pytest
 from dicom_files import write_series
 
 from monai_llmboost.data.labelled import Columns, LabelledScans, read_cases
-from monai_llmboost.data.labelled.tables import read_table
+from monai_llmboost.data.labelled.lists.tables import read_table
 
 
 def write_scan(path, value=0):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import unicodedata
 from collections import Counter
@@ -12,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from monai_llmboost.data.labelled.case import CaseList, LabelledCase, Source
-from monai_llmboost.data.labelled.tables import CENTRE, SPLIT_WORDS, Columns, Row, Table, read_table
-from monai_llmboost.data.scans.dicom.reader import SEPARATOR, get_reader_paths
-from monai_llmboost.data.scans.find import find_scans
-from monai_llmboost.data.scans.scan import Scan
+from monai_llmboost.data.labelled.lists.cells import read_centre, read_fold, read_label, read_split, to_number
+from monai_llmboost.data.labelled.lists.class_folders import read_class_folders
+from monai_llmboost.data.labelled.lists.rows import Columns, Row, Table
+from monai_llmboost.data.labelled.lists.tables import read_table
+from monai_llmboost.data.scans.dicom.reader import SEPARATOR
 
 # More classes than this are most likely measurements or names.
 MOST_CLASSES = 50
@@ -52,7 +52,7 @@ def read_cases(path: str | Path, columns: Columns | None = None) -> CaseList:
     if path.is_dir():
         if columns != Columns():
             raise ValueError(f"{path} is a folder, which has no columns: leave out the options of columns")
-        return _finish(path, ("image",), *_read_folder(path))
+        return _finish(path, ("image",), *read_class_folders(path))
     if not path.is_file():
         raise FileNotFoundError(f"there is no list at {path}: give a CSV file, a JSON datalist or a folder of classes")
     if path.suffix.lower() not in LISTS:
@@ -90,12 +90,12 @@ def _read_rows(
         case = LabelledCase(
             row.values.get("case", "").strip() or _name_of(root, top, row.images),
             images,
-            _label(row, table, columns, problems) if labelled else "",
-            _split(row, problems) if labelled else "",
-            _fold(row, problems) if labelled else None,
+            read_label(row, table, columns, problems) if labelled else "",
+            read_split(row, problems) if labelled else "",
+            read_fold(row, problems) if labelled else None,
             row.values.get("group", "").strip(),
             _find_source(root, mask, problems) if (mask := row.values.get("mask", "").strip()) else None,
-            _centre(row, problems),
+            read_centre(row, problems),
             row.place,
         )
         errors += [f"{row.place}: {problem}" for problem in problems]
@@ -148,103 +148,6 @@ def _name_of(root: Path, top: Path, images: Iterable[str]) -> str:
     return (path.relative_to(top).as_posix() if path.is_relative_to(top) else path.as_posix()) + series
 
 
-def _label(row: Row, table: Table, columns: Columns, problems: list[str]) -> str:
-    text = row.values.get("label", "").strip()
-    if not text:
-        problems.append(f"no label in {columns.label!r}" if "label" in row.values else f"no {columns.label!r}")
-        return ""
-    number = _number(text)
-    if number is not None:
-        if not math.isfinite(number):
-            problems.append(f"the label {text!r} is not a class")
-            return ""
-        text = str(int(number)) if number == int(number) else text  # spreadsheets turn 1 into 1.0
-    return table.class_names.get(text, text)
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _split(row: Row, problems: list[str]) -> str:
-    text = row.values.get("split", "").strip().lower()
-    if text and text not in SPLIT_WORDS:
-        problems.append(f"the split {text!r} is none of train, val and test")
-    return SPLIT_WORDS.get(text, "")
-
-
-def _fold(row: Row, problems: list[str]) -> int | None:
-    text = row.values.get("fold", "").strip()
-    number = _number(text) if text else None
-    if text and (number is None or not math.isfinite(number) or number != int(number) or number < 0):
-        problems.append(f"the fold {text!r} is no whole number from 0")
-        return None
-    return None if number is None else int(number)
-
-
-def _centre(row: Row, problems: list[str]) -> tuple[float, float, float] | None:
-    # In countries with a decimal comma, spreadsheets write it.
-    texts = [row.values.get(name, "").strip().replace(",", ".") for name in CENTRE]
-    if not any(texts):
-        return None
-    numbers = [_number(text) for text in texts]
-    if any(number is None or not math.isfinite(number) for number in numbers):
-        problems.append(f"the centre {', '.join(texts)} is not three numbers, in mm")
-        return None
-    return tuple(numbers)  # type: ignore[return-value]
-
-
-def _read_folder(path: Path) -> tuple[list[LabelledCase], list[str]]:
-    path = path.absolute()
-    folders = _subfolders(path)
-    splits = {folder.name: SPLIT_WORDS.get(folder.name.lower(), "") for folder in folders}
-    if {"train", "val"} & {*splits.values()} and not all(splits.values()):
-        named = next(name for name, split in splits.items() if split)
-        other = next(name for name, split in splits.items() if not split)
-        raise ValueError(
-            f"{path} has the folder {named!r} of a split next to {other!r}, which is none: put all classes below "
-            "train, val and test, and nothing else"
-        )
-    if folders and all(splits.values()):
-        classes = [(one, splits[folder.name]) for folder in folders for one in _subfolders(folder)]
-    else:
-        classes = [(folder, "") for folder in folders]
-    if not classes:
-        raise ValueError(
-            f"{path} has no folders of classes: put the scans of each class into a subfolder with the name of the "
-            "class, or give a CSV list"
-        )
-    cases, errors = [], []
-    for folder, split in classes:
-        try:
-            scans, _ = find_scans(folder)
-        except FileNotFoundError:
-            errors.append(f"the folder {folder.relative_to(path).as_posix()} has no scans: remove it, or add some")
-            continue
-        place = folder.relative_to(path).as_posix()
-        cases += [
-            LabelledCase(f"{place}/{scan.name}", (_source(scan),), folder.name, split, place=place) for scan in scans
-        ]
-    return cases, errors
-
-
-def _source(scan: Scan) -> Source:
-    """Return what the reader takes for a scan that was found in a folder, also for one that it will refuse."""
-    return str(scan.files[0].absolute()) if scan.format == "NIfTI" else tuple(get_reader_paths(scan))
-
-
-def _subfolders(path: Path) -> list[Path]:
-    whole = path.resolve()
-    return sorted(
-        one
-        for one in path.absolute().iterdir()
-        if one.is_dir() and not one.name.startswith((".", "__")) and not whole.is_relative_to(one.resolve())
-    )
-
-
 def _finish(
     path: Path,
     channels: Sequence[str],
@@ -290,7 +193,7 @@ def _finish(
 
 
 def _sort_labels(labels: Iterable[str]) -> list[str]:
-    numbers = {label: _number(label) for label in labels}
+    numbers = {label: to_number(label) for label in labels}
     if all(number is not None for number in numbers.values()):
         return sorted(numbers, key=lambda label: (numbers[label] or 0.0, label))
     return sorted(numbers, key=lambda label: (label.casefold(), label))

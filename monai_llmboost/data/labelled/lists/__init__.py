@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading of labelled lists: CSV files, datalists in JSON, folders of classes."""
