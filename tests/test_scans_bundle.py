@@ -247,12 +247,31 @@ def test_the_positive_class_is_the_last_one_or_the_given_one(scans):
         _ = job.class_names
 
 
+def test_labels_of_an_evaluation_are_numbered_by_the_classes_of_the_network(scans, mine, tmp_path):
+    """MONAI's own command knows only model.json, and another list may have its classes in another order."""
+    root = tmp_path / "root"
+    words = ["train", "--bundle", mine, *QUICK[2:], "--epochs", 1, "--bundle_root", root, "--positive_class", "flat"]
+    code, output = command(*words)
+    assert code == 0, output
+    (root / "data").mkdir()
+    configs = [*job_configs(mine, "evaluate"), root / "models" / "model.json"]
+    job = BundleJob.read(configs, {"bundle_root": str(root)})
+    assert job.class_names == ["round", "flat"]
+    names = {item["case"]: job.class_names[item["label"]] for item in job.validation_data.data}
+    cases = {case.name: case.label for case in job.item("labelled", "the test").cases if case.split == "test"}
+    assert names == cases
+    with pytest.raises(ValueError, match=r"has the class 'flat', which is none of the network's \(round, oval\)"):
+        job.item("labelled", "the test").items("test", class_names=["round", "oval"])
+
+
 def test_mistakes_in_plan_and_options_are_found_before_slow_imports(mine, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(mine, copy, ignore=shutil.ignore_patterns("models", "eval"))
     plan = read_config(copy / "configs" / "plan.json")
     with pytest.raises(ValueError, match=r"image_shape must be a list of 4 numbers, not \[36, 36\]"):
         command("train", "--bundle", copy, "--image_shape", "[36, 36]")
+    with pytest.raises(ValueError, match="unknown orientation 'SAR'; choose from RAS"):
+        command("train", "--bundle", copy, "--orientation", "SAR")
     (copy / "configs" / "plan.json").write_text(json.dumps({**plan, "batchsize": 4}))
     with pytest.raises(ValueError, match=r"has .batchsize., which is no option: did you mean --batch_size\?"):
         command("train", "--bundle", copy)

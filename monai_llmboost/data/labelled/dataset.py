@@ -143,8 +143,8 @@ class _Prepare(Compose):
             while cause.__cause__ is not None and not isinstance(cause, RefusedScan):
                 cause = cause.__cause__
             raise ValueError(
-                f"the case {input_.get('case', input_.get('image'))} cannot be used: {cause}; inspect again, "
-                "which leaves it out, or correct it"
+                f"the case {input_.get('case', input_.get('image'))} cannot be used: "
+                f"{str(cause) or type(cause).__name__}; inspect again, which leaves it out, or correct it"
             ) from error
 
 

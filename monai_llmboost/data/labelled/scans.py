@@ -135,20 +135,25 @@ class LabelledScans:
         """The split to evaluate: the test, or the validation cases if there is none."""
         return "test" if self.has_test else "val"
 
-    def items(self, split: str, label_fraction: float = 1.0) -> list[dict[str, Any]]:
+    def items(
+        self, split: str, label_fraction: float = 1.0, class_names: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
         """Return the items of a split for a MONAI data set.
 
         Args:
             split: ``"train"``, ``"val"`` or ``"test"``.
             label_fraction: fraction of the training cases of each class, see
                 :func:`~monai_llmboost.data.datasets.labelled.select_labelled`.
+            class_names: the classes in the order of the network's output, which number the labels; ``None``: those of
+                the list. A list for an evaluation may have them in another order, or not all of them.
 
         Returns:
             For each case ``"image"`` (a scan, or a list of one for each channel), ``"label"``, ``"case"``, and as far
             as the list has them ``"patient"``, ``"mask"`` and ``"centre"``.
 
         Raises:
-            ValueError: no case of this split, or none of a class for training or validation; an invalid fraction.
+            ValueError: no case of this split, or none of a class for training or validation; a class that the network
+                does not have; an invalid fraction.
         """
         check_choice("split", split, SPLITS)
         check_fraction(label_fraction)
@@ -158,21 +163,27 @@ class LabelledScans:
             raise ValueError(
                 f"{self.case_list.path} has no {split} cases, it has {counts}: choose another split, or add some"
             )
+        names = list(self.class_names if class_names is None else class_names)
+        if strange := next((case for case in cases if case.label not in names), None):
+            raise ValueError(
+                f"{strange.place} of {self.case_list.path} has the class {strange.label!r}, which is none of the "
+                f"network's ({', '.join(names)}): correct the list, or leave out class_names"
+            )
         there = {case.label for case in cases}
-        if split != "test" and (lost := [name for name in self.class_names if name not in there]):
+        if split != "test" and (lost := [name for name in names if name not in there]):
             raise ValueError(
                 f"the {split} cases of {self.case_list.path} are all of {', '.join(sorted(there))}, and none of "
                 f"{', '.join(lost)}: correct the splits, or leave them out for folds"
             )
         if split == "train" and label_fraction < 1:
-            labels = np.array([self.class_names.index(case.label) for case in cases])
+            labels = np.array([names.index(case.label) for case in cases])
             cases = [cases[index] for index in select_labelled(labels, label_fraction, self._division.seed)]
-        return [self._item(case) for case in cases]
+        return [self._item(case, names) for case in cases]
 
-    def class_weights(self) -> list[float]:
+    def class_weights(self, class_names: Sequence[str] | None = None) -> list[float]:
         """Return the weight of each class in a loss, inverse to its number of training cases, with the mean 1."""
         counts = Counter(case.label for case in self.cases if case.split == "train")
-        inverse = np.array([1 / max(counts[name], 1) for name in self.class_names])
+        inverse = np.array([1 / max(counts[name], 1) for name in class_names or self.class_names])
         return (inverse / inverse.mean()).tolist()
 
     def case_weights(self) -> list[float]:
@@ -180,9 +191,9 @@ class LabelledScans:
         weights = dict(zip(self.class_names, self.class_weights()))
         return [weights[case.label] for case in self.cases if case.split == "train"]
 
-    def _item(self, case: LabelledCase) -> dict[str, Any]:
+    def _item(self, case: LabelledCase, class_names: Sequence[str]) -> dict[str, Any]:
         image: Any = list(case.images) if len(case.images) > 1 else case.images[0]
-        item: dict[str, Any] = {"image": image, "label": self.class_names.index(case.label), "case": case.name}
+        item: dict[str, Any] = {"image": image, "label": class_names.index(case.label), "case": case.name}
         if any(one.group for one in self.cases):
             item["patient"] = case.group or f"case {case.name}"
         if case.mask is not None:
