@@ -5,6 +5,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 from monai_llmboost.bundle import BundleJob, bundle_path, copy_bundle, job_configs
 from monai_llmboost.bundle.content import read_config
 from monai_llmboost.command_line.app import app
-from monai_llmboost.engines import TrainingCheckpoints
+from monai_llmboost.engines import TrainingCheckpoints, training_cases
 
 pytestmark = [
     # What MONAI, Ignite and torch say of themselves on every normal run (MONAI 1.6.1, torch 2.15).
@@ -182,6 +183,14 @@ def test_a_changed_list_does_not_turn_training_cases_into_test_cases(scans, mine
         command(
             "evaluate", "--bundle", mine, "--data", other / "list.csv", "--leave_out", "[]", "--output_dir", tmp_path
         )
+
+
+def test_an_evaluation_on_another_list_is_reported(monkeypatch):
+    said = []
+    monkeypatch.setattr(training_cases.logger, "warning", said.append)
+    cases = SimpleNamespace(division="b.csv, cases 12, fold 0", split="test", has_official_test=False, advice="")
+    training_cases.check_cases("a.csv, cases 34, fold 0", cases, Path("model.pt"))
+    assert said == ["these cases are of another list than those of the training: check that none is in both"]
 
 
 def test_a_resumed_training_equals_an_uninterrupted_one(mine, tmp_path, monkeypatch):

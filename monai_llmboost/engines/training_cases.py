@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from monai_llmboost.networks.class_names import TrainingCases
+
+logger = logging.getLogger("monai_llmboost")
 
 
 def divided_dataset(loader: Any) -> Any:
@@ -38,6 +41,8 @@ def check_cases(trained: str, loader: Any, path: Path) -> None:
     if dataset.split == "test" and getattr(dataset, "has_official_test", True):
         return
     if trained != TrainingCases.SEVERAL and trained.partition(", ")[0] != dataset.division.partition(", ")[0]:
+        if not getattr(dataset, "has_official_test", True):
+            logger.warning("these cases are of another list than those of the training: check that none is in both")
         return  # another data set
     if not getattr(dataset, "has_official_test", True):
         raise ValueError(
