@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from monai_llmboost.bundle import BundleJob, bundle_path, copy_bundle, job_configs
 from monai_llmboost.bundle.content import read_config
 from monai_llmboost.command_line.app import app
+from monai_llmboost.command_line.scan_plan import list_is_planned
 from monai_llmboost.engines import TrainingCheckpoints, training_cases
 
 pytestmark = [
@@ -183,6 +184,30 @@ def test_a_changed_list_does_not_turn_training_cases_into_test_cases(scans, mine
         command(
             "evaluate", "--bundle", mine, "--data", other / "list.csv", "--leave_out", "[]", "--output_dir", tmp_path
         )
+
+
+def test_a_list_that_changed_since_its_inspection_is_reported(mine, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(mine, copy, ignore=shutil.ignore_patterns("models", "eval"))
+    plan = read_config(copy / "configs" / "plan.json")
+    about = {**plan["_plan_"], "list": "another digest"}
+    assert list_is_planned(copy)
+    (copy / "configs" / "plan.json").write_text(json.dumps({**plan, "_plan_": about}))
+    assert not list_is_planned(copy)
+    code, output = command("train", "--bundle", copy, *QUICK[2:], "--epochs", 1)
+    assert code == 0 and "the list changed since its inspection: give --data" in output
+
+
+def test_a_patient_in_two_splits_is_refused_without_an_inspection(scans):
+    rows = [
+        [f"../bilder, alle/scan-{n:02d}.nii.gz", CLASSES[n % 2], f"p{n // 2}", ("train", "val")[n % 2]]
+        for n in range(6)
+    ]
+    (scans / "leak").mkdir()
+    write_list(scans / "leak" / "list.csv", rows, ("image", "label", "group", "split"))
+    job = BundleJob.read(job_configs(bundle_path(SCANS), "train"), {"data": str(scans / "leak" / "list.csv")})
+    with pytest.raises(ValueError, match="the group p0 is in train and val: keep all its cases in one"):
+        _ = job.class_names
 
 
 def test_an_evaluation_on_another_list_is_reported(monkeypatch):

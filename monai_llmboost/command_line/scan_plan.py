@@ -9,8 +9,10 @@ from typing import Annotated
 
 import typer
 
-from monai_llmboost.bundle import bundle_path, merged, typed_values
+from monai_llmboost.bundle import Option, bundle_path, merged, typed_values
+from monai_llmboost.bundle.content import read_config
 from monai_llmboost.bundle.contract import CONFIGS, METADATA, PLAN, TRAIN_CONFIG
+from monai_llmboost.bundle.words import plain_text
 from monai_llmboost.command_line.options import DEFAULT_BUNDLE, split_options
 
 SCANS_BUNDLE = "scans_classification"
@@ -54,3 +56,16 @@ def plan_scans(data: str, bundle: str, words: list[str]) -> None:
     show(found)
     if found.findings.errors:
         sys.exit(WRONG_DATA)
+
+
+def list_is_planned(bundle: Path) -> bool:
+    """Return whether the list of a bundle's plan is as it was when it was inspected; True without a plan."""
+    file = bundle / CONFIGS / PLAN
+    if not file.is_file() or not isinstance(data := read_config(file).get(Option.DATA), str):
+        return True
+    path = Path(plain_text(data))
+    if not path.is_file():  # finding the scans of a folder may take long, and a training reports a missing list
+        return True
+    from monai_llmboost.inspection import plan_is_current
+
+    return plan_is_current(file, path, {})

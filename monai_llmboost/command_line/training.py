@@ -26,7 +26,7 @@ from monai_llmboost.bundle.contract import EVAL
 from monai_llmboost.command_line.bundles import Overlay
 from monai_llmboost.command_line.errors import INTERRUPTED
 from monai_llmboost.command_line.options import Network, options_of_bundle, split_options
-from monai_llmboost.command_line.scan_plan import Data, plan_scans
+from monai_llmboost.command_line.scan_plan import Data, list_is_planned, plan_scans
 
 Folder = Annotated[str, typer.Option(help="The folder to train in: a copy of a bundle; see --data.")]
 Arm = Annotated[
@@ -51,6 +51,8 @@ def train(
     """
     if data is not None:
         plan_scans(data, bundle, context.args)
+    elif not list_is_planned(Path(bundle)):
+        typer.echo("monai-llmboost: the list changed since its inspection: give --data to inspect it again", err=True)
     _run(context, "train", bundle, arm, network, overlay)
 
 

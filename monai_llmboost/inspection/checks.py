@@ -82,7 +82,6 @@ def check_cases(cases: CaseList, survey: Sequence[CaseSurvey], divided: Sequence
     errors = [
         *cases.errors,
         *_shorten(_say_duplicate(one) for one in duplicates if one.is_error),
-        *_shorten(_divided_groups(cases.cases)),
         *_missing_classes(cases, divided),
         *_shorten(_apart(survey)),
     ]
@@ -135,17 +134,6 @@ def _say_duplicate(one: Duplicate) -> str:
     if one.is_error:
         return f"{what}; training and validation may each get one: keep one, or give them one group"
     return f"{what}; it counts more than others: keep one"
-
-
-def _divided_groups(cases: Iterable[LabelledCase]) -> Iterator[str]:
-    splits: dict[str, set[str]] = defaultdict(set)
-    for case in cases:
-        place = case.split or ("" if case.fold is None else f"fold {case.fold}")
-        if case.group and place:
-            splits[case.group].add(place)
-    for group, places in splits.items():
-        if len(places) > 1:
-            yield f"the group {group} is in {' and '.join(sorted(places))}: keep all its cases in one"
 
 
 def _missing_classes(cases: CaseList, divided: Sequence[LabelledCase]) -> Iterator[str]:

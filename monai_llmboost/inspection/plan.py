@@ -43,7 +43,7 @@ DESCRIPTION, FORMAT = PLAN_DESCRIPTION, 1
 # Keys with text, in which MONAI must not compute anything.
 TEXTS = (
     "data", "image_column", "label_column", "split_column", "fold_column", "group_column", "mask_column",
-    "case_column", "leave_out",
+    "case_column", "positive_class", "leave_out",
 )  # fmt: skip
 GIVEN = "given"
 # Longer lists are shown as their length.

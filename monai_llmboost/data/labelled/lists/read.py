@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -180,6 +180,7 @@ def _finish(
             errors.append(
                 f"{len(some)} cases have no {what}, such as {some[0].place}, and others have one: give all or none"
             )
+    errors += _divided_groups(cases)
     kept, repeated, alike = _drop_repeated(cases)
     repeated += [
         f"the name {name}: {count} cases have it, and are numbered; if they are of one patient, give --group-column"
@@ -190,6 +191,17 @@ def _finish(
         path, tuple(channels), tuple(_name_apart(kept)), tuple(names),
         tuple(shorten([*errors, *alike])), tuple(shorten([*warnings, *repeated])),
     )  # fmt: skip
+
+
+def _divided_groups(cases: Iterable[LabelledCase]) -> Iterator[str]:
+    splits: dict[str, set[str]] = defaultdict(set)
+    for case in cases:
+        place = case.split or ("" if case.fold is None else f"fold {case.fold}")
+        if case.group and place:
+            splits[case.group].add(place)
+    for group, places in splits.items():
+        if len(places) > 1:
+            yield f"the group {group} is in {' and '.join(sorted(places))}: keep all its cases in one"
 
 
 def _sort_labels(labels: Iterable[str]) -> list[str]:
