@@ -14,6 +14,7 @@ from monai_llmboost.data.labelled import (
     LabelledScanDataset,
     LabelledScans,
     ScanLoader,
+    SegmentedScans,
     channel_names,
     read_cases,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "Scan",
     "ScanLoader",
     "ScanReader",
+    "SegmentedScans",
     "SkippedFile",
     "WarnIfUnusuald",
     "channel_names",

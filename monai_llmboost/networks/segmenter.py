@@ -57,7 +57,9 @@ def scan_segmenter(
         torch.Size([1, 2, 32, 32, 16])
     """
     if not isinstance(network, nn.Module):
-        raise TypeError(f"the network is {type(network).__name__}: give a module, such as monai.networks.nets.SegResNet")
+        raise TypeError(
+            f"the network is {type(network).__name__}: give a module, such as monai.networks.nets.SegResNet"
+        )
     names = ClassNames(len(class_names), class_names)
     patch = torch.zeros(1, *map(int, image_shape), device=next(network.parameters()).device)
     _check_logits(network, names.num_classes, patch)

@@ -63,9 +63,7 @@ def planned_unet(
     )
 
 
-def plan_stages(
-    patch_size: Sequence[int], spacing_mm: Sequence[float]
-) -> tuple[list[list[int]], list[list[int]]]:
+def plan_stages(patch_size: Sequence[int], spacing_mm: Sequence[float]) -> tuple[list[list[int]], list[list[int]]]:
     """Return the kernel sizes and the strides of the stages, the first one at the full resolution.
 
     Raises:
