@@ -10,7 +10,6 @@ from typing import Any
 
 import ignite.distributed as idist
 import numpy as np
-import torch
 from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
@@ -25,6 +24,7 @@ from monai_llmboost.engines.results import METRICS_FILE, PREDICTIONS_FILE, check
 from monai_llmboost.tasks import Segmentation, TrainingDiverged, measure_mask
 
 logger = logging.getLogger("monai_llmboost")
+AFFINE = "affine"  # key of batches: voxels of the prepared images to RAS+ mm (B, 4, 4)
 # Probabilities (classes, x, y, z), their affine, shape and affine of the scan's own grid -> class numbers (i, j, k).
 ToOwnGrid = Callable[[Tensor, np.ndarray, Sequence[int], np.ndarray], np.ndarray]
 
@@ -44,6 +44,7 @@ class MaskMetrics:
         to_own_grid: function that brings probabilities to another grid.
         about: metadata such as dataset and split, written next to the numbers.
         nsd_tolerance_mm: tolerance of the normalized surface Dice, mm.
+        logits: whether the inferer returns logits, as MONAI's ``SlidingWindowInferer`` does, and no probabilities.
 
     Raises:
         ValueError: a tolerance that is not positive; in the run, if the network was trained for other structures, or
@@ -66,6 +67,7 @@ class MaskMetrics:
         to_own_grid: ToOwnGrid,
         about: Mapping[str, Any],
         nsd_tolerance_mm: float = 1.0,
+        logits: bool = False,
     ) -> None:
         if not is_positive(nsd_tolerance_mm):
             raise ValueError(f"nsd_tolerance_mm must be above 0, not {nsd_tolerance_mm!r}: give 1.0, say")
@@ -78,6 +80,7 @@ class MaskMetrics:
         self.to_own_grid = to_own_grid
         self.about = dict(about)
         self.tolerance_mm = float(nsd_tolerance_mm)
+        self.logits = logits
         self.cases: list[MeasuredCase] = []
 
     def attach(self, engine: Engine) -> None:
@@ -96,9 +99,9 @@ class MaskMetrics:
     def measure(self, engine: Engine) -> None:
         """Measure the cases of a batch."""
         state: Any = engine.state
-        images, probabilities = state.batch[CommonKeys.IMAGE], state.output[CommonKeys.PRED]
-        affines = torch.as_tensor(images.affine, dtype=torch.float64).reshape(-1, 4, 4).cpu().numpy()
-        for name, own, affine in zip(state.batch[CASE], probabilities, affines):
+        output = state.output[CommonKeys.PRED]
+        probabilities = self.task.activate(output) if self.logits else output
+        for name, own, affine in zip(state.batch[CASE], probabilities, state.batch[AFFINE].cpu().numpy()):
             if not own.isfinite().all():
                 raise TrainingDiverged(f"the probabilities of the case {name} are not finite: train again")
             self.cases.append(self.measure_case(str(name), own, affine))
