@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class HeadsLoss(nn.Module):
-    """Weighted sum of a loss over the heads of a network in training: 1, 1/2, 1/4 ... (MONAI's ``DeepSupervisionLoss``).
+    """The sum of a loss over the heads of a network in training, weighted 1, 1/2, 1/4 ... by ``DeepSupervisionLoss``.
 
     Heads are a list of logits, as MONAI's ``SegResNetDS`` returns them, or one tensor (B, heads, classes, S0, S1, S2),
     as its ``DynUNet`` does; a network without further heads returns logits (B, classes, S0, S1, S2).

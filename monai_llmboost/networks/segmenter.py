@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monai_llmboost.networks.class_names import ClassNames, add_texts
+from monai_llmboost.networks.class_names import ClassNames, LabelValues, add_texts
 from monai_llmboost.networks.insertion import boost
 from monai_llmboost.networks.pretrained import load_encoder_weights
 from monai_llmboost.networks.trial import in_eval_mode
@@ -19,6 +19,7 @@ from monai_llmboost.networks.trial import in_eval_mode
 def scan_segmenter(
     network: nn.Module,
     class_names: Sequence[str],
+    label_values: Sequence[int],
     image_shape: Sequence[int],
     booster: nn.Module | Callable[[int], nn.Module] | None = None,
     at: str | None = "deepest",
@@ -33,6 +34,7 @@ def scan_segmenter(
         network: maps volumes (B, channels, S0, S1, S2) to raw logits (B, classes, S0, S1, S2) in ``eval()`` mode, such
             as MONAI's ``DynUNet``, ``SegResNet`` or ``SwinUNETR``; in training it may return several heads.
         class_names: the background first, then the structures, in the order of the logits.
+        label_values: the value of each structure in label maps, kept in the checkpoint too.
         image_shape: channels and voxels along each axis of a patch, for a trial run.
         booster: maps tokens (B, N, C) to tokens (B, N, C), or a function that makes one for C channels, as in
             :func:`monai_llmboost.networks.boost`; ``None`` for the plain network.
@@ -52,7 +54,7 @@ def scan_segmenter(
         >>> from monai_llmboost.llm import load_block
         >>> plain = SegResNet(init_filters=8, in_channels=1, out_channels=2)
         >>> booster = partial(ResidualBooster, block=load_block("embedded"))
-        >>> network = scan_segmenter(plain, ["background", "liver"], [1, 32, 32, 16], booster)
+        >>> network = scan_segmenter(plain, ["background", "liver"], [1], [1, 32, 32, 16], booster)
         >>> network(torch.zeros(1, 1, 32, 32, 16)).shape
         torch.Size([1, 2, 32, 32, 16])
     """
@@ -60,12 +62,18 @@ def scan_segmenter(
         raise TypeError(
             f"the network is {type(network).__name__}: give a module, such as monai.networks.nets.SegResNet"
         )
-    names = ClassNames(len(class_names), class_names)
+    names, values = ClassNames(len(class_names), class_names), LabelValues(label_values)
+    if len(label_values) != len(class_names) - 1:
+        raise ValueError(
+            f"{len(label_values)} label values for the structures {list(class_names[1:])}: give one for each, and none "
+            "for the background, which is the first class"
+        )
     patch = torch.zeros(1, *map(int, image_shape), device=next(network.parameters()).device)
     _check_logits(network, names.num_classes, patch)
     if weights is not None:
         load_encoder_weights(network, weights)
     add_texts(network, names)
+    network.label_values = values
     return boost(network, booster, at, example=patch)
 
 

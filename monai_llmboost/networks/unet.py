@@ -9,7 +9,7 @@ from monai.networks.nets import DynUNet
 
 from monai_llmboost.arguments import check_whole
 
-# An axis is halved while half of it has this many voxels or more, and its spacing is less than so many times the finest.
+# An axis is halved while half of it has this many voxels, and its spacing is less than so many times the finest.
 LEAST_SIDE, COARSE = 4, 2.0
 MOST_STAGES, FEWEST_STAGES = 6, 3
 MOST_FILTERS = 320

@@ -10,8 +10,8 @@ from typing import Any
 # The value of the background, and words for it in lower case.
 BACKGROUND = 0
 BACKGROUND_WORDS = ("background", "bg", "clear", "clear label", "none", "unlabeled", "unlabelled", "")
-# Class numbers are stored in one byte.
-MOST_STRUCTURES = 255
+# Class numbers are stored in one byte, whose last value means none of them.
+MOST_STRUCTURES = 254
 
 
 def read_structures(labels: Any) -> tuple[dict[int, str], list[str]]:
