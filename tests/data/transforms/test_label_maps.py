@@ -95,13 +95,13 @@ def mirrored():
 WRONG = {
     "values": (make_labels().clip(0, 3), OBLIQUE, r"value 3 \(24 voxels\), and the structures are 1, 4: correct it"),
     "fractions": (make_labels() * np.float32(0.5), OBLIQUE, "holds fractions such as 0.5, so it was interpolated"),
-    "negative": (make_labels().astype(np.int16) - 1, OBLIQUE, "its values are from -1 to 3, and labels from 0 to 65535"),
+    "negative": (make_labels().astype(np.int16) - 1, OBLIQUE, "its values are from -1 to 3, and labels from 0"),
     "an image": (make_labels() * np.float32(70000), OBLIQUE, "labels from 0 to 65535: is it the label"),
     "another shape": (make_labels()[:-1], OBLIQUE, "has 11 x 14 x 10 voxels, and its image 12 x 14 x 10: is it the"),
     "another place": (make_labels(), shifted(1.0), "its header puts it up to 1 mm away from its image"),
     "mirrored": (make_labels(), mirrored(), r"away from its image \(axes .*, and the image's .*\): copy the image's"),
     "another spacing": (make_labels(), OBLIQUE @ np.diag([2, 2, 2, 1]), "away from its image: copy the image's affine"),
-    "4-D": (make_labels()[..., None].repeat(2, 3), OBLIQUE, "volumes"),
+    "4-D": (make_labels()[..., None].repeat(2, 3), OBLIQUE, "expected one volume, got 2"),
     "not finite": (np.where(make_labels() > 0, np.nan, 0).astype(np.float32), OBLIQUE, "NaN"),
 }  # fmt: skip
 
