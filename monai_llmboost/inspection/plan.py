@@ -38,59 +38,6 @@ STRONG_BELOW, MEDIUM_BELOW, SMALL_NETWORK_BELOW = 100, 1000, 200
 STEM_STRIDES, HALVINGS, LEAST_LAST = (3, 2, 1), 3, 2
 # Part of the cases that is set aside as test, if each class has enough.
 TEST_FRACTION, ENOUGH_FOR_TEST = 0.2, 10
-# The key of the plan that describes it, and is no config.
-DESCRIPTION, FORMAT = PLAN_DESCRIPTION, 1
-# Keys with text, in which MONAI must not compute anything.
-TEXTS = (
-    "data", "image_column", "label_column", "split_column", "fold_column", "group_column", "mask_column",
-    "case_column", "positive_class", "leave_out",
-)  # fmt: skip
-GIVEN = "given"
-# Longer lists are shown as their length.
-MOST_SHOWN = 12
-
-
-@dataclass(frozen=True)
-class ScanPlan:
-    """A plan: keys of the bundle's config with their values, and why.
-
-    Args:
-        values: by key.
-        reasons: one sentence by key.
-        description: what else is known of the plan: cases, digest of the list, memory in MB, versions.
-
-    Example:
-        >>> ScanPlan({"batch_size": 8}, {"batch_size": "given"}).values["batch_size"]
-        8
-    """
-
-    values: Mapping[str, Any]
-    reasons: Mapping[str, str]
-    description: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_config(self) -> dict[str, Any]:
-        """Return the overlay; text stays text for MONAI, also with ``#``, ``$``, ``@`` and ``%``."""
-        about = {"format": FORMAT, "reasons": dict(self.reasons), **self.description}
-        return {**config_values({}, self.values, TEXTS), DESCRIPTION: about}
-
-    def to_lines(self) -> list[tuple[str, str, str]]:
-        """Return key, value and reason of each line as text; a long list as its length."""
-        return [(key, _to_text(value), self.reasons[key]) for key, value in self.values.items()]
-
-
-@dataclass
-class _Lines:
-    """The lines of a plan; a given value takes the place of a derived one."""
-
-    given: Mapping[str, Any]
-    values: dict[str, Any] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)
-
-    def add(self, key: str, value: Any, reason: str) -> Any:
-        is_given = key in self.given
-        self.values[key] = self.given[key] if is_given else value
-        self.reasons[key] = GIVEN if is_given else reason
-        return self.values[key]
 
 
 def derive_plan(
@@ -120,7 +67,7 @@ def derive_plan(
     used = [records[case.name] for case in training if not records[case.name].refused]
     if not used:
         raise ValueError("no training scan can be read: correct the scans, see the reasons of their refusals")
-    lines = _Lines(dict(given or {}))
+    lines = Lines(dict(given or {}))
     lines.add("data", str(Path(cases.path).expanduser().absolute()), "the list")
     _add_size(lines, cases, training, used, most_voxels)
     intensity, limits, why = choose_intensity(used)
@@ -155,17 +102,8 @@ def derive_plan(
     return ScanPlan(lines.values, lines.reasons, described)
 
 
-def write_plan(plan: ScanPlan, file: Path) -> None:
-    """Write a plan as ``plan.json``; an earlier one that differs is kept under another name."""
-    text = json.dumps(plan.to_config(), indent=4) + "\n"
-    if file.is_file() and file.read_text(encoding="utf-8") == text:
-        return
-    with atomic_text(file) as stream:
-        stream.write(text)
-
-
 def _add_size(
-    lines: _Lines, cases: CaseList, training: Sequence[LabelledCase], used: Sequence[CaseSurvey], most_voxels: int
+    lines: Lines, cases: CaseList, training: Sequence[LabelledCase], used: Sequence[CaseSurvey], most_voxels: int
 ) -> None:
     """Add orientation, spacing, crop and shape."""
     lines.add("orientation", "RAS", "axes of the patient: to the right, to the front, to the head")
@@ -186,7 +124,7 @@ def _add_size(
     lines.add("image_shape", [len(cases.channels), *shape], reason)
 
 
-def _add_training(lines: _Lines, count: int, most_voxels: int) -> None:
+def _add_training(lines: Lines, count: int, most_voxels: int) -> None:
     """Add size of batch, augmentation and size of the network."""
     _, *shape = lines.values["image_shape"]
     voxels = math.prod(lines.values["image_shape"])
@@ -206,7 +144,7 @@ def _add_training(lines: _Lines, count: int, most_voxels: int) -> None:
     lines.add("stem_stride", stride, f"the network's last feature map has {last} voxels")
 
 
-def _transient_bytes(lines: _Lines, used: Sequence[CaseSurvey]) -> int:
+def _transient_bytes(lines: Lines, used: Sequence[CaseSurvey]) -> int:
     """Return the bytes that a batch in training, and the scans that are prepared at one time, take at most."""
     batch = lines.values["batch_size"] * math.prod(lines.values["image_shape"])
     largest = max(math.prod(one.shape) * len(record.measures) for record in used for one in record.measures)
@@ -253,9 +191,3 @@ def _seen_intensity(used: Sequence[CaseSurvey]) -> list[float]:
 
 def _product(values: Sequence[float]) -> str:
     return " x ".join(f"{value:.3g}" for value in values) + " mm"
-
-
-def _to_text(value: Any) -> str:
-    if isinstance(value, list) and len(value) > MOST_SHOWN:
-        return f"{len(value)} entries"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
