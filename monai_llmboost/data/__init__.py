@@ -28,7 +28,16 @@ from monai_llmboost.data.scans import (
     SkippedFile,
     find_scans,
 )
-from monai_llmboost.data.transforms import CropScand, EmbedScand, LoadScansd, ResampleScand, ScaleScand, WarnIfUnusuald
+from monai_llmboost.data.transforms import (
+    CropScand,
+    EmbedScand,
+    LoadLabelMapd,
+    LoadScansd,
+    ResampleLabelsd,
+    ResampleScand,
+    ScaleScand,
+    WarnIfUnusuald,
+)
 
 __all__ = [
     "PHANTOM_CLASSES",
@@ -45,9 +54,11 @@ __all__ = [
     "LabelledScanDataset",
     "LabelledScans",
     "LabelledVolumes",
+    "LoadLabelMapd",
     "LoadScansd",
     "RandAffineBatchd",
     "RefusedScan",
+    "ResampleLabelsd",
     "ResampleScand",
     "ScaleScand",
     "Scan",

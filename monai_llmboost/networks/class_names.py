@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from monai_llmboost.artifacts.signature import TEXT_BYTES, KeptText, decode
 from monai_llmboost.networks.wrappers import unwrap
@@ -104,6 +104,14 @@ class TrainingCases(ReadText):
         text = decode(code)
         self.text = self.SEVERAL if text is None else text
         return ""
+
+
+def add_texts(network: nn.Module, class_names: ClassNames) -> None:
+    """Give a network texts for its checkpoint: the class names, and empty ones for what the training writes."""
+    network.class_names = class_names
+    for name, text in (("preprocessing", Preprocessing()), ("training_cases", TrainingCases())):
+        if not isinstance(getattr(network, name, None), KeptText):
+            setattr(network, name, text)
 
 
 def keep_text(networks: Iterable[Any], name: str, text: str | None) -> None:
