@@ -22,11 +22,18 @@ SHOWN = 10
 
 def inspect(
     data: Annotated[
-        Path, typer.Option(help="The labelled scans: a CSV file, a JSON datalist, or a folder with one for each class.")
+        Path,
+        typer.Option(
+            help="The labelled scans: a CSV file, a JSON datalist, a folder with one for each class, or one with "
+            "imagesTr and labelsTr."
+        ),
     ],
     bundle: Annotated[
         Path | None,
-        typer.Option(help="The folder to train in; it becomes a copy of the bundle scans_classification, with a plan."),
+        typer.Option(
+            help="The folder to train in; it becomes a copy of the bundle scans_classification, or for label maps of "
+            "scans_segmentation, with a plan."
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The folder to write into; default: inspection.")
@@ -34,7 +41,9 @@ def inspect(
     image_column: Annotated[
         str | None, typer.Option(help="Column of the paths, or several with commas, one for each channel.")
     ] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of the classes.")] = None,
+    label_column: Annotated[
+        str | None, typer.Option(help="Column of the classes, or of the paths of label maps.")
+    ] = None,
     split_column: Annotated[str | None, typer.Option(help="Column of the splits: train, val, test.")] = None,
     fold_column: Annotated[str | None, typer.Option(help="Column of the folds.")] = None,
     group_column: Annotated[
@@ -42,6 +51,10 @@ def inspect(
     ] = None,
     mask_column: Annotated[str | None, typer.Option(help="Column of masks to crop around.")] = None,
     case_column: Annotated[str | None, typer.Option(help="Column of the names of cases.")] = None,
+    structures: Annotated[
+        str | None,
+        typer.Option(help='Values of label maps with names, such as \'{"1": "liver"}\'; default: the list\'s.'),
+    ] = None,
     folds: Annotated[int | None, typer.Option(min=2, help="Number of folds to divide the training cases into.")] = None,
     fold: Annotated[int | None, typer.Option(min=0, help="The fold that validates.")] = None,
     test_fraction: Annotated[
@@ -64,18 +77,20 @@ def inspect(
     Exit status: 0 if nothing is wrong; 1 if there are errors in the data; 2 if
     the command or the list is wrong; 130 if interrupted.
     """
-    chosen: dict[str, Any] = {
-        "image_column": image_column, "label_column": label_column, "split_column": split_column,
-        "fold_column": fold_column, "group_column": group_column, "mask_column": mask_column,
-        "case_column": case_column, "folds": folds, "fold": fold, "test_fraction": test_fraction,
-        "missing_channels": missing_channels, "volume": volume,
-    }  # fmt: skip
-    given = {key: value for key, value in chosen.items() if value is not None}
     try:
         from monai_llmboost.arguments import check_choice
+        from monai_llmboost.bundle import parsed
         from monai_llmboost.data.transforms.load import MISSING
         from monai_llmboost.inspection import inspect_list
 
+        chosen: dict[str, Any] = {
+            "image_column": image_column, "label_column": label_column, "split_column": split_column,
+            "fold_column": fold_column, "group_column": group_column, "mask_column": mask_column,
+            "case_column": case_column, "folds": folds, "fold": fold, "test_fraction": test_fraction,
+            "missing_channels": missing_channels, "volume": volume,
+            "structures": None if structures is None else parsed(structures),
+        }  # fmt: skip
+        given = {key: value for key, value in chosen.items() if value is not None}
         if missing_channels is not None:
             check_choice("missing_channels", missing_channels, MISSING)
         found = inspect_list(data, output, bundle, given, workers)

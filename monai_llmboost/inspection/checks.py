@@ -91,6 +91,7 @@ def check_cases(
         *cases.errors,
         *_shorten(_say_duplicate(one) for one in duplicates if one.is_error),
         *_missing_classes(cases, divided),
+        *(["no label map has a structure: every voxel is 0"] if cases.is_segmentation and not structures else []),
         *absent,
         *_shorten(_apart(survey)),
     ]

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ class Structure:
     median_voxels: float
 
 
-def name_structures(cases: CaseList, survey: Iterable[CaseSurvey], given: Mapping | None) -> tuple[dict[int, str], str]:
+def name_structures(cases: CaseList, survey: Iterable[CaseSurvey], given: Any) -> tuple[dict[int, str], str]:
     """Return the names of structures by their values, and where they come from.
 
     They are those that are given, else those of the list, else ``"structure N"`` for each value N in a label map.
@@ -50,11 +51,13 @@ def name_structures(cases: CaseList, survey: Iterable[CaseSurvey], given: Mappin
         ValueError: what is given is wrong.
     """
     if given:
-        return check_structures(dict(given)), "given"
+        return check_structures(dict(given) if isinstance(given, Mapping) else given), "given"
     if cases.structures:
         return dict(cases.structures), "the names of the list"
     found = sorted({value for record in survey if record.label_map for value in record.label_map.values})
-    return {value: f"structure {value}" for value in found}, "the values in the label maps, which the list does not name"
+    return {
+        value: f"structure {value}" for value in found
+    }, "the values in the label maps, which the list does not name"
 
 
 def refuse_unknown(survey: Sequence[CaseSurvey], structures: Mapping[int, str]) -> list[CaseSurvey]:
@@ -77,9 +80,7 @@ def measure_structures(structures: Mapping[int, str], survey: Iterable[CaseSurve
     return found
 
 
-def absent_structures(
-    structures: Sequence[Structure], divided: Sequence[LabelledCase]
-) -> tuple[list[str], list[str]]:
+def absent_structures(structures: Sequence[Structure], divided: Sequence[LabelledCase]) -> tuple[list[str], list[str]]:
     """Return errors on structures that no training case has, and warnings on those that lack in another split."""
     errors, warnings = [], []
     for split in SPLITS:
@@ -91,7 +92,9 @@ def absent_structures(
                 "--structures without it"
             )
         elif own and lost:
-            warnings.append(f"no {split} case that can be used has {', '.join(lost)}, so nothing is measured of it there")
+            warnings.append(
+                f"no {split} case that can be used has {', '.join(lost)}, so nothing is measured of it there"
+            )
     return errors, warnings
 
 
@@ -114,10 +117,11 @@ def check_label_content(structures: Sequence[Structure], usable: Sequence[CaseSu
             yield f"the same label map for different images: {_some(names)}; it is most likely that of another case"
     small = [f"{one.name} ({one.median_voxels:.0f})" for one in structures if 0 < one.median_voxels < SMALL_VOXELS]
     if small:
-        yield f"structures of very few voxels, in the median: {', '.join(small)}; give a finer --spacing_mm if they vanish"
+        yield f"structures of very few voxels, in the median: {', '.join(small)}: Dice says little of them"
     for one in structures:
         if strange := _strange_volumes(one):
-            yield f"volumes of {one.name} that differ strongly from the median of {_median(one):.4g} mm3: {_some(strange)}"
+            middle = float(np.median([*one.volumes_mm3.values()]))
+            yield f"volumes of {one.name} that differ strongly from the median of {middle:.4g} mm3: {_some(strange)}"
 
 
 def _strange_volumes(one: Structure) -> list[str]:
@@ -129,10 +133,6 @@ def _strange_volumes(one: Structure) -> list[str]:
     bound = max(np.log(STRANGE_FACTOR), STRANGE_DEVIATIONS * MAD_TO_SD * float(np.median(apart)))
     items = sorted(zip(-apart, one.volumes_mm3.items()))
     return [f"{name} ({volume:.4g})" for distance, (name, volume) in items if -distance > bound]
-
-
-def _median(one: Structure) -> float:
-    return float(np.median([*one.volumes_mm3.values()]))
 
 
 def _some(names: Sequence[str]) -> str:
