@@ -12,6 +12,8 @@ import typer
 from monai_llmboost.command_line.errors import INTERRUPTED, USER_ERRORS, report_error
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from monai_llmboost.inspection import Inspection
 
 # Exit statuses: mistakes in the data (with --strict also warnings), and a wrong command or list.
@@ -110,20 +112,9 @@ def show(found: Inspection) -> None:
     from rich.table import Table
 
     from monai_llmboost.command_line.tables import make_console, plain_text
-    from monai_llmboost.inspection.page.report import count_cases, describe_scans
 
     console = make_console()
-    classes = found.cases.class_names
-    table = Table("cases", *map(plain_text, classes), title=plain_text(found.cases.path.name))
-    for name, numbers in count_cases(found):
-        table.add_row(name, *map(str, numbers))
-    console.print(table)
-    for channel, number, lines in describe_scans(found):
-        table = Table(title=plain_text(f"{channel}: {number}" if len(found.cases.channels) > 1 else number))
-        table.show_header = False
-        for what, text in lines:
-            table.add_row(what, plain_text(text))
-        console.print(table)
+    _show_cases(found, console)
     for record in found.refused[:SHOWN]:
         console.print(
             f"[red]cannot be used:[/] {plain_text(record.name)}: {plain_text(record.refused)}", highlight=False
@@ -151,3 +142,29 @@ def show(found: Inspection) -> None:
     for what, path in {"plan": found.plan_file, "page": found.page}.items():
         if path is not None:
             console.print(f"{what}: {path}", highlight=False, markup=False)
+
+
+def _show_cases(found: Inspection, console: Console) -> None:
+    """Print tables of cases, structures and scans."""
+    from rich.table import Table
+
+    from monai_llmboost.command_line.tables import plain_text
+    from monai_llmboost.inspection.page.report import count_cases, describe_scans, describe_structures, group_names
+
+    names = group_names(found)
+    more = ["all"] if found.cases.is_segmentation else []  # a case may have several structures
+    table = Table("cases", *map(plain_text, names), *more, title=plain_text(found.cases.path.name))
+    for name, numbers, total in count_cases(found):
+        table.add_row(name, *map(str, [*numbers, total][: len(names) + len(more)]))
+    console.print(table)
+    if found.structures:
+        table = Table("structure", "value", "cases", "volume in mm3", "voxels")
+        for row in describe_structures(found):
+            table.add_row(*map(plain_text, row))
+        console.print(table)
+    for channel, number, lines in describe_scans(found):
+        table = Table(title=plain_text(f"{channel}: {number}" if len(found.cases.channels) > 1 else number))
+        table.show_header = False
+        for what, text in lines:
+            table.add_row(what, plain_text(text))
+        console.print(table)

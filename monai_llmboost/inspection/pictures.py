@@ -8,7 +8,7 @@ import io
 import nibabel
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 
 from monai_llmboost.inference.maps.planes import grey_window, planes
 from monai_llmboost.inference.maps.thumbnails import GAP_PX, HEIGHT_PX, thumbnail
@@ -16,12 +16,12 @@ from monai_llmboost.inspection.measure import Volume
 
 # Largest number of voxels along an axis of a picture.
 SIDE = 84
-# Colours of structures (Okabe and Ito, which the colour-blind can tell apart), repeated if there are more.
-COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
+# Colours of structures: those of the page on dark ground; repeated if there are more.
+COLOURS = ("#f0b03a", "#35c99b", "#5aaef0", "#e596c5", "#ff8548", "#a6dcff", "#d9cb5c")
 
 
-def colour_of(value: int) -> tuple[int, int, int]:
-    """Return the colour, red, green and blue, of the structure with a value in label maps."""
+def colour_of(value: int) -> str:
+    """Return the colour of the structure with a value in label maps."""
     return COLOURS[(value - 1) % len(COLOURS)]
 
 
@@ -60,7 +60,7 @@ def _draw_contours(image: np.ndarray, labels: np.ndarray) -> bytes:
         values = label.pixels[np.ix_(down, across)]
         edge = _edges(values)
         for value in np.unique(values[edge]).tolist():
-            picture[edge & (values == value)] = colour_of(value)
+            picture[edge & (values == value)] = ImageColor.getrgb(colour_of(value))
         parts.append(picture)
     gap = np.zeros((HEIGHT_PX, GAP_PX, 3), np.uint8)
     whole = np.concatenate([part for one in parts for part in (one, gap)][:-1], axis=1)
