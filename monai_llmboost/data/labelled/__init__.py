@@ -8,6 +8,7 @@ from monai_llmboost.data.labelled.lists.read import read_cases
 from monai_llmboost.data.labelled.lists.rows import Columns, channel_names
 from monai_llmboost.data.labelled.loader import ScanLoader
 from monai_llmboost.data.labelled.scans import LabelledScans
+from monai_llmboost.data.labelled.segmented import SegmentedScans
 
 __all__ = [
     "SPLITS",
@@ -18,6 +19,7 @@ __all__ = [
     "LabelledScanDataset",
     "LabelledScans",
     "ScanLoader",
+    "SegmentedScans",
     "Source",
     "channel_names",
     "read_cases",
