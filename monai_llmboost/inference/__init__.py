@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from monai_llmboost.inference.maps.saliency import SaliencyMaps
     from monai_llmboost.inference.masks.own_grid import on_own_grid, to_own_grid
     from monai_llmboost.inference.masks.structure_masks import StructureMasks
+    from monai_llmboost.inference.masks.transform import ToOwnGridd
     from monai_llmboost.inference.masks.windows import WindowInferer
     from monai_llmboost.inference.page.report import write_report
     from monai_llmboost.inference.provenance import run_facts, run_provenance
@@ -38,6 +39,7 @@ _MODULES = {
     "SaliencyMaps": "maps.saliency",
     "ScanCases": "cases",
     "StructureMasks": "masks.structure_masks",
+    "ToOwnGridd": "masks.transform",
     "TrainedNetwork": "trained_network",
     "WindowInferer": "masks.windows",
     "figures_of": "figures",
@@ -63,6 +65,7 @@ __all__ = [
     "SaliencyMaps",
     "ScanCases",
     "StructureMasks",
+    "ToOwnGridd",
     "TrainedNetwork",
     "WindowInferer",
     "figures_of",

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from monai_llmboost.inference.case_folder import case_folder
 from monai_llmboost.inference.maps.grid import to_matrix
 from monai_llmboost.inference.masks.own_grid import on_own_grid, to_own_grid
 from monai_llmboost.inference.nifti import nifti_image
-from monai_llmboost.networks.class_names import class_names_of, unwrap
+from monai_llmboost.networks.class_names import class_names_of, label_values_of, unwrap
 
 MASKS, PROBABILITIES = "masks", "probabilities"
 NIFTI = ".nii.gz"
@@ -40,19 +40,17 @@ class StructureMasks:
     It is written atomically.
 
     Args:
-        network: the network, which keeps its class names, the background first; its output is of the class
-            probabilities (B, classes, S0, S1, S2) on its grid.
+        network: the network, which keeps the names of its classes, the background first, and the values of its
+            structures (otherwise 1, 2, ...).
         output_dir: folder of the run.
-        label_values: the value of each structure in the masks, from 1; ``None``: 1, 2, ...
         probabilities: also write ``output_dir/probabilities/NAME/VALUE-STRUCTURE.nii.gz``, float32, rounded to
             multiples of 1/1024.
 
     Raises:
-        ValueError: values that are not whole numbers from 1 to 65535, or are not all different; from
-            :meth:`class_names`, a network with another number of structures.
+        ValueError: from :meth:`class_names`, a network that keeps none.
 
     Example:
-        >>> masks = StructureMasks(network, "out", label_values=[1, 2])  # doctest: +SKIP
+        >>> masks = StructureMasks(network, "out")  # doctest: +SKIP
         >>> masks.record(scan, case, probabilities)  # doctest: +SKIP
         {'mask': 'masks/a.nii.gz', 'volume_mm3': {'anterior': 1250.0, 'posterior': 1408.0}}
     """
@@ -60,25 +58,10 @@ class StructureMasks:
     # Before the evaluator's postprocessing: a label map of a large scan would not be needed twice.
     event = IterationEvents.FORWARD_COMPLETED
 
-    def __init__(
-        self,
-        network: nn.Module,
-        output_dir: str | Path,
-        label_values: Sequence[int] | None = None,
-        probabilities: bool = False,
-    ) -> None:
+    def __init__(self, network: nn.Module, output_dir: str | Path, probabilities: bool = False) -> None:
         check_switch("probabilities", probabilities)
-        values = None if label_values is None else list(label_values)
-        if values is not None:
-            whole = all(isinstance(value, int) and 1 <= value < 1 << 16 for value in values)
-            if not whole or len(set(values)) < len(values):
-                raise ValueError(
-                    f"label_values must be different whole numbers from 1 to 65535, not {values}: give those of the "
-                    "training's masks"
-                )
         self.network = network
         self.output_dir = Path(output_dir)
-        self.label_values = values
         self.probabilities = probabilities
 
     @property
@@ -88,17 +71,12 @@ class StructureMasks:
         if not names:
             name = type(unwrap(self.network)).__name__
             raise ValueError(f"the network {name} keeps no class names: make it with class_names")
-        if self.label_values is not None and len(names) != len(self.label_values) + 1:
-            raise ValueError(
-                f"there are {len(self.label_values)} label values for the structures {names[1:]} of the network: give "
-                "one for each"
-            )
         return names
 
     @property
     def values(self) -> list[int]:
         """The value of each class in the masks; 0 for the background."""
-        return [0, *(self.label_values or range(1, len(self.class_names)))]
+        return [0, *(label_values_of(self.network) or range(1, len(self.class_names)))]
 
     def record(self, scan: Scan, case: Case, output: Tensor) -> dict[str, Any]:
         """Write the mask of a case, and return its path and the volumes; see :class:`Answers`.
