@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from monai_llmboost.arguments import check_switch, is_positive
 from monai_llmboost.artifacts.digests import tensors_digest
 from monai_llmboost.artifacts.signature import Signature
-from monai_llmboost.llm.attention import SIZE_EPS, AttentionForm, AttentionTensors, runs_as
+from monai_llmboost.llm.attention import SIZE_EPS, AttentionForm, AttentionTensors, TokenMaps, runs_as
 from monai_llmboost.llm.block import DecoderBlock
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers
@@ -181,6 +181,16 @@ class FrozenBlock(nn.Module):
     def attention_tensors(self, h: Tensor) -> AttentionTensors:
         """Return the queries of tokens (B, R, D) and the attention weights applied to all tokens."""
         return self.layer.attention_tensors(self.take(h))
+
+    @torch.jit.unused
+    def token_maps(self) -> TokenMaps | None:
+        """Return the maps of all tokens before the attention; ``None`` if the queries have another map than a linear."""
+        maps: TokenMaps | None = self.layer.token_maps()
+        return maps
+
+    def attend_heads(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return the output of the heads for what the maps of all tokens give, (B, N, heads * head size)."""
+        return self.layer.attend_heads(q, k, v)
 
     def finish(self, h: Tensor, attended: Tensor) -> Tensor:
         """Map tokens (B, R, D) and the output of their heads, (B, R, heads * head size), to tokens (B, R, D)."""
