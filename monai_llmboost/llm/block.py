@@ -120,7 +120,9 @@ class DecoderBlock(nn.Module):
         unordered = not self.causal and not self.rotates
         unbiased = not self.centred and self.key.bias is None
         linear = not self.qk_normed and self.pre_norm and (unbiased or not self.capped)
-        own = all(getattr(type(self), name) is getattr(DecoderBlock, name) for name in ("attend", "attend_heads", "weigh"))
+        own = all(
+            getattr(type(self), name) is getattr(DecoderBlock, name) for name in ("attend", "attend_heads", "weigh")
+        )
         if not (unordered and own and (linear or (self.qk_normed and unbiased))):
             return None
         return AttentionForm(

@@ -47,9 +47,7 @@ def check_datasets(plan: Plan) -> dict[str, Task]:
         labels = labels_of(job.validation_data)
         counts = Counter(map(task.label, labels))
         # Without classes, any cases will do.
-        rare = [
-            f"{counts[name]} of {name}" for name in getattr(task, "class_names", ()) if counts[name] < FEWEST_CASES
-        ]
+        rare = [f"{counts[name]} of {name}" for name in getattr(task, "class_names", ()) if counts[name] < FEWEST_CASES]
         if labels and rare:
             raise ValueError(
                 f"each class of {dataset} needs {FEWEST_CASES} test cases or more, not {', '.join(rare)}: give more "

@@ -104,9 +104,7 @@ def _compare(
     dice = compute_dice(y_pred.float(), y.float())
     with warnings.catch_warnings():  # MONAI calls its own function with a deprecated argument
         warnings.filterwarnings("ignore", ".*always_return_as_numpy", FutureWarning)
-        hd95 = compute_hausdorff_distance(
-            y_pred, y, include_background=True, percentile=PERCENTILE, spacing=spacing_mm
-        )
+        hd95 = compute_hausdorff_distance(y_pred, y, include_background=True, percentile=PERCENTILE, spacing=spacing_mm)
         # Areas of the surface elements, because voxels are no measure of a surface where they are anisotropic.
         nsd = compute_surface_dice(
             y_pred, y, [tolerance_mm], include_background=True, spacing=spacing_mm, use_subvoxels=True

@@ -62,7 +62,9 @@ class Segmentation:
         self.metrics: Mapping[str, TaskMetric] = {"dice": _metric("Dice", "val_dice", mean_dice)}
         if 1 < len(self.structures) <= MOST_METRICS:
             self.metrics = self.metrics | {
-                column: _metric(f"Dice of {name}", f"val_{column}", lambda scores, _, number=number: scores[..., number])
+                column: _metric(
+                    f"Dice of {name}", f"val_{column}", lambda scores, _, number=number: scores[..., number]
+                )
                 for number, (name, column) in enumerate(zip(self.structures, self.columns()))
             }
 

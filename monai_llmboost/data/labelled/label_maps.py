@@ -160,7 +160,8 @@ def check_structures(structures: dict[Any, Any]) -> dict[int, str]:
         text = str(key).strip()
         if not text.isdecimal() or not 0 < int(text) <= MOST_VALUE or int(text) in found:
             raise ValueError(
-                f"structures has the value {key!r}; values are different whole numbers from 1 to {MOST_VALUE}: {example}"
+                f"structures has the value {key!r}; values are different whole numbers from 1 to {MOST_VALUE}: "
+                f"{example}"
             )
         if not isinstance(name, str) or not name.strip() or name.strip() in (*found.values(), "background"):
             raise ValueError(

@@ -20,7 +20,13 @@ from monai_llmboost.data.labelled.label_maps import class_numbers, read_label_ma
 from monai_llmboost.data.labels import CASE, patients_of
 from monai_llmboost.engines.evaluation.cases import gathered
 from monai_llmboost.engines.evaluation.mask_numbers import MeasuredCase, mask_numbers
-from monai_llmboost.engines.results import METRICS_FILE, PREDICTIONS_FILE, check_classes, write_metrics, write_predictions
+from monai_llmboost.engines.results import (
+    METRICS_FILE,
+    PREDICTIONS_FILE,
+    check_classes,
+    write_metrics,
+    write_predictions,
+)
 from monai_llmboost.tasks import Segmentation, TrainingDiverged, measure_mask
 
 logger = logging.getLogger("monai_llmboost")
@@ -126,7 +132,9 @@ class MaskMetrics:
         numbers |= {"nsd_tolerance_mm": self.tolerance_mm, "grid": "of each scan", "caveats": self.caveats()}
         write_metrics(self.folder / METRICS_FILE, {**self.about, **numbers})
         by_structure = ", ".join(
-            f"{name} {found['dice']['mean']:.4f}" for name, found in numbers["structures"].items() if found["dice"]["cases"]
+            f"{name} {found['dice']['mean']:.4f}"
+            for name, found in numbers["structures"].items()
+            if found["dice"]["cases"]
         )
         logger.info(f"Dice {by_structure or 'of no structure'} on {len(cases)} cases: {self.folder / METRICS_FILE}")
 

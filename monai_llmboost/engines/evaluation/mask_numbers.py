@@ -95,6 +95,8 @@ def _summary(values: np.ndarray, patients: np.ndarray | None) -> dict[str, Any]:
     count = {"cases": int(there.sum()), "undefined": int((~there).sum())}
     if not there.any():
         return count
-    some = EvaluatedCases(values[there, None], np.zeros(there.sum()), patients=None if patients is None else patients[there])
+    some = EvaluatedCases(
+        values[there, None], np.zeros(there.sum()), patients=None if patients is None else patients[there]
+    )
     metrics = {"mean": lambda scores, _: scores.mean(), "median": lambda scores, _: np.median(scores)}
     return {**some.measure(metrics, some.labels), **count}
