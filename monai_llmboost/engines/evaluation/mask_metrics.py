@@ -52,7 +52,6 @@ class MaskMetrics:
         to_own_grid: function that brings probabilities to another grid.
         about: metadata such as dataset and split, written next to the numbers.
         nsd_tolerance_mm: tolerance of the normalized surface Dice, mm.
-        logits: whether the inferer returns logits, as MONAI's ``SlidingWindowInferer`` does, and no probabilities.
 
     Raises:
         ValueError: a tolerance that is not positive; in the run, if the network was trained for other structures, or
@@ -75,7 +74,6 @@ class MaskMetrics:
         to_own_grid: ToOwnGrid,
         about: Mapping[str, Any],
         nsd_tolerance_mm: float = 1.0,
-        logits: bool = False,
     ) -> None:
         if not is_positive(nsd_tolerance_mm):
             raise ValueError(f"nsd_tolerance_mm must be above 0, not {nsd_tolerance_mm!r}: give 1.0, say")
@@ -88,12 +86,11 @@ class MaskMetrics:
         self.to_own_grid = to_own_grid
         self.about = dict(about)
         self.tolerance_mm = float(nsd_tolerance_mm)
-        self.logits = logits
         self.cases: list[MeasuredCase] = []
         self.worst: list[WorstCase] = []
 
     def attach(self, engine: Engine) -> None:
-        """Attach to MONAI's supervised evaluator, before its postprocessing."""
+        """Attach to MONAI's evaluator, whose inferer returns probabilities, before its postprocessing."""
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self.measure)
         engine.add_event_handler(Events.COMPLETED, self.write)
@@ -108,9 +105,7 @@ class MaskMetrics:
     def measure(self, engine: Engine) -> None:
         """Measure the cases of a batch."""
         state: Any = engine.state
-        output = state.output[CommonKeys.PRED]
-        probabilities = self.task.activate(output) if self.logits else output
-        for name, own, affine in zip(state.batch[CASE], probabilities, state.batch[AFFINE].cpu().numpy()):
+        for name, own, affine in zip(state.batch[CASE], state.output[CommonKeys.PRED], state.batch[AFFINE].cpu().numpy()):
             if not own.isfinite().all():
                 raise TrainingDiverged(f"the probabilities of the case {name} are not finite: train again")
             self.measure_case(str(name), own, affine)
