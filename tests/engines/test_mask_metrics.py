@@ -107,7 +107,7 @@ def test_masks_are_compared_on_the_grid_of_each_scan(tmp_path, network):
     assert low < right["dice"]["mean"] < high
     assert numbers["dice"] == pytest.approx((4 + 0.5 + shifted) / 6)
     assert (numbers["cases"], numbers["patients"], numbers["split"], numbers["caveats"]) == (6, 3, "test", [])
-    assert page.count("<img src=\"data:image/webp") == 6
+    assert page.count('<img src="data:image/webp') == 6
     assert page.index("&lt;b&gt;3") < page.index("&lt;b&gt;4"), "the worst first"
     assert "<b>3" not in page
     assert "found without label" not in page
