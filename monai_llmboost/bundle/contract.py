@@ -26,6 +26,8 @@ USUAL_CKPT_DIR = f"$@bundle_root + '/{MODELS}'"
 MODEL_RECORD, TRAINED = "model.json", "_trained_"
 # Keys of the network, of its classes, of the steps from a scan to its input, and of the cases that are evaluated.
 NETWORK_DEF, CLASS_NAMES, PREPROCESS, EVALUATED_CASES = "network_def", "class_names", "preprocess", "validate#dataset"
+# Key of the values of structures in label maps.
+LABEL_VALUES = "label_values"
 # The step of a bundle's preprocessing that replaces volumes by frozen features, in bundles that have one.
 EMBED = f"{PREPROCESS}#embed"
 # Keys of the columns of a list that a prediction reads too.

@@ -29,6 +29,7 @@ from monai_llmboost.bundle.contract import (
     CONFIGS,
     EVALUATED_CASES,
     INPUT_COLUMNS,
+    LABEL_VALUES,
     METADATA,
     MODEL_RECORD,
     NETWORK_DEF,
@@ -52,12 +53,15 @@ OF_A_RUN = {*FREE} - {Option.BLOCK}
 BLOCK_WORDS = ("embedded", "random")
 
 
-def trained_config(config: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, Any]:
+def trained_config(
+    config: Mapping[str, Any], class_names: Sequence[str], label_values: Sequence[int] = ()
+) -> dict[str, Any]:
     """Return the keys of a training's merged config that its network and its input are made of.
 
     Args:
         config: from :func:`monai_llmboost.bundle.running_config`.
         class_names: names of the classes, which replace the component that found them.
+        label_values: values of the structures in label maps; likewise.
 
     Raises:
         ValueError: there is no network, or it refers to a Python object or to the key ``dataset``, which means
@@ -68,6 +72,8 @@ def trained_config(config: Mapping[str, Any], class_names: Sequence[str]) -> dic
     tree = dict(config)
     if CLASS_NAMES in tree and class_names:
         tree[CLASS_NAMES] = [_encoded(name) for name in class_names]
+    if LABEL_VALUES in tree and label_values:
+        tree[LABEL_VALUES] = list(label_values)
     if (file := block_file(config)) is not None:
         tree[Option.BLOCK] = _encoded(str(file))
     if Option.ENCODER_WEIGHTS in tree:  # the checkpoint has them as they were trained further

@@ -45,7 +45,12 @@ def predict(
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     amp: Annotated[bool | None, typer.Option(help="Mixed precision; on a GPU by default, never on a CPU.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Scans in a batch.")] = 8,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Scans in a batch; for a segmentation, windows of a scan in a batch. Default: the bundle's."
+        ),
+    ] = None,
     workers: Annotated[
         int, typer.Option(min=0, help="Processes that read scans; 0 reads them in the main process.")
     ] = 0,
@@ -124,18 +129,22 @@ def predict(
             raise ValueError("there are no scans to predict: give --input FOLDER, or --data LIST")
         own: dict[str, Any] = {
             Option.DATASET_DIR: [_literal(word) for word in given],
-            Option.BATCH_SIZE: batch_size,
             Option.NUM_WORKERS: workers,
-            Option.SALIENCY: saliency,
             Option.REPORT: report,
             Option.VIEW: view or None,
-            Option.DICOM: dicom,
             Option.SALT: salt,
             Option.FOLLOW_LINKS: follow_links,
             Option.OVERWRITE: overwrite,
         }
-        # Copies of earlier bundles do not have these keys.
-        own |= {key: value for key, value in ((Option.ONLY, only), (Option.COLUMNS, columns)) if value}
+        # Copies of earlier bundles, or bundles of other tasks, do not have these keys.
+        more = {
+            Option.ONLY: only,
+            Option.COLUMNS: columns,
+            Option.SALIENCY: saliency,
+            Option.DICOM: dicom,
+            Option.BATCH_SIZE: batch_size,
+        }
+        own |= {key: value for key, value in more.items() if value}
         check_keys(merged(configs), (*own, Option.OUTPUT_DIR, *PREDICT_KEYS), "predict", bundle)
         for key in own.keys() & options.keys():
             raise ValueError(f"--{key} is called --{NAMES.get(key, key.replace('_', '-'))} here: use that name")

@@ -14,6 +14,7 @@ from monai_llmboost.data.labelled import (
     LabelledScanDataset,
     LabelledScans,
     ScanLoader,
+    SegmentedScans,
     channel_names,
     read_cases,
 )
@@ -27,7 +28,16 @@ from monai_llmboost.data.scans import (
     SkippedFile,
     find_scans,
 )
-from monai_llmboost.data.transforms import CropScand, EmbedScand, LoadScansd, ResampleScand, ScaleScand, WarnIfUnusuald
+from monai_llmboost.data.transforms import (
+    CropScand,
+    EmbedScand,
+    LoadLabelMapd,
+    LoadScansd,
+    ResampleLabelsd,
+    ResampleScand,
+    ScaleScand,
+    WarnIfUnusuald,
+)
 
 __all__ = [
     "PHANTOM_CLASSES",
@@ -44,14 +54,17 @@ __all__ = [
     "LabelledScanDataset",
     "LabelledScans",
     "LabelledVolumes",
+    "LoadLabelMapd",
     "LoadScansd",
     "RandAffineBatchd",
     "RefusedScan",
+    "ResampleLabelsd",
     "ResampleScand",
     "ScaleScand",
     "Scan",
     "ScanLoader",
     "ScanReader",
+    "SegmentedScans",
     "SkippedFile",
     "WarnIfUnusuald",
     "channel_names",

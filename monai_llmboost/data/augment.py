@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform
-from monai.utils import TransformBackends, convert_to_tensor
+from monai.utils import TransformBackends, convert_to_tensor, ensure_tuple
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch.nn.functional import grid_sample
@@ -32,6 +32,7 @@ class RandAffineBatchd(MapTransform, RandomizableTransform):
         translate_range: three ranges of ``shift`` in voxels; as above.
         scale_range: three ranges of ``scale - 1``; as above.
         flip_prob: probability that an axis of a changed case is flipped (by a negative scale).
+        nearest: those of the keys whose voxels are whole numbers, such as label maps: they get the nearest value.
         allow_missing_keys: accept batches without some of the keys.
 
     Raises:
@@ -55,8 +56,12 @@ class RandAffineBatchd(MapTransform, RandomizableTransform):
         scale_range: AxisRanges = None,
         flip_prob: float = 0.0,
         allow_missing_keys: bool = False,
+        nearest: KeysCollection = (),
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
+        self.nearest = ensure_tuple(nearest)
+        if unknown := [key for key in self.nearest if key not in self.keys]:
+            raise ValueError(f"nearest has the key {unknown[0]!r}, which is none of the keys: add it to both")
         for name, value in (("prob", prob), ("flip_prob", flip_prob)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be a probability from 0 to 1, not {value!r}")
@@ -87,7 +92,8 @@ class RandAffineBatchd(MapTransform, RandomizableTransform):
         present = list(self.key_iterator(batch))
         for key in present:
             batch[key] = convert_to_tensor(batch[key], track_meta=False)
-            if batch[key].dim() != 5 or not batch[key].is_floating_point():
+            is_real = batch[key].is_floating_point() or key in self.nearest
+            if batch[key].dim() != 5 or not is_real:
                 raise ValueError(
                     f"{key!r} must be a batch of volumes (B, channels, S0, S1, S2) of real numbers, not of shape "
                     f"{tuple(batch[key].shape)} and {batch[key].dtype}: use BatchedVolumes and EnsureTyped before, "
@@ -96,10 +102,10 @@ class RandAffineBatchd(MapTransform, RandomizableTransform):
         if present:
             self.randomize(len(batch[present[0]]))
         if len(self.chosen):
-            batch.update({key: self._resample(batch[key]) for key in present})
+            batch.update({key: self._resample(batch[key], key in self.nearest) for key in present})
         return batch
 
-    def _resample(self, volumes: Tensor) -> Tensor:
+    def _resample(self, volumes: Tensor, nearest: bool) -> Tensor:
         # From voxels to the units of grid_sample: an axis is from -1 to 1 between its outer edges (not the centres of
         # its outer voxels, hence align_corners=False), and the last axis comes first.
         size = np.array(volumes.shape[2:])
@@ -111,7 +117,8 @@ class RandAffineBatchd(MapTransform, RandomizableTransform):
         index = torch.from_numpy(self.chosen).to(volumes.device, non_blocking=True)
         old = volumes.index_select(0, index)  # (chosen, channels, S0, S1, S2)
         grid = _make_grid(theta, old.shape[2:])  # (chosen, S0, S1, S2, 3)
-        new = grid_sample(old.to(real), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        mode = "nearest" if nearest else "bilinear"
+        new = grid_sample(old.to(real), grid, mode=mode, padding_mode="zeros", align_corners=False)
         return volumes.index_copy(0, index, new.to(volumes.dtype))
 
 

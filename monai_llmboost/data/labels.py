@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -101,6 +102,8 @@ def _named_items(dataset: Any) -> list[Mapping[str, Any]]:
 def _to_number(label: Any) -> Any:
     """Return a label as a plain value, numbers as ``int`` or ``float``; ``None`` for labels of several values."""
     if isinstance(label, (np.ndarray, np.generic, torch.Tensor)):
+        if math.prod(label.shape) > 1:  # such as a label map, which would be a very long list
+            return None
         label = label.tolist()
     while isinstance(label, (list, tuple)) and len(label) == 1:
         label = label[0]

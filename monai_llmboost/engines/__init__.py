@@ -3,7 +3,9 @@
 
 from monai_llmboost.engines.checkpoints import TrainingCheckpoints
 from monai_llmboost.engines.curves import LearningCurves, TensorBoardCurves
+from monai_llmboost.engines.evaluation.mask_metrics import MaskMetrics
 from monai_llmboost.engines.evaluation.scan_metrics import ScanMetrics
+from monai_llmboost.engines.heads_loss import HeadsLoss
 from monai_llmboost.engines.logistic_start import LogisticStart
 from monai_llmboost.engines.named_handlers import NamedHandlers
 from monai_llmboost.engines.reproducible import SeededEpochs
@@ -15,9 +17,11 @@ from monai_llmboost.engines.whole_batches import WholeBatches
 from monai_llmboost.tasks import MedMNISTACC, MedMNISTAUC, bootstrap_interval, medmnist_acc, medmnist_auc
 
 __all__ = [
+    "HeadsLoss",
     "HeldWarmupCosine",
     "LearningCurves",
     "LogisticStart",
+    "MaskMetrics",
     "MedMNISTACC",
     "MedMNISTAUC",
     "MetricsFile",

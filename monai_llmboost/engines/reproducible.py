@@ -61,7 +61,8 @@ class SeededEpochs:
         sampler = getattr(loader, "sampler", None)
         if isinstance(sampler, torch.utils.data.distributed.DistributedSampler):
             sampler.set_epoch(epoch)  # as MONAI's trainer does, but before the iterator is made
-        for owner in (loader, loader.dataset):  # transforms of batches (BatchedVolumes) or of items (DataLoader)
-            transform = getattr(owner, "transform", None)
+        # Transforms of batches (BatchedVolumes, ScanLoader), of items (DataLoader), and crops of items (ScanLoader).
+        for owner, name in ((loader, "transform"), (loader.dataset, "transform"), (loader, "crop")):
+            transform = getattr(owner, name, None)
             if isinstance(transform, Randomizable):
                 transform.set_random_state(seed=seed)

@@ -16,7 +16,7 @@ from monai_llmboost.artifacts.signature import KeptText
 from monai_llmboost.bundle.contract import MODEL_RECORD, TRAINED
 from monai_llmboost.bundle.trained import block_file, trained_config, trained_data, write_record
 from monai_llmboost.engines.checkpoint_files import BEST
-from monai_llmboost.networks.class_names import class_names_of
+from monai_llmboost.networks.class_names import class_names_of, label_values_of
 from monai_llmboost.networks.wrappers import unwrap
 
 logger = logging.getLogger("monai_llmboost")
@@ -76,7 +76,7 @@ class TrainedRecord:
         self.written = digest
         names = class_names_of(network)
         try:
-            config = trained_config(self.config, names)
+            config = trained_config(self.config, names, label_values_of(network))
         except ValueError as error:
             logger.warning(f"no {self.file} is written, because {error}: give evaluation and inference the options")
             return

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from monai_llmboost.inference.maps.grid import on_input_grid
     from monai_llmboost.inference.maps.relevance import relevance_maps
     from monai_llmboost.inference.maps.saliency import SaliencyMaps
+    from monai_llmboost.inference.masks.own_grid import on_own_grid, to_own_grid
+    from monai_llmboost.inference.masks.structure_masks import StructureMasks
+    from monai_llmboost.inference.masks.transform import ToOwnGridd
+    from monai_llmboost.inference.masks.windows import WindowInferer
     from monai_llmboost.inference.page.report import write_report
     from monai_llmboost.inference.provenance import run_facts, run_provenance
     from monai_llmboost.inference.trained_network import TrainedNetwork, load_network
@@ -34,15 +38,20 @@ _MODULES = {
     "Predictions": "handler",
     "SaliencyMaps": "maps.saliency",
     "ScanCases": "cases",
+    "StructureMasks": "masks.structure_masks",
+    "ToOwnGridd": "masks.transform",
     "TrainedNetwork": "trained_network",
+    "WindowInferer": "masks.windows",
     "figures_of": "figures",
     "load_from_hub": "hub",
     "load_network": "trained_network",
     "on_input_grid": "maps.grid",
+    "on_own_grid": "masks.own_grid",
     "push_to_hub": "hub",
     "relevance_maps": "maps.relevance",
     "run_facts": "provenance",
     "run_provenance": "provenance",
+    "to_own_grid": "masks.own_grid",
     "weights_digest": "figures",
     "write_report": "page.report",
 }
@@ -55,15 +64,20 @@ __all__ = [
     "Predictions",
     "SaliencyMaps",
     "ScanCases",
+    "StructureMasks",
+    "ToOwnGridd",
     "TrainedNetwork",
+    "WindowInferer",
     "figures_of",
     "load_from_hub",
     "load_network",
     "on_input_grid",
+    "on_own_grid",
     "push_to_hub",
     "relevance_maps",
     "run_facts",
     "run_provenance",
+    "to_own_grid",
     "weights_digest",
     "write_report",
 ]

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from operator import ge
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class ScanCases(Dataset):
         only: names of cases, or patterns of names such as ``"site-1/*"``; cases that match one are taken, ``None``
             takes all. With ``salt``, both the original and the hashed name can match.
         channels: channels of a scan, if the transform gives an image of others, such as features.
+        any_size: images may be larger than ``image_shape`` along (S0, S1, S2), as for sliding windows.
 
     Raises:
         FileNotFoundError: no scans were found.
@@ -72,6 +74,7 @@ class ScanCases(Dataset):
         only: Sequence[str] | str | None = None,
         columns: Columns | None = None,
         channels: int | None = None,
+        any_size: bool = False,
     ) -> None:
         check_switch("follow_links", follow_links)
         if salt is not None and not str(salt).strip():
@@ -92,6 +95,7 @@ class ScanCases(Dataset):
         self.refused: list[Scan] = [scan for scan in scans if scan.refused]
         self.skipped: list[SkippedFile] = skipped
         self.image_shape = tuple(image_shape)
+        self.any_size = any_size
         self.reader = reader
         self._kept: Collection[str] = ()
         self._most_bytes = 0
@@ -154,11 +158,19 @@ class ScanCases(Dataset):
         return transform(loaded, start=1)["image"], voxels
 
     def _check(self, image: Any) -> None:
-        if tuple(image.shape) != self.image_shape:
-            wrong = f"the transforms give an image of shape {tuple(image.shape)}, not {self.image_shape}: correct them"
-            raise RefusedScan(wrong, kind="transforms")
+        shape = tuple(image.shape)
+        if not (self._is_larger(shape) if self.any_size else shape == self.image_shape):
+            wanted = f"{self.image_shape} or larger" if self.any_size else f"{self.image_shape}"
+            raise RefusedScan(
+                f"the transforms give an image of shape {shape}, not {wanted}: correct them", kind="transforms"
+            )
         if not torch.isfinite(torch.as_tensor(image)).all():
             raise RefusedScan("voxels are NaN or infinite after the transforms: correct them", kind="not-finite")
+
+    def _is_larger(self, shape: tuple[int, ...]) -> bool:
+        """Return whether an image has the wanted channels and at least the wanted size."""
+        (channels, *sides), (wanted, *least) = shape, self.image_shape
+        return channels == wanted and len(sides) == len(least) and all(map(ge, sides, least))
 
     def volume(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Read the original volume of a case again.

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import shlex
 import sys
 import time
@@ -15,12 +14,14 @@ from typing import Any
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
-from torch import nn
+from torch import Tensor, nn
 
 from monai_llmboost.arguments import check_switch
 from monai_llmboost.artifacts.digests import file_digest
+from monai_llmboost.data import Scan
 from monai_llmboost.engines.checkpoint_files import WEIGHTS
 from monai_llmboost.engines.trained_weights import TrainedWeights
+from monai_llmboost.inference.answers import Answers, ClassProbabilities
 from monai_llmboost.inference.batches import PendingBatches
 from monai_llmboost.inference.case import Case
 from monai_llmboost.inference.cases import ScanCases
@@ -30,10 +31,10 @@ from monai_llmboost.inference.identifiers import identifiers, parse_columns
 from monai_llmboost.inference.journal import Journal
 from monai_llmboost.inference.maps.saliency import SaliencyMaps
 from monai_llmboost.inference.outputs import CaseOutputs
+from monai_llmboost.inference.reasons import kind_of, may_pass
 from monai_llmboost.inference.rows import Row
 from monai_llmboost.inference.writers import Results, read_run, write_results
 from monai_llmboost.networks.class_names import unwrap
-from monai_llmboost.tasks import Classification
 
 logger = logging.getLogger("monai_llmboost")
 # Modality in the metadata of a bundle whose network takes images of any modality.
@@ -48,7 +49,7 @@ class Predictions:
 
     The output folder gets ``predictions.csv`` and ``predictions.json`` (a row for each case: probabilities or the
     reason of the refusal, warnings, seconds), ``run.json`` (provenance), ``report.html``, and on request ``saliency/``
-    and ``dicom/``. A case whose probabilities are not finite is refused.
+    and ``dicom/``. A case whose output is not finite, or cannot be recorded, is refused.
 
     Args:
         output_dir: the folder; earlier files of these names are renamed, unless they belong to this run and the new
@@ -68,6 +69,8 @@ class Predictions:
             even if no case is left to predict. None loads a ``model.pt`` that ``provenance`` names.
         columns: additional columns of the tables for DICOM scans: ``"study_uid"``, ``"accession_number"``.
         facts: the name of ``provenance`` in earlier copies of bundles.
+        answers: what an answer is: probabilities of classes (``None``), or
+            :class:`monai_llmboost.inference.StructureMasks`.
 
     Raises:
         ValueError: a report that is neither True nor False; an unknown column, or columns with hidden names; from
@@ -100,6 +103,7 @@ class Predictions:
         weights: TrainedWeights | None = None,
         columns: Sequence[str] | str | None = None,
         facts: Mapping[str, Any] | None = None,
+        answers: Answers | None = None,
     ) -> None:
         check_switch("report", report)
         provenance = facts if provenance is None else provenance
@@ -116,6 +120,7 @@ class Predictions:
         self.view = [view] if isinstance(view, str) else view
         self.outputs = CaseOutputs(cases, self.output_dir, saliency, dicom, report, self.view)
         self.weights = weights
+        self.answers: Answers = ClassProbabilities(network) if answers is None else answers
         self.columns = parse_columns(columns)
         if self.columns and cases.hides_names:
             raise ValueError(f"--salt hides names and {self.columns[0]} identifies a patient: leave out one of them")
@@ -176,7 +181,7 @@ class Predictions:
         """Attach to an evaluator that does not decollate and runs on batches of :class:`ScanCases`."""
         engine.add_event_handler(Events.STARTED, self._started_run)
         engine.add_event_handler(Events.ITERATION_STARTED, self._iteration_started)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
+        engine.add_event_handler(self.answers.event, self._predicted)
 
     def _started_run(self, engine: Engine) -> None:
         """Divide the memory for volumes among all cases that may be read ahead."""
@@ -187,47 +192,52 @@ class Predictions:
     def _iteration_started(self, engine: Engine) -> None:
         self._started = time.perf_counter()
 
-    def _iteration_completed(self, engine: Engine) -> None:
+    def _predicted(self, engine: Engine) -> None:
         self._check_loaded()
+        class_names = self.answers.class_names  # raises, not for this case only
         state: Any = engine.state
-        probabilities = state.output["pred"].tolist()
-        unfit = getattr(getattr(engine, "inferer", None), "unfit", ())
-        share = (time.perf_counter() - self._started) / len(probabilities)
-        task = Classification.of(self.network)
+        outputs = state.output["pred"]
+        unfit = getattr(getattr(engine, "inferer", None), "unfit", {})
+        share = (time.perf_counter() - self._started) / len(outputs)
         rows = []
-        for position, values in enumerate(probabilities):
+        for position, output in enumerate(outputs):
             start = time.perf_counter()
             case = Case.from_batch(state.batch, position)
-            row = self._row(case, values, position not in unfit, task)
+            row = self._row(case, output, unfit.get(position, ""), class_names)
             row.seconds = round(case.seconds + share + time.perf_counter() - start, 4)
             rows.append(row)
         self.journal.append(rows)
 
-    def _row(self, case: Case, values: list[float], fits: bool, task: Classification) -> Row:
+    def _row(self, case: Case, output: Tensor, unfit: str, class_names: Sequence[str]) -> Row:
         """Return the row of a case with the network's output, or with the reason of the refusal."""
         scan = self.cases.scans[case.index]
-        row = Row.of_scan(scan)
+        row = Row.of_scan(scan, self.answers.refused())
         row.warnings, row.input_sha256 = case.warnings, case.input_sha256
         row.refused, row.refused_kind, row.may_pass = case.refused, case.refused_kind, case.may_pass
-        if not row.refused and not fits:
-            row.refused = "the case does not fit the memory of the device: use --device cpu"
-            row.refused_kind, row.may_pass = "memory", True
-        elif not row.refused and not all(map(math.isfinite, values)):
-            row.refused = "the network's output is not finite: look at the scan, or train again"
-            row.refused_kind = "not-finite"
+        if not row.refused and unfit:
+            row.refused, row.refused_kind, row.may_pass = unfit, "memory", True
         if not row.refused:
-            row.answer = task.record(values)
-            if scan.modality and self.modality not in ANY_MODALITY and scan.modality != self.modality:
-                row.warnings.append(f"the network was made for {self.modality} images, this is {scan.modality}")
-            self.outputs.make(row, case, task)
+            self._record(row, scan, case, output)
+        if not row.refused:
+            self.outputs.make(row, case, class_names)
         return row
+
+    def _record(self, row: Row, scan: Scan, case: Case, output: Tensor) -> None:
+        """Record the answer of a case, or refuse it."""
+        try:
+            row.answer = self.answers.record(scan, case, output)
+        except (ValueError, MemoryError, RuntimeError) as error:  # concerns only this case; a full disk concerns all
+            row.refused, row.refused_kind, row.may_pass = self.cases.reason(error), kind_of(error), may_pass(error)
+            return
+        if scan.modality and self.modality not in ANY_MODALITY and scan.modality != self.modality:
+            row.warnings.append(f"the network was made for {self.modality} images, this is {scan.modality}")
 
     def finish(self) -> dict[str, int]:
         """Write tables, provenance and report on rank 0, and return :attr:`counts`."""
         idist.barrier()
         mine = {scan.name for scan in self.cases.scans}
         rows = [row for case, row in self.journal.rows().items() if case in mine]
-        rows += map(Row.of_scan, self.cases.refused)
+        rows += [Row.of_scan(scan, self.answers.refused()) for scan in self.cases.refused]
         self.rows = sorted(rows, key=lambda row: row.case)
         if idist.get_rank() == 0:
             self._write()
@@ -236,10 +246,9 @@ class Predictions:
 
     def _write(self) -> None:
         self._check_loaded()
-        task = Classification.of(self.network)
         run = {
             **self.provenance,
-            "class_names": task.class_names,
+            "class_names": self.answers.class_names,
             "cases": self.counts,
             "started": self.begun.isoformat(timespec="seconds"),
             "seconds": round((datetime.now(timezone.utc) - self.begun).total_seconds(), 1),
@@ -249,6 +258,6 @@ class Predictions:
         viewers = self.outputs.complete(self.rows)
         scans = (*self.cases.scans, *self.cases.refused)
         identifying = {scan.name: identifiers(scan, self.columns) for scan in scans}
-        results = Results(self.rows, self.cases.skipped, run, task, identifying, viewers)
+        results = Results(self.rows, self.cases.skipped, run, self.answers, identifying, viewers)
         write_results(self.output_dir, results, self.report, self.journal.overwrite)
         logger.info(f"{self.counts['predicted']} predicted, {self.counts['refused']} refused: {self.output_dir}")

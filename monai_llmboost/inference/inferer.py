@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from itertools import accumulate
 from typing import Any
 
@@ -11,12 +11,14 @@ import torch
 from monai.inferers import SimpleInferer
 from torch import Tensor
 
+UNFIT = "the case does not fit the memory of the device: use --device cpu"
+
 
 class HalvingInferer(SimpleInferer):
     """Runs the network on a batch; if the device lacks memory, on halves of the batch, down to single cases.
 
     The output of a single case that does not fit is NaN, so that it is refused and the others are predicted. ``unfit``
-    contains the positions of such cases in the latest batch.
+    contains the positions of such cases in the latest batch, each with the reason.
 
     Raises:
         torch.OutOfMemoryError: no case of the batch fits, so that the shape of the output is unknown.
@@ -26,7 +28,7 @@ class HalvingInferer(SimpleInferer):
         torch.Size([2, 64])
     """
 
-    unfit: Sequence[int] = ()
+    unfit: Mapping[int, str] = {}
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Return the network's outputs (B, ...) for images (B, channels, S0, S1, S2)."""
@@ -39,7 +41,7 @@ class HalvingInferer(SimpleInferer):
         nan = torch.full_like(known[:1], torch.nan)
         sizes = [1 if output is None else len(output) for output in outputs]
         positions = accumulate(sizes, initial=0)
-        self.unfit = [position for position, output in zip(positions, outputs) if output is None]
+        self.unfit = {position: UNFIT for position, output in zip(positions, outputs) if output is None}
         return torch.cat([nan if output is None else output for output in outputs])
 
     def _halves(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> list[Any]:

@@ -78,8 +78,8 @@ class Journal:
         return {row.case: row for row in sorted(rows, key=lambda row: row.run)}
 
     def has_files(self, row: Row) -> bool:
-        """Return whether all maps and DICOM objects of a row still exist."""
-        return all((self.output_dir / name).is_file() for name in (*row.saliency.values(), *row.dicom.values()))
+        """Return whether all files of a row still exist: masks, maps and DICOM objects."""
+        return all((self.output_dir / name).is_file() for name in row.files)
 
     def names(self) -> set[str]:
         """Return the names of all cases in the journal, of any run."""

@@ -24,7 +24,6 @@ from monai_llmboost.inference.maps.thumbnails import thumbnail
 from monai_llmboost.inference.page.viewer import Viewer, viewer_html
 from monai_llmboost.inference.reasons import may_pass
 from monai_llmboost.inference.rows import Row
-from monai_llmboost.tasks import Classification
 
 # Function that returns the original volume, (i, j, k), and its affine to RAS+ mm.
 VolumeOf = Callable[[], tuple[np.ndarray, np.ndarray]]
@@ -76,14 +75,16 @@ class CaseOutputs:
         viewed = self.view if self.report and idist.get_rank() == 0 else None
         self.cases.keep_volumes((viewed or ()) if self.saliency is None else self._index, most_bytes)
 
-    def make(self, row: Row, case: Case, task: Classification) -> None:
+    def make(self, row: Row, case: Case, class_names: Sequence[str]) -> None:
         """Make all outputs of a predicted case, and add them to its row."""
         volume_of = _volume_of(self.cases, case.index, case)
-        relevance = None if self.saliency is None else self._draw_maps(self.saliency, row, case, task, volume_of)
+        relevance = None
+        if self.saliency is not None:
+            relevance = self._draw_maps(self.saliency, row, case, class_names.index(row.predicted), volume_of)
         scan = self.cases.scans[case.index]
         if self.dicom is not None and scan.format == "DICOM":
             try:
-                row.dicom = self.dicom(scan, row, task.class_names)
+                row.dicom = self.dicom(scan, row, class_names)
             except ValueError as error:  # the source lacks what the standard requires
                 row.warnings.append(f"no DICOM objects: {self.cases.reason(error)}")
         if self.report and self.draws:
@@ -103,7 +104,7 @@ class CaseOutputs:
         self.cases.keep_volumes(viewed, sys.maxsize)
         for row in rows:
             case = None
-            if row.probabilities and not row.thumbnail and self.draws:
+            if not row.refused and not row.thumbnail and self.draws:
                 case = self.cases.read(self._index[row.case])
                 row.thumbnail = "" if case.refused else _encode(thumbnail(case.image))
             if row.case not in viewed or row.case in self._viewers:
@@ -118,12 +119,12 @@ class CaseOutputs:
         return [self._viewers[case] for case in viewed if case in self._viewers]
 
     def _draw_maps(
-        self, saliency: SaliencyMaps, row: Row, case: Case, task: Classification, volume_of: VolumeOf
+        self, saliency: SaliencyMaps, row: Row, case: Case, class_index: int, volume_of: VolumeOf
     ) -> np.ndarray | None:
         """Write the maps of a case, and return the map of the whole network."""
         title = f"{row.case}: {row.predicted} {max(row.probabilities):.3f}"
         try:
-            maps = saliency(row.case, case, task.predicted(row.probabilities), lambda: volume_of()[0], title)
+            maps = saliency(row.case, case, class_index, lambda: volume_of()[0], title)
         # For example, a user's transforms keep no geometry. If the error may pass, the next run repeats the case.
         except (ValueError, MemoryError, torch.OutOfMemoryError) as error:
             row.warnings.append(f"no saliency: {self.cases.reason(error)}")

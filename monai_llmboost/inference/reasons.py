@@ -41,6 +41,11 @@ def may_pass(error: BaseException) -> bool:
         return error.may_pass
     if isinstance(error, OSError):
         return error.errno is not None  # errors of libraries, such as gzip for a damaged file, have none
+    return lacks_memory(error)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Return whether the CPU or the device lacks memory."""
     # torch has no error class for a CPU without memory.
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
 

@@ -11,13 +11,13 @@ from monai_llmboost.artifacts.files import safe_row
 
 if TYPE_CHECKING:
     from monai_llmboost.data import Scan
-    from monai_llmboost.tasks import Task
+    from monai_llmboost.inference.answers import Answers
 
 # Fields of a row for the journal or the page only.
 NOT_IN_TABLES = ("thumbnail", "run", "may_pass")
 # Answer of a refused case in files.
 NO_ANSWER: Mapping[str, Any] = {"probabilities": [], "predicted": ""}
-# Columns of predictions.csv before and after the columns of the task.
+# Columns of predictions.csv before and after the columns of the answer.
 FIRST_COLUMNS, LAST_COLUMNS = ("case", "series_uid"), ("refused", "refused_kind", "warnings", "seconds")
 
 
@@ -33,7 +33,8 @@ class Row:
         shape: voxels along (i, j, k), and the number of volumes if there are several.
         spacing_mm: distance of neighbouring voxels along (i, j, k).
         orientation: anatomical directions of i, j, k, such as ``"LPS"``.
-        answer: the task's record of the network's output; files contain its items instead of this field.
+        answer: what the network's output says, see :class:`monai_llmboost.inference.answers.Answers`; files contain its
+            items instead of this field.
         refused: why there is no answer; empty if there is one.
         refused_kind: kind of the refusal.
         warnings: sentences.
@@ -73,10 +74,16 @@ class Row:
     run: int = 0
 
     @classmethod
-    def of_scan(cls, scan: Scan) -> Row:
-        """Return the row of a scan before it is read; this is the final row if the search refused the scan."""
+    def of_scan(cls, scan: Scan, answer: Mapping[str, Any] = NO_ANSWER) -> Row:
+        """Return the row of a scan before it is read; this is the final row if the search refused the scan.
+
+        Args:
+            scan: the scan.
+            answer: the answer of a refused case.
+        """
         return cls(
             case=scan.name,
+            answer=dict(answer),
             format=scan.format,
             series_uid=scan.series_uid,
             modality=scan.modality,
@@ -109,12 +116,28 @@ class Row:
         values = {name: value for name, value in self.to_json().items() if name not in NOT_IN_TABLES}
         return {"refused_kind": self.refused_kind, **values}
 
-    def to_cells(self, task: Task) -> dict[str, Any]:
+    def to_cells(self, answers: Answers) -> dict[str, Any]:
         """Return the cells of ``predictions.csv``, each on one line."""
-        answer = task.row(self.probabilities) if self.probabilities else {}
+        answer = answers.cells(self.answer)
         texts = {"refused": self.refused, "refused_kind": self.refused_kind, "warnings": "; ".join(self.warnings)}
         cells = {"case": self.case, "series_uid": self.series_uid, **answer, **texts, "seconds": self.seconds}
         return safe_row(one_line(cells, (*answer, *texts)))
+
+    @property
+    def files(self) -> list[str]:
+        """The paths of all files of the case, relative to the output folder."""
+        mask = [self.mask] if self.mask else []
+        return [
+            *mask,
+            *self.answer.get("probability_files", {}).values(),
+            *self.saliency.values(),
+            *self.dicom.values(),
+        ]
+
+    @property
+    def mask(self) -> str:
+        """The path of the mask of a segmentation, relative to the output folder; empty if there is none."""
+        return self.answer.get("mask", "")
 
     @property
     def probabilities(self) -> list[float]:
@@ -127,9 +150,9 @@ class Row:
         return self.answer.get("predicted", "")
 
 
-def csv_columns(task: Task, identifying: Sequence[str] = ()) -> list[str]:
+def csv_columns(answers: Answers, identifying: Sequence[str] = ()) -> list[str]:
     """Return the columns of ``predictions.csv`` in order; identifying columns follow ``series_uid``."""
-    return [*FIRST_COLUMNS, *identifying, *task.columns(), *LAST_COLUMNS]
+    return [*FIRST_COLUMNS, *identifying, *answers.columns(), *LAST_COLUMNS]
 
 
 def one_line(cells: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from typing import Any
 
 from monai_llmboost.artifacts.files import atomic_text, safe_row, set_aside
 from monai_llmboost.data import SkippedFile
+from monai_llmboost.inference.answers import Answers
 from monai_llmboost.inference.page.report import write_report
 from monai_llmboost.inference.page.viewer import Viewer
 from monai_llmboost.inference.rows import Row, csv_columns, one_line
-from monai_llmboost.tasks import Task
 
 CSV_TABLE, JSON_TABLE, RUN, REPORT = "predictions.csv", "predictions.json", "run.json", "report.html"
 
@@ -28,7 +28,7 @@ class Results:
         rows: the cases, predicted or refused, in the order of the tables.
         skipped: files that are not scans.
         run: provenance of the predictions, for ``run.json`` and the report.
-        task: the task, which defines the columns of an answer.
+        answers: defines the columns of an answer.
         identifying: additional columns of the tables by case; all cases have the same columns.
         viewers: viewers in the report.
     """
@@ -36,7 +36,7 @@ class Results:
     rows: Sequence[Row]
     skipped: Sequence[SkippedFile]
     run: Mapping[str, Any]
-    task: Task
+    answers: Answers
     identifying: Mapping[str, Mapping[str, str]]
     viewers: Sequence[Viewer] = ()
 
@@ -70,12 +70,12 @@ def write_results(output_dir: Path, results: Results, report: bool = True, overw
 def write_csv(file: Any, results: Results) -> None:
     """Write ``predictions.csv``: a row for each case."""
     identifying = list(next(iter(results.identifying.values()), {}))
-    columns = csv_columns(results.task, identifying)
+    columns = csv_columns(results.answers, identifying)
     writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
     writer.writeheader()
     for row in results.rows:
         own = results.identifying.get(row.case, {})
-        writer.writerow(row.to_cells(results.task) | safe_row(one_line(own, identifying)))
+        writer.writerow(row.to_cells(results.answers) | safe_row(one_line(own, identifying)))
 
 
 def _json_table(results: Results) -> dict[str, Any]:

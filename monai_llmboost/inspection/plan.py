@@ -3,94 +3,26 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from monai_llmboost import __version__
-from monai_llmboost.artifacts.files import atomic_text
-from monai_llmboost.bundle.contract import PLAN_DESCRIPTION
-from monai_llmboost.bundle.words import config_values
 from monai_llmboost.data.labelled import CaseList, LabelledCase
-from monai_llmboost.inspection.extent import Extents, choose_crop, fit_spacing, shape_of
+from monai_llmboost.inspection import classification, segmentation
+from monai_llmboost.inspection.extent import CPU_VOXELS
 from monai_llmboost.inspection.intensity import choose_intensity
+from monai_llmboost.inspection.lines import GIVEN, Lines, ScanPlan
+from monai_llmboost.inspection.structures import name_structures
 from monai_llmboost.inspection.survey import CaseSurvey
 
-# Most voxels of a network's input, of all channels together, and of a batch of it.
-CPU_VOXELS, GPU_VOXELS = 64**3, 128**3
-BATCH_INPUTS = 16
-LARGEST_BATCH, SMALLEST_BATCH = 32, 2
-# An epoch has about this number of steps or more.
-STEPS = 8
-# A training has about this number of steps, and at least and at most so many epochs.
-TRAINING_STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 600, 15, 100
-# Memory of a training in addition to the prepared scans: libraries and the planned network; copies of a batch, for the
-# augmentation and the network; and copies of the largest scan, because some are prepared at the same time.
-PROGRAM_MB, BATCH_COPIES, SCAN_COPIES = 1300, 24, 20
-# Fewer training cases than these call for stronger augmentation, and for a smaller network.
-STRONG_BELOW, MEDIUM_BELOW, SMALL_NETWORK_BELOW = 100, 1000, 200
-# Strides of the first convolution, the cheapest first; three stages after it halve the volume.
-STEM_STRIDES, HALVINGS, LEAST_LAST = (3, 2, 1), 3, 2
+# Memory of a training that does not depend on the scans: libraries and the planned network.
+PROGRAM_MB = 1300
 # Part of the cases that is set aside as test, if each class has enough.
 TEST_FRACTION, ENOUGH_FOR_TEST = 0.2, 10
-# The key of the plan that describes it, and is no config.
-DESCRIPTION, FORMAT = PLAN_DESCRIPTION, 1
-# Keys with text, in which MONAI must not compute anything.
-TEXTS = (
-    "data", "image_column", "label_column", "split_column", "fold_column", "group_column", "mask_column",
-    "case_column", "positive_class", "leave_out",
-)  # fmt: skip
-GIVEN = "given"
-# Longer lists are shown as their length.
-MOST_SHOWN = 12
-
-
-@dataclass(frozen=True)
-class ScanPlan:
-    """A plan: keys of the bundle's config with their values, and why.
-
-    Args:
-        values: by key.
-        reasons: one sentence by key.
-        description: what else is known of the plan: cases, digest of the list, memory in MB, versions.
-
-    Example:
-        >>> ScanPlan({"batch_size": 8}, {"batch_size": "given"}).values["batch_size"]
-        8
-    """
-
-    values: Mapping[str, Any]
-    reasons: Mapping[str, str]
-    description: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_config(self) -> dict[str, Any]:
-        """Return the overlay; text stays text for MONAI, also with ``#``, ``$``, ``@`` and ``%``."""
-        about = {"format": FORMAT, "reasons": dict(self.reasons), **self.description}
-        return {**config_values({}, self.values, TEXTS), DESCRIPTION: about}
-
-    def to_lines(self) -> list[tuple[str, str, str]]:
-        """Return key, value and reason of each line as text; a long list as its length."""
-        return [(key, _to_text(value), self.reasons[key]) for key, value in self.values.items()]
-
-
-@dataclass
-class _Lines:
-    """The lines of a plan; a given value takes the place of a derived one."""
-
-    given: Mapping[str, Any]
-    values: dict[str, Any] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)
-
-    def add(self, key: str, value: Any, reason: str) -> Any:
-        is_given = key in self.given
-        self.values[key] = self.given[key] if is_given else value
-        self.reasons[key] = GIVEN if is_given else reason
-        return self.values[key]
 
 
 def derive_plan(
@@ -107,7 +39,7 @@ def derive_plan(
         survey: the records of its cases.
         training: the cases that statistics may use; without those of the test.
         given: values by key that are taken as they are.
-        most_voxels: most voxels of a network's input, :data:`CPU_VOXELS` or :data:`GPU_VOXELS`.
+        most_voxels: most voxels of a network's input, ``CPU_VOXELS`` or ``GPU_VOXELS``.
 
     Raises:
         ValueError: no training case can be read.
@@ -120,15 +52,20 @@ def derive_plan(
     used = [records[case.name] for case in training if not records[case.name].refused]
     if not used:
         raise ValueError("no training scan can be read: correct the scans, see the reasons of their refusals")
-    lines = _Lines(dict(given or {}))
+    lines = Lines(dict(given or {}))
     lines.add("data", str(Path(cases.path).expanduser().absolute()), "the list")
-    _add_size(lines, cases, training, used, most_voxels)
+    kind = segmentation if cases.is_segmentation else classification
+    if cases.is_segmentation:
+        structures, origin = name_structures(cases, survey, lines.given.get("structures"))
+        lines.values["structures"] = {str(value): name for value, name in structures.items()}
+        lines.reasons["structures"] = origin
+    kind.add_size(lines, cases, training, used, most_voxels)
     intensity, limits, why = choose_intensity(used)
     scheme = lines.add("intensity", intensity, why)
     if "intensity" in lines.given and scheme != intensity:
         limits = [0.5, 99.5] if scheme == "percentiles" else _seen_intensity(used)
     lines.add("intensity_range", limits, "in percent" if scheme == "percentiles" else "in the units of the scans")
-    _add_training(lines, len(used), most_voxels)
+    kind.add_training(lines, len(used), most_voxels)
     needs_foreground = lines.values["crop"] == "foreground"
     unusable = [
         record.name for record in survey if record.refused or (needs_foreground and not _has_foreground(record))
@@ -144,85 +81,26 @@ def derive_plan(
         if key not in lines.values:
             lines.add(key, value, GIVEN)
     kept = len(survey) - len(unusable)
-    prepared = kept * 4 * math.prod(lines.values["image_shape"])
+    prepared, more = kind.memory_bytes(lines, used, kept)
     described = {
         "cases": kept,
         "list": cases.digest,
         "memory_mb": math.ceil(prepared / 1e6),
-        "peak_mb": math.ceil(PROGRAM_MB + (prepared + _transient_bytes(lines, used)) / 1e6),
+        "peak_mb": math.ceil(PROGRAM_MB + (prepared + more) / 1e6),
         "versions": {"monai_llmboost": __version__},
     }
     return ScanPlan(lines.values, lines.reasons, described)
-
-
-def write_plan(plan: ScanPlan, file: Path) -> None:
-    """Write a plan as ``plan.json``; an earlier one that differs is kept under another name."""
-    text = json.dumps(plan.to_config(), indent=4) + "\n"
-    if file.is_file() and file.read_text(encoding="utf-8") == text:
-        return
-    with atomic_text(file) as stream:
-        stream.write(text)
-
-
-def _add_size(
-    lines: _Lines, cases: CaseList, training: Sequence[LabelledCase], used: Sequence[CaseSurvey], most_voxels: int
-) -> None:
-    """Add orientation, spacing, crop and shape."""
-    lines.add("orientation", "RAS", "axes of the patient: to the right, to the front, to the head")
-    extents = Extents.of(used, training)
-    choice = choose_crop(extents)
-    crop = lines.add("crop", choice.crop, choice.reason)
-    lines.add("foreground_above", choice.above, choice.above_reason)
-    margin = lines.add("margin_mm", *extents.margin(crop))
-    most = most_voxels / len(cases.channels)
-    median = extents.median_spacing
-    sizes = extents.sizes_mm(crop, margin, most)
-    fitted = fit_spacing(median, sizes, most)
-    why = f"the median of {len(used)} training cases"
-    if fitted != median:
-        why += f" ({_product(median)}), made coarser because the scans would not fit {most_voxels} voxels"
-    spacing = lines.add("spacing_mm", fitted, why)
-    shape, reason = shape_of(extents, crop, spacing, sizes)
-    lines.add("image_shape", [len(cases.channels), *shape], reason)
-
-
-def _add_training(lines: _Lines, count: int, most_voxels: int) -> None:
-    """Add size of batch, augmentation and size of the network."""
-    _, *shape = lines.values["image_shape"]
-    voxels = math.prod(lines.values["image_shape"])
-    fit = max(1, BATCH_INPUTS * most_voxels // voxels)
-    batch = min(LARGEST_BATCH, fit, max(1, count // STEPS))
-    batch = max(SMALLEST_BATCH, 2 ** int(math.log2(max(batch, 1))))
-    lines.add("batch_size", batch, f"{count} training cases of {voxels} voxels")
-    steps = -(-count // batch)
-    epochs = min(max(round(TRAINING_STEPS / steps), FEWEST_EPOCHS), MOST_EPOCHS)
-    lines.add("epochs", epochs, f"{epochs * steps} steps of a batch")
-    strength = "strong" if count < STRONG_BELOW else "medium" if count < MEDIUM_BELOW else "light"
-    lines.add("augmentation", strength, f"{count} training cases")
-    lines.add("hidden_size", 64 if count < SMALL_NETWORK_BELOW else 128, f"{count} training cases")
-    lines.add("num_blocks", 1, "a small network")
-    stride = next((one for one in STEM_STRIDES if _last_side(min(shape), one) >= LEAST_LAST), STEM_STRIDES[-1])
-    last = " x ".join(str(_last_side(side, stride)) for side in shape)
-    lines.add("stem_stride", stride, f"the network's last feature map has {last} voxels")
-
-
-def _transient_bytes(lines: _Lines, used: Sequence[CaseSurvey]) -> int:
-    """Return the bytes that a batch in training, and the scans that are prepared at one time, take at most."""
-    batch = lines.values["batch_size"] * math.prod(lines.values["image_shape"])
-    largest = max(math.prod(one.shape) * len(record.measures) for record in used for one in record.measures)
-    return 4 * (BATCH_COPIES * batch + SCAN_COPIES * largest)
-
-
-def _last_side(side: int, stride: int) -> int:
-    for step in (stride, *[2] * HALVINGS):
-        side = -(-side // step)
-    return side
 
 
 def _choose_test_fraction(cases: CaseList, records: Mapping[str, CaseSurvey]) -> tuple[float, str]:
     if any(case.split == "test" for case in cases.cases):
         return 0.0, "the list has test cases"
     usable = [case for case in cases.cases if not records[case.name].refused]
+    if cases.is_segmentation:
+        number = len({case.group or case.name for case in usable})
+        if number < ENOUGH_FOR_TEST:
+            return 0.0, f"there are {number} cases (of different groups), too few to set some aside"
+        return TEST_FRACTION, "the list has no test cases, so a part is set aside"
     units = {
         name: len({case.group or case.name for case in usable if case.label == name}) for name in cases.class_names
     }
@@ -249,13 +127,3 @@ def _seen_intensity(used: Sequence[CaseSurvey]) -> list[float]:
         low = min(one.minimum for record in used for one in record.measures)
         high = max(one.maximum for record in used for one in record.measures)
     return [float(f"{low:.6g}"), float(f"{high:.6g}")]
-
-
-def _product(values: Sequence[float]) -> str:
-    return " x ".join(f"{value:.3g}" for value in values) + " mm"
-
-
-def _to_text(value: Any) -> str:
-    if isinstance(value, list) and len(value) > MOST_SHOWN:
-        return f"{len(value)} entries"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks with boosters, which map volumes to logits, and boosters in any other network."""
+"""Networks with boosters, which map volumes to logits of cases or voxels, and boosters in any other network."""
 
 from monai_llmboost.networks.classifier import scan_classifier
 from monai_llmboost.networks.encoders import EncoderClassifier
@@ -8,6 +8,8 @@ from monai_llmboost.networks.insertion import boost, load_plain_weights, unboost
 from monai_llmboost.networks.pretrained import load_encoder_weights
 from monai_llmboost.networks.published import from_published
 from monai_llmboost.networks.resnet3d import ResNet3D
+from monai_llmboost.networks.segmenter import scan_segmenter
+from monai_llmboost.networks.unet import planned_unet
 from monai_llmboost.networks.vit3d import ViT3D
 from monai_llmboost.networks.vivit import ViViT
 
@@ -21,6 +23,8 @@ __all__ = [
     "from_published",
     "load_encoder_weights",
     "load_plain_weights",
+    "planned_unet",
     "scan_classifier",
+    "scan_segmenter",
     "unboost",
 ]

@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from monai_llmboost.arguments import check_whole
 from monai_llmboost.artifacts.signature import TEXT_BYTES, KeptText, decode
 from monai_llmboost.networks.wrappers import unwrap
 
@@ -74,6 +75,35 @@ class ClassNames(ReadText):
         return self.text.split(SEPARATOR) if self.text else [f"class {index}" for index in range(self.num_classes)]
 
 
+class LabelValues(ReadText):
+    """The value of each structure in label maps, in the order of the logits after the background.
+
+    Args:
+        values: different whole numbers from 1.
+
+    Raises:
+        ValueError: other values.
+
+    Example:
+        >>> LabelValues([1, 4]).values()
+        [1, 4]
+    """
+
+    what = "label values"
+    size = 2048
+
+    def __init__(self, values: Sequence[int]) -> None:
+        for value in values:
+            check_whole("each label value", value, 1, 2**16 - 1)
+        if len({*values}) < len(values):
+            raise ValueError(f"the label values {list(values)} are not all different: give each structure its own")
+        super().__init__(SEPARATOR.join(map(str, values)))
+
+    def values(self) -> list[int]:
+        """Return the values, from the checkpoint if one was loaded."""
+        return [int(text) for text in self.text.split(SEPARATOR)]
+
+
 class Preprocessing(ReadText):
     """The preprocessing steps of the training as text, one per line; empty if unknown.
 
@@ -106,6 +136,14 @@ class TrainingCases(ReadText):
         return ""
 
 
+def add_texts(network: nn.Module, class_names: ClassNames) -> None:
+    """Give a network texts for its checkpoint: the class names, and empty ones for what the training writes."""
+    network.class_names = class_names
+    for name, text in (("preprocessing", Preprocessing()), ("training_cases", TrainingCases())):
+        if not isinstance(getattr(network, name, None), KeptText):
+            setattr(network, name, text)
+
+
 def keep_text(networks: Iterable[Any], name: str, text: str | None) -> None:
     """Replace the text ``name``, such as "preprocessing", in networks that have it; ``None`` changes nothing."""
     for network in networks:
@@ -134,3 +172,9 @@ def class_names_of(network: Any) -> list[str]:
     """Return the class names of a network; an empty list if it has none."""
     kept = getattr(unwrap(network), "class_names", None)
     return [] if kept is None else kept.names()
+
+
+def label_values_of(network: Any) -> list[int]:
+    """Return the value of each structure in label maps, of a segmenter; an empty list for another network."""
+    kept = getattr(unwrap(network), "label_values", None)
+    return kept.values() if isinstance(kept, LabelValues) else []

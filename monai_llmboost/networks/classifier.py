@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monai_llmboost.artifacts.signature import KeptText
-from monai_llmboost.networks.class_names import ClassNames, Preprocessing, TrainingCases
+from monai_llmboost.networks.class_names import ClassNames, add_texts
 from monai_llmboost.networks.insertion import boost
 from monai_llmboost.networks.pretrained import load_encoder_weights
 from monai_llmboost.networks.trial import example_of, in_eval_mode
@@ -61,10 +60,7 @@ def scan_classifier(
     _check_logits(network, names.num_classes)
     if weights is not None:
         load_encoder_weights(network, weights)
-    network.class_names = names
-    for name, text in (("preprocessing", Preprocessing()), ("training_cases", TrainingCases())):
-        if not isinstance(getattr(network, name, None), KeptText):
-            setattr(network, name, text)
+    add_texts(network, names)
     return boost(network, booster, at)
 
 

@@ -8,17 +8,24 @@ import json
 import pytest
 import torch
 
+from monai_llmboost.inference.answers import ClassProbabilities
 from monai_llmboost.inference.case import Case
 from monai_llmboost.inference.rows import Row, csv_columns
 from monai_llmboost.inference.writers import Results, write_csv
-from monai_llmboost.tasks import Classification
+from monai_llmboost.networks.class_names import ClassNames
 
 COLUMNS = "case,series_uid,p_x,p_y,predicted,refused,refused_kind,warnings,seconds"
 
 
+def answers_of(names):
+    network = torch.nn.Module()
+    network.class_names = ClassNames(len(names), names)
+    return ClassProbabilities(network)
+
+
 def cells_of(row, names=("x", "y"), **identifying):
     file = io.StringIO()
-    write_csv(file, Results([row], [], {}, Classification(names), {row.case: identifying}))
+    write_csv(file, Results([row], [], {}, answers_of(names), {row.case: identifying}))
     (cells,) = csv.DictReader(io.StringIO(file.getvalue(), newline=""))
     return cells
 
@@ -41,8 +48,8 @@ def test_a_cell_is_one_line():
 
 
 def test_columns_have_one_order():
-    assert ",".join(csv_columns(Classification(["x", "y"]))) == COLUMNS
-    assert csv_columns(Classification(["x"]), ["study_uid"])[:4] == ["case", "series_uid", "study_uid", "p_x"]
+    assert ",".join(csv_columns(answers_of(["x", "y"]))) == COLUMNS
+    assert csv_columns(answers_of(["x"]), ["study_uid"])[:4] == ["case", "series_uid", "study_uid", "p_x"]
 
 
 def test_a_row_survives_the_journal():

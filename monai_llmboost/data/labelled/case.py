@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 # What a reader takes for a scan: a file, a folder with one DICOM series, "path::SeriesInstanceUID", or its files.
@@ -21,13 +23,14 @@ class LabelledCase:
     Args:
         name: name of the case; no two cases have the same.
         images: a scan for each channel; ``None`` if the list leaves it out.
-        label: name of its class; empty if the list gives none.
+        label: name of its class; empty if the list gives none, or a label map.
         split: ``"train"``, ``"val"``, ``"test"``, or empty if the list gives none.
         fold: number of its fold, if the list gives one.
         group: what cases have in common that must not be divided, such as the patient; empty if unknown.
         mask: a mask to crop around.
         centre_mm: a point to crop around, in RAS+ mm.
         place: where the list has it, such as ``"row 7"``, for messages.
+        label_map: a volume of whole numbers on the scan's grid, each the value of a structure; only in segmentation.
 
     Example:
         >>> LabelledCase("a.nii.gz", ("scans/a.nii.gz",), "benign").split
@@ -43,6 +46,7 @@ class LabelledCase:
     mask: Source | None = None
     centre_mm: tuple[float, float, float] | None = None
     place: str = ""
+    label_map: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,9 @@ class CaseList:
         class_names: the classes in the order of the network's output.
         errors: mistakes that must be corrected before a training, one sentence each.
         warnings: oddities.
+        structures: names of the structures by their values in the label maps, without the background 0; empty if the
+            list names none, and in classification.
+        is_segmentation: whether the labels are label maps.
 
     Example:
         >>> cases = [LabelledCase("a", ("a.nii",), "no"), LabelledCase("b", ("b.nii",), "yes")]
@@ -69,6 +76,8 @@ class CaseList:
     class_names: tuple[str, ...]
     errors: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    structures: Mapping[int, str] = field(default_factory=dict)
+    is_segmentation: bool = False
 
     def count(self, split: str) -> Counter[str]:
         """Return the number of cases of each class in a split."""
@@ -77,5 +86,15 @@ class CaseList:
     @property
     def digest(self) -> str:
         """The digest of what the list says: names, labels, splits, folds and groups, not the scans' content."""
-        said = [[case.name, case.label, case.split, case.fold, case.group] for case in self.cases]
+        said: list[list] = [
+            [case.name, self.label_text(case), case.split, case.fold, case.group] for case in self.cases
+        ]
+        said += [[value, name] for value, name in self.structures.items()]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+    def label_text(self, case: LabelledCase) -> str:
+        """Return the label of a case as text: its class, or the path of its label map from the list's folder."""
+        if case.label_map is None:
+            return case.label
+        folder = self.path if self.path.is_dir() else self.path.parent
+        return os.path.relpath(str(case.label_map), folder.absolute())

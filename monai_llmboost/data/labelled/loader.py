@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,9 @@ class ScanLoader(DataLoader):
         shuffle: whether to draw a new order for each epoch, from torch's generator.
         sampler: sampler that gives the order instead.
         transform: MONAI transform of the dictionary of a batch (B before the channels).
+        crop: random transform of each item before the items become a batch, which makes volumes of one size, such as
+            MONAI's ``RandCropByLabelClassesd``; ``None`` for volumes of one size.
+        keep_affine: add ``"affine"``, of the images' voxels to RAS+ mm (B, 4, 4), to the batches.
         num_workers: processes that read scans; 0 for none, which suffices for scans kept in memory.
 
     Example:
@@ -45,14 +49,21 @@ class ScanLoader(DataLoader):
         sampler: Sampler | None = None,
         transform: Callable | None = None,
         num_workers: int = 0,
+        crop: Callable | None = None,
+        keep_affine: bool = False,
     ) -> None:
+        # Items of different sizes travel one by one, and become a batch after the crop, in the main process.
+        collate = list if crop is not None else partial(collate_plain, keep_affine=keep_affine)
         super().__init__(
-            dataset, num_workers, batch_size=batch_size, shuffle=shuffle, sampler=sampler, collate_fn=collate_plain
+            dataset, num_workers, batch_size=batch_size, shuffle=shuffle, sampler=sampler, collate_fn=collate
         )
         self.device = torch.device(device)
         self.transform = transform
-        if isinstance(transform, Randomizable):  # as in MONAI's DataLoader, so that set_determinism repeats a run
-            transform.set_random_state(seed=torch.initial_seed() % 2**32)
+        self.crop = crop
+        self.keep_affine = keep_affine
+        for random in (transform, crop):
+            if isinstance(random, Randomizable):  # as in MONAI's DataLoader, so that set_determinism repeats a run
+                random.set_random_state(seed=torch.initial_seed() % 2**32)
 
     def __iter__(self) -> Any:
         if isinstance(self.dataset, LabelledScanDataset):
@@ -61,7 +72,8 @@ class ScanLoader(DataLoader):
         return self._iterate(super().__iter__())
 
     def _iterate(self, batches: Iterator[Any]) -> Iterator[Any]:
-        for batch in batches:
+        for found in batches:
+            batch = found if self.crop is None else collate_plain(_crop(self.crop, found), self.keep_affine)
             on_device = {
                 key: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
                 for key, value in batch.items()
@@ -70,10 +82,21 @@ class ScanLoader(DataLoader):
             yield {key: value.as_tensor() if isinstance(value, MetaTensor) else value for key, value in changed.items()}
 
 
-def collate_plain(items: Sequence[Mapping[str, Any]]) -> Any:
+def collate_plain(items: Sequence[Mapping[str, Any]], keep_affine: bool = False) -> Any:
     """Return a batch of items whose images are plain tensors; collating their metadata would take most of the time."""
     plain = [
         {key: value.as_tensor() if isinstance(value, MetaTensor) else value for key, value in item.items()}
         for item in items
     ]
+    if keep_affine:
+        plain = [{**one, "affine": item["image"].affine} for one, item in zip(plain, items)]
     return default_collate(plain)
+
+
+def _crop(crop: Callable, items: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the crops of items; MONAI's transforms return one or several of each."""
+    found: list[Mapping[str, Any]] = []
+    for item in items:
+        crops = crop(item)
+        found += [crops] if isinstance(crops, Mapping) else crops
+    return found

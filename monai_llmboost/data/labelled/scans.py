@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A labelled list as a bundle's config uses it: its classes, and the items of each split."""
+"""A list of classes as a bundle's config uses it: its classes, and the items of each split."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
@@ -13,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from monai_llmboost.arguments import check_choice
-from monai_llmboost.data.datasets.labelled import check_fraction, select_labelled
-from monai_llmboost.data.labelled.case import SPLITS, CaseList, LabelledCase
+from monai_llmboost.data.datasets.labelled import check_fraction
+from monai_llmboost.data.labelled.case import CaseList, LabelledCase
 from monai_llmboost.data.labelled.divide import Division
-from monai_llmboost.data.labelled.lists.read import read_cases
+from monai_llmboost.data.labelled.divided import DividedCases
 from monai_llmboost.data.labelled.lists.rows import Columns
 
 
@@ -51,46 +48,27 @@ class LabelledScans:
         positive: str | None = None,
     ) -> None:
         self.data = data
-        self._columns = columns
-        self._division = division or Division()
-        self._leave_out = {leave_out} if isinstance(leave_out, str) else {*leave_out}
+        self._divided = DividedCases(data, columns, division, leave_out, is_segmentation=False)
         self._positive = None if positive is None else str(positive)
 
-    @cached_property
+    @property
     def case_list(self) -> CaseList:
         """The list as it was read."""
-        if not self.data:
-            raise ValueError(
-                "no labelled scans were named: give --data with a CSV list, a datalist or a folder of classes"
-            )
-        found = read_cases(self.data, self._columns)
-        if errors := found.errors:
-            more = f", and {len(errors) - 1} more; `monai-llmboost inspect` lists them" if len(errors) > 1 else ""
-            raise ValueError(f"{self.data} has mistakes: {errors[0]}{more}: correct them")
-        return found
-
-    @cached_property
-    def _divided(self) -> tuple[list[LabelledCase], str]:
-        names = {case.name for case in self.case_list.cases}
-        if unknown := sorted(self._leave_out - names):
-            raise ValueError(
-                f"leave_out has {unknown[0]!r}, which is no case of {self.data}: correct it, or inspect again"
-            )
-        return self._division.divide([case for case in self.case_list.cases if case.name not in self._leave_out])
+        return self._divided.case_list
 
     @property
     def cases(self) -> list[LabelledCase]:
         """The cases, each with its split."""
-        return self._divided[0]
+        return self._divided.cases
 
-    @cached_property
+    @property
     def is_there(self) -> bool:
         """Whether there is a list.
 
         Without one, the network can be made, such as to load trained weights into it, and MONAI Label and federated
         learning train on the items that they put in the place of a list's.
         """
-        return bool(self.data) and Path(str(self.data)).expanduser().exists()
+        return self._divided.is_there
 
     @property
     def class_names(self) -> list[str]:
@@ -109,10 +87,7 @@ class LabelledScans:
     @cached_property
     def digest(self) -> str:
         """The digest of the training and validation cases (names, labels, splits and groups); empty without a list."""
-        if not self.is_there:
-            return ""
-        said = sorted([case.name, case.label, case.split, case.group] for case in self.cases if case.split != "test")
-        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+        return self._divided.digest()
 
     @property
     def division(self) -> str:
@@ -121,14 +96,12 @@ class LabelledScans:
         It is stored with trained weights, so that they are not evaluated on cases that a changed list now calls test.
         It is empty if there is no list.
         """
-        if not self.is_there:
-            return ""
-        return f"{Path(str(self.data)).name}, cases {self.digest[:8]}, {self._divided[1]}"
+        return self._divided.describe(self.digest)
 
-    @cached_property
+    @property
     def has_test(self) -> bool:
         """Whether there are test cases."""
-        return any(case.split == "test" for case in self.cases)
+        return self._divided.has_test
 
     @property
     def best_split(self) -> str:
@@ -155,14 +128,8 @@ class LabelledScans:
             ValueError: no case of this split, or none of a class for training or validation; a class that the network
                 does not have; an invalid fraction.
         """
-        check_choice("split", split, SPLITS)
         check_fraction(label_fraction)
-        cases = [case for case in self.cases if case.split == split]
-        if not cases:
-            counts = ", ".join(f"{count} {name}" for name, count in Counter(case.split for case in self.cases).items())
-            raise ValueError(
-                f"{self.case_list.path} has no {split} cases, it has {counts}: choose another split, or add some"
-            )
+        cases = self._divided.select(split)
         names = list(self.class_names if class_names is None else class_names)
         if strange := next((case for case in cases if case.label not in names), None):
             raise ValueError(
@@ -175,10 +142,9 @@ class LabelledScans:
                 f"the {split} cases of {self.case_list.path} are all of {', '.join(sorted(there))}, and none of "
                 f"{', '.join(lost)}: correct the splits, or leave them out for folds"
             )
-        if split == "train" and label_fraction < 1:
-            labels = np.array([names.index(case.label) for case in cases])
-            cases = [cases[index] for index in select_labelled(labels, label_fraction, self._division.seed)]
-        return [self._item(case, names) for case in cases]
+        if split == "train":
+            cases = self._divided.reduce(cases, label_fraction, lambda case: names.index(case.label))
+        return [self._divided.item(case, names.index(case.label)) for case in cases]
 
     def class_weights(self, class_names: Sequence[str] | None = None) -> list[float]:
         """Return the weight of each class in a loss, inverse to its number of training cases, with the mean 1."""
@@ -190,14 +156,3 @@ class LabelledScans:
         """Return the weight of each training case with which all classes are drawn equally often."""
         weights = dict(zip(self.class_names, self.class_weights()))
         return [weights[case.label] for case in self.cases if case.split == "train"]
-
-    def _item(self, case: LabelledCase, class_names: Sequence[str]) -> dict[str, Any]:
-        image: Any = list(case.images) if len(case.images) > 1 else case.images[0]
-        item: dict[str, Any] = {"image": image, "label": class_names.index(case.label), "case": case.name}
-        if any(one.group for one in self.cases):
-            item["patient"] = case.group or f"case {case.name}"
-        if case.mask is not None:
-            item["mask"] = case.mask
-        if case.centre_mm is not None:
-            item["centre"] = list(case.centre_mm)
-        return item

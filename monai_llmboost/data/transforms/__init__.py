@@ -5,15 +5,18 @@ from monai_llmboost.data.transforms.crop import CROPS, CropScand
 from monai_llmboost.data.transforms.embed import EmbedScand
 from monai_llmboost.data.transforms.expected import WarnIfUnusuald
 from monai_llmboost.data.transforms.intensity import SCHEMES, ScaleScand, percentiles_of
+from monai_llmboost.data.transforms.label_map import LoadLabelMapd
 from monai_llmboost.data.transforms.load import LoadScansd
-from monai_llmboost.data.transforms.resample import ResampleScand
+from monai_llmboost.data.transforms.resample import ResampleLabelsd, ResampleScand
 
 __all__ = [
     "CROPS",
     "SCHEMES",
     "CropScand",
     "EmbedScand",
+    "LoadLabelMapd",
     "LoadScansd",
+    "ResampleLabelsd",
     "ResampleScand",
     "ScaleScand",
     "WarnIfUnusuald",

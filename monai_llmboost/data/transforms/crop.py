@@ -26,7 +26,8 @@ class CropScand(MapTransform):
     """Crop volumes to a box around their foreground, a mask or a point, with a margin in mm.
 
     Args:
-        keys: keys of volumes (channels, i, j, k).
+        keys: keys of volumes (channels, i, j, k); those after the first one, such as a label map, are on its grid, and
+            cropped to its box.
         crop: ``"none"``; ``"foreground"``, the planes with voxels above ``above`` in any channel; ``"mask"``, the box
             of the item's mask; or ``"centre"``, a box of ``size_mm`` around the item's point.
         above: values above it are foreground, in the units of the scan.
@@ -34,6 +35,7 @@ class CropScand(MapTransform):
         size_mm: size of the box around a point, along the volume's axes.
         mask: key of the mask, on the grid of the volume; it is removed from the item.
         centre: key of the point, in RAS+ mm.
+        allow_missing_keys: accept items without some of the keys.
 
     Raises:
         ValueError: an unknown kind of crop.
@@ -57,8 +59,9 @@ class CropScand(MapTransform):
         size_mm: Sequence[float] = (64.0, 64.0, 64.0),
         mask: str = "mask",
         centre: str = "centre",
+        allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys)
+        super().__init__(keys, allow_missing_keys)
         check_choice("crop", crop, CROPS)
         self.crop = crop
         self.above = float(above) if crop == "foreground" else 0.0
@@ -72,12 +75,11 @@ class CropScand(MapTransform):
         cropped = dict(data)
         mask = cropped.pop(self.mask, None)
         centre = cropped.pop(self.centre, None)
-        for key in self.key_iterator(cropped):
-            volume = cropped[key]
-            if self.crop == "none":
-                continue
-            low, high = self._box(volume, mask, centre)
-            cropped[key] = SpatialCrop(roi_start=low.tolist(), roi_end=high.tolist())(volume)
+        present = list(self.key_iterator(cropped))
+        if self.crop != "none" and present:
+            low, high = self._box(cropped[present[0]], mask, centre)
+            for key in present:
+                cropped[key] = SpatialCrop(roi_start=low.tolist(), roi_end=high.tolist())(cropped[key])
         return cropped
 
     def _box(self, volume: MetaTensor, mask: Any, centre: Any) -> tuple[np.ndarray, np.ndarray]:

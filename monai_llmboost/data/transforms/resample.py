@@ -100,3 +100,52 @@ def _average(volume: MetaTensor, factors: Sequence[int]) -> MetaTensor:
     into = torch.diag(torch.cat([steps, steps.new_ones(1)]))
     into[:3, 3] = (steps - 1) / 2
     return MetaTensor(means, meta={**volume.meta, "affine": volume.affine @ into})
+
+
+class ResampleLabelsd(MapTransform):
+    """Resample class numbers to a spacing: the class with the largest share, as the image is resampled.
+
+    Each class is resampled as a volume of ones and zeros by :class:`ResampleScand`, so that labels stay in place with
+    their image, and thin structures count by their volume.
+
+    Args:
+        keys: keys of class numbers (1, i, j, k), uint8.
+        spacing_mm: wanted spacing along the axes.
+        allow_missing_keys: accept items without some of the keys.
+
+    Raises:
+        ValueError: spacings that are not three positive numbers.
+
+    Example:
+        >>> labels = MetaTensor(torch.ones(1, 4, 4, 4, dtype=torch.uint8))
+        >>> ResampleLabelsd("label", [2, 2, 2])({"label": labels})["label"].flatten().tolist()
+        [1, 1, 1, 1, 1, 1, 1, 1]
+    """
+
+    backend = [TransformBackends.TORCH]  # noqa: RUF012  (as in every transform of MONAI)
+
+    def __init__(self, keys: KeysCollection, spacing_mm: Sequence[float], allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.resample = ResampleScand("share", spacing_mm)
+
+    def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
+        """Return the item with resampled class numbers."""
+        resampled = dict(data)
+        for key in self.key_iterator(resampled):
+            resampled[key] = self._resample(resampled[key])
+        return resampled
+
+    def _resample(self, labels: MetaTensor) -> MetaTensor:
+        classes = labels.as_tensor()
+        affine, best, largest = labels.affine, torch.zeros(()), torch.zeros(())
+        # One class at a time, because all of them together may not fit the memory.
+        for number in range(int(classes.max()) + 1):
+            share = self.resample({"share": MetaTensor((classes == number).float(), affine=labels.affine)})["share"]
+            if number == 0:
+                affine, largest = share.affine, share.as_tensor()
+                best = torch.zeros_like(largest, dtype=classes.dtype)
+                continue
+            is_larger = share.as_tensor() > largest
+            best[is_larger] = number
+            largest = torch.maximum(largest, share.as_tensor())
+        return MetaTensor(best, affine=affine)

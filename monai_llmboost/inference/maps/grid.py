@@ -47,15 +47,40 @@ def on_input_grid(
     values = np.asarray(torch.as_tensor(relevance).detach().cpu(), dtype=np.float32)
     shape = tuple(int(size) for size in input_shape)
     patch = np.asarray([int(size) for size in image_size]) / values.shape  # voxels of the network's image
-    _inverse(to_matrix(input_affine))  # raises
-    to_token = _inverse(to_matrix(affine) @ _affine(patch, (patch - 1) / 2)) @ to_matrix(input_affine)
-    axes, start = to_token[:3, :3], to_token[:3, 3]
-    source = np.abs(axes).argmax(axis=1)  # the volume's axis along each of the tokens' axes
+    axes, start = grid_between(to_matrix(affine) @ _affine(patch, (patch - 1) / 2), input_affine)
+    source = parallel_axes(axes, shape)
+    if source is None:
+        return across_axes(values, axes, start, shape)
+    return _along_axes(values, axes[range(3), source], start, np.array(source), shape)
+
+
+def grid_between(affine: Tensor | np.ndarray, onto_affine: Tensor | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return how voxels of a second grid lie in a first one: axes (3, 3) and start (3,), in voxels of the first.
+
+    Raises:
+        ValueError: an affine that cannot be inverted, or contains NaN.
+
+    Example:
+        >>> axes, start = grid_between(np.diag([2, 2, 2, 1]), np.eye(4))
+        >>> (axes @ [4, 0, 0] + start).tolist()
+        [2.0, 0.0, 0.0]
+    """
+    _inverse(to_matrix(onto_affine))  # raises
+    to_voxel = _inverse(to_matrix(affine)) @ to_matrix(onto_affine)
+    return to_voxel[:3, :3], to_voxel[:3, 3]
+
+
+def parallel_axes(axes: np.ndarray, shape: Sequence[int]) -> list[int] | None:
+    """Return the axis of the second grid along each axis of the first; ``None`` if the grids are not parallel.
+
+    Args:
+        axes: (3, 3), see :func:`grid_between`.
+        shape: voxels of the second grid.
+    """
+    source = np.abs(axes).argmax(axis=1)
     rest = np.abs(axes) * (np.asarray(shape) - 1)
     rest[range(3), source] = 0
-    if sorted(source) == [0, 1, 2] and rest.max() < PARALLEL:
-        return _along_axes(values, axes[range(3), source], start, source, shape)
-    return _across_axes(values, axes, start, shape)
+    return source.tolist() if sorted(source) == [0, 1, 2] and rest.max() < PARALLEL else None
 
 
 def _along_axes(
@@ -77,8 +102,8 @@ def _along_axes(
     return out.T  # ordered in memory as in a NIfTI file
 
 
-def _across_axes(values: np.ndarray, axes: np.ndarray, start: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Interpolate between grids at any angle, slice by slice."""
+def across_axes(values: np.ndarray, axes: np.ndarray, start: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Interpolate between grids at any angle, slice by slice; see :func:`grid_between`."""
     out = np.empty(shape, dtype=np.float32, order="F")
     last = np.reshape(values.shape, (3, 1, 1)) - 1
     i, j = np.mgrid[: shape[0], : shape[1]]
@@ -110,6 +135,6 @@ def _inverse(affine: np.ndarray) -> np.ndarray:
     if not np.isfinite(inverse).all():
         raise ValueError(
             f"an affine cannot be inverted: {affine.tolist()}; use transforms that keep the geometry of the volume "
-            "(MetaTensor), or run without saliency maps"
+            "(MetaTensor)"
         )
     return inverse

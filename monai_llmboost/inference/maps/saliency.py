@@ -18,6 +18,7 @@ from monai_llmboost.inference.case_folder import PREVIEW, case_folder
 from monai_llmboost.inference.maps.grid import on_input_grid, to_matrix
 from monai_llmboost.inference.maps.previews import save_preview
 from monai_llmboost.inference.maps.relevance import relevance_maps
+from monai_llmboost.inference.nifti import nifti_image
 
 FOLDER = "saliency"
 # Written values are multiples of this, because smaller differences have no meaning and would not compress.
@@ -99,23 +100,12 @@ class SaliencyMaps:
         files = {kind: folder / f"{kind}.nii.gz" for kind in rounded}
         for kind, values in rounded.items():
             with atomic_path(files[kind]) as path:
-                nibabel.save(_nifti(values, input_affine, f"{DESCRIPTIONS[kind]}, class {class_index}"), path)
+                image = nifti_image(values, input_affine, f"{DESCRIPTIONS[kind]}, class {class_index}")
+                image.header["cal_max"] = 1
+                nibabel.save(image, path)
         token_mm = np.linalg.norm(affine[:3, :3], axis=0) * self.image_size / tokens
         note = f"token size {' x '.join(f'{size:.1f}' for size in token_mm)} mm"
         files["preview"] = folder / PREVIEW
         with atomic_path(files["preview"]) as path:
             save_preview(path, volume, input_affine, on_grid, title, note)
         return CaseMaps({kind: path.relative_to(self.output_dir).as_posix() for kind, path in files.items()}, rounded)
-
-
-def _nifti(values: np.ndarray, affine: np.ndarray, descrip: str) -> nibabel.Nifti1Image:
-    """Return a map (i, j, k) as NIfTI with an sform, and a qform if the axes are orthogonal."""
-    image = nibabel.Nifti1Image(values, affine)
-    image.set_sform(affine, code="aligned")
-    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    straight = np.allclose(axes.T @ axes, np.eye(3), atol=1e-4)
-    image.set_qform(affine if straight else None, code="aligned" if straight else "unknown")
-    image.header.set_xyzt_units("mm")
-    image.header["descrip"] = descrip
-    image.header["cal_max"] = 1
-    return image

@@ -89,10 +89,8 @@ WHOLE = [
     ([{"img": "a.nii.gz", "label": 1}], "list.json", "case 1 of .* has no 'image', it has img, label: give "
      "--image-column with its name"),
     ([{"image": "a.nii.gz", "label": 1}, 5], "list.json", "case 2 of .* has no 'image', it has 5"),
-    ({"training": [{"image": "a.nii.gz", "label": "labels/a.nii.gz"}]}, "list.json",
-     "the label of training case 1 of .* is 'labels/a.nii.gz', not a class: this is a list for segmentation"),
-    ({"training": [{"image": "a.nii.gz", "label": ["x.nii.gz"]}]}, "list.json", "not a class: this is a list for "
-     "segmentation; give each case one class, a word or a number"),
+    ({"training": [{"image": "a.nii.gz", "label": ["x.nii.gz", "y.nii.gz"]}]}, "list.json", "the label of training "
+     "case 1 of .* is .*: give one class, a word or a number, or for a segmentation one label map"),
     ([{"image": ["a.nii.gz", "b.nii.gz"], "label": 1}, {"image": "c.nii.gz", "label": 0}], "list.json",
      "case 2 of .* has 1 images, and others 2: give all of each"),
 ]  # fmt: skip

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cells of a row: label, split, fold and point; a mistake is added to the problems of the row."""
+"""The cells of a row: label, label map, split, fold and point; a mistake is added to the problems of the row."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
-from monai_llmboost.data.labelled.lists.rows import CENTRE, SPLIT_WORDS, Columns, Row, Table
+from monai_llmboost.data.labelled.case import Source
+from monai_llmboost.data.labelled.lists.rows import CENTRE, SPLIT_WORDS, Columns, Row, Table, is_label_map
+from monai_llmboost.data.labelled.lists.sources import find_source
 
 
 def read_label(row: Row, table: Table, columns: Columns, problems: list[str]) -> str:
@@ -21,6 +24,18 @@ def read_label(row: Row, table: Table, columns: Columns, problems: list[str]) ->
             return ""
         text = str(int(number)) if number == int(number) else text  # spreadsheets turn 1 into 1.0
     return table.class_names.get(text, text)
+
+
+def read_label_map(row: Row, columns: Columns, root: Path, problems: list[str]) -> Source | None:
+    """Return the path of the label map of a row."""
+    text = row.values.get("label", "").strip()
+    if not text:
+        problems.append(f"no label map in {columns.label!r}" if "label" in row.values else f"no {columns.label!r}")
+        return None
+    if not is_label_map(text):
+        problems.append(f"the label {text!r} is no path of a label map, and those of others are: give label maps only")
+        return None
+    return find_source(root, text, problems)
 
 
 def to_number(text: str) -> float | None:

@@ -8,10 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from monai_llmboost.data.labelled.lists.label_folders import has_label_folders, read_label_folders
 from monai_llmboost.data.labelled.lists.rows import CENTRE, SPLIT_WORDS, Columns, Row, Table
-
-# Suffixes of a label that is a segmentation.
-IMAGES = (".nii", ".nii.gz", ".nrrd", ".mha", ".dcm", ".seg.nrrd")
 
 
 def read_datalist(path: Path, columns: Columns, labelled: bool) -> Table:
@@ -21,11 +19,12 @@ def read_datalist(path: Path, columns: Columns, labelled: bool) -> Table:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not JSON in UTF-8 ({error}): write it again") from None
     parts: dict[str, Any] = {"": content} if isinstance(content, list) else {}
-    names: Mapping[str, str] = {}
+    labels: Any = None
     if isinstance(content, Mapping):
         parts = {key: value for key, value in content.items() if key.lower() in SPLIT_WORDS}
-        given = content.get("labels", {})
-        names = {str(key): str(name) for key, name in given.items()} if isinstance(given, Mapping) else {}
+        labels = content.get("labels")
+        if not parts and has_label_folders(path.parent):  # as nnU-Net, which finds the cases in the folders
+            return read_label_folders(path.parent, content)
     if not parts or not all(isinstance(entries, list) for entries in parts.values()):
         raise ValueError(
             f"{path} is not a datalist: write an object with lists of cases under training, validation and test, each "
@@ -60,7 +59,7 @@ def read_datalist(path: Path, columns: Columns, labelled: bool) -> Table:
     channels = columns.images or ("image",)
     if len(channels) != width:
         channels = tuple(f"image {number + 1}" for number in range(width))
-    return Table(channels, rows, names, tuple(warnings))
+    return Table(channels, rows, labels, tuple(warnings))
 
 
 def _entry_to_row(entry: Any, place: str, split: str, columns: Columns, path: Path) -> Row:
@@ -76,10 +75,12 @@ def _entry_to_row(entry: Any, place: str, split: str, columns: Columns, path: Pa
     found = {key: known[name] for key, name in values.items() if known.get(name) is not None}
     found |= {name: known[name] for name in CENTRE if name in known}
     label = found.get("label")
-    if isinstance(label, (list, Mapping)) or (isinstance(label, str) and label.lower().endswith(IMAGES)):
+    if isinstance(label, list) and len(label) == 1:
+        label = found["label"] = label[0]
+    if isinstance(label, (list, Mapping)):
         raise ValueError(
-            f"the label of {place} of {path} is {label!r}, not a class: this is a list for segmentation; give each "
-            "case one class, a word or a number"
+            f"the label of {place} of {path} is {label!r}: give one class, a word or a number, or for a segmentation "
+            "one label map, in which each structure has a value of its own"
         )
     texts = {key: "" if value is None else str(value) for key, value in found.items()}
     return Row(place, tuple("" if one is None else str(one).strip() for one in images), {"split": split, **texts})

@@ -1,38 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading of labelled lists: a CSV file, a Decathlon datalist, or a folder with one subfolder for each class."""
+"""Reading of labelled lists: a CSV file, a Decathlon datalist, or a folder of classes or of images and label maps."""
 
 from __future__ import annotations
 
-import os
-import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from monai_llmboost.data.labelled.case import CaseList, LabelledCase, Source
-from monai_llmboost.data.labelled.lists.cells import read_centre, read_fold, read_label, read_split, to_number
+from monai_llmboost.data.labelled.case import CaseList, LabelledCase
+from monai_llmboost.data.labelled.lists.cells import read_centre, read_fold, read_label, read_label_map, read_split
+from monai_llmboost.data.labelled.lists.checks import (
+    check_classes,
+    check_label_maps,
+    check_splits,
+    drop_repeated,
+    name_apart,
+    shorten,
+)
 from monai_llmboost.data.labelled.lists.class_folders import read_class_folders
-from monai_llmboost.data.labelled.lists.rows import Columns, Row, Table
-from monai_llmboost.data.labelled.lists.tables import read_table
-from monai_llmboost.data.scans.dicom.reader import SEPARATOR
+from monai_llmboost.data.labelled.lists.label_folders import has_label_folders
+from monai_llmboost.data.labelled.lists.rows import Columns, Table
+from monai_llmboost.data.labelled.lists.sources import common_folder, find_source, name_of
+from monai_llmboost.data.labelled.lists.structures import read_structures
+from monai_llmboost.data.labelled.lists.tables import drop_unlabelled_tests, read_folder, read_table
 
-# More classes than this are most likely measurements or names.
-MOST_CLASSES = 50
 # Suffixes of lists; anything else that is a file is most likely a scan.
 LISTS = (".csv", ".tsv", ".txt", ".json")
-# At most so many sentences of one kind are listed one by one.
-SHOWN = 10
 
 
 def read_cases(path: str | Path, columns: Columns | None = None) -> CaseList:
     """Read a labelled list.
 
-    Paths in a list are relative to its folder. Labels are words or numbers; numbers are sorted by their values.
+    Paths in a list are relative to its folder. Labels are words or numbers, which are sorted by their values; in a list
+    for segmentation, they are paths of label maps.
 
     Args:
-        path: a CSV file, a JSON datalist as ``monai.data.load_decathlon_datalist`` and Auto3DSeg read it, or a folder
-            with one subfolder for each class, which may be below folders ``train``, ``val`` and ``test``.
+        path: a CSV file, a JSON datalist as ``monai.data.load_decathlon_datalist`` and Auto3DSeg read it, a folder
+            with one subfolder for each class, which may be below folders ``train``, ``val`` and ``test``, or a folder
+            of the Decathlon or nnU-Net with ``imagesTr`` and ``labelsTr``.
         columns: names of the columns; only for files.
 
     Raises:
@@ -52,7 +58,9 @@ def read_cases(path: str | Path, columns: Columns | None = None) -> CaseList:
     if path.is_dir():
         if columns != Columns():
             raise ValueError(f"{path} is a folder, which has no columns: leave out the options of columns")
-        return _finish(path, ("image",), *read_class_folders(path))
+        if has_label_folders(path):
+            return _finish(path, path, read_folder(path), columns)
+        return _finish_classes(path, ("image",), *read_class_folders(path))
     if not path.is_file():
         raise FileNotFoundError(f"there is no list at {path}: give a CSV file, a JSON datalist or a folder of classes")
     if path.suffix.lower() not in LISTS:
@@ -60,8 +68,19 @@ def read_cases(path: str | Path, columns: Columns | None = None) -> CaseList:
             f"{path} is neither a CSV file nor a JSON datalist ({', '.join(LISTS)}): save the table as CSV, or give "
             "the folder with one subfolder for each class"
         )
-    table = read_table(path, columns)
-    return _finish(path, table.channels, *_read_rows(path, table, columns), table.warnings)
+    return _finish(path, path.parent, read_table(path, columns), columns)
+
+
+def is_for_segmentation(path: str | Path, columns: Columns) -> bool:
+    """Return whether the labels of a list are label maps; no scan is looked for.
+
+    Raises:
+        ValueError: the file is no labelled list.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return has_label_folders(path)
+    return path.is_file() and path.suffix.lower() in LISTS and read_table(path, columns).is_segmentation
 
 
 def read_rows(path: Path, columns: Columns) -> tuple[tuple[str, ...], list[LabelledCase], list[str]]:
@@ -71,186 +90,72 @@ def read_rows(path: Path, columns: Columns) -> tuple[tuple[str, ...], list[Label
         ValueError: the file is no list.
     """
     table = read_table(path, columns, labelled=False)
-    cases, errors = _read_rows(path, table, columns, labelled=False)
-    return table.channels, _name_apart(cases), errors
+    cases, errors = _read_rows(path.parent, table, columns, labelled=False)
+    return table.channels, name_apart(cases), errors
 
 
 def _read_rows(
-    path: Path, table: Table, columns: Columns, labelled: bool = True
+    root: Path, table: Table, columns: Columns, labelled: bool = True
 ) -> tuple[list[LabelledCase], list[str]]:
-    root = path.parent.absolute()
-    top = _common_folder(root, table.rows)
+    root = root.absolute()
+    top = common_folder(root, table.rows)
+    has_maps = table.is_segmentation
     errors: list[str] = []
     cases = []
     for row in table.rows:
         problems: list[str] = []
-        images = tuple(_find_source(root, text, problems) if text else None for text in row.images)
+        images = tuple(find_source(root, text, problems) if text else None for text in row.images)
         if not any(row.images):
             problems.append("no image")
         case = LabelledCase(
-            row.values.get("case", "").strip() or _name_of(root, top, row.images),
+            row.values.get("case", "").strip() or name_of(root, top, row.images),
             images,
-            read_label(row, table, columns, problems) if labelled else "",
+            read_label(row, table, columns, problems) if labelled and not has_maps else "",
             read_split(row, problems) if labelled else "",
             read_fold(row, problems) if labelled else None,
             row.values.get("group", "").strip(),
-            _find_source(root, mask, problems) if (mask := row.values.get("mask", "").strip()) else None,
+            find_source(root, mask, problems) if (mask := row.values.get("mask", "").strip()) else None,
             read_centre(row, problems),
             row.place,
+            read_label_map(row, columns, root, problems) if labelled and has_maps else None,
         )
         errors += [f"{row.place}: {problem}" for problem in problems]
         cases.append(case)
     return cases, errors
 
 
-def _find_source(root: Path, text: str, problems: list[str]) -> Source:
-    """Return the absolute path of a scan, with its series if the list names one."""
-    path, series = _locate(root, text)
-    if not os.path.exists(path):  # noqa: PTH110  (a Path raises for a name that no file can have)
-        how = "a link that leads nowhere" if os.path.lexists(path) else "no such file or folder"
-        problems.append(f"{how}: {text}")
-    elif path.is_dir():
-        try:
-            if not any(path.iterdir()):
-                problems.append(f"an empty folder: {text}")
-        except OSError as error:
-            problems.append(f"a folder that cannot be read ({error.strerror}): {text}")
-    return f"{path}{series}"
+def _finish(path: Path, root: Path, table: Table, columns: Columns) -> CaseList:
+    """Return the list of a table whose paths are relative to a folder."""
+    if not table.is_segmentation:
+        cases, errors = _read_rows(root, table, columns)
+        return _finish_classes(path, table.channels, cases, errors, table.warnings)
+    table = drop_unlabelled_tests(table)
+    cases, errors = _read_rows(root, table, columns)
+    structures, wrong = read_structures(table.labels)
+    wrong += check_label_maps(cases)
+    found = _finish_cases(path, table.channels, cases, [*errors, *wrong], table.warnings)
+    return replace(found, structures=dict(sorted(structures.items())), is_segmentation=True)
 
 
-def _locate(root: Path, text: str) -> tuple[Path, str]:
-    """Return the path that a list means, also one written on Windows or macOS, and "::" with the series behind it."""
-    name, separator, series = text.partition(SEPARATOR)
-    whole = _absolute(root, text)
-    if not separator or os.path.lexists(whole):
-        name, separator, series = text, "", ""
-    slashes = name.replace("\\", "/")
-    # macOS writes an umlaut as two characters in names of files, and most programs as one in tables.
-    spellings = [name, slashes, *(unicodedata.normalize(form, slashes) for form in ("NFC", "NFD"))]
-    paths = [_absolute(root, spelling) for spelling in spellings]
-    return next(filter(os.path.lexists, paths), paths[1]), separator + series
-
-
-def _absolute(root: Path, text: str) -> Path:
-    return Path(os.path.normpath(root / (Path(text).expanduser() if text.startswith("~/") else text)))
-
-
-def _common_folder(root: Path, rows: Iterable[Row]) -> Path:
-    """Return the folder below which all scans are: that of the list, or else the deepest."""
-    folders = {_locate(root, text)[0].parent for row in rows for text in filter(None, row.images)}
-    if all(folder.is_relative_to(root) for folder in folders):
-        return root
-    return Path(os.path.commonpath(folders))
-
-
-def _name_of(root: Path, top: Path, images: Iterable[str]) -> str:
-    path, series = _locate(root, next(filter(None, images), ""))
-    return (path.relative_to(top).as_posix() if path.is_relative_to(top) else path.as_posix()) + series
-
-
-def _finish(
-    path: Path,
-    channels: Sequence[str],
-    cases: list[LabelledCase],
-    errors: list[str],
-    warnings: Iterable[str] = (),
+def _finish_classes(
+    path: Path, channels: Sequence[str], cases: list[LabelledCase], errors: list[str], warnings: Iterable[str] = ()
 ) -> CaseList:
-    """Return the list with its classes, distinct names, and the errors of all rows together."""
-    labels = Counter(case.label for case in cases if case.label)
-    names = _sort_labels(labels)
-    errors, warnings = list(errors), list(warnings)
-    if len(names) < 2:
-        found = f"only the class {names[0]!r}" if names else "no class"
-        errors.append(f"{found} in the whole list: a classification needs two or more")
-    if len(names) > min(MOST_CLASSES, max(2, len(cases) // 2)):
-        errors.append(
-            f"{len(names)} different labels in {len(cases)} cases ({', '.join(names[:3])} ...): give classes, not "
-            "measurements or names; is it the right label column?"
-        )
-    folded = Counter(name.casefold() for name in names)
-    for twice in (name for name, count in folded.items() if count > 1):
-        written = ", ".join(repr(name) for name in names if name.casefold() == twice)
-        errors.append(f"the labels {written} differ in upper and lower case only: write one of them")
-    some = [case for case in cases if not case.split and case.fold is None]
-    for what, others in (
-        ("split", any(case.split for case in cases)),
-        ("fold", any(case.fold is not None and not case.split for case in cases)),
-    ):
-        if some and others:
-            errors.append(
-                f"{len(some)} cases have no {what}, such as {some[0].place}, and others have one: give all or none"
-            )
-    errors += _divided_groups(cases)
-    kept, repeated, alike = _drop_repeated(cases)
+    names, wrong = check_classes(cases)
+    return replace(_finish_cases(path, channels, cases, [*errors, *wrong], warnings), class_names=tuple(names))
+
+
+def _finish_cases(
+    path: Path, channels: Sequence[str], cases: list[LabelledCase], errors: Sequence[str], warnings: Iterable[str]
+) -> CaseList:
+    """Return the list with distinct names, and the errors of all rows together."""
+    errors = [*errors, *check_splits(cases)]
+    kept, repeated, alike = drop_repeated(cases)
     repeated += [
         f"the name {name}: {count} cases have it, and are numbered; if they are of one patient, give --group-column"
         for name, count in Counter(case.name for case in kept if not case.group).items()
         if count > 1
     ]
     return CaseList(
-        path, tuple(channels), tuple(_name_apart(kept)), tuple(names),
+        path, tuple(channels), tuple(name_apart(kept)), (),
         tuple(shorten([*errors, *alike])), tuple(shorten([*warnings, *repeated])),
     )  # fmt: skip
-
-
-def _divided_groups(cases: Iterable[LabelledCase]) -> Iterator[str]:
-    splits: dict[str, set[str]] = defaultdict(set)
-    for case in cases:
-        place = case.split or ("" if case.fold is None else f"fold {case.fold}")
-        if case.group and place:
-            splits[case.group].add(place)
-    for group, places in splits.items():
-        if len(places) > 1:
-            yield f"the group {group} is in {' and '.join(sorted(places))}: keep all its cases in one"
-
-
-def _sort_labels(labels: Iterable[str]) -> list[str]:
-    numbers = {label: to_number(label) for label in labels}
-    if all(number is not None for number in numbers.values()):
-        return sorted(numbers, key=lambda label: (numbers[label] or 0.0, label))
-    return sorted(numbers, key=lambda label: (label.casefold(), label))
-
-
-def _drop_repeated(cases: Iterable[LabelledCase]) -> tuple[list[LabelledCase], list[str], list[str]]:
-    """Return the cases without rows that say the same again, and sentences on these and on contradicting rows."""
-    first: dict[tuple[Source | None, ...], LabelledCase] = {}
-    kept, repeated, errors = [], [], []
-    for case in cases:
-        # One scan may be several cases, with another point or mask to crop around.
-        key = (*case.images, case.mask, str(case.centre_mm))
-        earlier = first.setdefault(key, case)
-        if earlier is case or not any(case.images):
-            kept.append(case)
-        elif (earlier.label, earlier.split, earlier.fold) == (case.label, case.split, case.fold):
-            repeated.append(f"{case.place}: left out, because it repeats: {earlier.place}")
-        else:
-            errors.append(f"{case.place}: another label, split or fold for the image of: {earlier.place}")
-    return kept, repeated, errors
-
-
-def _name_apart(cases: Iterable[LabelledCase]) -> list[LabelledCase]:
-    """Return the cases with different names."""
-    cases = list(cases)
-    listed = {case.name for case in cases}
-    taken: set[str] = set()
-    found = []
-    for case in cases:
-        name, number = case.name, 1
-        while name in taken or (number > 1 and name in listed):
-            number += 1
-            name = f"{case.name} ({number})"
-        taken.add(name)
-        found.append(replace(case, name=name))
-    return found
-
-
-def shorten(sentences: Sequence[str]) -> list[str]:
-    """Return sentences, with a count instead of those after the first ten of one kind (the same last part)."""
-    kinds: Counter[str] = Counter()
-    found: list[str] = []
-    for sentence in sentences:
-        kind = sentence.partition(": ")[2].partition(": ")[0] or sentence
-        kinds[kind] += 1
-        if kinds[kind] <= SHOWN:
-            found.append(sentence)
-    return [*found, *(f"and {count - SHOWN} more: {kind}" for kind, count in kinds.items() if count > SHOWN)]

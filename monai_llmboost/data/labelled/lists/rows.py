@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 # Words for splits that people write; the keys are in lower case.
 SPLIT_WORDS = {
@@ -14,6 +15,8 @@ SPLIT_WORDS = {
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test", "ts": "test", "holdout": "test", "hold-out": "test",
 }  # fmt: skip
+# Endings of a label that is the path of a label map, not the name of a class.
+LABEL_MAPS = (".nii", ".nii.gz", ".hdr", ".img", ".dcm", ".nrrd", ".mha", ".mhd")
 # Columns that a prediction needs too, besides the images, if they are named.
 INPUTS = ("mask", "case")
 # The columns of the centre of a crop, in RAS+ mm.
@@ -88,14 +91,35 @@ class Table:
     Args:
         channels: names of the channels.
         rows: the rows.
-        class_names: the names of the classes by label, if the list gives them.
+        labels: names of the labels, if the list gives them, as it has them.
         warnings: oddities of the file.
     """
 
     channels: tuple[str, ...]
     rows: list[Row]
-    class_names: Mapping[str, str] = field(default_factory=dict)
+    labels: Any = None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def class_names(self) -> dict[str, str]:
+        """The names of classes by their labels."""
+        given = self.labels if isinstance(self.labels, Mapping) else {}
+        return {str(key): str(name) for key, name in given.items()}
+
+    @property
+    def is_segmentation(self) -> bool:
+        """Whether the labels are paths of label maps."""
+        return any(is_label_map(row.values.get("label", "")) for row in self.rows)
+
+
+def is_label_map(label: str) -> bool:
+    """Return whether a label is the path of a label map.
+
+    Example:
+        >>> is_label_map("labelsTr/a.nii.gz"), is_label_map("benign")
+        (True, False)
+    """
+    return label.strip().lower().endswith(LABEL_MAPS)
 
 
 def no_column_message(name: str, option: str, path: Path, titles: Sequence[str], likely: Sequence[str] = ()) -> str:
