@@ -135,7 +135,7 @@ class ResidualBooster(nn.Module):
         """Return the block's output for all tokens, (B, N, D), of visual tokens (B, N, C) and encoded ones (B, N, D)."""
         if torch.jit.is_scripting():
             return self.block(h)
-        else:  # noqa: RET505  (so that scripting skips it)
+        else:
             if self.use_checkpoint and self.training:
                 return checkpoint(self.block, h, use_reentrant=False)
             return self.readout.all_tokens(x, h, self.encode, self.block)
