@@ -31,7 +31,9 @@ class Answers(Protocol):
         ['p_flat', 'p_round', 'predicted']
     """
 
-    event: EventEnum  # of MONAI's evaluator, after which its output "pred" is what `record` takes
+    @property
+    def event(self) -> EventEnum:
+        """The event of MONAI's evaluator after which its output "pred" is what :meth:`record` takes."""
 
     @property
     def class_names(self) -> list[str]:

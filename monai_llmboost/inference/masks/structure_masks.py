@@ -104,7 +104,8 @@ class StructureMasks:
         grids = to_matrix(case.affine), tuple(case.input_shape.tolist()), own_affine
         source = _nifti_source(scan)
         classes = to_own_grid(output, *grids)
-        voxels = sum(np.bincount(plane.ravel(), minlength=len(output)) for plane in np.moveaxis(classes, 2, 0))
+        planes = [np.bincount(plane.ravel(), minlength=len(output)) for plane in np.moveaxis(classes, 2, 0)]
+        voxels = np.sum(planes, axis=0)
         mask = self._mask_path(scan.name)
         with atomic_path(mask) as path:
             nibabel.save(nifti_image(self._to_values(classes), own_affine, _description(scan.name), source), path)
