@@ -31,7 +31,9 @@ class Answers(Protocol):
         ['p_flat', 'p_round', 'predicted']
     """
 
-    event: EventEnum  # of MONAI's evaluator, after which its output "pred" is what `record` takes
+    @property
+    def event(self) -> EventEnum:
+        """The event of MONAI's evaluator after which its output "pred" is what :meth:`record` takes."""
 
     @property
     def class_names(self) -> list[str]:
@@ -40,6 +42,10 @@ class Answers(Protocol):
         Raises:
             ValueError: the network has none.
         """
+
+    @property
+    def structures(self) -> dict[int, str]:
+        """The value and name of each structure in masks; empty if answers have no masks."""
 
     def record(self, scan: Scan, case: Case, output: Tensor) -> dict[str, Any]:
         """Return the answer of a case as JSON types, after writing its files.
@@ -91,6 +97,11 @@ class ClassProbabilities:
     def class_names(self) -> list[str]:
         """The names in the network's checkpoint."""
         return self.task.class_names
+
+    @property
+    def structures(self) -> dict[int, str]:
+        """No structures."""
+        return {}
 
     def record(self, scan: Scan, case: Case, output: Tensor) -> dict[str, Any]:
         """Return the probabilities (classes,) and the name of the predicted class."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageColor
 
-from monai_llmboost.inference.maps.planes import grey_window, planes
+from monai_llmboost.artifacts.planes import grey_window, planes
 from monai_llmboost.inference.maps.thumbnails import GAP_PX, HEIGHT_PX, thumbnail
 from monai_llmboost.inspection.measure import Volume
 

@@ -14,7 +14,7 @@ import weakref
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from monai_llmboost.boosters.readout.numerics import Kept, to_float32

@@ -78,6 +78,11 @@ class StructureMasks:
         """The value of each class in the masks; 0 for the background."""
         return [0, *(label_values_of(self.network) or range(1, len(self.class_names)))]
 
+    @property
+    def structures(self) -> dict[int, str]:
+        """The value and name of each structure in the masks."""
+        return dict(zip(self.values[1:], self.class_names[1:]))
+
     def record(self, scan: Scan, case: Case, output: Tensor) -> dict[str, Any]:
         """Write the mask of a case, and return its path and the volumes; see :class:`Answers`.
 
@@ -99,7 +104,8 @@ class StructureMasks:
         grids = to_matrix(case.affine), tuple(case.input_shape.tolist()), own_affine
         source = _nifti_source(scan)
         classes = to_own_grid(output, *grids)
-        voxels = sum(np.bincount(plane.ravel(), minlength=len(output)) for plane in np.moveaxis(classes, 2, 0))
+        planes = [np.bincount(plane.ravel(), minlength=len(output)) for plane in np.moveaxis(classes, 2, 0)]
+        voxels = np.sum(planes, axis=0)
         mask = self._mask_path(scan.name)
         with atomic_path(mask) as path:
             nibabel.save(nifti_image(self._to_values(classes), own_affine, _description(scan.name), source), path)

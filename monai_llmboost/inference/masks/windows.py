@@ -27,7 +27,7 @@ FULL = "the folder of temporary files has no room for the case: make room, or se
 UNFIT = "the case does not fit the memory: use --device cpu, or fewer windows at once (--batch_size 1)"
 
 Network = Callable[..., Tensor]
-Place = tuple[slice, slice, slice]  # a window in a volume
+Place = tuple[slice, ...]  # a window in a volume
 
 
 class WindowInferer(Inferer):
@@ -154,7 +154,7 @@ class WindowInferer(Inferer):
 
     def _flipped(self, windows: Tensor, network: Network) -> Tensor:
         """Return the mean of the logits of all flips of windows (windows, channels, ...)."""
-        total: Tensor | None = None
+        every = []
         for axes in self.flips:
             logits = network(windows.flip(axes) if axes else windows)
             if not isinstance(logits, Tensor) or logits.shape[2:] != windows.shape[2:]:
@@ -163,9 +163,8 @@ class WindowInferer(Inferer):
                     f"the network makes {got} of windows of the shape {tuple(windows.shape)}: it must return one "
                     "tensor of logits (windows, classes, ...) of the same size"
                 )
-            logits = logits.float().flip(axes) if axes else logits.float()
-            total = logits if total is None else total.add_(logits)
-        return total / len(self.flips)  # type: ignore[operator]  (there is always a flip)
+            every.append(logits.float().flip(axes) if axes else logits.float())
+        return sum(every[1:], every[0]) / len(every)
 
 
 class _RollingSums:
