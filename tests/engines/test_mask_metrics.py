@@ -142,3 +142,18 @@ def test_a_structure_that_no_case_has():
     empty = mask_numbers([MeasuredCase("x", [nowhere, nowhere])], task)
     assert empty["dice"] is None
     json.dumps({**numbers, **empty}, allow_nan=False)
+
+
+def test_the_numbers_on_a_terminal(tmp_path, capsys):
+    from monai_llmboost.command_line import training
+
+    nowhere = StructureMeasures(np.nan, np.nan, np.nan, 0.0, 0.0)
+    found = StructureMeasures(0.5, 2.0, 0.75, 8.0, 9.0)
+    numbers = mask_numbers([MeasuredCase("x", [found, nowhere])] * 2, Segmentation(["background", "[b]", "c"]))
+    (tmp_path / "metrics.json").write_text(json.dumps({**numbers, "split": "test"}))
+    training._show_metrics(tmp_path)
+    lines = [" ".join(line.replace("│", " ").split()) for line in capsys.readouterr().out.splitlines()]
+    assert "[b] Dice 0.500 0.500 to 0.500 0.500 2" in lines
+    assert "HD95, mm 2.00 2.00 to 2.00 2.00 2" in lines
+    assert "c Dice – – 0, 2 undefined" in lines
+    assert "median dice 0.500 0.500 to 0.500" in lines
