@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,14 +60,11 @@ class Segmentation:
         if len(names) < 2:
             raise ValueError(f"a segmentation needs a background and a structure, not {names}: name both")
         self.structures = names[1:]
-        self.metrics: Mapping[str, TaskMetric] = {"dice": _metric("Dice", "val_dice", mean_dice)}
+        metrics = {"dice": _metric("Dice", "val_dice", mean_dice)}
         if 1 < len(self.structures) <= MOST_METRICS:
-            self.metrics = self.metrics | {
-                column: _metric(
-                    f"Dice of {name}", f"val_{column}", lambda scores, _, number=number: scores[..., number]
-                )
-                for number, (name, column) in enumerate(zip(self.structures, self.columns()))
-            }
+            for number, (name, column) in enumerate(zip(self.structures, self.columns())):
+                metrics[column] = _metric(f"Dice of {name}", f"val_{column}", partial(_dice_of, number=number))
+        self.metrics: Mapping[str, TaskMetric] = metrics
 
     @classmethod
     def of(cls, network: nn.Module) -> Segmentation:
@@ -129,6 +127,11 @@ class Segmentation:
 
     def check_labels(self, loader: Any, which: str) -> None:
         """Check nothing: a label map is checked when it is read."""
+
+
+def _dice_of(scores: np.ndarray, labels: np.ndarray, number: int) -> np.ndarray:
+    """Return the Dice of one structure: (..., cases, structures) -> (..., cases)."""
+    return scores[..., number]
 
 
 def _metric(label: str, key: str, per_case: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> TaskMetric:

@@ -155,5 +155,5 @@ def test_the_numbers_on_a_terminal(tmp_path, capsys):
     lines = [" ".join(line.replace("│", " ").split()) for line in capsys.readouterr().out.splitlines()]
     assert "[b] Dice 0.500 0.500 to 0.500 0.500 2" in lines
     assert "HD95, mm 2.00 2.00 to 2.00 2.00 2" in lines
-    assert "c Dice – – 0, 2 undefined" in lines
+    assert "c Dice \N{EN DASH} \N{EN DASH} 0, 2 undefined" in lines
     assert "median dice 0.500 0.500 to 0.500" in lines

@@ -118,8 +118,8 @@ def from_ras(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
 def to_box(volume: np.ndarray, shape: Sequence[int]) -> Tensor:
     """Return a volume scaled to a box of ``shape`` voxels, by means of whole voxels and linear interpolation."""
     whole = torch.from_numpy(np.ascontiguousarray(volume)).float()[None, None]
-    smaller = [min(own, wanted) for own, wanted in zip(volume.shape, shape)]
-    return _resize(adaptive_avg_pool3d(whole, smaller)[0, 0], shape)
+    i, j, k = (min(own, wanted) for own, wanted in zip(volume.shape, shape))
+    return _resize(adaptive_avg_pool3d(whole, (i, j, k))[0, 0], shape)
 
 
 def normalized(image: np.ndarray, shape: Sequence[int]) -> Tensor:
