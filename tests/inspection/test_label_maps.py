@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scan_lists import RAS, ct, make_label_list, make_list, mr, save, segmented
 
+from monai_llmboost.command_line.scan_plan import plan_scans
 from monai_llmboost.data import SegmentedScans, read_cases
 from monai_llmboost.inspection import check_cases, inspect_list, plan_is_current, survey_cases
 from monai_llmboost.inspection.plans.derive import derive_plan
@@ -223,6 +224,24 @@ def test_options_of_the_other_kind_of_list_are_refused(tmp_path):
         inspect(make_label_list(tmp_path, count=2), mask_column="mask")
     with pytest.raises(ValueError, match=r"structures has no effect, because the labels of .* are classes"):
         inspect(make_list(tmp_path, count=2), structures={"1": "liver"})
+
+
+def test_train_makes_a_copy_of_the_right_bundle(tmp_path, capsys):
+    path = make_label_list(tmp_path, count=12, labels={})
+    words = ["--structures", '{"1": "head", "2": "tail"}', "--test_fraction", "0", "--filters", "8"]
+    plan_scans(str(path), str(tmp_path / "mine"), words)
+    assert "structure" in capsys.readouterr().out
+    plan = json.loads((tmp_path / "mine" / "configs" / "plan.json").read_text())
+    assert (plan["structures"], plan["filters"]) == ({"1": "head", "2": "tail"}, 8)
+    assert plan["_plan_"]["reasons"]["structures"] == "given"
+    plan_scans(str(path), str(tmp_path / "mine"), words)
+    assert capsys.readouterr().out.startswith("plan: ")
+    plan_scans(str(make_list(tmp_path / "classes", count=12)), str(tmp_path / "other"), ["--test_fraction", "0"])
+    assert "labelled" in json.loads((tmp_path / "other" / "configs" / "train.json").read_text())
+    with pytest.raises(
+        ValueError, match=r"other is a bundle for scans with classes, and the labels of .* are label maps"
+    ):
+        plan_scans(str(path), str(tmp_path / "other"), [])
 
 
 def test_a_folder_of_the_other_kind_of_list(tmp_path, sound):
