@@ -60,7 +60,7 @@ def lora_block(
     rank: int = 4,
     alpha: float = 4.0,
     seed: int = 0,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     **options: Any,
 ) -> FrozenBlock:
     """Make the frozen block that ``--block SOURCE`` names, with low-rank adapters on its attention: the ``lora`` arm.
@@ -75,7 +75,7 @@ def lora_block(
         rank: as in :class:`LowRankLinear`.
         alpha: as in :class:`LowRankLinear`; with a fixed alpha, a new rank does not need a new learning rate.
         seed: seed of A, and of a random block; the global random state is not changed.
-        dtype: dtype of the frozen weights.
+        dtype: dtype of the frozen weights, or ``"auto"``, as in :class:`FrozenBlock`.
         options: ``h_scale`` as in :func:`monai_llmboost.llm.load_block`; ``final_norm``, ``causal``, ``rotary`` as in
             :class:`FrozenBlock`.
 

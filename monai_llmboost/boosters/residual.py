@@ -122,7 +122,7 @@ class ResidualBooster(nn.Module):
             raise ValueError("read must be a whole number from 1, or None for all tokens")
         rows = x if read is None else x[:, :read]
         h = self.encode(rows)  # (B, R, D)
-        y = self.block_output(h) if read is None or self.tokenwise else self.block_at_first(x, h)
+        y = self.block_output(rows, h) if read is None or self.tokenwise else self.block_at_first(x, h)
         y = self.gate(y)
         if self.inner:
             y = y + h
@@ -131,13 +131,14 @@ class ResidualBooster(nn.Module):
             z = z + self.skip(rows)
         return z
 
-    def block_output(self, h: Tensor) -> Tensor:
-        """Return the block's output for all tokens, (B, N, D) to (B, N, D)."""
+    def block_output(self, x: Tensor, h: Tensor) -> Tensor:
+        """Return the block's output at all visual tokens ``x`` (B, N, C), encoded ones ``h`` (B, N, D); (B, N, D)."""
         if torch.jit.is_scripting():
             return self.block(h)
-        elif self.use_checkpoint and self.training:
-            return checkpoint(self.block, h, use_reentrant=False)
-        return self.block(h)
+        else:  # so that scripting skips it
+            if self.use_checkpoint and self.training:
+                return checkpoint(self.block, h, use_reentrant=False)
+            return self.readout.all_tokens(x, h, self.encode, self.block)
 
     def block_at_first(self, x: Tensor, h: Tensor) -> Tensor:
         """Return the block's output at the first tokens ``h`` (B, R, D) of all visual tokens ``x`` (B, N, C)."""
@@ -149,7 +150,7 @@ class ResidualBooster(nn.Module):
                 return self.block.finish(h, attended)
         if self.readout.takes_read:
             return self.block(self.encode(x), read)
-        return self.block_output(self.encode(x))[:, :read]
+        return self.block_output(x, self.encode(x))[:, :read]
 
     @property
     def takes_apart(self) -> bool:
@@ -168,10 +169,14 @@ class ResidualBooster(nn.Module):
             self.block = shrink()
             self.readout = ReadOut(self.encode, self.block)
 
-    def describe_readout(self, batch: int, tokens: int, read: int) -> str:
-        """Return how the first ``read`` tokens are computed, as text for tables."""
+    def describe_readout(self, batch: int, tokens: int, read: int | None = None) -> str:
+        """Return how the first ``read`` tokens are computed, or all of them, as text for tables."""
         if self.tokenwise:
             return "each token for itself"
+        if read is None:
+            folded = not self.use_checkpoint
+            how = self.readout.describe_all(self.encode, self.block, batch, tokens) if folded else "whole block"
+            return f"all tokens are read: {how}"
         return self.readout.describe(self.encode, self.block, (batch, tokens, read))
 
 

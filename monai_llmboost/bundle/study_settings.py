@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The study settings of a bundle in ``configs/studies.json``: its presets, and unused options of data sets."""
+"""The study settings of a bundle in ``configs/studies.json``: its presets and floors, and unused options."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from monai_llmboost.bundle.contract import CONFIGS, PRESET_NETWORK, PRESET_TRAIN
 from monai_llmboost.bundle.find import networks_of
 
 WEIGHTS = ("best", "last")
+# The floors of a classification.
+CLASS_FLOORS = ("floor-numbers", "floor-pca", "floor-random-features")
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,12 @@ class StudySettings:
     Args:
         presets: by name.
         unused: by data set, the options that it does not use, such as the folder of a synthetic data set.
+        floors: the floors of its studies, unless others are asked for.
     """
 
     presets: Mapping[str, Preset] = field(default_factory=dict)
     unused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    floors: tuple[str, ...] = CLASS_FLOORS
 
     @classmethod
     def of(cls, bundle: Path) -> StudySettings:
@@ -73,7 +77,8 @@ class StudySettings:
         file = bundle / CONFIGS / STUDIES
         content: Mapping[str, Any] = read_config(file) if file.is_file() else {}
         presets = {name: _preset(bundle, name, given) for name, given in content.get("presets", {}).items()}
-        return cls(presets, {name: tuple(options) for name, options in content.get("unused", {}).items()})
+        unused = {name: tuple(options) for name, options in content.get("unused", {}).items()}
+        return cls(presets, unused, tuple(content.get("floors", CLASS_FLOORS)))
 
     def check_used(self, options: Mapping[str, Any], datasets: Sequence[str]) -> None:
         """Refuse options that none of the data sets uses.

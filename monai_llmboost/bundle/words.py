@@ -107,6 +107,8 @@ def _encoded(value: Any, text: bool) -> Any:
         value = os.fspath(value)
     if isinstance(value, (list, tuple)):
         return [_encoded(one, text) for one in value]
+    if isinstance(value, Mapping):
+        return {key: _encoded(one, text) for key, one in value.items()}
     if isinstance(value, str) and (text or not is_computed(value)) and SPECIAL.intersection(value):
         return literal(value)
     return value

@@ -12,6 +12,8 @@ import typer
 from monai_llmboost.command_line.errors import INTERRUPTED, USER_ERRORS, report_error
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from monai_llmboost.inspection import Inspection
 
 # Exit statuses: mistakes in the data (with --strict also warnings), and a wrong command or list.
@@ -22,11 +24,18 @@ SHOWN = 10
 
 def inspect(
     data: Annotated[
-        Path, typer.Option(help="The labelled scans: a CSV file, a JSON datalist, or a folder with one for each class.")
+        Path,
+        typer.Option(
+            help="The labelled scans: a CSV file, a JSON datalist, a folder with one for each class, or one with "
+            "imagesTr and labelsTr."
+        ),
     ],
     bundle: Annotated[
         Path | None,
-        typer.Option(help="The folder to train in; it becomes a copy of the bundle scans_classification, with a plan."),
+        typer.Option(
+            help="The folder to train in; it becomes a copy of the bundle scans_classification, or for label maps of "
+            "scans_segmentation, with a plan."
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The folder to write into; default: inspection.")
@@ -34,7 +43,9 @@ def inspect(
     image_column: Annotated[
         str | None, typer.Option(help="Column of the paths, or several with commas, one for each channel.")
     ] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of the classes.")] = None,
+    label_column: Annotated[
+        str | None, typer.Option(help="Column of the classes, or of the paths of label maps.")
+    ] = None,
     split_column: Annotated[str | None, typer.Option(help="Column of the splits: train, val, test.")] = None,
     fold_column: Annotated[str | None, typer.Option(help="Column of the folds.")] = None,
     group_column: Annotated[
@@ -42,6 +53,10 @@ def inspect(
     ] = None,
     mask_column: Annotated[str | None, typer.Option(help="Column of masks to crop around.")] = None,
     case_column: Annotated[str | None, typer.Option(help="Column of the names of cases.")] = None,
+    structures: Annotated[
+        str | None,
+        typer.Option(help='Values of label maps with names, such as \'{"1": "liver"}\'; default: the list\'s.'),
+    ] = None,
     folds: Annotated[int | None, typer.Option(min=2, help="Number of folds to divide the training cases into.")] = None,
     fold: Annotated[int | None, typer.Option(min=0, help="The fold that validates.")] = None,
     test_fraction: Annotated[
@@ -64,18 +79,20 @@ def inspect(
     Exit status: 0 if nothing is wrong; 1 if there are errors in the data; 2 if
     the command or the list is wrong; 130 if interrupted.
     """
-    chosen: dict[str, Any] = {
-        "image_column": image_column, "label_column": label_column, "split_column": split_column,
-        "fold_column": fold_column, "group_column": group_column, "mask_column": mask_column,
-        "case_column": case_column, "folds": folds, "fold": fold, "test_fraction": test_fraction,
-        "missing_channels": missing_channels, "volume": volume,
-    }  # fmt: skip
-    given = {key: value for key, value in chosen.items() if value is not None}
     try:
         from monai_llmboost.arguments import check_choice
+        from monai_llmboost.bundle import parsed
         from monai_llmboost.data.transforms.load import MISSING
         from monai_llmboost.inspection import inspect_list
 
+        chosen: dict[str, Any] = {
+            "image_column": image_column, "label_column": label_column, "split_column": split_column,
+            "fold_column": fold_column, "group_column": group_column, "mask_column": mask_column,
+            "case_column": case_column, "folds": folds, "fold": fold, "test_fraction": test_fraction,
+            "missing_channels": missing_channels, "volume": volume,
+            "structures": None if structures is None else parsed(structures),
+        }  # fmt: skip
+        given = {key: value for key, value in chosen.items() if value is not None}
         if missing_channels is not None:
             check_choice("missing_channels", missing_channels, MISSING)
         found = inspect_list(data, output, bundle, given, workers)
@@ -95,20 +112,9 @@ def show(found: Inspection) -> None:
     from rich.table import Table
 
     from monai_llmboost.command_line.tables import make_console, plain_text
-    from monai_llmboost.inspection.page.report import count_cases, describe_scans
 
     console = make_console()
-    classes = found.cases.class_names
-    table = Table("cases", *map(plain_text, classes), title=plain_text(found.cases.path.name))
-    for name, numbers in count_cases(found):
-        table.add_row(name, *map(str, numbers))
-    console.print(table)
-    for channel, number, lines in describe_scans(found):
-        table = Table(title=plain_text(f"{channel}: {number}" if len(found.cases.channels) > 1 else number))
-        table.show_header = False
-        for what, text in lines:
-            table.add_row(what, plain_text(text))
-        console.print(table)
+    _show_cases(found, console)
     for record in found.refused[:SHOWN]:
         console.print(
             f"[red]cannot be used:[/] {plain_text(record.name)}: {plain_text(record.refused)}", highlight=False
@@ -136,3 +142,29 @@ def show(found: Inspection) -> None:
     for what, path in {"plan": found.plan_file, "page": found.page}.items():
         if path is not None:
             console.print(f"{what}: {path}", highlight=False, markup=False)
+
+
+def _show_cases(found: Inspection, console: Console) -> None:
+    """Print tables of cases, structures and scans."""
+    from rich.table import Table
+
+    from monai_llmboost.command_line.tables import plain_text
+    from monai_llmboost.inspection.page.report import count_cases, describe_scans, describe_structures, group_names
+
+    names = group_names(found)
+    more = ["all"] if found.cases.is_segmentation else []  # a case may have several structures
+    table = Table("cases", *map(plain_text, names), *more, title=plain_text(found.cases.path.name))
+    for name, numbers, total in count_cases(found):
+        table.add_row(name, *map(str, [*numbers, total][: len(names) + len(more)]))
+    console.print(table)
+    if found.structures:
+        table = Table("structure", "value", "cases", "volume in mm3", "voxels")
+        for row in describe_structures(found):
+            table.add_row(*map(plain_text, row))
+        console.print(table)
+    for channel, number, lines in describe_scans(found):
+        table = Table(title=plain_text(f"{channel}: {number}" if len(found.cases.channels) > 1 else number))
+        table.show_header = False
+        for what, text in lines:
+            table.add_row(what, plain_text(text))
+        console.print(table)

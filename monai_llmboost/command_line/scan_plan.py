@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
@@ -15,14 +17,14 @@ from monai_llmboost.bundle.contract import CONFIGS, METADATA, PLAN, TRAIN_CONFIG
 from monai_llmboost.bundle.words import plain_text
 from monai_llmboost.command_line.options import DEFAULT_BUNDLE, split_options
 
-SCANS_BUNDLE = "scans_classification"
 # Exit status for mistakes in the labelled scans.
 WRONG_DATA = 1
 Data = Annotated[
     str | None,
     typer.Option(
         help="Labelled scans: a CSV file, a JSON datalist, or a folder with one for each class. They are "
-        "inspected, and --bundle FOLDER becomes a copy of the bundle scans_classification if it does not exist."
+        "inspected, and --bundle FOLDER becomes a copy of the bundle scans_classification, or of scans_segmentation "
+        "for label maps, if it does not exist."
     ),
 ]
 
@@ -42,11 +44,12 @@ def plan_scans(data: str, bundle: str, words: list[str]) -> None:
     """
     if bundle == DEFAULT_BUNDLE:
         raise ValueError("--data needs a folder to train in: give --bundle FOLDER, which is made if it does not exist")
-    content = merged([bundle_path(SCANS_BUNDLE) / CONFIGS / TRAIN_CONFIG])
-    options = typed_values(content, {key.replace("::", "#"): text for key, text in split_options(words)[0].items()})
+    texts = {key.replace("::", "#"): text for key, text in split_options(words)[0].items()}
+    folder = Path(bundle)
+    config = folder / CONFIGS / TRAIN_CONFIG
+    options = typed_values(merged([config if config.is_file() else _usual_config(data, texts)]), texts)
     from monai_llmboost.inspection import LINES, inspect_list, plan_is_current
 
-    folder = Path(bundle)
     if (folder / CONFIGS / METADATA).is_file() and plan_is_current(folder / CONFIGS / PLAN, data, options):
         typer.echo(f"plan: {folder / CONFIGS / PLAN}")
         return
@@ -56,6 +59,16 @@ def plan_scans(data: str, bundle: str, words: list[str]) -> None:
     show(found)
     if found.findings.errors:
         sys.exit(WRONG_DATA)
+
+
+def _usual_config(data: str, texts: Mapping[str, str]) -> Path:
+    """Return the config of the bundle of this package for the labels of a list."""
+    from monai_llmboost.data.labelled import Columns, is_for_segmentation
+    from monai_llmboost.data.labelled.divided import BUNDLES
+
+    names = [one.name for one in fields(Columns)]
+    columns = Columns(**{name: texts[f"{name}_column"] for name in names if f"{name}_column" in texts})
+    return bundle_path(BUNDLES[is_for_segmentation(data, columns)]) / CONFIGS / TRAIN_CONFIG
 
 
 def list_is_planned(bundle: Path) -> bool:

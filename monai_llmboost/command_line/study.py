@@ -12,6 +12,7 @@ import typer
 
 from monai_llmboost.bundle import Option, bundle_path, check_options, job_configs, merged, split_network
 from monai_llmboost.bundle.job import STUDY_KEYS, check_keys
+from monai_llmboost.bundle.study_settings import StudySettings
 from monai_llmboost.bundle.words import is_computed, plain_text
 from monai_llmboost.command_line.errors import INTERRUPTED, USER_ERRORS, report_error
 from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, Network, options_of_bundle
@@ -55,8 +56,12 @@ def study(
     network: Network = None,
     references: Annotated[str, typer.Option(help="Arms that the others are compared with.")] = "none,mlp,random",
     floors: Annotated[
-        str, typer.Option(help="Simple predictors that an arm should beat, with commas; none: leave them out.")
-    ] = "floor-numbers,floor-pca,floor-random-features",
+        str | None,
+        typer.Option(
+            help="Simple predictors that an arm should beat, with commas; none: leave them out; default: all that fit "
+            "the bundle."
+        ),
+    ] = None,
     bundle: Bundle = DEFAULT_BUNDLE,
     data: Data = None,
     jobs: Annotated[int, typer.Option(help="Number of parallel runs; with several GPUs, one GPU for each run.")] = 1,
@@ -112,7 +117,7 @@ def study(
             lr_seeds=lr_seeds,
             preset=preset,
             network=named,
-            floors=() if floors.strip() == NO_FLOORS else _listed(floors),
+            floors=_floors(bundle, floors),
             label_fractions=_numbers(label_fraction, "label fractions", "0.1,0.25,1"),
             references=tuple(word if word in names else split_arms([word])[0][0] for word in _listed(references)),
             options={**options_of_bundle(context.args, configs), **expression},
@@ -142,6 +147,13 @@ def _datasets(bundle: str, given: str | None) -> tuple[str, ...]:
     for name in names:
         check_options(configs, {Option.DATASET: name})
     return names
+
+
+def _floors(bundle: str, given: str | None) -> tuple[str, ...]:
+    """Return the given floors, or by default those of the bundle."""
+    if given is None:
+        return StudySettings.of(bundle_path(bundle)).floors
+    return () if given.strip() == NO_FLOORS else _listed(given)
 
 
 def _was_given(context: typer.Context, name: str) -> bool:

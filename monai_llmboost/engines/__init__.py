@@ -3,6 +3,7 @@
 
 from monai_llmboost.engines.checkpoints import TrainingCheckpoints
 from monai_llmboost.engines.curves import LearningCurves, TensorBoardCurves
+from monai_llmboost.engines.evaluation.mask_metrics import MaskMetrics
 from monai_llmboost.engines.evaluation.scan_metrics import ScanMetrics
 from monai_llmboost.engines.heads_loss import HeadsLoss
 from monai_llmboost.engines.logistic_start import LogisticStart
@@ -20,6 +21,7 @@ __all__ = [
     "HeldWarmupCosine",
     "LearningCurves",
     "LogisticStart",
+    "MaskMetrics",
     "MedMNISTACC",
     "MedMNISTAUC",
     "MetricsFile",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from monai_llmboost.inference.batches import PendingBatches
     from monai_llmboost.inference.cases import ScanCases
-    from monai_llmboost.inference.dicom.objects import DicomObjects
+    from monai_llmboost.inference.dicom.objects import DicomMasks, DicomObjects
     from monai_llmboost.inference.figures import figures_of, weights_digest
     from monai_llmboost.inference.handler import Predictions
     from monai_llmboost.inference.hub import load_from_hub, push_to_hub
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # Names and the modules that define them.
 _MODULES = {
+    "DicomMasks": "dicom.objects",
     "DicomObjects": "dicom.objects",
     "HalvingInferer": "inferer",
     "Journal": "journal",
@@ -57,6 +58,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "DicomMasks",
     "DicomObjects",
     "HalvingInferer",
     "Journal",

@@ -43,6 +43,10 @@ class Answers(Protocol):
             ValueError: the network has none.
         """
 
+    @property
+    def structures(self) -> dict[int, str]:
+        """The value and name of each structure in masks; empty if answers have no masks."""
+
     def record(self, scan: Scan, case: Case, output: Tensor) -> dict[str, Any]:
         """Return the answer of a case as JSON types, after writing its files.
 
@@ -93,6 +97,11 @@ class ClassProbabilities:
     def class_names(self) -> list[str]:
         """The names in the network's checkpoint."""
         return self.task.class_names
+
+    @property
+    def structures(self) -> dict[int, str]:
+        """No structures."""
+        return {}
 
     def record(self, scan: Scan, case: Case, output: Tensor) -> dict[str, Any]:
         """Return the probabilities (classes,) and the name of the predicted class."""

@@ -25,7 +25,7 @@ from monai_llmboost.inference.answers import Answers, ClassProbabilities
 from monai_llmboost.inference.batches import PendingBatches
 from monai_llmboost.inference.case import Case
 from monai_llmboost.inference.cases import ScanCases
-from monai_llmboost.inference.dicom.objects import DicomObjects
+from monai_llmboost.inference.dicom.objects import CaseObjects
 from monai_llmboost.inference.hidden import HASHED
 from monai_llmboost.inference.identifiers import identifiers, parse_columns
 from monai_llmboost.inference.journal import Journal
@@ -98,7 +98,7 @@ class Predictions:
         modality: str = "any",
         report: bool = True,
         saliency: SaliencyMaps | None = None,
-        dicom: DicomObjects | None = None,
+        dicom: CaseObjects | None = None,
         view: Sequence[str] | str | None = None,
         weights: TrainedWeights | None = None,
         columns: Sequence[str] | str | None = None,
@@ -118,9 +118,9 @@ class Predictions:
         self.modality = modality
         self.report = report
         self.view = [view] if isinstance(view, str) else view
-        self.outputs = CaseOutputs(cases, self.output_dir, saliency, dicom, report, self.view)
         self.weights = weights
         self.answers: Answers = ClassProbabilities(network) if answers is None else answers
+        self.outputs = CaseOutputs(cases, self.output_dir, self.answers, saliency, dicom, report, self.view)
         self.columns = parse_columns(columns)
         if self.columns and cases.hides_names:
             raise ValueError(f"--salt hides names and {self.columns[0]} identifies a patient: leave out one of them")
@@ -140,8 +140,8 @@ class Predictions:
 
     def start(self) -> None:
         """Load the weights, lock the output folder, and log the numbers of scans."""
-        self.outputs.check_view()
         self._load()
+        self.outputs.check()
         self._check_hidden()
         self.journal.open()
         done = f", {self.batches.num_done} of them done before" if self.batches.num_done else ""
@@ -255,6 +255,8 @@ class Predictions:
         }
         if not self.cases.hides_names:
             run["command"] = shlex.join(sys.argv)
+        if structures := self.answers.structures:
+            run["structures"] = {str(value): name for value, name in structures.items()}
         viewers = self.outputs.complete(self.rows)
         scans = (*self.cases.scans, *self.cases.refused)
         identifying = {scan.name: identifiers(scan, self.columns) for scan in scans}

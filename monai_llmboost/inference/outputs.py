@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Outputs of a predicted case besides its row: maps, DICOM objects, a thumbnail, a viewer."""
+"""Outputs of a predicted case besides its row: maps, DICOM objects, a thumbnail or contours, a viewer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import base64
 import math
 import sys
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,23 @@ import nibabel
 import numpy as np
 import torch
 
+from monai_llmboost.artifacts.contours import contour_picture
+from monai_llmboost.inference.answers import Answers
 from monai_llmboost.inference.case import Case
 from monai_llmboost.inference.cases import ScanCases
-from monai_llmboost.inference.dicom.objects import DicomObjects
+from monai_llmboost.inference.dicom.objects import CaseObjects
 from monai_llmboost.inference.maps.saliency import SaliencyMaps
 from monai_llmboost.inference.maps.thumbnails import thumbnail
 from monai_llmboost.inference.page.viewer import Viewer, viewer_html
 from monai_llmboost.inference.reasons import may_pass
 from monai_llmboost.inference.rows import Row
 
+# Largest volume that is kept for the contours of a mask. A larger one is read again for them.
+KEPT_FOR_CONTOURS = 256 << 20
 # Function that returns the original volume, (i, j, k), and its affine to RAS+ mm.
 VolumeOf = Callable[[], tuple[np.ndarray, np.ndarray]]
+# Function that returns the mask of a case, (i, j, k).
+MaskOf = Callable[[], np.ndarray]
 
 
 class CaseOutputs:
@@ -35,6 +41,7 @@ class CaseOutputs:
     Args:
         cases: the scans.
         output_dir: folder of the run.
+        answers: what an answer is; its masks are drawn.
         saliency: draws maps; None draws none.
         dicom: writes DICOM objects for DICOM scans; None writes none.
         report: whether to make thumbnails and viewers for the report.
@@ -45,13 +52,15 @@ class CaseOutputs:
         self,
         cases: ScanCases,
         output_dir: Path,
+        answers: Answers,
         saliency: SaliencyMaps | None = None,
-        dicom: DicomObjects | None = None,
+        dicom: CaseObjects | None = None,
         report: bool = True,
         view: Sequence[str] | None = None,
     ) -> None:
         self.cases = cases
         self.output_dir = output_dir
+        self.answers = answers
         self.saliency = saliency
         self.dicom = dicom
         self.report = report
@@ -60,12 +69,14 @@ class CaseOutputs:
         self.draws = math.prod(cases.image_shape[1:]) > 1  # features in place of a volume have no picture
         self._index = {scan.name: number for number, scan in enumerate(cases.scans)}
 
-    def check_view(self) -> None:
-        """Check that the cases to view were found.
+    def check(self) -> None:
+        """Check, once the weights are loaded, what does not concern a single case.
 
         Raises:
-            ValueError: a case to view was not found.
+            ValueError: a case to view was not found, or the codes of structures are wrong.
         """
+        if self.dicom is not None:
+            self.dicom.check()
         for case in self.view or ():
             if case not in self._index:
                 raise ValueError(f"--view {case!r} is none of the cases that were found: see the column case")
@@ -73,6 +84,9 @@ class CaseOutputs:
     def keep_volumes(self, most_bytes: int) -> None:
         """Keep volumes up to this size for cases that need a picture or a viewer."""
         viewed = self.view if self.report and idist.get_rank() == 0 else None
+        if self.report and self.answers.structures:
+            self.cases.keep_volumes(self._index, min(most_bytes, KEPT_FOR_CONTOURS))
+            return
         self.cases.keep_volumes((viewed or ()) if self.saliency is None else self._index, most_bytes)
 
     def make(self, row: Row, case: Case, class_names: Sequence[str]) -> None:
@@ -81,6 +95,7 @@ class CaseOutputs:
         relevance = None
         if self.saliency is not None:
             relevance = self._draw_maps(self.saliency, row, case, class_names.index(row.predicted), volume_of)
+        mask_of = cache(lambda: _read_mask(self.output_dir, row))
         scan = self.cases.scans[case.index]
         if self.dicom is not None and scan.format == "DICOM":
             try:
@@ -88,9 +103,9 @@ class CaseOutputs:
             except ValueError as error:  # the source lacks what the standard requires
                 row.warnings.append(f"no DICOM objects: {self.cases.reason(error)}")
         if self.report and self.draws:
-            row.thumbnail = _encode(thumbnail(case.image))
+            row.thumbnail = self._picture(row, case, volume_of, mask_of)
         if self._is_viewed(row.case):
-            self._draw_viewer(row.case, volume_of, relevance)
+            self._draw_viewer(row.case, volume_of, relevance, mask_of)
 
     def complete(self, rows: Sequence[Row]) -> list[Viewer]:
         """Make thumbnails and viewers that the page still lacks, and return the viewers.
@@ -106,14 +121,17 @@ class CaseOutputs:
             case = None
             if not row.refused and not row.thumbnail and self.draws:
                 case = self.cases.read(self._index[row.case])
-                row.thumbnail = "" if case.refused else _encode(thumbnail(case.image))
+                volume_of = _volume_of(self.cases, case.index, case)
+                mask_of = partial(_read_mask, self.output_dir, row)
+                row.thumbnail = "" if case.refused else self._picture(row, case, volume_of, mask_of)
             if row.case not in viewed or row.case in self._viewers:
                 continue
             if row.refused:
                 row.warnings.append("no viewer: the case is refused")
                 continue
             volume_of = _volume_of(self.cases, self._index[row.case], case)
-            error = self._draw_viewer(row.case, volume_of, _read_map(self.output_dir, row))
+            mask_of = partial(_read_mask, self.output_dir, row)
+            error = self._draw_viewer(row.case, volume_of, _read_map(self.output_dir, row), mask_of)
             if error is not None:  # the volume cannot be read any more; its prediction is kept
                 row.warnings.append(f"no viewer: {self.cases.reason(error)}")
         return [self._viewers[case] for case in viewed if case in self._viewers]
@@ -133,10 +151,24 @@ class CaseOutputs:
         row.saliency = maps.files
         return maps.values["network"]
 
-    def _draw_viewer(self, case: str, volume_of: VolumeOf, relevance: np.ndarray | None) -> Exception | None:
-        """Draw the viewer of a case; return the error if this fails."""
+    def _picture(self, row: Row, case: Case, volume_of: VolumeOf, mask_of: MaskOf) -> str:
+        """Return the contours of the mask of a case, or a thumbnail of the network's input, in base64."""
+        if not row.mask:
+            return _encode(thumbnail(case.image))
         try:
-            self._viewers[case] = Viewer(case, viewer_html(*volume_of(), relevance, case))
+            return _encode(contour_picture(*volume_of(), mask_of(), self.answers.structures))
+        except (ValueError, OSError, MemoryError) as error:  # the prediction is kept
+            row.warnings.append(f"no picture: {self.cases.reason(error)}")
+            return ""
+
+    def _draw_viewer(
+        self, case: str, volume_of: VolumeOf, relevance: np.ndarray | None, mask_of: MaskOf
+    ) -> Exception | None:
+        """Draw the viewer of a case; return the error if this fails."""
+        structures = self.answers.structures
+        try:
+            mask = mask_of() if structures else None
+            self._viewers[case] = Viewer(case, viewer_html(*volume_of(), relevance, case, mask, structures))
         except (ValueError, OSError) as error:
             return error
         return None
@@ -171,6 +203,11 @@ def _read_map(output_dir: Path, row: Row) -> np.ndarray | None:
     path = row.saliency.get("network")
     image: Any = nibabel.load(output_dir / path) if path else None
     return None if image is None else np.asarray(image.dataobj, dtype=np.float32)
+
+
+def _read_mask(output_dir: Path, row: Row) -> np.ndarray:
+    image: Any = nibabel.load(output_dir / row.mask)
+    return np.asanyarray(image.dataobj)
 
 
 def _encode(png: bytes) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from monai_llmboost.data.labelled import SPLITS, CaseList, LabelledCase
 from monai_llmboost.data.transforms.load import LEAST_COVER
 from monai_llmboost.inspection.shortcuts import Shortcut, find_shortcuts, header_numbers
+from monai_llmboost.inspection.structures import Structure, absent_structures, check_label_content
 from monai_llmboost.inspection.survey import CaseSurvey
 
 # A class with a larger part of the training cases than this is a strong imbalance: saying it always is right so often.
@@ -60,13 +61,19 @@ class Findings:
     shortcuts: tuple[Shortcut, ...] = ()
 
 
-def check_cases(cases: CaseList, survey: Sequence[CaseSurvey], divided: Sequence[LabelledCase]) -> Findings:
+def check_cases(
+    cases: CaseList,
+    survey: Sequence[CaseSurvey],
+    divided: Sequence[LabelledCase],
+    structures: Sequence[Structure] = (),
+) -> Findings:
     """Find errors and oddities of a list and its scans.
 
     Args:
         cases: the list.
         survey: the records of its cases.
         divided: the cases that can be used, each with the split it gets; empty if they cannot be divided.
+        structures: the structures of a list for segmentation.
 
     Example:
         >>> check_cases(cases, survey_cases(cases), divided).errors  # doctest: +SKIP
@@ -79,15 +86,20 @@ def check_cases(cases: CaseList, survey: Sequence[CaseSurvey], divided: Sequence
     shortcuts = find_shortcuts(
         labelled, header_numbers([records[case.name] for case in labelled], cases.channels) if labelled else {}
     )
+    absent, lacking = absent_structures(structures, divided)
     errors = [
         *cases.errors,
         *_shorten(_say_duplicate(one) for one in duplicates if one.is_error),
         *_missing_classes(cases, divided),
+        *(["no label map has a structure: every voxel is 0"] if cases.is_segmentation and not structures else []),
+        *absent,
         *_shorten(_apart(survey)),
     ]
     warnings = [
         *cases.warnings,
         *_counts(cases, divided),
+        *lacking,
+        *_shorten(check_label_content(structures, [records[case.name] for case in usable])),
         *_say_refused(cases, survey),
         *_say_shortcuts(shortcuts),
         *_modalities(cases, usable, records),
@@ -106,18 +118,24 @@ def _find_duplicates(usable: Sequence[LabelledCase], records: dict[str, CaseSurv
             if one.minimum < one.maximum:  # empty channels are all equal
                 with_image[one.digest][case.name] = case
     sets = {tuple(same): list(same.values()) for same in with_image.values() if len(same) > 1}
-    return [_duplicate(same) for same in sets.values()]
+    return [_duplicate(same, [_label_of(case, records) for case in same]) for same in sets.values()]
 
 
-def _duplicate(same: Sequence[LabelledCase]) -> Duplicate:
+def _label_of(case: LabelledCase, records: dict[str, CaseSurvey]) -> str:
+    """Return the class of a case, or a name for the content of its label map."""
+    label_map = records[case.name].label_map
+    return case.label if label_map is None else f"label map {label_map.digest[:6]}"
+
+
+def _duplicate(same: Sequence[LabelledCase], labels: Sequence[str]) -> Duplicate:
     # One scan may have several findings, each with its own point or mask and label.
     targets: dict[tuple, set[str]] = defaultdict(set)
-    for case in same:
-        targets[(case.mask, case.centre_mm)].add(case.label)
+    for case, label in zip(same, labels):
+        targets[(case.mask, case.centre_mm)].add(label)
     places = [case.split or ("" if case.fold is None else f"fold {case.fold}") for case in same]
     undivided = not any(places) and len({case.group or case.name for case in same}) > 1
-    is_error = any(len(labels) > 1 for labels in targets.values()) or len(set(places)) > 1 or undivided
-    return Duplicate(tuple(case.name for case in same), tuple(case.label for case in same), tuple(places), is_error)
+    is_error = any(len(different) > 1 for different in targets.values()) or len(set(places)) > 1 or undivided
+    return Duplicate(tuple(case.name for case in same), tuple(labels), tuple(places), is_error)
 
 
 def _say_duplicate(one: Duplicate) -> str:
@@ -164,6 +182,8 @@ def _counts(cases: CaseList, divided: Sequence[LabelledCase]) -> Iterator[str]:
                 f"{100 * number / total:.0f} % of the cases are of the class {name}, so accuracy says little: compare "
                 "by AUC, and give --balance loss or --balance sampling"
             )
+    if cases.is_segmentation and 0 < total < FEW:
+        yield f"few cases to train and validate on: {total}; differences between networks will be chance"
     few = [f"{name} ({count[name]})" for name in cases.class_names if 0 < count[name] < FEW]
     if few:
         yield f"few cases to train and validate on: {', '.join(few)}; differences between networks will be chance"
@@ -178,7 +198,8 @@ def _say_refused(cases: CaseList, survey: Sequence[CaseSurvey]) -> Iterator[str]
     yield f"{len(refused)} of {len(survey)} cases cannot be used and are left out ({said})"
     labels = {case.name: case.label for case in cases.cases}
     lost = Counter(labels[record.name] for record in refused)
-    if len(refused) > MANY_REFUSED * len(survey) and len(refused) >= FEW and max(lost.values()) == len(refused):
+    is_many = len(refused) > MANY_REFUSED * len(survey) and not cases.is_segmentation
+    if is_many and len(refused) >= FEW and max(lost.values()) == len(refused):
         yield f"all refused cases are of the class {labels[refused[0].name]}: what is wrong with them is not chance"
 
 

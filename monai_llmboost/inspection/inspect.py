@@ -13,21 +13,25 @@ from typing import Any
 import torch
 
 from monai_llmboost.bundle import copy_bundle
-from monai_llmboost.bundle.contract import CONFIGS, EVAL, METADATA, PLAN
+from monai_llmboost.bundle.content import read_config
+from monai_llmboost.bundle.contract import CONFIGS, EVAL, METADATA, PLAN, TRAIN_CONFIG
 from monai_llmboost.data import ScanReader
 from monai_llmboost.data.labelled import SPLITS, CaseList, Columns, Division, LabelledCase, read_cases
+from monai_llmboost.data.labelled.divided import BUNDLES
 from monai_llmboost.inspection.checks import Findings, check_cases
-from monai_llmboost.inspection.plan import CPU_VOXELS, GPU_VOXELS, ScanPlan, derive_plan, write_plan
+from monai_llmboost.inspection.plans.derive import derive_plan
+from monai_llmboost.inspection.plans.extent import CPU_VOXELS, GPU_VOXELS
+from monai_llmboost.inspection.plans.lines import ScanPlan, write_plan
+from monai_llmboost.inspection.structures import Structure, measure_structures, name_structures, refuse_unknown
 from monai_llmboost.inspection.survey import CaseSurvey, survey_cases
 
-BUNDLE = "scans_classification"
 # The folder of the results below a bundle's folder of results, and their files.
 FOLDER, PAGE, SURVEY = "inspection", "inspection.html", "survey.json"
 # With fewer scans, processes take longer to start than to read.
 FEW_SCANS, MOST_WORKERS = 16, 4
 # The keys of the config from which a division is made.
 DIVISION = {"folds": "folds", "fold": "fold", "test_fraction": "test_fraction", "split_seed": "seed"}
-MISSING_CHANNELS = "missing_channels"
+MISSING_CHANNELS, STRUCTURES = "missing_channels", "structures"
 # The keys of the config that are options of the reader.
 READER = ("volume", "min_slices", "gantry_tilt")
 
@@ -43,6 +47,7 @@ class Inspection:
         division: how they were divided, as text.
         findings: errors, warnings and notes.
         plan: the plan; ``None`` while there are errors.
+        structures: the structures of a list for segmentation, with their volumes.
         page: the page that was written.
         plan_file: the plan that was written; ``None`` if there is none.
     """
@@ -55,6 +60,7 @@ class Inspection:
     plan: ScanPlan | None
     page: Path
     plan_file: Path | None
+    structures: Sequence[Structure] = ()
 
     @property
     def refused(self) -> list[CaseSurvey]:
@@ -62,9 +68,17 @@ class Inspection:
         return [record for record in self.survey if record.refused]
 
     def count(self) -> dict[str, Counter[str]]:
-        """Return the number of usable cases of each class by split."""
-        return {split: found for split in SPLITS
-                if (found := Counter(case.label for case in self.divided if case.split == split))}  # fmt: skip
+        """Return the number of usable cases of each class, or with each structure, by split."""
+        counted: dict[str, Counter[str]] = {}
+        for split in SPLITS:
+            names = [case.name for case in self.divided if case.split == split]
+            if names and self.cases.is_segmentation:
+                counted[split] = Counter(
+                    {one.name: sum(name in one.volumes_mm3 for name in names) for one in self.structures}
+                )
+            elif names:
+                counted[split] = Counter(case.label for case in self.divided if case.split == split)
+        return counted
 
 
 def inspect_list(
@@ -80,8 +94,8 @@ def inspect_list(
     Args:
         data: the list, see :func:`monai_llmboost.data.labelled.read_cases`.
         output: folder for the results; with ``bundle``, its folder ``eval/inspection`` by default.
-        bundle: folder to train in, which gets ``configs/plan.json``; a copy of the bundle ``scans_classification`` if
-            it does not exist.
+        bundle: folder to train in, which gets ``configs/plan.json``; if it does not exist, a copy of the bundle
+            ``scans_classification``, or for a list of label maps ``scans_segmentation``.
         given: values of the plan by key, which are not derived, such as ``label_column``, ``folds`` or ``spacing_mm``.
         workers: processes that read scans; ``None`` chooses.
         progress: whether to show a progress bar on a terminal.
@@ -97,7 +111,11 @@ def inspect_list(
     names = {one.name for one in fields(Columns)}
     columns = Columns(**{name: chosen[f"{name}_column"] for name in names if f"{name}_column" in chosen})
     cases = read_cases(data, columns)
-    plan_file = None if bundle is None else _prepare_bundle(bundle)
+    for key in ("mask_column", "positive_class") if cases.is_segmentation else (STRUCTURES,):
+        if key in chosen:
+            labels = "label maps" if cases.is_segmentation else "classes"
+            raise ValueError(f"{key} has no effect, because the labels of {data} are {labels}: leave it out")
+    plan_file = None if bundle is None else _prepare_bundle(bundle, cases)
     folder = output or (Path(FOLDER) if bundle is None else bundle / EVAL / FOLDER)
     if workers is None:
         workers = 0 if len(cases.cases) < FEW_SCANS else min(MOST_WORKERS, os.cpu_count() or 1)
@@ -109,9 +127,14 @@ def inspect_list(
         workers=workers,
         progress=progress,
     )
+    named: dict[int, str] = {}
+    if cases.is_segmentation:
+        named, _ = name_structures(cases, survey, chosen.get(STRUCTURES))
+        survey = refuse_unknown(survey, named)
     plan = None if cases.errors else _derive(cases, survey, chosen)
     divided, division, problem = _divide(cases, survey, plan.values if plan else chosen)
-    findings = check_cases(cases, survey, divided)
+    structures = measure_structures(named, survey)
+    findings = check_cases(cases, survey, divided, structures)
     if problem and not cases.errors:
         findings = Findings(
             (*findings.errors, problem), findings.warnings, findings.notes, findings.duplicates, findings.shortcuts
@@ -122,22 +145,31 @@ def inspect_list(
         plan_file = plan_file or folder / PLAN
         write_plan(plan, plan_file)
     found = Inspection(
-        cases, survey, divided, division, findings, plan, folder / PAGE, plan_file if plan is not None else None
-    )
+        cases, survey, divided, division, findings, plan, folder / PAGE, plan_file if plan is not None else None,
+        structures,
+    )  # fmt: skip
     from monai_llmboost.inspection.page.report import write_inspection_page  # matplotlib takes a second
 
     write_inspection_page(found, found.page)
     return found
 
 
-def _prepare_bundle(bundle: Path) -> Path:
+def _prepare_bundle(bundle: Path, cases: CaseList) -> Path:
     """Return where the plan of a bundle belongs; a folder that does not exist becomes a copy of ours."""
+    name = BUNDLES[cases.is_segmentation]
     if not bundle.exists():
-        copy_bundle(BUNDLE, bundle)
+        copy_bundle(name, bundle)
     if not (bundle / CONFIGS / METADATA).is_file():
         raise ValueError(
             f"{bundle} is no bundle, it has no {CONFIGS}/{METADATA}: give a folder that does not exist yet, or a copy "
-            f"of the bundle {BUNDLE}"
+            f"of the bundle {name}"
+        )
+    config = bundle / CONFIGS / TRAIN_CONFIG
+    if config.is_file() and (STRUCTURES in read_config(config)) != cases.is_segmentation:
+        kinds = ("classes", "label maps") if cases.is_segmentation else ("label maps", "classes")
+        raise ValueError(
+            f"{bundle} is a bundle for scans with {kinds[0]}, and the labels of {cases.path} are {kinds[1]}: give "
+            f"--bundle a folder that does not exist yet, or a copy of the bundle {name}"
         )
     return bundle / CONFIGS / PLAN
 
@@ -168,7 +200,7 @@ def _divide(
 ) -> tuple[list[LabelledCase], str, str]:
     """Return the usable cases with their splits, how they were divided, and why they cannot be."""
     unusable = {record.name for record in survey if record.refused} | set(values.get("leave_out", ()))
-    usable = [case for case in cases.cases if case.name not in unusable and case.label]
+    usable = [case for case in cases.cases if case.name not in unusable and (case.label or case.label_map)]
     if not usable:
         return [], "", "no case can be used: correct the scans, see the reasons of their refusals"
     try:

@@ -24,16 +24,17 @@ from monai_llmboost.data.labelled import CaseList, LabelledCase, Source
 from monai_llmboost.data.scans.dicom.reader import SEPARATOR
 from monai_llmboost.data.transforms import CropScand, LoadScansd
 from monai_llmboost.data.transforms.load import LEAST_COVER, grid_cover
-from monai_llmboost.inference.maps.thumbnails import thumbnail
 from monai_llmboost.inference.reasons import kind_of, reason_of
+from monai_llmboost.inspection.label_map import LabelMapMeasures, measure_label_map
 from monai_llmboost.inspection.measure import ChannelMeasures, Triple, Volume, box_mm, measure, read_volume
+from monai_llmboost.inspection.pictures import draw_case
 
 # Another format of survey.json is read again.
 FORMAT = 1
 # Seconds after which the scans that were read are written.
 SAVED_EVERY = 20.0
-# Largest number of thumbnails, and of voxels along an axis of one.
-THUMBNAILS, THUMBNAIL_SIDE = 60, 84
+# Largest number of thumbnails.
+THUMBNAILS = 60
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class CaseSurvey:
         refused_kind: kind of that reason.
         cover: smallest part of the first channel's grid that another channel covers.
         mask_mm: size of the box around its mask along x, y, z.
+        label_map: measures of its label map, in segmentation.
         thumbnail: PNG in base64; empty if none was asked for.
         seconds: time that reading took.
     """
@@ -61,6 +63,7 @@ class CaseSurvey:
     refused_kind: str = ""
     cover: float = 1.0
     mask_mm: Triple | None = None
+    label_map: LabelMapMeasures | None = None
     thumbnail: str = ""
     seconds: float = 0.0
 
@@ -164,6 +167,7 @@ class _Reading(Dataset):
         files = [_file_states(source) for source in (*case.images, case.mask)]
         options = [str(sorted(vars(part).items())) for part in (self.reader.nifti, self.reader.dicom)]
         said = [FORMAT, files, case.images, case.mask, case.centre_mm, self.missing, options]
+        said += [] if case.label_map is None else [case.label_map, _file_states(case.label_map)]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
     def __getitem__(self, number: int) -> CaseSurvey:
@@ -211,8 +215,11 @@ class _Reading(Dataset):
                     kind="channels",
                 )
             return first
+        labels: np.ndarray | None = None
+        if case.label_map is not None:
+            found["label_map"], labels = measure_label_map(case.label_map, volume, self.reader)
         if case.name in self.pictured:
-            found["thumbnail"] = base64.b64encode(_picture(volume)).decode()
+            found["thumbnail"] = base64.b64encode(draw_case(volume, labels)).decode()
         if case.mask is not None:
             item = LoadScansd("mask", self.reader, like="image")({"image": volume.tensor, "mask": case.mask})
             found["mask_mm"] = box_mm(CropScand("image", "mask")(item)["image"])
@@ -221,17 +228,6 @@ class _Reading(Dataset):
         # Only the grid of the first channel is needed for the others: the voxels are let go.
         grid = np.broadcast_to(np.float32(0), volume.voxels.shape)
         return Volume(grid, volume.affine, grid, volume.spacing_mm, {}, {})
-
-
-def _picture(volume: Volume) -> bytes:
-    """Return a thumbnail with voxels as cubes, from the nearest voxels."""
-    sizes = [count * step for count, step in zip(volume.oriented.shape, volume.spacing_mm)]
-    step = max(max(sizes) / THUMBNAIL_SIDE, min(volume.spacing_mm))
-    places = [
-        np.linspace(0, count - 1, max(2, round(size / step))).round().astype(int)
-        for count, size in zip(volume.oriented.shape, sizes)
-    ]
-    return thumbnail(torch.from_numpy(np.ascontiguousarray(volume.oriented[np.ix_(*places)]))[None])
 
 
 def _files_of(source: Source) -> list[Path]:
@@ -272,7 +268,8 @@ def _read_known(file: Path | None) -> dict[str, CaseSurvey]:
 
 def _from_json(one: Mapping[str, Any]) -> CaseSurvey:
     channels = tuple(None if channel is None else _tuples(ChannelMeasures, channel) for channel in one["channels"])
-    return _tuples(CaseSurvey, {**one, "channels": channels})
+    label_map = None if one["label_map"] is None else _tuples(LabelMapMeasures, one["label_map"])
+    return _tuples(CaseSurvey, {**one, "channels": channels, "label_map": label_map})
 
 
 def _tuples(kind: Callable[..., Any], content: Mapping[str, Any]) -> Any:

@@ -2,8 +2,9 @@
 """The form and tensors of a block's attention, for a read-out that computes the attention itself.
 
 A block that supports such a read-out has ``attention_form`` (not ``None``), ``attention_tensors(h)``,
-``attention_parts()``, ``is_intact()`` and ``finish(h, attended)``, like :class:`monai_llmboost.llm.FrozenBlock`. Any
-other class can offer the same interface.
+``attention_parts()``, ``is_intact()`` and ``finish(h, attended)``, like :class:`monai_llmboost.llm.FrozenBlock`. One
+that supports folded maps for all tokens also has ``token_maps()`` and ``attend_heads(q, k, v)``. Any other class can
+offer the same interface.
 """
 
 from dataclasses import dataclass
@@ -69,6 +70,18 @@ class AttentionTensors(NamedTuple):
     key_gain: Tensor | None  # gain of the keys' norm, (head size,) or (kv heads * head size,)
     value: Tensor  # (kv heads * head size, D)
     value_bias: Tensor | None  # (kv heads * head size,)
+
+
+class TokenMaps(NamedTuple):
+    """The norm before the attention, and the three maps of normed tokens to queries, keys and values.
+
+    Matrices are (out, D), in the block's dtype; a tensor that the layer does not have is ``None``.
+    """
+
+    gain: Tensor | None  # (D,)
+    norm_bias: Tensor | None  # (D,)
+    weights: tuple[Tensor, Tensor, Tensor]
+    biases: tuple[Tensor | None, Tensor | None, Tensor | None]  # (out,)
 
 
 def runs_as(part: nn.Module, *kinds: type[nn.Module]) -> bool:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from monai_llmboost.llm.attention import AttentionForm, AttentionTensors, is_linear_map, runs_as
+from monai_llmboost.llm.attention import AttentionForm, AttentionTensors, TokenMaps, is_linear_map, runs_as
+from monai_llmboost.llm.capped import capped_attention
 from monai_llmboost.llm.geometry import BlockGeometry
 
 
@@ -119,7 +120,8 @@ class DecoderBlock(nn.Module):
         unordered = not self.causal and not self.rotates
         unbiased = not self.centred and self.key.bias is None
         linear = not self.qk_normed and self.pre_norm and (unbiased or not self.capped)
-        own = type(self).attend is DecoderBlock.attend and type(self).weigh is DecoderBlock.weigh
+        names = "attend", "attend_heads", "weigh"
+        own = all(getattr(type(self), name) is getattr(DecoderBlock, name) for name in names)
         if not (unordered and own and (linear or (self.qk_normed and unbiased))):
             return None
         return AttentionForm(
@@ -149,6 +151,19 @@ class DecoderBlock(nn.Module):
         return AttentionTensors(q, gain, norm_bias, self.key.weight, key_gain, self.value.weight, self.value.bias)
 
     @torch.jit.unused
+    def token_maps(self) -> TokenMaps | None:
+        """Return the maps of all tokens before the attention; ``None`` if that of the queries is not linear."""
+        if not is_linear_map(self.query):
+            return None
+        norm = self.attention_norm
+        return TokenMaps(
+            norm.weight if self.pre_norm else None,
+            norm.bias if self.pre_norm and self.centred else None,
+            (self.query.weight, self.key.weight, self.value.weight),
+            (self.query.bias, self.key.bias, self.value.bias),
+        )
+
+    @torch.jit.unused
     def is_intact(self) -> bool:
         """Return whether :meth:`attention_tensors` and :meth:`finish` still compute the same as a call.
 
@@ -171,8 +186,12 @@ class DecoderBlock(nn.Module):
 
     def queries(self, x: Tensor) -> Tensor:
         """Return the queries of normed tokens (B, R, D), (B, R, heads * head size)."""
-        b, r = x.shape[0], x.shape[1]
-        return self.query_norm(self.query(x).view(b, r, self.query_groups, -1)).reshape(b, r, -1)
+        return self.norm_queries(self.query(x))
+
+    def norm_queries(self, q: Tensor) -> Tensor:
+        """Return queries (B, R, heads * head size) after their norm, if the layer has one."""
+        b, r = q.shape[0], q.shape[1]
+        return self.query_norm(q.view(b, r, self.query_groups, -1)).reshape(b, r, -1)
 
     def attend(self, x: Tensor, read: int | None = None) -> Tensor:
         """Return the output of the heads at the first ``read`` normed tokens (B, N, D), (B, R, heads * head size)."""
@@ -181,11 +200,18 @@ class DecoderBlock(nn.Module):
         rows = x if read is None else x[:, :read]
         if self.causal:
             x = rows  # no token sees later tokens
-        b, n, r = x.shape[0], x.shape[1], rows.shape[1]
-        q = self.queries(rows).view(b, r, self.num_heads, self.head_size).transpose(1, 2)
-        k = self.key_norm(self.key(x).view(b, n, self.key_groups, -1))
+        return self.attend_heads(self.query(rows), self.key(x), self.value(x))
+
+    def attend_heads(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return the output of the heads of queries (B, R, heads * head size) over all keys and values (B, N, ...).
+
+        Queries and keys come as the maps give them, without norms and positions.
+        """
+        b, n, r = k.shape[0], k.shape[1], q.shape[1]
+        q = self.norm_queries(q).view(b, r, self.num_heads, self.head_size).transpose(1, 2)
+        k = self.key_norm(k.view(b, n, self.key_groups, -1))
         k = k.view(b, n, self.num_kv_heads, self.head_size).transpose(1, 2)  # (B, kv heads, N, head size)
-        v = self.value(x).view(b, n, self.num_kv_heads, self.head_size).transpose(1, 2)
+        v = v.view(b, n, self.num_kv_heads, self.head_size).transpose(1, 2)
         if self.rotates:
             q, k = self.rotate(q), self.rotate(k)
         y = self.weigh(q, k, v)  # (B, heads, R, head size)
@@ -210,15 +236,7 @@ class DecoderBlock(nn.Module):
         if grouped:
             k = k.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
             v = v.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
-        scores = q @ k.transpose(2, 3)
-        if scores.dtype != torch.float64:
-            scores = scores.float()
-        scores = scores * self.scale
-        scores = self.score_cap * torch.tanh(scores / self.score_cap)  # (B, heads, R, N)
-        if self.causal:
-            future = torch.ones(scores.shape[2], scores.shape[3], dtype=torch.bool, device=q.device).triu(1)
-            scores = scores.masked_fill(future, float("-inf"))
-        return scores.softmax(dim=-1).to(v.dtype) @ v
+        return capped_attention(q, k, v, self.scale, self.score_cap, self.causal)
 
     def rotate(self, x: Tensor) -> Tensor:
         """Rotate each pair of features of queries or keys (B, heads, N, head size) by the token's position."""

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from monai_llmboost.arguments import check_switch, is_positive
 from monai_llmboost.artifacts.digests import tensors_digest
 from monai_llmboost.artifacts.signature import Signature
-from monai_llmboost.llm.attention import SIZE_EPS, AttentionForm, AttentionTensors, runs_as
+from monai_llmboost.llm.attention import SIZE_EPS, AttentionForm, AttentionTensors, TokenMaps, runs_as
 from monai_llmboost.llm.block import DecoderBlock
+from monai_llmboost.llm.dtype import find_dtype
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers
 
@@ -58,8 +59,8 @@ class FrozenBlock(nn.Module):
 
     Args:
         donor: the layers, one or several.
-        dtype: dtype of the weights; ``None`` is float32, which every CPU and exported file can run (a GPU runs bfloat16
-            several times faster).
+        dtype: dtype of the weights; ``None`` is float32, which every CPU and exported file can run; ``"auto"`` is
+            bfloat16 on devices that compute with it natively, which is several times faster there, else float32.
         final_norm: ``"unit"`` is the donor's kind of norm with gain one, as in the published R-LLM code, which does not
             load the language model's own; ``"donor"`` is the donor's own norm; ``"none"`` is no norm.
         causal: mask the tokens after each token, as language models do; images do not need this.
@@ -69,8 +70,8 @@ class FrozenBlock(nn.Module):
         h_rms: root mean square to which each token is scaled; ``None`` takes tokens as they are.
 
     Raises:
-        ValueError: ``dtype`` is not a floating type, ``h_rms`` is not a number above 0, or the layers do not support an
-            option.
+        ValueError: ``dtype`` is no floating type and not ``"auto"``, ``h_rms`` is not a number above 0, or the layers
+            do not support an option.
 
     Example:
         >>> block = FrozenBlock(random_layer(SMALL_GEOMETRY, seed=0))
@@ -86,7 +87,7 @@ class FrozenBlock(nn.Module):
     def __init__(
         self,
         donor: DonorLayers,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         final_norm: str = "unit",
         causal: bool = False,
         rotary: bool = False,
@@ -95,12 +96,11 @@ class FrozenBlock(nn.Module):
         h_rms: float | None = None,
     ) -> None:
         super().__init__()
-        _check_dtype(dtype)
+        dtype = find_dtype(dtype)
         if h_rms is not None and not is_positive(h_rms):
             raise ValueError(f"h_rms must be a number above 0, not {h_rms!r}; None takes tokens as they are")
         for name, switch in (("causal", causal), ("rotary", rotary), ("trained", trained)):
             check_switch(name, switch)
-        dtype = dtype or torch.float32
         *before, last = [layer.module(dtype, causal, rotary) for layer in donor.layers]
         self.geometry = donor.layers[-1].geometry
         self.width = last.width
@@ -182,6 +182,16 @@ class FrozenBlock(nn.Module):
         """Return the queries of tokens (B, R, D) and the attention weights applied to all tokens."""
         return self.layer.attention_tensors(self.take(h))
 
+    @torch.jit.unused
+    def token_maps(self) -> TokenMaps | None:
+        """Return the maps of all tokens before the attention; ``None`` if that of the queries is not linear."""
+        maps: TokenMaps | None = self.layer.token_maps()
+        return maps
+
+    def attend_heads(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return the output of the heads for what the maps of all tokens give, (B, N, heads * head size)."""
+        return self.layer.attend_heads(q, k, v)
+
     def finish(self, h: Tensor, attended: Tensor) -> Tensor:
         """Map tokens (B, R, D) and the output of their heads, (B, R, heads * head size), to tokens (B, R, D)."""
         return self.final_norm(self.layer.finish(self.take(h), attended)).to(h.dtype)
@@ -237,15 +247,6 @@ def _loses_values(fn: Any) -> bool:
 def scale_advice(h_rms: float | None) -> str:
     """Return what to do with a checkpoint of an earlier version, whose block takes tokens as they are."""
     return "" if h_rms is None else "; --h_scale published if its block has no size of tokens"
-
-
-def _check_dtype(dtype: torch.dtype | None) -> None:
-    """Raise ValueError for a dtype that weights cannot have."""
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(
-            f"unknown dtype {dtype!r} of the block; use a floating one, torch.float32 or torch.bfloat16 "
-            "(on a command line '$torch.bfloat16', in single quotes)"
-        )
 
 
 def _format_options(causal: bool, rotary: bool, h_rms: float | None) -> str:

@@ -23,13 +23,13 @@ PUBLISHED = "published"
 
 
 def load_block(
-    file: str | Path, dtype: torch.dtype | None = None, h_scale: str | float = PUBLISHED, **options: Any
+    file: str | Path, dtype: torch.dtype | str | None = None, h_scale: str | float = PUBLISHED, **options: Any
 ) -> FrozenBlock:
     """Read a block file written by ``monai-llmboost extract`` and run its self-test: the ``pretrained`` arm.
 
     Args:
         file: the block file; ``"embedded"`` is the small one in the package.
-        dtype: dtype of the weights; ``None`` is float32.
+        dtype: dtype of the weights, or ``"auto"``, as in :class:`FrozenBlock`; ``None`` is float32.
         h_scale: size of tokens: ``"donor"`` scales each to the size at which the layer works as in its model, which the
             file contains (see :func:`monai_llmboost.llm.find_h_rms`; without one, tokens are not scaled), a number to
             this root mean square; ``"published"`` takes tokens as they are, as the published code does.
@@ -55,7 +55,7 @@ def load_block(
 def random_block(
     like: str | Path | BlockGeometry = SMALL_GEOMETRY,
     seed: int = 0,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     h_scale: str | float = PUBLISHED,
     **options: Any,
 ) -> FrozenBlock:
@@ -65,7 +65,7 @@ def random_block(
         like: a block file, whose geometry and scale (mean and standard deviation of each tensor) are matched; a
             geometry; or ``"random"`` for a small block.
         seed: seed of the weights; the global random state is not changed.
-        dtype: dtype of the weights; ``None`` is float32.
+        dtype: dtype of the weights, or ``"auto"``, as in :class:`FrozenBlock`; ``None`` is float32.
         h_scale: as in :func:`load_block`; ``"donor"`` finds the size from the random weights.
         options: ``final_norm``, ``causal``, ``rotary``, ``trained`` as in :class:`FrozenBlock`.
 
@@ -85,7 +85,7 @@ def random_block(
 def frozen_block(
     source: str | Path | BlockGeometry,
     seed: int = 0,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     **options: Any,
 ) -> FrozenBlock:
     """Make the frozen block that ``--block SOURCE`` names.
@@ -94,7 +94,7 @@ def frozen_block(
         source: a file written by ``monai-llmboost extract``; ``"embedded"`` for the one in the package; ``"random"``
             or a geometry for random weights.
         seed: seed of a random block.
-        dtype: dtype of the weights; ``None`` is float32.
+        dtype: dtype of the weights, or ``"auto"``, as in :class:`FrozenBlock`; ``None`` is float32.
         options: ``h_scale`` as in :func:`load_block`; ``final_norm``, ``causal``, ``rotary``, ``trained`` as in
             :class:`FrozenBlock`.
 
@@ -160,7 +160,7 @@ def _h_rms(h_scale: str | float, find: Callable[[], float | None]) -> float | No
     return float(h_scale)
 
 
-def _tested(donor: DonorLayers, dtype: torch.dtype | None, **options: Any) -> FrozenBlock:
+def _tested(donor: DonorLayers, dtype: torch.dtype | str | None, **options: Any) -> FrozenBlock:
     """Return the block of these layers after its self-test."""
     block = FrozenBlock(donor, dtype, **options)
     self_test(block, donor.name, in_order=block.in_order)

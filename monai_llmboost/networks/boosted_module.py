@@ -8,25 +8,31 @@ from typing import Any, Optional
 from torch import Tensor, nn
 
 from monai_llmboost.artifacts.signature import Signature
+from monai_llmboost.networks.token_stride import pool_map, spread_map
 from monai_llmboost.networks.trial import Features
 
 INNER = "inner."
 # Beginnings of names that are not those of the plain module.
-BOOSTER = ("booster.", "booster_place.")
+BOOSTER = ("booster.", "booster_place.", "booster_stride.")
 
 
 class BoostedModule(nn.Module):
     """A module of a network with a booster after it, or before it; :func:`monai_llmboost.networks.boost` makes it.
 
     In a state dict, the weights of the module have the names that they have in the plain network, and those of the
-    booster are ``booster.*`` next to them, with ``booster_place`` for one before the module. (``named_parameters`` has
-    the weights of the module under ``inner.*``.)
+    booster are ``booster.*`` next to them, with ``booster_place`` for one before the module and ``booster_stride`` for
+    one with a stride. (``named_parameters`` has the weights of the module under ``inner.*``.)
+
+    With a token stride s the booster maps means over cells of s voxels along each axis, and what it changes is added to
+    the map: ``z = x + up(booster(pool(x)) - pool(x))``, interpolated linearly. This is an approximation, of another
+    network than the one with a stride of 1, with s^dims times fewer tokens.
 
     Args:
         inner: the module.
         booster: maps tokens (B, N, C) to tokens (B, N, C).
         features: form of the features at the joint.
         before: place the booster before the module, on its input, instead of after it.
+        token_stride: voxels of a cell along each axis, for feature maps only; 1 for a token per voxel.
 
     Example:
         >>> from monai_llmboost.boosters import mlp_booster
@@ -36,9 +42,11 @@ class BoostedModule(nn.Module):
     """
 
     # So that scripting skips the branches that are not taken.
-    __constants__ = ("before", "boosts_tokens", "takes_two")
+    __constants__ = ("before", "boosts_tokens", "pools", "takes_two")
 
-    def __init__(self, inner: nn.Module, booster: nn.Module, features: Features, before: bool = False) -> None:
+    def __init__(
+        self, inner: nn.Module, booster: nn.Module, features: Features, before: bool = False, token_stride: int = 1
+    ) -> None:
         super().__init__()
         self.inner = inner
         self.booster = booster
@@ -46,8 +54,13 @@ class BoostedModule(nn.Module):
         self.form = features.form
         self.boosts_tokens = features.form == "tokens"
         self.takes_two = features.inputs == 2
+        self.token_stride = token_stride
+        self.pools = token_stride > 1
         if before:  # weights of a booster after the module would have the same names and shapes
             self.booster_place = Signature("place of the booster", "before the module", "boost with before=True")
+        if self.pools:  # the same weights fit any stride
+            stride = f"{token_stride} voxels"
+            self.booster_stride = Signature("stride of the booster", stride, "give the token_stride of its training")
         self.register_state_dict_post_hook(_name_as_plain)
         self.register_load_state_dict_pre_hook(_name_as_inner)
 
@@ -67,8 +80,15 @@ class BoostedModule(nn.Module):
         """Map features to features of the same shape: tokens (B, N, C), maps (B, C, *spatial) or vectors (B, C)."""
         if x.numel() == 0:
             raise ValueError(f"there are no features to boost, their shape is {list(x.shape)}: give larger images")
+        if self.pools:
+            pooled = pool_map(x, self.token_stride)
+            return x + spread_map(self.boost_voxels(pooled) - pooled, x, self.token_stride)
         if self.boosts_tokens:
             return self.booster(x)
+        return self.boost_voxels(x)
+
+    def boost_voxels(self, x: Tensor) -> Tensor:
+        """Map features (B, C, *spatial) or vectors (B, C) to features of the same shape, each voxel a token."""
         if x.is_contiguous():
             tokens = x.reshape(x.shape[0], x.shape[1], -1).transpose(1, 2)  # (B, voxels, C)
             return self.booster(tokens).transpose(1, 2).contiguous().view(x.shape)
@@ -78,7 +98,8 @@ class BoostedModule(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the form and the place, for ``print(network)``."""
-        return f"booster {'before' if self.before else 'after'} the module, form {self.form}"
+        stride = f", token_stride {self.token_stride}" if self.pools else ""
+        return f"booster {'before' if self.before else 'after'} the module, form {self.form}{stride}"
 
 
 def _name_as_plain(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from monai_llmboost.arguments import check_whole
 from monai_llmboost.networks.boosted_module import BOOSTER, BoostedModule, plain_modules
 from monai_llmboost.networks.boosted_network import BoostedNetwork
 from monai_llmboost.networks.fit import check_width, for_one_token
@@ -27,6 +28,7 @@ def boost(
     at: str | None = None,
     before: bool = False,
     example: Tensor | None = None,
+    token_stride: int = 1,
 ) -> nn.Module:
     """Insert a booster into a network, in place, and return the network.
 
@@ -50,10 +52,14 @@ def boost(
             ``"pooled"`` for the pooled vector, in the networks of :data:`monai_llmboost.networks.joints.JOINTS`.
         before: boost the input of that module instead of its output.
         example: input of the network for a trial run, which checks the joint; ``None`` tries zeros of usual sizes.
+        token_stride: an approximation for feature maps of many voxels: with a stride s, the booster maps means over
+            cells of s voxels along each axis, and what it changes is interpolated and added to the map, see
+            :class:`BoostedModule`. The booster is then another one, with s^dims times fewer tokens.
 
     Raises:
         ValueError: no such module or joint; a booster of another width; a booster is there already; the module is not
-            called once, returns no single tensor or does not affect the output; no example fits the network.
+            called once, returns no single tensor or does not affect the output; no example fits the network; a stride
+            below 1, or for features that are no map.
         TypeError: the booster is no module and no function that makes one.
 
     Example:
@@ -68,6 +74,7 @@ def boost(
     """
     if unwrap(network) is not network:
         raise ValueError(f"the network is wrapped in {type(network).__name__}: boost it first, then wrap it")
+    check_whole("token_stride", token_stride, 1)
     if booster is None:
         return network
     if not isinstance(booster, nn.Module) and not callable(booster):
@@ -75,6 +82,7 @@ def boost(
     if any(module is booster for module in network.modules()):
         raise ValueError("this booster stands in the network already: make one for each joint")
     if isinstance(network, BoostedNetwork):
+        _check_stride(token_stride, "tokens", f"of a {type(network).__name__}")
         return _place(network, booster, at, before)
     modules = plain_modules(network)
     joint = find_joint(network, modules, at, before)
@@ -83,13 +91,14 @@ def boost(
     x = example_of(network) if example is None else example
     x = torch.cat([x, x]) if len(x) == 1 else x  # so that the batch differs from other axes of one
     features, plain = see_joint(network, joint, inner, x, getattr(booster, "channels", None))
+    _check_stride(token_stride, features.form, f"at {joint.name!r}")
     made = booster if isinstance(booster, nn.Module) else booster(features.channels)
     _check_made(made)
     check_width(made, features.channels, f"the {features.form} of {features.channels} channels at {joint.name!r}")
     if x.device.type != "meta":
         _check_runs(made.to(x.device), features, x)
     stand_in = CountedIdentity()
-    boosted = BoostedModule(inner, stand_in, features, joint.before)
+    boosted = BoostedModule(inner, stand_in, features, joint.before, token_stride)
     _replace(network, inner, boosted)
     try:
         # The network may also hold the module where it cannot be replaced.
@@ -102,7 +111,8 @@ def boost(
     boosted.booster = made.train(inner.training)
     boosted.training = inner.training  # and not train(), because parts of the module may be in another mode
     place = f"{'before' if joint.before else 'after'} {joint.name}"
-    logger.info(f"booster {place} of {type(network).__name__}: {features.form} of {features.channels} channels")
+    stride = f", token_stride {token_stride}" if token_stride > 1 else ""
+    logger.info(f"booster {place} of {type(network).__name__}: {features.form} of {features.channels} channels{stride}")
     return network
 
 
@@ -120,6 +130,15 @@ def _place(network: BoostedNetwork, booster: Any, at: str | None, before: bool) 
         made.to(weight.device)
     network.place_booster(made.train(network.training), str(position))
     return network
+
+
+def _check_stride(token_stride: int, form: str, place: str) -> None:
+    """Raise ValueError for a stride over features that are no map."""
+    if token_stride > 1 and form != "map":
+        raise ValueError(
+            f"token_stride={token_stride} pools the voxels of a feature map, and the features {place} are "
+            f"{'a vector' if form == 'vector' else form}: leave it out, or name a module with a map"
+        )
 
 
 def _check_made(made: Any) -> None:

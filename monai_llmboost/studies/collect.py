@@ -32,6 +32,7 @@ from monai_llmboost.studies.results import (
 )
 from monai_llmboost.studies.run_folder import OTHER_WEIGHTS, TEST, RunFolder
 from monai_llmboost.studies.statistics.compare import arm_summary, compare_arms, compare_with_floors
+from monai_llmboost.studies.statistics.influence import can_be_compared
 from monai_llmboost.studies.statistics.records import Summary
 from monai_llmboost.studies.statistics.roc import roc_curves
 from monai_llmboost.studies.statistics.treatment import with_treatment
@@ -197,6 +198,8 @@ def compare_floors(
     )
     name, metric = next(iter(task.metrics.items()))
     by_first = [each for each in comparisons if each.metric == name]
+    if name not in arms[base].metrics:
+        return FloorResults(comparisons, numbers, shortcut), []
     caveat = floor_caveat((base, arms[base].metrics[name].mean), by_first, metric)
     return FloorResults(comparisons, numbers, shortcut), [caveat] if caveat else []
 
@@ -230,7 +233,7 @@ def read_test(
     for arm, several in folders.items():
         for folder in several:
             rows = folder.predictions(place)
-            own = [(plain_cell(row["case"]), plain_cell(row["label"])) for row in rows]
+            own = [(plain_cell(row["case"]), plain_cell(row.get("label", ""))) for row in rows]
             if cases and own != cases:
                 raise ValueError(f"{folder.path} has other test cases than the runs before it: remove its folder")
             if not cases:
@@ -243,9 +246,11 @@ def read_test(
 
 
 def _summaries(plan: Plan, task: Task, test: Tested, arm: str) -> dict[str, Summary]:
+    """Return the metrics that enough test cases have."""
     return {
         name: arm_summary(name, test.scores[arm], test.labels, plan.folds or 1, task, test.patients)
-        for name in task.metrics
+        for name, metric in task.metrics.items()
+        if can_be_compared(metric, test.scores[arm], test.labels)
     }
 
 

@@ -44,14 +44,17 @@ def check_datasets(plan: Plan) -> dict[str, Task]:
         job = open_job(plan, dataset, "evaluate", **{Option.SPLIT: TEST_SPLIT})
         task = tasks[dataset] = task_of(job)
         # If a data set does not list its labels, they are counted at the end of the study.
-        counts = Counter(map(task.label, labels_of(job.validation_data)))
-        names = getattr(task, "class_names", list(counts))
-        rare = [f"{counts[name]} of {name}" for name in names if counts[name] < FEWEST_CASES]
-        if counts and rare:
+        labels = labels_of(job.validation_data)
+        counts = Counter(map(task.label, labels))
+        # Without classes, any cases will do.
+        rare = [f"{counts[name]} of {name}" for name in getattr(task, "class_names", ()) if counts[name] < FEWEST_CASES]
+        if labels and rare:
             raise ValueError(
                 f"each class of {dataset} needs {FEWEST_CASES} test cases or more, not {', '.join(rare)}: give more "
                 "test cases, or another data set"
             )
+        if len(labels) == 1:
+            raise ValueError(f"{dataset} has a single test case: give {FEWEST_CASES} or more")
         patients = set(patients_of(job.validation_data).values())
         if len(patients) == 1:
             raise ValueError(f"all test cases of {dataset} are of one patient: give test cases of other patients too")

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -32,7 +32,9 @@ MEASURES |= {
 }
 
 
-def diagnose(network: nn.Module, images: Iterable[Tensor]) -> dict[str, float] | None:
+def diagnose(
+    network: nn.Module, images: Iterable[Tensor], infer: Callable[[Tensor, nn.Module], Any] | None = None
+) -> dict[str, float] | None:
     """Measure the effect of the first booster in a network, or return ``None`` without a booster.
 
     - ``block_adds``: ``|layers(h) - h| / |h|``, where h are the tokens that enter the first layer, and ``layers(h)``
@@ -50,6 +52,7 @@ def diagnose(network: nn.Module, images: Iterable[Tensor]) -> dict[str, float] |
     Args:
         network: trained network on the device of the images; it is left in ``eval()``.
         images: batches (B, channels, S0, S1, S2), used until ``TOKENS`` tokens are collected.
+        infer: applies the network to a batch, such as in sliding windows; ``None``: to the whole batch at once.
     """
     network = unwrap(network)
     booster = next((part for part in network.modules() if isinstance(part, ResidualBooster)), None)
@@ -63,11 +66,12 @@ def diagnose(network: nn.Module, images: Iterable[Tensor]) -> dict[str, float] |
         with torch.inference_mode():
             for image in images:
                 entered.clear()
-                network.eval()(image)
-                x, *read = entered[0]  # the tokens, and if not all, how many of them are read
-                watched = dict(_tokens(booster, x, *read))
-                parts.append(watched)
-                seen += x.shape[0] * x.shape[1]
+                network.eval()
+                network(image) if infer is None else infer(image, network)
+                for x, *read in [*entered]:  # the tokens, and if not all, how many of them are read
+                    if seen < TOKENS:
+                        parts.append(dict(_tokens(booster, x, *read)))
+                        seen += x.shape[0] * x.shape[1]
                 if seen >= TOKENS:
                     break
     finally:
@@ -91,7 +95,7 @@ def _tokens(booster: ResidualBooster, x: Tensor, read: int | None = None) -> Any
     forward = type(booster).forward  # without the forward hook
     yield "before", x
     yield "encoded", (h := booster.encode(x))
-    yield "block", booster.block_output(h)
+    yield "block", booster.block_output(x, h)
     yield "after", (z := forward(booster, x))
     yield "read_before", x[:, :read]
     yield "read_after", z[:, :read]

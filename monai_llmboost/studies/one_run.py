@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from monai.data import MetaTensor
+from torch import Tensor
+
 from monai_llmboost.bundle import BundleJob, root_cause
 from monai_llmboost.bundle.contract import IMAGE
 from monai_llmboost.engines.progress import TrainingProgress
@@ -54,10 +59,18 @@ def evaluate(plan: Plan, run: Run, folder: RunFolder) -> None:
 
 def _effect_of_booster(plan: Plan, run: Run, folder: RunFolder, job: BundleJob) -> dict[str, float] | None:
     """Return the diagnostics of the trained network, and those of the same network before training."""
-    trained = diagnose(job.network, (batch[IMAGE] for batch in job.validation_batches))
+    infer = job.evaluator.inferer  # the untrained network is applied in the same way
+    trained = diagnose(job.network, _images(job), infer)
     if trained is None:
         return None
     # The items of a training are created with the seed of the run; nothing is trained here.
     untrained = BundleJob.open(plan.arguments(run, "train", folder.path, resume=False)).network
-    first = diagnose(untrained, (batch[IMAGE] for batch in job.validation_batches)) or {}
+    first = diagnose(untrained, _images(job), infer) or {}
     return trained | {f"{START}{name}": value for name, value in first.items() if f"{START}{name}" in MEASURES}
+
+
+def _images(job: BundleJob) -> Iterator[Tensor]:
+    """Yield the evaluated images of a job on the device of its network, as plain tensors."""
+    for batch in job.validation_batches:
+        image = batch[IMAGE].to(next(job.network.parameters()).device)
+        yield image.as_tensor() if isinstance(image, MetaTensor) else image

@@ -21,6 +21,7 @@ from monai_llmboost.bundle import (
 from monai_llmboost.bundle.contract import CONFIGS, PRESET_NETWORK, PRESET_TRAINING, STUDIES
 from monai_llmboost.studies.arms import base_of, stem_of
 from monai_llmboost.studies.floors.predictors import FLOORS
+from monai_llmboost.studies.floors.shapes import SHAPE_FLOORS
 from monai_llmboost.studies.label_fractions import WHOLE, check_fractions
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def check_plan(plan: Plan) -> None:
     _check_blocks(plan)
     _check_network(plan)
     for floor in plan.floors:
-        check_choice("floor", floor, FLOORS)
+        check_choice("floor", floor, (*FLOORS, *SHAPE_FLOORS))
     _check_different("arms and floors", (*plan.arms, *plan.floors))
     if plan.preset is not None:
         _check_preset(plan, plan.preset)

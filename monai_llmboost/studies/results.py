@@ -52,7 +52,9 @@ class ArmResults:
         """Return the results for ``results.json``; validation chooses by the first of the metrics."""
         first = metrics[0]
         other = (
-            {"what": self.other_chosen_by, first: self.other_weights[first].as_dict()} if self.other_weights else None
+            {"what": self.other_chosen_by, first: self.other_weights[first].as_dict()}
+            if first in self.other_weights
+            else None
         )
         return {
             **{name: self.metrics[name].as_dict() if name in self.metrics else None for name in metrics},

@@ -18,6 +18,7 @@ from monai_llmboost.studies.collect import Finished, collect
 from monai_llmboost.studies.cost.arms import cost_of_arms
 from monai_llmboost.studies.datasets import check_datasets, key_metric
 from monai_llmboost.studies.floors.run import run_floor, why_impossible
+from monai_llmboost.studies.floors.shapes import SHAPE_FLOORS
 from monai_llmboost.studies.jobs import Job, run_locally
 from monai_llmboost.studies.one_run import evaluate, train
 from monai_llmboost.studies.page import write_study_report
@@ -167,10 +168,13 @@ class _Study:
         waiting: list[Run] = []
         for dataset in self.plan.sets:
             left = [run for run in self.plan.floor_runs(dataset) if not self.folders[run].evaluated]
-            if left and (reason := why_impossible(self.plan, left[0])):
-                self.no_floors[dataset] = reason
-            else:
-                waiting += left
+            of_shapes = [run for run in left if run.arm in SHAPE_FLOORS]
+            of_classes = [run for run in left if run.arm not in SHAPE_FLOORS]
+            for runs in filter(None, (of_shapes, of_classes)):
+                if reason := why_impossible(self.plan, runs[0]):
+                    self.no_floors[dataset] = reason
+                else:
+                    waiting += runs
         self._run(FLOORS, waiting, run_floor)
 
     def _run(self, stage: str, runs: list[Run], action: Callable[[Plan, Run, RunFolder], None]) -> None:

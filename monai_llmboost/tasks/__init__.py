@@ -4,6 +4,7 @@
 from monai_llmboost.tasks.calibration import Reliability, calibration_error, error_if_calibrated, reliability
 from monai_llmboost.tasks.classification import Classification
 from monai_llmboost.tasks.intervals import bootstrap_draws, bootstrap_interval
+from monai_llmboost.tasks.mask_measures import MEASURES, StructureMeasures, measure_mask
 from monai_llmboost.tasks.medmnist_metrics import MedMNISTACC, MedMNISTAUC, medmnist_acc, medmnist_auc
 from monai_llmboost.tasks.operating_point import (
     balanced_accuracy,
@@ -13,13 +14,17 @@ from monai_llmboost.tasks.operating_point import (
     predicted_classes,
     sensitivity_specificity,
 )
+from monai_llmboost.tasks.segmentation import Segmentation
 from monai_llmboost.tasks.task import Task, TaskMetric, TrainingDiverged
 
 __all__ = [
+    "MEASURES",
     "Classification",
     "MedMNISTACC",
     "MedMNISTAUC",
     "Reliability",
+    "Segmentation",
+    "StructureMeasures",
     "Task",
     "TaskMetric",
     "TrainingDiverged",
@@ -31,6 +36,7 @@ __all__ = [
     "class_recalls",
     "confusion_counts",
     "error_if_calibrated",
+    "measure_mask",
     "medmnist_acc",
     "medmnist_auc",
     "predicted_classes",

@@ -11,7 +11,7 @@ import torch
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff
 from PIL import Image
 
-from monai_llmboost.inference.maps.planes import grey_window, peak_of, planes
+from monai_llmboost.artifacts.planes import grey_window, peak_of, planes
 from monai_llmboost.inference.maps.previews import drawable, save_preview, shortened
 from monai_llmboost.inference.maps.thumbnails import thumbnail
 

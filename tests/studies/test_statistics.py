@@ -19,7 +19,7 @@ from monai_llmboost.studies.statistics.compare import (
     correct_for_many,
     over_seeds_and_cases,
 )
-from monai_llmboost.studies.statistics.influence import bootstrap_counts, components, resampled
+from monai_llmboost.studies.statistics.influence import bootstrap_counts, can_be_compared, components, resampled
 from monai_llmboost.studies.statistics.records import Comparison, Intervals
 from monai_llmboost.studies.statistics.roc import roc_curves
 from monai_llmboost.studies.statistics.verdict import verdict
@@ -487,3 +487,49 @@ def test_any_task_is_compared_by_its_own_metrics():
 def test_no_difference_of_an_error_excludes_the_gain_below_zero():
     text = verdict(compared(0.004, [-0.011, 0.019], metric="error"), Lengths.metrics["error"])
     assert "MAE +0.004 [-0.011, 0.019]: no difference seen; gains above 0.011 and losses above 0.019" in text
+
+
+def dice_of(random, level, missing=()):
+    scores = np.clip(level + 0.05 * random.normal(size=(3, 30, 2)), 0, 1)
+    for case, structure in missing:
+        scores[:, case, structure] = np.nan
+    return scores
+
+
+def test_cases_without_a_structure_do_not_count_in_a_segmentation():
+    from monai_llmboost.tasks import Segmentation
+
+    random, task = np.random.default_rng(3), Segmentation(["background", "a", "b"])
+    missing = [(0, 0), (0, 1), (1, 1), (2, 1)]
+    arms = {"none": dice_of(random, 0.7, missing), "pretrained": dice_of(random, 0.8, missing)}
+    arms["pretrained"][1, 2, 1] = 0.0  # found by one run where there is nothing
+    labels = np.zeros(30, int)
+    first, of_a, of_b = compare_arms(arms, labels, ["none"], task=task)
+    assert [each.metric for each in (first, of_a, of_b)] == ["dice", "dice_a", "dice_b"]
+    assert first.verdict.startswith("pretrained against none: Dice +0.")
+    assert ": better (p = 0.00" in first.verdict
+    for comparison, per_case in ((first, lambda x: np.nanmean(x[:, 1:], axis=2)), (of_a, lambda x: x[:, 1:, 0])):
+        expected = per_case(arms["pretrained"]).mean() - per_case(arms["none"]).mean()
+        assert comparison.difference == pytest.approx(expected)
+        without = {name: scores[:, 1:] for name, scores in arms.items()}
+        same = next(
+            each for each in compare_arms(without, labels[1:], ["none"], task=task) if each.metric == comparison.metric
+        )
+        assert comparison.standard_error == pytest.approx(same.standard_error), "the empty case changes nothing"
+        assert comparison.intervals.cases == pytest.approx(same.intervals.cases, abs=0.01)
+    summary = arm_summary("dice_b", arms["none"], labels, task=task)
+    assert summary.mean == pytest.approx(np.nanmean(arms["none"][..., 1], axis=1).mean())
+
+
+def test_a_structure_in_too_few_cases_is_not_compared():
+    from monai_llmboost.tasks import Segmentation
+
+    random, task = np.random.default_rng(3), Segmentation(["background", "a", "b"])
+    rare = [(case, 1) for case in range(29)]
+    arms = {"none": dice_of(random, 0.7, rare), "pretrained": dice_of(random, 0.8, rare)}
+    found = compare_arms(arms, np.zeros(30, int), ["none"], task=task)
+    assert [each.metric for each in found] == ["dice", "dice_a"]
+    assert not can_be_compared(task.metrics["dice_b"], arms["none"], np.zeros(30, int))
+    arms["none"][0, 3] = np.inf
+    with pytest.raises(ValueError, match=r"scores of the arms \['none'\] are not finite"):
+        compare_arms(arms, np.zeros(30, int), ["none"], task=task)

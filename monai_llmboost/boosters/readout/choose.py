@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The read-out of a booster: the choice of a method to compute the first few tokens of its block."""
+"""The read-out of a booster: the choice of a method to compute the first few tokens of its block, or all of them."""
 
 import inspect
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_llmboost.boosters.readout.encoded_tokens import EncodedTokens
+from monai_llmboost.boosters.readout.folded_maps import FoldedMaps
 from monai_llmboost.boosters.readout.normed_keys import NormedKeys
 from monai_llmboost.boosters.readout.numerics import is_recorded
 from monai_llmboost.boosters.readout.visual_tokens import VisualTokens
@@ -36,7 +37,8 @@ class ReadOut(nn.Module):
     """The exact computation of a block at the first few tokens, by the cheapest method that the block supports.
 
     The constructor selects the available methods: two for linear scores, one for normed keys. If there is none, the
-    block computes all keys and values itself. The cheapest method depends on the sizes of a batch.
+    block computes all keys and values itself. The cheapest method depends on the sizes of a batch. If all tokens are
+    read, F_E may be folded into the maps before the attention.
 
     Args:
         encode: the map before the block, C to D features.
@@ -52,6 +54,7 @@ class ReadOut(nn.Module):
 
     if TYPE_CHECKING:
         methods: Any  # a ModuleList of the methods
+        folded: Any  # FoldedMaps, or an identity
 
     __constants__ = ("takes_read",)  # so that scripting skips the branch that is not taken
     __jit_ignored_attributes__ = ("form", "intact", "last_sizes", "last_choice")
@@ -62,6 +65,8 @@ class ReadOut(nn.Module):
         self.form = form
         self.takes_read = takes_read(block)
         self.methods = nn.ModuleList()
+        self.folds = form is not None and hasattr(block, "token_maps")
+        self.folded = nn.Identity()
         self.intact: list[tuple[nn.Module, type[nn.Module], Any]] = []  # the last parts found unchanged
         self.last_sizes: tuple[int, int, int, bool] | None = None
         self.last_choice = -1
@@ -70,6 +75,8 @@ class ReadOut(nn.Module):
             width, channels = encode.weight.shape
             self.block_itself = AllKeys(form, channels, width)
             self.methods.extend(kind(form, channels, width) for kind in kinds)
+            if self.folds:
+                self.folded = FoldedMaps(form, channels, width)
             self.is_exact(encode, block)
 
     def cheapest(self, batch: int, tokens: int, read: int) -> int:
@@ -106,6 +113,31 @@ class ReadOut(nn.Module):
         return attended
 
     @torch.jit.unused
+    def all_tokens(self, x: Tensor, h: Tensor, encode: Any, block: Any) -> Tensor:
+        """Return the block's output at all tokens, by folded maps where this needs fewer operations.
+
+        Files and compiled networks compute the block itself, so that they take any number of tokens.
+
+        Args:
+            x: visual tokens, (B, N, C).
+            h: encoded tokens, (B, N, D).
+            encode: the map before the block.
+            block: the block.
+        """
+        if not self.folds or is_recorded() or not self.is_exact(encode, block):
+            return block(h)
+        maps = block.token_maps()
+        if maps is None:
+            return block(h)
+        frozen = _is_frozen(block)
+        learns = torch.is_grad_enabled() and (encode.weight.requires_grad or not frozen)
+        keep = frozen and not learns and not self.training
+        if not self.folded.saves(x.shape[0], x.shape[1], learns, frozen, keep):
+            return block(h)
+        q, k, v = self.folded(x, h, encode.weight, maps, keep)
+        return block.finish(h, block.attend_heads(q, k, v))
+
+    @torch.jit.unused
     def is_exact(self, encode: nn.Module, block: Any) -> bool:
         """Return whether the methods compute the same as calls of these modules.
 
@@ -130,6 +162,17 @@ class ReadOut(nn.Module):
         number = self.cheapest(*sizes) if self.methods else -1
         return str(getattr(block, "reading", "whole block") if number < 0 else self.methods[number].description)
 
+    @torch.jit.unused
+    def describe_all(self, encode: nn.Module, block: nn.Module, batch: int, tokens: int) -> str:
+        """Return how all tokens of a batch are computed in training and in inference, as text for tables."""
+        if not self.folds or not self.is_exact(encode, block) or block.token_maps() is None:
+            return "whole block"
+        frozen = _is_frozen(block)
+        step = self.folded.saves(batch, tokens, learns=True, frozen=frozen, keep=False)
+        inference = self.folded.saves(batch, tokens, learns=False, frozen=frozen, keep=frozen)
+        in_training, in_inference = (self.folded.description if folds else "whole block" for folds in (step, inference))
+        return in_training if step == inference else f"{in_training}; in inference {in_inference}"
+
 
 def _are_unchanged(parts: Sequence[nn.Module], intact: Sequence[tuple[nn.Module, type[nn.Module], Any]]) -> bool:
     """Return whether modules are the ones found intact, without hooks and with the same class and bias."""
@@ -141,6 +184,11 @@ def _are_unchanged(parts: Sequence[nn.Module], intact: Sequence[tuple[nn.Module,
         if changed or hooks or part._parameters.get("bias") is not bias:
             return False
     return True
+
+
+def _is_frozen(block: nn.Module) -> bool:
+    """Return whether a block has no trained weights."""
+    return next(block.parameters(), None) is None
 
 
 def takes_read(module: nn.Module) -> bool:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Norms of tokens and encoded tokens, accurate also in float16, and the Gram matrix for them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -101,17 +103,45 @@ def is_recorded() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-class GramMatrix(nn.Module):
-    """The product ``E^T E`` of a weight as a constant; cached in ``eval()`` until the weight changes, never saved.
-
-    In training, under ``torch.compile`` and in traces it is computed in every call, because the weight may change.
-    """
+class Kept(nn.Module):
+    """A tensor computed from weights, cached in ``eval()`` until a weight changes, never saved."""
 
     __jit_ignored_attributes__ = ("kept",)
 
     def __init__(self) -> None:
         super().__init__()
-        self.kept: tuple[Tensor, Tensor] | None = None  # a weight (D, C) and its product (C, C)
+        self.kept: Any = None  # a copy of a weight, what it was computed with, and the result
+
+    @staticmethod
+    def is_equal(old: Tensor, weight: Tensor) -> bool:
+        """Return whether a weight has the values of its copy; on the device meta there are none to compare."""
+        same_kind = old.device == weight.device and old.dtype == weight.dtype
+        return same_kind and (weight.is_meta or torch.equal(old, weight))
+
+    @staticmethod
+    @contextmanager
+    def outside(weight: Tensor) -> Iterator[None]:
+        """Compute outside inference mode and autocast, so that later calls in any mode can use the result."""
+        device = "cpu" if weight.is_meta else weight.device.type  # there is no autocast on the device meta
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+            yield
+
+    def train(self, mode: bool = True) -> "Kept":
+        """Drop the result when training begins."""
+        if mode:
+            self.kept = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the result; copies compute it again."""
+        return {**self.__dict__, "kept": None}
+
+
+class GramMatrix(Kept):
+    """The product ``E^T E`` of a weight as a constant; cached in ``eval()`` until the weight changes, never saved.
+
+    In training, under ``torch.compile`` and in traces it is computed in every call, because the weight may change.
+    """
 
     def forward(self, weight: Tensor) -> Tensor:
         """Map a detached weight (D, C) to (C, C)."""
@@ -133,26 +163,9 @@ class GramMatrix(nn.Module):
     @torch.jit.unused
     def of_unchanged(self, weight: Tensor) -> Tensor:
         """Return the cached product; compute it again if any value of the weight has changed."""
-        meta = weight.is_meta  # no values to compare, and no autocast
-        if self.kept is not None:
-            old, product = self.kept
-            same_kind = old.device == weight.device and old.dtype == weight.dtype
-            if same_kind and (meta or torch.equal(old, weight)):
-                return product
-        # Computed outside inference mode and autocast, so that later calls in any mode can use the product.
-        device = "cpu" if meta else weight.device.type
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
-            old = weight.clone()
-            product = symmetric_product(old, old)
-        self.kept = old, product
+        if self.kept is None or not self.is_equal(self.kept[0], weight):
+            with self.outside(weight):
+                old = weight.clone()
+                self.kept = old, symmetric_product(old, old)
+        product: Tensor = self.kept[1]
         return product
-
-    def train(self, mode: bool = True) -> "GramMatrix":
-        """Drop the product when training begins."""
-        if mode:
-            self.kept = None
-        return super().train(mode)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the product; copies compute it again."""
-        return {**self.__dict__, "kept": None}

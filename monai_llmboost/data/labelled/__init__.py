@@ -4,7 +4,7 @@
 from monai_llmboost.data.labelled.case import SPLITS, CaseList, LabelledCase, Source
 from monai_llmboost.data.labelled.dataset import LabelledScanDataset
 from monai_llmboost.data.labelled.divide import Division
-from monai_llmboost.data.labelled.lists.read import read_cases
+from monai_llmboost.data.labelled.lists.read import is_for_segmentation, read_cases
 from monai_llmboost.data.labelled.lists.rows import Columns, channel_names
 from monai_llmboost.data.labelled.loader import ScanLoader
 from monai_llmboost.data.labelled.scans import LabelledScans
@@ -22,5 +22,6 @@ __all__ = [
     "SegmentedScans",
     "Source",
     "channel_names",
+    "is_for_segmentation",
     "read_cases",
 ]

@@ -165,9 +165,7 @@ def _plain_volume(value: Any) -> Any:
 
 def _item_digest(transforms: str, item: Mapping[str, Any]) -> bytes:
     """Return a digest of an item, of the size and time of its files, and of the transforms."""
-    label = item.get("label")
-    sources = [item.get("image"), item.get("mask"), None if isinstance(label, int) else label]
-    files = [[path, *_state(path)] for path in _paths(sources)]
+    files = [[path, *_state(path)] for path in _paths([item.get("image"), item.get("mask")])]
     return hashlib.sha256(json.dumps([dict(item), files, transforms], default=str).encode()).hexdigest().encode()
 
 

@@ -17,7 +17,8 @@ from monai_llmboost.data.scans.scan import RefusedScan
 ROUNDING = 1e-3
 # Corners of two grids that differ by less than this part of a voxel are in one place.
 SAME_PLACE = 0.05
-MOST_VALUE = 2**16 - 1
+# Class numbers are stored in one byte, whose last value means none of them.
+MOST_STRUCTURES, MOST_VALUE = 254, 2**16 - 1
 # Values that are listed in a message.
 SHOWN = 5
 
@@ -139,3 +140,34 @@ def label_values(classes: np.ndarray, values: Sequence[int]) -> np.ndarray:
     """
     table = np.array([0, *values], dtype=np.uint8 if max(values, default=0) < 256 else np.uint16)
     return table[classes]
+
+
+def check_structures(structures: dict[Any, Any]) -> dict[int, str]:
+    """Return the names of structures by their values.
+
+    Raises:
+        ValueError: values that are not different whole numbers from 1; names that are not different texts.
+
+    Example:
+        >>> check_structures({"1": "anterior", "2": "posterior"})
+        {1: 'anterior', 2: 'posterior'}
+    """
+    example = "give {1: 'liver', 2: 'tumour'}, say"
+    if not isinstance(structures, dict) or not structures:
+        raise ValueError(f"structures must name the values of the label maps, not {structures!r}: {example}")
+    found: dict[int, str] = {}
+    for key, name in structures.items():
+        text = str(key).strip()
+        if not text.isdecimal() or not 0 < int(text) <= MOST_VALUE or int(text) in found:
+            raise ValueError(
+                f"structures has the value {key!r}; values are different whole numbers from 1 to {MOST_VALUE}: "
+                f"{example}"
+            )
+        if not isinstance(name, str) or not name.strip() or name.strip() in (*found.values(), "background"):
+            raise ValueError(
+                f"structures has the name {name!r} of the value {key}; each name is another text: {example}"
+            )
+        found[int(text)] = name.strip()
+    if len(found) > MOST_STRUCTURES:
+        raise ValueError(f"{len(found)} structures are more than {MOST_STRUCTURES}: {example}")
+    return found

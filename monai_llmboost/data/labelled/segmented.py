@@ -11,8 +11,8 @@ from typing import Any
 from monai_llmboost.data.labelled.case import CaseList, LabelledCase
 from monai_llmboost.data.labelled.divide import Division
 from monai_llmboost.data.labelled.divided import DividedCases
+from monai_llmboost.data.labelled.label_maps import check_structures
 from monai_llmboost.data.labelled.lists.rows import Columns
-from monai_llmboost.data.labelled.lists.structures import check_structures
 
 
 class SegmentedScans:
@@ -46,7 +46,7 @@ class SegmentedScans:
     ) -> None:
         self.data = data
         self._divided = DividedCases(data, columns, division, leave_out, is_segmentation=True)
-        self._structures = check_structures(structures) if structures else {}
+        self._structures = check_structures(dict(structures)) if structures else {}
 
     @property
     def case_list(self) -> CaseList:

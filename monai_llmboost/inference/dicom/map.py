@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from pydicom import Dataset
 
+from monai_llmboost.inference.dicom.frames import complete_frames, frame_geometry
 from monai_llmboost.inference.dicom.maker import (
     DISCLAIMER,
     MAKER,
@@ -21,7 +21,7 @@ from monai_llmboost.inference.dicom.maker import (
     refused_by_highdicom,
     save_atomically,
 )
-from monai_llmboost.inference.dicom.sources import NEEDED, SourceImages, lps_planes, read_sources, with_shared_geometry
+from monai_llmboost.inference.dicom.sources import NEEDED, SourceImages, read_sources, with_shared_geometry
 
 # Series number of the maps, after the report's.
 SERIES_NUMBER = 9002
@@ -62,7 +62,7 @@ def write_parametric_map(
         raise ValueError(
             f"an array of shape {relevance.shape} is no map of finite numbers (i, j, k): give that of a volume"
         )
-    spacing_mm, cosines, positions = lps_planes(affine, relevance.shape[2])
+    geometry = frame_geometry(affine, relevance.shape[2])
     sources, frames = read_sources(source.files, (*NEEDED, "FrameOfReferenceUID")), list(source.frames)
     planes = np.ascontiguousarray(relevance.transpose(2, 1, 0))  # (k, j, i) = (frames, rows, columns)
     digest = hashlib.sha256(planes.data).hexdigest()
@@ -70,15 +70,8 @@ def write_parametric_map(
     code = getattr(codes.DCM, quantity)
     made_by = equipment(algorithm)
     with refused_by_highdicom():
-        measures = hd.PixelMeasuresSequence(
-            # Rows first.
-            pixel_spacing=(spacing_mm[1], spacing_mm[0]),
-            slice_thickness=spacing_mm[2],
-            spacing_between_slices=spacing_mm[2],
-        )
-        orientation = hd.PlaneOrientationSequence(hd.CoordinateSystemNames.PATIENT, cosines)
         result = hd.pm.ParametricMap(
-            source_images=[with_shared_geometry(source, orientation, measures) for source in sources],
+            source_images=[with_shared_geometry(source, geometry.orientation, geometry.measures) for source in sources],
             pixel_array=planes,
             series_number=SERIES_NUMBER,
             series_instance_uid=uid("series"),
@@ -97,27 +90,14 @@ def write_parametric_map(
             voi_lut_transformations=[hd.VOILUTTransformation(window_center=0.5, window_width=1.0)],
             content_label=re.sub(r"[^A-Z0-9]", "_", label.upper())[:16],
             content_description=DISCLAIMER,
-            pixel_measures=measures,
-            plane_orientation=orientation,
-            plane_positions=[hd.PlanePositionSequence(hd.CoordinateSystemNames.PATIENT, p) for p in positions],
+            pixel_measures=geometry.measures,
+            plane_orientation=geometry.orientation,
+            plane_positions=geometry.positions,
             derivation=code,
             series_description=f"{MAKER} {label}"[:64],
             specific_character_set="ISO_IR 192",
             **made_by,
         )
-        if frames:
-            _refer_to(result, frames)
-        # highdicom copies these from the source if they agree in the plane, including its slice thickness and spacing.
-        result.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = measures
-        for item in (*result.DimensionIndexSequence, *result.DimensionOrganizationSequence):
-            item.DimensionOrganizationUID = uid("dimensions")  # random by default
+        complete_frames(result, geometry, frames, uid)
         result.DerivationDescription = "; ".join((DISCLAIMER, algorithm["name"], *parameters(algorithm)))[:1024]
     save_atomically(result, Path(path), overwrite)
-
-
-def _refer_to(result: Dataset, frames: Sequence[int]) -> None:
-    """Drop references to frames of other volumes in the source's file, which have the same positions."""
-    for group in result.PerFrameFunctionalGroupsSequence:
-        for derivation in group.get("DerivationImageSequence", ()):
-            images = derivation.SourceImageSequence
-            derivation.SourceImageSequence = [image for image in images if image.ReferencedFrameNumber in frames]

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patheffects import withStroke
 
-from monai_llmboost.inference.maps.planes import Plane, grey_window, peak_of, planes
+from monai_llmboost.artifacts.planes import Plane, grey_window, peak_of, planes
 
 DISCLAIMER = "for research only; not for diagnosis"
 # A map is invisible below the first value and has its largest opacity from the second value on.

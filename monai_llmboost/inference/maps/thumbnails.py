@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from monai_llmboost.inference.maps.planes import grey_window, planes
+from monai_llmboost.artifacts.planes import grey_window, planes
 
 HEIGHT_PX, GAP_PX = 84, 2
 

@@ -78,6 +78,11 @@ class StructureMasks:
         """The value of each class in the masks; 0 for the background."""
         return [0, *(label_values_of(self.network) or range(1, len(self.class_names)))]
 
+    @property
+    def structures(self) -> dict[int, str]:
+        """The value and name of each structure in the masks."""
+        return dict(zip(self.values[1:], self.class_names[1:]))
+
     def record(self, scan: Scan, case: Case, output: Tensor) -> dict[str, Any]:
         """Write the mask of a case, and return its path and the volumes; see :class:`Answers`.
 

@@ -16,6 +16,7 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
+from monai_llmboost.artifacts.contours import legend, volume_text
 from monai_llmboost.artifacts.files import atomic_text
 from monai_llmboost.artifacts.page import style_of, visible
 from monai_llmboost.inference.case_folder import case_folder
@@ -52,22 +53,24 @@ def write_report(
         rows: one row for each case, predicted or refused, as records or as lines of the journal.
         run: provenance of the predictions, shown completely. Required are ``bundle``, ``class_names``,
             ``intended_use``, ``started`` (ISO 8601), ``seconds`` and ``cases`` (numbers of ``predicted``, ``refused``,
-            ``skipped``).
+            ``skipped``). With ``structures`` (value to name), rows have masks and volumes instead of probabilities.
         skipped: files that are not scans, each with the reason.
         viewers: viewers of cases; those beyond 5 MB are written as separate pages into the folder ``viewers`` next to
             the page. The browser draws a viewer when it is opened.
         aside: rename an earlier file of that name; otherwise it is replaced.
 
     Raises:
-        ValueError: a row without one finite probability for each class, or a viewer of an unknown case.
+        ValueError: a row without one finite probability or volume for each class, or a viewer of an unknown case.
 
     Example:
         >>> write_report(Path("out/report.html"), rows, run, skipped=[("notes.txt", "a text file")])  # doctest: +SKIP
     """
     records = [row if isinstance(row, Row) else Row.from_json(row) for row in rows]
     class_names = list(run["class_names"])
+    structures = {int(value): name for value, name in (run.get("structures") or {}).items()}
+    columns = list(structures.values()) or class_names
     for row in records:
-        _check_probabilities(row, class_names)
+        _check_volumes(row, columns) if structures else _check_probabilities(row, class_names)
     numbers = {row.case: number for number, row in enumerate(records)}
     for viewer in viewers:
         if viewer.case not in numbers:
@@ -81,6 +84,7 @@ def write_report(
         lstrip_blocks=True,
     )
     environment.filters |= {"address": _address, "number": _number}
+    environment.filters |= {"picture_type": _picture_type, "volume": volume_text}
     environment.tests["flat"] = _is_flat
     previews = _previews(path.parent, records)
     inside, outside = _split_by_budget(viewers)
@@ -90,7 +94,11 @@ def write_report(
         rows=records,
         run=run,
         class_names=class_names,
-        keys=[_keys(row, number, len(class_names)) for number, row in enumerate(records)],
+        columns=columns,
+        structures=structures,
+        legend=legend(structures),
+        unpictured=_beyond_budget(records) if structures else (),
+        keys=[_keys(row, number, columns, bool(structures)) for number, row in enumerate(records)],
         histograms=[_histogram(records, index, name) for index, name in enumerate(class_names)],
         skipped=_by_reason(skipped),
         viewers=inside,
@@ -121,16 +129,26 @@ def _check_probabilities(row: Row, class_names: list[str]) -> None:
         )
 
 
-def _keys(row: Row, number: int, num_classes: int) -> list[Any]:
+def _check_volumes(row: Row, names: list[str]) -> None:
+    volumes = row.answer.get("volume_mm3", {})
+    if not row.refused and (set(volumes) != set(names) or not all(map(math.isfinite, volumes.values()))):
+        raise ValueError(
+            f"{row.case!r} has the volumes {volumes}, not finite ones of {', '.join(names)}: give those of all "
+            "structures, or the reason why the case is refused"
+        )
+
+
+def _keys(row: Row, number: int, columns: list[str], structures: bool) -> list[Any]:
     """Return the sort key of a row for each column, null if empty, and whether the case was refused."""
-    probabilities: list[Any] = row.probabilities or [None] * num_classes
+    volumes = row.answer.get("volume_mm3", {})
+    values: list[Any] = [volumes.get(name) for name in columns] if structures else row.probabilities
     return [
         number,
         row.case,
         f"{row.format} {row.modality}",
         math.prod(row.shape) if row.shape else None,
-        *probabilities,
-        row.predicted or None,
+        *(values or [None] * len(columns)),
+        *([] if structures else [row.predicted or None]),
         len(row.warnings),
         row.seconds,
         bool(row.refused),
@@ -168,6 +186,12 @@ def _within_budget(previews: dict[int, Path]) -> dict[int, Path]:
             break
         embedded[number] = file
     return embedded
+
+
+def _beyond_budget(rows: Sequence[Row]) -> set[int]:
+    """Return the rows whose contours have no place in the page."""
+    sizes = accumulate(len(row.thumbnail) for row in rows)
+    return {number for number, size in enumerate(sizes) if size > PREVIEW_BUDGET}
 
 
 def _split_by_budget(viewers: Sequence[Viewer]) -> tuple[list[Viewer], list[Viewer]]:
@@ -217,6 +241,11 @@ def _is_flat(value: Any) -> bool:
 def _address(path: str) -> str:
     """Return the address of a relative path, for a link."""
     return quote("./" + path, errors="surrogateescape")
+
+
+def _picture_type(picture: str) -> str:
+    """Return the type of a picture in base64."""
+    return "image/webp" if picture.startswith("UklGR") else "image/png"  # "RIFF"
 
 
 def _number(value: float, digits: int = 3) -> str:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from monai_llmboost.artifacts.drawing import QUIET, Look, panel
+from monai_llmboost.artifacts.page import shortened
 from monai_llmboost.inspection.measure import ChannelMeasures
 
 # At most so many scans in a picture, evenly chosen: each is a dot in the page.
@@ -20,6 +21,8 @@ AXES = ("x", "y", "z")
 SCATTER = 0.3
 # Values whose largest is further above the median than this are drawn on a logarithmic axis.
 WIDE_RANGE = 50
+# Longest name of a structure at its row.
+LONGEST_NAME = 16
 # Values that differ by a smaller part are drawn from zero.
 ALIKE = 0.05
 
@@ -58,6 +61,34 @@ def draw_distributions(scans: Mapping[str, Sequence[ChannelMeasures]], looks: Ma
         "Intensities of each scan",
         "From the 0.5th to the 99.5th percentile of each scan, by class",
     )
+
+
+def draw_volumes(volumes: Mapping[str, Sequence[float]], looks: Mapping[str, Look]) -> Picture:
+    """Draw the volume of each structure in each case, on a logarithmic axis.
+
+    Args:
+        volumes: volumes in mm3 by structure.
+        looks: looks of the structures.
+    """
+    figure, axes = panel(min(6.0, max(1.2, 0.5 + 0.28 * len(volumes))), left=1.2)
+    for row, (name, own) in enumerate(volumes.items()):
+        chosen = sorted(own)[:: max(1, len(own) * len(volumes) // DRAWN)]
+        spread = (np.arange(len(chosen)) * 0.618 % 1 - 0.5) * 1.6 * SCATTER
+        axes.plot(
+            chosen, row + spread, looks[name].marker, color=looks[name].colour, markersize=3.2, markeredgewidth=0,
+            alpha=0.55,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.4g}"))
+    axes.set_ylim(len(volumes) - 0.5, -0.5)
+    axes.yaxis.set_major_locator(FixedLocator(range(len(volumes))))
+    axes.yaxis.set_major_formatter(FixedFormatter([shortened(name, LONGEST_NAME) for name in volumes]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("mm3, logarithmic")
+    label = "; ".join(f"{name} median {np.median(own):.4g}" for name, own in volumes.items() if len(own))
+    return Picture(figure, "Volumes of the structures", f"Volumes in mm3: {label}")
 
 
 def _choose(own: Sequence[ChannelMeasures], most: int) -> list[ChannelMeasures]:
@@ -111,7 +142,7 @@ def _ranges(scans: Mapping[str, Sequence[ChannelMeasures]], looks: Mapping[str, 
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.3g}" if abs(y) < 1e5 else f"{y:.0e}"))
     axes.xaxis.set_major_locator(NullLocator())
     axes.margins(x=0.02)
-    axes.set_xlabel("scans by class, in rising order", color=QUIET)
+    axes.set_xlabel(f"scans{' by class' if len(scans) > 1 else ''}, in rising order", color=QUIET)
     return figure
 
 

@@ -4,18 +4,20 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
 
-from monai_llmboost.artifacts.drawing import house_style, keys_of, look_of, svg
+from monai_llmboost.artifacts.drawing import Look, house_style, keys_of, look_of, svg
 from monai_llmboost.artifacts.files import atomic_text
 from monai_llmboost.artifacts.page import shortened, style_of, visible
-from monai_llmboost.data.labelled import SPLITS
+from monai_llmboost.data.labelled import SPLITS, LabelledCase
 from monai_llmboost.inspection.measure import ChannelMeasures
-from monai_llmboost.inspection.page.figures import draw_distributions
+from monai_llmboost.inspection.page.figures import Picture, draw_distributions, draw_volumes
+from monai_llmboost.inspection.pictures import colour_of
 
 if TYPE_CHECKING:
     from monai_llmboost.inspection.inspect import Inspection
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 # Most bytes of thumbnails, and most refused scans and sets of duplicates that are listed.
 THUMBNAIL_BYTES, LISTED = 2_000_000, 200
+# The group of all cases of a list for segmentation.
+ALL = "all cases"
 # Longest name below a thumbnail.
 NAME = 42
 
@@ -41,14 +45,17 @@ def write_inspection_page(found: Inspection, path: Path) -> None:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["shorten"] = lambda name: shortened(name, NAME)
-    looks = {name: look_of(number + 1) for number, name in enumerate(found.cases.class_names)}
+    groups = group_names(found)
+    looks = {name: look_of(number + 1) for number, name in enumerate(groups)}
     with house_style():
         text = environment.get_template("report.html").render(
             found=found,
             findings=found.findings,
             name=found.cases.path.name,
-            classes=found.cases.class_names,
+            classes=groups,
+            kinds="structures" if found.cases.is_segmentation else "classes",
             counts=count_cases(found),
+            structures=describe_structures(found),
             rows=describe_scans(found),
             plan=found.plan.to_lines() if found.plan else [],
             memory=found.plan.description["memory_mb"] if found.plan else 0,
@@ -59,10 +66,26 @@ def write_inspection_page(found: Inspection, path: Path) -> None:
             key=keys_of(looks),
             pictures=_pictures(found, looks),
             thumbnails=_thumbnails(found),
+            colours={one.name: colour_of(one.value) for one in found.structures},
             style=style_of(HERE),
         )
     with atomic_text(path, aside=False) as file:
         file.write(text)
+
+
+def group_names(found: Inspection) -> list[str]:
+    """Return the names of the classes, or of the structures."""
+    return [one.name for one in found.structures] if found.cases.is_segmentation else [*found.cases.class_names]
+
+
+def describe_structures(found: Inspection) -> list[tuple[str, ...]]:
+    """Return name, value, number of cases, volume and voxels of each structure as text."""
+    rows = []
+    for one in found.structures:
+        volumes = [*one.volumes_mm3.values()]
+        said = f"median {np.median(volumes):.4g}, from {min(volumes):.4g} to {max(volumes):.4g}" if volumes else "none"
+        rows.append((one.name, str(one.value), str(len(volumes)), said, f"{one.median_voxels:.0f}"))
+    return rows
 
 
 def describe_scans(found: Inspection) -> list[tuple[str, str, list[tuple[str, str]]]]:
@@ -101,22 +124,33 @@ def _count(values: Counter[str]) -> str:
     return next(iter(values)) if len(values) == 1 else ", ".join(f"{name} ({n})" for name, n in values.most_common())
 
 
-def count_cases(found: Inspection) -> list[tuple[str, list[int]]]:
-    """Return the numbers of cases of each class: by split, and of the refused ones."""
-    by_split = found.count()
-    labels = {case.name: case.label for case in found.cases.cases}
-    refused = Counter(labels[record.name] for record in found.refused)
-    rows = [(split, by_split[split]) for split in SPLITS if split in by_split]
+def count_cases(found: Inspection) -> list[tuple[str, list[int], int]]:
+    """Return the numbers of cases of each class, or with each structure, and of all: by split, and of the refused."""
+    names, by_split = group_names(found), found.count()
+    sizes = Counter(case.split for case in found.divided)
+    refused = {record.name for record in found.refused}
+    lost = [case for case in found.cases.cases if case.name in refused]
+    rows = [(split, by_split[split], sizes[split]) for split in SPLITS if split in by_split]
     if not rows:
-        names = {record.name for record in found.refused}
-        rows = [("usable", Counter(case.label for case in found.cases.cases if case.name not in names))]
-    rows += [("cannot be used", refused)] if refused else []
-    return [(name, [count[label] for label in found.cases.class_names]) for name, count in rows]
+        usable = [case for case in found.cases.cases if case.name not in refused]
+        rows = [("usable", _count_groups(found, usable), len(usable))]
+    rows += [("cannot be used", _count_groups(found, lost), len(lost))] if lost else []
+    return [(split, [count[name] for name in names], number) for split, count, number in rows]
 
 
-def _pictures(found: Inspection, looks: Any) -> list[dict[str, Any]]:
-    labels = {case.name: case.label for case in found.cases.cases}
-    drawn = []
+def _count_groups(found: Inspection, cases: Sequence[LabelledCase]) -> Counter[str]:
+    if not found.cases.is_segmentation:
+        return Counter(case.label for case in cases)
+    names = {case.name for case in cases}
+    return Counter({one.name: len(names & {*one.volumes_mm3}) for one in found.structures})
+
+
+def _pictures(found: Inspection, looks: Mapping[str, Look]) -> list[dict[str, Any]]:
+    drawn: list[tuple[str, Picture]] = []
+    if any(one.volumes_mm3 for one in found.structures):
+        drawn.append(("", draw_volumes({one.name: [*one.volumes_mm3.values()] for one in found.structures}, looks)))
+    labels = _labels(found)
+    looks = {ALL: look_of(0)} if found.cases.is_segmentation else looks
     for place, channel in enumerate(found.cases.channels):
         scans: dict[str, list[ChannelMeasures]] = defaultdict(list)
         for record in found.survey:
@@ -126,23 +160,28 @@ def _pictures(found: Inspection, looks: Any) -> list[dict[str, Any]]:
         if scans:
             ordered = {name: scans[name] for name in looks if name in scans}
             ending = f", {channel}" if len(found.cases.channels) > 1 else ""
-            drawn += [
-                {"caption": picture.caption + ending, "svg": svg(picture.figure, f"p{place}n{number}", picture.label)}
-                for number, picture in enumerate(draw_distributions(ordered, looks))
-            ]
-    return drawn
+            drawn += [(ending, picture) for picture in draw_distributions(ordered, looks)]
+    return [
+        {"caption": picture.caption + ending, "svg": svg(picture.figure, f"p{number}", picture.label)}
+        for number, (ending, picture) in enumerate(drawn)
+    ]
+
+
+def _labels(found: Inspection) -> dict[str, str]:
+    """Return the class of each case; one for all in segmentation."""
+    return {case.name: ALL if found.cases.is_segmentation else case.label for case in found.cases.cases}
 
 
 def _thumbnails(found: Inspection) -> dict[str, list[tuple[str, str]]]:
     """Return names and pictures of cases by class, within a bound on the size of the page."""
-    labels = {case.name: case.label for case in found.cases.cases}
+    labels = _labels(found)
     shown: dict[str, list[tuple[str, str]]] = defaultdict(list)
     total = 0
     for record in found.survey:
         total += len(record.thumbnail)
         if record.thumbnail and total <= THUMBNAIL_BYTES:
             shown[labels[record.name]].append((record.name, record.thumbnail))
-    return {name: shown[name] for name in found.cases.class_names if name in shown}
+    return {name: shown[name] for name in (*found.cases.class_names, ALL) if name in shown}
 
 
 def _visible(value: Any) -> Any:

@@ -67,8 +67,9 @@ def cost_of_arms(
 def read_out(network: nn.Module, x: Tensor) -> str:
     """Return as text the read-out method of a network's booster in training; ``x`` is a batch."""
     own = getattr(unwrap(network), "booster", None)  # the network of another bundle may not have one
-    inserted = [part.booster for part in network.modules() if isinstance(part, BoostedModule)]
-    boosters = [booster for booster in (own, *inserted) if isinstance(booster, ResidualBooster)]
+    inserted = [part for part in network.modules() if isinstance(part, BoostedModule)]
+    strides = {part.booster: part.token_stride for part in inserted}
+    boosters = [booster for booster in (own, *strides) if isinstance(booster, ResidualBooster)]
     calls: dict[nn.Module, tuple[Any, ...]] = {}
     watches = [booster.register_forward_pre_hook(calls.__setitem__) for booster in boosters]
     if boosters:
@@ -76,15 +77,15 @@ def read_out(network: nn.Module, x: Tensor) -> str:
             network.train()(x)
     for watch in watches:
         watch.remove()
-    return "; ".join(_describe_read_out(booster, *calls[booster]) for booster in boosters) or "-"
+    texts = [_describe_read_out(booster, strides.get(booster, 1), *calls[booster]) for booster in boosters]
+    return "; ".join(texts) or "-"
 
 
-def _describe_read_out(booster: ResidualBooster, tokens: Tensor, *read: int) -> str:
+def _describe_read_out(booster: ResidualBooster, stride: int, tokens: Tensor, *read: int) -> str:
+    approximate = f"approximation, token_stride {stride}: " if stride > 1 else ""
     if tokens.shape[1] == 1:
-        return "one pooled token"
-    if not read and not booster.tokenwise:
-        return "all tokens are read: whole block"
-    return booster.describe_readout(tokens.shape[0], tokens.shape[1], *(read or (1,)))
+        return f"{approximate}one pooled token"
+    return approximate + booster.describe_readout(tokens.shape[0], tokens.shape[1], *read)
 
 
 def cost_table(result: Mapping[str, Any]) -> Table:

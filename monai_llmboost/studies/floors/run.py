@@ -5,25 +5,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from monai_llmboost.bundle import BundleJob, Option
-from monai_llmboost.bundle.content import merged, value_at
-from monai_llmboost.bundle.contract import EMBED, IMAGE, LABEL
+from monai_llmboost.bundle.contract import IMAGE, LABEL
 from monai_llmboost.engines.results import PREDICTIONS_FILE, prediction_row, write_predictions
 from monai_llmboost.studies.datasets import key_metric, task_of
 from monai_llmboost.studies.floors.features import plain, single_numbers
 from monai_llmboost.studies.floors.predictors import FLOORS, fit_floor
+from monai_llmboost.studies.floors.shape_run import run_shape_floor, shapes_impossible
+from monai_llmboost.studies.floors.shapes import SHAPE_FLOORS
 from monai_llmboost.studies.floors.shortcuts import auc_of_single_numbers
+from monai_llmboost.studies.floors.splits import (
+    TRAINING_SPLIT,
+    VALIDATION_SPLIT,
+    has_embedding,
+    open_split,
+    training_data,
+)
 from monai_llmboost.studies.plan import TEST_SPLIT, Plan, Run
 from monai_llmboost.studies.run_folder import TEST, EpochResult, Evaluated, RunFolder, Trained
 
-TRAINING_SPLIT, VALIDATION_SPLIT = "train", "val"
 SPLITS = (TRAINING_SPLIT, VALIDATION_SPLIT, TEST_SPLIT)
 CASE = "case"
 
@@ -47,6 +52,9 @@ class Split:
 
 def run_floor(plan: Plan, run: Run, folder: RunFolder) -> None:
     """Fit a floor to the training cases of a run, choose on validation, and write its predictions of the test cases."""
+    if run.arm in SHAPE_FLOORS:
+        run_shape_floor(plan, run, folder)
+        return
     splits = {split: _read_split(plan, run, split) for split in SPLITS}
     task = task_of(open_split(plan, run, TEST_SPLIT))
     cases = {name: (split.features, split.labels) for name, split in splits.items()}
@@ -64,29 +72,10 @@ def run_floor(plan: Plan, run: Run, folder: RunFolder) -> None:
     folder.write_evaluated(Evaluated(alone or None))
 
 
-def open_split(plan: Plan, run: Run, split: str, embedded: bool = True) -> BundleJob:
-    """Return the evaluation of a split as the networks of a run see it: preprocessed, and not augmented.
-
-    Without ``embedded``, volumes are not replaced by frozen features.
-    """
-    options = {**plan.settings(run, "evaluate", Path()), Option.SPLIT: split}
-    if not embedded and _has_embedding(plan):
-        options[EMBED] = {"_target_": "monai.transforms.Identityd", "keys": IMAGE}
-    return BundleJob.read(plan.configs(plan.arms[0], "evaluate"), options)
-
-
-def _has_embedding(plan: Plan) -> bool:
-    """Return whether the networks of a plan see frozen features instead of volumes."""
-    return value_at(merged(plan.configs(plan.arms[0], "evaluate")), EMBED) is not None
-
-
-def training_data(plan: Plan, run: Run) -> Any:
-    """Return the data set that the networks of a run are trained on, which decides the training cases of floors."""
-    return BundleJob.read(plan.configs(plan.arms[0]), plan.settings(run, "train", Path())).training_data
-
-
 def why_impossible(plan: Plan, run: Run) -> str:
-    """Return why floors cannot be run on the data set of a run, or ``""``."""
+    """Return why a floor, the arm of a run, cannot be run on its data set, or ``""``."""
+    if run.arm in SHAPE_FLOORS:
+        return shapes_impossible(plan, run)
     task = task_of(open_split(plan, run, TEST_SPLIT))
     if not getattr(task, "class_names", None):
         return f"Floors are left out: they classify, and the task of the bundle is {task.name}."
@@ -115,7 +104,7 @@ def _names(data: Any) -> list[str] | None:
 def _read_split(plan: Plan, run: Run, split: str) -> Split:
     """Return the features of the cases of a split; of the training cases, only those that networks are trained on."""
     floor = FLOORS[run.arm]
-    embedded = floor.takes_embedding and _has_embedding(plan)
+    embedded = floor.takes_embedding and has_embedding(plan)
     names: list[str] = []
     labels, features = [], []
     numbers: dict[str, list[Tensor]] = {}

@@ -19,6 +19,7 @@ from scipy import stats
 
 from monai_llmboost.studies.statistics.influence import (
     bootstrap_counts,
+    can_be_compared,
     check_groups,
     check_patients,
     checked_scores,
@@ -127,10 +128,15 @@ def _compare_pairs(
     task: Task,
     patients: np.ndarray | None,
 ) -> list[Comparison]:
-    """Return the comparisons of pairs of a reference and an arm, which are one family for each metric."""
+    """Return the comparisons of pairs of a reference and an arm, which are one family for each metric.
+
+    A metric with fewer than two cases that have a value in each run is left out.
+    """
     counts = bootstrap_counts(task.groups(labels), patients=patients)
     comparisons = []
     for name, metric in task.metrics.items():
+        if not all(can_be_compared(metric, scores, labels) for scores in arrays.values()):
+            continue
         arms = {}
         for arm, scores in arrays.items():
             values, influence = (mean_over_folds(each, folds) for each in components(metric, scores, labels, patients))
@@ -173,7 +179,7 @@ def arm_summary(
 def _checked(
     predictions: Mapping[str, np.ndarray], labels: np.ndarray, task: Task | None, patients: np.ndarray | None
 ) -> tuple[dict[str, np.ndarray], np.ndarray, Task]:
-    arrays = checked_scores(predictions, labels)
+    arrays = checked_scores(predictions, labels, getattr(task, "missing_scores", False))
     check_patients(patients, len(labels))
     if task is None:
         classes = next(iter(arrays.values())).shape[2]

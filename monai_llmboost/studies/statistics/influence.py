@@ -59,14 +59,31 @@ def resampled(metric: TaskMetric, scores: np.ndarray, labels: np.ndarray, counts
 
 
 def _mean_components(metric: TaskMetric, scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the components of a mean over N cases: influence = (value of the case - mean) / sqrt(N (N - 1))."""
+    """Return the components of a mean over N cases: influence = (value of the case - mean) / sqrt(N (N - 1)).
+
+    A case without a value (NaN) in a run counts neither in N nor in the influence of the run.
+    """
     of_cases = metric.per_case(scores, labels)  # type: ignore[misc]
-    values, cases = of_cases.mean(axis=1), len(labels)
-    return values, (of_cases - values[:, None]) / np.sqrt(cases * (cases - 1))
+    there = np.isfinite(of_cases)
+    cases = there.sum(axis=1, keepdims=True)
+    values = np.where(there, of_cases, 0.0).sum(axis=1, keepdims=True) / cases
+    return values[:, 0], np.where(there, of_cases - values, 0.0) / np.sqrt(cases * (cases - 1))
 
 
 def _resampled_mean(metric: TaskMetric, scores: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    return counts @ metric.per_case(scores, labels).mean(axis=0) / counts.sum(axis=1)  # type: ignore[misc]
+    of_cases = metric.per_case(scores, labels)  # type: ignore[misc]
+    there = np.isfinite(of_cases)
+    drawn = counts @ there.T  # (samples, runs): cases with a value
+    values = counts @ np.where(there, of_cases, 0.0).T / np.maximum(drawn, 1)
+    # A sample without any case that has a value is no sample of this mean.
+    return np.where(drawn > 0, values, np.nanmean(of_cases, axis=1)).mean(axis=1)
+
+
+def can_be_compared(metric: TaskMetric, scores: np.ndarray, labels: np.ndarray) -> bool:
+    """Return whether each run has enough cases with a value of a metric; only means over cases may lack some."""
+    if metric.per_case is None:
+        return True
+    return bool((np.isfinite(metric.per_case(scores, labels)).sum(axis=1) >= FEWEST_CASES).all())
 
 
 def _curve_components(metric: TaskMetric, scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -140,8 +157,15 @@ def bootstrap_counts(
     return counts
 
 
-def checked_scores(scores: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, np.ndarray]:
+def checked_scores(
+    scores: Mapping[str, np.ndarray], labels: np.ndarray, missing: bool = False
+) -> dict[str, np.ndarray]:
     """Return the scores of each arm (runs, cases, values) in float64 after checking them.
+
+    Args:
+        scores: by arm.
+        labels: (cases,).
+        missing: whether a value may be missing, NaN.
 
     Raises:
         ValueError: arms of different shapes; scores that are not finite; different numbers of labels and cases.
@@ -158,7 +182,9 @@ def checked_scores(scores: Mapping[str, np.ndarray], labels: np.ndarray) -> dict
         raise ValueError(f"scores must have the shape (runs, cases, classes), not {shape}: stack the runs")
     if len(labels) != shape[1]:
         raise ValueError(f"{shape[1]} cases need {shape[1]} labels, not {len(labels)}: give one label per case")
-    broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+    broken = [
+        name for name, array in arrays.items() if np.isinf(array).any() or (np.isnan(array).any() and not missing)
+    ]
     if broken:
         raise ValueError(f"scores of the arms {broken} are not finite: leave out the seeds that failed")
     return arrays

@@ -71,6 +71,18 @@ def read_cases(path: str | Path, columns: Columns | None = None) -> CaseList:
     return _finish(path, path.parent, read_table(path, columns), columns)
 
 
+def is_for_segmentation(path: str | Path, columns: Columns) -> bool:
+    """Return whether the labels of a list are label maps; no scan is looked for.
+
+    Raises:
+        ValueError: the file is no labelled list.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return has_label_folders(path)
+    return path.is_file() and path.suffix.lower() in LISTS and read_table(path, columns).is_segmentation
+
+
 def read_rows(path: Path, columns: Columns) -> tuple[tuple[str, ...], list[LabelledCase], list[str]]:
     """Return the channels of a list, its cases, which need no labels, and the errors, each with its row.
 

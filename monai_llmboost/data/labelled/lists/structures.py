@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from monai_llmboost.data.labelled.label_maps import MOST_STRUCTURES, MOST_VALUE
+
 # The value of the background, and words for it in lower case.
 BACKGROUND = 0
 BACKGROUND_WORDS = ("background", "bg", "clear", "clear label", "none", "unlabeled", "unlabelled", "")
-# Class numbers are stored in one byte, whose last value means none of them.
-MOST_STRUCTURES = 254
 
 
 def read_structures(labels: Any) -> tuple[dict[int, str], list[str]]:
@@ -39,26 +39,14 @@ def read_structures(labels: Any) -> tuple[dict[int, str], list[str]]:
                 f"the structure {name!r} is a region of the values {value}: give each value a name of its own, because "
                 "structures must not overlap"
             )
-        elif number is None or number < 0:
-            errors.append(f"the structure {name!r} has the value {value!r}: give a whole number from 1")
+        elif number is None or not 0 <= number <= MOST_VALUE:
+            errors.append(f"the structure {name!r} has the value {value!r}: give a whole number from 1 to {MOST_VALUE}")
         elif number in found:
             errors.append(f"the structures {found[number]!r} and {name!r} have the value {number}: give each its own")
         else:
             found[number] = str(name).strip()
     errors += _check_names(found)
     return {value: name for value, name in found.items() if value != BACKGROUND}, errors
-
-
-def check_structures(structures: Mapping[Any, Any]) -> dict[int, str]:
-    """Return structures that an option gives, in its order.
-
-    Raises:
-        ValueError: a value that is no whole number from 1, or a name that is empty or not the only one.
-    """
-    found, errors = read_structures(structures)
-    if errors:
-        raise ValueError(f"{errors[0]}, in structures")
-    return found
 
 
 def _check_names(found: Mapping[int, str]) -> list[str]:

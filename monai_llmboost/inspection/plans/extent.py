@@ -12,6 +12,8 @@ import numpy as np
 from monai_llmboost.data.labelled import LabelledCase
 from monai_llmboost.inspection.survey import CaseSurvey
 
+# Most voxels of a network's input: in classification of all channels together.
+CPU_VOXELS, GPU_VOXELS = 64**3, 128**3
 # A foreground that takes this part of the scan or more is not cropped.
 MOSTLY_FOREGROUND = 0.8
 # Thresholds of scans that differ by more than this part of the largest have no common value.

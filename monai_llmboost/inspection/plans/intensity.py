@@ -21,20 +21,23 @@ USUAL = [0.5, 99.5]
 def choose_intensity(used: Sequence[CaseSurvey]) -> tuple[str, list[float], str]:
     """Return the scheme, its range, and why.
 
-    CT has a window in HU from the foreground of all scans; masks and images in 8 bits have the range of their values;
-    scans from 0 to 1 stay as they are; the units of anything else, such as MR, mean nothing, so each scan is scaled by
-    its own percentiles.
+    CT has a window in HU from the foreground of all scans, in segmentation from the structures; masks and images in
+    8 bits have the range of their values; scans from 0 to 1 stay as they are; the units of anything else, such as MR,
+    mean nothing, so each scan is scaled by its own percentiles.
     """
     scans = [one for record in used for one in record.measures]
     low, high = min(one.minimum for one in scans), max(one.maximum for one in scans)
     if all(one.modality == "CT" for one in scans):
-        ends = np.median([one.foreground_range for one in scans], axis=0)
+        maps = [record.label_map.inside_range for record in used if record.label_map and len(record.channels) == 1]
+        inside = [ends for ends in maps if ends is not None]
+        ends = np.median(inside or [one.foreground_range for one in scans], axis=0)
         least, most = HU_RANGE
         window = [
             float(np.clip(np.floor(ends[0] / HU_STEP) * HU_STEP, least, most - HU_STEP)),
             float(np.clip(np.ceil(ends[1] / HU_STEP) * HU_STEP, least + HU_STEP, most)),
         ]
-        return "window", window, "CT: the 0.5th to the 99.5th percentile of the foreground, in HU"
+        what = "structures" if inside else "foreground"
+        return "window", window, f"CT: the 0.5th to the 99.5th percentile of the {what}, in HU"
     if all(one.values <= MASK_VALUES and one.whole == 1 for one in scans):
         return "window", [low, high], "masks: few whole numbers"
     if SCALED[0] <= low and SCALED[1] >= high:
