@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:monai"),
 ]
 # Values of the structures of the phantom in masks, and intensities from which they are.
-STRUCTURES = {"shell": (4, 300), "core": (2, 700)}
+STRUCTURES = {"shell": (4, 300), "core": (2, 500)}
 DEVICE = {"device": "$torch.device('cpu')"}
 
 
@@ -37,7 +37,7 @@ def set_thresholds(network):
     conv = next(module for module in network.modules() if isinstance(module, torch.nn.Conv3d))
     with torch.no_grad():
         conv.weight[:] = torch.tensor([0.0, 40.0, 80.0]).view(3, 1, 1, 1, 1)
-        conv.bias[:] = torch.tensor([0.0, -12.0, -40.0])
+        conv.bias[:] = torch.tensor([0.0, -12.0, -32.0])
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def forms(tmp_path_factory):
     }
     for name, axes, shape in (
         ("oblique", turn(25, 0, 1) @ turn(-15, 1, 2) @ np.diag([1.25, 1.25, 1.5]), (56, 52, 44)),
-        ("anisotropic", np.diag([0.8, 0.8, 3.0]), (74, 68, 16)),
+        ("anisotropic", np.diag([0.8, 0.8, 2.5]), (74, 68, 20)),
     ):
         affine = centred(axes, shape)
         made[name] = (affine, *phantom(affine, shape))
