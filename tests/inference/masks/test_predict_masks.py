@@ -200,6 +200,23 @@ def test_tables_and_probabilities(predicted):
     assert np.array_equal(core[clear], (mask == 2)[clear])
 
 
+def test_the_keys_that_monai_label_reads_give_the_mask(bundle, forms, predicted):
+    job = BundleJob.read(job_configs(bundle, "inference"), {})
+    item = {"image": str(forms[0] / "anisotropic.nii.gz")}
+    item = job.item("preprocessing", "the test")(item)
+    with torch.no_grad():
+        item["pred"] = job.item("inferer", "the test")(item["image"][None], trained(job, bundle))[0]
+    labels = job.item("postprocessing", "the test")(item)["pred"]
+    assert np.array_equal(labels[0].numpy(), mask_of(predicted, "anisotropic")[0])
+    assert list(labels.shape[1:]) == list(item["image"].meta["spatial_shape"]), "nothing is left to restore"
+
+
+def trained(job, bundle):
+    network = job.network_definition
+    network.load_state_dict(torch.load(bundle / "models" / "model.pt"))
+    return network.eval()
+
+
 def files_of(output):
     return {path.relative_to(output).as_posix(): path.read_bytes() for path in output.rglob("*.nii.gz")}
 
