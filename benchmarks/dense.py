@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cost of a booster on the feature maps of a U-Net, where all tokens are read, and of what makes it cheaper.
 
-MONAI's DynUNet in two plans like those of nnU-Net, boosted at the bottleneck or after the first decoder stage. The sides
-are the plain network, the block computed as it is ("whole block"), F_E folded into queries, keys and values where that
-needs fewer operations ("folded", exact), and "token_stride 2", an approximation. Operations are counted on meta tensors,
-for blocks of the size of the embedded one and of a layer of LLaMA-7B. Where no side has more than --most-gflop operations,
-forward passes are timed too, in CPU seconds of the process, because these depend less on what else the machine does.
+MONAI's DynUNet in two plans like those of nnU-Net, boosted at the bottleneck or after the first decoder stage. The
+sides are the plain network, the block computed as it is ("whole block"), F_E folded into queries, keys and values where
+that needs fewer operations ("folded", exact), and "token_stride 2", an approximation. Operations are counted on meta
+tensors, for blocks of the size of the embedded one and of a layer of LLaMA-7B. Where no side has more than --most-gflop
+operations, forward passes are timed too, in CPU seconds of the process, which depend less on the machine's other work.
+Cells that are in the file already are not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from functools import partial
@@ -109,15 +111,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "dense-cpu.json", help="the JSON file to write")
     options = parser.parse_args()
     settings = {"rounds": options.rounds, "dtype": "torch.float32", "most_gflop": options.most_gflop}
-    rows: list[dict[str, Any]] = []
+    device = device_name(torch.device("cpu"))
+    known = json.loads(options.out.read_text()) if options.out.is_file() else {}
+    rows = known["rows"] if (known.get("device"), known.get("settings")) == (device, settings) else []
+    done = {(row["volume"], row["joint"], row["block"]) for row in rows}
     cells = [(plan, at, block) for plan in options.plans for at in JOINTS for block in options.blocks]
-    for plan, at, block in tqdm(cells):
+    for plan, at, block in tqdm([cell for cell in cells if cell not in done]):
         found = count(plan, at, block)
         if max(row["GFLOP forward"] for row in found) <= options.most_gflop:
             timed = measure(plan, at, block, options.rounds)
             found = [row | timed[row["side"]] for row in found]
         rows += found
-        save(options.out, BENCHMARK, device_name(torch.device("cpu")), settings, rows)
+        save(options.out, BENCHMARK, device, settings, rows)
     show(options.out)
 
 

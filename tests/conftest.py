@@ -3,6 +3,7 @@
 
 import json
 import os
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 from monai_llmboost.bundle import copy_bundle, run_bundle
+from monai_llmboost.data.datasets import named, phantoms
+from monai_llmboost.engines.evaluation import cases as evaluated_cases
 from monai_llmboost.llm import BlockGeometry
+from monai_llmboost.tasks import bootstrap_draws
 
 # Thousands of operations on tiny tensors: more threads only wait for one another.
 torch.set_num_threads(1)
@@ -24,6 +28,20 @@ BUNDLE = "medmnist3d_rllm_classification"
 EARLIER = ROOT / "tests" / "bundle" / "earlier"
 # A network and a schedule that train in a second or two; the shapes of the data stay real.
 SMALL = {"hidden_size": 16, "mlp_dim": 16, "num_layers": 1, "num_heads": 2, "batch_size": 120}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_jobs():
+    """Draw each set of phantoms once, not for each job, and intervals over the cases from fewer samples."""
+    drawn = lru_cache(maxsize=8)(phantoms.phantom_arrays)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            named,
+            "phantom_arrays",
+            lambda split, size: [array.copy() for array in drawn(split, size, phantoms.PHANTOM_CASES[split])],
+        )
+        patch.setattr(evaluated_cases, "bootstrap_draws", partial(bootstrap_draws, resamples=40))
+        yield
 
 
 @pytest.fixture

@@ -1,27 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check that the benchmarks run and their sides do the same work; their speed is not tested."""
 
+import importlib
 import json
-import os
-import subprocess
 import sys
+from types import SimpleNamespace
+from unittest.mock import Mock
 
+import pytest
 from conftest import ROOT
+from processes import FORKS, run_python
 
 
 def rows_of(name, out, *words):
-    command = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / f"{name}.py"), "--out", str(out), *words]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = run_python([sys.executable, "-W", "ignore", ROOT / "benchmarks" / f"{name}.py", "--out", out, *words])
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("|") > 20, "the table is shown"
     return json.loads(out.read_text())["rows"]
 
 
-def test_booster_is_resumed(tmp_path):
+@pytest.fixture
+def rows_here(monkeypatch, capsys):
+    """Run a benchmark in this process, with other sizes, or measuring in processes that have imported all already."""
+
+    def run(name, out, *words, **sizes):
+        monkeypatch.syspath_prepend(ROOT / "benchmarks")
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        monkeypatch.setattr(sys, "argv", [name, "--out", str(out), *words])
+        benchmark = importlib.import_module(name)
+        processes = {"subprocess": SimpleNamespace(run=run_python), "get_context": lambda _: FORKS, "signal": Mock()}
+        for changed, value in (processes | sizes).items():
+            monkeypatch.setattr(benchmark, changed, value, raising=False)
+        benchmark.main()
+        assert capsys.readouterr().out.count("|") > 20, "the table is shown"
+        return json.loads(out.read_text())["rows"]
+
+    return run
+
+
+def test_booster_is_resumed(rows_here, tmp_path):
     words = ["--donors", "SmolLM-135M", "--sizes", "8", "--rounds", "1", "--device", "cpu"]
     out = tmp_path / "booster.json"
-    (first, *_) = rows_of("booster", out, *words, "--batches", "1")
-    rows = rows_of("booster", out, *words, "--batches", "1", "2")
+    sizes = {
+        "NETWORK": {"in_channels": 1, "num_classes": 2, "patch_size": 4, "hidden_size": 64, "mlp_dim": 64},
+        "LAYERS": {"num_layers": 1, "num_heads": 2, "head_size": 8},
+    }
+    (first, *_) = rows_here("booster", out, *words, "--batches", "1", **sizes)
+    rows = rows_here("booster", out, *words, "--batches", "1", "2", **sizes)
     assert rows[0] == first, "measured once"
     assert {(row["batch"], row["kind"]) for row in rows} == {(b, k) for b in (1, 2) for k in ("forward", "step")}
     assert all(row["ms per volume"] > 0 for row in rows)
@@ -31,9 +56,9 @@ def test_booster_is_resumed(tmp_path):
     assert sides["ours, bfloat16 block"]["weights MB"] < sides["ours"]["weights MB"]
 
 
-def test_startup_loads_the_same_weights(llama_folder, tmp_path):
+def test_startup_loads_the_same_weights(rows_here, llama_folder, tmp_path):
     words = ["--model", str(llama_folder), "--rounds", "1", "--dtypes", "bfloat16"]
-    rows = rows_of("startup", tmp_path / "startup.json", *words)
+    rows = rows_here("startup", tmp_path / "startup.json", *words)
     assert [row["dtype"] for row in rows] == ["bfloat16"] * 3
     assert [row["side"] for row in rows] == ["AutoModel.from_pretrained", "read_layers", "load_block"]
 
@@ -51,8 +76,8 @@ def test_training_on_own_scans(tmp_path):
     assert row["memory by the plan, MB"] > 1000 and row["epoch / steps"] > 0
 
 
-def test_inference_by_command_and_in_plain_monai(tmp_path):
-    rows = rows_of("inference", tmp_path / "inference.json", "--few", "2", "--many", "4", "--rounds", "1")
+def test_inference_by_command_and_in_plain_monai(rows_here, tmp_path):
+    rows = rows_here("inference", tmp_path / "inference.json", "--few", "2", "--many", "4", "--rounds", "1")
     assert [row["volumes"] for row in rows] == [2] * 3 + [4] * 3
     assert {row["side"] for row in rows} == {"predict", "predict --no-report", "plain MONAI"}
     assert all(row["difference to plain"] < 1e-5 for row in rows)

@@ -5,7 +5,6 @@ import csv
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from conftest import BUNDLE, PRECISION, ROOT, SMALL, TWO_PROCESSES, forget_training
 from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow
+from processes import run_python, run_two
 
 from monai_llmboost.bundle import bundle_path, check_options, copy_bundle, monai_arguments, root_cause, run_bundle
 from monai_llmboost.bundle.trained import TrainedFolder
@@ -325,14 +325,13 @@ def test_seeds_matter_and_repeat(tmp_path):
     assert not torch.equal(first, other)
 
 
-def monai_run(*words, cwd, launcher=("-m",), variables=(), **options):
-    """A command of a user, in a process of its own."""
+def monai_run(*words, cwd, start=run_python, variables=(), **options):
+    """A command of a user, in a process of its own, or in two."""
     flags = [part for key, value in {**SMALL, **options}.items() for part in (f"--{key}", str(value))]
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1", **dict(variables)}
-    command = [sys.executable, *launcher, "monai.bundle", "run", *words, *flags]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return done
+    command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", *words, *flags]
+    ended = start(command, cwd=cwd, env={**os.environ, **dict(variables)})
+    for done in [ended] if start is run_python else ended:
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
 def files(*names):
@@ -341,15 +340,11 @@ def files(*names):
 
 def test_two_processes_train_and_evaluate_as_one(tmp_path):
     """Gradients are averaged over both; each test case is counted once, though 240 + 1 would be padded."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = ("-m", "torch.distributed.run", f"--master-port={port}", "--nproc_per_node=2", "-m")
     places = {"ckpt_dir": tmp_path, "output_dir": tmp_path, "bundle_root": CONFIGS.parent, "variables": TWO_PROCESSES}
-    monai_run(*files("train.json", "multi_gpu_train.json"), cwd="/", launcher=launcher, epochs=1, **places)
+    monai_run(*files("train.json", "multi_gpu_train.json"), cwd="/", start=run_two, epochs=1, **places)
     assert TrainedFolder.read(tmp_path).class_names == ["shell", "ring"], "written once, with the digest of model.pt"
     overlays = files("train.json", "evaluate.json", "multi_gpu_evaluate.json")
-    monai_run(*overlays, cwd="/", launcher=launcher, **places)
+    monai_run(*overlays, cwd="/", start=run_two, **places)
     two = json.loads((tmp_path / "metrics.json").read_text())
     table = rows_of(tmp_path)
     assert (two["cases"], len(table), len({row["case"] for row in table})) == (240, 240, 240)

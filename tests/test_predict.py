@@ -7,7 +7,6 @@ import gzip
 import hashlib
 import html
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -24,6 +23,7 @@ import pytest
 import torch
 from conftest import EARLIER, SMALL, TWO_PROCESSES
 from dicom_files import OBLIQUE, write_series
+from processes import FORKS, run_two
 from typer.testing import CliRunner
 
 from monai_llmboost.bundle import run_bundle
@@ -227,15 +227,7 @@ def predict_in_another_process(arguments):
     run_predict(**arguments)
 
 
-@pytest.fixture(scope="module")
-def forks():
-    """Processes that have imported everything, so that a run takes a second and not ten."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_predict", "monai.bundle", "monai_llmboost.inference.run"])
-    return context
-
-
-def test_killed_ten_times_at_random_moments_ends_as_if_undisturbed(trained_bundle, tmp_path, forks):
+def test_killed_ten_times_at_random_moments_ends_as_if_undisturbed(trained_bundle, tmp_path):
     """200 cases; each run is killed at a moment drawn from its first second, wherever it then is."""
     scans = write_scans(tmp_path / "scans", 198)
     (scans / "scan-050.nii.gz").write_bytes(b"no scan")
@@ -244,7 +236,7 @@ def test_killed_ten_times_at_random_moments_ends_as_if_undisturbed(trained_bundl
     draw, kills, progress = random.Random(0), 0, []
     journal = tmp_path / "killed" / "journal" / "rank-0.jsonl"
     while kills < 10:
-        run = forks.Process(target=predict_in_another_process, args=({**arguments, "output": tmp_path / "killed"},))
+        run = FORKS.Process(target=predict_in_another_process, args=({**arguments, "output": tmp_path / "killed"},))
         before = journal.stat().st_size if journal.exists() else 0
         run.start()
         while run.is_alive() and (journal.stat().st_size if journal.exists() else 0) <= before:
@@ -258,7 +250,7 @@ def test_killed_ten_times_at_random_moments_ends_as_if_undisturbed(trained_bundl
     assert not (tmp_path / "killed" / "predictions.csv").exists()
     assert progress == sorted(progress) and progress[-1] < 200
     for output in ("killed", "undisturbed"):
-        run = forks.Process(target=predict_in_another_process, args=({**arguments, "output": tmp_path / output},))
+        run = FORKS.Process(target=predict_in_another_process, args=({**arguments, "output": tmp_path / output},))
         run.start()
         run.join()
         assert run.exitcode == 0
@@ -462,16 +454,11 @@ def test_names_come_from_the_weights_on_every_way_through(named_otherwise, tmp_p
 def test_names_come_from_the_weights_where_the_first_process_has_nothing_to_do(named_otherwise, tmp_path):
     scans = write_scans(tmp_path / "scans", 1)
     words = [f"--{key}={value}" for key, value in NETWORK.items()]
-    done = subprocess.run(
-        [
-            sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m",
-            "monai_llmboost", "predict", "--bundle", str(named_otherwise), "--arm", "none", "--input", str(scans),
-            "--output", str(tmp_path / "out"), *words, "--rank", "$1 - int(os.environ['RANK'])",
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **TWO_PROCESSES},
-    )  # fmt: skip
+    command = [
+        sys.executable, "-W", "ignore", "-m", "monai_llmboost", "predict", "--bundle", named_otherwise, "--arm", "none",
+        "--input", scans, "--output", tmp_path / "out", *words, "--rank", "$1 - int(os.environ['RANK'])",
+    ]  # fmt: skip
+    done, _ = run_two(command, env={**os.environ, **TWO_PROCESSES})
     assert names_in_files(tmp_path / "out") == [["left", "right"]] * 4, done.stderr
 
 

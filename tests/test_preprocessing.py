@@ -3,7 +3,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 
 import nibabel
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import BUNDLE, EARLIER, SMALL
+from processes import run_python
 from typer.testing import CliRunner
 
 from monai_llmboost.bundle import copy_bundle, run_bundle
@@ -165,7 +165,7 @@ def test_predict_and_plain_monai_refuse_too(run, scans, tmp_path):
     files = [str(bundle / "configs" / name) for name in ("inference.json", "arms/none.json")]
     command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--bundle_root", str(bundle), *words]
     places = ["--config_file", str(files), "--dataset_dir", scans, "--output_dir", str(tmp_path / "out2")]
-    done = subprocess.run([*command, *places], capture_output=True, text=True)
+    done = run_python([*command, *places])
     assert done.returncode == 1
     assert "was trained with another preprocessing, ScaleIntensityRangePercentiles" in done.stderr
     assert not (tmp_path / "out2" / "predictions.csv").exists()

@@ -5,19 +5,36 @@ import csv
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
+from functools import partial
+from multiprocessing.connection import Client, Listener
+from threading import Thread
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from dicom_files import write_series
+from processes import run_python
 
 TUTORIALS = ROOT / "docs" / "tutorials"
 BLOCK = re.compile(r"(<!-- not run: [^>]+ -->\n)?```(bash|python)\n(.*?)```", re.DOTALL)
 CASES = {"train": 24, "val": 12, "test": 12}
-# Read by each process at its start: a small file stands in for the official one, with its checksum.
+# A command of a tutorial: it asks the test to run Python with these words, in its folder and with its variables.
+COMMAND = """#!/bin/sh
+exec "{python}" -SE -c '
+import os, sys
+from multiprocessing.connection import Client
+with Client(sys.argv[1], authkey=b"tutorial") as test:
+    test.send(({arguments} + sys.argv[2:], os.getcwd(), dict(os.environ)))
+    status, output, errors = test.recv()
+sys.stdout.write(output)
+sys.stderr.write(errors)
+sys.exit(status)' "{address}" "$@"
+"""
+# Run by each process at its start: a small file stands in for the official one, with its checksum.
 OFFICIAL = """
 import hashlib, medmnist.info
 from pathlib import Path
@@ -48,9 +65,7 @@ def medmnist_file(folder):
     (folder / "data").mkdir()
     file = folder / "data" / "adrenalmnist3d.npz"
     np.savez_compressed(file, **arrays)
-    start = folder.parent / "start"
-    start.mkdir()
-    (start / "sitecustomize.py").write_text(OFFICIAL.format(cases=CASES, file=file))
+    (folder.parent / "start.py").write_text(OFFICIAL.format(cases=CASES, file=file))
 
 
 def dicom_folder(folder):
@@ -99,6 +114,35 @@ def undocumented(folder):
     }
 
 
+@pytest.fixture
+def commands(tmp_path):
+    """A folder of commands, which run in processes that have imported torch and MONAI already."""
+    (folder := tmp_path / "commands").mkdir()
+    (tmp_path / "start.py").touch()
+
+    def serve():
+        while True:
+            with listener.accept() as asked:
+                words, cwd, environment = asked.recv()
+                if words == ["stop"]:
+                    return
+                command, start = [sys.executable, "-W", "ignore", *words], str(tmp_path / "start.py")
+                done = run_python(command, cwd=cwd, env=environment, preexec_fn=partial(runpy.run_path, start))
+                asked.send((done.returncode, done.stdout, done.stderr))
+
+    with Listener(authkey=b"tutorial") as listener:
+        for name, arguments in {"monai-llmboost": ["-m", "monai_llmboost"], "python": []}.items():
+            words = json.dumps(arguments)
+            (folder / name).write_text(COMMAND.format(python=sys.executable, arguments=words, address=listener.address))
+            (folder / name).chmod(0o755)
+        thread = Thread(target=serve)
+        thread.start()
+        yield folder
+        with Client(listener.address, authkey=b"tutorial") as end:
+            end.send((["stop"], "", {}))
+        thread.join()
+
+
 @pytest.mark.parametrize(
     ("name", "prepare", "said"),
     [
@@ -108,18 +152,12 @@ def undocumented(folder):
         ("is-it-worth-it", nothing, r"pretrained against none: AUC"),
     ],
 )
-def test_a_tutorial_runs(tmp_path, name, prepare, said):
-    work, commands = tmp_path / "work", tmp_path / "commands"
-    work.mkdir()
-    commands.mkdir()
+def test_a_tutorial_runs(commands, tmp_path, name, prepare, said):
+    (work := tmp_path / "work").mkdir()
     prepare(work)
-    for command, arguments in {"monai-llmboost": "-m monai_llmboost", "python": ""}.items():
-        (commands / command).write_text(f'#!/bin/sh\nexec "{sys.executable}" -W ignore {arguments} "$@"\n')
-        (commands / command).chmod(0o755)
     environment = {
         **os.environ,
         "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": os.pathsep.join(map(str, (tmp_path / "start", ROOT))),
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
     }

@@ -2,11 +2,9 @@
 """What may go wrong around good scans: the checkpoint, the donor, the disk, the kind of scan, other files."""
 
 import json
-import os
 import re
 import resource
 import shutil
-import subprocess
 import sys
 from unittest.mock import Mock
 
@@ -15,6 +13,7 @@ import pytest
 import torch
 from conftest import llama_config
 from dicom_files import write_series
+from processes import run_python
 from safetensors.torch import save_file
 from test_predict import rows_of, words_of, write_scans
 from typer.testing import CliRunner
@@ -60,13 +59,7 @@ def test_a_disk_without_room_costs_only_what_is_not_written(trained_bundle, tmp_
     """The system lets the first run write files of 4 kB at most, so its journal is full before its last case."""
     scans = write_scans(tmp_path / "scans", 12)
     words = words_of(trained_bundle, scans, tmp_path / "out", "--no-report", "--batch-size", "1")
-    full = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "monai_llmboost", *words],
-        capture_output=True,
-        text=True,
-        preexec_fn=limit,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    full = run_python([sys.executable, "-W", "ignore", "-m", "monai_llmboost", *words], preexec_fn=limit)
     assert full.returncode == 1
     assert "make room, or correct the folder; " in full.stderr
     assert "cases are kept: run the same command again to resume" in full.stderr

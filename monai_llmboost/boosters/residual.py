@@ -132,10 +132,10 @@ class ResidualBooster(nn.Module):
         return z
 
     def block_output(self, x: Tensor, h: Tensor) -> Tensor:
-        """Return the block's output for all tokens, (B, N, D), of visual tokens (B, N, C) and encoded ones (B, N, D)."""
+        """Return the block's output at all visual tokens ``x`` (B, N, C), encoded ones ``h`` (B, N, D); (B, N, D)."""
         if torch.jit.is_scripting():
             return self.block(h)
-        else:
+        else:  # so that scripting skips it
             if self.use_checkpoint and self.training:
                 return checkpoint(self.block, h, use_reentrant=False)
             return self.readout.all_tokens(x, h, self.encode, self.block)

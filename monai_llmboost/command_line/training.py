@@ -120,6 +120,29 @@ def _check_data(bundle: str, content: Mapping[str, Any], options: Mapping[str, A
         )
 
 
+# Title, and digits, of the measures of a structure that are printed.
+MEASURES = {"dice": ("Dice", 3), "hd95_mm": ("HD95, mm", 2), "nsd": ("NSD", 3), "volume_mm3": ("volume, mm³", 0)}
+
+
+def _table_of_structures(structures: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Return the means of each structure, with intervals and medians, as a table."""
+    from rich.table import Table
+
+    from monai_llmboost.command_line.tables import plain_text
+
+    table = Table("structure", "measure", "mean", "95 % interval", "median", "cases")
+    for name, found in structures.items():
+        for key, (title, digits) in MEASURES.items():
+            measured = found[key]
+            mean, ends, median = (measured.get(part) for part in ("mean", "mean_interval_95", "median"))
+            texts = ["\N{EN DASH}" if part is None else f"{part:.{digits}f}" for part in (mean, median)]
+            between = "" if ends is None else " to ".join(f"{end:.{digits}f}" for end in ends)
+            undefined = f", {measured['undefined']} undefined" if measured["undefined"] else ""
+            table.add_row(plain_text(name), title, texts[0], between, texts[1], f"{measured['cases']}{undefined}")
+            name = ""
+    return table
+
+
 def _show_metrics(folder: Path) -> None:
     """Print the numbers of an evaluation."""
     from rich.table import Table
@@ -137,6 +160,8 @@ def _show_metrics(folder: Path) -> None:
         if isinstance(value, float) and isinstance(interval, list):
             table.add_row(name.replace("_", " "), f"{value:.3f}", " to ".join(f"{end:.3f}" for end in interval))
     console.print(table)
+    if "structures" in numbers:
+        console.print(_table_of_structures(numbers["structures"]))
     if "threshold" in numbers:
         console.print(
             f"positive: {numbers['positive_class']}, from a probability of {numbers['threshold']:.3f}, chosen on "

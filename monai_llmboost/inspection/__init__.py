@@ -2,10 +2,10 @@
 """Inspection of labelled scans before a training: what is there, what is wrong, and the plan that follows."""
 
 from monai_llmboost.inspection.checks import Findings, check_cases
-from monai_llmboost.inspection.current import LINES, plan_is_current
 from monai_llmboost.inspection.inspect import Inspection, inspect_list
-from monai_llmboost.inspection.lines import ScanPlan, write_plan
-from monai_llmboost.inspection.plan import derive_plan
+from monai_llmboost.inspection.plans.current import LINES, plan_is_current
+from monai_llmboost.inspection.plans.derive import derive_plan
+from monai_llmboost.inspection.plans.lines import ScanPlan, write_plan
 from monai_llmboost.inspection.survey import CaseSurvey, survey_cases
 
 __all__ = [

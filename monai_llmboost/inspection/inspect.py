@@ -19,9 +19,9 @@ from monai_llmboost.data import ScanReader
 from monai_llmboost.data.labelled import SPLITS, CaseList, Columns, Division, LabelledCase, read_cases
 from monai_llmboost.data.labelled.divided import BUNDLES
 from monai_llmboost.inspection.checks import Findings, check_cases
-from monai_llmboost.inspection.extent import CPU_VOXELS, GPU_VOXELS
-from monai_llmboost.inspection.lines import ScanPlan, write_plan
-from monai_llmboost.inspection.plan import derive_plan
+from monai_llmboost.inspection.plans.derive import derive_plan
+from monai_llmboost.inspection.plans.extent import CPU_VOXELS, GPU_VOXELS
+from monai_llmboost.inspection.plans.lines import ScanPlan, write_plan
 from monai_llmboost.inspection.structures import Structure, measure_structures, name_structures, refuse_unknown
 from monai_llmboost.inspection.survey import CaseSurvey, survey_cases
 

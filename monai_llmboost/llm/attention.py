@@ -2,8 +2,9 @@
 """The form and tensors of a block's attention, for a read-out that computes the attention itself.
 
 A block that supports such a read-out has ``attention_form`` (not ``None``), ``attention_tensors(h)``,
-``attention_parts()``, ``is_intact()`` and ``finish(h, attended)``, like :class:`monai_llmboost.llm.FrozenBlock`. For all
-tokens it also has ``token_maps()`` and ``attend_heads(q, k, v)``. Any other class can offer the same interface.
+``attention_parts()``, ``is_intact()`` and ``finish(h, attended)``, like :class:`monai_llmboost.llm.FrozenBlock`. One
+that supports folded maps for all tokens also has ``token_maps()`` and ``attend_heads(q, k, v)``. Any other class can
+offer the same interface.
 """
 
 from dataclasses import dataclass

@@ -120,9 +120,8 @@ class DecoderBlock(nn.Module):
         unordered = not self.causal and not self.rotates
         unbiased = not self.centred and self.key.bias is None
         linear = not self.qk_normed and self.pre_norm and (unbiased or not self.capped)
-        own = all(
-            getattr(type(self), name) is getattr(DecoderBlock, name) for name in ("attend", "attend_heads", "weigh")
-        )
+        names = "attend", "attend_heads", "weigh"
+        own = all(getattr(type(self), name) is getattr(DecoderBlock, name) for name in names)
         if not (unordered and own and (linear or (self.qk_normed and unbiased))):
             return None
         return AttentionForm(
@@ -153,16 +152,15 @@ class DecoderBlock(nn.Module):
 
     @torch.jit.unused
     def token_maps(self) -> TokenMaps | None:
-        """Return the maps of all tokens before the attention; ``None`` if the queries have another map than a linear."""
+        """Return the maps of all tokens before the attention; ``None`` if that of the queries is not linear."""
         if not is_linear_map(self.query):
             return None
         norm = self.attention_norm
-        parts = self.query, self.key, self.value
         return TokenMaps(
             norm.weight if self.pre_norm else None,
             norm.bias if self.pre_norm and self.centred else None,
             (self.query.weight, self.key.weight, self.value.weight),
-            (parts[0].bias, parts[1].bias, parts[2].bias),
+            (self.query.bias, self.key.bias, self.value.bias),
         )
 
     @torch.jit.unused

@@ -17,7 +17,7 @@ def capped_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float, 
     """
     if torch.jit.is_scripting():
         return weigh_part(q, k, v, scale, cap, causal, 0)
-    else:
+    else:  # so that scripting skips it
         return _weigh_in_parts(q, k, v, scale, cap, causal)
 
 

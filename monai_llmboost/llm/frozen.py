@@ -70,8 +70,8 @@ class FrozenBlock(nn.Module):
         h_rms: root mean square to which each token is scaled; ``None`` takes tokens as they are.
 
     Raises:
-        ValueError: ``dtype`` is no floating type and not ``"auto"``, ``h_rms`` is not a number above 0, or the layers do not support an
-            option.
+        ValueError: ``dtype`` is no floating type and not ``"auto"``, ``h_rms`` is not a number above 0, or the layers
+            do not support an option.
 
     Example:
         >>> block = FrozenBlock(random_layer(SMALL_GEOMETRY, seed=0))
@@ -184,7 +184,7 @@ class FrozenBlock(nn.Module):
 
     @torch.jit.unused
     def token_maps(self) -> TokenMaps | None:
-        """Return the maps of all tokens before the attention; ``None`` if the queries have another map than a linear."""
+        """Return the maps of all tokens before the attention; ``None`` if that of the queries is not linear."""
         maps: TokenMaps | None = self.layer.token_maps()
         return maps
 

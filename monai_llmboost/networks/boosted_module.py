@@ -59,9 +59,8 @@ class BoostedModule(nn.Module):
         if before:  # weights of a booster after the module would have the same names and shapes
             self.booster_place = Signature("place of the booster", "before the module", "boost with before=True")
         if self.pools:  # the same weights fit any stride
-            self.booster_stride = Signature(
-                "stride of the booster", f"{token_stride} voxels", "give the token_stride of its training"
-            )
+            stride = f"{token_stride} voxels"
+            self.booster_stride = Signature("stride of the booster", stride, "give the token_stride of its training")
         self.register_state_dict_post_hook(_name_as_plain)
         self.register_load_state_dict_pre_hook(_name_as_inner)
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fewer tokens for a booster on a feature map: means over cells, and what the booster changes spread out again.
 
-Cells are cubes of ``stride`` voxels along each axis; those at the end of an axis may be smaller, and none is larger than
-the map. The change of a cell is interpolated linearly between the centres of cells and not repeated for each of its
-voxels, because steps at the borders of cells would be edges to the convolutions after the joint.
+Cells are cubes of ``stride`` voxels along each axis; those at the end of an axis may be smaller, and none is larger
+than the map. The change of a cell is interpolated linearly between the centres of cells and not repeated for each of
+its voxels, because steps at the borders of cells would be edges to the convolutions after the joint.
 """
 
 from torch import Tensor

@@ -92,11 +92,14 @@ OTHER_LAYERS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("kind", "layer"),
-    [*((kind, "llama") for kind in RESIDUALS), *(("inner", layer) for layer in list(OTHER_LAYERS)[1:])],
-)
-@pytest.mark.parametrize("tokens", TOKENS)
+KINDS = [*((kind, "llama") for kind in RESIDUALS), *(("inner", layer) for layer in list(OTHER_LAYERS)[1:])]
+IN_TURN = [
+    (*kind, tokens, list(METHODS)[(i + j) % len(METHODS)])
+    for i, kind in enumerate(KINDS) for j, tokens in enumerate(TOKENS)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "layer", "tokens", "method"), IN_TURN, indirect=["method"])
 def test_equals_the_full_computation_in_bfloat16(method, kind, tokens, layer):
     """Autocast, the block kept in bfloat16 as on a GPU; against the full computation in float32."""
     torch.manual_seed(0)
@@ -558,12 +561,20 @@ def test_what_is_kept(visual):
     assert booster.readout.methods[1].gram.kept is None, "nothing is kept in training"
 
 
-@pytest.mark.parametrize("read", [None, 2])
 @pytest.mark.parametrize("training", [False, True])
-def test_compiles_without_a_graph_break(method, read, training):
+def test_compiles_without_a_graph_break(method, training):
+    _check_compiled(2, training)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_full_computation_compiles_without_a_graph_break(training):
+    _check_compiled(None, training)
+
+
+def _check_compiled(read, training):
     torch.manual_seed(0)
     booster = ResidualBooster(CHANNELS, random_block(WIDE), start="published").train(training)
-    compiled = torch.compile(booster, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(booster, backend="aot_eager" if training else "eager", fullgraph=True)
     x = torch.randn(3, 20, CHANNELS)
     assert_close(
         output_and_gradients(compiled, x, read),

@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from readout_methods import method, only
+from readout_methods import METHODS, method, only
 from test_readout import CHANNELS, TOKENS, assert_close, output_and_gradients, script_warnings
 from tiny_models import CASES, LEARNED_POSITIONS, NORMED_KEYS, tiny_folder
 
@@ -40,7 +40,11 @@ def boosted(donor, **options):
     return ResidualBooster(CHANNELS, FrozenBlock(donor, **options), start="published")
 
 
-@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize(
+    ("tokens", "method"),  # with every method, tokens of every kind are read behind a LLaMA layer, in test_readout
+    [(tokens, list(METHODS)[number % len(METHODS)]) for number, tokens in enumerate(TOKENS)],
+    indirect=["method"],
+)
 def test_equals_the_full_computation(case, single, method, tokens):
     booster = boosted(single)
     torch.manual_seed(1)

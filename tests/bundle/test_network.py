@@ -2,13 +2,12 @@
 """Another network of a bundle is an overlay that --network names, in every job and command."""
 
 import json
-import os
-import subprocess
 import sys
 
 import pytest
 import torch
 from conftest import BUNDLE
+from processes import run_two
 from typer.testing import CliRunner
 
 from monai_llmboost.bundle import bundle_path, copy_bundle, job_configs, merged, monai_arguments, split_network
@@ -169,6 +168,5 @@ def test_running_statistics_are_shared(tmp_path):
         "dist.destroy_process_group()\n"
     )
     (tmp_path / "a.py").write_text(code)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", tmp_path / "a.py"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
+    for done in run_two([sys.executable, tmp_path / "a.py"]):
+        assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ from scan_lists import ct, make_list, mask, mr, save, write_list
 
 from monai_llmboost.data.labelled import Columns, read_cases
 from monai_llmboost.inspection import derive_plan, survey_cases, write_plan
-from monai_llmboost.inspection.extent import GPU_VOXELS, fit_spacing
+from monai_llmboost.inspection.plans.extent import GPU_VOXELS, fit_spacing
 from monai_llmboost.networks import ResNet3D
 
 

@@ -7,6 +7,7 @@ import torch
 from monai.networks.utils import copy_model_state
 
 from monai_llmboost.llm import BlockGeometry, FrozenBlock, load_block, random_block, random_layer, trained_block
+from monai_llmboost.llm.dtype import find_dtype
 
 
 @pytest.fixture
@@ -52,8 +53,19 @@ def test_is_kept_in_the_dtype_asked_for(geometry, block, dtype):
     assert narrow(h).dtype == torch.float32
     torch.testing.assert_close(narrow(h), block(h), rtol=0.1, atol=0.1)
     assert narrow.fingerprint == block.fingerprint, "one block, whatever dtype it is run in"
-    with pytest.raises(ValueError, match=r"unknown dtype torch\.int8 of the block"):
+    with pytest.raises(ValueError, match=r"unknown dtype torch\.int8 of the block; use auto, or a floating"):
         random_block(geometry, dtype=torch.int8)
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_chooses_bfloat16_where_it_is_native(geometry, able, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": able}, raising=False)
+    expected = torch.bfloat16 if able else torch.float32
+    assert random_block(geometry, dtype="auto").layer.down.weight.dtype == expected
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or able)
+    assert find_dtype("auto") == expected, "an emulated one is not taken"
 
 
 def test_checkpoint_of_the_same_block_loads(geometry, block):

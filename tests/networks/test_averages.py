@@ -69,6 +69,14 @@ def diffs_of():
     return {name: start[name] + 0.7 * moved[0][name] + 0.3 * moved[1][name] for name in start}
 
 
+def stacked(states):
+    return {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
+
+
+def lerped(one, other):
+    return {name: torch.lerp(value, other[name], 0.3) for name, value in one.items()}
+
+
 AVERAGES = {
     **{f"EMA {mode} {momentum}": lambda mode=mode, m=momentum: ema(mode, m) for mode in ("copy", "update", "ema_train")
        for momentum in (0.5, 2e-4)},
@@ -90,14 +98,10 @@ AVERAGES = {
     "mean in float16": lambda: mean_of(lambda value: value.half(), weights=(0.25, 0.75)),
     "mean in bfloat16, of two": lambda: mean_of(lambda value: value.bfloat16(), weights=(0.5, 0.5)),
     "mean in numpy": lambda: mean_of(lambda v: v.numpy(), lambda v, like: torch.as_tensor(v)),
-    "torch.stack().mean()": lambda: {
-        name: torch.stack([each.state_dict()[name] for each in clients()]).mean(0) for name in clients()[0].state_dict()
-    },
+    "torch.stack().mean()": lambda: stacked([each.state_dict() for each in clients()]),
     "differences": diffs_of,
     "sum, then divided in place": lambda: mean_of(back=lambda v, like: v.mul_(3).div_(3)),
-    "lerp": lambda: {
-        name: torch.lerp(v, clients()[1].state_dict()[name], 0.3) for name, v in network_of().state_dict().items()
-    },
+    "lerp": lambda: lerped(*(each.state_dict() for each in clients(2))),
 }  # fmt: skip
 
 

@@ -3,13 +3,13 @@
 
 import copy
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from monai_networks import build
+from processes import run_two
 from torch import nn
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
@@ -49,12 +49,9 @@ dist.destroy_process_group()
 def test_two_processes(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
-    run = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*run, str(script), str(Path(__file__).parent)],
-        capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-W", "ignore", script, Path(__file__).parent]
+    for done in run_two(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}):
+        assert done.returncode == 0, done.stderr
 
 
 class Int8(torch.Tensor):

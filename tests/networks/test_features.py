@@ -3,7 +3,6 @@
 
 import copy
 import json
-import subprocess
 import sys
 from functools import partial
 
@@ -13,6 +12,7 @@ import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.networks.nets import resnet10
+from processes import run_python
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional
@@ -134,7 +134,7 @@ def test_another_process_has_the_same_features_and_the_same_text(transformers):
         "print(*(f'{each}|{each(x).double().sum().item()}' for each in made), sep='\\n')"
     )
     command = [sys.executable, "-W", "ignore", "-c", code, str(transformers["dinov2"])]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    printed = run_python(command, check=True).stdout.splitlines()
     x = torch.linspace(0, 1, int(np.prod(SHAPE))).reshape(1, *SHAPE)
     here = [UntrainedConvolutions(SHAPE, 3), SliceFeatures(transformers["dinov2"], SHAPE, 2, 3)]
     for features, line in zip(here, printed, strict=True):

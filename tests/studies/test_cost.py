@@ -118,7 +118,8 @@ def test_the_read_out_of_any_network(geometry):
     assert read_out(nn.Flatten(), x) == "-"
     sizes = {"in_channels": 1, "num_classes": 2, "img_size": 8, "patch_size": 4, "hidden_size": 12, "num_heads": 2}
     booster = ResidualBooster(12, random_block(geometry), start="published")
-    assert read_out(ViT3D(**sizes, booster=booster, pool="mean"), x) == "all tokens are read: whole block"
+    text = "all tokens are read: whole block; in inference F_E folded into queries, keys and values"
+    assert read_out(ViT3D(**sizes, booster=booster, pool="mean"), x) == text
     assert read_out(ViT3D(**sizes, booster=booster), x) == booster.describe_readout(2, 9, 1)
 
 

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from monai_llmboost.arguments import is_positive
 from monai_llmboost.data.labelled.label_maps import class_numbers, read_label_map
 from monai_llmboost.data.labels import CASE, patients_of
+from monai_llmboost.data.transforms import LoadScansd
 from monai_llmboost.engines.evaluation.cases import gathered
-from monai_llmboost.engines.evaluation.mask_numbers import MeasuredCase, mask_numbers
+from monai_llmboost.engines.evaluation.mask_numbers import MeasuredCase, WorstCase, mask_numbers, worst_of
+from monai_llmboost.engines.evaluation.scan_metrics import PAGE_FILE
 from monai_llmboost.engines.results import (
     METRICS_FILE,
     PREDICTIONS_FILE,
@@ -36,7 +38,7 @@ ToOwnGrid = Callable[[Tensor, np.ndarray, Sequence[int], np.ndarray], np.ndarray
 
 
 class MaskMetrics:
-    """Writes ``predictions.csv``, ``metrics.json`` and ``evaluation.html`` when an evaluator of a segmentation completes.
+    """Writes ``predictions.csv``, ``metrics.json`` and ``evaluation.html`` when an evaluator of masks completes.
 
     The network's probabilities of a case are brought to the grid of its label map as that was drawn, and compared
     there: see :class:`monai_llmboost.tasks.StructureMeasures`. Rank 0 writes the files, on the cases of all ranks.
@@ -50,7 +52,6 @@ class MaskMetrics:
         to_own_grid: function that brings probabilities to another grid.
         about: metadata such as dataset and split, written next to the numbers.
         nsd_tolerance_mm: tolerance of the normalized surface Dice, mm.
-        logits: whether the inferer returns logits, as MONAI's ``SlidingWindowInferer`` does, and no probabilities.
 
     Raises:
         ValueError: a tolerance that is not positive; in the run, if the network was trained for other structures, or
@@ -58,7 +59,7 @@ class MaskMetrics:
         TrainingDiverged: in the run, if probabilities are not finite.
 
     Example:
-        >>> handlers = [  # of an evaluator whose inferer returns probabilities, after the handler that loads the weights
+        >>> handlers = [  # of an evaluator, after the handler that loads the weights
         ...     MaskMetrics("eval", network, ["background", "tumour"], [1], reader, to_own_grid, {"split": "test"})
         ... ]  # doctest: +SKIP
     """
@@ -73,7 +74,6 @@ class MaskMetrics:
         to_own_grid: ToOwnGrid,
         about: Mapping[str, Any],
         nsd_tolerance_mm: float = 1.0,
-        logits: bool = False,
     ) -> None:
         if not is_positive(nsd_tolerance_mm):
             raise ValueError(f"nsd_tolerance_mm must be above 0, not {nsd_tolerance_mm!r}: give 1.0, say")
@@ -86,11 +86,11 @@ class MaskMetrics:
         self.to_own_grid = to_own_grid
         self.about = dict(about)
         self.tolerance_mm = float(nsd_tolerance_mm)
-        self.logits = logits
         self.cases: list[MeasuredCase] = []
+        self.worst: list[WorstCase] = []
 
     def attach(self, engine: Engine) -> None:
-        """Attach to MONAI's supervised evaluator, before its postprocessing."""
+        """Attach to MONAI's evaluator, whose inferer returns probabilities, before its postprocessing."""
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self.measure)
         engine.add_event_handler(Events.COMPLETED, self.write)
@@ -98,33 +98,47 @@ class MaskMetrics:
     def start(self, engine: Engine) -> None:
         """Check the structures, and find the label maps."""
         check_classes(self.class_names, self.network)
-        self.cases = []
+        self.cases, self.worst = [], []
         items = getattr(_dataset(engine), "data", ())
-        self.label_maps = {str(item[CASE]): item[CommonKeys.LABEL] for item in items if CASE in item}
+        self.items = {str(item[CASE]): item for item in items if CASE in item}
 
     def measure(self, engine: Engine) -> None:
         """Measure the cases of a batch."""
         state: Any = engine.state
-        output = state.output[CommonKeys.PRED]
-        probabilities = self.task.activate(output) if self.logits else output
-        for name, own, affine in zip(state.batch[CASE], probabilities, state.batch[AFFINE].cpu().numpy()):
+        for name, own, affine in zip(state.batch[CASE], state.output[CommonKeys.PRED], state.batch[AFFINE].cpu().numpy()):
             if not own.isfinite().all():
                 raise TrainingDiverged(f"the probabilities of the case {name} are not finite: train again")
-            self.cases.append(self.measure_case(str(name), own, affine))
+            self.measure_case(str(name), own, affine)
 
-    def measure_case(self, name: str, probabilities: Tensor, affine: np.ndarray) -> MeasuredCase:
-        """Return the measures of a case on the grid of its label map."""
-        if name not in self.label_maps:
+    def measure_case(self, name: str, probabilities: Tensor, affine: np.ndarray) -> None:
+        """Measure a case on the grid of its label map, and keep a picture of it if it is one of the worst."""
+        if name not in self.items:
             raise ValueError(f"the data set has no label map of the case {name!r}: give items with case and label")
-        values, own_affine = read_label_map(self.label_maps[name], self.reader)
+        values, own_affine = read_label_map(self.items[name][CommonKeys.LABEL], self.reader)
         label = class_numbers(values, self.label_values)
         mask = self.to_own_grid(probabilities, affine, label.shape, own_affine)
-        found = measure_mask(mask, label, own_affine, len(self.task.structures), self.tolerance_mm)
-        return MeasuredCase(name, found)
+        case = MeasuredCase(name, measure_mask(mask, label, own_affine, len(self.task.structures), self.tolerance_mm))
+        self.cases.append(case)
+        of_worst = worst_of([*self.worst, WorstCase(case, b"")])
+        if np.isfinite(case.mean_dice) and any(each.case is case for each in of_worst):
+            picture = self.picture(self.items[name][CommonKeys.IMAGE], own_affine, mask, label)
+            self.worst = worst_of([*self.worst, WorstCase(case, picture)])
+
+    def picture(self, image: Any, affine: np.ndarray, mask: np.ndarray, label: np.ndarray) -> bytes:
+        """Return a picture of the planes in which mask and label differ most."""
+        from monai_llmboost.artifacts.contours import contour_picture, largest_planes  # imports matplotlib
+
+        first = image if isinstance(image, (str, Path)) else next(path for path in image if path)
+        volume = LoadScansd(CommonKeys.IMAGE, self.reader)({CommonKeys.IMAGE: first})[CommonKeys.IMAGE]
+        structures = dict(enumerate(self.task.structures, start=1))
+        differs = mask != label
+        at = largest_planes(differs) if differs.any() else None
+        return contour_picture(volume[0].numpy(), affine, mask, structures, reference=label, at=at)
 
     def write(self, engine: Engine) -> None:
         """Write the files."""
         cases = sorted((case for part in gathered(self.cases) for case in part), key=lambda case: case.name)
+        worst = [each for part in gathered(self.worst) for each in part]
         if idist.get_rank() != 0 or not cases:
             return
         write_predictions(self.folder / PREDICTIONS_FILE, [case.row(self.task) for case in cases])
@@ -136,6 +150,9 @@ class MaskMetrics:
             for name, found in numbers["structures"].items()
             if found["dice"]["cases"]
         )
+        from monai_llmboost.engines.evaluation.page.masks import write_mask_page  # imports matplotlib
+
+        write_mask_page(self.folder / PAGE_FILE, self.task, cases, worst_of(worst), self.about, numbers)
         logger.info(f"Dice {by_structure or 'of no structure'} on {len(cases)} cases: {self.folder / METRICS_FILE}")
 
     def caveats(self) -> list[str]:

@@ -13,6 +13,8 @@ from monai_llmboost.engines.evaluation.cases import EvaluatedCases
 from monai_llmboost.tasks import MEASURES, Segmentation, StructureMeasures
 from monai_llmboost.tasks.segmentation import mean_dice
 
+NUM_WORST = 6  # cases with pictures
+
 
 @dataclass(frozen=True)
 class MeasuredCase:
@@ -46,6 +48,25 @@ class MeasuredCase:
         for measure in MEASURES:
             row |= task.cells(measure, [getattr(each, measure) for each in self.structures])
         return row
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """A case with a low mean Dice.
+
+    Args:
+        case: its measures.
+        picture: WebP of three planes through the largest disagreement, see
+            :func:`monai_llmboost.artifacts.contours.contour_picture`.
+    """
+
+    case: MeasuredCase
+    picture: bytes
+
+
+def worst_of(cases: Sequence[WorstCase]) -> list[WorstCase]:
+    """Return the cases with the smallest mean Dice, the worst first; those with equal ones in the order of names."""
+    return sorted(cases, key=lambda each: (each.case.mean_dice, each.case.name))[:NUM_WORST]
 
 
 def mask_numbers(
@@ -90,7 +111,7 @@ def _of_structure(measured: Sequence[StructureMeasures], patients: np.ndarray | 
 
 
 def _summary(values: np.ndarray, patients: np.ndarray | None) -> dict[str, Any]:
-    """Return mean and median with intervals over the cases that have a value, and the numbers of both kinds of cases."""
+    """Return mean and median with intervals over the cases with a value, and the numbers of cases with and without."""
     there = np.isfinite(values)
     count = {"cases": int(there.sum()), "undefined": int((~there).sum())}
     if not there.any():

@@ -142,7 +142,7 @@ def _ranges(scans: Mapping[str, Sequence[ChannelMeasures]], looks: Mapping[str, 
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.3g}" if abs(y) < 1e5 else f"{y:.0e}"))
     axes.xaxis.set_major_locator(NullLocator())
     axes.margins(x=0.02)
-    axes.set_xlabel("scans by class, in rising order", color=QUIET)
+    axes.set_xlabel(f"scans{' by class' if len(scans) > 1 else ''}, in rising order", color=QUIET)
     return figure
 
 

@@ -77,9 +77,8 @@ def read_out(network: nn.Module, x: Tensor) -> str:
             network.train()(x)
     for watch in watches:
         watch.remove()
-    return (
-        "; ".join(_describe_read_out(booster, strides.get(booster, 1), *calls[booster]) for booster in boosters) or "-"
-    )
+    texts = [_describe_read_out(booster, strides.get(booster, 1), *calls[booster]) for booster in boosters]
+    return "; ".join(texts) or "-"
 
 
 def _describe_read_out(booster: ResidualBooster, stride: int, tokens: Tensor, *read: int) -> str:

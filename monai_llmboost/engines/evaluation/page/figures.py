@@ -122,3 +122,34 @@ def histograms(rows: Sequence[Split], threshold: float | None) -> Figure:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.1f}"))
     axes.spines["left"].set_visible(False)
     return figure
+
+
+def strips(dice: np.ndarray, names: Sequence[str]) -> Figure:
+    """Draw the Dice of each case as a dot, and a box plot, for each structure.
+
+    Args:
+        dice: (cases, structures), NaN for a structure without one.
+        names: names of the structures.
+    """
+    row, bottom = 0.46, 0.45
+    figure, axes = panel(row * len(names) + bottom + 0.2, left=0.12, bottom=bottom)
+    random = np.random.default_rng(0)  # only spreads the dots
+    for number, name in enumerate(names):
+        look, y = look_of_class(number), -float(number)
+        values = dice[np.isfinite(dice[:, number]), number]
+        axes.text(0, y + 0.36, shortened(name, 48), transform=axes.get_yaxis_transform(), va="center", fontsize=8.5)
+        if not len(values):
+            continue
+        spread = y + random.uniform(-0.13, 0.13, len(values))
+        axes.plot(values, spread, "o", color=look.colour, markersize=3, markeredgewidth=0, alpha=0.55)
+        lines = {"color": INK, "linewidth": 0.9}
+        looks: dict[str, Any] = {part: lines for part in ("boxprops", "whiskerprops", "capprops")}
+        looks |= {"medianprops": {**lines, "linewidth": 2}, "showfliers": False, "manage_ticks": False}
+        axes.boxplot(values, positions=[y], orientation="horizontal", widths=0.36, **looks)
+    low = float(np.nanmin(dice)) if np.isfinite(dice).any() else 0.0
+    axes.set_xlim(max(min(low - 0.02, 0.95), -0.02), 1.01)
+    axes.set_ylim(0.55 - len(names), 0.55)
+    axes.yaxis.set_major_locator(NullLocator())
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("Dice")
+    return figure

@@ -4,20 +4,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from monai_llmboost.data.labelled import CaseList, LabelledCase
-from monai_llmboost.inspection.extent import CPU_VOXELS, Extents, choose_crop
-from monai_llmboost.inspection.lines import Lines
+from monai_llmboost.inspection.plans.extent import CPU_VOXELS, Extents, choose_crop
+from monai_llmboost.inspection.plans.lines import Lines
 from monai_llmboost.inspection.survey import CaseSurvey
+from monai_llmboost.networks.unet import COARSE
 
 # An axis whose spacing is more than this factor of the others' gets a low percentile of the spacings instead of their
 # median, so that few cases lose planes (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z).
 ANISOTROPIC, FINE_PERCENT = 3.0, 10
-# Sides of a patch are multiples of 8; those below 16 voxels, of 4. A U-Net halves a side of 8 once.
+# Sides of a patch are multiples of 8, and 16 or more, so that a U-Net can halve them twice. Along a coarse axis, which
+# it halves less often, a short side may be a multiple of 4 from 8.
 MULTIPLE, SHORT_MULTIPLE, SHORT, LEAST_SIDE = 8, 4, 16, 8
 # A batch has so many of the largest patches, and from 2 to 8.
 BATCH_PATCHES, SMALLEST_BATCH, LARGEST_BATCH = 2, 2, 8
@@ -85,7 +87,8 @@ def fit_patch(median: Sequence[int], spacing: Sequence[float], most_voxels: int)
         >>> fit_patch([512, 512, 100], [0.8, 0.8, 5.0], 64**3)
         [112, 112, 20]
     """
-    ends = [_rounded_up(side) for side in median]
+    coarse = [step >= COARSE * min(spacing) for step in spacing]
+    ends = [_round(side, is_coarse, math.ceil) for side, is_coarse in zip(median, coarse)]
     if math.prod(ends) <= most_voxels:
         return ends
     low, high = 0.0, max(side * step for side, step in zip(ends, spacing))
@@ -93,17 +96,13 @@ def fit_patch(median: Sequence[int], spacing: Sequence[float], most_voxels: int)
         middle = (low + high) / 2
         sides = [min(end, middle / step) for end, step in zip(ends, spacing)]
         low, high = (middle, high) if math.prod(sides) <= most_voxels else (low, middle)
-    return [min(end, _rounded(low / step)) for end, step in zip(ends, spacing)]
+    cube = [_round(low / step, is_coarse, math.floor) for step, is_coarse in zip(spacing, coarse)]
+    return [min(end, side) for end, side in zip(ends, cube)]
 
 
-def _rounded_up(side: float) -> int:
-    multiple = MULTIPLE if side >= SHORT else SHORT_MULTIPLE
-    return max(LEAST_SIDE, multiple * math.ceil(side / multiple))
-
-
-def _rounded(side: float) -> int:
-    multiple = MULTIPLE if side >= SHORT else SHORT_MULTIPLE
-    return max(LEAST_SIDE, multiple * math.floor(side / multiple))
+def _round(side: float, is_coarse: bool, method: Callable[[float], int]) -> int:
+    multiple = SHORT_MULTIPLE if is_coarse and side < SHORT else MULTIPLE
+    return max(LEAST_SIDE if is_coarse else SHORT, multiple * method(side / multiple))
 
 
 def add_training(lines: Lines, count: int, most_voxels: int) -> None:

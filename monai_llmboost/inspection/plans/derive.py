@@ -12,10 +12,10 @@ import numpy as np
 
 from monai_llmboost import __version__
 from monai_llmboost.data.labelled import CaseList, LabelledCase
-from monai_llmboost.inspection import classification, segmentation
-from monai_llmboost.inspection.extent import CPU_VOXELS
-from monai_llmboost.inspection.intensity import choose_intensity
-from monai_llmboost.inspection.lines import GIVEN, Lines, ScanPlan
+from monai_llmboost.inspection.plans import classification, segmentation
+from monai_llmboost.inspection.plans.extent import CPU_VOXELS
+from monai_llmboost.inspection.plans.intensity import choose_intensity
+from monai_llmboost.inspection.plans.lines import GIVEN, Lines, ScanPlan
 from monai_llmboost.inspection.structures import name_structures
 from monai_llmboost.inspection.survey import CaseSurvey
 

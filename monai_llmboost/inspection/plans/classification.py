@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 
 from monai_llmboost.data.labelled import CaseList, LabelledCase
-from monai_llmboost.inspection.extent import Extents, choose_crop, fit_spacing, shape_of
-from monai_llmboost.inspection.lines import Lines
+from monai_llmboost.inspection.plans.extent import Extents, choose_crop, fit_spacing, shape_of
+from monai_llmboost.inspection.plans.lines import Lines
 from monai_llmboost.inspection.survey import CaseSurvey
 
 # Voxels of a batch, in inputs of the most voxels.

@@ -10,7 +10,7 @@ from typing import Any
 from monai_llmboost.bundle.content import read_config
 from monai_llmboost.bundle.words import plain_text
 from monai_llmboost.data.labelled import Columns, read_cases
-from monai_llmboost.inspection.lines import DESCRIPTION
+from monai_llmboost.inspection.plans.lines import DESCRIPTION
 
 # The options of a training that are lines of its plan if they are given.
 LINES = (
