@@ -91,7 +91,7 @@ def _tokens(booster: ResidualBooster, x: Tensor, read: int | None = None) -> Any
     forward = type(booster).forward  # without the forward hook
     yield "before", x
     yield "encoded", (h := booster.encode(x))
-    yield "block", booster.block_output(h)
+    yield "block", booster.block_output(x, h)
     yield "after", (z := forward(booster, x))
     yield "read_before", x[:, :read]
     yield "read_after", z[:, :read]
