@@ -86,7 +86,8 @@ def test_the_dice_of_the_evaluation_is_that_of_the_predicted_masks(scans, mine):
         evaluated = {Path(row["case"]).name: row for row in csv.DictReader(file)}
     assert set(evaluated) == {"case 8.nii.gz", "case 9.nii.gz"}
     out = scans / "out"
-    code, output = command("predict", "--bundle", mine, "--input", scans / "images", "--output", out, "--only", "*[89]*")
+    words = ["--input", scans / "images", "--output", out, "--only", "*[89]*"]
+    code, output = command("predict", "--bundle", mine, *words)
     assert code == 0, output
     masks = {path.name: path for path in (out / "masks").rglob("*.nii.gz")}
     assert len(masks) == 2
@@ -140,9 +141,7 @@ def test_training_and_inference_have_the_same_network_and_steps():
 
 
 def test_monai_label_overrides_the_data(scans, tmp_path):
-    items = [
-        {key: str(scans / f"{key}s" / f"case {index}.nii.gz") for key in ("image", "label")} for index in range(3)
-    ]
+    items = [{key: str(scans / f"{key}s" / f"case {index}.nii.gz") for key in ("image", "label")} for index in range(3)]
     copy_bundle(SCANS, tmp_path / "new")
     values = {"train#dataset#data": items, "class_names": ["background", "ball", "stick"], "label_values": [2, 5]}
     job = BundleJob.read(job_configs(tmp_path / "new", "train"), {**values, "image_shape": [1, 16, 16, 16]})
