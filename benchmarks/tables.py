@@ -430,8 +430,8 @@ def dense() -> str:
     headings = ["volume", "joint, tokens x channels", "block", "GFLOP plain"]
     headings += [f"{kind}{side}" for kind in ("", "step: ") for side in sides]
     return (
-        "MONAI's DynUNet, batch 1. Operations of a forward pass, and of a step, relative to the plain network's, counted "
-        f"without computing them:\n\n{markdown(headings, lines)}"
+        "MONAI's DynUNet, batch 1. Operations of a forward pass, and of a step, relative to the plain network's, "
+        f"counted without computing them:\n\n{markdown(headings, lines)}"
     )
 
 
