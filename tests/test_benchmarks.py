@@ -109,3 +109,16 @@ def test_a_large_block_at_a_bottleneck_costs_little():
     (row,) = (row for row in rows if (row["network"], row["block"], row["arm"]) == ("SwinUNETR", "LLaMA-7B", "random"))
     assert row["frozen"] > 2e8
     assert 1 < row["operations / plain, forward"] < 1.1
+
+
+def test_on_feature_maps_folded_maps_and_a_stride_cost_less():
+    cells = {}
+    for row in json.loads((ROOT / "benchmarks" / "results" / "dense-cpu.json").read_text())["rows"]:
+        cell = cells.setdefault((row["volume"], row["joint"], row["block"]), {})
+        cell[row["side"]] = row["GFLOP forward"]
+    assert len(cells) >= 7
+    for cell in cells.values():
+        assert cell["plain"] < cell["token_stride 2"] < cell["folded"] <= cell["whole block"]
+    large = cells["40x56x40", "decoder", "LLaMA-7B"]
+    added = {side: gflop - large["plain"] for side, gflop in large.items()}
+    assert 0.75 < added["folded"] / added["whole block"] < 0.85

@@ -15,9 +15,9 @@ def pool_map(x: Tensor, stride: int) -> Tensor:
     """Return the mean of each cell of a map (B, C, *spatial), (B, C, *cells)."""
     missing: list[int] = []
     for size in x.shape[2:]:
-        missing = [0, (stride - size % stride) % stride, *missing]  # of the last axis first, as F.pad takes them
+        missing.insert(0, (stride - size % stride) % stride)  # the last axis comes first, as F.pad takes them
+        missing.insert(0, 0)
     inside = torch.ones_like(x[:1, :1])
-    # Not with ceil_mode, which an exported file would fix to odd or to even sizes.
     return mean_of_cells(F.pad(x, missing), stride) / mean_of_cells(F.pad(inside, missing), stride)
 
 
