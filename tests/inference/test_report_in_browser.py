@@ -262,7 +262,7 @@ def test_a_page_of_masks_sorts_by_volume_and_its_viewer_hides_them(written, open
     refused = row("bad", None, mask="", volume_mm3={}, thumbnail="")
     rows = [masked("small", 999.0), masked("large", 123_456.0, dicom={"segmentation": "dicom/a.dcm"}), refused]
     page = opened(written(rows, viewers=[Viewer("large", html)], structures={"1": "shell", "2": "core"}))
-    assert page.locator(".legend li").all_inner_texts() == ["shell", "core"]
+    assert page.locator(".legend bdi").all_inner_texts() == ["shell", "core"]
     assert page.locator(".histograms").count() == 0
     page.get_by_role("button", name="shell").click()
     cells = page.locator("tbody tr").nth(0).locator("td.p")
