@@ -30,8 +30,10 @@ class PlaneWriter:
     Example:
         >>> planes = PlaneWriter((2, 4, 4, 3), keep_bytes=0)
         >>> planes.append(torch.ones(3, 2, 4, 4))
-        >>> planes.volume().shape
-        torch.Size([2, 4, 4, 3])
+        >>> volume = planes.volume()
+        >>> planes.close()
+        >>> volume.shape, float(volume.mean())
+        (torch.Size([2, 4, 4, 3]), 1.0)
     """
 
     def __init__(
