@@ -61,11 +61,12 @@ def measure_mask(
         ValueError: mask and label map of different shapes.
 
     Example:
+        >>> import numpy as np
         >>> label = np.zeros((8, 8, 8), np.uint8)
         >>> label[2:6, 2:6, 2:6] = 1
-        >>> mask = np.roll(label, 1, axis=2)
-        >>> measure_mask(mask, label, np.diag([1.0, 1.0, 3.0, 1.0]), 1)[0]
-        StructureMeasures(dice=0.75, hd95_mm=3.0, nsd=..., volume_mm3=192.0, label_volume_mm3=192.0)
+        >>> (found,) = measure_mask(np.roll(label, 1, axis=2), label, np.diag([1.0, 1.0, 3.0, 1.0]), 1)
+        >>> found.dice, found.hd95_mm
+        (0.75, 3.0)
     """
     if mask.shape != label.shape:
         raise ValueError(f"the mask has the shape {mask.shape}, its label map {label.shape}: give both on one grid")

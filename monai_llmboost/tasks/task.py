@@ -67,8 +67,8 @@ class Task(Protocol):
     """The interface of a task; ``Classification`` and ``Segmentation`` implement it.
 
     The scores of a case are the part of its output that a table contains; metrics need only scores and labels. A task
-    with ``class_names`` needs cases of each class; one with ``missing_scores = True`` may have cases without some scores
-    (NaN), which the metrics leave out.
+    with ``class_names`` needs cases of each class; with ``missing_scores = True`` a case may lack some scores (NaN),
+    which the metrics leave out.
 
     Example:
         >>> from monai_llmboost.tasks import Classification

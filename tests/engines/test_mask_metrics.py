@@ -107,7 +107,7 @@ def test_masks_are_compared_on_the_grid_of_each_scan(tmp_path, network):
     assert low < right["dice"]["mean"] < high
     assert numbers["dice"] == pytest.approx((4 + 0.5 + shifted) / 6)
     assert (numbers["cases"], numbers["patients"], numbers["split"], numbers["caveats"]) == (6, 3, "test", [])
-    assert page.count("<img src=\"data:image/webp") == 6
+    assert page.count('<img src="data:image/webp') == 6
     assert page.index("&lt;b&gt;3") < page.index("&lt;b&gt;4"), "the worst first"
     assert "<b>3" not in page
     assert "found without label" not in page
@@ -142,3 +142,18 @@ def test_a_structure_that_no_case_has():
     empty = mask_numbers([MeasuredCase("x", [nowhere, nowhere])], task)
     assert empty["dice"] is None
     json.dumps({**numbers, **empty}, allow_nan=False)
+
+
+def test_the_numbers_on_a_terminal(tmp_path, capsys):
+    from monai_llmboost.command_line import training
+
+    nowhere = StructureMeasures(np.nan, np.nan, np.nan, 0.0, 0.0)
+    found = StructureMeasures(0.5, 2.0, 0.75, 8.0, 9.0)
+    numbers = mask_numbers([MeasuredCase("x", [found, nowhere])] * 2, Segmentation(["background", "[b]", "c"]))
+    (tmp_path / "metrics.json").write_text(json.dumps({**numbers, "split": "test"}))
+    training._show_metrics(tmp_path)
+    lines = [" ".join(line.replace("│", " ").split()) for line in capsys.readouterr().out.splitlines()]
+    assert "[b] Dice 0.500 0.500 to 0.500 0.500 2" in lines
+    assert "HD95, mm 2.00 2.00 to 2.00 2.00 2" in lines
+    assert "c Dice – – 0, 2 undefined" in lines
+    assert "median dice 0.500 0.500 to 0.500" in lines

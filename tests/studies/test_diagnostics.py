@@ -146,3 +146,13 @@ def test_it_leaves_the_network_as_it_was_but_for_eval(images):
 
 def test_dropout_is_off(images):
     assert diagnose(network(dropout_rate=0.5), images) == diagnose(network(dropout_rate=0.5), images)
+
+
+def test_windows_of_a_volume_are_measured_as_one_batch(images):
+    """A network that sees windows is measured on all of them, not on the first one only."""
+    tested, whole = network(), torch.cat(images)
+
+    def in_windows(image, part):
+        return torch.cat([part(window) for window in image.split(2)])
+
+    assert diagnose(tested, [whole], in_windows) == pytest.approx(diagnose(tested, [whole]), rel=1e-5)

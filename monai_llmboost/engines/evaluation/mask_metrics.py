@@ -105,7 +105,8 @@ class MaskMetrics:
     def measure(self, engine: Engine) -> None:
         """Measure the cases of a batch."""
         state: Any = engine.state
-        for name, own, affine in zip(state.batch[CASE], state.output[CommonKeys.PRED], state.batch[AFFINE].cpu().numpy()):
+        affines = state.batch[AFFINE].cpu().numpy()
+        for name, own, affine in zip(state.batch[CASE], state.output[CommonKeys.PRED], affines):
             if not own.isfinite().all():
                 raise TrainingDiverged(f"the probabilities of the case {name} are not finite: train again")
             self.measure_case(str(name), own, affine)

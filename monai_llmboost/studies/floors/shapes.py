@@ -31,6 +31,7 @@ class Atlas:
         image: (X, Y, Z), the mean image; ``None`` without registration.
 
     Example:
+        >>> import numpy as np
         >>> label = np.zeros((4, 4, 4), np.uint8)
         >>> label[:2] = 1
         >>> atlas = make_atlas([label], structures=1, shape=(4, 4, 4))

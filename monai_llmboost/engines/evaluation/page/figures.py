@@ -135,13 +135,13 @@ def strips(dice: np.ndarray, names: Sequence[str]) -> Figure:
     figure, axes = panel(row * len(names) + bottom + 0.2, left=0.12, bottom=bottom)
     random = np.random.default_rng(0)  # only spreads the dots
     for number, name in enumerate(names):
-        look, y = look_of_class(number), -float(number)
+        y = -float(number)
         values = dice[np.isfinite(dice[:, number]), number]
         axes.text(0, y + 0.36, shortened(name, 48), transform=axes.get_yaxis_transform(), va="center", fontsize=8.5)
         if not len(values):
             continue
         spread = y + random.uniform(-0.13, 0.13, len(values))
-        axes.plot(values, spread, "o", color=look.colour, markersize=3, markeredgewidth=0, alpha=0.55)
+        axes.plot(values, spread, "o", color=look_of(3).colour, markersize=3, markeredgewidth=0, alpha=0.55)
         lines = {"color": INK, "linewidth": 0.9}
         looks: dict[str, Any] = {part: lines for part in ("boxprops", "whiskerprops", "capprops")}
         looks |= {"medianprops": {**lines, "linewidth": 2}, "showfliers": False, "manage_ticks": False}
