@@ -51,6 +51,7 @@ brainsprite = (params) => {
   const opacity = params.overlay.opacity; // the slider changes it
   document.getElementById("structures")?.addEventListener("change", (event) => {
     const slider = document.querySelector(".slider");
+    slider.min = 0; // nilearn's is 1
     slider.value = event.target.checked ? opacity * 100 : 0;
     slider.oninput.call(slider);
   });
