@@ -416,24 +416,22 @@ def boosted_networks() -> str:
 
 def dense() -> str:
     """Show the cost of a booster on the feature maps of a U-Net, by the way in which all tokens are read."""
-    result = read_results("dense-cpu")
     cells: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
-    for row in result["rows"]:
+    for row in select_rows("dense-cpu"):
         cells.setdefault((row["volume"], row["joint"], row["block"]), {})[row["side"]] = row
     sides = ["whole block", "folded", "token_stride 2"]
     lines = []
     for (volume, joint, block), of in cells.items():
         where = f"{joint}, {of['folded']['tokens']} x {of['folded']['channels']}"
         line = [volume, where, block, f"{of['plain']['GFLOP forward']:.0f}"]
-        for key in ("operations / plain, forward", "operations / plain, step", "time / plain"):
-            line += [format_times(of[side].get(key)) for side in sides]
+        for kind in ("forward", "step"):
+            line += [format_times(of[side][f"operations / plain, {kind}"]) for side in sides]
         lines.append(line)
     headings = ["volume", "joint, tokens x channels", "block", "GFLOP plain"]
-    headings += [f"{kind}{side}" for kind in ("", "step: ", "time: ") for side in sides]
+    headings += [f"{kind}{side}" for kind in ("", "step: ") for side in sides]
     return (
-        "MONAI's DynUNet, batch 1, float32. Operations of a forward pass (and a step) relative to the plain network's, "
-        f"counted without computing them; times are CPU seconds of a forward pass, {result['device']}, medians of "
-        f"{result['settings']['rounds']} rounds:\n\n{markdown(headings, lines)}"
+        "MONAI's DynUNet, batch 1. Operations of a forward pass, and of a step, relative to the plain network's, "
+        f"counted without computing them:\n\n{markdown(headings, lines)}"
     )
 
 

@@ -11,6 +11,8 @@ import pytest
 from conftest import ROOT
 from processes import FORKS, run_python
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # of MONAI, Ignite and torch, as their users suppress them
+
 
 def rows_of(name, out, *words):
     done = run_python([sys.executable, "-W", "ignore", ROOT / "benchmarks" / f"{name}.py", "--out", out, *words])
@@ -63,9 +65,11 @@ def test_startup_loads_the_same_weights(rows_here, llama_folder, tmp_path):
     assert [row["side"] for row in rows] == ["AutoModel.from_pretrained", "read_layers", "load_block"]
 
 
-def test_epoch_of_the_bundle(tmp_path):
-    (row,) = rows_of("epoch", tmp_path / "epoch.json", "--epochs", "2")
-    assert (row["set"], row["volumes"], row["batch"]) == ("phantom", 480, 32)
+def test_epoch_of_the_bundle(rows_here, monkeypatch, tmp_path):
+    cases = {"train": 96, "val": 20, "test": 20}
+    monkeypatch.setattr("monai_llmboost.data.datasets.phantoms.PHANTOM_CASES", cases)
+    (row,) = rows_here("epoch", tmp_path / "epoch.json", "--epochs", "2")
+    assert (row["set"], row["volumes"], row["batch"]) == ("phantom", 96, 32)
     assert row["epoch / steps"] > 0
 
 
@@ -109,3 +113,16 @@ def test_a_large_block_at_a_bottleneck_costs_little():
     (row,) = (row for row in rows if (row["network"], row["block"], row["arm"]) == ("SwinUNETR", "LLaMA-7B", "random"))
     assert row["frozen"] > 2e8
     assert 1 < row["operations / plain, forward"] < 1.1
+
+
+def test_on_feature_maps_folded_maps_and_a_stride_cost_less():
+    cells = {}
+    for row in json.loads((ROOT / "benchmarks" / "results" / "dense-cpu.json").read_text())["rows"]:
+        cell = cells.setdefault((row["volume"], row["joint"], row["block"]), {})
+        cell[row["side"]] = row["GFLOP forward"]
+    assert len(cells) >= 7
+    for cell in cells.values():
+        assert cell["plain"] < cell["token_stride 2"] < cell["folded"] <= cell["whole block"]
+    large = cells["40x56x40", "decoder", "LLaMA-7B"]
+    added = {side: gflop - large["plain"] for side, gflop in large.items()}
+    assert 0.75 < added["folded"] / added["whole block"] < 0.85

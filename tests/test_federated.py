@@ -49,8 +49,7 @@ def averaged(weights, answers, diff, parts=(0.3, 0.7)):
 
 
 @pytest.mark.usefixtures("few_phantoms")
-@pytest.mark.parametrize("diff", [True, False])
-@pytest.mark.parametrize("epochs", [1, 2, 30])
+@pytest.mark.parametrize(("epochs", "diff"), [(1, True), (2, False), (30, True)])
 def test_four_rounds_of_two_clients(tmp_path, diff, epochs):
     clients = [client(tmp_path, number, diff, epochs=epochs) for number in range(2)]
     weights = {name: value.clone() for name, value in clients[0].trainer.network.state_dict().items()}

@@ -8,6 +8,7 @@ import re
 import runpy
 import subprocess
 import sys
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Client, Listener
 from threading import Thread
@@ -122,7 +123,7 @@ def commands(tmp_path):
 
     def serve():
         while True:
-            with listener.accept() as asked:
+            with suppress(OSError, EOFError), listener.accept() as asked:  # a script may have ended, by its time limit
                 words, cwd, environment = asked.recv()
                 if words == ["stop"]:
                     return
@@ -135,7 +136,7 @@ def commands(tmp_path):
             words = json.dumps(arguments)
             (folder / name).write_text(COMMAND.format(python=sys.executable, arguments=words, address=listener.address))
             (folder / name).chmod(0o755)
-        thread = Thread(target=serve)
+        thread = Thread(target=serve, daemon=True)
         thread.start()
         yield folder
         with Client(listener.address, authkey=b"tutorial") as end:

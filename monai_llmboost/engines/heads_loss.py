@@ -30,7 +30,7 @@ class HeadsLoss(nn.Module):
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
-        self.loss = DeepSupervisionLoss(loss)
+        self.loss = DeepSupervisionLoss(loss)  # type: ignore[arg-type]  # any module will do
 
     def forward(self, logits: Tensor | Sequence[Tensor], labels: Tensor) -> Tensor:
         """Return the loss of a batch."""

@@ -17,6 +17,9 @@ from monai_llmboost.engines.results import METRICS_FILE
 
 # Largest difference of a number that two files contain with different numbers of digits.
 SAME = 1e-6
+# Metrics of classifications and segmentations, with their labels; validation chooses by AUC or Dice.
+LABELS = {"auc": "AUC", "acc": "ACC", "dice": "Dice"}
+CHOSEN_BY = ("val_auc", "val_dice")
 NONE = (
     "No figures on how well these weights perform were found: a probability alone does not say how often it is right."
 )
@@ -46,8 +49,9 @@ def figures_of(weights: str | Path, folders: Sequence[str | Path]) -> dict[str, 
     for folder in dict.fromkeys([path.parent, *map(Path, folders)]):
         metrics = _metrics(folder / METRICS_FILE)
         if "evaluation" not in figures and metrics.get("weights_sha256") == digest:
-            keys = ("dataset", "split", "folds", "fold", "cases", "auc", "auc_interval_95", "acc", "acc_interval_95")
-            figures["evaluation"] = {key: metrics[key] for key in keys if key in metrics}
+            numbers = [key for name in LABELS for key in (name, f"{name}_interval_95")]
+            keys = ("dataset", "split", "folds", "fold", "cases", *numbers)
+            figures["evaluation"] = {key: metrics[key] for key in keys if metrics.get(key) is not None}
         if "validation" not in figures and (row := _validation(path, folder / CURVES)):
             figures["validation"] = row
     return figures
@@ -60,19 +64,19 @@ def sentences(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
         split, folds = evaluation.get("split", "test"), evaluation.get("folds")
         fold = f"fold {evaluation.get('fold')} of {folds}" if folds and split != "test" else None
         source = ", ".join(filter(None, (evaluation.get("dataset"), f"{split} split", fold)))
-        numbers = [_number(evaluation, name) for name in ("auc", "acc") if name in evaluation]
+        numbers = [_number(evaluation, name) for name in LABELS if name in evaluation]
         sentences.append(
             f"Evaluated on {evaluation.get('cases', '?')} labelled cases ({source}): {', '.join(numbers)}."
         )
     if validation := figures.get("validation"):
-        numbers = [_number(validation, name) for name in ("auc", "acc") if name in validation]
+        numbers = [_number(validation, name) for name in LABELS if name in validation]
         sentences.append(f"In training, validation gave {', '.join(numbers)} (best epoch, {validation['epoch']}).")
     return sentences or [NONE]
 
 
 def _number(figures: Mapping[str, Any], name: str) -> str:
     interval = figures.get(f"{name}_interval_95")
-    return f"{name.upper()} {figures[name]:.3f}" + (" [{:.3f}, {:.3f}]".format(*interval) if interval else "")
+    return f"{LABELS[name]} {figures[name]:.3f}" + (" [{:.3f}, {:.3f}]".format(*interval) if interval else "")
 
 
 def _metrics(path: Path) -> dict[str, Any]:
@@ -93,10 +97,11 @@ def _validation(weights: Path, curves: Path) -> dict[str, Any]:
         earlier = weights.name == BEST and weights.stat().st_mtime_ns <= last.stat().st_mtime_ns
         if not (earlier if digest is None else file_digest(weights) == digest):
             return {}
-        rows = [row for row in read_curves(curves) if row["epoch"] == best["epoch"] and "val_auc" in row]
-        if not rows or abs(rows[0]["val_auc"] - best["value"]) > SAME:
+        rows = [row for row in read_curves(curves) if row["epoch"] == best["epoch"]]
+        values = [row[key] for row in rows for key in CHOSEN_BY if key in row]
+        if not values or abs(values[0] - best["value"]) > SAME:
             return {}
     except (OSError, ValueError, LookupError, TypeError):  # files are missing or are of another kind
         return {}
-    keys = {"auc": "val_auc", "acc": "val_acc"}
-    return {"epoch": rows[0]["epoch"], **{name: rows[0][key] for name, key in keys.items() if key in rows[0]}}
+    found = rows[0]
+    return {"epoch": found["epoch"], **{name: found[f"val_{name}"] for name in LABELS if f"val_{name}" in found}}

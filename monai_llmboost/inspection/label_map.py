@@ -11,7 +11,7 @@ import numpy as np
 
 from monai_llmboost.data import RefusedScan, ScanReader
 from monai_llmboost.data.labelled import Source
-from monai_llmboost.data.labelled.label_maps import MOST_STRUCTURES, check_same_grid, read_label_map
+from monai_llmboost.data.labelled.label_maps import MOST_STRUCTURES, MOST_VALUE, check_same_grid, read_label_map
 from monai_llmboost.data.labelled.lists.structures import BACKGROUND
 from monai_llmboost.inspection.measure import MOST_SAMPLED, PERCENT, Volume
 
@@ -63,21 +63,29 @@ def measure_label_map(source: Source, volume: Volume, reader: ScanReader) -> tup
     """
     labels, affine = read_label_map(source, reader)
     check_same_grid(labels.shape, affine, volume.voxels.shape, volume.affine)
-    values, counts = np.unique(labels, return_counts=True)
-    if len(values) > MOST_STRUCTURES + 1:
-        raise RefusedScan(f"label map: it has {len(values)} different values: is it an image?", kind="label")
-    counted = {int(value): int(count) for value, count in zip(values, counts) if value != BACKGROUND}
+    counts, digest = _count_values(labels)
+    if len(counts) > MOST_STRUCTURES + 1:
+        raise RefusedScan(f"label map: it has {len(counts)} different values: is it an image?", kind="label")
+    counts.pop(BACKGROUND, None)
     inside = volume.voxels[labels != BACKGROUND]
     inside = inside[:: max(1, inside.size // MOST_SAMPLED)]
     low, high = np.percentile(inside, (PERCENT[0], PERCENT[2])) if inside.size else (0.0, 0.0)
     i, j, k = labels.shape
-    digest = hashlib.sha256(f"{labels.shape}".encode())
-    digest.update(np.ascontiguousarray(labels, dtype=np.int64).data)
     measures = LabelMapMeasures(
-        tuple(counted), tuple(counted.values()), float(f"{abs(np.linalg.det(affine[:3, :3])):.9g}"), (i, j, k),
-        (float(low), float(high)) if inside.size else None, digest.hexdigest(),
+        tuple(counts), tuple(counts.values()), float(f"{abs(np.linalg.det(affine[:3, :3])):.9g}"), (i, j, k),
+        (float(low), float(high)) if inside.size else None, digest,
     )  # fmt: skip
     return measures, labels
+
+
+def _count_values(labels: np.ndarray) -> tuple[dict[int, int], str]:
+    """Return the number of voxels of each value, and a digest, plane by plane: a label map may be large."""
+    digest = hashlib.sha256(f"{labels.shape}".encode())
+    counts = np.zeros(MOST_VALUE + 1, np.int64)
+    for plane in labels:
+        digest.update(np.ascontiguousarray(plane).data)
+        counts += np.bincount(plane.ravel(), minlength=len(counts))
+    return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}, digest.hexdigest()
 
 
 def unknown_values(measures: LabelMapMeasures, structures: Mapping[int, str]) -> str:

@@ -268,7 +268,7 @@ def _read_known(file: Path | None) -> dict[str, CaseSurvey]:
 
 def _from_json(one: Mapping[str, Any]) -> CaseSurvey:
     channels = tuple(None if channel is None else _tuples(ChannelMeasures, channel) for channel in one["channels"])
-    label_map = None if one["label_map"] is None else _tuples(LabelMapMeasures, one["label_map"])
+    label_map = None if one.get("label_map") is None else _tuples(LabelMapMeasures, one["label_map"])
     return _tuples(CaseSurvey, {**one, "channels": channels, "label_map": label_map})
 
 

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 # Names of x86 and of ARM processors for matrix products in bfloat16, as torch gives them.
@@ -39,5 +42,5 @@ def _computes_bfloat16() -> bool:
     """Return whether this machine has native bfloat16; an emulated one is slower than float32."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in torch 2.8
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in torch 2.8
     return any(capabilities.get(name, False) for name in CPU_BFLOAT16)

@@ -24,6 +24,7 @@ def scan_segmenter(
     booster: nn.Module | Callable[[int], nn.Module] | None = None,
     at: str | None = "deepest",
     weights: str | Path | None = None,
+    token_stride: int = 1,
 ) -> nn.Module:
     """Make a network from volumes to logits of each voxel a segmenter of this package, in place, and return it.
 
@@ -41,6 +42,8 @@ def scan_segmenter(
         at: place of the booster: ``"deepest"`` or the name of a module, such as one of the decoder.
         weights: file with weights of the plain network or of its encoder, see
             :func:`monai_llmboost.networks.load_encoder_weights`; ``None`` for the random start.
+        token_stride: voxels along each axis that the booster takes together, see
+            :func:`monai_llmboost.networks.boost`; an approximation.
 
     Raises:
         ValueError: class names that do not fit the logits; a network that does not accept a patch, or returns anything
@@ -74,7 +77,7 @@ def scan_segmenter(
         load_encoder_weights(network, weights)
     add_texts(network, names)
     network.label_values = values
-    return boost(network, booster, at, example=patch)
+    return boost(network, booster, at, example=patch, token_stride=token_stride)
 
 
 def _check_logits(network: nn.Module, num_classes: int, patch: Tensor) -> None:

@@ -216,10 +216,10 @@ def test_is_copied_and_scripted(file, tmp_path, read):
         assert_close(values_and_gradients(other, x, read), expected, 1e-5)
 
 
-@pytest.mark.parametrize("qk_norm", ["none", "head"])
-def test_compiles_without_a_graph_break(geometry, qk_norm):
+@pytest.mark.parametrize(("qk_norm", "backend"), [("none", "aot_eager"), ("head", "eager")])
+def test_compiles_without_a_graph_break(geometry, qk_norm, backend):
     booster = ResidualBooster(CHANNELS, trained(lora_block(replace(geometry, qk_norm=qk_norm))), start="published")
-    compiled, x = torch.compile(booster, backend="aot_eager", fullgraph=True), torch.randn(2, 40, CHANNELS)
+    compiled, x = torch.compile(booster, backend=backend, fullgraph=True), torch.randn(2, 40, CHANNELS)
     got, expected = values_and_gradients(compiled, x, 1), values_and_gradients(booster, x, 1)
     assert_close({name.removeprefix("_orig_mod."): value for name, value in got.items()}, expected, 1e-5)
     torch.compiler.reset()

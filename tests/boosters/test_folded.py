@@ -158,6 +158,7 @@ def test_the_cached_matrix_is_never_stale(change, monkeypatch):
     assert booster.train().readout.folded.kept is None
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop because we have not yet implemented the batching rule")
 def test_obeys_the_contract(monkeypatch):
     only(monkeypatch, True)
     for block in (random_block(WIDE), lora_block(WIDE, rank=2)):

@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader
 
 from monai_llmboost.artifacts.files import plain_cell
 from monai_llmboost.engines import MedMNISTAUC, MetricsFile, PredictionTable
+from monai_llmboost.engines.evaluation import cases as evaluated_cases
 from monai_llmboost.networks.class_names import ClassNames
+from monai_llmboost.tasks import bootstrap_draws
 
 
 class Named(nn.Linear):
@@ -89,6 +91,13 @@ def test_labels_are_named_and_must_be_the_networks(tmp_path, batched):
         engine.run(batches[:1])
 
 
+@pytest.fixture
+def all_samples(monkeypatch):
+    """Draw as many samples for an interval as a user has; other tests draw fewer."""
+    monkeypatch.setattr(evaluated_cases, "bootstrap_draws", bootstrap_draws)
+
+
+@pytest.mark.usefixtures("all_samples")
 def test_metrics_file(tmp_path):
     random = np.random.default_rng(0)
     p = torch.tensor(random.dirichlet([1, 1], 40))
@@ -104,6 +113,7 @@ def test_metrics_file(tmp_path):
         assert 0 <= low < written[name] < high <= 1
 
 
+@pytest.mark.usefixtures("all_samples")
 def test_metrics_are_of_patients_if_they_are_known(tmp_path):
     """Twenty patients with 8 equal cases each: the interval is that of twenty cases."""
     random = np.random.default_rng(0)

@@ -112,8 +112,11 @@ AVERAGE = {
 }
 
 
-@pytest.mark.parametrize("wrap", [None, *WRAPPED])
-@pytest.mark.parametrize("average", ["strong/training.json", AVERAGE], ids=["EMAHandler", "AveragedModel"])
+@pytest.mark.parametrize(
+    ("average", "wrap"),
+    [("strong/training.json", wrap) for wrap in (None, "compiled", "DataParallel, compiled")]
+    + [(AVERAGE, wrap) for wrap in (None, "DataParallel", "compiled DataParallel")],
+)
 def test_an_average_over_a_wrapped_network_is_resumed_exactly(tmp_path, wrap, average):
     options = {"network": WRAPPED[wrap]} if wrap else {}
     trained(tmp_path / "whole", overlay=average, **options)

@@ -52,6 +52,18 @@ def test_figures_of_these_weights(trained):
     assert figures_in(trained) == figures, "next to the weights"
 
 
+def test_figures_of_a_segmentation(trained):
+    digest = weights_digest(trained / "models")
+    numbers = {"cases": 26, "split": "test", "dice": 0.8123, "dice_interval_95": None, "weights_sha256": digest}
+    (trained / "eval" / "metrics.json").write_text(json.dumps(numbers))
+    with (trained / "eval" / "learning_curves.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["epoch", "val_dice", "val_dice_liver"], [1, 0.5, 0.5], [2, 0.75, 0.75]])
+    assert sentences(figures_in(trained)) == [
+        "Evaluated on 26 labelled cases (test split): Dice 0.812.",
+        "In training, validation gave Dice 0.750 (best epoch, 2).",
+    ]
+
+
 def test_other_weights_have_no_figures(trained):
     torch.save({"a": torch.ones(3)}, trained / "models" / "model.pt")
     later = (trained / "models" / "last.pt").stat().st_mtime_ns + 1

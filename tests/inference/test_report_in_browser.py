@@ -244,3 +244,50 @@ def test_previews_of_either_kind_are_shown(written, opened, tmp_path):
     for width in (300, 301):
         expect(page.locator("dialog[open] img")).to_have_js_property("naturalWidth", width)
         page.keyboard.press("ArrowRight")
+
+
+STRUCTURES = {1: "shell", 2: "core"}
+
+
+def masked(case, shell, **changes):
+    """A case of a segmentation with this volume of the first structure, in mm3."""
+    volumes = {"shell": shell, "core": 12.5}
+    return row(case, 0.5, probabilities=[], predicted="", mask=f"masks/{case}.nii.gz", volume_mm3=volumes, **changes)
+
+
+def test_a_page_of_masks_sorts_by_volume_and_its_viewer_hides_them(written, opened):
+    volume, label_map = np.random.default_rng(0).random((20, 22, 24)), np.zeros((20, 22, 24), np.uint8)
+    label_map[5:15, 5:15, 5:15] = 1
+    html = viewer_html(volume, np.eye(4), None, "x", label_map, STRUCTURES)
+    refused = row("bad", None, mask="", volume_mm3={}, thumbnail="")
+    rows = [masked("small", 999.0), masked("large", 123_456.0, dicom={"segmentation": "dicom/a.dcm"}), refused]
+    page = opened(written(rows, viewers=[Viewer("large", html)], structures={"1": "shell", "2": "core"}))
+    assert page.locator(".legend bdi").all_inner_texts() == ["shell", "core"]
+    assert page.locator(".histograms").count() == 0
+    page.get_by_role("button", name="shell").click()
+    cells = page.locator("tbody tr").nth(0).locator("td.p")
+    assert cells.all_inner_texts() == ["123 ml", "12.5 mm³"]
+    assert page.locator("tbody tr").nth(2).locator(".reason").count() == 1  # refused cases come last
+    assert page.locator("tbody a").evaluate_all("links => links.map(a => a.getAttribute('href'))") == [
+        *("./masks/large.nii.gz", "./dicom/a.dcm", "./masks/small.nii.gz")
+    ]
+    page.locator(".view-button").click()
+
+    def orange():
+        seen = picture(page)
+        return (seen[..., 0] - seen[..., 2] > 40).mean()
+
+    switch = page.frame_locator("#viewer iframe").get_by_role("checkbox", name="structures")
+    drawn = orange()
+    assert drawn > 0.005
+    switch.uncheck()
+    assert orange() == 0
+    switch.check()
+    assert orange() == pytest.approx(drawn)
+
+
+def test_masks_without_their_volumes_are_refused(written):
+    with pytest.raises(
+        ValueError, match=r"'a' has the volumes \{'shell': 1.0, 'core': 12.5\}, not finite ones of shell"
+    ):
+        written([masked("a", 1.0)], structures={"1": "shell", "3": "rind"})

@@ -116,3 +116,18 @@ def test_real_volumes(real_data):
         image = nibabel.load(real_data / "volumes" / "nifti" / name)
         _, _, grey = shown(viewer_html(np.asanyarray(image.dataobj), image.affine, None, name))
         assert grey[..., 0].std() > 20
+
+
+def test_a_label_map_is_drawn_in_its_colours_through_its_largest_planes():
+    volume = np.random.default_rng(0).random((20, 16, 12)) + 10
+    label_map = np.zeros(volume.shape, np.uint8)
+    label_map[4:8, 4:8, 4:8] = 9
+    label_map[8:14, 4:10, 4:6] = 3
+    page = viewer_html(volume, OBLIQUE, None, "x", label_map, {3: "<a>", 9: "b"})
+    _, _, over = shown(page)
+    colours = {tuple(pixel[:3].astype(int)) for pixel in over[over[..., 3] > 0]}
+    assert colours == {(0xE6, 0x9F, 0x00), (0x56, 0xB4, 0xE9)}
+    assert 'id="structures"' in page and "&lt;a&gt;" in page and "<a>" not in page
+    assert 'id="structures"' not in viewer_html(volume, OBLIQUE, None, "x")
+    with pytest.raises(ValueError, match="label map has the shape"):
+        viewer_html(volume, OBLIQUE, None, "x", label_map[1:], {3: "a"})

@@ -2,6 +2,7 @@
 """Small labelled scans on disk for tests of the inspection."""
 
 import csv
+import json
 
 import nibabel
 import numpy as np
@@ -55,3 +56,25 @@ def make_list(folder, make=mr, count=8, spacing=(1.0, 1.0, 1.0), **columns):
         more = {key: value(number) if callable(value) else value for key, value in columns.items()}
         rows.append({"image": f"s{number}.nii.gz", "label": "ab"[number % 2], **more})
     return write_list(folder, rows)
+
+
+def segmented(seed, shape=(14, 16, 12), values=(1, 2), side=4):
+    """Return an image like MR with a cube of each value in its label map, which differs a little by the seed."""
+    labels = np.zeros(shape, np.uint8)
+    for place, value in enumerate(values):
+        labels[2 : 2 + side + seed % 2, 2 + place * side : 2 + (place + 1) * side, 3 : 3 + side] = value
+    return mr(seed, shape) + 300 * (labels > 0), labels
+
+
+def make_label_list(folder, count=8, make=segmented, spacing=(1.0, 1.0, 1.0), labels=None, **columns):
+    """Write ``count`` images with label maps and their datalist; a column may be a function of the number."""
+    cases = []
+    for number in range(count):
+        image, label_map = make(number)
+        save(folder / "images" / f"s{number}.nii.gz", image, spacing)
+        save(folder / "labels" / f"s{number}.nii.gz", label_map, spacing)
+        more = {key: value(number) for key, value in columns.items()}
+        cases.append({"image": f"images/s{number}.nii.gz", "label": f"labels/s{number}.nii.gz", **more})
+    names = {"background": 0, "head": 1, "tail": 2} if labels is None else labels
+    (folder / "list.json").write_text(json.dumps({"training": cases, **({"labels": names} if names else {})}))
+    return folder / "list.json"

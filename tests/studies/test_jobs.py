@@ -250,6 +250,8 @@ with suppress(KeyboardInterrupt), closing(jobs.run_locally(work, parallel=2)) as
 BARS = """
 import time
 from pathlib import Path
+
+import torch  # once, and not in each job
 from tqdm import tqdm
 
 def for_ever(started):

@@ -163,7 +163,7 @@ class ReadOut(nn.Module):
         return str(getattr(block, "reading", "whole block") if number < 0 else self.methods[number].description)
 
     @torch.jit.unused
-    def describe_all(self, encode: nn.Module, block: nn.Module, batch: int, tokens: int) -> str:
+    def describe_all(self, encode: nn.Module, block: Any, batch: int, tokens: int) -> str:
         """Return how all tokens of a batch are computed in training and in inference, as text for tables."""
         if not self.folds or not self.is_exact(encode, block) or block.token_maps() is None:
             return "whole block"

@@ -165,14 +165,14 @@ def _plain_volume(value: Any) -> Any:
 
 def _item_digest(transforms: str, item: Mapping[str, Any]) -> bytes:
     """Return a digest of an item, of the size and time of its files, and of the transforms."""
-    files = [[path, *_state(path)] for path in _paths([item.get("image"), item.get("mask")])]
+    files = [[path, *_state(path)] for path in _paths([item.get(key) for key in ("image", "mask", "label")])]
     return hashlib.sha256(json.dumps([dict(item), files, transforms], default=str).encode()).hexdigest().encode()
 
 
 def _paths(value: Any) -> list[str]:
     if isinstance(value, (list, tuple)):
         return [path for one in value for path in _paths(one)]
-    return [str(value).partition("::")[0]] if value else []
+    return [str(value).partition("::")[0]] if value and not isinstance(value, int) else []
 
 
 def _state(path: str) -> list[Any]:

@@ -60,8 +60,8 @@ class DividedCases:
     def case_list(self) -> CaseList:
         """The list as it was read."""
         if not self.data:
-            kinds = "a folder with imagesTr and labelsTr" if self._is_segmentation else "a folder of classes"
-            raise ValueError(f"no labelled scans were named: give --data with a CSV list, a datalist or {kinds}")
+            folder = "a folder with imagesTr and labelsTr" if self._is_segmentation else "a folder of classes"
+            raise ValueError(f"no labelled scans were named: give --data with a CSV list, a datalist or {folder}")
         found = read_cases(self.data, self._columns)
         if found.is_segmentation != self._is_segmentation:
             kinds = {False: "classes", True: "label maps"}

@@ -117,8 +117,9 @@ def _planes_of(source: Dataset, frames: Sequence[int]) -> list[tuple[Any, Any, A
     size = int(source.Rows), int(source.Columns)
     groups = source.get("PerFrameFunctionalGroupsSequence")
     if groups is None:
-        geometry = [source.get(key) for key in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")]
-        return [_checked(*geometry, *size)]
+        keys = "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"
+        position, orientation, spacing = (source.get(key) for key in keys)
+        return [_checked(position, orientation, spacing, *size)]
     shared = source.get("SharedFunctionalGroupsSequence") or [Dataset()]
 
     def value(group: Dataset, sequence: str, keyword: str) -> Any:

@@ -30,8 +30,10 @@ class PlaneWriter:
     Example:
         >>> planes = PlaneWriter((2, 4, 4, 3), keep_bytes=0)
         >>> planes.append(torch.ones(3, 2, 4, 4))
-        >>> planes.volume().shape
-        torch.Size([2, 4, 4, 3])
+        >>> volume = planes.volume()
+        >>> planes.close()
+        >>> volume.shape, float(volume.mean())
+        (torch.Size([2, 4, 4, 3]), 1.0)
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class PlaneWriter:
         self._file: Any = None
         if math.prod(self.shape) * 4 > keep_bytes:
             # Planes are written, not assigned to mapped memory: a full disk is then an error and not a crash.
-            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (is closed in `volume`)
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (see `close`)
         else:
             self._kept = torch.empty(self.shape, dtype=torch.float32, device=device)
 
@@ -69,5 +71,9 @@ class PlaneWriter:
             return self._kept.permute(1, 2, 3, 0)
         self._file.flush()
         mapped = np.memmap(self._file, np.float32, "r+", shape=self.shape)
-        self._file.close()
         return torch.from_numpy(mapped).permute(1, 2, 3, 0)
+
+    def close(self) -> None:
+        """Close the file; volumes that were returned stay."""
+        if self._file is not None:
+            self._file.close()

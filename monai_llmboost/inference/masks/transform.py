@@ -65,5 +65,5 @@ class ToOwnGridd(MapTransform):
             shape = [int(size) for size in meta["spatial_shape"]][:3]
             classes = to_own_grid(data[key], image.affine, shape, own_affine)
             labels = torch.tensor(values, dtype=torch.int32)[torch.from_numpy(classes).int()]
-            mapped[key] = MetaTensor(labels[None], affine=torch.from_numpy(own_affine), meta=dict(meta))
+            mapped[key] = MetaTensor(labels[None], meta={**meta, "affine": torch.from_numpy(own_affine)})
         return mapped

@@ -115,14 +115,18 @@ class WindowInferer(Inferer):
         inside = [slice(low, low + size) for low, size in zip(before, sizes)]
         weights = compute_importance_map(self.patch_size, "gaussian", SIGMA, image.device, torch.float32)
         sums: _RollingSums | None = None
-        for places, logits in self._predict(padded, network):
-            if sums is None:  # the network says how many classes there are
-                planes = PlaneWriter((logits.shape[1], *sizes), self.keep_bytes, image.device)
-                sums = _RollingSums(planes, weights, padded.shape[1:], inside)
-            sums.add(places, logits)
-        if sums is None:
-            raise ValueError(f"an image of {tuple(sizes)} voxels has no windows: leave it out")
-        return sums.finish()
+        try:
+            for places, logits in self._predict(padded, network):
+                if sums is None:  # the network says how many classes there are
+                    planes = PlaneWriter((logits.shape[1], *sizes), self.keep_bytes, image.device)
+                    sums = _RollingSums(planes, weights, padded.shape[1:], inside)
+                sums.add(places, logits)
+            if sums is None:
+                raise ValueError(f"an image of {tuple(sizes)} voxels has no windows: leave it out")
+            return sums.finish()
+        finally:
+            if sums is not None:
+                sums.planes.close()
 
     def _predict(self, image: Tensor, network: Network) -> Iterator[tuple[Sequence[Place], Tensor]]:
         """Yield the places of some windows of one depth, and their logits (windows, classes, ...)."""

@@ -48,9 +48,11 @@ brainsprite = (params) => {
   const brain = make(params);
   const moves = { ArrowLeft: ["X", -1], ArrowRight: ["X", 1], ArrowDown: ["Z", -1], ArrowUp: ["Z", 1],
     PageDown: ["Y", -1], PageUp: ["Y", 1] };
+  const opacity = params.overlay.opacity; // the slider changes it
   document.getElementById("structures")?.addEventListener("change", (event) => {
     const slider = document.querySelector(".slider");
-    slider.value = event.target.checked ? params.overlay.opacity * 100 : 0;
+    slider.min = 0; // nilearn's is 1
+    slider.value = event.target.checked ? opacity * 100 : 0;
     slider.oninput.call(slider);
   });
   brain.canvas.tabIndex = 0;

@@ -80,7 +80,7 @@ def group_names(found: Inspection) -> list[str]:
 
 def describe_structures(found: Inspection) -> list[tuple[str, ...]]:
     """Return name, value, number of cases, volume and voxels of each structure as text."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for one in found.structures:
         volumes = [*one.volumes_mm3.values()]
         said = f"median {np.median(volumes):.4g}, from {min(volumes):.4g} to {max(volumes):.4g}" if volumes else "none"

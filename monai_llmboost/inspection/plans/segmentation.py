@@ -21,7 +21,8 @@ ANISOTROPIC, FINE_PERCENT = 3.0, 10
 # Sides of a patch are multiples of 8, and 16 or more, so that a U-Net can halve them twice. Along a coarse axis, which
 # it halves less often, a short side may be a multiple of 4 from 8.
 MULTIPLE, SHORT_MULTIPLE, SHORT, LEAST_SIDE = 8, 4, 16, 8
-# A batch has so many of the largest patches, and from 2 to 8.
+# A batch has so many of the largest patches, and from 2 to 8; on a CPU 2, because there a step takes as long as its
+# patches, and smaller batches give more steps.
 BATCH_PATCHES, SMALLEST_BATCH, LARGEST_BATCH = 2, 2, 8
 # An epoch has about this number of steps or more.
 STEPS = 8
@@ -108,7 +109,9 @@ def _round(side: float, is_coarse: bool, method: Callable[[float], int]) -> int:
 def add_training(lines: Lines, count: int, most_voxels: int) -> None:
     """Add size of batch, epochs, augmentation and size of the U-Net."""
     voxels = math.prod(lines.values["image_shape"][1:])
-    fit = min(LARGEST_BATCH, BATCH_PATCHES * most_voxels // voxels, max(1, count // STEPS))
+    on_cpu = most_voxels <= CPU_VOXELS
+    largest = SMALLEST_BATCH if on_cpu else LARGEST_BATCH
+    fit = min(largest, BATCH_PATCHES * most_voxels // voxels, max(1, count // STEPS))
     batch = lines.add(
         "batch_size",
         max(SMALLEST_BATCH, 2 ** int(math.log2(max(fit, 1)))),
@@ -119,7 +122,6 @@ def add_training(lines: Lines, count: int, most_voxels: int) -> None:
     lines.add("epochs", epochs, f"{epochs * steps} steps of a batch")
     strength = "strong" if count < STRONG_BELOW else "medium" if count < MEDIUM_BELOW else "light"
     lines.add("augmentation", strength, f"{count} training cases")
-    on_cpu = most_voxels <= CPU_VOXELS
     lines.add("filters", CPU_FILTERS if on_cpu else GPU_FILTERS, "a CPU" if on_cpu else "a GPU")
 
 

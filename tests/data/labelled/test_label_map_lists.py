@@ -95,6 +95,12 @@ def test_a_table(folder):
     ]
 
 
+def test_the_column_of_masks_may_be_the_label(folder):
+    path = table(folder, row("a"), row("b"), row("c", "val"), head="image,mask,split")
+    (found, *_) = read_cases(path, Columns(label="mask")).cases
+    assert (found.label_map, found.mask) == (str(folder / "labelsTr" / "a.nii.gz"), None)
+
+
 def test_folders_of_the_decathlon_with_and_without_a_description(folder):
     for name in (".a.nii.gz", "._b.nii.gz"):  # as macOS writes
         (folder / "imagesTr" / name).write_bytes(b"x")

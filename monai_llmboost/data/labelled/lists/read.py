@@ -107,6 +107,8 @@ def _read_rows(
         images = tuple(find_source(root, text, problems) if text else None for text in row.images)
         if not any(row.images):
             problems.append("no image")
+        # A scan is segmented as a whole: masks and points to crop around are of classification.
+        mask = "" if has_maps else row.values.get("mask", "").strip()
         case = LabelledCase(
             row.values.get("case", "").strip() or name_of(root, top, row.images),
             images,
@@ -114,8 +116,8 @@ def _read_rows(
             read_split(row, problems) if labelled else "",
             read_fold(row, problems) if labelled else None,
             row.values.get("group", "").strip(),
-            find_source(root, mask, problems) if (mask := row.values.get("mask", "").strip()) else None,
-            read_centre(row, problems),
+            find_source(root, mask, problems) if mask else None,
+            None if has_maps else read_centre(row, problems),
             row.place,
             read_label_map(row, columns, root, problems) if labelled and has_maps else None,
         )

@@ -31,7 +31,8 @@ def read_structures(labels: Any) -> tuple[dict[int, str], list[str]]:
     pairs = list(labels.items())
     if not any(_is_number(key) for key, _ in pairs):
         pairs = [(value, key) for key, value in pairs]  # as nnU-Net
-    errors, found = [], {}
+    errors: list[str] = []
+    found: dict[int, str] = {}
     for value, name in pairs:
         number = _to_value(value)
         if isinstance(value, (list, tuple)):
