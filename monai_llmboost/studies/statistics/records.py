@@ -17,7 +17,7 @@ class Intervals:
     Args:
         seeds: only over the seeds (t distribution); ``None`` for one seed.
         cases: only over the cases, percentiles of 2000 bootstrap samples, which are the same for all runs.
-        both: over seeds and cases, never narrower than over the cases; for one seed only over the cases (after DeLong for an AUC).
+        both: over seeds and cases, never narrower than over the cases; for one seed only over the cases (AUC: DeLong).
     """
 
     seeds: list[float] | None
