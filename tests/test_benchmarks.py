@@ -53,7 +53,8 @@ def test_booster_is_resumed(rows_here, tmp_path):
     assert {(row["batch"], row["kind"]) for row in rows} == {(b, k) for b in (1, 2) for k in ("forward", "step")}
     assert all(row["ms per volume"] > 0 for row in rows)
     sides = {row["side"]: row for row in rows if row["batch"] == 2 and row["kind"] == "forward"}
-    assert sides["full way"]["GFLOP per volume"] == sides["transformers"]["GFLOP per volume"]
+    # F_E is folded into queries, keys and values where this needs fewer operations.
+    assert sides["full way"]["GFLOP per volume"] <= sides["transformers"]["GFLOP per volume"]
     assert sides["plain"]["GFLOP per volume"] < sides["ours"]["GFLOP per volume"]
     assert sides["ours, bfloat16 block"]["weights MB"] < sides["ours"]["weights MB"]
 

@@ -146,7 +146,7 @@ def predict(
         }
         own |= {key: value for key, value in more.items() if value}
         check_keys(merged(configs), (*own, Option.OUTPUT_DIR, *PREDICT_KEYS), "predict", bundle)
-        for key in own.keys() & options.keys():
+        for key in (own.keys() | more.keys()) & options.keys():
             raise ValueError(f"--{key} is called --{NAMES.get(key, key.replace('_', '-'))} here: use that name")
         if device != "auto":
             options[Option.DEVICE] = parse_device(device)

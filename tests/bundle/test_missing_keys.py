@@ -18,7 +18,7 @@ from monai_llmboost.bundle import copy_bundle
         ("train", "network", ["study", "--arms", "none,mlp", "--output", "study"]),
         ("train", "train", ["study", "--arms", "none,mlp", "--output", "study"]),
         ("inference", "cases", ["predict", "--input", ".", "--output", "out"]),
-        ("inference", "batch_size", ["predict", "--input", ".", "--output", "out"]),
+        ("inference", "batch_size", ["predict", "--input", ".", "--output", "out", "--batch-size", "2"]),
         ("inference", "output_dir", ["predict", "--input", ".", "--dry-run"]),
     ],
 )

