@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from monai.networks.nets import DynUNet
+from monai.networks.nets.dynunet import DynUNetSkipLayer
+from torch import Tensor, nn
 
 from monai_llmboost.arguments import check_whole
 
@@ -50,7 +52,7 @@ def planned_unet(
     """
     check_whole("filters", filters, 1)
     kernels, strides = plan_stages(patch_size, spacing_mm)
-    return DynUNet(
+    network = DynUNet(
         spatial_dims=3,
         in_channels=in_channels,
         out_channels=num_classes,
@@ -61,6 +63,28 @@ def planned_unet(
         deep_supervision=deep_supervision,
         deep_supr_num=min(HEADS, len(strides) - 2),
     )
+    network.skip_layers = _with_heads_in_training(network.skip_layers)
+    return network
+
+
+class _SkipLayer(DynUNetSkipLayer):
+    """MONAI's layer, which computes its head in training only, and whose script compiles with one (torch 2.14)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        below = self.downsample(x)
+        above: Tensor = self.upsample(self.next_layer(below), below)
+        heads = self.heads
+        if self.training and self.super_head is not None and heads is not None and self.index > 0:
+            heads[self.index - 1] = self.super_head(above)
+        return above
+
+
+def _with_heads_in_training(layer: nn.Module) -> nn.Module:
+    """Return a layer, with those below it, as :class:`_SkipLayer`; names and weights stay."""
+    if not isinstance(layer, DynUNetSkipLayer):
+        return layer
+    rest = _with_heads_in_training(layer.next_layer)
+    return _SkipLayer(layer.index, layer.downsample, layer.upsample, rest, layer.heads, layer.super_head)
 
 
 def plan_stages(patch_size: Sequence[int], spacing_mm: Sequence[float]) -> tuple[list[list[int]], list[list[int]]]:

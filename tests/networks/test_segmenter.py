@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from monai.losses import DiceCELoss
-from monai.networks.nets import SegResNet
+from monai.networks.nets import DynUNet, SegResNet
 
 from monai_llmboost.boosters import ResidualBooster
 from monai_llmboost.bundle import BundleJob, bundle_path, job_configs
@@ -104,3 +104,17 @@ def test_a_booster_may_stand_in_the_decoder():
     plain = SegResNet(init_filters=8, in_channels=1, out_channels=3)
     network = scan_segmenter(plain, NAMES, [1, 2], [1, 16, 16, 16], booster(), at="up_layers.0")
     assert network(torch.rand(1, 1, 16, 16, 16)).shape == (1, 3, 16, 16, 16)
+
+
+# What torch and MONAI's DynUNet report whenever it is scripted.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:The TorchScript type system")
+@pytest.mark.parametrize("deep_supervision", [True, False])
+def test_its_script_computes_the_same_and_its_names_are_those_of_monai(deep_supervision):
+    network = scan_segmenter(unet(deep_supervision=deep_supervision), NAMES, [1, 2], PATCH, booster()).eval()
+    x = torch.rand(1, *PATCH)
+    assert torch.allclose(torch.jit.script(network)(x), network(x), atol=1e-6)
+    kernels, strides = plan_stages(PATCH[1:], [1, 1, 1])
+    plain = DynUNet(
+        3, 1, 3, kernels, strides, strides[1:], [4, 8, 16], deep_supervision=deep_supervision, deep_supr_num=1
+    )
+    assert unet(deep_supervision=deep_supervision).state_dict().keys() == plain.state_dict().keys()

@@ -80,7 +80,7 @@ def check_same_grid(shape: Sequence[int], affine: np.ndarray, onto: Sequence[int
     Example:
         >>> check_same_grid((4, 4, 4), np.eye(4), (4, 4, 5), np.eye(4))  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        monai_llmboost.data.scans.scan.RefusedScan: label map: it has 4 x 4 x 4 voxels, and its image 4 x 4 x 5: is it ...
+        monai_llmboost.data.scans.scan.RefusedScan: label map: it has 4 x 4 x 4 voxels, and its image ...
     """
     if tuple(shape) != tuple(onto):
         label, image = (" x ".join(str(int(side)) for side in sides) for sides in (shape, onto))
