@@ -8,6 +8,7 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK
 from dicom_sources import (
     ALGORITHM,
     FRAME,
@@ -119,6 +120,22 @@ def test_segments_on_the_frames_of_one_volume_of_a_multi_frame_image(tmp_path):
     assert {echo for echo, _ in found} == {1}
     for (_, k), group in zip(found, groups):
         assert np.allclose(group.PlanePositionSequence[0].ImagePositionPatient, in_lps(oblique(), 0, 0, k), atol=1e-4)
+
+
+def test_another_library_reads_the_same_voxels(tmp_path):
+    files = write_series(tmp_path / "series", oblique())
+    one = segments_of({2: "liver"}, {2: COLOURS[0]})
+    values = np.where(label_map() == 2, 2, 0)
+    seg(tmp_path / "seg.dcm", files, values, oblique(), segments=one)
+    read = SimpleITK.ReadImage(tmp_path / "seg.dcm")
+    voxels = SimpleITK.GetArrayFromImage(read)
+    # It unpacks whole bytes of 8 voxels only, and leaves those of the last byte undefined (SimpleITK 2.5).
+    voxels.ravel()[voxels.size // 8 * 8 :] = 0
+    lps = np.diag([-1, -1, 1, 1]) @ oblique()
+    inside = [read.TransformIndexToPhysicalPoint(tuple(map(int, at))) for at in np.argwhere(voxels.T > 0)]
+    expected = np.argwhere(values) @ lps[:3, :3].T + lps[:3, 3]
+    distance = np.linalg.norm(np.array(inside)[:, None] - expected[None], axis=2)
+    assert len(inside) == len(expected) and distance.min(axis=1).max() < 1e-3
 
 
 def test_segments_are_described_and_the_object_belongs_to_the_source(tmp_path):
