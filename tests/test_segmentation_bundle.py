@@ -12,7 +12,7 @@ import torch
 from dicom_files import OBLIQUE
 from typer.testing import CliRunner
 
-from monai_llmboost.bundle import BundleJob, bundle_path, copy_bundle, job_configs
+from monai_llmboost.bundle import BundleJob, bundle_path, copy_bundle, job_configs, root_cause
 from monai_llmboost.bundle.content import read_config
 from monai_llmboost.command_line.app import app
 from monai_llmboost.engines import TrainingCheckpoints
@@ -129,6 +129,19 @@ def interrupted_after(epochs):
             raise KeyboardInterrupt
 
     return handler
+
+
+def test_names_with_other_values_in_another_list_are_refused(scans, mine, tmp_path):
+    """Else an evaluation would compare each structure with the other one."""
+    content = json.loads((scans / "dataset.json").read_text())
+    (scans / "swapped.json").write_text(json.dumps({**content, "labels": {"5": "ball", "2": "stick #1"}}))
+    with pytest.raises(ValueError, match=r"'stick #1' is the value 2 in the label maps of .* and 5 in those of"):
+        command("evaluate", "--bundle", mine, "--data", scans / "swapped.json", "--output_dir", tmp_path)
+    configs = [*job_configs(bundle_path(SCANS), "evaluate"), mine / "models" / "model.json"]
+    words = {"data": str(scans / "swapped.json"), "ckpt_dir": str(mine / "models")}
+    with pytest.raises((RuntimeError, ValueError)) as caught:
+        BundleJob.read(configs, words).item("validate#dataset", "the test")
+    assert "'stick #1' is the value 2" in str(root_cause(caught.value))
 
 
 def test_training_and_inference_have_the_same_network_and_steps():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The theme of all pages, light and dark, and escapes for characters that a reader would not see."""
+"""The head and the theme of all pages, light and dark, and escapes for characters that a reader would not see."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ HERE = Path(__file__).parent
 def style_of(page: Path) -> Markup:
     """Return the style sheet of all pages, followed by ``report.css`` in the folder ``page``."""
     return Markup("".join(file.read_text(encoding="utf-8") for file in (HERE / "page.css", page / "report.css")))
+
+
+def template_folders(page: Path) -> list[Path]:
+    """Return the folders of the templates of a page: its own, and that of ``head.html``."""
+    return [page, HERE]
 
 
 def visible(text: str) -> str:

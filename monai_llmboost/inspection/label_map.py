@@ -11,7 +11,7 @@ import numpy as np
 
 from monai_llmboost.data import RefusedScan, ScanReader
 from monai_llmboost.data.labelled import Source
-from monai_llmboost.data.labelled.label_maps import MOST_STRUCTURES, MOST_VALUE, check_same_grid, read_label_map
+from monai_llmboost.data.labelled.label_maps import MOST_STRUCTURES, MOST_VALUE, read_on_grid
 from monai_llmboost.data.labelled.lists.structures import BACKGROUND
 from monai_llmboost.inspection.measure import MOST_SAMPLED, PERCENT, Volume
 
@@ -61,8 +61,7 @@ def measure_label_map(source: Source, volume: Volume, reader: ScanReader) -> tup
     Raises:
         RefusedScan: it cannot be read, is no map of whole numbers from 0, or is on another grid.
     """
-    labels, affine = read_label_map(source, reader)
-    check_same_grid(labels.shape, affine, volume.voxels.shape, volume.affine)
+    labels = read_on_grid(source, reader, volume.voxels.shape, volume.affine)
     counts, digest = _count_values(labels)
     if len(counts) > MOST_STRUCTURES + 1:
         raise RefusedScan(f"label map: it has {len(counts)} different values: is it an image?", kind="label")
@@ -72,7 +71,7 @@ def measure_label_map(source: Source, volume: Volume, reader: ScanReader) -> tup
     low, high = np.percentile(inside, (PERCENT[0], PERCENT[2])) if inside.size else (0.0, 0.0)
     i, j, k = labels.shape
     measures = LabelMapMeasures(
-        tuple(counts), tuple(counts.values()), float(f"{abs(np.linalg.det(affine[:3, :3])):.9g}"), (i, j, k),
+        tuple(counts), tuple(counts.values()), float(f"{abs(np.linalg.det(volume.affine[:3, :3])):.9g}"), (i, j, k),
         (float(low), float(high)) if inside.size else None, digest,
     )  # fmt: skip
     return measures, labels

@@ -81,7 +81,7 @@ def measure_structures(structures: Mapping[int, str], survey: Iterable[CaseSurve
 
 
 def absent_structures(structures: Sequence[Structure], divided: Sequence[LabelledCase]) -> tuple[list[str], list[str]]:
-    """Return errors on structures that no training case has, and warnings on those that lack in another split."""
+    """Return errors on structures that training or validation needs, and warnings on those that another split lacks."""
     errors, warnings = [], []
     for split in SPLITS:
         own = {case.name for case in divided if case.split == split}
@@ -91,6 +91,8 @@ def absent_structures(structures: Sequence[Structure], divided: Sequence[Labelle
                 f"no training case that can be used has {', '.join(lost)}: add some, divide differently, or give "
                 "--structures without it"
             )
+        elif split == "val" and own and lost and len(lost) == len(structures):
+            errors.append("no validation case that can be used has a structure, so no epoch can be chosen: add some")
         elif own and lost:
             warnings.append(
                 f"no {split} case that can be used has {', '.join(lost)}, so nothing is measured of it there"

@@ -30,7 +30,7 @@ from monai_llmboost.inspection.measure import ChannelMeasures, Triple, Volume, b
 from monai_llmboost.inspection.pictures import draw_case
 
 # Another format of survey.json is read again.
-FORMAT = 1
+FORMAT = 2
 # Seconds after which the scans that were read are written.
 SAVED_EVERY = 20.0
 # Largest number of thumbnails.
@@ -51,7 +51,7 @@ class CaseSurvey:
         cover: smallest part of the first channel's grid that another channel covers.
         mask_mm: size of the box around its mask along x, y, z.
         label_map: measures of its label map, in segmentation.
-        thumbnail: PNG in base64; empty if none was asked for.
+        thumbnail: PNG or WebP in base64; empty if none was asked for.
         seconds: time that reading took.
     """
 

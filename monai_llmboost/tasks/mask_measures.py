@@ -12,6 +12,8 @@ import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
 from scipy import ndimage
 
+from monai_llmboost.data.scans.nifti.tolerances import SHEAR_COSINE
+
 PERCENTILE = 95  # of the surface distances
 
 
@@ -22,9 +24,9 @@ class StructureMeasures:
     Args:
         dice: Dice coefficient, 0 to 1; 0 if the structure is only in one of mask and label map, undefined if in none.
         hd95_mm: the larger one of the 95th percentiles of the distances from each surface to the other one, mm;
-            undefined unless the structure is in both.
+            undefined unless the structure is in both, and on a sheared grid.
         nsd: normalized surface Dice, the part of both surfaces that is within the tolerance of the other one; 0 and
-            undefined as the Dice.
+            undefined as the Dice, and undefined on a sheared grid.
         volume_mm3: volume in the mask.
         label_volume_mm3: volume in the label map.
 
@@ -72,6 +74,9 @@ def measure_mask(
         raise ValueError(f"the mask has the shape {mask.shape}, its label map {label.shape}: give both on one grid")
     spacing_mm = np.linalg.norm(affine[:3, :3], axis=0).tolist()
     voxel_mm3 = float(abs(np.linalg.det(affine[:3, :3])))
+    axes = affine[:3, :3] / spacing_mm
+    # MONAI measures distances along three axes at right angles.
+    is_sheared = float(np.abs(axes.T @ axes - np.eye(3)).max()) > SHEAR_COSINE
     boxes = _boxes(mask, label, structures)
     found = []
     for number, box in enumerate(boxes, start=1):
@@ -81,6 +86,8 @@ def measure_mask(
         one, other = mask[box] == number, label[box] == number
         volumes = float(one.sum()) * voxel_mm3, float(other.sum()) * voxel_mm3
         dice, hd95, nsd = _compare(one, other, spacing_mm, tolerance_mm) if all(volumes) else (0.0, np.nan, 0.0)
+        if is_sheared:
+            hd95 = nsd = np.nan
         found.append(StructureMeasures(dice, hd95, nsd, *volumes))
     return found
 

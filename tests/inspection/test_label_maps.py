@@ -78,7 +78,7 @@ def test_its_page(sound):
     assert "train 8 8 8 val 4 4 4" in text
     assert "head 1 12 median 72, from 64 to 80 72" in text
     assert "Scans with contours" in text
-    assert page.count('<img src="data:image/png;base64,') == 12
+    assert page.count('<img src="data:image/webp;base64,') == 12
     assert "Volumes in mm3: head median 72; tail median 72" in page
 
 
@@ -179,6 +179,9 @@ def test_structures_that_a_split_lacks(tmp_path):
     assert found.errors == (
         "no training case that can be used has tail: add some, divide differently, or give --structures without it",
     )
+    empty = make_label_list(tmp_path, make=replaced(7, with_labels(np.zeros_like)))
+    found = findings_of(empty, lambda number: "val" if number == 7 else "train")
+    assert found.errors == ("no validation case that can be used has a structure, so no epoch can be chosen: add some",)
     path = make_label_list(tmp_path, make=with_labels(np.zeros_like), labels={})
     assert "no label map has a structure: every voxel is 0" in findings_of(path).errors
 

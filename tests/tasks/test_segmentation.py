@@ -95,6 +95,15 @@ def test_a_volume_does_not_depend_on_its_axes():
         assert getattr(again, name) == pytest.approx(getattr(found, name), rel=1e-5)
 
 
+def test_surface_distances_are_undefined_on_a_sheared_grid():
+    label = cube((4, 4, 4), (10, 10, 10))
+    affine = np.eye(4)
+    affine[1, 2] = 0.2
+    (found,) = measure_mask(np.roll(label, 1, 0), label, affine, 1)
+    assert found.dice == pytest.approx(5 / 6) and found.volume_mm3 == pytest.approx(216)
+    assert np.isnan([found.hd95_mm, found.nsd]).all()
+
+
 def test_surfaces_at_the_border_of_the_volume_count():
     """The same cubes inside a volume, and at its border, where they touch three of its faces."""
     inside = [cube((4, 4, 4), (10, 10, stop), (20, 20, 20)) for stop in (10, 12)]

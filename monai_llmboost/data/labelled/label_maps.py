@@ -65,6 +65,50 @@ def read_label_map(source: Source, reader: ImageReader) -> tuple[np.ndarray, np.
     return values.astype(np.int32), np.asarray(meta["affine"], dtype=float)
 
 
+def read_on_grid(source: Source, reader: ImageReader, shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
+    """Read a label map on the grid of its image, int32 (i, j, k).
+
+    Its axes may be in another order or direction, as those of a NIfTI label map of a DICOM series mostly are; they are
+    turned, which changes no voxel.
+
+    Args:
+        source: a scan, as the list names it.
+        reader: reader of one scan.
+        shape: voxels of the image along (i, j, k).
+        affine: its voxels to RAS+ mm (4, 4).
+
+    Raises:
+        RefusedScan: the file is no label map, or its voxels are not those of the image.
+    """
+    labels, own_affine = read_label_map(source, reader)
+    turned, turned_affine = turn_axes(labels, own_affine, affine)
+    try:
+        check_same_grid(turned.shape, turned_affine, shape, affine)
+    except RefusedScan:
+        check_same_grid(labels.shape, own_affine, shape, affine)  # whose message is of the file as it is
+        raise
+    return turned
+
+
+def turn_axes(volume: np.ndarray, affine: np.ndarray, like_affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a volume whose axes are in the order and direction that fits another affine best, and its affine.
+
+    Args:
+        volume: (i, j, k).
+        affine: (4, 4), its voxels to RAS+ mm.
+        like_affine: (4, 4), the other affine.
+
+    Example:
+        >>> turned, affine = turn_axes(np.arange(3).reshape(3, 1, 1), np.diag([-1.0, 1, 1, 1]), np.eye(4))
+        >>> turned.ravel().tolist(), affine[0].tolist()
+        ([2, 1, 0], [1.0, 0.0, 0.0, -2.0])
+    """
+    own, other = (nibabel.orientations.io_orientation(each) for each in (affine, like_affine))
+    turn = nibabel.orientations.ornt_transform(own, other)
+    turned = nibabel.orientations.apply_orientation(volume, turn)
+    return turned, affine @ nibabel.orientations.inv_ornt_aff(turn, volume.shape)
+
+
 def check_same_grid(shape: Sequence[int], affine: np.ndarray, onto: Sequence[int], onto_affine: np.ndarray) -> None:
     """Check that a label map is on the grid of its image, voxel by voxel.
 

@@ -67,6 +67,8 @@ class SegmentedScans:
     def structures(self) -> dict[int, str]:
         """The names of the structures by their values in the label maps; one without a name if there is no list."""
         if self._structures:
+            if self.is_there:
+                self._check_names(self._structures)
             return dict(self._structures)
         if not self.is_there:
             return {1: "structure 1"}
@@ -108,21 +110,36 @@ class SegmentedScans:
         """The split to evaluate: the test, or the validation cases if there is none."""
         return "test" if self.has_test else "val"
 
-    def items(self, split: str, label_fraction: float = 1.0) -> list[dict[str, Any]]:
+    def _check_names(self, structures: Mapping[int, str]) -> None:
+        """Raise ValueError if a name has another value in the list than in other structures."""
+        values = {name: value for value, name in structures.items()}
+        for value, name in self.case_list.structures.items():
+            if values.get(name, value) != value:
+                raise ValueError(
+                    f"{name!r} is the value {value} in the label maps of {self.data}, and {values[name]} in those of "
+                    "the plan or the training: label maps must have the same values, so correct them or the names"
+                )
+
+    def items(
+        self, split: str, label_fraction: float = 1.0, structures: Mapping[int, str] | None = None
+    ) -> list[dict[str, Any]]:
         """Return the items of a split for a MONAI data set.
 
         Args:
             split: ``"train"``, ``"val"`` or ``"test"``.
             label_fraction: fraction of the training cases, see
                 :func:`~monai_llmboost.data.datasets.labelled.select_labelled`.
+            structures: names of the network's structures by their values, which the list must not contradict.
 
         Returns:
             For each case ``"image"`` (a scan, or a list of one for each channel), ``"label"`` (its label map),
             ``"case"``, and as far as the list has them ``"patient"``, ``"mask"`` and ``"centre"``.
 
         Raises:
-            ValueError: no case of this split, or an invalid fraction.
+            ValueError: no case of this split, an invalid fraction, or a structure that has another value here.
         """
+        if structures is not None:
+            self._check_names(structures)
         cases = self._divided.select(split)
         cases = self._divided.reduce(cases, label_fraction if split == "train" else 1.0, lambda _: 0)
         return [self._divided.item(case, case.label_map) for case in cases]

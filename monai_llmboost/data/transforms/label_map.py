@@ -12,7 +12,7 @@ from monai.data import ImageReader, MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import TransformBackends
 
-from monai_llmboost.data.labelled.label_maps import check_same_grid, class_numbers, read_label_map
+from monai_llmboost.data.labelled.label_maps import class_numbers, read_on_grid
 
 
 class LoadLabelMapd(MapTransform):
@@ -22,7 +22,7 @@ class LoadLabelMapd(MapTransform):
         keys: keys of the paths.
         reader: reader of one scan.
         values: values of the structures in the label maps.
-        like: key of the loaded image, which the label map must match voxel by voxel.
+        like: key of the loaded image, whose voxels the label map must have; its axes may be turned.
         allow_missing_keys: accept items without some of the keys.
 
     Raises:
@@ -55,8 +55,7 @@ class LoadLabelMapd(MapTransform):
         loaded = dict(data)
         image: MetaTensor = loaded[self.like]
         for key in self.key_iterator(loaded):
-            labels, affine = read_label_map(data[key], self.reader)
-            check_same_grid(labels.shape, affine, image.shape[1:], image.affine.numpy())
+            labels = read_on_grid(data[key], self.reader, image.shape[1:], image.affine.numpy())
             classes = torch.from_numpy(class_numbers(labels, self.values))
             loaded[key] = MetaTensor(classes[None], affine=image.affine)
         return loaded

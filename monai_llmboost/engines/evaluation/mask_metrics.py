@@ -16,7 +16,7 @@ from monai.utils import CommonKeys
 from torch import Tensor, nn
 
 from monai_llmboost.arguments import is_positive
-from monai_llmboost.data.labelled.label_maps import class_numbers, read_label_map
+from monai_llmboost.data.labelled.label_maps import class_numbers, read_label_map, turn_axes
 from monai_llmboost.data.labels import CASE, patients_of
 from monai_llmboost.data.transforms import LoadScansd
 from monai_llmboost.engines.evaluation.cases import gathered
@@ -130,11 +130,12 @@ class MaskMetrics:
         from monai_llmboost.artifacts.contours import contour_picture, largest_planes  # imports matplotlib
 
         first = image if isinstance(image, (str, Path)) else next(path for path in image if path)
-        volume = LoadScansd(CommonKeys.IMAGE, self.reader)({CommonKeys.IMAGE: first})[CommonKeys.IMAGE]
+        image = LoadScansd(CommonKeys.IMAGE, self.reader)({CommonKeys.IMAGE: first})[CommonKeys.IMAGE]
+        volume, _ = turn_axes(image[0].numpy(), image.affine.numpy(), affine)
         structures = dict(enumerate(self.task.structures, start=1))
         differs = mask != label
         at = largest_planes(differs) if differs.any() else None
-        return contour_picture(volume[0].numpy(), affine, mask, structures, reference=label, at=at)
+        return contour_picture(volume, affine, mask, structures, reference=label, at=at)
 
     def write(self, engine: Engine) -> None:
         """Write the files."""

@@ -13,6 +13,8 @@ from typing import Any
 
 from pydicom.sr.coding import Code
 
+from monai_llmboost.artifacts.digests import file_digest
+
 # For a structure that the table does not name; its name is the segment's label.
 ANATOMICAL_STRUCTURE = Code("123037004", "SCT", "Anatomical Structure")
 # Limits of DICOM for a code's value and scheme (SH), and for its meaning (LO).
@@ -42,6 +44,11 @@ class Segment:
     category: Code = ANATOMICAL_STRUCTURE
     kind: Code = ANATOMICAL_STRUCTURE
     colour: str = "#e69f00"
+
+
+def codes_digest(codes: str | Path | None) -> str:
+    """Return the digest of a table of codes; empty without one, or for a file that :func:`segments_of` refuses."""
+    return file_digest(Path(codes)) if codes is not None and Path(codes).is_file() else ""
 
 
 def segments_of(

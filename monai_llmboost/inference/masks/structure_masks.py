@@ -125,8 +125,8 @@ class StructureMasks:
     def _mask_path(self, name: str) -> Path:
         """Return the path of the mask of a case: its name, and a digest if it is that of another case's mask."""
         path = self.output_dir / MASKS / case_folder(name)
-        whole = path if path.name.endswith(NIFTI) else path.with_name(f"{path.name}{NIFTI}")
-        # Such as a DICOM series "a" next to "a.nii.gz".
+        whole = path if path.name.endswith(NIFTI) else path.with_name(f"{path.name.removesuffix('.nii')}{NIFTI}")
+        # Such as "a.nii" or a DICOM series "a" next to "a.nii.gz".
         return whole if _is_of(whole, name) else path.with_name(f"{path.name}_{_digest(name)}{NIFTI}")
 
     def _write_probabilities(

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from monai_llmboost.artifacts.contours import legend, volume_text
 from monai_llmboost.artifacts.files import atomic_text
-from monai_llmboost.artifacts.page import style_of, visible
+from monai_llmboost.artifacts.page import style_of, template_folders, visible
 from monai_llmboost.inference.case_folder import case_folder
 from monai_llmboost.inference.figures import sentences
 from monai_llmboost.inference.page.viewer import Viewer, viewer_html
@@ -76,7 +76,7 @@ def write_report(
         if viewer.case not in numbers:
             raise ValueError(f"there is a viewer of {viewer.case!r}, which is no case: give a case's name")
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
+        loader=jinja2.FileSystemLoader(template_folders(HERE)),
         autoescape=True,
         finalize=_visible,
         undefined=jinja2.StrictUndefined,

@@ -13,7 +13,7 @@ import numpy as np
 
 from monai_llmboost.artifacts.drawing import Look, house_style, keys_of, look_of, svg
 from monai_llmboost.artifacts.files import atomic_text
-from monai_llmboost.artifacts.page import shortened, style_of, visible
+from monai_llmboost.artifacts.page import shortened, style_of, template_folders, visible
 from monai_llmboost.data.labelled import SPLITS, LabelledCase
 from monai_llmboost.inspection.measure import ChannelMeasures
 from monai_llmboost.inspection.page.figures import Picture, draw_distributions, draw_volumes
@@ -41,7 +41,8 @@ def write_inspection_page(found: Inspection, path: Path) -> None:
         path: file to write.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, finalize=_visible, undefined=jinja2.StrictUndefined,
+        loader=jinja2.FileSystemLoader(template_folders(HERE)),
+        autoescape=True, finalize=_visible, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["shorten"] = lambda name: shortened(name, NAME)

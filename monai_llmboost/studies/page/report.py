@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from monai_llmboost.artifacts.drawing import Look, house_style, keys_of, look_of, svg
 from monai_llmboost.artifacts.files import atomic_text
-from monai_llmboost.artifacts.page import style_of
+from monai_llmboost.artifacts.page import style_of, template_folders
 from monai_llmboost.studies.cost.arms import ROWS
 from monai_llmboost.studies.diagnostics import MEASURES
 from monai_llmboost.studies.label_fractions import WHOLE, set_name
@@ -103,7 +103,7 @@ def write_study_report(results: Mapping[str, Any], path: Path) -> None:
     looks = {arm: look_of(number) for number, arm in enumerate([*arms, *floors])}
     shown = Shown(results["datasets"], looks, results.get("metrics") or METRICS, _by_fraction(results))
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
+        loader=jinja2.FileSystemLoader(template_folders(HERE)),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -114,6 +114,18 @@ def test_a_wrong_label_map_is_refused(tmp_path, kind):
     assert re.search(message, text), text
 
 
+@pytest.mark.parametrize(("order", "flips"), [((0, 1, 2), (1, -1, 1)), ((2, 0, 1), (-1, 1, -1))])
+def test_axes_in_another_order_or_direction_are_turned(tmp_path, order, flips):
+    """As the NIfTI label map of a DICOM series has them."""
+    image = nibabel.Nifti1Image(make_labels(), OBLIQUE)
+    turned = image.as_reoriented(np.array([*zip(np.argsort(order), flips)], dtype=float))
+    assert turned.shape != SHAPE or not np.allclose(turned.affine, OBLIQUE)
+    nibabel.save(turned, tmp_path / "label.nii.gz")
+    item = load(tmp_path, str(tmp_path / "label.nii.gz"))
+    assert (label_values(item["label"][0].numpy(), [1, 4]) == make_labels()).all()
+    assert torch.equal(item["label"].affine, item["image"].affine)
+
+
 def test_a_rounded_affine_is_the_same_grid(tmp_path):
     load(tmp_path, write(tmp_path / "label.nii.gz", make_labels(), np.round(OBLIQUE, 4)))
 

@@ -239,7 +239,7 @@ def test_a_bad_case_stops_no_other(bundle, tmp_path):
     assert {case for case, row in rows.items() if row.refused} == {"b-4d.nii.gz", "c.nii", "d.nii.gz"}
     assert not any(row.mask for row in result.rows if row.refused)
     masks = {case: row.mask for case, row in rows.items() if row.mask}
-    assert len(set(masks.values())) == 3 and masks["sub/z.nii"] == "masks/sub/z.nii.nii.gz"
+    assert len(set(masks.values())) == 3 and masks["sub/z.nii"] == "masks/sub/z.nii.gz"
     whole = np.asarray(nibabel.load(tmp_path / "out" / masks["a.nii.gz"]).dataobj)
     assert whole.shape == SHAPE and np.array_equal(nibabel.load(tmp_path / "out" / masks["sub/z.nii"]).dataobj, whole)
     assert nibabel.load(tmp_path / "out" / masks["a"]).shape == (20, 20, 20)

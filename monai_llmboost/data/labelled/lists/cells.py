@@ -26,7 +26,7 @@ def read_label(row: Row, table: Table, columns: Columns, problems: list[str]) ->
     return table.class_names.get(text, text)
 
 
-def read_label_map(row: Row, columns: Columns, root: Path, problems: list[str]) -> Source | None:
+def find_label_map(row: Row, columns: Columns, root: Path, problems: list[str]) -> Source | None:
     """Return the path of the label map of a row."""
     text = row.values.get("label", "").strip()
     if not text:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from monai_llmboost.data.labelled.case import CaseList, LabelledCase
-from monai_llmboost.data.labelled.lists.cells import read_centre, read_fold, read_label, read_label_map, read_split
+from monai_llmboost.data.labelled.lists.cells import find_label_map, read_centre, read_fold, read_label, read_split
 from monai_llmboost.data.labelled.lists.checks import (
     check_classes,
     check_label_maps,
@@ -119,7 +119,7 @@ def _read_rows(
             find_source(root, mask, problems) if mask else None,
             None if has_maps else read_centre(row, problems),
             row.place,
-            read_label_map(row, columns, root, problems) if labelled and has_maps else None,
+            find_label_map(row, columns, root, problems) if labelled and has_maps else None,
         )
         errors += [f"{row.place}: {problem}" for problem in problems]
         cases.append(case)

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from monai_llmboost.artifacts.contours import colours_of, legend
 from monai_llmboost.artifacts.drawing import house_style, svg
 from monai_llmboost.artifacts.files import atomic_text
-from monai_llmboost.artifacts.page import style_of, visible
+from monai_llmboost.artifacts.page import style_of, template_folders, visible
 from monai_llmboost.engines.evaluation.mask_numbers import MeasuredCase, WorstCase
 from monai_llmboost.engines.evaluation.page import figures
 from monai_llmboost.tasks import Segmentation
@@ -49,7 +49,7 @@ def write_mask_page(
         numbers: numbers as in ``metrics.json``.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
+        loader=jinja2.FileSystemLoader(template_folders(HERE)),
         autoescape=True,
         finalize=lambda value: visible(value) if type(value) is str else value,
         undefined=jinja2.StrictUndefined,

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from monai_llmboost.artifacts.drawing import house_style, keys_of, svg
 from monai_llmboost.artifacts.files import atomic_text
-from monai_llmboost.artifacts.page import style_of, visible
+from monai_llmboost.artifacts.page import style_of, template_folders, visible
 from monai_llmboost.engines.evaluation.cases import EvaluatedCases
 from monai_llmboost.engines.evaluation.page import figures
 from monai_llmboost.tasks import predicted_classes, reliability
@@ -63,7 +63,7 @@ def write_evaluation_page(
     """
     class_names = [visible(name) for name in numbers["confusion_matrix"]["class_names"]]
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
+        loader=jinja2.FileSystemLoader(template_folders(HERE)),
         autoescape=True,
         finalize=lambda value: visible(value) if type(value) is str else value,
         undefined=jinja2.StrictUndefined,
