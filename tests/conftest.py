@@ -193,3 +193,17 @@ def trained_bundle(tmp_path_factory):
     (folder / "models").mkdir()
     torch.save(network.state_dict(), folder / "models" / "model.pt")
     return folder
+
+
+def interrupted_after(epochs):
+    """Return a handler like ``TrainingCheckpoints.epoch_completed``, with Ctrl-C after some epochs."""
+    from monai_llmboost.engines import TrainingCheckpoints
+
+    save = TrainingCheckpoints.epoch_completed
+
+    def handler(self, engine):
+        save(self, engine)
+        if engine.state.epoch == epochs:
+            raise KeyboardInterrupt
+
+    return handler

@@ -11,6 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from conftest import interrupted_after
 from dicom_files import OBLIQUE, write_series
 from typer.testing import CliRunner
 
@@ -234,18 +235,6 @@ def test_a_resumed_training_equals_an_uninterrupted_one(mine, tmp_path, monkeypa
         assert code == 0, output
         last[name] = torch.load(tmp_path / name / "models" / "last.pt", weights_only=True)["model"]
     assert all(torch.equal(last["once"][key], last["twice"][key]) for key in last["once"])
-
-
-def interrupted_after(epochs):
-    """Return a handler like ``TrainingCheckpoints.epoch_completed``, with Ctrl-C after some epochs."""
-    save = TrainingCheckpoints.epoch_completed
-
-    def handler(self, engine):
-        save(self, engine)
-        if engine.state.epoch == epochs:
-            raise KeyboardInterrupt
-
-    return handler
 
 
 def test_train_inspects_by_itself_and_only_once(scans, tmp_path):
