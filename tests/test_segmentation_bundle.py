@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import interrupted_after
 from dicom_files import OBLIQUE
+from monai.bundle import verify_net_in_out
 from typer.testing import CliRunner
 
 from monai_llmboost.bundle import BundleJob, bundle_path, copy_bundle, job_configs, root_cause
@@ -131,6 +132,33 @@ def test_names_with_other_values_in_another_list_are_refused(scans, mine, tmp_pa
     with pytest.raises((RuntimeError, ValueError)) as caught:
         BundleJob.read(configs, words).item("validate#dataset", "the test")
     assert "'stick #1' is the value 2" in str(root_cause(caught.value))
+
+
+def test_a_copy_for_other_tools_needs_only_inference_json(scans, mine, tmp_path):
+    """MONAI Label and MONAI's commands read inference.json and metadata.json, and know no model.json."""
+    folder = tmp_path / "place" / "copy_segmentation"
+    code, output = command("bundle", mine, "--to", folder, "--trained")
+    assert code == 0 and "MONAI Label names structures by the network's channel, 1 to 2" in output
+    assert sorted(path.name for path in folder.iterdir()) == ["LICENSE", "configs", "docs", "models"]
+    assert not list(folder.rglob("plan*.json")), "it has names of cases"
+    job = BundleJob.read([folder / "configs" / "inference.json"], {})
+    image = str(scans / "images" / "case 9.nii.gz")
+    network = job.network_definition.eval()
+    network.load_state_dict(torch.load(folder / "models" / "model.pt", weights_only=True))
+    item = job.item("preprocessing", "the test")({"image": image})
+    with torch.no_grad():
+        item["pred"] = job.item("inferer", "the test")(item["image"][None], network)[0]
+    mask = job.item("postprocessing", "the test")(item)["pred"][0]
+    code, output = command("predict", "--bundle", mine, "--input", image, "--output", tmp_path / "out", "--no-report")
+    assert code == 0, output
+    (written,) = (tmp_path / "out" / "masks").rglob("*.nii.gz")
+    assert np.array_equal(mask, nibabel.load(written).dataobj)
+    formats = read_config(folder / "configs" / "metadata.json")["network_data_format"]
+    assert formats["inputs"]["image"]["spatial_shape"] == [16, 16, 16]
+    assert formats["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "ball", "2": "stick #1"}
+    assert formats["post_processed_outputs"]["pred"]["channel_def"] == NAMES
+    places = {"meta_file": folder / "configs" / "metadata.json", "config_file": folder / "configs" / "inference.json"}
+    verify_net_in_out(net_id="network_def", bundle_root=str(folder), **{key: str(v) for key, v in places.items()})
 
 
 def test_training_and_inference_have_the_same_network_and_steps():

@@ -29,6 +29,7 @@ from monai_llmboost.bundle import (
 from monai_llmboost.bundle.find import arms_of
 from monai_llmboost.bundle.job import BATCHES, COST_KEYS, check_keys
 from monai_llmboost.bundle.study_settings import StudySettings
+from monai_llmboost.bundle.trained_copy import copy_trained
 from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, Network, options_of_bundle, split_options
 from monai_llmboost.command_line.scan_plan import Data, plan_scans
 
@@ -43,11 +44,24 @@ Overlay = Annotated[
 
 def bundle(
     to: Annotated[Path, typer.Option(help="The folder to create; it must not exist yet.")],
-    name: Annotated[str, typer.Argument(help="Name of a bundle that comes with this package.")] = DEFAULT_BUNDLE,
+    name: Annotated[str, typer.Argument(help="Name of a bundle that comes with this package, or a folder.")] = DEFAULT_BUNDLE,
+    trained: Annotated[
+        bool,
+        typer.Option(
+            "--trained",
+            help="NAME is a folder with a trained network: copy that too, with its options written into "
+            "inference.json, for MONAI Label, MONAI Deploy and MONAI's own commands.",
+        ),
+    ] = False,
     named: Annotated[str | None, typer.Option("--name", hidden=True, help="An earlier way to give the name.")] = None,
 ) -> None:
-    """Copy a bundle out of the package, to run and change it."""
+    """Copy a bundle out of the package, to run and change it; or a trained one, for other tools."""
     name = named or name
+    if trained:
+        for difference in copy_trained(name, to):
+            typer.echo(f"warning: {difference}", err=True)
+        typer.echo(f"{to}: copied with its trained network")
+        return
     copy_bundle(name, to)
     # MONAI's own command line reads 1e3 as a number and -x as an option.
     is_word = parsed(str(to)) == str(to) and not str(to).startswith(("-", "~"))

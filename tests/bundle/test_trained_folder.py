@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from monai_llmboost.bundle import copy_bundle, job_files, monai_arguments, run_bundle
 from monai_llmboost.bundle.trained import TrainedFolder, trained_config
+from monai_llmboost.bundle.trained_copy import copy_trained
 from monai_llmboost.command_line.app import app
 from monai_llmboost.inference import load_network
 from monai_llmboost.llm import BlockGeometry, random_layer, write_block
@@ -315,3 +316,40 @@ def test_errors_of_load_network(tmp_path, mine):
     damaged(mine / "models" / "model.json", lambda record: record["_trained_"].update(bundle="Another"))
     with pytest.raises(FileNotFoundError, match="trained with the bundle 'Another', which is not in this package"):
         load_network(mine / "models")
+
+
+def test_a_copy_for_other_tools_has_its_block_and_can_be_moved(scans, block, tmp_path):
+    moved = tmp_path / "block.safetensors"
+    shutil.copyfile(block, moved)
+    train(tmp_path / "mine", "pretrained", block=str(moved))
+    (tmp_path / "mine" / "predictions").mkdir()
+    result = CliRunner().invoke(app, ["bundle", str(tmp_path / "mine"), "--to", str(tmp_path / "copy"), "--trained"])
+    assert result.exit_code == 0, result.output
+    assert result.output == f"{tmp_path / 'copy'}: copied with its trained network\n"
+    assert not (tmp_path / "copy" / "predictions").exists(), "it could be of patients"
+    assert predict(tmp_path / "mine", scans, tmp_path / "before").exit_code == 0
+    moved.unlink()
+    shutil.move(tmp_path / "copy", tmp_path / "elsewhere")
+    config = tmp_path / "elsewhere" / "configs" / "inference.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        monai.bundle.run(
+            config_file=str(config), bundle_root="elsewhere", dataset_dir=str(scans), output_dir="after",
+            logging_file=False, meta_file=str(config.with_name("metadata.json")),
+        )  # fmt: skip
+    assert probabilities(tmp_path / "after") == probabilities(tmp_path / "before")
+    assert predict(tmp_path / "elsewhere", scans, tmp_path / "again").exit_code == 0
+    assert probabilities(tmp_path / "again") == probabilities(tmp_path / "before")
+    with pytest.raises(FileNotFoundError, match=r"the block file of the training is no longer at .*: give its new"):
+        copy_trained(tmp_path / "mine", tmp_path / "third")
+
+
+def test_what_cannot_be_copied_for_other_tools_is_said(mine, tmp_path):
+    with pytest.raises(FileExistsError, match="already exists: give another folder"):
+        copy_trained(mine, tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"has no trained network .*: train it first, or leave out --trained"):
+        copy_trained(BUNDLE, tmp_path / "copy")
+    (mine / "models" / "model.pt").write_bytes(b"another")
+    with pytest.raises(ValueError, match=r"model\.json does not belong to .*model\.pt"):
+        copy_trained(mine, tmp_path / "copy")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A copy of a trained bundle for tools that read only ``inference.json`` and ``metadata.json``.
+
+MONAI Label, MONAI Deploy and MONAI's own commands know nothing of ``model.json``, the description of the trained
+network. In the copy its values are in ``inference.json``, the classes are in ``metadata.json``, and the block file is
+with the weights, so that the folder can be moved. The plan of the training, whose lines name cases, is not copied.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai_llmboost.bundle.content import read_config, value_at
+from monai_llmboost.bundle.contract import (
+    CONFIGS,
+    INFERENCE_CONFIG,
+    LABEL_VALUES,
+    METADATA,
+    MODELS,
+    NETWORK_DEF,
+    TRAINED,
+    Option,
+)
+from monai_llmboost.bundle.find import bundle_path
+from monai_llmboost.bundle.trained import BEST, TrainedFolder, write_record
+
+# What belongs to a bundle, by MONAI's specification; other folders may contain scans and predictions.
+PARTS = (CONFIGS, "docs", "scripts", "LICENSE")
+BLOCK_FILE = "block.safetensors"
+# Shape (channels, x, y, z) of the network's input, in this package's bundles.
+INPUT_SHAPE = f"{NETWORK_DEF}#image_shape"
+
+
+def copy_trained(bundle: str | Path, to: Path) -> list[str]:
+    """Copy a bundle with its trained network, for tools that read only ``inference.json`` and ``metadata.json``.
+
+    Args:
+        bundle: folder of the bundle, with ``models/model.pt`` and ``models/model.json``.
+        to: folder to create.
+
+    Returns:
+        What such a tool does differently, a sentence for each difference.
+
+    Raises:
+        FileExistsError: ``to`` already exists.
+        FileNotFoundError: there is no trained network, or its block file has gone.
+        ValueError: ``model.json`` does not belong to ``model.pt``.
+    """
+    source = bundle_path(bundle)
+    weights = source / MODELS / BEST
+    trained = TrainedFolder.read(weights.parent)
+    if trained is None or not weights.is_file():
+        raise FileNotFoundError(
+            f"{source} has no trained network ({MODELS}/{BEST} with its model.json): train it first, or leave out "
+            "--trained"
+        )
+    trained.check_block({})
+    if to.exists():
+        raise FileExistsError(f"{to} already exists: give another folder, or remove it")
+    values = {key: value for key, value in trained.content.items() if key != TRAINED}
+    if trained.block_file is not None:
+        values[Option.BLOCK] = f"$@bundle_root + '/{MODELS}/{BLOCK_FILE}'"
+    inference = read_config(source / CONFIGS / INFERENCE_CONFIG) | values
+    metadata = _described(read_config(source / CONFIGS / METADATA), trained.class_names, inference)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.name}-") as folder:
+        copy = Path(folder) / "copy"
+        for part in (source / name for name in PARTS):
+            if part.is_dir():
+                shutil.copytree(part, copy / part.name, ignore=shutil.ignore_patterns("plan*.json", "__pycache__"))
+            elif part.is_file():
+                shutil.copyfile(part, copy / part.name)
+        _write(copy / CONFIGS / INFERENCE_CONFIG, inference)
+        _write(copy / CONFIGS / METADATA, metadata)
+        (copy / MODELS).mkdir()
+        shutil.copyfile(weights, copy / MODELS / BEST)
+        if trained.block_file is not None:
+            shutil.copyfile(trained.block_file, copy / MODELS / BLOCK_FILE)
+        write_record(copy / MODELS / trained.file.name, _without_block_file(trained.about), values)
+        copy.rename(to)
+    return _differences(inference.get(LABEL_VALUES))
+
+
+def _described(metadata: dict[str, Any], class_names: Sequence[str], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``metadata.json`` with the classes, channels and shape of a trained network."""
+    from monai.bundle import ConfigParser
+
+    formats = metadata["network_data_format"]
+    images, outputs = formats["inputs"].values(), formats["outputs"].values()
+    for output in outputs:
+        output["num_channels"] = len(class_names)
+        output["channel_def"] = {str(number): name for number, name in enumerate(class_names)}
+    for output in formats.get("post_processed_outputs", {}).values():
+        numbers = [0, *config[LABEL_VALUES]] if LABEL_VALUES in config else range(len(class_names))
+        output["channel_def"] = {str(number): name for number, name in zip(numbers, class_names, strict=True)}
+    if value_at(config, INPUT_SHAPE) is not None:
+        channels, *shape = ConfigParser(dict(config)).get_parsed_content(INPUT_SHAPE)
+        for image in images:
+            image["num_channels"] = channels
+            image["channel_def"] = {str(number): "intensity" for number in range(channels)}
+        for place in (*images, *outputs):
+            place["spatial_shape"] = shape if place["spatial_shape"] else []  # classes have no shape
+    return metadata
+
+
+def _without_block_file(about: Mapping[str, Any]) -> dict[str, Any]:
+    block = about.get("block")
+    return {**about, "block": block and {key: value for key, value in block.items() if key != "file"}}
+
+
+def _differences(label_values: Sequence[int] | None) -> list[str]:
+    values = list(label_values or ())
+    if values == list(range(1, len(values) + 1)):
+        return []
+    return [
+        f"MONAI Label names structures by the network's channel, 1 to {len(values)}, but masks have the values "
+        f"{', '.join(map(str, values))} of the training list: it shows wrong names"
+    ]
+
+
+def _write(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
