@@ -44,7 +44,7 @@ Overlay = Annotated[
 
 def bundle(
     to: Annotated[Path, typer.Option(help="The folder to create; it must not exist yet.")],
-    name: Annotated[str, typer.Argument(help="Name of a bundle that comes with this package, or a folder.")] = DEFAULT_BUNDLE,
+    name: Annotated[str, typer.Argument(help="Name of a bundle of this package, or a folder.")] = DEFAULT_BUNDLE,
     trained: Annotated[
         bool,
         typer.Option(
