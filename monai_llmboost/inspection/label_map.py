@@ -7,13 +7,16 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import nibabel
 import numpy as np
+import torch
 
 from monai_llmboost.data import RefusedScan, ScanReader
 from monai_llmboost.data.labelled import Source
 from monai_llmboost.data.labelled.label_maps import MOST_STRUCTURES, MOST_VALUE, read_on_grid
 from monai_llmboost.data.labelled.lists.structures import BACKGROUND
-from monai_llmboost.inspection.measure import MOST_SAMPLED, PERCENT, Volume
+from monai_llmboost.data.transforms import CropScand
+from monai_llmboost.inspection.measure import FOREGROUND_MARGIN_MM, MOST_SAMPLED, PERCENT, Volume
 
 # Values that are listed in a message.
 SHOWN = 5
@@ -29,6 +32,8 @@ class LabelMapMeasures:
         voxel_mm3: volume of a voxel.
         shape: its voxels along (i, j, k).
         inside_range: the 0.5th and 99.5th percentile of the image inside its structures; ``None`` if there are none.
+        outside: part of the voxels of its structures outside of the box around the image's foreground, with a margin of
+            :data:`~monai_llmboost.inspection.measure.FOREGROUND_MARGIN_MM`.
         digest: sha256 of shape and voxels.
     """
 
@@ -37,6 +42,7 @@ class LabelMapMeasures:
     voxel_mm3: float
     shape: tuple[int, int, int]
     inside_range: tuple[float, float] | None
+    outside: float
     digest: str
 
     @property
@@ -50,12 +56,15 @@ class LabelMapMeasures:
         return len(self.values) == 1 and self.voxels[0] == np.prod(self.shape)
 
 
-def measure_label_map(source: Source, volume: Volume, reader: ScanReader) -> tuple[LabelMapMeasures, np.ndarray]:
+def measure_label_map(
+    source: Source, volume: Volume, above: float, reader: ScanReader
+) -> tuple[LabelMapMeasures, np.ndarray]:
     """Return the measures of a label map, and the label map (i, j, k) itself.
 
     Args:
         source: the label map.
         volume: the image, whose grid it must have.
+        above: voxels of the image above it are foreground.
         reader: reader of one scan.
 
     Raises:
@@ -72,9 +81,21 @@ def measure_label_map(source: Source, volume: Volume, reader: ScanReader) -> tup
     i, j, k = labels.shape
     measures = LabelMapMeasures(
         tuple(counts), tuple(counts.values()), float(f"{abs(np.linalg.det(volume.affine[:3, :3])):.9g}"), (i, j, k),
-        (float(low), float(high)) if inside.size else None, digest,
+        (float(low), float(high)) if inside.size else None, _part_outside(labels, volume, above), digest,
     )  # fmt: skip
     return measures, labels
+
+
+def _part_outside(labels: np.ndarray, volume: Volume, above: float) -> float:
+    """Return the part of the structures' voxels outside of the box around the foreground."""
+    whole = int(np.count_nonzero(labels))
+    oriented = nibabel.apply_orientation(labels != BACKGROUND, nibabel.io_orientation(volume.affine))
+    item = {"image": volume.tensor, "label": torch.from_numpy(np.ascontiguousarray(oriented))[None]}
+    crop = CropScand(("image", "label"), "foreground", above, FOREGROUND_MARGIN_MM)
+    try:
+        return 1 - int(crop(item)["label"].count_nonzero()) / whole if whole else 0.0
+    except RefusedScan:  # there is no foreground
+        return 1.0 if whole else 0.0
 
 
 def _count_values(labels: np.ndarray) -> tuple[dict[int, int], str]:
@@ -91,7 +112,7 @@ def unknown_values(measures: LabelMapMeasures, structures: Mapping[int, str]) ->
     """Return why a label map has values that are no structure; empty if it has none.
 
     Example:
-        >>> one = LabelMapMeasures((1, 4), (20, 3), 1.0, (9, 9, 9), None, "")
+        >>> one = LabelMapMeasures((1, 4), (20, 3), 1.0, (9, 9, 9), None, 0.0, "")
         >>> unknown_values(one, {1: "liver"})
         'label map: it has the value 4 (3 voxels), and the structures are 1: correct it, or give --structures'
     """

@@ -34,6 +34,8 @@ CT_MINIMUM = -500.0
 # exactly this value (brains without skull, masks, padding); else what is below this part of the range up to the 99.5th
 # percentile.
 PLAIN_BACKGROUND, PART_OF_RANGE = 0.1, 0.1
+# Margin around a foreground.
+FOREGROUND_MARGIN_MM = 5.0
 # Fields of a DICOM header that tell scanners and protocols apart, and no patient.
 TEXT_FIELDS = ("Manufacturer", "ManufacturerModelName", "ConvolutionKernel", "SequenceName", "PatientPosition")
 NUMBER_FIELDS = (

@@ -30,7 +30,7 @@ from monai_llmboost.inspection.measure import ChannelMeasures, Triple, Volume, b
 from monai_llmboost.inspection.pictures import draw_case
 
 # Another format of survey.json is read again.
-FORMAT = 2
+FORMAT = 3
 # Seconds after which the scans that were read are written.
 SAVED_EVERY = 20.0
 # Largest number of thumbnails.
@@ -205,7 +205,7 @@ class _Reading(Dataset):
     ) -> Volume:
         """Measure a channel; the first one also shows whether the case can be cropped. Return the first."""
         volume = read_volume(source, self.reader)
-        channels[place] = measure(volume)
+        channels[place] = measured = measure(volume)
         if first is not None:
             cover = grid_cover(volume.voxels.shape, volume.affine, first.voxels.shape, first.affine)
             found["cover"] = min(found.get("cover", 1.0), cover)
@@ -217,7 +217,7 @@ class _Reading(Dataset):
             return first
         labels: np.ndarray | None = None
         if case.label_map is not None:
-            found["label_map"], labels = measure_label_map(case.label_map, volume, self.reader)
+            found["label_map"], labels = measure_label_map(case.label_map, volume, measured.above, self.reader)
         if case.name in self.pictured:
             found["thumbnail"] = base64.b64encode(draw_case(volume, labels)).decode()
         if case.mask is not None:

@@ -71,6 +71,23 @@ def test_its_plan_is_one_of_the_bundle(sound):
     assert not plan_is_current(sound.plan_file, sound.cases.path, {"structures": {"1": "liver"}})
 
 
+@pytest.mark.parametrize("outside", [False, True])
+def test_no_crop_cuts_structures(tmp_path, outside):
+    """A structure in air, such as a tube beside the body, is not in the foreground of a CT."""
+
+    def make(number):
+        volume, labels = ct(number, (40, 42, 38 + number % 2)), np.zeros((40, 42, 38 + number % 2), np.uint8)
+        labels[14:18, 14:18, 14:18], labels[20:24, 14:18, 14:18] = 1, 2
+        if outside and number == 3:
+            labels[20:24, 14:18, 1:4] = 2
+        return volume, labels
+
+    plan = plan_of(make_label_list(tmp_path, make=make))
+    assert plan.values["crop"] == ("none" if outside else "foreground")
+    why = "structures of 1 training cases, such as images/s3.nii.gz, reach out of the foreground"
+    assert (plan.reasons["crop"] == why) is outside
+
+
 def test_its_page(sound):
     page = sound.page.read_text()
     text = " ".join(re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)).split())

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from monai_llmboost.data.labelled import LabelledCase
+from monai_llmboost.inspection.measure import FOREGROUND_MARGIN_MM
 from monai_llmboost.inspection.survey import CaseSurvey
 
 # Most voxels of a network's input: in classification of all channels together.
@@ -18,8 +19,8 @@ CPU_VOXELS, GPU_VOXELS = 64**3, 128**3
 MOSTLY_FOREGROUND = 0.8
 # Thresholds of scans that differ by more than this part of the largest have no common value.
 SAME_UNITS = 0.5
-# Margin around a foreground, mm, and around a mask, as a part of its size.
-MARGIN_MM, MASK_MARGIN = 5.0, 0.25
+# Margin around a mask, as a part of its size.
+MASK_MARGIN = 0.25
 # The input holds this percentile of the scans' sizes.
 HELD = 95
 # Sides are a multiple of this, and no smaller than LEAST_SIDE, so that a network can halve them three times.
@@ -106,8 +107,8 @@ class Extents:
         """Return the margin of a crop, mm, and why."""
         if crop == "mask" and self.masks is not None:
             part = float(np.median(self.masks)) * MASK_MARGIN
-            return float(max(MARGIN_MM, round(part))), "a quarter of the median size of the masks"
-        return (MARGIN_MM, "around the foreground") if crop == "foreground" else (0.0, "not needed")
+            return float(max(FOREGROUND_MARGIN_MM, round(part))), "a quarter of the median size of the masks"
+        return (FOREGROUND_MARGIN_MM, "around the foreground") if crop == "foreground" else (0.0, "not needed")
 
     def sizes_mm(self, crop: str, margin: float, most_voxels: float) -> np.ndarray:
         """Return the sizes after a crop, mm (cases, 3)."""

@@ -45,6 +45,10 @@ def add_size(
     # Masks and points are of classification: a scan is segmented as a whole.
     extents = replace(Extents.of(used, training), masks=None, has_centres=False)
     choice = choose_crop(extents)
+    cut = [record.name for record in used if record.label_map and record.label_map.outside > 0]
+    if choice.crop == "foreground" and cut:
+        why = f"structures of {len(cut)} training cases, such as {cut[0]}, reach out of the foreground"
+        choice = replace(choice, crop="none", reason=why)
     crop = lines.add("crop", choice.crop, choice.reason)
     lines.add("foreground_above", choice.above, choice.above_reason)
     lines.add("margin_mm", *extents.margin(crop))
