@@ -237,22 +237,49 @@ def study_in_full(name: str) -> str:
             interval = "[{:.3f}, {:.3f}]".format(*found["auc"]["interval"])
             lines.append([arm, cells[0], interval, cells[1], *format_in_use(data["diagnostics"].get(arm))])
         table = markdown(["arm", "AUC", "95 % interval", "ACC", "block adds", "booster adds"], lines)
-        sentences = [*data["caveats"], *filter(None, [data["floors"]["shortcut"]])]
-        of_auc = (each["verdict"] for each in data["comparisons"] if each["metric"] == "auc")
-        sentences += [without_caveats(verdict, data["caveats"]) for verdict in of_auc]
         patients = data["cases"].get("test_patients")
         cases = f"{data['cases']['train']} training and {data['cases']['test']} test cases"
         cases += f" of {patients} patients" if patients else ""
-        parts.append(f"**{dataset}**, {cases}:\n\n{table}\n\n" + "\n".join(f"- {each}" for each in sentences))
+        parts.append(f"**{dataset}**, {cases}:\n\n{table}\n\n{list_verdicts(data, 'auc')}")
     return (
         f"{result['study']['seeds']} seeds, mean \u00b1 standard deviation over the seeds, intervals over seeds and "
         f"cases; {result['device']}. `{result['command']}`\n\n" + "\n\n".join(parts)
     )
 
 
+def list_verdicts(data: dict[str, Any], metric: str) -> str:
+    """List what restricts a study of a data set, and a sentence for each comparison by a metric."""
+    sentences = [*data["caveats"], *filter(None, [data["floors"]["shortcut"]])]
+    own = (each["verdict"] for each in data["comparisons"] if each["metric"] == metric)
+    sentences += [without_caveats(verdict, data["caveats"]) for verdict in own]
+    return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
 def study() -> str:
     """Show the study of the arms."""
     return study_in_full("study")
+
+
+def hippocampus() -> str:
+    """Show the study of the segmentation of the hippocampus: mean Dice, and medians beside the public figures."""
+    result, dice, lines = read_study("hippocampus"), read_results("hippocampus/dice")["rows"], []
+    (data,) = result["datasets"].values()
+    structures = {row["structure"]: row["public median"] for row in dice}
+    for arm, found in data["arms"].items():
+        spread = "" if found["dice"]["sd"] is None else f" \u00b1 {found['dice']['sd']:.3f}"
+        line = [arm, f"{found['dice']['mean']:.3f}{spread}", "[{:.3f}, {:.3f}]".format(*found["dice"]["interval"])]
+        for structure in structures:
+            own = [row["median Dice"] for row in dice if (row["arm"], row["structure"]) == (arm, structure)]
+            line.append(", ".join(f"{value:.3f}" for value in own))
+        lines.append([*line, *format_in_use(data["diagnostics"].get(arm))])
+    public = [f"{value:.3f}" for value in structures.values()]
+    lines.append(["a public U-Net, 26 other cases", "", "", *public, "", ""])
+    headings = ["arm", "mean Dice", "95 % interval", *(f"median {one}" for one in structures)]
+    cases = f"{data['cases']['train']} training and {data['cases']['test']} test cases"
+    return (
+        f"{cases}, {result['study']['seeds']} seeds (medians of each), {result['device']}. `{result['command']}`\n\n"
+        f"{markdown([*headings, 'block adds', 'booster adds'], lines)}\n\n{list_verdicts(data, 'dice')}"
+    )
 
 
 def verdicts() -> str:
@@ -457,6 +484,7 @@ TABLES = {
         model_types,
         boosted_networks,
         dense,
+        hippocampus,
     )
 }
 

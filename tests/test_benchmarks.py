@@ -127,3 +127,34 @@ def test_on_feature_maps_folded_maps_and_a_stride_cost_less():
     large = cells["40x56x40", "decoder", "LLaMA-7B"]
     added = {side: gflop - large["plain"] for side, gflop in large.items()}
     assert 0.75 < added["folded"] / added["whole block"] < 0.85
+
+
+def test_hippocampus_reads_every_run_of_a_study(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    benchmark = importlib.import_module("hippocampus")
+    for run, shift in (("none/lr0.002/seed0", 0.0), ("pretrained/seed1", 0.1)):
+        folder = tmp_path / "runs" / "list" / run / "test"
+        folder.mkdir(parents=True)
+        lines = [f"case {number},{0.1 * number + shift},0.5" for number in (1, 2, 6)]
+        (folder / "predictions.csv").write_text("\n".join(["case,dice_Anterior,dice_Posterior", *lines]))
+    rows = benchmark.rows_of(tmp_path)
+    assert [(row["arm"], row["seed"], row["structure"]) for row in rows] == [
+        ("none", "0", "Anterior"), ("none", "0", "Posterior"), ("pretrained", "1", "Anterior"),
+        ("pretrained", "1", "Posterior"),
+    ]  # fmt: skip
+    assert rows[2]["mean Dice"] == pytest.approx(0.4) and rows[2]["median Dice"] == pytest.approx(0.3)
+
+
+def test_hippocampus_divides_the_cases_once(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    benchmark = importlib.import_module("hippocampus")
+    cases = [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in range(260)]
+    names = {"labels": {"0": "background", "1": "Anterior", "2": "Posterior"}, "modality": {"0": "MRI"}}
+    for order in (cases, cases[::-1]):
+        (tmp_path / "dataset.json").write_text(json.dumps({**names, "training": order}))
+        benchmark.write_list(tmp_path, tmp_path / f"{order[0]['image'][-8]}.json")
+    lists = [json.loads(file.read_text()) for file in tmp_path.glob("?.json")]
+    assert len(lists) == 2 and lists[0] == lists[1]
+    assert [len(lists[0][split]) for split in ("training", "validation", "test")] == [208, 26, 26]
+    images = [case["image"] for split in ("training", "validation", "test") for case in lists[0][split]]
+    assert len({*images}) == 260 and images[0].startswith(str(tmp_path))
