@@ -56,17 +56,17 @@ def segments_of(
 ) -> list[Segment]:
     """Return the segment of each structure, with the codes of a table.
 
-            Args:
-                structures: value to name.
-                colours: colour of each value, for structures to which the table gives none.
-                codes: CSV or JSON (a list of objects) with ``name``, ``category_scheme``, ``category_value``,
-        X
-                    that it does not name are coded as "Anatomical Structure". None codes all so.
+    Args:
+        structures: value to name.
+        colours: colour of each value, for structures to which the table gives none.
+        codes: CSV or JSON (a list of objects) with ``name``, ``category_scheme``, ``category_value``,
+            ``category_meaning``, ``type_scheme``, ``type_value``, ``type_meaning`` and, if wanted, ``colour``; structures
+            that it does not name are coded as "Anatomical Structure". None codes all so.
 
-            Raises:
-    Z
-                    that is empty, too long or no colour.
-                FileNotFoundError: there is no such file.
+    Raises:
+        ValueError: a table that cannot be read, an unknown structure, a column that is missing, or a code or colour
+            that is empty, too long or no colour.
+        FileNotFoundError: there is no such file.
     """
     rows = {} if codes is None else _read_table(Path(codes), list(structures.values()))
     return [_segment(value, name, colours[value], rows.get(name)) for value, name in structures.items()]

@@ -133,6 +133,32 @@ def test_folders_of_nnunet(folder):
     assert found.cases[6].images[1] is None
 
 
+def test_folders_of_the_first_nnunet(folder):
+    """Its list names the cases without the numbers of channels."""
+    for name in "abcdef":
+        image = folder / "imagesTr" / f"{name}.nii.gz"
+        image.rename(image.with_name(f"{name}_0000.nii.gz"))
+    cases = [{"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in "abcdef"]
+    names = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "liver", "2": "tumour"}}
+    (folder / "dataset.json").write_text(json.dumps({**names, "training": cases, "test": ["./imagesTs/g.nii.gz"]}))
+    for path in (folder, folder / "dataset.json"):
+        found = read_cases(path)
+        assert (found.errors, found.structures) == ((), {1: "liver", 2: "tumour"})
+        assert [one.name for one in found.cases] == [*"abcdef"]
+    (folder / "imagesTr" / "c_0000.nii.gz").unlink()
+    assert read_cases(folder).errors == ("case c: no image",)
+
+
+def test_numbers_that_label_maps_have_too_are_of_cases(folder):
+    for kind in ("imagesTr", "labelsTr"):
+        for number, name in enumerate("abcdef"):
+            file = folder / kind / f"{name}.nii.gz"
+            file.rename(file.with_name(f"liver_{number:04d}.nii.gz"))
+    found = read_cases(folder)
+    assert (found.errors, found.channels) == ((), ("image",))
+    assert [one.name for one in found.cases] == [f"liver_{number:04d}" for number in range(6)]
+
+
 def test_images_without_a_label_map_in_folders_and_the_reverse(folder):
     (folder / "labelsTr" / "b.nii.gz").unlink()
     (folder / "imagesTr" / "c.nii.gz").unlink()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from monai_llmboost.data.labelled.lists.label_folders import has_label_folders, read_label_folders
+from monai_llmboost.data.labelled.lists.label_folders import has_label_folders, names_channels, read_label_folders
 from monai_llmboost.data.labelled.lists.rows import CENTRE, SPLIT_WORDS, Columns, Row, Table
 
 
@@ -23,8 +23,8 @@ def read_datalist(path: Path, columns: Columns, labelled: bool) -> Table:
     if isinstance(content, Mapping):
         parts = {key: value for key, value in content.items() if key.lower() in SPLIT_WORDS}
         labels = content.get("labels")
-        if not parts and has_label_folders(path.parent):  # as nnU-Net, which finds the cases in the folders
-            return read_label_folders(path.parent, content)
+        if has_label_folders(path.parent) and (not parts or _names_channels(parts, path.parent)):
+            return read_label_folders(path.parent, content)  # as nnU-Net, which finds the cases in the folders
     if not parts or not all(isinstance(entries, list) for entries in parts.values()):
         raise ValueError(
             f"{path} is not a datalist: write an object with lists of cases under training, validation and test, each "
@@ -60,6 +60,13 @@ def read_datalist(path: Path, columns: Columns, labelled: bool) -> Table:
     if len(channels) != width:
         channels = tuple(f"image {number + 1}" for number in range(width))
     return Table(channels, rows, labels, tuple(warnings))
+
+
+def _names_channels(parts: Mapping[str, Any], folder: Path) -> bool:
+    """Return whether the images of a list are those of nnU-Net's first version, without the number of a channel."""
+    entries = [entry for part in parts.values() if isinstance(part, list) for entry in part]
+    images = [entry["image"] for entry in entries if isinstance(entry, Mapping) and isinstance(entry.get("image"), str)]
+    return any(names_channels(folder / image) for image in images)
 
 
 def _entry_to_row(entry: Any, place: str, split: str, columns: Columns, path: Path) -> Row:

@@ -38,7 +38,7 @@ def read_label_folders(path: Path, description: Mapping[str, Any]) -> Table:
     rows = []
     names = description.get("channel_names", description.get("modality"))
     numbered = isinstance(names, Mapping)
-    found = {split: _find_images(path / images) for split, (images, _) in FOLDERS.items()}
+    found = {split: _find_images(path / images, path / labels) for split, (images, labels) in FOLDERS.items()}
     width = max((len(channels) for cases in found.values() for channels in cases.values()), default=1)
     channels = tuple(str(name) for name in names.values()) if isinstance(names, Mapping) else ()
     if not numbered or len(channels) != width or width == 1:
@@ -59,11 +59,18 @@ def read_label_folders(path: Path, description: Mapping[str, Any]) -> Table:
     return Table(channels, rows, description.get("labels"))
 
 
-def _find_images(folder: Path) -> dict[str, dict[int, Path]]:
-    """Return the file of each channel by case."""
+def names_channels(image: Path) -> bool:
+    """Return whether a file that is not there is, in nnU-Net, one for each channel: its list says ``a.nii.gz``."""
+    ending = next((one for one in ENDINGS if image.name.endswith(one)), "")
+    first = image.with_name(f"{image.name.removesuffix(ending)}_0000{ending}")
+    return bool(ending) and not image.exists() and first.is_file()
+
+
+def _find_images(folder: Path, labels: Path) -> dict[str, dict[int, Path]]:
+    """Return the file of each channel by case; a number that label maps have too is no channel's."""
     found: dict[str, dict[int, Path]] = defaultdict(dict)
-    files = list(_files_in(folder))
-    numbered = all(CHANNEL.fullmatch(name) for _, name in files)
+    files, cases = list(_files_in(folder)), {name for _, name in _files_in(labels)}
+    numbered = all(CHANNEL.fullmatch(name) and name not in cases for _, name in files)
     for file, name in files:
         match = CHANNEL.fullmatch(name) if numbered else None
         case, number = (match[1], int(match[2])) if match else (name, 0)
