@@ -60,8 +60,8 @@ def segments_of(
         structures: value to name.
         colours: colour of each value, for structures to which the table gives none.
         codes: CSV or JSON (a list of objects) with ``name``, ``category_scheme``, ``category_value``,
-            ``category_meaning``, ``type_scheme``, ``type_value``, ``type_meaning`` and, if wanted, ``colour``; structures
-            that it does not name are coded as "Anatomical Structure". None codes all so.
+            ``category_meaning``, ``type_scheme``, ``type_value``, ``type_meaning`` and, if wanted, ``colour``;
+            structures that it does not name are coded as "Anatomical Structure". None codes all so.
 
     Raises:
         ValueError: a table that cannot be read, an unknown structure, a column that is missing, or a code or colour
