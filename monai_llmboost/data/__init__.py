@@ -29,6 +29,7 @@ from monai_llmboost.data.scans import (
     find_scans,
 )
 from monai_llmboost.data.transforms import (
+    CropPatchd,
     CropScand,
     EmbedScand,
     LoadLabelMapd,
@@ -46,6 +47,7 @@ __all__ = [
     "CaseList",
     "CheckVolumed",
     "Columns",
+    "CropPatchd",
     "CropScand",
     "DicomSeriesReader",
     "Division",

@@ -23,7 +23,8 @@ class RandAffineBatchd(MapTransform, RandomizableTransform):
     """Random rotation, shift, scaling and flip of each volume of a batch, in one operation on their device.
 
     A voxel at ``x`` (voxels from the volume's centre) gets its value from ``R (scale * x + shift)``, as in MONAI's
-    ``RandAffined``: trilinear, zeros outside, R = R0 R1 R2 about the three axes. All keys of a case share one draw.
+    ``RandAffined``: trilinear, zeros outside, R = R0 R1 R2 about the three axes. With a spacing, R is a rotation in mm,
+    and no shear of anisotropic volumes. All keys of a case share one draw.
 
     Args:
         keys: keys of volumes (B, channels, S0, S1, S2), of real numbers.
@@ -32,6 +33,7 @@ class RandAffineBatchd(MapTransform, RandomizableTransform):
         translate_range: three ranges of ``shift`` in voxels; as above.
         scale_range: three ranges of ``scale - 1``; as above.
         flip_prob: probability that an axis of a changed case is flipped (by a negative scale).
+        spacing: distances of voxels along the axes, of which only the ratios count.
         nearest: those of the keys whose voxels are whole numbers, such as label maps: they get the nearest value.
         allow_missing_keys: accept batches without some of the keys.
 
@@ -57,6 +59,7 @@ class RandAffineBatchd(MapTransform, RandomizableTransform):
         flip_prob: float = 0.0,
         allow_missing_keys: bool = False,
         nearest: KeysCollection = (),
+        spacing: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         self.nearest = ensure_tuple(nearest)
@@ -70,6 +73,9 @@ class RandAffineBatchd(MapTransform, RandomizableTransform):
         self.translate_range = _read_bounds("translate_range", translate_range)
         self.scale_range = _read_bounds("scale_range", scale_range)
         self.flip_prob = flip_prob
+        self.spacing = np.array(spacing, dtype=np.float64)
+        if self.spacing.shape != (3,) or not (np.isfinite(self.spacing) & (self.spacing > 0)).all():
+            raise ValueError(f"spacing must be three positive numbers, not {spacing!r}: give that of the volumes")
         self.chosen = np.empty(0, dtype=np.int64)
         self.matrices = np.empty((0, 3, 4))
 
@@ -84,6 +90,7 @@ class RandAffineBatchd(MapTransform, RandomizableTransform):
         if self.flip_prob:  # at 0, no random numbers are used up
             scale = np.where(self.R.random_sample((data, 3))[self.chosen] < self.flip_prob, -scale, scale)
         rotation = Rotation.from_euler("XYZ", angles).as_matrix() if len(self.chosen) else np.empty((0, 3, 3))
+        rotation = rotation * self.spacing / self.spacing[:, None]
         self.matrices = np.concatenate([rotation * scale[:, None], rotation @ shift[:, :, None]], axis=2)
 
     def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:

@@ -12,6 +12,7 @@ from monai_llmboost.engines.reproducible import SeededEpochs
 from monai_llmboost.engines.results import MetricsFile, PredictionTable
 from monai_llmboost.engines.schedule import HeldWarmupCosine
 from monai_llmboost.engines.shared_statistics import SharedStatistics
+from monai_llmboost.engines.structure_dice import StructureDice
 from monai_llmboost.engines.trained_weights import TrainedCheckpointLoader, TrainedWeights
 from monai_llmboost.engines.whole_batches import WholeBatches
 from monai_llmboost.tasks import MedMNISTACC, MedMNISTAUC, bootstrap_interval, medmnist_acc, medmnist_auc
@@ -30,6 +31,7 @@ __all__ = [
     "ScanMetrics",
     "SeededEpochs",
     "SharedStatistics",
+    "StructureDice",
     "TensorBoardCurves",
     "TrainedCheckpointLoader",
     "TrainedWeights",

@@ -190,6 +190,11 @@ class TrainingCheckpoints:
         """Report the best network, or raise an error if no epoch was validated."""
         if not self.progress.best_epoch:
             reason = f"nothing was validated, so there is no {BEST}: lower --val_interval ({LAST} is there)"
+            if self.progress.waited:
+                reason = (
+                    f"{self.metric} was no number in any validation, so there is no {BEST}: see whether the validation "
+                    f"cases have what it measures, and divide the cases differently ({LAST} is there)"
+                )
             if (engine.state.max_epochs or 0) < self.description.options.get(
                 Option.EPOCHS, 0
             ):  # a round of federated training

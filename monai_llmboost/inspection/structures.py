@@ -54,10 +54,9 @@ def name_structures(cases: CaseList, survey: Iterable[CaseSurvey], given: Any) -
         return check_structures(dict(given) if isinstance(given, Mapping) else given), "given"
     if cases.structures:
         return dict(cases.structures), "the names of the list"
-    found = sorted({value for record in survey if record.label_map for value in record.label_map.values})
-    return {
-        value: f"structure {value}" for value in found
-    }, "the values in the label maps, which the list does not name"
+    maps = [record.label_map for record in survey if record.label_map and not record.refused]
+    names = {value: f"structure {value}" for value in sorted({value for one in maps for value in one.values})}
+    return names, "the values in the label maps, which the list does not name"
 
 
 def refuse_unknown(survey: Sequence[CaseSurvey], structures: Mapping[int, str]) -> list[CaseSurvey]:

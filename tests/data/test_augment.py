@@ -142,3 +142,15 @@ def test_other_data_is_refused(images):
 def test_wrong_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         RandAffineBatchd("image", **options)
+
+
+def test_anisotropic_volumes_are_rotated_in_mm_and_not_sheared():
+    spacing = np.array([0.8, 0.8, 5.0])
+    _, transform = augmented(volumes(20), spacing=spacing, scale_range=None, translate_range=None)
+    rotations = spacing[:, None] * transform.matrices[:, :, :3] / spacing
+    assert np.abs(rotations @ rotations.transpose(0, 2, 1) - np.eye(3)).max() < 1e-12
+    _, isotropic = augmented(volumes(20), spacing=[2, 2, 2], scale_range=None, translate_range=None)
+    assert np.allclose(isotropic.matrices[:, :, :3], rotations)
+    for wrong in ([1, 1], [1, 1, 0], [1, 1, np.nan]):
+        with pytest.raises(ValueError, match="spacing must be three positive numbers"):
+            RandAffineBatchd("image", spacing=wrong)

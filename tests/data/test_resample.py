@@ -37,3 +37,14 @@ def test_straight_axes_are_as_in_monai():
     theirs = Spacing(WANTED, mode="bilinear", padding_mode="border")(MetaTensor(volume, affine=affine))
     torch.testing.assert_close(found.as_tensor(), theirs.as_tensor())
     torch.testing.assert_close(found.affine, theirs.affine)
+
+
+@pytest.mark.parametrize(("own", "wanted"), [(1.0, 2.5), (0.7, 1.5), (1.0, 3.4), (1.0, 1.9), (3.0, 1.0)])
+def test_every_voxel_of_the_scan_is_in_the_new_grid(own, wanted):
+    """Else the last plane of a mask on the scan's own grid is background."""
+    for number in range(3, 60):
+        volume = MetaTensor(torch.zeros(1, number, 4, 4), affine=torch.diag(torch.tensor([own, 1.0, 1.0, 1.0])))
+        found = ResampleScand("image", [wanted, 1, 1])({"image": volume})["image"]
+        last = torch.linalg.solve(found.affine, volume.affine @ torch.tensor([number - 1.0, 0, 0, 1]).double())[0]
+        assert -0.5 < last <= found.shape[1] - 0.5 + 1e-3
+        assert found.shape[1] - last < 2, "no voxel is added that holds nothing"

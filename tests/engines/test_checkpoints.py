@@ -82,7 +82,7 @@ def test_a_run_is_resumed_with_its_own_best_network_only(tmp_path, change, messa
 
 
 def test_a_run_without_a_best_network_yet_takes_no_others(tmp_path):
-    with pytest.raises(ValueError, match="nothing was validated"):
+    with pytest.raises(ValueError, match="was no number in any validation"):
         training(tmp_path, [-np.inf] * 3, 1)[2]()
     torch.save({}, tmp_path / "model.pt")
     with pytest.raises(
@@ -150,9 +150,12 @@ def test_a_run_is_resumed_with_its_own_options(tmp_path):
         trainer.run([0, 0], max_epochs=3)
 
 
-def test_a_run_without_validation_says_so(tmp_path):
+def test_a_run_whose_validations_have_no_number_says_so(tmp_path):
     _, _, run = training(tmp_path, [-np.inf] * 2, 2)
-    with pytest.raises(ValueError, match=r"nothing was validated, so there is no model\.pt"):
+    with pytest.raises(
+        ValueError,
+        match=r"no number in any validation, so there is no model\.pt: see whether the validation cases have",
+    ):
         run()
     assert (tmp_path / "last.pt").is_file()
 

@@ -320,3 +320,23 @@ def test_the_size_of_the_training(tmp_path):
     assert on_gpu["filters"] == 32
     assert on_cpu["test_fraction"] == 0.2
     assert plan_of(make_label_list(tmp_path, count=9)).values["test_fraction"] == 0
+
+
+def test_given_cases_are_left_out_together_with_those_that_cannot_be_used(tmp_path):
+    path = make_label_list(tmp_path, count=8)
+    (tmp_path / "labels" / "s0.nii.gz").write_bytes(b"damaged")
+    found = inspect_list(path, bundle=tmp_path / "mine", given={"leave_out": ["images/s5.nii.gz"]}, progress=False)
+    plan = json.loads(found.plan_file.read_text())
+    assert plan["leave_out"] == ["images/s5.nii.gz", "images/s0.nii.gz"]
+    assert plan_is_current(found.plan_file, path, {"leave_out": ["images/s5.nii.gz"]})
+    assert not plan_is_current(found.plan_file, path, {"leave_out": ["images/s6.nii.gz"]})
+
+
+def test_a_refused_case_names_no_structure(tmp_path):
+    def make(number):
+        return (np.ones((14, 16, 12), np.float32), segmented(0, values=(1, 7))[1]) if number == 0 else segmented(number)
+
+    cases = read_cases(make_label_list(tmp_path, count=4, make=make, labels={}))
+    survey = survey_cases(cases, progress=False)
+    assert survey[0].refused and survey[0].label_map
+    assert [*name_structures(cases, survey, None)[0]] == [1, 2]

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import monai
 from monai.data import CacheDataset, Dataset, MetaTensor, PersistentDataset
 from monai.transforms import Compose
@@ -110,9 +111,11 @@ class LabelledScanDataset(Dataset):
             return _DiskCache(self.data, transform, self.cache_dir, partial(_item_digest, known), track_meta=True)
         if self.cache == "none" or not len(self.data):
             return Dataset(self.data, transform)
-        first = transform(self.data[0])
-        size = sum(value.numel() * value.element_size() for value in first.values() if isinstance(value, Tensor))
-        fit = math.floor(PART_OF_MEMORY * available_memory() / max(size, 1))
+        # Scans that are segmented have different sizes: the largest of some stands for all.
+        some = sorted({0, len(self.data) // 2, len(self.data) - 1})
+        size = max(_bytes_of(transform(self.data[number])) for number in some)
+        memory = PART_OF_MEMORY * available_memory() / idist.get_nproc_per_node()
+        fit = math.floor(memory / max(size, 1))
         count = min(len(self.data), fit)
         if count < len(self.data):
             logger.warning(
@@ -123,6 +126,10 @@ class LabelledScanDataset(Dataset):
         return CacheDataset(
             self.data, transform, cache_num=count, num_workers=threads, progress=self.progress, copy_cache=False
         )
+
+
+def _bytes_of(item: Mapping[str, Any]) -> int:
+    return sum(value.numel() * value.element_size() for value in item.values() if isinstance(value, Tensor))
 
 
 class _Prepare(Compose):

@@ -11,6 +11,7 @@ import numpy as np
 from monai.data import ImageReader
 
 from monai_llmboost.data.labelled.case import Source
+from monai_llmboost.data.scans.reader import ScanReader
 from monai_llmboost.data.scans.scan import RefusedScan
 
 # Values that are stored as scaled numbers may miss a whole number by so much.
@@ -43,6 +44,7 @@ def read_label_map(source: Source, reader: ImageReader) -> tuple[np.ndarray, np.
         array([0, 1, 2], dtype=int32)
     """
     files: Any = [source] if isinstance(source, str) else list(source)
+    reader = reader.for_label_maps() if isinstance(reader, ScanReader) else reader
     try:
         array, meta = reader.get_data(reader.read(files))
     except RefusedScan as error:
@@ -81,13 +83,16 @@ def read_on_grid(source: Source, reader: ImageReader, shape: Sequence[int], affi
         RefusedScan: the file is no label map, or its voxels are not those of the image.
     """
     labels, own_affine = read_label_map(source, reader)
-    turned, turned_affine = turn_axes(labels, own_affine, affine)
     try:
-        check_same_grid(turned.shape, turned_affine, shape, affine)
-    except RefusedScan:
-        check_same_grid(labels.shape, own_affine, shape, affine)  # whose message is of the file as it is
-        raise
-    return turned
+        check_same_grid(labels.shape, own_affine, shape, affine)
+    except RefusedScan as refusal:  # whose message is of the file as it is
+        turned, turned_affine = turn_axes(labels, own_affine, affine)
+        try:
+            check_same_grid(turned.shape, turned_affine, shape, affine)
+        except RefusedScan:
+            raise refusal from None
+        return turned
+    return labels
 
 
 def turn_axes(volume: np.ndarray, affine: np.ndarray, like_affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

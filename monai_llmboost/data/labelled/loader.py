@@ -30,7 +30,7 @@ class ScanLoader(DataLoader):
         sampler: sampler that gives the order instead.
         transform: MONAI transform of the dictionary of a batch (B before the channels).
         crop: random transform of each item before the items become a batch, which makes volumes of one size, such as
-            MONAI's ``RandCropByLabelClassesd``; ``None`` for volumes of one size.
+            :class:`monai_llmboost.data.CropPatchd`; ``None`` for volumes of one size.
         keep_affine: add ``"affine"``, of the images' voxels to RAS+ mm (B, 4, 4), to the batches.
         num_workers: processes that read scans; 0 for none, which suffices for scans kept in memory.
 

@@ -54,6 +54,10 @@ class ScanReader(ImageReader):
         self.nifti = BoundedNiftiReader(volume, max_voxels)
         self.dicom = DicomSeriesReader(min_slices, gantry_tilt, volume)
 
+    def for_label_maps(self) -> ScanReader:
+        """Return a reader with the same options but ``volume``, which chooses one of the image's volumes."""
+        return ScanReader(None, self.nifti.max_voxels, self.dicom.min_slices, self.dicom.gantry_tilt)
+
     def verify_suffix(self, filename: Sequence[str | os.PathLike] | str | os.PathLike) -> bool:
         """Return True, because the reader checks the content of files instead of their names."""
         return True

@@ -7,11 +7,13 @@ from monai_llmboost.data.transforms.expected import WarnIfUnusuald
 from monai_llmboost.data.transforms.intensity import SCHEMES, ScaleScand, percentiles_of
 from monai_llmboost.data.transforms.label_map import LoadLabelMapd
 from monai_llmboost.data.transforms.load import LoadScansd
+from monai_llmboost.data.transforms.patch import CropPatchd
 from monai_llmboost.data.transforms.resample import ResampleLabelsd, ResampleScand
 
 __all__ = [
     "CROPS",
     "SCHEMES",
+    "CropPatchd",
     "CropScand",
     "EmbedScand",
     "LoadLabelMapd",

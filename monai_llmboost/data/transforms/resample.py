@@ -75,12 +75,17 @@ class ResampleScand(MapTransform):
                 "spacing in the header is most likely wrong; correct it, or leave the scan out",
                 kind="too-small" if max(sizes) < 1 else "too-large",
             )
-        volume = _average(volume, [max(1, int(wanted / there + SAME)) for wanted, there in zip(self.spacing_mm, own)])
+        blocks = [max(1, int(wanted / there + SAME)) for wanted, there in zip(self.spacing_mm, own)]
+        lasts = [(size - 1 - (min(block, size) - 1) / 2) * there / wanted
+                 for size, block, there, wanted in zip(volume.shape[1:], blocks, own, self.spacing_mm)]  # fmt: skip
+        volume = _average(volume, blocks)
         # MONAI's Spacing moves the origin of an oblique volume by part of a voxel if its axes are not exactly
         # orthogonal, as the rounded numbers of a DICOM header are not. Here the first voxel stays in its place.
         factors = [wanted / there for wanted, there in zip(self.spacing_mm, _spacing(volume))]
         scale = torch.diag(torch.tensor([*factors, 1.0], dtype=volume.affine.dtype))
-        sides = [round((number - 1) / factor) + 1 for number, factor in zip(volume.shape[1:], factors)]
+        # The last voxel of the scan, at these places, is in the last one of the new grid too.
+        sides = [max(round((number - 1) / factor), math.ceil(last - 0.5 - SAME)) + 1
+                 for number, factor, last in zip(volume.shape[1:], factors, lasts)]  # fmt: skip
         resample = SpatialResample(mode="bilinear", padding_mode="border", dtype=np.float32)
         return resample(volume, dst_affine=volume.affine @ scale, spatial_size=sides)
 

@@ -131,7 +131,9 @@ class MaskMetrics:
 
         first = image if isinstance(image, (str, Path)) else next(path for path in image if path)
         image = LoadScansd(CommonKeys.IMAGE, self.reader)({CommonKeys.IMAGE: first})[CommonKeys.IMAGE]
-        volume, _ = turn_axes(image[0].numpy(), image.affine.numpy(), affine)
+        volume, own_affine = image[0].numpy(), image.affine.numpy()
+        if volume.shape != mask.shape or not np.allclose(own_affine, affine, atol=1e-3):
+            volume, _ = turn_axes(volume, own_affine, affine)
         structures = dict(enumerate(self.task.structures, start=1))
         differs = mask != label
         at = largest_planes(differs) if differs.any() else None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_llmboost.bundle.content import read_config
+from monai_llmboost.bundle.contract import Option
 from monai_llmboost.bundle.words import plain_text
 from monai_llmboost.data.labelled import Columns, read_cases
 from monai_llmboost.inspection.plans.lines import DESCRIPTION
@@ -36,7 +37,9 @@ def plan_is_current(file: Path, data: str | Path, given: Mapping[str, Any]) -> b
     plan: dict[str, Any] = {key: _plain(value) for key, value in content.items()}
     if Path(str(plan.get("data"))) != Path(data).expanduser().absolute():
         return False
-    if any(plan.get(key) != value for key, value in given.items() if key in LINES):
+    if any(plan.get(key) != value for key, value in given.items() if key in LINES and key != Option.LEAVE_OUT_CASES):
+        return False
+    if not {*given.get(Option.LEAVE_OUT_CASES, ())} <= {*plan.get(Option.LEAVE_OUT_CASES, ())}:
         return False
     columns = {name: plan[f"{name}_column"] for name in Columns.__dataclass_fields__ if plan.get(f"{name}_column")}
     return read_cases(data, Columns(**columns)).digest == plan.get(DESCRIPTION, {}).get("list")

@@ -70,6 +70,8 @@ def derive_plan(
     unusable = [
         record.name for record in survey if record.refused or (needs_foreground and not _has_foreground(record))
     ]
+    if "leave_out" in lines.given:  # the given ones, and what cannot be used
+        lines.given["leave_out"] = list(dict.fromkeys([*lines.given["leave_out"], *unusable]))
     lines.add("leave_out", unusable, f"{len(unusable)} cases cannot be used" if unusable else "every scan can be read")
     lines.add("test_fraction", *_choose_test_fraction(cases, records))
     lines.add(

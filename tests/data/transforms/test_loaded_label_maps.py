@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, RandCropByLabelClassesd
 
 from monai_llmboost.data import (
+    CropPatchd,
     CropScand,
     LabelledScanDataset,
     LoadLabelMapd,
@@ -23,7 +24,7 @@ from monai_llmboost.data import (
     ScanLoader,
     ScanReader,
 )
-from monai_llmboost.data.labelled.label_maps import label_values, read_label_map
+from monai_llmboost.data.labelled.label_maps import label_values, read_label_map, read_on_grid
 from monai_llmboost.data.labels import check_labels
 
 SHAPE = (12, 14, 10)
@@ -210,3 +211,38 @@ def test_patches_of_all_sizes_become_batches_and_repeat_by_seed():
 
 def test_label_maps_are_no_class_numbers():
     check_labels(ScanLoader(make_items(), 1, "cpu"), ["background", "a", "b"], "training")
+
+
+@pytest.mark.parametrize("present", [(1,), (1, 3), (1, 2, 3), ()])
+def test_the_share_of_patches_in_structures_holds_for_every_case(present):
+    labels = torch.zeros(1, 12, 12, 12, dtype=torch.uint8)
+    for structure in present:
+        labels[:, structure * 3 : structure * 3 + 2, 5, 5] = structure  # two voxels of 1728
+    crop = CropPatchd("label", "label", [1, 1, 1], num_classes=4, foreground_share=0.6)
+    crop.set_random_state(0)
+    drawn = np.bincount([int(crop({"label": labels})[0]["label"]) for _ in range(600)], minlength=4) / 600
+    for structure in (1, 2, 3):
+        share = 0.6 / len(present) if structure in present else 0
+        assert drawn[structure] == pytest.approx(share, abs=0.07 if share else 0)
+    full = CropPatchd("label", "label", [1, 1, 1], num_classes=2, foreground_share=0.0)
+    assert full({"label": torch.ones(1, 3, 3, 3)})[0]["label"].item() == 1, "a label map without background"
+
+
+def test_the_volume_of_an_image_is_none_of_its_label_map(tmp_path):
+    path = write(tmp_path / "label.nii.gz", make_labels())
+    labels, _ = read_label_map(path, ScanReader(volume=1))
+    assert np.array_equal(labels, read_label_map(path, ScanReader())[0])
+
+
+def test_a_label_map_on_the_grid_of_its_image_is_read_whatever_its_axes_are_called(tmp_path):
+    """At 45 degrees, rounding decides which axis is called the first one."""
+    half = np.sqrt(0.5)
+    image, label = np.eye(4), np.eye(4)
+    image[:2, :2] = [[half, -half - 1e-7], [half + 1e-7, half]]
+    label[:2, :2] = [[half, -half], [half + 2e-7, half + 2e-7]]
+    codes = [nibabel.aff2axcodes(affine) for affine in (image, label)]
+    assert codes[0] != codes[1]
+    path = write(tmp_path / "label.nii.gz", make_labels(), label)
+    assert np.array_equal(
+        read_on_grid(path, ScanReader(), make_labels().shape, image), read_label_map(path, ScanReader())[0]
+    )
