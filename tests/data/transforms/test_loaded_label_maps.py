@@ -236,10 +236,9 @@ def test_the_volume_of_an_image_is_none_of_its_label_map(tmp_path):
 
 def test_a_label_map_on_the_grid_of_its_image_is_read_whatever_its_axes_are_called(tmp_path):
     """At 45 degrees, rounding decides which axis is called the first one."""
-    half = np.sqrt(0.5)
     image, label = np.eye(4), np.eye(4)
-    image[:2, :2] = [[half, -half - 1e-7], [half + 1e-7, half]]
-    label[:2, :2] = [[half, -half], [half + 2e-7, half + 2e-7]]
+    for affine, angle in ((image, np.pi / 4 - 5e-4), (label, np.pi / 4 + 5e-4)):
+        affine[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
     codes = [nibabel.aff2axcodes(affine) for affine in (image, label)]
     assert codes[0] != codes[1]
     path = write(tmp_path / "label.nii.gz", make_labels(), label)
