@@ -18,6 +18,8 @@ from monai_llmboost.arguments import check_switch
 from monai_llmboost.artifacts.files import atomic_path
 from monai_llmboost.data import RefusedScan, Scan
 from monai_llmboost.data.labelled.listed import first_channel
+from monai_llmboost.data.scans.nifti.headers import read_stored_header
+from monai_llmboost.data.scans.scan import to_refusal
 from monai_llmboost.inference.answers import NOT_FINITE
 from monai_llmboost.inference.case import Case
 from monai_llmboost.inference.case_folder import case_folder
@@ -92,7 +94,7 @@ class StructureMasks:
             output: (classes, S0, S1, S2), probabilities on the network's grid.
 
         Raises:
-            RefusedScan: a probability is not finite.
+            RefusedScan: a probability is not finite, or the scan cannot be read any more.
             ValueError: the geometry is unknown, or the number of classes is another one.
         """
         names = self.class_names[1:]
@@ -102,7 +104,7 @@ class StructureMasks:
             raise RefusedScan(NOT_FINITE, kind="not-finite")
         own_affine = to_matrix(case.input_affine)
         grids = to_matrix(case.affine), tuple(case.input_shape.tolist()), own_affine
-        source = _nifti_source(scan)
+        source = _source_header(scan)
         classes = to_own_grid(output, *grids)
         planes = [np.bincount(plane.ravel(), minlength=len(output)) for plane in np.moveaxis(classes, 2, 0)]
         voxels = np.sum(planes, axis=0)
@@ -130,7 +132,11 @@ class StructureMasks:
         return whole if _is_of(whole, name) else path.with_name(f"{path.name}_{_digest(name)}{NIFTI}")
 
     def _write_probabilities(
-        self, case: str, output: Tensor, grids: tuple[np.ndarray, tuple[int, ...], np.ndarray], source: Path | None
+        self,
+        case: str,
+        output: Tensor,
+        grids: tuple[np.ndarray, tuple[int, ...], np.ndarray],
+        source: nibabel.Nifti1Header | None,
     ) -> dict[str, str]:
         """Write the probabilities of each structure, and return the paths."""
         files = {}
@@ -164,10 +170,15 @@ class StructureMasks:
         return {"mask": "", "volume_mm3": {}}
 
 
-def _nifti_source(scan: Scan) -> Path | None:
-    """Return the file on whose grid the mask is, if it is NIfTI."""
+def _source_header(scan: Scan) -> nibabel.Nifti1Header | None:
+    """Return the header of the file on whose grid the mask is, if it is NIfTI."""
     first = first_channel(scan)
-    return first.files[0] if first.format == "NIfTI" else None
+    if first.format != "NIfTI":
+        return None
+    try:
+        return read_stored_header(first.files[0])
+    except OSError as error:  # such as a file that is gone: concerns only this case
+        raise to_refusal(error) from error
 
 
 def _digest(name: str) -> str:

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Masks of single cases: the place that their headers give, and their names."""
+
+import gzip
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.transforms import Compose
+from nifti_files import AFFINE, QFORM_CODE, QUATERN_B, SFORM_CODE, SIZE, patched, voxels
+
+from monai_llmboost.data import LoadScansd, RefusedScan, ScanReader
+from monai_llmboost.inference import ScanCases, StructureMasks
+from monai_llmboost.inference.nifti import PLACE_FIELDS
+from monai_llmboost.networks.class_names import ClassNames
+
+
+@pytest.fixture
+def network():
+    network = torch.nn.Identity()
+    network.class_names = ClassNames(2, ["background", "core"])
+    return network
+
+
+def open_cases(folder):
+    reader = ScanReader()
+    return ScanCases(folder, Compose([LoadScansd("image", reader)]), (1, *SIZE), reader)
+
+
+def record(masks, cases, number=0):
+    """Record a case with a mask, and return its answer."""
+    case = cases.read(number)
+    assert not case.refused
+    output = torch.rand(2, *SIZE, generator=torch.Generator().manual_seed(number))
+    return masks.record(cases.scans[number], case, output)
+
+
+@pytest.mark.parametrize("name", ["scan", "scan.nii", "scan.nii.gz"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("endianness", "<>")
+def test_the_header_of_a_scan_is_read_whatever_its_name(network, tmp_path, name, packed, endianness):
+    header = nibabel.Nifti1Header(endianness=endianness)
+    image = nibabel.Nifti1Image(voxels(), AFFINE, header)
+    image.set_sform(AFFINE, code="scanner")
+    image.set_qform(AFFINE, code="mni")
+    (tmp_path / "in").mkdir()
+    content = image.to_bytes()
+    (tmp_path / "in" / name).write_bytes(gzip.compress(content) if packed else content)
+    masks = StructureMasks(network, tmp_path / "out", probabilities=True)
+    answer = record(masks, open_cases(tmp_path / "in"))
+    for file in (answer["mask"], *answer["probability_files"].values()):
+        own = nibabel.load(tmp_path / "out" / file).header
+        assert all(np.array_equal(own[field], image.header[field]) for field in PLACE_FIELDS)
+        assert np.array_equal(own["pixdim"][:4], image.header["pixdim"][:4])
+
+
+def test_a_scan_that_is_gone_refuses_its_case_only(network, tmp_path):
+    path = patched(tmp_path / "in.nii")
+    cases = open_cases(path)
+    case = cases.read(0)
+    path.unlink()
+    with pytest.raises(RefusedScan, match="expected a file that is there, got none") as error:
+        StructureMasks(network, tmp_path / "out").record(cases.scans[0], case, torch.rand(2, *SIZE))
+    assert error.value.may_pass and not (tmp_path / "out").exists()
