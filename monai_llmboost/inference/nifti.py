@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import nibabel
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
 
 # Fields of a header that say where a volume is.
 PLACE_FIELDS = (
@@ -45,5 +46,10 @@ def nifti_image(
 
 def _says(header: nibabel.Nifti1Header, affine: np.ndarray) -> bool:
     """Return whether the sform or qform of a header is the affine."""
-    has_form = header["sform_code"] > 0 or header["qform_code"] > 0
-    return has_form and np.allclose(header.get_best_affine(), affine, rtol=0, atol=SAME_MM)
+    if not (header["sform_code"] > 0 or header["qform_code"] > 0):
+        return False
+    try:
+        own = header.get_best_affine()
+    except (HeaderDataError, ValueError):  # a quaternion that only reading normalises
+        return False
+    return np.allclose(own, affine, rtol=0, atol=SAME_MM)

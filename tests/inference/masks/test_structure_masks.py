@@ -63,3 +63,13 @@ def test_a_scan_that_is_gone_refuses_its_case_only(network, tmp_path):
     with pytest.raises(RefusedScan, match="expected a file that is there, got none") as error:
         StructureMasks(network, tmp_path / "out").record(cases.scans[0], case, torch.rand(2, *SIZE))
     assert error.value.may_pass and not (tmp_path / "out").exists()
+
+
+def test_a_quaternion_that_reading_normalises(network, tmp_path):
+    affine = np.diag([-1.0, -1, 2, 1])
+    quaternion = np.array([0, 0, 1 + 1e-4]) ** 0.5
+    changes = (SFORM_CODE, 0, "i2"), (QFORM_CODE, 1, "i2"), (QUATERN_B, quaternion, "f4")
+    cases = open_cases(patched(tmp_path / "in.nii", *changes, affine=affine))
+    image = nibabel.load(tmp_path / "out" / record(StructureMasks(network, tmp_path / "out"), cases)["mask"])
+    assert np.allclose(image.affine, affine, atol=1e-5)
+    assert np.allclose(image.header.get_qform(), affine, atol=1e-5)
