@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from monai_llmboost.data.scans.scan import to_refusal
 from monai_llmboost.inference.answers import NOT_FINITE
 from monai_llmboost.inference.case import Case
 from monai_llmboost.inference.case_folder import case_folder
+from monai_llmboost.inference.cases import ScanCases
 from monai_llmboost.inference.maps.grid import to_matrix
 from monai_llmboost.inference.masks.own_grid import on_own_grid, to_own_grid
 from monai_llmboost.inference.nifti import nifti_image
@@ -39,7 +41,7 @@ class StructureMasks:
 
     The mask is ``output_dir/masks/NAME.nii.gz`` with NAME from :func:`case_folder`, on the grid of the scan (of several
     channels: the first one), with its sform and qform if it is NIfTI; its values are those of the training's masks.
-    It is written atomically.
+    It is written atomically. Cases that would share a file, such as ``a.nii`` and ``a.nii.gz``, get a digest.
 
     Args:
         network: the network, which keeps the names of its classes, the background first, and the values of its
@@ -47,6 +49,7 @@ class StructureMasks:
         output_dir: folder of the run.
         probabilities: also write ``output_dir/probabilities/NAME/VALUE-STRUCTURE.nii.gz``, float32, rounded to
             multiples of 1/1024.
+        cases: all cases of the run, for the names of masks; ``None`` knows only the masks that are written.
 
     Raises:
         ValueError: from :meth:`class_names`, a network that keeps none.
@@ -60,11 +63,20 @@ class StructureMasks:
     # Before the evaluator's postprocessing: a label map of a large scan would not be needed twice.
     event = IterationEvents.FORWARD_COMPLETED
 
-    def __init__(self, network: nn.Module, output_dir: str | Path, probabilities: bool = False) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        output_dir: str | Path,
+        probabilities: bool = False,
+        cases: ScanCases | None = None,
+    ) -> None:
         check_switch("probabilities", probabilities)
         self.network = network
         self.output_dir = Path(output_dir)
         self.probabilities = probabilities
+        # Not by the files that are there, because processes write at the same time.
+        scans = [] if cases is None else cases.scans
+        self._times = Counter(_plain_path(scan.name) for scan in scans)
 
     @property
     def class_names(self) -> list[str]:
@@ -126,10 +138,11 @@ class StructureMasks:
 
     def _mask_path(self, name: str) -> Path:
         """Return the path of the mask of a case: its name, and a digest if it is that of another case's mask."""
-        path = self.output_dir / MASKS / case_folder(name)
-        whole = path if path.name.endswith(NIFTI) else path.with_name(f"{path.name.removesuffix('.nii')}{NIFTI}")
-        # Such as "a.nii" or a DICOM series "a" next to "a.nii.gz".
-        return whole if _is_of(whole, name) else path.with_name(f"{path.name}_{_digest(name)}{NIFTI}")
+        plain = _plain_path(name)
+        path = self.output_dir / MASKS / plain
+        if self._times[plain] <= 1 and _is_of(path, name):  # an earlier run may have had other cases
+            return path
+        return path.with_name(f"{case_folder(name).name}_{_digest(name)}{NIFTI}")
 
     def _write_probabilities(
         self,
@@ -179,6 +192,12 @@ def _source_header(scan: Scan) -> nibabel.Nifti1Header | None:
         return read_stored_header(first.files[0])
     except OSError as error:  # such as a file that is gone: concerns only this case
         raise to_refusal(error) from error
+
+
+def _plain_path(name: str) -> Path:
+    """Return the path of the mask of a case in its folder; that of "a.nii" or a DICOM series "a" is "a.nii.gz"."""
+    path = case_folder(name)
+    return path if path.name.endswith(NIFTI) else path.with_name(f"{path.name.removesuffix('.nii')}{NIFTI}")
 
 
 def _digest(name: str) -> str:

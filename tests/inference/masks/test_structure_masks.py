@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from monai.transforms import Compose
-from nifti_files import AFFINE, QFORM_CODE, QUATERN_B, SFORM_CODE, SIZE, patched, voxels
+from nifti_files import AFFINE, QFORM_CODE, QUATERN_B, SFORM_CODE, SIZE, patched, save, voxels
 
 from monai_llmboost.data import LoadScansd, RefusedScan, ScanReader
 from monai_llmboost.inference import ScanCases, StructureMasks
@@ -73,3 +73,21 @@ def test_a_quaternion_that_reading_normalises(network, tmp_path):
     image = nibabel.load(tmp_path / "out" / record(StructureMasks(network, tmp_path / "out"), cases)["mask"])
     assert np.allclose(image.affine, affine, atol=1e-5)
     assert np.allclose(image.header.get_qform(), affine, atol=1e-5)
+
+
+def test_processes_give_different_names_without_seeing_each_other(network, tmp_path):
+    for name in ("a.nii", "a.nii.gz", "b.nii", "sub/a.nii"):
+        save(tmp_path / "in" / name)
+    cases = open_cases(tmp_path / "in")
+    found = {}
+    for number, scan in enumerate(cases.scans):
+        masks = StructureMasks(network, tmp_path / f"rank-{number}", cases=cases)
+        found[scan.name] = record(masks, cases, number)["mask"]
+    assert len(set(found.values())) == 4
+    assert found["b.nii"] == "masks/b.nii.gz" and found["sub/a.nii"] == "masks/sub/a.nii.gz"
+    again = StructureMasks(network, tmp_path / "rank-0", cases=cases)
+    assert [record(again, cases, number)["mask"] for number in range(4)] == [*found.values()]
+    # A run of fewer cases does not overwrite the mask of another one.
+    masks = StructureMasks(network, tmp_path / "out")
+    files = {record(masks, open_cases(tmp_path / "in" / name))["mask"] for name in ("a.nii", "a.nii.gz")}
+    assert len(files) == 2 and "masks/a.nii.gz" in files
