@@ -20,7 +20,14 @@ from monai.transforms import Compose, LoadImaged
 from monai_llmboost.arguments import check_switch
 from monai_llmboost.artifacts.digests import files_digest, text_digest
 from monai_llmboost.data import LoadScansd, RefusedScan, Scan, SkippedFile, find_scans
-from monai_llmboost.data.labelled.listed import ListedScan, find_listed_scans, first_channel, item_of, reader_source
+from monai_llmboost.data.labelled.listed import (
+    ListedScan,
+    find_listed_scans,
+    first_channel,
+    first_channel_index,
+    item_of,
+    reader_source,
+)
 from monai_llmboost.data.labelled.lists.rows import Columns
 from monai_llmboost.data.labelled.lists.tables import TABLES
 from monai_llmboost.data.scans.scan import get_refused_kind, to_refusal
@@ -152,7 +159,7 @@ class ScanCases(Dataset):
             return transform(item)["image"], b""
         loaded = transform(item, end=1)
         volume = np.asarray(loaded["image"], dtype=np.float32)
-        volume = volume[0] if volume.ndim == 4 else volume  # the first channel
+        volume = volume[first_channel_index(scan)] if volume.ndim == 4 else volume  # as `volume` reads it again
         fits = volume.ndim == 3 and volume.nbytes <= self._most_bytes
         voxels = volume.tobytes(order="F") if fits else b""
         return transform(loaded, start=1)["image"], voxels

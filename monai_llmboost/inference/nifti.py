@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import nibabel
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
 
 # Fields of a header that say where a volume is.
 PLACE_FIELDS = (
@@ -19,7 +17,7 @@ SAME_MM = 1e-4
 
 
 def nifti_image(
-    values: np.ndarray, affine: np.ndarray, descrip: str, source: Path | None = None
+    values: np.ndarray, affine: np.ndarray, descrip: str, source: nibabel.Nifti1Header | None = None
 ) -> nibabel.Nifti1Image:
     """Return a volume (i, j, k) as NIfTI, with the sform and qform of its source.
 
@@ -30,24 +28,28 @@ def nifti_image(
         values: (i, j, k).
         affine: (4, 4), voxels to RAS+ mm.
         descrip: description for the header, at most 79 characters.
-        source: the NIfTI file whose grid it is.
+        source: header of the NIfTI file whose grid it is.
     """
     image = nibabel.Nifti1Image(values, affine)
     image.set_sform(affine, code="aligned")
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     straight = np.allclose(axes.T @ axes, np.eye(3), atol=1e-4)
     image.set_qform(affine if straight else None, code="aligned" if straight else "unknown")
-    own: Any = None if source is None else nibabel.load(source).header
-    if own is not None and _says(own, affine):
+    if source is not None and _says(source, affine):
         for field in PLACE_FIELDS:
-            image.header[field] = own[field]
-        image.header["pixdim"][:4] = own["pixdim"][:4]
+            image.header[field] = source[field]
+        image.header["pixdim"][:4] = source["pixdim"][:4]
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = descrip
     return image
 
 
-def _says(header: Any, affine: np.ndarray) -> bool:
+def _says(header: nibabel.Nifti1Header, affine: np.ndarray) -> bool:
     """Return whether the sform or qform of a header is the affine."""
-    has_form = header["sform_code"] > 0 or header["qform_code"] > 0
-    return has_form and np.allclose(header.get_best_affine(), affine, rtol=0, atol=SAME_MM)
+    if not (header["sform_code"] > 0 or header["qform_code"] > 0):
+        return False
+    try:
+        own = header.get_best_affine()
+    except (HeaderDataError, ValueError):  # a quaternion that only reading normalises
+        return False
+    return np.allclose(own, affine, rtol=0, atol=SAME_MM)

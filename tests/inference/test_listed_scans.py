@@ -92,6 +92,16 @@ def test_a_missing_channel_is_refused_or_zeros(write, folder):
     assert case.warnings == ["the channel T1 is missing and was filled with zeros"]
 
 
+def test_the_kept_volume_is_the_first_channel_that_is_there(write, folder):
+    path = write("T1,FLAIR\n,b.nii.gz\nc.nii.gz,d.nii.gz\n")
+    cases = open_cases(path, 2, image="T1,FLAIR", missing="zeros")
+    cases.keep_volumes([scan.name for scan in cases.scans], 1 << 20)
+    for number, name in enumerate(("b.nii.gz", "c.nii.gz")):
+        kept = cases.read(number).volume
+        assert kept.any() and np.array_equal(kept, voxels(folder / name)[0])
+        assert np.array_equal(kept, cases.volume(number)[0])
+
+
 def test_a_datalist_with_and_without_labels(write, folder):
     content = {"training": [{"image": "a.nii.gz", "label": 1}], "test": ["b.nii.gz", {"image": "c.nii.gz"}]}
     assert [scan.name for scan in open_cases(write(content, "list.json")).scans] == [f"{n}.nii.gz" for n in "abc"]

@@ -83,6 +83,12 @@ def first_channel(scan: Scan) -> Scan:
     return next((channel for channel in channels if channel is not None), scan)
 
 
+def first_channel_index(scan: Scan) -> int:
+    """Return the position of :func:`first_channel` among the channels of a case."""
+    channels = scan.channels if isinstance(scan, ListedScan) else ()
+    return next((number for number, channel in enumerate(channels) if channel is not None), 0)
+
+
 def reader_source(scan: Scan) -> Any:
     """Return the reader's input for a scan."""
     return str(scan.files[0]) if scan.format == "NIfTI" else get_reader_paths(scan)

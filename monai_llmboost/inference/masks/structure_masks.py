@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ from monai_llmboost.arguments import check_switch
 from monai_llmboost.artifacts.files import atomic_path
 from monai_llmboost.data import RefusedScan, Scan
 from monai_llmboost.data.labelled.listed import first_channel
+from monai_llmboost.data.scans.nifti.headers import read_stored_header
+from monai_llmboost.data.scans.scan import to_refusal
 from monai_llmboost.inference.answers import NOT_FINITE
 from monai_llmboost.inference.case import Case
 from monai_llmboost.inference.case_folder import case_folder
+from monai_llmboost.inference.cases import ScanCases
 from monai_llmboost.inference.maps.grid import to_matrix
 from monai_llmboost.inference.masks.own_grid import on_own_grid, to_own_grid
 from monai_llmboost.inference.nifti import nifti_image
@@ -37,7 +41,7 @@ class StructureMasks:
 
     The mask is ``output_dir/masks/NAME.nii.gz`` with NAME from :func:`case_folder`, on the grid of the scan (of several
     channels: the first one), with its sform and qform if it is NIfTI; its values are those of the training's masks.
-    It is written atomically.
+    It is written atomically. Cases that would share a file, such as ``a.nii`` and ``a.nii.gz``, get a digest.
 
     Args:
         network: the network, which keeps the names of its classes, the background first, and the values of its
@@ -45,6 +49,7 @@ class StructureMasks:
         output_dir: folder of the run.
         probabilities: also write ``output_dir/probabilities/NAME/VALUE-STRUCTURE.nii.gz``, float32, rounded to
             multiples of 1/1024.
+        cases: all cases of the run, for the names of masks; ``None`` knows only the masks that are written.
 
     Raises:
         ValueError: from :meth:`class_names`, a network that keeps none.
@@ -58,11 +63,20 @@ class StructureMasks:
     # Before the evaluator's postprocessing: a label map of a large scan would not be needed twice.
     event = IterationEvents.FORWARD_COMPLETED
 
-    def __init__(self, network: nn.Module, output_dir: str | Path, probabilities: bool = False) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        output_dir: str | Path,
+        probabilities: bool = False,
+        cases: ScanCases | None = None,
+    ) -> None:
         check_switch("probabilities", probabilities)
         self.network = network
         self.output_dir = Path(output_dir)
         self.probabilities = probabilities
+        # Not by the files that are there, because processes write at the same time.
+        scans = [] if cases is None else cases.scans
+        self._times = Counter(_plain_path(scan.name) for scan in scans)
 
     @property
     def class_names(self) -> list[str]:
@@ -92,7 +106,7 @@ class StructureMasks:
             output: (classes, S0, S1, S2), probabilities on the network's grid.
 
         Raises:
-            RefusedScan: a probability is not finite.
+            RefusedScan: a probability is not finite, or the scan cannot be read any more.
             ValueError: the geometry is unknown, or the number of classes is another one.
         """
         names = self.class_names[1:]
@@ -102,7 +116,7 @@ class StructureMasks:
             raise RefusedScan(NOT_FINITE, kind="not-finite")
         own_affine = to_matrix(case.input_affine)
         grids = to_matrix(case.affine), tuple(case.input_shape.tolist()), own_affine
-        source = _nifti_source(scan)
+        source = _source_header(scan)
         classes = to_own_grid(output, *grids)
         planes = [np.bincount(plane.ravel(), minlength=len(output)) for plane in np.moveaxis(classes, 2, 0)]
         voxels = np.sum(planes, axis=0)
@@ -124,13 +138,18 @@ class StructureMasks:
 
     def _mask_path(self, name: str) -> Path:
         """Return the path of the mask of a case: its name, and a digest if it is that of another case's mask."""
-        path = self.output_dir / MASKS / case_folder(name)
-        whole = path if path.name.endswith(NIFTI) else path.with_name(f"{path.name.removesuffix('.nii')}{NIFTI}")
-        # Such as "a.nii" or a DICOM series "a" next to "a.nii.gz".
-        return whole if _is_of(whole, name) else path.with_name(f"{path.name}_{_digest(name)}{NIFTI}")
+        plain = _plain_path(name)
+        path = self.output_dir / MASKS / plain
+        if self._times[plain] <= 1 and _is_of(path, name):  # an earlier run may have had other cases
+            return path
+        return path.with_name(f"{case_folder(name).name}_{_digest(name)}{NIFTI}")
 
     def _write_probabilities(
-        self, case: str, output: Tensor, grids: tuple[np.ndarray, tuple[int, ...], np.ndarray], source: Path | None
+        self,
+        case: str,
+        output: Tensor,
+        grids: tuple[np.ndarray, tuple[int, ...], np.ndarray],
+        source: nibabel.Nifti1Header | None,
     ) -> dict[str, str]:
         """Write the probabilities of each structure, and return the paths."""
         files = {}
@@ -164,10 +183,21 @@ class StructureMasks:
         return {"mask": "", "volume_mm3": {}}
 
 
-def _nifti_source(scan: Scan) -> Path | None:
-    """Return the file on whose grid the mask is, if it is NIfTI."""
+def _source_header(scan: Scan) -> nibabel.Nifti1Header | None:
+    """Return the header of the file on whose grid the mask is, if it is NIfTI."""
     first = first_channel(scan)
-    return first.files[0] if first.format == "NIfTI" else None
+    if first.format != "NIfTI":
+        return None
+    try:
+        return read_stored_header(first.files[0])
+    except OSError as error:  # such as a file that is gone: concerns only this case
+        raise to_refusal(error) from error
+
+
+def _plain_path(name: str) -> Path:
+    """Return the path of the mask of a case in its folder; that of "a.nii" or a DICOM series "a" is "a.nii.gz"."""
+    path = case_folder(name)
+    return path if path.name.endswith(NIFTI) else path.with_name(f"{path.name.removesuffix('.nii')}{NIFTI}")
 
 
 def _digest(name: str) -> str:

@@ -24,7 +24,10 @@ KEEP_BYTES = 1 << 30
 # Standard deviation of the weights of a window along each axis, as a part of its length; as in nnU-Net and MONAI.
 SIGMA = 0.125
 FULL = "the folder of temporary files has no room for the case: make room, or set TMPDIR"
-UNFIT = "the case does not fit the memory: use --device cpu, or fewer windows at once (--batch_size 1)"
+UNFIT = (
+    "the case does not fit the memory, even with one window at a time: use {}a machine with more memory, or train "
+    "again with a coarser spacing, a smaller patch or fewer structures"
+)
 
 Network = Callable[..., Tensor]
 Place = tuple[slice, ...]  # a window in a volume
@@ -98,7 +101,8 @@ class WindowInferer(Inferer):
                     full = isinstance(error, OSError)
                     if not self.keep_going or not (full or lacks_memory(error)):
                         raise
-                    unfit[position] = FULL if full else UNFIT
+                    other = "" if image.device.type == "cpu" else "--device cpu, "
+                    unfit[position] = FULL if full else UNFIT.format(other)
                     outputs.append(images.new_full((1, 1, 1, 1), torch.nan))
         self.unfit = unfit
         if len(outputs) == 1:

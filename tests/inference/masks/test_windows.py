@@ -74,8 +74,8 @@ def test_fewer_windows_run_where_memory_is_short(network):
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), "does not fit the memory"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "does not fit the memory"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "does not fit the memory, even with one window"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "train again with a coarser spacing"),
         (OSError(errno.ENOSPC, "No space left on device"), "folder of temporary files has no room"),
     ],
 )
@@ -94,6 +94,16 @@ def test_a_case_that_does_not_fit_is_refused_by_its_reason(network, error, reaso
     assert not (inferer(both[:1], broken).isnan().any() or inferer.unfit)
     with pytest.raises(type(error)):
         WindowInferer((8, 8, 8))(both, broken)
+
+
+def test_the_cpu_is_advised_only_on_another_device():
+    def broken(batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    inferer = WindowInferer((8, 8, 8), keep_going=True)
+    for device, advice in (("cpu", "use a machine"), ("meta", "use --device cpu, a machine")):
+        inferer(torch.zeros(1, 1, 9, 9, 9, device=device), broken)
+        assert advice in inferer.unfit[0]
 
 
 def test_other_errors_pass(network):

@@ -25,6 +25,8 @@ from monai_llmboost.data.scans.nifti.tolerances import FIELD_ROUNDING, MAX_GZIP_
 from monai_llmboost.data.scans.scan import MAX_VOXELS, RefusedScan, Scan, describe_error, get_refused_kind
 
 NIFTI1_HEADER_BYTES, NIFTI2_HEADER_BYTES = 348, 540
+# Above every level of a problem in nibabel, so that it repairs what it can and raises nothing.
+NO_PROBLEM_LEVEL = 100
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,18 @@ def read_nifti_header(path: Path, max_voxels: int = MAX_VOXELS) -> NiftiHeader:
     found = NiftiHeader(voxels, packed, offset, dtype, shape, slope, inter, affine, tuple(warnings))
     _check_size(found)
     return found
+
+
+def read_stored_header(path: Path) -> nibabel.Nifti1Header:
+    """Return the fields of a header with the repairs that nibabel makes, whatever the name of the file.
+
+    Raises:
+        RefusedScan: it is no NIfTI file.
+        OSError: the file cannot be opened or read.
+    """
+    header = _parse(read_first_bytes(find_header_file(path))[0])
+    header.check_fix(error_level=NO_PROBLEM_LEVEL)
+    return header
 
 
 def find_header_file(path: Path) -> Path:
