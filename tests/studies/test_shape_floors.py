@@ -81,6 +81,17 @@ def test_the_mean_shape_is_scaled_to_the_size_of_the_scan():
     assert atlas_shape([(8, 90, 10), (9, 100, 11), (10, 110, 12)]) == (9, 64, 11)
 
 
+def test_a_case_without_structures_does_not_raise_the_threshold():
+    """A Dice of 1 for nothing in nothing would favour thresholds at which the floor finds nothing anywhere."""
+    label = np.zeros((8, 8, 8), np.uint8)
+    label[:4] = 1
+    nothing = np.zeros_like(label)
+    atlas = make_atlas([label, label, nothing], 1, (8, 8, 8))
+    cases = [(label, None), (nothing, None), (nothing, None)]
+    assert choose_threshold(atlas, cases) == pytest.approx((0.1, 1 / 3))
+    assert choose_threshold(atlas, cases[1:])[1] == 0
+
+
 def test_a_registration_finds_a_shift():
     def image(start):
         volume = np.zeros((24, 24, 24))

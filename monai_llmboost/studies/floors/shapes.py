@@ -14,6 +14,8 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool3d, interpolate
 
+from monai_llmboost.tasks.segmentation import mean_dice
+
 # Without and with a registration of the mean image to the image of a case.
 MEAN_SHAPE, REGISTERED_SHAPE = "floor-mean-shape", "floor-registered-shape"
 SHAPE_FLOORS = (MEAN_SHAPE, REGISTERED_SHAPE)
@@ -83,18 +85,20 @@ def make_atlas(
 def choose_threshold(atlas: Atlas, cases: Iterable[tuple[np.ndarray, Tensor | None]]) -> tuple[float, float]:
     """Return the threshold with the largest mean Dice on validation cases, and this Dice, on the grid of the atlas.
 
+    As in an evaluation, a structure that is neither in the label map nor in the mask does not count.
+
     Args:
         atlas: the mean of the training cases.
         cases: class numbers of each validation case along R, A and S, and its image on the grid of the atlas.
     """
-    found: dict[float, list[float]] = {threshold: [] for threshold in THRESHOLDS}
+    found: dict[float, list[np.ndarray]] = {threshold: [] for threshold in THRESHOLDS}
     for label, image in cases:
         shape = atlas.structures.shape[1:]
         parts = [to_box(label == number + 1, shape) for number in range(len(atlas.structures))]
         own, probabilities = _choose(parts, 0.5), list(atlas.at(image))
         for threshold, values in found.items():
-            values.append(_mean_dice(_choose(probabilities, threshold), own, len(parts)))
-    means = {threshold: float(np.mean(values)) if values else 0.0 for threshold, values in found.items()}
+            values.append(_dice(_choose(probabilities, threshold), own, len(parts)))
+    means = {threshold: _mean(values) for threshold, values in found.items()}
     best = max(means, key=means.__getitem__)
     return best, means[best]
 
@@ -167,11 +171,17 @@ def _choose(parts: Sequence[Tensor], threshold: float) -> np.ndarray:
     return (number * (total >= threshold)).numpy()
 
 
-def _mean_dice(mask: np.ndarray, label: np.ndarray, structures: int) -> float:
-    """Return the mean Dice over the structures that are in one of both, 1 if there are none."""
+def _dice(mask: np.ndarray, label: np.ndarray, structures: int) -> np.ndarray:
+    """Return the Dice of each structure, NaN for one that is in neither."""
     pairs = np.bincount(
         mask.ravel().astype(np.int64) * (structures + 1) + label.ravel(), minlength=(structures + 1) ** 2
     ).reshape(structures + 1, structures + 1)
     both, sums = np.diag(pairs)[1:], (pairs.sum(axis=0) + pairs.sum(axis=1))[1:]
-    there = sums > 0
-    return float((2 * both[there] / sums[there]).mean()) if there.any() else 1.0
+    return np.where(sums > 0, 2 * both / np.maximum(sums, 1), np.nan)
+
+
+def _mean(scores: Sequence[np.ndarray]) -> float:
+    """Return the mean over the cases with a Dice, 0 if there are none."""
+    means = [float(mean_dice(each, np.zeros(0))) for each in scores]
+    finite = [mean for mean in means if np.isfinite(mean)]
+    return float(np.mean(finite)) if finite else 0.0
