@@ -107,6 +107,20 @@ def test_a_registration_finds_a_shift():
     assert torch.equal(Atlas(one[None]).at(other), one[None]), "without an image of the atlas nothing is registered"
 
 
+def test_thin_scans_are_registered_and_scans_without_contrast_are_not():
+    """ITK smooths along 4 or more voxels, and knows no similarity to a constant image."""
+    shape = atlas_shape([(24, 24, 2)] * 3)
+    assert shape == (24, 24, 4)
+    labels = [np.zeros((24, 24, 2), np.uint8) for _ in range(2)]
+    for label, start in zip(labels, (5, 8)):
+        label[start : start + 10, 6:18] = 1
+    one, other = (normalized(label, shape) for label in labels)
+    atlas = make_atlas(labels[:1], 1, shape, [one])
+    moved = atlas.predict((24, 24, 2), 0.5, other)
+    assert 2 * (moved * labels[1]).sum() / (moved.sum() + labels[1].sum()) > 0.9
+    assert np.array_equal(atlas.predict((24, 24, 2), 0.5, torch.zeros(shape)), labels[0])
+
+
 def test_a_floor_of_shapes_is_evaluated_as_the_networks_are(tmp_path):
     plan = plan_of(write_list(tmp_path, absent=(1,)), floors=SHAPE_FLOORS)
     found = {}

@@ -19,7 +19,8 @@ from monai_llmboost.tasks.segmentation import mean_dice
 # Without and with a registration of the mean image to the image of a case.
 MEAN_SHAPE, REGISTERED_SHAPE = "floor-mean-shape", "floor-registered-shape"
 SHAPE_FLOORS = (MEAN_SHAPE, REGISTERED_SHAPE)
-LARGEST_SIDE = 64  # of the mean shape, voxels: a larger one makes it slow, not better
+# Sides of the mean shape, voxels: ITK smooths along 4 or more, and a larger shape is slow, not better.
+LEAST_SIDE, LARGEST_SIDE = 4, 64
 THRESHOLDS = tuple(np.linspace(0.1, 0.9, 9).round(1).tolist())  # of the probability of any structure
 RAS = axcodes2ornt("RAS")
 
@@ -45,10 +46,16 @@ class Atlas:
     image: Tensor | None = None
 
     def at(self, image: Tensor | None) -> Tensor:
-        """Return the probabilities of the structures in the box of a case, registered to its image if it is given."""
+        """Return the probabilities of the structures in the box of a case, registered to its image if it is given.
+
+        They stay as they are for an image that cannot be registered, such as one without any contrast.
+        """
         if image is None or self.image is None:
             return self.structures
-        transform = register(self.image, image)
+        try:
+            transform = register(self.image, image)
+        except RuntimeError:  # of ITK; a floor needs a mask of each case
+            return self.structures
         return torch.stack([_warp(each, transform) for each in self.structures])
 
     def predict(self, shape: Sequence[int], threshold: float, image: Tensor | None = None) -> np.ndarray:
@@ -104,9 +111,9 @@ def choose_threshold(atlas: Atlas, cases: Iterable[tuple[np.ndarray, Tensor | No
 
 
 def atlas_shape(shapes: Iterable[Sequence[int]]) -> tuple[int, ...]:
-    """Return the median shape of some volumes, at most 64 voxels along each axis."""
+    """Return the median shape of some volumes, 4 to 64 voxels along each axis."""
     median = np.median(np.array(list(shapes)), axis=0).round().astype(int)
-    return tuple(int(size) for size in np.clip(median, 1, LARGEST_SIDE))
+    return tuple(int(size) for size in np.clip(median, LEAST_SIDE, LARGEST_SIDE))
 
 
 def to_ras(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
