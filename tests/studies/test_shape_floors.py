@@ -81,6 +81,17 @@ def test_the_mean_shape_is_scaled_to_the_size_of_the_scan():
     assert atlas_shape([(8, 90, 10), (9, 100, 11), (10, 110, 12)]) == (9, 64, 11)
 
 
+def test_a_case_without_structures_does_not_raise_the_threshold():
+    """A Dice of 1 for nothing in nothing would favour thresholds at which the floor finds nothing anywhere."""
+    label = np.zeros((8, 8, 8), np.uint8)
+    label[:4] = 1
+    nothing = np.zeros_like(label)
+    atlas = make_atlas([label, label, nothing], 1, (8, 8, 8))
+    cases = [(label, None), (nothing, None), (nothing, None)]
+    assert choose_threshold(atlas, cases) == pytest.approx((0.1, 1 / 3))
+    assert choose_threshold(atlas, cases[1:])[1] == 0
+
+
 def test_a_registration_finds_a_shift():
     def image(start):
         volume = np.zeros((24, 24, 24))
@@ -94,6 +105,20 @@ def test_a_registration_finds_a_shift():
     wanted = (other > 0.5).numpy()
     assert 2 * (moved * wanted).sum() / (moved.sum() + wanted.sum()) > 0.9
     assert torch.equal(Atlas(one[None]).at(other), one[None]), "without an image of the atlas nothing is registered"
+
+
+def test_thin_scans_are_registered_and_scans_without_contrast_are_not():
+    """ITK smooths along 4 or more voxels, and knows no similarity to a constant image."""
+    shape = atlas_shape([(24, 24, 2)] * 3)
+    assert shape == (24, 24, 4)
+    labels = [np.zeros((24, 24, 2), np.uint8) for _ in range(2)]
+    for label, start in zip(labels, (5, 8)):
+        label[start : start + 10, 6:18] = 1
+    one, other = (normalized(label, shape) for label in labels)
+    atlas = make_atlas(labels[:1], 1, shape, [one])
+    moved = atlas.predict((24, 24, 2), 0.5, other)
+    assert 2 * (moved * labels[1]).sum() / (moved.sum() + labels[1].sum()) > 0.9
+    assert np.array_equal(atlas.predict((24, 24, 2), 0.5, torch.zeros(shape)), labels[0])
 
 
 def test_a_floor_of_shapes_is_evaluated_as_the_networks_are(tmp_path):

@@ -14,10 +14,13 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool3d, interpolate
 
+from monai_llmboost.tasks.segmentation import mean_dice
+
 # Without and with a registration of the mean image to the image of a case.
 MEAN_SHAPE, REGISTERED_SHAPE = "floor-mean-shape", "floor-registered-shape"
 SHAPE_FLOORS = (MEAN_SHAPE, REGISTERED_SHAPE)
-LARGEST_SIDE = 64  # of the mean shape, voxels: a larger one makes it slow, not better
+# Sides of the mean shape, voxels: ITK smooths along 4 or more, and a larger shape is slow, not better.
+LEAST_SIDE, LARGEST_SIDE = 4, 64
 THRESHOLDS = tuple(np.linspace(0.1, 0.9, 9).round(1).tolist())  # of the probability of any structure
 RAS = axcodes2ornt("RAS")
 
@@ -43,10 +46,16 @@ class Atlas:
     image: Tensor | None = None
 
     def at(self, image: Tensor | None) -> Tensor:
-        """Return the probabilities of the structures in the box of a case, registered to its image if it is given."""
+        """Return the probabilities of the structures in the box of a case, registered to its image if it is given.
+
+        They stay as they are for an image that cannot be registered, such as one without any contrast.
+        """
         if image is None or self.image is None:
             return self.structures
-        transform = register(self.image, image)
+        try:
+            transform = register(self.image, image)
+        except RuntimeError:  # of ITK; a floor needs a mask of each case
+            return self.structures
         return torch.stack([_warp(each, transform) for each in self.structures])
 
     def predict(self, shape: Sequence[int], threshold: float, image: Tensor | None = None) -> np.ndarray:
@@ -83,26 +92,28 @@ def make_atlas(
 def choose_threshold(atlas: Atlas, cases: Iterable[tuple[np.ndarray, Tensor | None]]) -> tuple[float, float]:
     """Return the threshold with the largest mean Dice on validation cases, and this Dice, on the grid of the atlas.
 
+    As in an evaluation, a structure that is neither in the label map nor in the mask does not count.
+
     Args:
         atlas: the mean of the training cases.
         cases: class numbers of each validation case along R, A and S, and its image on the grid of the atlas.
     """
-    found: dict[float, list[float]] = {threshold: [] for threshold in THRESHOLDS}
+    found: dict[float, list[np.ndarray]] = {threshold: [] for threshold in THRESHOLDS}
     for label, image in cases:
         shape = atlas.structures.shape[1:]
         parts = [to_box(label == number + 1, shape) for number in range(len(atlas.structures))]
         own, probabilities = _choose(parts, 0.5), list(atlas.at(image))
         for threshold, values in found.items():
-            values.append(_mean_dice(_choose(probabilities, threshold), own, len(parts)))
-    means = {threshold: float(np.mean(values)) if values else 0.0 for threshold, values in found.items()}
+            values.append(_dice(_choose(probabilities, threshold), own, len(parts)))
+    means = {threshold: _mean(values) for threshold, values in found.items()}
     best = max(means, key=means.__getitem__)
     return best, means[best]
 
 
 def atlas_shape(shapes: Iterable[Sequence[int]]) -> tuple[int, ...]:
-    """Return the median shape of some volumes, at most 64 voxels along each axis."""
+    """Return the median shape of some volumes, 4 to 64 voxels along each axis."""
     median = np.median(np.array(list(shapes)), axis=0).round().astype(int)
-    return tuple(int(size) for size in np.clip(median, 1, LARGEST_SIDE))
+    return tuple(int(size) for size in np.clip(median, LEAST_SIDE, LARGEST_SIDE))
 
 
 def to_ras(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
@@ -167,11 +178,17 @@ def _choose(parts: Sequence[Tensor], threshold: float) -> np.ndarray:
     return (number * (total >= threshold)).numpy()
 
 
-def _mean_dice(mask: np.ndarray, label: np.ndarray, structures: int) -> float:
-    """Return the mean Dice over the structures that are in one of both, 1 if there are none."""
+def _dice(mask: np.ndarray, label: np.ndarray, structures: int) -> np.ndarray:
+    """Return the Dice of each structure, NaN for one that is in neither."""
     pairs = np.bincount(
         mask.ravel().astype(np.int64) * (structures + 1) + label.ravel(), minlength=(structures + 1) ** 2
     ).reshape(structures + 1, structures + 1)
     both, sums = np.diag(pairs)[1:], (pairs.sum(axis=0) + pairs.sum(axis=1))[1:]
-    there = sums > 0
-    return float((2 * both[there] / sums[there]).mean()) if there.any() else 1.0
+    return np.where(sums > 0, 2 * both / np.maximum(sums, 1), np.nan)
+
+
+def _mean(scores: Sequence[np.ndarray]) -> float:
+    """Return the mean over the cases with a Dice, 0 if there are none."""
+    means = [float(mean_dice(each, np.zeros(0))) for each in scores]
+    finite = [mean for mean in means if np.isfinite(mean)]
+    return float(np.mean(finite)) if finite else 0.0
