@@ -23,8 +23,8 @@ Data = Annotated[
     str | None,
     typer.Option(
         help="Labelled scans: a CSV file, a JSON datalist, a folder with one for each class, or one with imagesTr and "
-        "labelsTr. They are inspected, and --bundle FOLDER becomes a copy of the bundle scans_classification, or of scans_segmentation "
-        "for label maps, if it does not exist."
+        "labelsTr. They are inspected, and --bundle FOLDER becomes a copy of the bundle scans_classification, or of "
+        "scans_segmentation for label maps, if it does not exist."
     ),
 ]
 

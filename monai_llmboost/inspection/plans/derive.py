@@ -52,7 +52,8 @@ def derive_plan(
     used = [records[case.name] for case in training if not records[case.name].refused]
     if not used:
         raise ValueError("no training scan can be read: correct the scans, see the reasons of their refusals")
-    lines = Lines(dict(given or {}))
+    known = dict(given or {})
+    lines = Lines(known)
     lines.add("data", str(Path(cases.path).expanduser().absolute()), "the list")
     kind = segmentation if cases.is_segmentation else classification
     if cases.is_segmentation:
@@ -70,8 +71,8 @@ def derive_plan(
     unusable = [
         record.name for record in survey if record.refused or (needs_foreground and not _has_foreground(record))
     ]
-    if "leave_out" in lines.given:  # the given ones, and what cannot be used
-        lines.given["leave_out"] = list(dict.fromkeys([*lines.given["leave_out"], *unusable]))
+    if "leave_out" in known:  # the given ones, and what cannot be used
+        known["leave_out"] = list(dict.fromkeys([*known["leave_out"], *unusable]))
     lines.add("leave_out", unusable, f"{len(unusable)} cases cannot be used" if unusable else "every scan can be read")
     lines.add("test_fraction", *_choose_test_fraction(cases, records))
     lines.add(
