@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder Task04_Hippocampus with dataset.json")
     parser.add_argument("--block", type=Path, required=True, help="block file of the arm pretrained")
     parser.add_argument("--folder", type=Path, default=Path("hippocampus"), help="working folder of the study")
-    parser.add_argument("--seeds", type=int, default=2, help="number of seeds for each arm")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds for each arm")
     parser.add_argument("--epochs", type=int, default=30, help="number of epochs")
     parser.add_argument("--filters", type=int, default=16, help="features of the U-Net's first stage")
     parser.add_argument("--jobs", type=int, default=2, help="number of parallel runs")

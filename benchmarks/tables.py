@@ -277,7 +277,7 @@ def hippocampus() -> str:
     headings = ["arm", "mean Dice", "95 % interval", *(f"median {one}" for one in structures)]
     cases = f"{data['cases']['train']} training and {data['cases']['test']} test cases"
     return (
-        f"{cases}, {result['study']['seeds']} seeds (medians of each), {result['device']}. `{result['command']}`\n\n"
+        f"{cases}, seeds: {result['study']['seeds']} (medians of each), {result['device']}. `{result['command']}`\n\n"
         f"{markdown([*headings, 'block adds', 'booster adds'], lines)}\n\n{list_verdicts(data, 'dice')}"
     )
 
