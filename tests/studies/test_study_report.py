@@ -340,6 +340,14 @@ def test_mean_curves_go_as_far_as_all_runs_go():
     assert figure.axes[0].lines[-1].get_ydata().tolist() == [2.0, 1.0]
 
 
+def test_curves_of_every_third_epoch_are_drawn():
+    curves = {"none": [[None, None, 2.0, None, None, 1.0], [None, None, 4.0, None, None, 1.0]]}
+    with house_style():
+        figure = figures.learning({"none": [1, 2, 3, 4, 5, 6]}, curves, {"none": look_of(0)})
+    assert drawn(figure) == [[3, 6], [6], [3, 6], [6], [3, 6]]
+    assert figure.axes[0].lines[-1].get_ydata().tolist() == [3.0, 1.0]
+
+
 def test_looks_differ():
     assert len({look_of(number) for number in range(50)}) == 50
 

@@ -111,21 +111,25 @@ def roc(rates: Sequence[float], curves: Mapping[str, Runs], looks: Mapping[str, 
 
 
 def learning(epochs: Mapping[str, Sequence[int]], curves: Mapping[str, Runs], looks: Mapping[str, Look]) -> Figure:
-    """Draw curves over the epochs: a thin line per run with a dot at its end, and their mean over common epochs."""
+    """Draw curves over the epochs: a thin line per run with a dot at its end, and their mean over common epochs.
+
+    Epochs without a value, such as those that were not validated, are left out.
+    """
     figure, axes = panel(2.7)
     for arm, runs in curves.items():
         colour, _, dash = looks[arm]
         there = [np.array(run, dtype=float) for run in runs if run]
         for run in there if len(there) > 1 else ():
-            axes.plot(epochs[arm][: len(run)], run, color=colour, linewidth=0.7, alpha=0.4)
-            stop = epochs[arm][len(run) - 1]
-            axes.plot(stop, run[-1], "o", color=colour, markersize=2.4, markeredgewidth=0, alpha=0.6)
-        table = _table(there)
-        # A single epoch is drawn as a point.
-        mark = "o" if table.shape[1] == 1 else "none"
-        if len(table):
-            xs = epochs[arm][: table.shape[1]]
-            axes.plot(xs, table.mean(0), color=colour, linestyle=dash, marker=mark, markersize=4)
+            known = np.flatnonzero(np.isfinite(run))
+            xs = np.array(epochs[arm])[known]
+            axes.plot(xs, run[known], color=colour, linewidth=0.7, alpha=0.4)
+            axes.plot(xs[-1:], run[known[-1:]], "o", color=colour, markersize=2.4, markeredgewidth=0, alpha=0.6)
+        if len(table := _table(there)):
+            known = np.flatnonzero(np.isfinite(table).all(axis=0))
+            # A single epoch is drawn as a point.
+            mark = "o" if len(known) == 1 else "none"
+            means = table[:, known].mean(axis=0)
+            axes.plot(np.array(epochs[arm])[known], means, color=colour, linestyle=dash, marker=mark, markersize=4)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=(1, 2, 5, 10)))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda x, _: plain(x)))
