@@ -141,6 +141,13 @@ def test_a_copy_for_other_tools_needs_only_inference_json(scans, mine, tmp_path)
     assert code == 0 and "MONAI Label names structures by the network's channel, 1 to 2" in output
     assert sorted(path.name for path in folder.iterdir()) == ["LICENSE", "configs", "docs", "models"]
     assert not list(folder.rglob("plan*.json")), "it has names of cases"
+    texts = {path.name: path.read_text() for path in folder.rglob("*.json")}
+    assert not [name for name, text in texts.items() if str(scans) in text], "these are places of the training"
+    with pytest.raises(ValueError, match="has no labelled scans, and no plan of any: give --data with your list"):
+        command("evaluate", "--bundle", folder)
+    words = ["--data", scans / "dataset.json", "--output_dir", tmp_path / "eval"]
+    code, output = command("evaluate", "--bundle", folder, *words)
+    assert code == 0, output
     job = BundleJob.read([folder / "configs" / "inference.json"], {})
     image = str(scans / "images" / "case 9.nii.gz")
     network = job.network_definition.eval()

@@ -3,7 +3,8 @@
 
 MONAI Label, MONAI Deploy and MONAI's own commands know nothing of ``model.json``, the description of the trained
 network. In the copy its values are in ``inference.json``, the classes are in ``metadata.json``, and the block file is
-with the weights, so that the folder can be moved. The plan of the training, whose lines name cases, is not copied.
+with the weights, so that the folder can be moved. The plan of the training, whose lines name cases, and the places of
+its scans are not copied.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from monai_llmboost.bundle.contract import (
     Option,
 )
 from monai_llmboost.bundle.find import bundle_path
+from monai_llmboost.bundle.published import PLACE
 from monai_llmboost.bundle.trained import BEST, TrainedFolder, write_record
 
 # What belongs to a bundle, by MONAI's specification; other folders may contain scans and predictions.
@@ -81,7 +83,7 @@ def copy_trained(bundle: str | Path, to: Path) -> list[str]:
         shutil.copyfile(weights, copy / MODELS / BEST)
         if trained.block_file is not None:
             shutil.copyfile(trained.block_file, copy / MODELS / BLOCK_FILE)
-        write_record(copy / MODELS / trained.file.name, _without_block_file(trained.about), values)
+        write_record(copy / MODELS / trained.file.name, _without_places(trained.about), values)
         copy.rename(to)
     return _differences(inference.get(LABEL_VALUES))
 
@@ -108,9 +110,15 @@ def _described(metadata: dict[str, Any], class_names: Sequence[str], config: Map
     return metadata
 
 
-def _without_block_file(about: Mapping[str, Any]) -> dict[str, Any]:
-    block = about.get("block")
-    return {**about, "block": block and {key: value for key, value in block.items() if key != "file"}}
+def _without_places(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the description of a training without the places of its files, but with its columns and folds."""
+    block, data = about.get("block") or {}, about.get("data") or {}
+    places = (Option.DATA, Option.DATASET_DIR, *(key for key, value in data.items() if PLACE.match(str(value))))
+    return {
+        **about,
+        "block": {key: value for key, value in block.items() if key != "file"} or None,
+        "data": {key: value for key, value in data.items() if key not in places},
+    }
 
 
 def _differences(label_values: Sequence[int] | None) -> list[str]:
