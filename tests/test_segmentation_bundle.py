@@ -145,10 +145,9 @@ def test_a_copy_for_other_tools_needs_only_inference_json(scans, mine, tmp_path)
     assert not [name for name, text in texts.items() if str(scans) in text], "these are places of the training"
     with pytest.raises(ValueError, match="has no labelled scans, and no plan of any: give --data with your list"):
         command("evaluate", "--bundle", folder)
-    result = command(
-        "evaluate", "--bundle", folder, "--data", scans / "dataset.json", "--output_dir", tmp_path / "eval"
-    )
-    assert result[0] == 0, result[1]
+    words = ["--data", scans / "dataset.json", "--output_dir", tmp_path / "eval"]
+    code, output = command("evaluate", "--bundle", folder, *words)
+    assert code == 0, output
     job = BundleJob.read([folder / "configs" / "inference.json"], {})
     image = str(scans / "images" / "case 9.nii.gz")
     network = job.network_definition.eval()

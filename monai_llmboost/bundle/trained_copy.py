@@ -30,6 +30,7 @@ from monai_llmboost.bundle.contract import (
 from monai_llmboost.bundle.find import bundle_path
 from monai_llmboost.bundle.published import PLACE
 from monai_llmboost.bundle.trained import BEST, TrainedFolder, write_record
+from monai_llmboost.bundle.words import is_computed
 
 # What belongs to a bundle, by MONAI's specification; other folders may contain scans and predictions.
 PARTS = (CONFIGS, "docs", "scripts", "LICENSE")
@@ -51,7 +52,7 @@ def copy_trained(bundle: str | Path, to: Path) -> list[str]:
     Raises:
         FileExistsError: ``to`` already exists.
         FileNotFoundError: there is no trained network, or its block file has gone.
-        ValueError: ``model.json`` does not belong to ``model.pt``.
+        ValueError: ``model.json`` does not belong to ``model.pt``, or the name of a class is an expression for MONAI.
     """
     source = bundle_path(bundle)
     weights = source / MODELS / BEST
@@ -62,6 +63,12 @@ def copy_trained(bundle: str | Path, to: Path) -> list[str]:
             "--trained"
         )
     trained.check_block({})
+    # An encoded name, as in inference.json, would be shown as it is by programs that read metadata.json as JSON.
+    if computed := [name for name in trained.class_names if is_computed(name)]:
+        raise ValueError(
+            f"the class name {computed[0]!r} begins with $, @ or %, which MONAI reads as an expression in "
+            f"{METADATA}: rename the class in the training list and train again"
+        )
     if to.exists():
         raise FileExistsError(f"{to} already exists: give another folder, or remove it")
     values = {key: value for key, value in trained.content.items() if key != TRAINED}

@@ -349,6 +349,9 @@ def test_what_cannot_be_copied_for_other_tools_is_said(mine, tmp_path):
         copy_trained(mine, tmp_path)
     with pytest.raises(FileNotFoundError, match=r"has no trained network .*: train it first, or leave out --trained"):
         copy_trained(BUNDLE, tmp_path / "copy")
+    damaged(mine / "models" / "model.json", lambda record: record["_trained_"].update(class_names=["shell", "%fat"]))
+    with pytest.raises(ValueError, match=r"class name '%fat' begins with .* an expression in .*: rename the class"):
+        copy_trained(mine, tmp_path / "copy")
     (mine / "models" / "model.pt").write_bytes(b"another")
     with pytest.raises(ValueError, match=r"model\.json does not belong to .*model\.pt"):
         copy_trained(mine, tmp_path / "copy")
