@@ -261,7 +261,7 @@ def study() -> str:
 
 
 def hippocampus() -> str:
-    """Show the study of the segmentation of the hippocampus: mean Dice, and medians beside the public figures."""
+    """Show the study of the segmentation of the hippocampus: mean Dice, and medians with the public figures."""
     result, dice, lines = read_study("hippocampus"), read_results("hippocampus/dice")["rows"], []
     (data,) = result["datasets"].values()
     structures = {row["structure"]: row["public median"] for row in dice}

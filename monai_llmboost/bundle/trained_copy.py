@@ -2,9 +2,9 @@
 """A copy of a trained bundle for tools that read only ``inference.json`` and ``metadata.json``.
 
 MONAI Label, MONAI Deploy and MONAI's own commands know nothing of ``model.json``, the description of the trained
-network. In the copy its values are in ``inference.json``, the classes are in ``metadata.json``, and the block file is
-with the weights, so that the folder can be moved. The plan of the training, whose lines name cases, and the places of
-its scans are not copied.
+network. In the copy its values are in ``inference.json``, the classes are in ``metadata.json``, and the block file and
+the source of frozen features are with the weights, so that the folder can be moved. The plan of the training, whose
+lines name cases, and the places of its scans are not copied.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from monai_llmboost.bundle.contract import (
 from monai_llmboost.bundle.find import bundle_path
 from monai_llmboost.bundle.published import PLACE
 from monai_llmboost.bundle.trained import BEST, TrainedFolder, write_record
-from monai_llmboost.bundle.words import is_computed
+from monai_llmboost.bundle.words import is_computed, plain_text
 
 # What belongs to a bundle, by MONAI's specification; other folders may contain scans and predictions.
 PARTS = (CONFIGS, "docs", "scripts", "LICENSE")
-BLOCK_FILE = "block.safetensors"
+BLOCK_FILE, FEATURES = "block.safetensors", "features"
 # Shape (channels, x, y, z) of the network's input, in this package's bundles.
 INPUT_SHAPE = f"{NETWORK_DEF}#image_shape"
 
@@ -51,7 +51,7 @@ def copy_trained(bundle: str | Path, to: Path) -> list[str]:
 
     Raises:
         FileExistsError: ``to`` already exists.
-        FileNotFoundError: there is no trained network, or its block file has gone.
+        FileNotFoundError: there is no trained network, or its block file or frozen features have gone.
         ValueError: ``model.json`` does not belong to ``model.pt``, or the name of a class is an expression for MONAI.
     """
     source = bundle_path(bundle)
@@ -72,8 +72,15 @@ def copy_trained(bundle: str | Path, to: Path) -> list[str]:
     if to.exists():
         raise FileExistsError(f"{to} already exists: give another folder, or remove it")
     values = {key: value for key, value in trained.content.items() if key != TRAINED}
+    files: dict[str, tuple[Path, str]] = {}
     if trained.block_file is not None:
-        values[Option.BLOCK] = f"$@bundle_root + '/{MODELS}/{BLOCK_FILE}'"
+        files[Option.BLOCK] = trained.block_file, BLOCK_FILE
+    if values.get(Option.FEATURES_FROM) is not None:
+        features = Path(plain_text(values[Option.FEATURES_FROM]))
+        files[Option.FEATURES_FROM] = features, f"{FEATURES}/{FEATURES}{features.suffix}"
+        if not features.exists():
+            raise FileNotFoundError(f"the frozen features of the training are no longer at {features}: put them back")
+    values |= {key: f"$@bundle_root + '/{MODELS}/{name}'" for key, (_, name) in files.items()}
     inference = read_config(source / CONFIGS / INFERENCE_CONFIG) | values
     metadata = _described(read_config(source / CONFIGS / METADATA), trained.class_names, inference)
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -88,8 +95,10 @@ def copy_trained(bundle: str | Path, to: Path) -> list[str]:
         _write(copy / CONFIGS / METADATA, metadata)
         (copy / MODELS).mkdir()
         shutil.copyfile(weights, copy / MODELS / BEST)
-        if trained.block_file is not None:
-            shutil.copyfile(trained.block_file, copy / MODELS / BLOCK_FILE)
+        for file, name in files.values():
+            place = copy / MODELS / name
+            place.parent.mkdir(exist_ok=True)
+            (shutil.copytree if file.is_dir() else shutil.copyfile)(file, place)
         write_record(copy / MODELS / trained.file.name, _without_places(trained.about), values)
         copy.rename(to)
     return _differences(inference.get(LABEL_VALUES))

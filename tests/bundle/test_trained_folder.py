@@ -356,3 +356,20 @@ def test_what_cannot_be_copied_for_other_tools_is_said(mine, tmp_path):
     with pytest.raises(ValueError, match=r"model\.json does not belong to .*model\.pt"):
         copy_trained(mine, tmp_path / "copy")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
+
+
+def test_a_copy_for_other_tools_has_the_source_of_frozen_features(mine, tmp_path):
+    record = json.loads((mine / "models" / "model.json").read_text())
+    for source in (tmp_path / "vit", tmp_path / "weights.safetensors"):
+        (mine / "models" / "model.json").write_text(json.dumps({**record, "features_from": str(source)}))
+        with pytest.raises(FileNotFoundError, match="the frozen features of the training are no longer at"):
+            copy_trained(mine, tmp_path / f"of {source.name}")
+        inside = source if source.suffix else source / "config.json"
+        inside.parent.mkdir(exist_ok=True)
+        inside.write_bytes(b"features")
+        copy_trained(mine, tmp_path / f"of {source.name}")
+        name = f"features/features{source.suffix}"
+        config = json.loads((tmp_path / f"of {source.name}" / "configs" / "inference.json").read_text())
+        assert config["features_from"] == f"$@bundle_root + '/models/{name}'"
+        copied = tmp_path / f"of {source.name}" / "models" / name
+        assert (copied if source.suffix else copied / "config.json").read_bytes() == b"features"

@@ -73,7 +73,7 @@ def test_its_plan_is_one_of_the_bundle(sound):
 
 @pytest.mark.parametrize("outside", [False, True])
 def test_no_crop_cuts_structures(tmp_path, outside):
-    """A structure in air, such as a tube beside the body, is not in the foreground of a CT."""
+    """A structure in air, such as a tube near the body, is not in the foreground of a CT."""
 
     def make(number):
         volume, labels = ct(number, (40, 42, 38 + number % 2)), np.zeros((40, 42, 38 + number % 2), np.uint8)

@@ -54,7 +54,7 @@ class CropPatchd(RandCropByLabelClassesd):
 
     def randomize(self, label: torch.Tensor, indices: Any = None, image: torch.Tensor | None = None) -> None:
         """Choose the centre of the patch."""
-        there = torch.bincount(torch.as_tensor(label).long().flatten(), minlength=self.num_classes)[1:] > 0
+        there = torch.bincount(torch.as_tensor(label).to(torch.uint8).flatten(), minlength=self.num_classes)[1:] > 0
         each = max(self.foreground_share, LEAST) / max(int(there.sum()), 1)
         self.cropper.ratios = [max(1 - self.foreground_share, LEAST), *(each * there.double()).tolist()]
         super().randomize(label, indices, image)
