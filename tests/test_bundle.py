@@ -212,7 +212,7 @@ def test_a_finished_run_resumes_to_nothing_and_takes_no_other_options(tmp_path):
 def test_a_run_is_resumed_with_the_config_that_it_was_begun_with(tmp_path):
     trained(tmp_path, 2, stop_after=1)
     for name, value, kept in (
-        ("block_dtype", "$torch.bfloat16", "$torch.bfloat16 if torch.cuda"),
+        ("block_dtype", "$torch.bfloat16", "$@compute_dtype"),
         ("network_def#dropout_rate", 0.3, "None"),
         ("loss#label_smoothing", 0.1, "None"),
         ("patience", 3, "10"),

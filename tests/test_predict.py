@@ -328,11 +328,12 @@ def test_salted_names_reveal_nothing(command, tmp_path):
         (["--ckpt_dir", "/nothing"], "there are no trained weights at /nothing/model.pt: train first"),
         (["--view", "other.nii"], "--view 'other.nii' is none of the cases that were found"),
         (["--intensity_range", "[5,1]"], r"intensity_range must be \[low, high\], not \[5, 1\]"),
-        (["--amp", "--device", "cpu"], "mixed precision on a GPU, got --amp with the device cpu"),
-        pytest.param(
-            *(["--amp"], "mixed precision on a GPU, got --amp, and there is none here: leave out --amp"),
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        (["--precision", "half"], "unknown precision 'half'; choose from auto, float32, bfloat16, float16"),
+        (
+            ["--precision", "float16", "--device", "cpu"],
+            "the precision float16 needs a GPU: use bfloat16, float32 or auto",
         ),
+        (["--amp", "False"], "the bundle has no option --amp: it is --precision float32"),
         (["--gantry_tilt", "straight"], "gantry_tilt"),
         (["--volume", "x"], "volume"),
         (["--salt", "x", "--dicom"], "--salt hides names, and --dicom writes objects that belong to a patient"),

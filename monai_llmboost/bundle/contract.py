@@ -48,7 +48,9 @@ class Option:
     SEED, BLOCK, BLOCK_SEED, BLOCK_DTYPE, RESUME = "seed", "block", "block_seed", "block_dtype", "resume"
     ENCODER_WEIGHTS = "encoder_weights"  # file that a training starts from
     FEATURES_FROM = "features_from"  # file or folder of frozen features
-    DEVICE, AMP, NUM_WORKERS = "device", "amp", "num_workers"
+    DEVICE, NUM_WORKERS = "device", "num_workers"
+    PRECISION, COMPUTE_DTYPE = "precision", "compute_dtype"  # what is asked for, and the dtype that follows
+    AMP = "amp"  # mixed precision of other bundles, and of copies of earlier ones
     # An expression for this key, or (only for our commands) the name of an overlay in `configs/networks`.
     NETWORK = "network"
     ONLY, COLUMNS, VIEW, REPORT, SALIENCY, DICOM = "only", "columns", "view", "report", "saliency", "dicom"

@@ -47,7 +47,7 @@ def uses_key(configs: Sequence[Path], key: str) -> bool:
 
 
 def check_amp(configs: Sequence[Path], options: Mapping[str, Any]) -> None:
-    """Refuse mixed precision on a CPU, where MONAI's engines ignore it.
+    """Refuse the mixed precision of MONAI's engines on a CPU, where they ignore it.
 
     Raises:
         ValueError: ``amp`` is True, and the device is the CPU, or there is no GPU.

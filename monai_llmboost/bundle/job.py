@@ -210,10 +210,12 @@ class BundleJob:
     @property
     def amp_dtype(self) -> torch.dtype | None:
         """The dtype of mixed precision in training; ``None`` for full precision."""
-        if not self._optional(Option.AMP, "cost", False):
-            return None
         import torch
 
+        if (dtype := self._optional(Option.COMPUTE_DTYPE, "cost")) is not None:
+            return None if dtype == torch.float32 else dtype
+        if not self._optional(Option.AMP, "cost", False):
+            return None
         return (self._optional("train#trainer#amp_kwargs", "cost") or {}).get("dtype", torch.float16)
 
     @property

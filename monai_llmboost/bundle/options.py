@@ -23,6 +23,8 @@ from monai_llmboost.bundle.words import is_computed
 
 # Options of `monai.bundle run` itself, for experiment tracking.
 MONAI_OPTIONS = ("tracking", "tracking_uri", "experiment_name", "run_name", "save_execute_config")
+# Options of earlier versions, and what to give instead.
+RENAMED = {"amp": "--precision float32, bfloat16, float16 or auto"}
 WHOLE, NUMBER, SWITCH, TEXT = KINDS = ("whole", "number", "switch", "text")
 
 
@@ -141,6 +143,8 @@ def _instead(key: str, known: Iterable[str], folder: Path) -> str:
     files = [file for file in sorted((folder / NETWORKS).glob("*.json")) if key in read_config(file)]
     if files:
         return f" here; it is an option of --network {' or '.join(file.stem for file in files)}"
+    if key in RENAMED:
+        return f": it is {RENAMED[key]} now"
     near = difflib.get_close_matches(key, known, n=1)
     return f": did you mean --{near[0]}?" if near else f"; it has {', '.join(sorted(known))}"
 

@@ -48,7 +48,7 @@ FORMAT = 1
 BELOW_ROOT = re.compile(r"\$@bundle_root \+ '/([\w./-]+)'")
 BEST = "model.pt"
 # Keys that are not recorded, because each run has its own.
-OF_A_RUN = {*FREE} - {Option.BLOCK}
+OF_A_RUN = {*FREE, Option.COMPUTE_DTYPE} - {Option.BLOCK}
 # Values of `block` that name no file.
 BLOCK_WORDS = ("embedded", "random")
 

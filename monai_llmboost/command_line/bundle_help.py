@@ -23,7 +23,7 @@ DEFAULTS = dict.fromkeys(("train", "evaluate"), "scans_classification")
 # Keys that a command sets with its own options; each has the option --network.
 TAKEN = {
     "predict": (
-        "dataset_dir", "output_dir", "device", "amp", "batch_size", "num_workers", "saliency", "report", "view",
+        "dataset_dir", "output_dir", "device", "batch_size", "num_workers", "saliency", "report", "view",
         "dicom", "salt", "follow_links", "overwrite", "only", "columns",
     ),
     "study": (

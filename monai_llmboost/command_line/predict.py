@@ -44,7 +44,6 @@ def predict(
         bool, typer.Option("--dry-run", help="List the scans that were found, and why some are refused, and stop.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
-    amp: Annotated[bool | None, typer.Option(help="Mixed precision; on a GPU by default, never on a CPU.")] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -150,8 +149,6 @@ def predict(
             raise ValueError(f"--{key} is called --{NAMES.get(key, key.replace('_', '-'))} here: use that name")
         if device != "auto":
             options[Option.DEVICE] = parse_device(device)
-        if amp is not None:
-            options[Option.AMP] = amp
         accepted = AcceptedRefusals(tuple(accept_refused or ()), known_refused)
         job = PredictJob(bundle, output, arm, accepted, dry_run, **{**own, **options, **chosen})
         sys.exit(_run(job, dry_run))

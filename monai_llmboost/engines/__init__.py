@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Handlers and schedules that MONAI lacks for training and evaluation."""
 
+from monai_llmboost.engines.autocast import AutocastInferer
 from monai_llmboost.engines.checkpoints import TrainingCheckpoints
 from monai_llmboost.engines.curves import LearningCurves, TensorBoardCurves
 from monai_llmboost.engines.evaluation.mask_metrics import MaskMetrics
@@ -18,6 +19,7 @@ from monai_llmboost.engines.whole_batches import WholeBatches
 from monai_llmboost.tasks import MedMNISTACC, MedMNISTAUC, bootstrap_interval, medmnist_acc, medmnist_auc
 
 __all__ = [
+    "AutocastInferer",
     "HeadsLoss",
     "HeldWarmupCosine",
     "LearningCurves",

@@ -13,12 +13,13 @@ import torch
 from monai.transforms import Compose
 from torch import nn
 
-from monai_llmboost.bundle import BundleJob, Option, bundle_path, check_options, job_files, split_network
+from monai_llmboost.bundle import BundleJob, Option, bundle_path, check_options, job_files, merged, split_network
 from monai_llmboost.bundle.contract import CONFIGS, IMAGE, METADATA, MODEL_RECORD, MODELS
 from monai_llmboost.bundle.find import bundle_of_record
 from monai_llmboost.bundle.trained import TrainedFolder
 from monai_llmboost.engines.trained_weights import TrainedWeights
 from monai_llmboost.networks.class_names import class_names_of
+from monai_llmboost.precision import FLOAT32
 
 INFERENCE = "inference"
 
@@ -55,6 +56,8 @@ def load_network(
 ) -> TrainedNetwork:
     """Return the trained network of a folder, with its weights, class names and preprocessing.
 
+    There is no autocast around the network, so its block is in float32 unless another ``precision`` is given.
+
     Args:
         folder: a bundle's folder in which a network was trained, or a training's ``ckpt_dir``, such as the folder of a
             run of a study.
@@ -78,7 +81,10 @@ def load_network(
     files = job_files(bundle, INFERENCE, arm, network_overlay, options)
     check_options(files.configs, options)
     options = files.with_options_of_training(options)
-    job = BundleJob.read(files.configs, {Option.BUNDLE_ROOT: str(bundle), Option.DEVICE: str(device), **options})
+    usual = {Option.BUNDLE_ROOT: str(bundle), Option.DEVICE: str(device), Option.PRECISION: FLOAT32}
+    if Option.PRECISION not in merged(files.configs):  # a copy of an earlier bundle
+        del usual[Option.PRECISION]
+    job = BundleJob.read(files.configs, {**usual, **options})
     network = job.network_definition.to(device)
     preprocessing = job.item("preprocessing", "load_network")
     TrainedWeights(options[Option.CKPT_DIR], network, weights, preprocessing).load()

@@ -3,13 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
-# Names of x86 and of ARM processors for matrix products in bfloat16, as torch gives them.
-CPU_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+from monai_llmboost.precision import computes_bfloat16
 
 
 def find_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
@@ -29,18 +25,10 @@ def find_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
     if dtype is None:
         return torch.float32
     if isinstance(dtype, str) and dtype == "auto":
-        return torch.bfloat16 if _computes_bfloat16() else torch.float32
+        return torch.bfloat16 if computes_bfloat16() else torch.float32
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(
             f"unknown dtype {dtype!r} of the block; use auto, or a floating one, torch.float32 or torch.bfloat16 "
             "(on a command line '$torch.bfloat16', in single quotes)"
         )
     return dtype
-
-
-def _computes_bfloat16() -> bool:
-    """Return whether this machine has native bfloat16; an emulated one is slower than float32."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in torch 2.8
-    return any(capabilities.get(name, False) for name in CPU_BFLOAT16)

@@ -15,7 +15,7 @@ from ignite.engine import Engine
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, load, onnx_export, run, verify_metadata
 from monai.bundle import verify_net_in_out as verify_network
 from monai.data import Dataset, MetaTensor
-from monai.inferers import Inferer, SimpleInferer
+from monai.inferers import Inferer
 from monai.transforms import Compose, LoadImaged
 from torch import nn
 
@@ -39,6 +39,7 @@ def bundle(tmp_path_factory):
     for name in ("train.json", "inference.json"):
         file = folder / "configs" / name
         file.write_text(json.dumps({**json.loads(file.read_text()), **NETWORK, "block_dtype": "$torch.float32"}))
+    torch.manual_seed(0)
     network = parser_of(folder).get_parsed_content("network_def")
     with torch.no_grad():
         network.head.bias.copy_(torch.tensor([-1.0, 1.0]))  # the second class, ring
@@ -178,7 +179,7 @@ TYPES = {
     },
     "infer": {
         "device": torch.device, "dataset_dir": str, "dataset": Dataset, "evaluator": Engine, "network_def": nn.Module,
-        "inferer": SimpleInferer, "handlers": list, "preprocessing": Compose, "postprocessing": Compose,
+        "inferer": Inferer, "handlers": list, "preprocessing": Compose, "postprocessing": Compose,
     },
 }  # fmt: skip
 META = {"version": str, "monai_version": str, "pytorch_version": str, "numpy_version": str, "channel_def": dict}

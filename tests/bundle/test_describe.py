@@ -48,7 +48,7 @@ def test_defaults_and_jobs():
     assert (options["epochs"].default, options["epochs"].jobs) == ("30", ("train", "evaluate"))
     assert options["batch_size"].default == "32; 8 in inference"
     assert options["patch_size"].default == "size // 4"
-    assert (options["block_dtype"].default, options["volume"].default) == ("computed", "none")
+    assert (options["block_dtype"].default, options["volume"].default) == ("compute_dtype", "none")
 
 
 def test_a_bundle_without_lines_is_listed_all_the_same(tmp_path):

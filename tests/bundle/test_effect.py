@@ -2,12 +2,20 @@
 """Options that nothing in a job uses are refused, those that the README tells users to repeat are not."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from conftest import BUNDLE
+from conftest import BUNDLE, EARLIER
 
-from monai_llmboost.bundle import check_job_effect, monai_arguments, option_without_effect, run_bundle
+from monai_llmboost.bundle import check_job_effect, copy_bundle, monai_arguments, option_without_effect, run_bundle
+
+
+@pytest.fixture
+def earlier_copy(tmp_path):
+    """A user's copy of a bundle as it was when mixed precision was MONAI's, and its option was --amp."""
+    copy_bundle(BUNDLE, tmp_path / "mine")
+    return shutil.copytree(EARLIER, tmp_path / "mine" / "configs", dirs_exist_ok=True).parent
 
 
 @pytest.mark.parametrize(
@@ -43,7 +51,11 @@ def test_the_message_names_the_arm_that_would_use_it():
         ("evaluate", ["none"], {"epochs": 3, "learning_rate": 0.1, "patience": 2, "split": "val", "weights": "last"}),
         ("train", [None], {"network_def#pool": "mean", "train_handlers#seeds": {}, "train#trainer#max_epochs": 3}),
         ("train", [None], {"bundle_root": "x", "tracking": "mlflow", "run_name": "y", "gate": None}),
-        ("inference", ["none"], {"saliency": True, "report": False, "num_workers": 2, "volume": 1, "amp": False}),
+        (
+            "inference",
+            ["none"],
+            {"saliency": True, "report": False, "num_workers": 2, "volume": 1},
+        ),
         ("inference", [None], {"network": "$torch.compile(@network_def.to(@device))"}),
     ],
 )
@@ -55,20 +67,20 @@ def test_options_that_have_an_effect_or_are_repeated(job, arms, options):
 @pytest.mark.parametrize(
     "device", ["cpu", "cpu:0", torch.device("cpu"), "$torch.device('cpu')", '$torch.device("cpu")']
 )
-def test_mixed_precision_on_a_cpu_is_refused(job, device):
+def test_monais_mixed_precision_on_a_cpu_is_refused(job, device, earlier_copy):
     with pytest.raises(ValueError, match=r"got --amp with the device cpu\S*: leave out --amp"):
-        monai_arguments(BUNDLE, job, "none", amp=True, device=device)
-    monai_arguments(BUNDLE, job, "none", amp=False, device=device)
+        monai_arguments(earlier_copy, job, "none", amp=True, device=device)
+    monai_arguments(earlier_copy, job, "none", amp=False, device=device)
 
 
-def test_mixed_precision_is_refused_where_there_is_no_gpu(monkeypatch):
+def test_monais_mixed_precision_is_refused_where_there_is_no_gpu(monkeypatch, earlier_copy):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for job in ("train", "inference"):
         with pytest.raises(ValueError, match="got --amp, and there is none here: leave out --amp"):
-            run_bundle(BUNDLE, job, "none", amp=True)
+            run_bundle(earlier_copy, job, "none", amp=True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monai_arguments(BUNDLE, "train", "none", amp=True)
-    monai_arguments(BUNDLE, "train", "none", amp=True, device="cuda:1")
+    monai_arguments(earlier_copy, "train", "none", amp=True)
+    monai_arguments(earlier_copy, "train", "none", amp=True, device="cuda:1")
 
 
 def test_the_text_of_configs_decides(tmp_path):

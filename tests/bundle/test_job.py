@@ -35,13 +35,14 @@ def test_the_items_of_our_bundle():
     assert job.class_names == ["shell", "ring"]
     assert job.batch_size == SMALL["batch_size"]
     assert job.device.type in ("cpu", "cuda")
-    assert (job.amp_dtype is None) == (job.device.type == "cpu")
+    assert (job.amp_dtype is None) == (job.device.type == "cpu"), "tests on a CPU are in float32"
     assert job.network_definition.booster is job.booster
     assert next(job.network.parameters()).device.type == job.device.type
     assert job.intended_use.startswith("Research only")
     assert "validate#evaluator" in job
     assert "nothing" not in job
-    assert read(bundle_path(BUNDLE), amp=True).amp_dtype in (torch.float16, torch.bfloat16)
+    assert read(bundle_path(BUNDLE), precision="bfloat16").amp_dtype == torch.bfloat16
+    assert read(bundle_path(BUNDLE), precision="float32").amp_dtype is None
 
 
 @pytest.mark.parametrize(

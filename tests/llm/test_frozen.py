@@ -59,6 +59,7 @@ def test_is_kept_in_the_dtype_asked_for(geometry, block, dtype):
 
 @pytest.mark.parametrize("able", [True, False])
 def test_chooses_bfloat16_where_it_is_native(geometry, able, monkeypatch):
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": able}, raising=False)
     expected = torch.bfloat16 if able else torch.float32

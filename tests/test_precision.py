@@ -1,0 +1,153 @@
+"""One option for the precision, which means the same on every device."""
+
+import logging
+from types import MappingProxyType
+
+import pytest
+import torch
+from conftest import BUNDLE
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+
+from monai_llmboost.bundle import Option, bundle_path, check_options, job_configs, merged
+from monai_llmboost.bundle.job import BundleJob
+from monai_llmboost.engines import AutocastInferer
+from monai_llmboost.inference import HalvingInferer, WindowInferer
+from monai_llmboost.precision import INSTRUCTIONS, computes_bfloat16, find_precision
+
+BUNDLES = [BUNDLE, "scans_classification", "scans_segmentation"]
+
+
+@pytest.fixture
+def processor(monkeypatch):
+    """Set what the machine can do."""
+
+    def set_to(cpu=False, gpu=None, allowed=""):
+        monkeypatch.setenv(INSTRUCTIONS, allowed)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": cpu}, raising=False)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or gpu
+        )
+
+    return set_to
+
+
+@pytest.mark.parametrize(
+    ("machine", "device", "expected"),
+    [
+        ({"cpu": True}, "cpu", torch.bfloat16), ({"cpu": False}, "cpu", torch.float32),
+        ({"cpu": True, "gpu": False}, "cpu", torch.bfloat16), ({"cpu": False, "gpu": True}, "cpu", torch.float32),
+        ({"gpu": True}, "cuda", torch.bfloat16), ({"cpu": True, "gpu": False}, "cuda:1", torch.float16),
+        ({"cpu": True}, "meta", torch.float32),
+        ({"cpu": True, "allowed": "avx512_core"}, "cpu", torch.float32),
+        ({"cpu": True, "allowed": "AVX512_CORE_AMX"}, "cpu", torch.bfloat16),
+    ],
+)  # fmt: skip
+def test_auto_is_the_fastest_native_one(processor, machine, device, expected, caplog):
+    processor(**machine)
+    with caplog.at_level(logging.INFO, "monai_llmboost"):
+        assert find_precision("auto", device) == expected
+    assert f"precision {str(expected).removeprefix('torch.')}, the fastest of this" in caplog.text
+    assert computes_bfloat16(torch.device(device).type) == (expected == torch.bfloat16)
+
+
+def test_what_is_asked_for_is_taken(processor, caplog):
+    processor(cpu=True, gpu=True)
+    for name in ("float32", "bfloat16"):
+        assert find_precision(name, "cpu") == find_precision(name, "cuda") == getattr(torch, name)
+    assert find_precision("float16", "cuda") == torch.float16
+    assert not caplog.text
+    processor(cpu=False)
+    assert find_precision("bfloat16", "cpu") == torch.bfloat16
+    assert "only emulates bfloat16, which is slow: float32 is faster" in caplog.text
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="float16 needs a GPU: use bfloat16, float32 or auto on a CPU"):
+        find_precision("float16", torch.device("cpu"))
+    with pytest.raises(ValueError, match="unknown precision 'bf16'; choose from auto, float32, bfloat16, float16"):
+        find_precision("bf16")
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_the_option_of_each_bundle(bundle):
+    for job in ("train", "evaluate", "inference"):
+        configs = job_configs(bundle_path(bundle), job, "none")
+        for name in ("auto", "float32", "bfloat16", "float16"):
+            check_options(configs, {Option.PRECISION: name})
+        with pytest.raises(ValueError, match="unknown precision 'half'"):
+            check_options(configs, {Option.PRECISION: "half"})
+        with pytest.raises(ValueError, match=r"no option --amp: it is --precision float32, .* now"):
+            check_options(configs, {"amp": True})
+        assert Option.AMP not in merged(configs)
+
+
+class Spy(torch.nn.Module):
+    """Multiplies, and remembers in which dtype."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 3)
+
+    def forward(self, x):
+        out = self.linear(x)
+        self.seen = out.dtype
+        return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("inferer", [None, HalvingInferer()])
+def test_only_the_network_is_in_mixed_precision(dtype, inferer):
+    network, x = Spy(), torch.rand(5, 4)
+    out = AutocastInferer(dtype, inferer)(x, network)
+    assert (network.seen, out.dtype) == (dtype, torch.float32)
+    assert torch.equal(out, network(x)) == (dtype == torch.float32)
+    torch.testing.assert_close(out, network(x), rtol=0, atol=2e-2)
+    out.sum().backward()
+    assert network.linear.weight.grad.dtype == torch.float32
+
+
+def test_outputs_of_any_form_are_in_float32():
+    def network(x):
+        half = x.to(torch.bfloat16)
+        return [half, {"more": (half, half.argmax(1))}, None]
+
+    first, named, nothing = AutocastInferer(torch.bfloat16)(MetaTensor(torch.rand(2, 3)), network)
+    assert first.dtype == named["more"][0].dtype == torch.float32
+    assert (named["more"][1].dtype, nothing) == (torch.int64, None)
+
+
+def test_cases_that_do_not_fit_are_told():
+    class Full(Inferer):
+        unfit = MappingProxyType({1: "no memory"})
+
+        def __call__(self, inputs, network):
+            return network(inputs)
+
+    assert AutocastInferer(torch.bfloat16, Full()).unfit == {1: "no memory"}
+    assert AutocastInferer(torch.bfloat16).unfit == {}
+
+
+def test_windows_are_summed_in_float32():
+    torch.manual_seed(0)
+    network = torch.nn.Conv3d(1, 3, 3, padding=1)
+    image = torch.rand(1, 1, 20, 16, 24)
+    inferer = WindowInferer([16, 16, 16])
+    mixed = AutocastInferer(torch.bfloat16, inferer)(image, network)
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, inferer(image, network), rtol=0, atol=5e-3)
+    torch.testing.assert_close(mixed.sum(1), torch.ones(1, 20, 16, 24), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("bundle", BUNDLES[1:])
+def test_a_frozen_block_is_kept_in_the_precision(bundle):
+    """Else its weights, which autocast does not keep, would be cast in every forward pass."""
+    options = {"image_shape": [1, 32, 32, 32], "class_names": ["a", "b"], "label_values": [1], "device": "cpu"}
+    for arm in (None, "random"):
+        for name in ("float32", "bfloat16"):
+            job = BundleJob.read(job_configs(bundle_path(bundle), "inference", arm), {**options, "precision": name})
+            dtypes = {
+                str(buffer.dtype) for key, buffer in job.network.named_buffers() if "block" in key and buffer.ndim > 1
+            }
+            assert dtypes == {f"torch.{name}"}, (arm, name)
