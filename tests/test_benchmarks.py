@@ -95,6 +95,22 @@ def test_each_model_type_has_an_outcome(tmp_path):
     assert all(0 <= row["difference"] < 1e-5 for row in rows if row["outcome"] != "refused")
 
 
+def test_precisions_in_turn(rows_here, tmp_path):
+    words = ["time", "--rounds", "1", "--networks", "planned U-Net, 2 x 40 x 56 x 40"]
+    rows = rows_here("precision", tmp_path / "times.json", *words)
+    assert [row["side"] for row in rows] == ["float32", "bfloat16"]
+    assert rows[0]["step ratio"] == 1 and all(row["step ms"] > row["forward ms"] > 0 for row in rows)
+
+
+def test_accuracy_of_precisions(rows_here, monkeypatch, tmp_path):
+    cases = {"train": 40, "val": 20, "test": 20}
+    monkeypatch.setattr("monai_llmboost.data.datasets.phantoms.PHANTOM_CASES", cases)
+    words = ["accuracy", "--dataset", "phantom", "--epochs", "1", "--seeds", "1", "--folder", str(tmp_path / "runs")]
+    rows = rows_here("precision", tmp_path / "accuracy.json", *words)
+    assert [row["trained in"] for row in rows] == ["float32", "bfloat16"]
+    assert all(0 < row["probabilities differ, most"] < 0.02 for row in rows)
+
+
 def test_boosted_networks(tmp_path):
     words = ["--networks", "UNet", "--size", "32", "--rounds", "1"]
     rows = rows_of("boosted_networks", tmp_path / "networks.json", *words)

@@ -14,6 +14,8 @@ from monai_llmboost.bundle.job import BundleJob
 from monai_llmboost.engines import AutocastInferer
 from monai_llmboost.inference import HalvingInferer, WindowInferer
 from monai_llmboost.precision import INSTRUCTIONS, computes_bfloat16, find_precision
+from monai_llmboost.studies.collect import device_and_precision
+from monai_llmboost.studies.cost.measure import device_name
 
 BUNDLES = [BUNDLE, "scans_classification", "scans_segmentation"]
 
@@ -151,3 +153,9 @@ def test_a_frozen_block_is_kept_in_the_precision(bundle):
                 str(buffer.dtype) for key, buffer in job.network.named_buffers() if "block" in key and buffer.ndim > 1
             }
             assert dtypes == {f"torch.{name}"}, (arm, name)
+
+
+def test_a_study_says_its_precision():
+    for name, told in (("bfloat16", ", bfloat16"), ("float32", "")):
+        job = BundleJob.read(job_configs(bundle_path(BUNDLE), "train", "none"), {"precision": name, "device": "cpu"})
+        assert device_and_precision(job) == f"{device_name(job.device)}{told}"

@@ -146,7 +146,10 @@ def _instead(key: str, known: Iterable[str], folder: Path) -> str:
     if key in RENAMED:
         return f": it is {RENAMED[key]} now"
     near = difflib.get_close_matches(key, known, n=1)
-    return f": did you mean --{near[0]}?" if near else f"; it has {', '.join(sorted(known))}"
+    if near:
+        return f": did you mean --{near[0]}?"
+    described = Rules(folder).declared.keys() & set(known)
+    return f"; it has {', '.join(sorted(described or known))}"
 
 
 def check_given(options: Mapping[str, Any], configs: Iterable[Path] = ()) -> None:

@@ -88,11 +88,17 @@ def collect(plan: Plan, finished: Finished) -> StudyResults:
         study={**plan.as_dict(), "chosen_by": chosen_by(plan.weights, task)},
         metrics={name: MetricName(metric.label, metric.larger_is_better) for name, metric in task.metrics.items()},
         software={name: version(name) for name in SOFTWARE},
-        device=device_name(jobs[first].device),
+        device=device_and_precision(jobs[first]),
         command=shlex.join(["monai-llmboost", *sys.argv[1:]]),
         model_card=jobs[first].intended_use,
         datasets={name: _of_dataset(plan, name, job, finished) for name, job in jobs.items()},
     )
+
+
+def device_and_precision(job: BundleJob) -> str:
+    """Return the name of a job's device, and its precision if that is not float32."""
+    name = device_name(job.device)
+    return name if job.amp_dtype is None else f"{name}, {str(job.amp_dtype).removeprefix('torch.')}"
 
 
 def chosen_by(weights: str, task: Task) -> str:

@@ -125,7 +125,7 @@ def test_the_read_out_of_any_network(geometry):
 
 def test_the_device_may_be_a_word():
     arms = {"none": job_configs(bundle_path(BUNDLE), "train", "none")}
-    result = cost_of_arms(arms, {**SMALL, "batch_size": 2, "device": "cpu", "amp": True}, rounds=1)
+    result = cost_of_arms(arms, {**SMALL, "batch_size": 2, "device": "cpu", "precision": "bfloat16"}, rounds=1)
     assert result["amp"] in ("torch.bfloat16", "torch.float16")
     assert cost_of_arms(arms, {**SMALL, "batch_size": 2, "device": "cpu"}, rounds=1)["amp"] is None
 
