@@ -1,15 +1,18 @@
 """One option for the precision, which means the same on every device."""
 
+import json
 import logging
 from types import MappingProxyType
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
-from conftest import BUNDLE
+from conftest import BUNDLE, SMALL
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 
-from monai_llmboost.bundle import Option, bundle_path, check_options, job_configs, merged
+from monai_llmboost.bundle import Option, bundle_path, check_options, job_configs, merged, run_bundle
 from monai_llmboost.bundle.job import BundleJob
 from monai_llmboost.engines import AutocastInferer
 from monai_llmboost.inference import HalvingInferer, WindowInferer
@@ -159,3 +162,29 @@ def test_a_study_says_its_precision():
     for name, told in (("bfloat16", ", bfloat16"), ("float32", "")):
         job = BundleJob.read(job_configs(bundle_path(BUNDLE), "train", "none"), {"precision": name, "device": "cpu"})
         assert device_and_precision(job) == f"{device_name(job.device)}{told}"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("arm", ["none", "mlp", "random", "pretrained", "pretrained-trained", "lora"])
+def test_every_arm_in_bfloat16(arm, tmp_path, monkeypatch):
+    cases = {"train": 24, "val": 12, "test": 12}
+    monkeypatch.setattr("monai_llmboost.data.datasets.phantoms.PHANTOM_CASES", cases)
+    places = {"ckpt_dir": str(tmp_path / "models"), "logging_file": False, "precision": "bfloat16", "device": "cpu"}
+    small = {**SMALL, "batch_size": 12, "warmup_epochs": 0, "epochs": 1, "dataset": "phantom"}
+    run_bundle(BUNDLE, "train", arm, output_dir=str(tmp_path / "train"), **small, **places)
+    state = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    dtypes = {value.dtype for value in state.values() if torch.is_tensor(value) and value.is_floating_point()}
+    assert dtypes == {torch.float32}, "weights are trained and saved in float32"
+    run_bundle(BUNDLE, "evaluate", arm, output_dir=str(tmp_path / "test"), **places)
+    voxels = np.random.default_rng(0).integers(0, 256, (20, 30, 28), dtype=np.uint8)
+    nib.save(nib.Nifti1Image(voxels, np.diag([-1.0, -1.0, 2.0, 1.0])), tmp_path / "scan.nii.gz")
+    probabilities = {}
+    for precision in ("bfloat16", "float32"):
+        out = tmp_path / precision
+        options = {**places, "precision": precision, "dataset_dir": str(tmp_path / "scan.nii.gz"), "saliency": True}
+        run_bundle(BUNDLE, "inference", arm, output_dir=str(out), **options)
+        (case,) = json.loads((out / "predictions.json").read_text())["cases"]
+        assert not case.get("refused") and list(out.rglob("preview.webp"))
+        assert json.loads((out / "run.json").read_text())["precision"] == precision
+        probabilities[precision] = case["probabilities"]
+    assert probabilities["bfloat16"] == pytest.approx(probabilities["float32"], abs=0.02)

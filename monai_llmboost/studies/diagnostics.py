@@ -70,7 +70,8 @@ def diagnose(
                 network(image) if infer is None else infer(image, network)
                 for x, *read in [*entered]:  # the tokens, and if not all, how many of them are read
                     if seen < TOKENS:
-                        parts.append(dict(_tokens(booster, x, *read)))
+                        # In float32, also if the network was in mixed precision.
+                        parts.append(dict(_tokens(booster, x.float(), *read)))
                         seen += x.shape[0] * x.shape[1]
                 if seen >= TOKENS:
                     break

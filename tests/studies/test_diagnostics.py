@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a booster does to the tokens of a network, in numbers that can be checked by hand."""
 
+from functools import partial
+
 import pytest
 import torch
+from monai.networks.nets import UNet
 
 from monai_llmboost.boosters import ResidualBooster, mlp_booster
+from monai_llmboost.engines import AutocastInferer
 from monai_llmboost.llm import random_block
-from monai_llmboost.networks import ViT3D
+from monai_llmboost.networks import ViT3D, boost
 from monai_llmboost.studies import diagnostics
 from monai_llmboost.studies.diagnostics import diagnose, linear_cka, top_share
 
@@ -156,3 +160,15 @@ def test_windows_of_a_volume_are_measured_as_one_batch(images):
         return torch.cat([part(window) for window in image.split(2)])
 
     assert diagnose(tested, [whole], in_windows) == pytest.approx(diagnose(tested, [whole]), rel=1e-5)
+
+
+def test_mixed_precision_changes_little(draw):
+    """Features of a convolution are in bfloat16 there, and the block too; the maps are in float32."""
+    images = [draw(2, 1, 16, 16, 16) for _ in range(2)]
+    measured = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        plain = UNet(3, 1, 2, channels=(8, 16, 12), strides=(2, 2))
+        booster = partial(ResidualBooster, block=random_block("random", dtype=dtype), start="published")
+        measured.append(diagnose(boost(plain, booster, at="deepest"), images, AutocastInferer(dtype)))
+    assert measured[1] == pytest.approx(measured[0], rel=0.03)
