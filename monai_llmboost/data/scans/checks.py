@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -72,9 +73,9 @@ class CheckVolumed(MapTransform):
     def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
         """Return the data unchanged if every volume passes."""
         for key in self.key_iterator(dict(data)):
-            self._check(torch.as_tensor(data[key]))
+            low, high = self._check(torch.as_tensor(data[key]))
             if isinstance(data[key], MetaTensor):
-                self._warn(data[key])
+                self._warn(data[key], low, high)
         return dict(data)
 
     def check_shape(self, shape: Sequence[int]) -> None:
@@ -90,7 +91,8 @@ class CheckVolumed(MapTransform):
                 kind="too-small",
             )
 
-    def _check(self, volume: torch.Tensor) -> None:
+    def _check(self, volume: torch.Tensor) -> tuple[float, float]:
+        """Return the lowest and the highest voxel value of a volume that passes."""
         if volume.dim() != 4 or volume.shape[0] != self.channels:
             raise RefusedScan(
                 f"expected a volume with {self.channels} channel(s), got shape {tuple(volume.shape)}: give those that "
@@ -98,14 +100,14 @@ class CheckVolumed(MapTransform):
                 kind="channels",
             )
         self.check_shape(volume.shape[1:])
-        if not torch.isfinite(volume).all():
+        low, high = map(float, torch.aminmax(torch.Tensor.as_subclass(volume, torch.Tensor)))  # NaN if a voxel is NaN
+        if not (math.isfinite(low) and math.isfinite(high)):
             wrong = int((~torch.isfinite(volume)).sum())
             raise RefusedScan(f"expected finite voxels, {wrong} are NaN or infinite: {EXPORT}", kind="not-finite")
-        low, high = float(volume.min()), float(volume.max())
         if low == high:
             raise RefusedScan(f"expected an image, every voxel is {low:g}: {EXPORT}", kind="constant")
         if not self.has_range:
-            return
+            return low, high
         advice = "if this is right for your data, give --intensity_range '[low,high]'"
         if not self.clip_intensities:
             advice += " --clip_intensities True"
@@ -119,8 +121,9 @@ class CheckVolumed(MapTransform):
                 f"{'a map of labels' if labels else 'scaled before'}: {advice}",
                 kind="label-map" if labels else "range",
             )
+        return low, high
 
-    def _warn(self, volume: MetaTensor) -> None:
+    def _warn(self, volume: MetaTensor, low: float, high: float) -> None:
         voxels = volume.as_tensor()
         warnings = volume.meta.get("warnings", "").splitlines()
         values = _count_values(voxels) if self.has_range else MIN_VALUES
@@ -128,8 +131,8 @@ class CheckVolumed(MapTransform):
             warnings.append(
                 f"different values in some {SAMPLED_VOXELS} voxels: {values}; perhaps it is a map of labels, no image"
             )
-        outside = float(((voxels < self.low) | (voxels > self.high)).float().mean()) if self.has_range else 0.0
-        if outside > 0:
+        if self.has_range and (low < self.low or high > self.high):
+            outside = int(((voxels < self.low) | (voxels > self.high)).sum()) / voxels.numel()
             warnings.append(f"clipped to {self.low:g} to {self.high:g}: {100 * outside:.2g} % of the voxels")
         if warnings:
             volume.meta["warnings"] = "\n".join(warnings)

@@ -168,6 +168,18 @@ def peak(path):
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("chunk", [1, 3, SIZE[0], 2 * SIZE[0], SIZE[0] * SIZE[1], 2 * SIZE[0] * SIZE[1] + 1])
+@pytest.mark.parametrize("dtype", ["<i2", "<f8"])
+def test_the_size_of_parts_changes_nothing(tmp_path, monkeypatch, chunk, dtype):
+    """Parts are rows or planes; the last ones may be smaller."""
+    path = save(tmp_path / "x.nii.gz", numbers(dtype))
+    whole, _ = read(path)
+    monkeypatch.setattr("monai_llmboost.data.scans.nifti.reader.CHUNK_VOXELS", chunk)
+    parts, _ = read(path)
+    assert np.array_equal(parts, whole)
+    assert parts.flags.c_contiguous, "so that no later step copies it"
+
+
 def test_memory_is_bounded_by_the_volume(tmp_path):
     """The float32 volume and a few chunks, not compressed, decompressed and scaled data at the same time."""
     array = np.zeros((256, 256, 256), np.int16)
