@@ -84,6 +84,10 @@ class KeptText(nn.Module):
         if not code.is_meta and (reason := self.read(code)):
             raise ValueError(reason)
 
+    def frozen_names(self) -> list[str]:
+        """Return the names of the buffers that are equal in all processes, because they are empty."""
+        return ["code_device"]
+
     def read(self, code: Tensor) -> str:
         """Read the text of a checkpoint; return why it is refused, or an empty string."""
         raise NotImplementedError

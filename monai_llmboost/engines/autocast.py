@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 
 class AutocastInferer(Inferer):
@@ -37,7 +39,8 @@ class AutocastInferer(Inferer):
             return self.inferer(inputs, network, *args, **kwargs)
 
         def mixed(batch: Tensor, *more: Any, **named: Any) -> Any:
-            with torch.autocast(batch.device.type, self.dtype):
+            small_maps = SmallMapsInFloat32() if _needs_float32(batch.device, self.dtype) else nullcontext()
+            with torch.autocast(batch.device.type, self.dtype), small_maps:
                 outputs = network(batch, *more, **named)
             return _as_float32(outputs)
 
@@ -47,6 +50,42 @@ class AutocastInferer(Inferer):
     def unfit(self) -> Mapping[int, str]:
         """Positions and reasons of the cases that did not fit the memory, if the inferer reports them."""
         return getattr(self.inferer, "unfit", {})
+
+
+class SmallMapsInFloat32(TorchFunctionMode):
+    """Computes 3D convolutions of maps smaller than their kernel in float32, for correct gradients on a CPU.
+
+    In bfloat16, the gradient of such a kernel contains values of foreign memory (oneDNN as in torch 2.14; seen for a
+    kernel of 3 voxels over 2 along the first axis, and for one of 5 over 2 to 4): a training diverges now and then.
+    The last maps of a ResNet3D for volumes of 28 voxels are as small.
+
+    Example:
+        >>> with torch.autocast("cpu", torch.bfloat16), SmallMapsInFloat32():
+        ...     torch.nn.Conv3d(2, 3, 3, padding=1)(torch.rand(1, 2, 2, 4, 4)).dtype
+        torch.bfloat16
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Replace a convolution of a small map."""
+        kwargs = kwargs or {}
+        if function is torch.conv3d and _is_small(*args, **kwargs):
+            with torch.autocast("cpu", enabled=False):
+                exact = [_exact(value) for value in args]
+                named = {name: _exact(value) for name, value in kwargs.items()}
+                return function(*exact, **named).to(torch.bfloat16)
+        return function(*args, **kwargs)
+
+
+def _exact(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) else value
+
+
+def _is_small(input: Tensor, weight: Tensor, *_: Any, **__: Any) -> bool:
+    return any(voxels < kernel for voxels, kernel in zip(input.shape[-3:], weight.shape[-3:]))
+
+
+def _needs_float32(device: torch.device, dtype: torch.dtype) -> bool:
+    return device.type == "cpu" and dtype == torch.bfloat16 and torch.is_grad_enabled()
 
 
 def _as_float32(outputs: Any) -> Any:

@@ -14,9 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 class SharedStatistics:
     """Averages the running statistics of batch normalization over the processes of a parallel training.
 
-    DistributedDataParallel keeps weights equal; the bundles do not let it send buffers, because the weights of a frozen
-    block are buffers too. Without this handler, each process would validate with its own statistics, and a checkpoint
-    would have those of the first one. It runs after each step, so before handlers that copy the network.
+    DistributedDataParallel keeps weights equal; the bundles do not let it send buffers, see
+    :func:`monai_llmboost.networks.parallel_network`. Without this handler, each process would validate with its own
+    statistics, and a checkpoint would have those of the first one. It runs after each step, so before handlers that
+    copy the network.
 
     Args:
         network: the network, wrapped or not.

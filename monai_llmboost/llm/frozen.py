@@ -52,8 +52,9 @@ class FrozenBlock(nn.Module):
     :func:`monai_llmboost.llm.find_h_rms`.
 
     The weights are buffers, not parameters: any optimizer line, ``CheckpointSaver``, strict ``CheckpointLoader``,
-    ``deepcopy``, ``.to()`` and DDP (best with ``broadcast_buffers=False``) work unchanged. A checkpoint contains the
-    block's name and fingerprint instead of its weights. Loading a checkpoint into a network with another block fails.
+    ``deepcopy``, ``.to()`` and DDP work unchanged (see :func:`monai_llmboost.networks.ignore_frozen_in_ddp`). A
+    checkpoint contains the block's name and fingerprint instead of its weights. Loading a checkpoint into a network
+    with another block fails.
 
     With ``trained=True`` the weights are parameters initialised from the donor, and checkpoints contain them.
 
@@ -195,6 +196,14 @@ class FrozenBlock(nn.Module):
     def finish(self, h: Tensor, attended: Tensor) -> Tensor:
         """Map tokens (B, R, D) and the output of their heads, (B, R, heads * head size), to tokens (B, R, D)."""
         return self.final_norm(self.layer.finish(self.take(h), attended)).to(h.dtype)
+
+    @torch.jit.unused
+    def frozen_names(self) -> list[str]:
+        """Return the names of the buffers that no training changes: those that checkpoints do not contain."""
+        if not self.frozen:
+            return []
+        parts = self.named_modules(remove_duplicate=False)
+        return [f"{name}.{own}".lstrip(".") for name, part in parts for own in part._non_persistent_buffers_set]
 
     @torch.jit.unused
     def for_one_token(self) -> "FrozenBlock":

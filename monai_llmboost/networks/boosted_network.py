@@ -9,6 +9,7 @@ from monai_llmboost.arguments import check_choice
 from monai_llmboost.artifacts.signature import Signature
 from monai_llmboost.boosters.readout.choose import takes_read
 from monai_llmboost.networks.fit import check_width, for_one_token
+from monai_llmboost.networks.parallel import ignore_frozen_in_ddp
 from monai_llmboost.networks.wrappers import unwrap
 
 # What to do when a checkpoint was made with another network.
@@ -87,6 +88,7 @@ class BoostedNetwork(nn.Module):
         named = booster is not None and position != self.unnamed_position
         place = f", booster at position {position}" if named else ""
         self.signature = Signature("network", self.text + place, REMEDY)
+        ignore_frozen_in_ddp(self)
 
     def pool_tokens(self, x: Tensor) -> Tensor:
         """Map tokens (B, N, C) to one token per case, (B, C)."""

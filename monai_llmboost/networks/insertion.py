@@ -15,6 +15,7 @@ from monai_llmboost.networks.boosted_module import BOOSTER, BoostedModule, plain
 from monai_llmboost.networks.boosted_network import BoostedNetwork
 from monai_llmboost.networks.fit import check_width, for_one_token
 from monai_llmboost.networks.joints import DEEPEST, POOLED, Joint, find_joint
+from monai_llmboost.networks.parallel import ignore_frozen_in_ddp
 from monai_llmboost.networks.trial import CountedIdentity, Features, calls_without_gradients, example_of, see_joint
 from monai_llmboost.networks.wrappers import load_plain, plain_state, unwrap, weight_differences
 
@@ -113,7 +114,7 @@ def boost(
     place = f"{'before' if joint.before else 'after'} {joint.name}"
     stride = f", token_stride {token_stride}" if token_stride > 1 else ""
     logger.info(f"booster {place} of {type(network).__name__}: {features.form} of {features.channels} channels{stride}")
-    return network
+    return ignore_frozen_in_ddp(network)
 
 
 def _place(network: BoostedNetwork, booster: Any, at: str | None, before: bool) -> nn.Module:

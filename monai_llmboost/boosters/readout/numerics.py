@@ -115,6 +115,9 @@ class Kept(nn.Module):
     @staticmethod
     def is_equal(old: Tensor, weight: Tensor) -> bool:
         """Return whether a weight has the values of its copy; on the device meta there are none to compare."""
+        # Address and version of a tensor would be cheaper, and need no answer from a GPU, but do not show all changes:
+        # writes through `.data` or numpy leave both as they are, inference mode counts no versions, and a weight from
+        # which the mean was subtracted is a new tensor in each call. The product itself costs more than one comparison.
         same_kind = old.device == weight.device and old.dtype == weight.dtype
         return same_kind and (weight.is_meta or torch.equal(old, weight))
 
