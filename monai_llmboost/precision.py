@@ -20,7 +20,7 @@ CPU_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 INSTRUCTIONS, ALL = "ONEDNN_MAX_CPU_ISA", ("", "DEFAULT", "ALL")
 
 
-def find_precision(precision: str = AUTO, device: torch.device | str = "cpu") -> torch.dtype:
+def find_precision(precision: str = AUTO, device: torch.device | str = "cpu", training: bool = False) -> torch.dtype:
     """Return the dtype of matrix products and convolutions of a network on a device.
 
     Args:
@@ -28,6 +28,8 @@ def find_precision(precision: str = AUTO, device: torch.device | str = "cpu") ->
             or auto, the fastest that this device computes natively: bfloat16, else float16 on a GPU and float32 on
             a CPU.
         device: the device of the network.
+        training: whether auto is float32 on every CPU, because torch's gradients in bfloat16 are not always right there
+            (:class:`monai_llmboost.engines.autocast.SmallMapsInFloat32`).
 
     Raises:
         ValueError: an unknown precision; float16 on a CPU.
@@ -45,8 +47,10 @@ def find_precision(precision: str = AUTO, device: torch.device | str = "cpu") ->
         logger.warning(f"this {_word(kind)} only emulates bfloat16, which is slow: float32 is faster")
     chosen = precision
     if precision == AUTO:
-        chosen = BFLOAT16 if native else FLOAT16 if kind == "cuda" else FLOAT32
-        logger.info(f"precision {chosen}, the fastest of this {_word(kind)}; --precision chooses another")
+        slower = training and kind == "cpu"
+        chosen = BFLOAT16 if native and not slower else FLOAT16 if kind == "cuda" else FLOAT32
+        why = "for training on a CPU" if slower else f"the fastest of this {_word(kind)}"
+        logger.info(f"precision {chosen}, {why}; --precision chooses another")
     return getattr(torch, chosen)
 
 

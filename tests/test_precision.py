@@ -57,6 +57,20 @@ def test_auto_is_the_fastest_native_one(processor, machine, device, expected, ca
     assert computes_bfloat16(torch.device(device).type) == (expected == torch.bfloat16)
 
 
+def test_auto_is_float32_for_training_on_a_cpu(processor, caplog):
+    """Gradients of torch in bfloat16 on a CPU are not always right."""
+    processor(cpu=True, gpu=True)
+    with caplog.at_level(logging.INFO, "monai_llmboost"):
+        assert find_precision("auto", "cpu", training=True) == torch.float32
+    assert "precision float32, for training on a CPU; --precision chooses another" in caplog.text
+    assert find_precision("auto", "cuda", training=True) == torch.bfloat16
+    assert find_precision("bfloat16", "cpu", training=True) == torch.bfloat16
+    for bundle in BUNDLES:
+        for job, expected in (("train", torch.float32), ("evaluate", torch.float32), ("inference", torch.bfloat16)):
+            read = BundleJob.read(job_configs(bundle_path(bundle), job, "none"), {"device": "cpu"})
+            assert read.item("compute_dtype", "the test") == expected
+
+
 def test_what_is_asked_for_is_taken(processor, caplog):
     processor(cpu=True, gpu=True)
     for name in ("float32", "bfloat16"):
