@@ -20,6 +20,8 @@ from monai_llmboost.data.scans.scan import RefusedScan
 MIN_PART_OF_RANGE = 0.01
 # Minimum number of different values of an image in a sample of this many voxels; a label map has fewer.
 MIN_VALUES, SAMPLED_VOXELS = 64, 1 << 13
+# Number of voxels that are compared at a time.
+CHUNK_VOXELS = 1 << 20
 EXPORT = "export it anew, or take it out"
 
 
@@ -100,9 +102,10 @@ class CheckVolumed(MapTransform):
                 kind="channels",
             )
         self.check_shape(volume.shape[1:])
-        low, high = map(float, torch.aminmax(torch.Tensor.as_subclass(volume, torch.Tensor)))  # NaN if a voxel is NaN
+        ends = torch.stack([torch.stack(torch.aminmax(part)) for part in _split(volume)])
+        low, high = map(float, torch.aminmax(ends))  # NaN if a voxel is
         if not (math.isfinite(low) and math.isfinite(high)):
-            wrong = int((~torch.isfinite(volume)).sum())
+            wrong = sum(int((~torch.isfinite(part)).sum()) for part in _split(volume))
             raise RefusedScan(f"expected finite voxels, {wrong} are NaN or infinite: {EXPORT}", kind="not-finite")
         if low == high:
             raise RefusedScan(f"expected an image, every voxel is {low:g}: {EXPORT}", kind="constant")
@@ -132,10 +135,19 @@ class CheckVolumed(MapTransform):
                 f"different values in some {SAMPLED_VOXELS} voxels: {values}; perhaps it is a map of labels, no image"
             )
         if self.has_range and (low < self.low or high > self.high):
-            outside = int(((voxels < self.low) | (voxels > self.high)).sum()) / voxels.numel()
-            warnings.append(f"clipped to {self.low:g} to {self.high:g}: {100 * outside:.2g} % of the voxels")
+            outside = sum(int(((part < self.low) | (part > self.high)).sum()) for part in _split(voxels))
+            if outside:  # not if an end of the range is met in the dtype of the voxels
+                share = 100 * outside / voxels.numel()
+                warnings.append(f"clipped to {self.low:g} to {self.high:g}: {share:.2g} % of the voxels")
         if warnings:
             volume.meta["warnings"] = "\n".join(warnings)
+
+
+def _split(volume: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return parts of some CHUNK_VOXELS voxels that lie together in memory, so that no copy is made of the volume."""
+    voxels = torch.Tensor.as_subclass(volume, torch.Tensor)
+    axis = max(range(voxels.dim()), key=lambda axis: (voxels.shape[axis] > 1, voxels.stride(axis)))
+    return voxels.split(max(1, CHUNK_VOXELS * voxels.shape[axis] // voxels.numel()), axis)
 
 
 def _count_values(volume: torch.Tensor) -> int:

@@ -83,3 +83,25 @@ def test_values_are_sampled_from_the_whole_volume():
     wide = torch.zeros(1, 128, 64, 64)
     wide[:, 64:] = image((64, 64, 64))
     assert "warnings" not in CheckVolumed("image")({"image": MetaTensor(wide)})["image"].meta
+
+
+def test_volumes_are_checked_in_parts(monkeypatch):
+    """A voxel outside the range, or NaN, is found in any part, and in any order of the axes in memory."""
+    monkeypatch.setattr("monai_llmboost.data.scans.checks.CHUNK_VOXELS", 50)
+    for order in ((0, 1, 2, 3), (0, 3, 2, 1), (0, 2, 3, 1)):
+        wide = image().permute(order)
+        for place in ((0, 0, 0, 0), (0, 1, 1, 1), (0, -1, -1, -1)):
+            changed = wide.clone()
+            changed[place] = 300
+            checked = CheckVolumed("image", clip_intensities=True)({"image": MetaTensor(changed)})["image"]
+            assert checked.meta["warnings"] == "clipped to 0 to 255: 0.2 % of the voxels"
+            changed[place] = torch.nan
+            with pytest.raises(ValueError, match="expected finite voxels, 1 are NaN or infinite"):
+                CheckVolumed("image")({"image": changed})
+
+
+def test_an_end_of_the_range_is_compared_in_the_dtype_of_the_voxels():
+    scan = image() / 255 * np.float32(0.1)
+    assert float(scan.max()) > 0.1  # in float64
+    out = CheckVolumed("image", intensity_range=(0, 0.1), clip_intensities=True)({"image": MetaTensor(scan)})["image"]
+    assert "warnings" not in out.meta

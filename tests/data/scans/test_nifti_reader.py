@@ -3,6 +3,7 @@ import gzip
 import itertools
 import os
 import tracemalloc
+import zlib
 
 import nibabel
 import numpy as np
@@ -256,3 +257,29 @@ def test_pipe_is_not_read(tmp_path):
 def test_wrong_options(options, message):
     with pytest.raises(ValueError, match=message):
         BoundedNiftiReader(**options)
+
+
+def test_voxels_are_read_in_parts_in_the_order_of_arrays(tmp_path, monkeypatch):
+    """Parts of planes, of rows, and rows that are longer than a part."""
+    for parts in (1, 4, 20, 100, 1 << 20):
+        monkeypatch.setattr("monai_llmboost.data.scans.nifti.reader.CHUNK_VOXELS", parts)
+        array, _ = read(save(tmp_path / "x.nii.gz", voxels()))
+        assert array.flags.c_contiguous
+        assert np.array_equal(array, voxels())
+
+
+def test_errors_of_a_gzip_stream_are_those_of_the_standard_library(tmp_path):
+    packed = gzip.compress(save(tmp_path / "x.nii").read_bytes(), mtime=0)
+    path = tmp_path / "x.nii.gz"
+    checksum, reserved = bytearray(packed), bytearray(packed)
+    checksum[-8] ^= 1
+    reserved[12:40] = bytes(28)
+    for content in (checksum, reserved, packed + b"garbage", packed + b"\x1f", packed[:-4], gzip.compress(packed)[:9]):
+        path.write_bytes(content)
+        with pytest.raises((EOFError, OSError, zlib.error)) as expected, gzip.open(path) as file:
+            file.read()
+        message = refused(path)
+        assert str(expected.value) in message or "cut short" in message or "damaged" in message
+    header = packed[:3] + b"\x02" + packed[4:10] + b"ab" + packed[10:]  # a checksum of the header, which gzip ignores
+    path.write_bytes(header)
+    assert np.array_equal(read(path)[0], read(tmp_path / "x.nii")[0])
