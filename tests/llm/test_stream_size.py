@@ -29,7 +29,7 @@ from monai_llmboost.llm import (
     write_block,
 )
 from monai_llmboost.llm import block_file as block_files
-from monai_llmboost.llm.block_file import EMBEDDED
+from monai_llmboost.llm.paths import EMBEDDED
 from monai_llmboost.llm.info import block_table
 
 
