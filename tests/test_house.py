@@ -14,7 +14,7 @@ import monai_llmboost
 
 PACKAGE = ROOT / "monai_llmboost"
 ORDER = [
-    "arguments", "deprecated", "precision", "artifacts", "bundle", "data", "llm", "adapters", "boosters", "networks",
+    "lazy", "arguments", "deprecated", "precision", "artifacts", "bundle", "data", "llm", "adapters", "boosters", "networks",
     "tasks", "engines", "inference", "inspection", "studies", "command_line", "__main__",
 ]  # fmt: skip
 

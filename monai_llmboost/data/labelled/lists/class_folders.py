@@ -7,7 +7,7 @@ from pathlib import Path
 
 from monai_llmboost.data.labelled.case import LabelledCase, Source
 from monai_llmboost.data.labelled.lists.rows import SPLIT_WORDS
-from monai_llmboost.data.scans.dicom.reader import get_reader_paths
+from monai_llmboost.data.scans.dicom.paths import get_reader_paths
 from monai_llmboost.data.scans.find import find_scans
 from monai_llmboost.data.scans.scan import Scan
 
