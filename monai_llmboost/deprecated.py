@@ -9,9 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def moved(
-    module: str, names: Mapping[str, str], otherwise: Callable[[str], Any] | None = None
-) -> Callable[[str], Any]:
+def moved(module: str, names: Mapping[str, str], otherwise: Callable[[str], Any] | None = None) -> Callable[[str], Any]:
     """Return a ``__getattr__`` for a module that finds moved names and warns about them.
 
     Args:

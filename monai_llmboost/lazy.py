@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of a package that are imported on first use (PEP 562), so that a part of it can be imported without the rest."""
+"""Names of a package that are imported on first use (PEP 562), so that a part can be imported without the rest."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ import monai_llmboost
 
 PACKAGE = ROOT / "monai_llmboost"
 ORDER = [
-    "lazy", "arguments", "deprecated", "precision", "artifacts", "bundle", "data", "llm", "adapters", "boosters", "networks",
-    "tasks", "engines", "inference", "inspection", "studies", "command_line", "__main__",
+    "lazy", "arguments", "deprecated", "precision", "artifacts", "bundle", "data", "llm", "adapters", "boosters",
+    "networks", "tasks", "engines", "inference", "inspection", "studies", "command_line", "__main__",
 ]  # fmt: skip
 
 

@@ -27,7 +27,7 @@ def extract(
     Nothing is done if the file already contains these layers.
     `monai-llmboost donors` lists models to start with.
     """
-    from monai_llmboost.llm.paths import parse_model, check_new_block_file
+    from monai_llmboost.llm.paths import check_new_block_file, parse_model
 
     check_new_block_file(out)
     parse_model(model)

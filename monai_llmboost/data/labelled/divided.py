@@ -21,7 +21,6 @@ from monai_llmboost.data.labelled.lists.read import read_cases
 from monai_llmboost.data.labelled.lists.rows import Columns
 
 
-
 class DividedCases:
     """The cases of a list, divided into training, validation and test; it is read when it is first used.
 

@@ -64,16 +64,17 @@ def read_cases(path: str | Path, columns: Columns | None = None) -> CaseList:
     return _finish(path, path.parent, read_table(_find_file(path), columns), columns)
 
 
-def check_list(path: str | Path, columns: Columns) -> None:
-    """Check that there is a list, and, in a file, its columns; no scan is looked for.
+def check_list(path: str | Path, columns: Columns | None = None) -> None:
+    """Check that there is a list, and, in a file, the columns if they are given; no scan is looked for.
 
     Raises:
         FileNotFoundError: there is no such list.
         ValueError: the file is no labelled list, or lacks one of the columns.
     """
     path = Path(path).expanduser()
-    if not path.is_dir():
-        read_table(_find_file(path), columns)
+    file = None if path.is_dir() else _find_file(path)
+    if file is not None and columns is not None:
+        read_table(file, columns)
 
 
 def _find_file(path: Path) -> Path:

@@ -20,7 +20,7 @@ from monai_llmboost.data.scans.dicom.layout import Layout
 from monai_llmboost.data.scans.dicom.paths import SEPARATOR
 from monai_llmboost.data.scans.dicom.pixels import read_volume
 from monai_llmboost.data.scans.dicom.stacks import Stack, find_dicom_stacks
-from monai_llmboost.data.scans.scan import MAX_VOXELS, RefusedScan, Scan, check_volume_index, choose_volume
+from monai_llmboost.data.scans.scan import MAX_VOXELS, RefusedScan, check_volume_index, choose_volume
 
 GANTRY_TILT = ("resample", "shear", "refuse")
 # Maximum number of volumes listed in a refusal.
