@@ -117,4 +117,4 @@ def test_a_block_is_described_without_monai(folder):
     status, text, imported = run(folder, "info", "embedded")
     assert status == 0
     assert "passed" in text
-    assert imported == {"torch"}
+    assert imported == {"torch", "scipy"}, "this file does not store the size of tokens, which scipy finds"
