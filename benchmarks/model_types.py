@@ -36,7 +36,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from monai_llmboost.llm.donor.families import NATIVE
-from monai_llmboost.llm.self_test import self_test
+from monai_llmboost.llm.self_tests import self_test
 from monai_llmboost.llm.transformers_layer import TransformersLayer
 from monai_llmboost.llm.transformers_model import number_of_layers, stack_of
 

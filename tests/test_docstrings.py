@@ -24,12 +24,8 @@ OBJECTS = {f"{room}.{name}": thing for room in ROOMS for name, thing in public(r
 @pytest.mark.parametrize("name", OBJECTS)
 def test_examples_run(name):
     thing = OBJECTS[name]
-    names = {
-        "torch": torch,
-        "nn": nn,
-        **importlib.import_module(name.rpartition(".")[0]).__dict__,
-        **public(name.rpartition(".")[0]),
-    }
+    room = importlib.import_module(name.rpartition(".")[0])
+    names = {"torch": torch, "nn": nn, **{each: getattr(room, each) for each in room.__all__}}
     runner, said = doctest.DocTestRunner(optionflags=OPTIONS), []
     torch.manual_seed(0)
     examples = [test for test in doctest.DocTestFinder(recurse=False).find(thing, name, globs=names) if test.examples]

@@ -2,6 +2,7 @@
 """The rules of the house: import order, names, what an import may bring, where text and numbers must agree."""
 
 import ast
+import importlib
 import json
 import subprocess
 import sys
@@ -11,11 +12,12 @@ import pytest
 from conftest import BUNDLE, ROOT
 
 import monai_llmboost
+from monai_llmboost.lazy import names_for_type_checkers
 
 PACKAGE = ROOT / "monai_llmboost"
 ORDER = [
-    "arguments", "deprecated", "precision", "artifacts", "bundle", "data", "llm", "adapters", "boosters", "networks",
-    "tasks", "engines", "inference", "inspection", "studies", "command_line", "__main__",
+    "lazy", "arguments", "deprecated", "precision", "artifacts", "bundle", "data", "llm", "adapters", "boosters",
+    "networks", "tasks", "engines", "inference", "inspection", "studies", "command_line", "__main__",
 ]  # fmt: skip
 
 
@@ -40,8 +42,12 @@ def test_a_folder_imports_only_from_folders_before_it(file):
     [
         ("monai_llmboost", ["torch", "monai", "numpy"]),
         ("monai_llmboost.__main__", ["torch", "monai"]),
-        ("monai_llmboost.llm", ["monai", "transformers", "huggingface_hub"]),
+        ("monai_llmboost.data", ["torch", "monai"]),
+        ("monai_llmboost.llm", ["torch"]),
+        ("monai_llmboost.engines", ["torch", "monai"]),
         ("monai_llmboost.inference.run", ["torch", "monai", "numpy", "pydicom"]),
+        ("monai_llmboost.inspection", ["torch", "monai"]),
+        ("monai_llmboost.studies", ["torch", "monai"]),
         ("monai_llmboost.boosters", ["monai", "transformers"]),
     ],
 )
@@ -49,6 +55,35 @@ def test_an_import_stays_light(module, unwanted):
     code = f"import sys, {module}; sys.exit(', '.join(set({unwanted}) & sys.modules.keys()) or None)"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_all_names_of_llm_are_imported_without_monai():
+    code = """
+import sys
+from monai_llmboost.llm import *
+sys.exit(", ".join({"monai", "transformers", "huggingface_hub"} & sys.modules.keys()) or None)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+LAZY = [file for file in sorted(PACKAGE.rglob("__init__.py")) if "lazy_names(" in file.read_text()]
+
+
+@pytest.mark.parametrize("file", LAZY, ids=lambda file: str(file.parent.relative_to(PACKAGE)))
+def test_names_that_are_imported_on_first_use(file):
+    module = importlib.import_module(".".join(file.parent.relative_to(ROOT).parts))
+    names = names_for_type_checkers(file)
+    assert sorted(names) == sorted(module.__all__)
+    for name, place in names.items():
+        assert getattr(module, name) is getattr(importlib.import_module(place), name)
+    assert set(module.__all__) <= set(dir(module))
+    submodules = {path.stem for path in file.parent.glob("*.py")} | {
+        path.parent.name for path in file.parent.glob("*/*.py")
+    }
+    assert not submodules & set(names), "an imported submodule would take the place of the name"
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        module.nothing  # noqa: B018
 
 
 def test_no_public_name_is_also_a_name_of_monai():

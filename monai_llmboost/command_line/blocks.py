@@ -27,7 +27,11 @@ def extract(
     Nothing is done if the file already contains these layers.
     `monai-llmboost donors` lists models to start with.
     """
-    from monai_llmboost.llm import extract_block, read_header
+    from monai_llmboost.llm.paths import check_new_block_file, parse_model
+
+    check_new_block_file(out)
+    parse_model(model)
+    from monai_llmboost.llm import extract_block, read_header  # takes seconds; a wrong path is reported without it
 
     written = extract_block(model, out, layer, revision, overwrite)
     header = read_header(out)
@@ -47,7 +51,10 @@ def info(
     """Show the content and origin of a block file, and run its self-test (exit status 1 if it fails)."""
     from rich.console import Console
 
-    from monai_llmboost.llm.info import block_table
+    from monai_llmboost.llm.paths import find_block_file
+
+    find_block_file(file)
+    from monai_llmboost.llm.info import block_table  # takes seconds; a wrong path is reported without it
 
     Console().print(block_table(file))
 
@@ -56,6 +63,6 @@ def donors() -> None:
     """List language models to extract layers from: open models of several sizes, and well-known gated models."""
     from rich.console import Console
 
-    from monai_llmboost.llm.info import donors_table
+    from monai_llmboost.llm.donor.table import donors_table
 
     Console().print(donors_table())

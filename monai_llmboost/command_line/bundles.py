@@ -144,7 +144,10 @@ def cost(
     StudySettings.of(folder).check_used(options, [str(dataset)])
 
     if donor is not None:
-        from monai_llmboost.llm import read_geometry
+        from monai_llmboost.llm.paths import find_config
+
+        find_config(donor)
+        from monai_llmboost.llm import read_geometry  # takes seconds; a wrong path is reported without it
 
         options[Option.BLOCK] = read_geometry(donor)
 

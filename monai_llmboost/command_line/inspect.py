@@ -82,8 +82,9 @@ def inspect(
     try:
         from monai_llmboost.arguments import check_choice
         from monai_llmboost.bundle import parsed
-        from monai_llmboost.data.transforms.load import MISSING
-        from monai_llmboost.inspection import inspect_list
+        from monai_llmboost.data.labelled import Columns
+        from monai_llmboost.data.labelled.case import MISSING
+        from monai_llmboost.data.labelled.lists.read import check_list
 
         chosen: dict[str, Any] = {
             "image_column": image_column, "label_column": label_column, "split_column": split_column,
@@ -95,6 +96,9 @@ def inspect(
         given = {key: value for key, value in chosen.items() if value is not None}
         if missing_channels is not None:
             check_choice("missing_channels", missing_channels, MISSING)
+        check_list(data, Columns.of(given))
+        from monai_llmboost.inspection import inspect_list  # takes seconds; a wrong list is reported without it
+
         found = inspect_list(data, output, bundle, given, workers)
     except USER_ERRORS as error:
         report_error(error)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +47,10 @@ def plan_scans(data: str, bundle: str, words: list[str]) -> None:
     folder = Path(bundle)
     config = folder / CONFIGS / TRAIN_CONFIG
     options = typed_values(merged([config if config.is_file() else _usual_config(data, texts)]), texts)
+    from monai_llmboost.data.labelled import Columns
+    from monai_llmboost.data.labelled.lists.read import check_list
+
+    check_list(data, Columns.of(options))  # takes no time; what follows imports for seconds
     from monai_llmboost.inspection import LINES, inspect_list, plan_is_current
 
     if (folder / CONFIGS / METADATA).is_file() and plan_is_current(folder / CONFIGS / PLAN, data, options):
@@ -64,11 +67,9 @@ def plan_scans(data: str, bundle: str, words: list[str]) -> None:
 def _usual_config(data: str, texts: Mapping[str, str]) -> Path:
     """Return the config of the bundle of this package for the labels of a list."""
     from monai_llmboost.data.labelled import Columns, is_for_segmentation
-    from monai_llmboost.data.labelled.divided import BUNDLES
+    from monai_llmboost.data.labelled.case import BUNDLES
 
-    names = [one.name for one in fields(Columns)]
-    columns = Columns(**{name: texts[f"{name}_column"] for name in names if f"{name}_column" in texts})
-    return bundle_path(BUNDLES[is_for_segmentation(data, columns)]) / CONFIGS / TRAIN_CONFIG
+    return bundle_path(BUNDLES[is_for_segmentation(data, Columns.of(texts))]) / CONFIGS / TRAIN_CONFIG
 
 
 def list_is_planned(bundle: Path) -> bool:

@@ -85,12 +85,13 @@ def study(
     try:
         if data is not None:
             plan_scans(data, bundle, context.args)
-        datasets = _datasets(bundle, dataset) if report is None else ()  # before slow imports
+        datasets = _datasets(bundle, dataset) if report is None else ()
     except USER_ERRORS as error:
         report_error(error)
         sys.exit(2)
     from monai_llmboost import studies
     from monai_llmboost.studies.arms import split_arms
+    from monai_llmboost.studies.plan_checks import check_start
 
     try:
         given = [name for name in context.params if _was_given(context, name)]
@@ -122,6 +123,7 @@ def study(
             references=tuple(word if word in names else split_arms([word])[0][0] for word in _listed(references)),
             options={**options_of_bundle(context.args, configs), **expression},
         )
+        check_start(plan, engine, jobs)  # `run_study` does so too, after imports that take seconds
         status = studies.run_study(plan, output, engine, jobs, address)
     except USER_ERRORS as error:
         report_error(error)

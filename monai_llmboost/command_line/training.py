@@ -69,6 +69,10 @@ def evaluate(
     Writes metrics.json, predictions.csv and evaluation.html into eval/ in the
     bundle's folder. Options of the training need not be repeated.
     """
+    if data is not None:
+        from monai_llmboost.data.labelled.lists.read import check_list
+
+        check_list(data)
     given = {} if data is None else {Option.DATA: data}
     options = _run(context, "evaluate", bundle, arm, network, overlay, given)
     root = options.get(Option.BUNDLE_ROOT) or (bundle if Path(bundle).is_dir() else ".")

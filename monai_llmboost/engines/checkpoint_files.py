@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from monai_llmboost.artifacts.digests import file_digest
 from monai_llmboost.artifacts.files import atomic_path
 
@@ -23,6 +21,8 @@ WEIGHTS = {"best": BEST, "last": LAST}
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write a state atomically: if writing fails, the earlier file stays unchanged."""
+    import torch  # the rest of this file is used without it
+
     with atomic_path(path) as part:
         torch.save(state, part)
 

@@ -6,8 +6,9 @@ Names are imported on first use, so that errors in command-line options are repo
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from monai_llmboost.lazy import lazy_names
 
 if TYPE_CHECKING:
     from monai_llmboost.inference.batches import PendingBatches
@@ -28,34 +29,8 @@ if TYPE_CHECKING:
     from monai_llmboost.inference.page.report import write_report
     from monai_llmboost.inference.provenance import run_facts, run_provenance
     from monai_llmboost.inference.trained_network import TrainedNetwork, load_network
-
-# Names and the modules that define them.
-_MODULES = {
-    "DicomMasks": "dicom.objects",
-    "DicomObjects": "dicom.objects",
-    "HalvingInferer": "inferer",
-    "Journal": "journal",
-    "PendingBatches": "batches",
-    "Predictions": "handler",
-    "SaliencyMaps": "maps.saliency",
-    "ScanCases": "cases",
-    "StructureMasks": "masks.structure_masks",
-    "ToOwnGridd": "masks.transform",
-    "TrainedNetwork": "trained_network",
-    "WindowInferer": "masks.windows",
-    "figures_of": "figures",
-    "load_from_hub": "hub",
-    "load_network": "trained_network",
-    "on_input_grid": "maps.grid",
-    "on_own_grid": "masks.own_grid",
-    "push_to_hub": "hub",
-    "relevance_maps": "maps.relevance",
-    "run_facts": "provenance",
-    "run_provenance": "provenance",
-    "to_own_grid": "masks.own_grid",
-    "weights_digest": "figures",
-    "write_report": "page.report",
-}
+else:
+    __getattr__, __dir__ = lazy_names(__name__, __file__)
 
 __all__ = [
     "DicomMasks",
@@ -83,9 +58,3 @@ __all__ = [
     "weights_digest",
     "write_report",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from monai_llmboost.bundle.content import read_config
 from monai_llmboost.bundle.contract import CONFIGS, EVAL, METADATA, PLAN, TRAIN_CONFIG
 from monai_llmboost.data import ScanReader
 from monai_llmboost.data.labelled import SPLITS, CaseList, Columns, Division, LabelledCase, read_cases
-from monai_llmboost.data.labelled.divided import BUNDLES
+from monai_llmboost.data.labelled.case import BUNDLES
 from monai_llmboost.inspection.checks import Findings, check_cases
 from monai_llmboost.inspection.plans.derive import derive_plan
 from monai_llmboost.inspection.plans.extent import CPU_VOXELS, GPU_VOXELS
@@ -108,9 +108,7 @@ def inspect_list(
         ()
     """
     chosen = dict(given or {})
-    names = {one.name for one in fields(Columns)}
-    columns = Columns(**{name: chosen[f"{name}_column"] for name in names if f"{name}_column" in chosen})
-    cases = read_cases(data, columns)
+    cases = read_cases(data, Columns.of(chosen))
     for key in ("mask_column", "positive_class") if cases.is_segmentation else (STRUCTURES,):
         if key in chosen:
             labels = "label maps" if cases.is_segmentation else "classes"

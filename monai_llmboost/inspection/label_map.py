@@ -13,8 +13,8 @@ import torch
 
 from monai_llmboost.data import RefusedScan, ScanReader
 from monai_llmboost.data.labelled import Source
-from monai_llmboost.data.labelled.label_maps import MOST_STRUCTURES, MOST_VALUE, read_on_grid
-from monai_llmboost.data.labelled.lists.structures import BACKGROUND
+from monai_llmboost.data.labelled.label_maps import read_on_grid
+from monai_llmboost.data.labelled.lists.structures import BACKGROUND, MOST_STRUCTURES, MOST_VALUE
 from monai_llmboost.data.transforms import CropScand
 from monai_llmboost.inspection.measure import FOREGROUND_MARGIN_MM, MOST_SAMPLED, PERCENT, Volume
 

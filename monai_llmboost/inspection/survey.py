@@ -21,7 +21,7 @@ from monai_llmboost.artifacts.files import atomic_text
 from monai_llmboost.artifacts.page import visible
 from monai_llmboost.data import RefusedScan, ScanReader
 from monai_llmboost.data.labelled import CaseList, LabelledCase, Source
-from monai_llmboost.data.scans.dicom.reader import SEPARATOR
+from monai_llmboost.data.scans.dicom.paths import SEPARATOR
 from monai_llmboost.data.transforms import CropScand, LoadScansd
 from monai_llmboost.data.transforms.load import LEAST_COVER, grid_cover
 from monai_llmboost.inference.reasons import kind_of, reason_of

@@ -15,11 +15,10 @@ from monai_llmboost.artifacts.digests import tensors_digest, text_digest
 from monai_llmboost.artifacts.files import atomic_path
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers, Layer
+from monai_llmboost.llm.paths import find_block_file
 from monai_llmboost.llm.stream_size import find_h_rms
 
 FORMAT = "monai-llmboost block 3"
-# The small block in the package; its model card is in the same folder.
-EMBEDDED = Path(__file__).parent / "embedded" / "tiny-english.safetensors"
 
 
 def write_block(donor: DonorLayers, out: Path, asked: str = "", overwrite: bool = True) -> None:
@@ -87,17 +86,7 @@ def read_header(file: str | Path) -> dict[str, str]:
         FileNotFoundError: no such file.
         ValueError: not a block file.
     """
-    path = _path(file)
-    if path.is_dir():
-        raise ValueError(
-            f"{path} is a folder, not a block file: cut one layer out of the model with "
-            f"`monai-llmboost extract {path} --layer -1 --out FILE`"
-        )
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no block file at {path}: give --block FILE; make one with "
-            "`monai-llmboost extract MODEL --layer -1 --out FILE`"
-        )
+    path = find_block_file(file)
     try:
         with safe_open(path, framework="pt") as content:
             header = content.metadata() or {}
@@ -120,10 +109,6 @@ def stored_h_rms(header: Mapping[str, str], donor: DonorLayers) -> float | None:
     return json.loads(header["h_rms"]) if "h_rms" in header else find_h_rms(donor)
 
 
-def _path(file: str | Path) -> Path:
-    return EMBEDDED if file == "embedded" else Path(file)
-
-
 def read_block(file: str | Path) -> DonorLayers:
     """Read the layers of a block file, or of the one in the package (``"embedded"``).
 
@@ -132,7 +117,7 @@ def read_block(file: str | Path) -> DonorLayers:
         ValueError: not a block file, or altered after extraction.
     """
     header = read_header(file)
-    with safe_open(_path(file), framework="pt") as content:
+    with safe_open(find_block_file(file), framework="pt") as content:
         tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (safe_open is no dict)
     indices = json.loads(header["layers"])
     parts: list[dict[str, torch.Tensor]] = [{} for _ in indices]

@@ -11,7 +11,8 @@ import torch
 from monai_llmboost.llm.block_file import is_block_file, read_block, read_header, write_block
 from monai_llmboost.llm.donor.checkpoint import parse_layers, read_layers
 from monai_llmboost.llm.frozen import FrozenBlock
-from monai_llmboost.llm.self_test import self_test
+from monai_llmboost.llm.paths import check_new_block_file
+from monai_llmboost.llm.self_tests import self_test
 
 
 def extract_block(
@@ -41,10 +42,7 @@ def extract_block(
         Everything that ``read_layers`` raises.
     """
     out = Path(out)
-    if out.suffix != ".safetensors":
-        raise ValueError(f"{out.name!r} does not end in .safetensors: give --out {out.with_suffix('.safetensors')}")
-    if out.is_dir():
-        raise ValueError(f"{out} is a folder, not the file to write: give --out {out}/block.safetensors")
+    check_new_block_file(out)
     if out.exists() and not is_block_file(out):
         raise FileExistsError(f"{out} exists already and is no block file: choose another --out, or remove it")
     if out.exists() and not overwrite:

@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of a block file's content and of suggested donors."""
+"""The table of a block file's content."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import torch
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from monai_llmboost.llm.block_file import read_block, read_header, stored_h_rms
-from monai_llmboost.llm.donor.known import DONORS
 from monai_llmboost.llm.frozen import FrozenBlock
 from monai_llmboost.llm.geometry import BlockGeometry
-from monai_llmboost.llm.self_test import self_test
+from monai_llmboost.llm.self_tests import self_test
 from monai_llmboost.llm.stream_size import LARGEST, RATIO, SMALLEST
 
 
@@ -94,29 +91,3 @@ def describe(geometry: BlockGeometry | None, config: str) -> str:
     parts += ["biases"] if geometry.qkv_bias or geometry.output_bias or geometry.mlp_bias else []
     parts += [f"scores capped at {geometry.score_cap:g}"] if geometry.score_cap else []
     return ", ".join(parts)
-
-
-def donors_table() -> Table:
-    """Return the curated donors as a table."""
-    table = Table(
-        title="monai-llmboost extract MODEL --layer -1 --out block.safetensors",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        caption="MB: of one layer, at two bytes a weight (some repositories hold four). The licence goes with the "
-        "block: read it on the model's card. Gated: accept it there, then `hf auth login`.",
-        caption_justify="left",
-    )
-    for name in ("model", "licence"):
-        table.add_column(name, no_wrap=True)
-    for name in ("layers", "width", "MB"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for donor in DONORS:
-        table.add_row(
-            donor.repository,
-            f"{donor.licence}, gated" if donor.gated else donor.licence,
-            str(donor.num_layers),
-            str(donor.geometry.width),
-            f"{donor.layer_weights * torch.bfloat16.itemsize / 1e6:.0f}",
-        )
-    return table

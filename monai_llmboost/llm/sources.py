@@ -14,7 +14,7 @@ from monai_llmboost.llm.block_file import read_block, read_header, stored_h_rms
 from monai_llmboost.llm.frozen import SMALL_GEOMETRY, FrozenBlock
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers, random_layer
-from monai_llmboost.llm.self_test import self_test
+from monai_llmboost.llm.self_tests import self_test
 from monai_llmboost.llm.stream_size import find_h_rms
 
 # Copies of earlier bundles call these functions without h_scale, and their checkpoints are of blocks without it. So the

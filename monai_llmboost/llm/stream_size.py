@@ -13,7 +13,6 @@ import sys
 from contextlib import nullcontext
 
 import torch
-from scipy.optimize import brentq
 from torch.nn import functional as F
 
 from monai_llmboost.llm.layers import DonorLayers
@@ -57,6 +56,8 @@ def find_h_rms(donor: DonorLayers) -> float | None:
         ends = math.log(SMALLEST), math.log(LARGEST)
         if not excess(ends[0]) > 0 > excess(ends[1]):
             return None
+        from scipy.optimize import brentq  # takes half a second, and block files store the size
+
         # The logarithm falls nearly by one for each one of the size's logarithm, so this takes few steps.
         found = math.exp(brentq(excess, *ends, xtol=1e-6))
     return float(f"{found:.3g}")

@@ -4,17 +4,31 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from monai_llmboost.bundle import bundle_path
 from monai_llmboost.bundle.study_settings import StudySettings
-from monai_llmboost.studies.cost.arms import cost_of_arms, cost_table
-from monai_llmboost.studies.cost.measure import costs, device_name
-from monai_llmboost.studies.plan import Plan, Run
-from monai_llmboost.studies.results import StudyResults
-from monai_llmboost.studies.statistics.compare import arm_summary, compare_arms
-from monai_llmboost.studies.statistics.records import Comparison, Summary
-from monai_llmboost.studies.study import NOTHING_DONE, redraw, run_study
+from monai_llmboost.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from monai_llmboost.studies.cost.arms import cost_of_arms, cost_table
+    from monai_llmboost.studies.cost.measure import costs, device_name
+    from monai_llmboost.studies.outcome import NOTHING_DONE, redraw
+    from monai_llmboost.studies.plan import Plan, Run
+    from monai_llmboost.studies.results import StudyResults
+    from monai_llmboost.studies.statistics.compare import arm_summary, compare_arms
+    from monai_llmboost.studies.statistics.records import Comparison, Summary
+    from monai_llmboost.studies.study import run_study
+else:
+    _get, __dir__ = lazy_names(__name__, __file__)
+
+    def __getattr__(name: str) -> Any:
+        if name != "PRESETS":
+            return _get(name)
+        message = f"{__name__}.PRESETS is deprecated: use monai_llmboost.bundle.study_settings.StudySettings.of(bundle)"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return dict(StudySettings.of(bundle_path("medmnist3d_rllm_classification")).presets)
+
 
 __all__ = [
     "NOTHING_DONE",
@@ -32,11 +46,3 @@ __all__ = [
     "redraw",
     "run_study",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name != "PRESETS":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    message = f"{__name__}.PRESETS is deprecated: use monai_llmboost.bundle.study_settings.StudySettings.of(bundle)"
-    warnings.warn(message, DeprecationWarning, stacklevel=2)
-    return dict(StudySettings.of(bundle_path("medmnist3d_rllm_classification")).presets)

@@ -29,7 +29,7 @@ from monai_llmboost.studies.run_folder import LOG
 REASON = 1000
 # Seconds between progress reports.
 INTERVAL = 1.0
-PRELOADED = ["monai_llmboost.studies.one_run", "monai.bundle", "monai.engines", "monai.handlers"]
+PRELOADED = ["monai_llmboost.studies.preloaded", "monai.bundle", "monai.engines", "monai.handlers"]
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,8 @@ from typing import Any
 
 from monai_llmboost.bundle import Option, bundle_path, job_configs, merged, monai_arguments
 from monai_llmboost.bundle.contract import CONFIGS
-from monai_llmboost.bundle.study_settings import WEIGHTS, Preset, StudySettings
+from monai_llmboost.bundle.study_settings import CLASS_FLOORS, WEIGHTS, Preset, StudySettings
 from monai_llmboost.studies.arms import are_compared, base_of, stem_of
-from monai_llmboost.studies.floors.predictors import FLOORS
 from monai_llmboost.studies.label_fractions import WHOLE, sets_of
 from monai_llmboost.studies.plan_checks import JOBS, REFERENCES, check_effect, check_plan
 
@@ -97,7 +96,7 @@ class Plan:
     network: str | None = None
     references: tuple[str, ...] = REFERENCES
     options: Mapping[str, Any] = field(default_factory=dict)
-    floors: tuple[str, ...] = tuple(FLOORS)
+    floors: tuple[str, ...] = CLASS_FLOORS
     label_fractions: tuple[float, ...] = WHOLE
     blocks: Mapping[str, str] = field(default_factory=dict)
 

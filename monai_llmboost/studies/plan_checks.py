@@ -19,9 +19,9 @@ from monai_llmboost.bundle import (
     uses_key,
 )
 from monai_llmboost.bundle.contract import CONFIGS, PRESET_NETWORK, PRESET_TRAINING, STUDIES
+from monai_llmboost.bundle.study_settings import CLASS_FLOORS
 from monai_llmboost.studies.arms import base_of, stem_of
-from monai_llmboost.studies.floors.predictors import FLOORS
-from monai_llmboost.studies.floors.shapes import SHAPE_FLOORS
+from monai_llmboost.studies.floors.names import SHAPE_FLOORS
 from monai_llmboost.studies.label_fractions import WHOLE, check_fractions
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 REFERENCES = ("none", "mlp", "random")
 # Jobs of a run, in order.
 JOBS = ("train", "evaluate")
+# Where the runs are run.
+ENGINES = ("local", "ray")
 # Values of ``--block`` that are no files.
 BLOCKS_WITHOUT_FILE = ("embedded", "random")
 # Keys of a bundle that the study sets for each run.
@@ -57,7 +59,7 @@ def check_plan(plan: Plan) -> None:
     _check_blocks(plan)
     _check_network(plan)
     for floor in plan.floors:
-        check_choice("floor", floor, (*FLOORS, *SHAPE_FLOORS))
+        check_choice("floor", floor, (*CLASS_FLOORS, *SHAPE_FLOORS))
     _check_different("arms and floors", (*plan.arms, *plan.floors))
     if plan.preset is not None:
         _check_preset(plan, plan.preset)
@@ -160,6 +162,18 @@ def _check_last_is_validated(plan: Plan) -> None:
             f"{Option.VAL_INTERVAL} must divide {Option.EPOCHS}, for the preset {plan.preset} reads the weights of "
             f"the last epoch, not {interval} and {epochs}: give others"
         )
+
+
+def check_start(plan: Plan, engine: str, jobs: int) -> None:
+    """Check what a study is run with, before slow imports.
+
+    Raises:
+        ValueError: a wrong engine or number of jobs, an option without effect.
+        FileNotFoundError: a missing block.
+    """
+    check_choice("engine", engine, ENGINES)
+    check_whole("jobs", jobs, 1)
+    check_effect(plan)
 
 
 def check_effect(plan: Plan) -> None:

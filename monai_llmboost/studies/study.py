@@ -12,17 +12,18 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from monai_llmboost.arguments import check_choice, check_whole
 from monai_llmboost.bundle import Option
 from monai_llmboost.studies.collect import Finished, collect
 from monai_llmboost.studies.cost.arms import cost_of_arms
 from monai_llmboost.studies.datasets import check_datasets, key_metric
+from monai_llmboost.studies.floors.names import SHAPE_FLOORS
 from monai_llmboost.studies.floors.run import run_floor, why_impossible
-from monai_llmboost.studies.floors.shapes import SHAPE_FLOORS
 from monai_llmboost.studies.jobs import Job, run_locally
 from monai_llmboost.studies.one_run import evaluate, train
+from monai_llmboost.studies.outcome import ALL_GOOD, COSTS, NOTHING_DONE, PLAN, REPORT, RESULTS, SOME_FAILED
 from monai_llmboost.studies.page import write_study_report
 from monai_llmboost.studies.plan import Plan, Run
+from monai_llmboost.studies.plan_checks import check_start
 from monai_llmboost.studies.plan_file import keep_plan
 from monai_llmboost.studies.progress import StudyConsole
 from monai_llmboost.studies.rates import ChosenRate, choose_rates
@@ -30,9 +31,6 @@ from monai_llmboost.studies.ray_jobs import run_on_ray
 from monai_llmboost.studies.run_folder import RunFolder, write_json
 from monai_llmboost.tasks.task import Task
 
-ALL_GOOD, SOME_FAILED, NOTHING_DONE = 0, 1, 2
-ENGINES = ("local", "ray")
-PLAN, COSTS, RESULTS, REPORT = "study.json", "cost.json", "results.json", "report.html"
 SEARCH, TRAINING, EVALUATION, FLOORS = "choosing learning rates", "training", "predicting the test split", "floors"
 
 
@@ -62,9 +60,7 @@ def run_study(
             test cases.
         FileNotFoundError, ConnectionError: a data set is missing or cannot be downloaded; no Ray at the address.
     """
-    check_choice("engine", engine, ENGINES)
-    check_whole("jobs", jobs, 1)
-    plan.check_effect()
+    check_start(plan, engine, jobs)
     output = output.absolute()
     output.mkdir(parents=True, exist_ok=True)
     try:
@@ -79,23 +75,6 @@ def run_study(
             return run_on_ray(waiting, jobs, address) if engine == "ray" else run_locally(waiting, jobs)
 
         return _Study(plan, output, tasks, run_jobs).run(cost_rounds)
-
-
-def redraw(output: Path) -> Path:
-    """Draw the page of a finished study again, and return its path.
-
-    Raises:
-        FileNotFoundError: there is no ``results.json``.
-        ValueError: the file does not contain the results of a study.
-    """
-    file = output / RESULTS
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no {RESULTS} in {output}: give the folder of a finished study")
-    try:
-        write_study_report(json.loads(file.read_text(encoding="utf-8")), output / REPORT)
-    except (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} does not have the results of a study ({error!r}): give another folder") from error
-    return output / REPORT
 
 
 class _RunFolders(dict[Run, RunFolder]):

@@ -26,7 +26,7 @@ from dicom_sources import (
 from pydicom.uid import EnhancedMRImageStorage
 
 from monai_llmboost.data import DicomSeriesReader
-from monai_llmboost.data.scans.dicom.reader import get_reader_paths
+from monai_llmboost.data.scans.dicom.paths import get_reader_paths
 from monai_llmboost.data.scans.dicom.stacks import find_dicom_scans
 from monai_llmboost.inference.dicom.maker import refused_by_highdicom
 from monai_llmboost.inference.dicom.map import write_parametric_map

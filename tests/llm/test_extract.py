@@ -18,8 +18,8 @@ from monai_llmboost.llm import (
     read_layers,
     write_block,
 )
-from monai_llmboost.llm.block_file import EMBEDDED
 from monai_llmboost.llm.frozen import SMALL_GEOMETRY
+from monai_llmboost.llm.paths import EMBEDDED
 
 
 @pytest.fixture

@@ -29,8 +29,8 @@ from monai_llmboost.llm import (
     write_block,
 )
 from monai_llmboost.llm import block_file as block_files
-from monai_llmboost.llm.block_file import EMBEDDED
 from monai_llmboost.llm.info import block_table
+from monai_llmboost.llm.paths import EMBEDDED
 
 
 def added_and_cosine(donor, size, tokens=400):

@@ -269,6 +269,23 @@ time.sleep(5)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs process groups")
+def test_processes_find_the_code_of_a_run_imported(tmp_path):
+    code = f"""
+import sys
+from monai_llmboost.studies.jobs import PRELOADED
+for name in PRELOADED:
+    __import__(name)
+before = set(sys.modules)
+from monai_llmboost.bundle import BundleJob, bundle_path, job_configs
+folders = {{"ckpt_dir": {str(tmp_path)!r}, "output_dir": {str(tmp_path)!r}}}
+job = BundleJob.read(job_configs(bundle_path("medmnist3d_rllm_classification"), "train", "pretrained"), folders)
+job.item("train#trainer", "test")
+print([name for name in sys.modules.keys() - before if name.startswith(("monai_llmboost.", "monai.", "medmnist"))])
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
 @pytest.mark.parametrize(
     ("kill", "preloaded", "begun"),
     [(os.killpg, "bars", "ab"), (os.kill, "bars", "ab"), (os.killpg, "slow", ["loading"])],

@@ -16,12 +16,10 @@ from monai_llmboost.engines.evaluation.mask_numbers import MeasuredCase
 from monai_llmboost.engines.results import PREDICTIONS_FILE, write_predictions
 from monai_llmboost.studies import Plan, run_study
 from monai_llmboost.studies.datasets import check_datasets
+from monai_llmboost.studies.floors.names import MEAN_SHAPE, REGISTERED_SHAPE, SHAPE_FLOORS
 from monai_llmboost.studies.floors.predictors import FLOORS
 from monai_llmboost.studies.floors.run import run_floor, why_impossible
 from monai_llmboost.studies.floors.shapes import (
-    MEAN_SHAPE,
-    REGISTERED_SHAPE,
-    SHAPE_FLOORS,
     Atlas,
     atlas_shape,
     choose_threshold,

@@ -14,6 +14,10 @@ from pathlib import Path
 # What a reader takes for a scan: a file, a folder with one DICOM series, "path::SeriesInstanceUID", or its files.
 Source = str | tuple[str, ...]
 SPLITS = ("train", "val", "test")
+# What to do with a case that lacks a channel.
+MISSING = ("refuse", "zeros")
+# The bundles for lists of classes, and for those of label maps.
+BUNDLES = {False: "scans_classification", True: "scans_segmentation"}
 
 
 @dataclass(frozen=True)

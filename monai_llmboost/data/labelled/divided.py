@@ -15,13 +15,10 @@ import numpy as np
 
 from monai_llmboost.arguments import check_choice
 from monai_llmboost.data.datasets.labelled import check_fraction, select_labelled
-from monai_llmboost.data.labelled.case import SPLITS, CaseList, LabelledCase
+from monai_llmboost.data.labelled.case import BUNDLES, SPLITS, CaseList, LabelledCase
 from monai_llmboost.data.labelled.divide import Division
 from monai_llmboost.data.labelled.lists.read import read_cases
 from monai_llmboost.data.labelled.lists.rows import Columns
-
-# The bundles for lists of classes, and for those of label maps.
-BUNDLES = {False: "scans_classification", True: "scans_segmentation"}
 
 
 class DividedCases:

@@ -11,6 +11,7 @@ import numpy as np
 from monai.data import ImageReader
 
 from monai_llmboost.data.labelled.case import Source
+from monai_llmboost.data.labelled.lists.structures import MOST_STRUCTURES, MOST_VALUE
 from monai_llmboost.data.scans.reader import ScanReader
 from monai_llmboost.data.scans.scan import RefusedScan
 
@@ -18,8 +19,6 @@ from monai_llmboost.data.scans.scan import RefusedScan
 ROUNDING = 1e-3
 # Corners of two grids that differ by less than this part of a voxel are in one place.
 SAME_PLACE = 0.05
-# Class numbers are stored in one byte, whose last value means none of them.
-MOST_STRUCTURES, MOST_VALUE = 254, 2**16 - 1
 # Values that are listed in a message.
 SHOWN = 5
 

@@ -11,7 +11,7 @@ from typing import Any
 from monai_llmboost.data.labelled.case import LabelledCase
 from monai_llmboost.data.labelled.lists.read import read_rows
 from monai_llmboost.data.labelled.lists.rows import Columns
-from monai_llmboost.data.scans.dicom.reader import SEPARATOR, get_reader_paths
+from monai_llmboost.data.scans.dicom.paths import SEPARATOR, get_reader_paths
 from monai_llmboost.data.scans.find import find_scans
 from monai_llmboost.data.scans.scan import Scan
 

@@ -13,7 +13,8 @@ from monai.data import ImageReader
 from monai.utils import ensure_tuple
 
 from monai_llmboost.data.scans.dicom.headers import looks_like_dicom
-from monai_llmboost.data.scans.dicom.reader import DicomSeriesReader, get_reader_paths
+from monai_llmboost.data.scans.dicom.paths import get_reader_paths
+from monai_llmboost.data.scans.dicom.reader import DicomSeriesReader
 from monai_llmboost.data.scans.kinds import DICOM_SUFFIXES, identify_kind, read_first_bytes
 from monai_llmboost.data.scans.nifti.reader import BoundedNiftiReader
 from monai_llmboost.data.scans.scan import MAX_VOXELS, RefusedScan, Scan, choose_volume, to_refusal

@@ -15,9 +15,9 @@ from monai.transforms import EnsureChannelFirst, MapTransform, ResampleToMatch
 from monai.utils import TransformBackends
 
 from monai_llmboost.arguments import check_choice, check_whole
+from monai_llmboost.data.labelled.case import MISSING
 from monai_llmboost.data.scans.scan import RefusedScan
 
-MISSING = ("refuse", "zeros")
 # Grids whose affines differ by less are one grid, mm.
 SAME_GRID_MM = 1e-3
 # A channel must cover this part of the first one's grid, and a smaller part than WHOLE is reported.

@@ -27,9 +27,9 @@ from monai_llmboost.llm.donor.weight_sets import (
 )
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers, same_weights
+from monai_llmboost.llm.paths import find_config, parse_model
 
 logger = logging.getLogger("monai_llmboost")
-HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+?)(?:/(?P<file>[^/]+\.gguf))?")
 NATIVE_FORM = ("llama", "mistral")  # model types that are also distributed with a params.json
 RANGE = re.compile(r"\s*(-?[0-9]+)?\s*:\s*(-?[0-9]+)?\s*")
 # Name of a set of weights for messages, and the function that reads its layers.
@@ -70,15 +70,11 @@ def read_layers(model: str | Path, layer: int | str | Sequence[int] = -1, revisi
 
 def _open_files(model: str | Path, revision: str | None) -> tuple[Files, str]:
     """Return the files of a model, and the name of the GGUF file if one was requested."""
-    path, on_hub = Path(model), HUB_ID.fullmatch(str(model))
-    if path.is_dir() or (path.is_file() and path.suffix.lower() == ".gguf"):
+    path, on_hub = Path(model), parse_model(model)
+    if on_hub is None:
         if revision is not None:
             raise ValueError(f"a folder has no revisions, but revision {revision!r} was given: leave it out")
         return (LocalFolder(path), "") if path.is_dir() else (LocalFolder(path.parent), path.name)
-    if path.exists() or on_hub is None:
-        raise FileNotFoundError(
-            f"no model at {str(model)!r}: give a model folder, a GGUF file, or a hub id such as owner/name"
-        )
     try:
         return HubRepository(on_hub["repository"], revision), on_hub["file"] or ""
     except ConnectionError as error:
@@ -187,13 +183,10 @@ def read_geometry(model: str | Path) -> BlockGeometry:
         FileNotFoundError: the file is missing.
         ValueError: the model's family is not run natively, or the file has an invalid value.
     """
-    path = Path(model)
-    if path.is_file() and path.suffix.lower() == ".gguf":
+    path = find_config(model)
+    if path.suffix.lower() == ".gguf":
         (layer,) = read_layers(path).layers
         return layer.geometry or BlockGeometry.from_json("")
-    path = path / "config.json" if path.is_dir() else path
-    if not path.is_file():
-        raise FileNotFoundError(f"no config.json at {path}: give the file or its folder")
     content = LocalFolder(path.parent).read_json(path.name) or {}
     config = get_text_config(content)
     family = find_family(config)

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from monai_llmboost.llm.geometry import BlockGeometry
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Names = dict[
     str, str | tuple[str, ...]
@@ -149,6 +150,8 @@ def unify_dtype(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Some writers keep norms in float32 next to 16-bit matrices, and a layer does not run with mixed dtypes.
     """
+    import torch  # the tables of names are used without it
+
     dtypes = {tensor.dtype for tensor in tensors.values()}
     if len(dtypes) == 1:
         return dict(tensors)

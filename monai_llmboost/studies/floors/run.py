@@ -15,9 +15,9 @@ from monai_llmboost.bundle.contract import IMAGE, LABEL
 from monai_llmboost.engines.results import PREDICTIONS_FILE, prediction_row, write_predictions
 from monai_llmboost.studies.datasets import key_metric, task_of
 from monai_llmboost.studies.floors.features import plain, single_numbers
+from monai_llmboost.studies.floors.names import SHAPE_FLOORS
 from monai_llmboost.studies.floors.predictors import FLOORS, fit_floor
 from monai_llmboost.studies.floors.shape_run import run_shape_floor, shapes_impossible
-from monai_llmboost.studies.floors.shapes import SHAPE_FLOORS
 from monai_llmboost.studies.floors.shortcuts import auc_of_single_numbers
 from monai_llmboost.studies.floors.splits import (
     TRAINING_SPLIT,

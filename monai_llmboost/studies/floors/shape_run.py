@@ -18,8 +18,8 @@ from monai_llmboost.data.transforms import LoadScansd
 from monai_llmboost.engines.evaluation.mask_numbers import MeasuredCase
 from monai_llmboost.engines.results import PREDICTIONS_FILE, write_predictions
 from monai_llmboost.studies.datasets import task_of
+from monai_llmboost.studies.floors.names import REGISTERED_SHAPE
 from monai_llmboost.studies.floors.shapes import (
-    REGISTERED_SHAPE,
     atlas_shape,
     choose_threshold,
     from_ras,

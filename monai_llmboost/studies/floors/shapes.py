@@ -16,9 +16,6 @@ from torch.nn.functional import adaptive_avg_pool3d, interpolate
 
 from monai_llmboost.tasks.segmentation import mean_dice
 
-# Without and with a registration of the mean image to the image of a case.
-MEAN_SHAPE, REGISTERED_SHAPE = "floor-mean-shape", "floor-registered-shape"
-SHAPE_FLOORS = (MEAN_SHAPE, REGISTERED_SHAPE)
 # Sides of the mean shape, voxels: ITK smooths along 4 or more, and a larger shape is slow, not better.
 LEAST_SIDE, LARGEST_SIDE = 4, 64
 THRESHOLDS = tuple(np.linspace(0.1, 0.9, 9).round(1).tolist())  # of the probability of any structure

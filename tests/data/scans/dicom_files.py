@@ -12,7 +12,7 @@ from pydicom.tag import Tag
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian
 
 from monai_llmboost.data.scans import ScanReader, find_scans
-from monai_llmboost.data.scans.dicom.reader import get_reader_paths
+from monai_llmboost.data.scans.dicom.paths import get_reader_paths
 
 # Must never appear in a message, a name or an output.
 SECRETS = {"PatientName": "Secret^Name", "PatientID": "secret-id", "PatientBirthDate": "19990102",

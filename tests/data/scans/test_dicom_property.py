@@ -10,7 +10,7 @@ from dicom_files import OBLIQUE, dataset, geometry, random_volume, save, uid
 from pydicom.uid import generate_uid
 
 from monai_llmboost.data.scans import ScanReader, find_scans
-from monai_llmboost.data.scans.dicom.reader import get_reader_paths
+from monai_llmboost.data.scans.dicom.paths import get_reader_paths
 
 SLICES = 8
 VOLUME = random_volume((9, 8, SLICES))

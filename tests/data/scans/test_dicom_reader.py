@@ -10,7 +10,8 @@ from dicom_files import OBLIQUE, dataset, random_volume, save, uid, write_multif
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImage, LoadImaged, Orientationd
 
-from monai_llmboost.data.scans.dicom.reader import DicomSeriesReader, get_reader_paths
+from monai_llmboost.data.scans.dicom.paths import get_reader_paths
+from monai_llmboost.data.scans.dicom.reader import DicomSeriesReader
 from monai_llmboost.data.scans.dicom.stacks import find_dicom_scans
 from monai_llmboost.data.scans.scan import RefusedScan
 

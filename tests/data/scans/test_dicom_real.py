@@ -8,8 +8,9 @@ import SimpleITK as sitk
 from pydicom import dcmread
 
 from monai_llmboost.data.scans.dicom.headers import looks_like_dicom, read_header
+from monai_llmboost.data.scans.dicom.paths import get_reader_paths
 from monai_llmboost.data.scans.dicom.pixels import digest_pixels, read_volume
-from monai_llmboost.data.scans.dicom.reader import DicomSeriesReader, get_reader_paths
+from monai_llmboost.data.scans.dicom.reader import DicomSeriesReader
 from monai_llmboost.data.scans.dicom.stacks import find_dicom_scans
 
 ONE = "a single slice is no volume"

@@ -11,7 +11,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import EnhancedMRImageStorage, RLELossless, generate_uid
 
 from monai_llmboost.data.scans import RefusedScan, ScanReader
-from monai_llmboost.data.scans.dicom.reader import get_reader_paths
+from monai_llmboost.data.scans.dicom.paths import get_reader_paths
 from monai_llmboost.data.scans.dicom.stacks import find_dicom_scans
 
 VOLUME = random_volume()  # (9, 8, 6)

@@ -23,7 +23,7 @@ from dicom_files import (
 from pydicom.uid import EnhancedMRImageStorage
 
 from monai_llmboost.data.scans import ScanReader
-from monai_llmboost.data.scans.dicom.reader import get_reader_paths
+from monai_llmboost.data.scans.dicom.paths import get_reader_paths
 
 MR = {"Modality": "MR"}
 HALF = np.diag([-0.7, -0.9, 1.0, 1])

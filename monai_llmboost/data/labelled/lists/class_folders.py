@@ -7,8 +7,7 @@ from pathlib import Path
 
 from monai_llmboost.data.labelled.case import LabelledCase, Source
 from monai_llmboost.data.labelled.lists.rows import SPLIT_WORDS
-from monai_llmboost.data.scans.dicom.reader import get_reader_paths
-from monai_llmboost.data.scans.find import find_scans
+from monai_llmboost.data.scans.dicom.paths import get_reader_paths
 from monai_llmboost.data.scans.scan import Scan
 
 
@@ -18,6 +17,8 @@ def read_class_folders(path: Path) -> tuple[list[LabelledCase], list[str]]:
     Raises:
         ValueError: there are no such subfolders.
     """
+    from monai_llmboost.data.scans.find import find_scans  # takes half a second, and files do without it
+
     path = path.absolute()
     folders = _subfolders(path)
     splits = {folder.name: SPLIT_WORDS.get(folder.name.lower(), "") for folder in folders}

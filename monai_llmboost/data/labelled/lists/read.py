@@ -61,6 +61,23 @@ def read_cases(path: str | Path, columns: Columns | None = None) -> CaseList:
         if has_label_folders(path):
             return _finish(path, path, read_folder(path), columns)
         return _finish_classes(path, ("image",), *read_class_folders(path))
+    return _finish(path, path.parent, read_table(_find_file(path), columns), columns)
+
+
+def check_list(path: str | Path, columns: Columns | None = None) -> None:
+    """Check that there is a list, and, in a file, the columns if they are given; no scan is looked for.
+
+    Raises:
+        FileNotFoundError: there is no such list.
+        ValueError: the file is no labelled list, or lacks one of the columns.
+    """
+    path = Path(path).expanduser()
+    file = None if path.is_dir() else _find_file(path)
+    if file is not None and columns is not None:
+        read_table(file, columns)
+
+
+def _find_file(path: Path) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"there is no list at {path}: give a CSV file, a JSON datalist or a folder of classes")
     if path.suffix.lower() not in LISTS:
@@ -68,7 +85,7 @@ def read_cases(path: str | Path, columns: Columns | None = None) -> CaseList:
             f"{path} is neither a CSV file nor a JSON datalist ({', '.join(LISTS)}): save the table as CSV, or give "
             "the folder with one subfolder for each class"
         )
-    return _finish(path, path.parent, read_table(path, columns), columns)
+    return path
 
 
 def is_for_segmentation(path: str | Path, columns: Columns) -> bool:

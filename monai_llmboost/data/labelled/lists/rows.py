@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,17 @@ class Columns:
     group: str = "group"
     mask: str = "mask"
     case: str = "case"
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Columns:
+        """Return the columns that options such as ``image_column`` name; other options are ignored.
+
+        Example:
+            >>> Columns.of({"label_column": "grade", "folds": 5}).label
+            'grade'
+        """
+        names = {field.name: f"{field.name}_column" for field in fields(cls)}
+        return cls(**{name: options[key] for name, key in names.items() if key in options})
 
     @property
     def images(self) -> tuple[str, ...] | None:

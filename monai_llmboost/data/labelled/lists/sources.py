@@ -10,7 +10,7 @@ from pathlib import Path
 
 from monai_llmboost.data.labelled.case import Source
 from monai_llmboost.data.labelled.lists.rows import Row
-from monai_llmboost.data.scans.dicom.reader import SEPARATOR
+from monai_llmboost.data.scans.dicom.paths import SEPARATOR
 
 
 def find_source(root: Path, text: str, problems: list[str]) -> Source:

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from monai_llmboost.data.labelled.label_maps import MOST_STRUCTURES, MOST_VALUE
-
+# Class numbers are stored in one byte, whose last value means none of them.
+MOST_STRUCTURES, MOST_VALUE = 254, 2**16 - 1
 # The value of the background, and words for it in lower case.
 BACKGROUND = 0
 BACKGROUND_WORDS = ("background", "bg", "clear", "clear label", "none", "unlabeled", "unlabelled", "")

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-from scipy.optimize import linprog
 
 from monai_llmboost.data.scans.dicom.slices import SliceHeader
 from monai_llmboost.data.scans.dicom.tolerances import (
@@ -173,6 +172,8 @@ def _fit_rounded(positions: np.ndarray, rounding_mm: np.ndarray) -> tuple[np.nda
     """
     if not (rounding_mm > 0).any():
         return None
+    from scipy.optimize import linprog  # takes half a second, and a search for NIfTI files does without it
+
     count = len(positions)
     k = np.arange(count, dtype=float)
     origin, step, errors = np.empty(3), np.empty(3), np.empty(3)

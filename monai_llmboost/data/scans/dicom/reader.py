@@ -17,20 +17,14 @@ from scipy.ndimage import affine_transform
 from monai_llmboost.arguments import check_choice, check_whole
 from monai_llmboost.data.scans.dicom.headers import looks_like_dicom
 from monai_llmboost.data.scans.dicom.layout import Layout
+from monai_llmboost.data.scans.dicom.paths import SEPARATOR
 from monai_llmboost.data.scans.dicom.pixels import read_volume
 from monai_llmboost.data.scans.dicom.stacks import Stack, find_dicom_stacks
-from monai_llmboost.data.scans.scan import MAX_VOXELS, RefusedScan, Scan, check_volume_index, choose_volume
+from monai_llmboost.data.scans.scan import MAX_VOXELS, RefusedScan, check_volume_index, choose_volume
 
-# Separates a path from the volume to read from it.
-SEPARATOR = "::"
 GANTRY_TILT = ("resample", "shear", "refuse")
 # Maximum number of volumes listed in a refusal.
 MAX_LISTED = 5
-
-
-def get_reader_paths(scan: Scan) -> list[str]:
-    """Return the paths with which ``LoadImaged`` and a `DicomSeriesReader` read exactly this scan."""
-    return [f"{path}{SEPARATOR}{scan.stack}" for path in scan.files]
 
 
 class DicomSeriesReader(ImageReader):
