@@ -32,6 +32,12 @@ def run_python(command, *, env=None, cwd=None, preexec_fn=None, check=False, **s
     return done
 
 
+def start_python(command, folder, *, env=None, cwd=None):
+    """Start such a command and return its process, which can be killed; what it prints goes to files of the folder."""
+    streams = [f"{folder}/{name}.txt" for name in ("stdout", "stderr")]
+    return _start(command, dict(env or os.environ), cwd, None, streams)
+
+
 def run_two(command, *, env=None, cwd=None):
     """Run a command as two ranks of one job, as `torchrun --nproc_per_node=2` does."""
     with socket.socket() as free:
@@ -46,18 +52,22 @@ def _run(commands, environments, cwd, preexec_fn):
     done = []
     with tempfile.TemporaryDirectory() as folder:
         for rank, (command, environment) in enumerate(zip(commands, environments, strict=True)):
-            assert command[0] == sys.executable
-            words, streams = [str(word) for word in command[1:]], [f"{folder}/{rank}-{name}" for name in ("out", "err")]
-            arguments = (words, environment, str(cwd or Path.cwd()), streams, preexec_fn)
-            process = FORKS.Process(target=_become, args=arguments)
-            process.start()
-            done.append((process, streams))
+            streams = [f"{folder}/{rank}-{name}" for name in ("out", "err")]
+            done.append((_start(command, environment, cwd, preexec_fn, streams), streams))
         for process, _ in done:
             process.join()
         return [
             subprocess.CompletedProcess(command, process.exitcode, *(Path(file).read_text() for file in streams))
             for command, (process, streams) in zip(commands, done, strict=True)
         ]
+
+
+def _start(command, environment, cwd, preexec_fn, streams):
+    assert command[0] == sys.executable
+    words = [str(word) for word in command[1:]]
+    process = FORKS.Process(target=_become, args=(words, environment, str(cwd or Path.cwd()), streams, preexec_fn))
+    process.start()
+    return process
 
 
 def _become(words, environment, cwd, streams, preexec_fn):

@@ -3,6 +3,7 @@
 
 import csv
 import json
+import shutil
 
 import nibabel
 import numpy as np
@@ -12,7 +13,7 @@ from conftest import BUNDLE, PRECISION, SMALL, forget_training
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 
-from monai_llmboost.bundle import monai_arguments
+from monai_llmboost.bundle import monai_arguments, run_bundle
 from monai_llmboost.engines import TrainingCheckpoints
 
 pytestmark = [
@@ -32,11 +33,28 @@ WRAPPED = {
 SIZE = {**SMALL, "size": 8, "patch_size": 4, "batch_size": 10}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_phantoms():
+    cases = {"train": 20, "val": 10, "test": 10}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("monai_llmboost.data.datasets.phantoms.PHANTOM_CASES", cases)
+        yield
+
+
 @pytest.fixture(autouse=True)
-def few_phantoms(monkeypatch):
-    monkeypatch.setattr("monai_llmboost.data.datasets.phantoms.PHANTOM_CASES", {"train": 20, "val": 10, "test": 10})
+def compile_again():
     yield
     torch.compiler.reset()
+
+
+@pytest.fixture(scope="module")
+def bare(few_phantoms, tmp_path_factory):
+    """A folder trained without a wrapper, and the probabilities of its evaluation."""
+    folder = tmp_path_factory.mktemp("bare") / "run"
+    places = {"ckpt_dir": str(folder), "output_dir": str(folder)}
+    run_bundle(BUNDLE, "train", None, logging_file=False, epochs=2, **SIZE, **places)
+    run_bundle(BUNDLE, "evaluate", None, logging_file=False, **SIZE, **places)
+    return folder, probabilities(folder)
 
 
 def weights_of(folder, name="model.pt", part="model"):
@@ -54,12 +72,11 @@ def probabilities(folder):
 
 
 @pytest.mark.parametrize("wrap", WRAPPED)
-def test_each_job_with_a_wrapper(run_job, tmp_path, wrap):
+def test_each_job_with_a_wrapper(run_job, bare, tmp_path, wrap):
     network = {"network": WRAPPED[wrap]}
-    places = {name: {"ckpt_dir": str(tmp_path / name), "output_dir": str(tmp_path / name)} for name in ("bare", "wrap")}
-    bare = run_job("train", epochs=2, **SIZE, **places["bare"])
-    folder = run_job("train", epochs=2, **SIZE, **places["wrap"], **network)
-    assert weights_of(bare).keys() == weights_of(folder).keys() == weights_of(folder, "last.pt").keys()
+    places = {"ckpt_dir": str(tmp_path / "wrap"), "output_dir": str(tmp_path / "wrap")}
+    folder = run_job("train", epochs=2, **SIZE, **places, **network)
+    assert weights_of(bare[0]).keys() == weights_of(folder).keys() == weights_of(folder, "last.pt").keys()
     answers = {}
     for name, own in (("as it was", network), ("bare", {})):
         out = {"ckpt_dir": str(folder), "output_dir": str(tmp_path / f"evaluated {name}")}
@@ -132,9 +149,9 @@ def test_an_average_over_a_wrapped_network_is_resumed_exactly(tmp_path, wrap, av
 @pytest.mark.parametrize(
     "prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module.", "module.module."]
 )
-def test_checkpoints_with_the_names_of_wrappers_load(run_job, prefix):
-    folder = run_job("train", epochs=2, **SIZE)
-    expected = probabilities(run_job("evaluate", **SIZE))
+def test_checkpoints_with_the_names_of_wrappers_load(run_job, bare, tmp_path, prefix):
+    folder, expected = shutil.copytree(bare[0], tmp_path / "run"), bare[1]
+    (folder / "predictions.csv").unlink()  # so that those below are of the renamed weights
     for name in ("model.pt", "last.pt"):
         state = torch.load(folder / name, weights_only=True)
         weights = state if name == "model.pt" else state["model"]

@@ -5,10 +5,12 @@ import json
 import resource
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from conftest import llama_config
+from processes import run_python
 from safetensors.torch import load_file, save_file
 from test_hub import extract, serve, stop
 from tiny_models import tiny_folder
@@ -153,7 +155,7 @@ def test_a_pickle_that_runs_code(geometry, tmp_path):
         "--out",
         tmp_path / "out" / "block.safetensors",
     ]
-    done = subprocess.run([*map(str, words)], capture_output=True, text=True)
+    done = run_python(words)
     assert_one_sentence(done, tmp_path / "out", "cannot read pytorch_model.bin")
     assert "was run" not in done.stdout
 
@@ -161,11 +163,7 @@ def test_a_pickle_that_runs_code(geometry, tmp_path):
 def test_a_disk_without_room(folder, tmp_path):
     """The system lets the process write files of 4 kB at most."""
     words = [sys.executable, "-m", "monai_llmboost", "extract", folder, "--out", tmp_path / "out" / "block.safetensors"]
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-
-    done = subprocess.run([*map(str, words)], capture_output=True, text=True, preexec_fn=limit)
+    done = run_python(words, preexec_fn=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (4096, 4096)))
     assert_one_sentence(done, tmp_path / "out", "free some space there, or give another --out")
 
 

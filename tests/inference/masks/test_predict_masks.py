@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
@@ -16,6 +15,7 @@ import pytest
 import torch
 from conftest import ROOT
 from dicom_files import write_series
+from processes import start_python
 from scipy import ndimage
 
 from monai_llmboost.bundle import BundleJob, copy_bundle, job_configs
@@ -293,11 +293,12 @@ def test_killed_runs_are_resumed_to_the_same_files(bundle, tmp_path):
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     for least in (2, 7):  # lines of the journal, the first of which is the key
         command = [sys.executable, "-W", "ignore", "-m", "monai_llmboost", "predict", *words]
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
-        while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < least):
+        process = start_python(command, tmp_path, cwd=ROOT, env=environment)
+        while process.is_alive() and (not journal.exists() or journal.read_bytes().count(b"\n") < least):
             time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "it was still at work"
     assert 1 <= journal.read_bytes().count(b"\n") - 1 < 12
     resumed = run_predict(bundle, tmp_path / "out", None, dataset_dir=[str(folder)], report=False)
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
