@@ -29,6 +29,7 @@ from tqdm import tqdm
 from monai_llmboost.boosters import ResidualBooster
 from monai_llmboost.llm import BlockGeometry, DonorLayers, FrozenBlock, Layer, random_block
 from monai_llmboost.networks import ViT3D
+from monai_llmboost.precision import computes_bfloat16
 from monai_llmboost.studies.cost.measure import (
     device_name,
     flops,
@@ -187,7 +188,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: results/booster-DEVICE.json next to this file")
     options = parser.parse_args()
     device = torch.device(options.device)
-    dtype = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    dtype = torch.bfloat16 if device.type == "cuda" and computes_bfloat16("cuda") else torch.float32
     out = options.out or RESULTS / f"booster-{device.type}.json"
     settings = {"dtype": str(dtype), "rounds": options.rounds}
     rows = read_earlier_rows(out, device_name(device), settings)

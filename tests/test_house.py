@@ -113,13 +113,15 @@ def test_no_public_name_is_also_a_name_of_monai():
 def test_train_and_inference_describe_one_network():
     configs = ROOT / "bundles" / BUNDLE / "configs"
     train, inference = (json.loads((configs / f"{name}.json").read_text()) for name in ("train", "inference"))
-    # In inference, dataset is the scans, and trained_on the name of the data set that has the classes.
+    # In inference, dataset is the scans, and trained_on the name of the data set that has the classes. The dtype of the
+    # computation is float32 for training on a CPU, where it may be another one in inference.
     others = {
         "imports",
         "dataset",
         "dataset_dir",
         "batch_size",
         "class_names",
+        "compute_dtype",
         "output_transforms",
         "initialize",
         "run",

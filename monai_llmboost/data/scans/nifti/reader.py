@@ -119,7 +119,7 @@ def read_voxels(header: NiftiHeader, volume: int | None = None) -> np.ndarray:
     volume = choose_volume(volume, header.shape)
     if header.packed:
         # It unpacks twice as fast; whether a stream that it refuses is damaged, and how, is left to the standard one.
-        with suppress(EOFError, gzip.BadGzipFile, isal_zlib.error):
+        with suppress(EOFError, gzip.BadGzipFile, isal_zlib.error):  # type: ignore[arg-type]  # its stub is wrong
             return _read_voxels(header, volume, igzip.IGzipFile)
     try:
         return _read_voxels(header, volume, gzip.GzipFile)
