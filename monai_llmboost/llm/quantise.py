@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from monai_llmboost.arguments import check_choice, is_positive
+from monai_llmboost.arguments import check_choice, check_whole, is_positive
 from monai_llmboost.llm.layers import DonorLayers, Layer
 from monai_llmboost.llm.quantised_matrix import GROUP, QuantisedMatrix, pack, quantise_matrix
 from monai_llmboost.llm.stream_size import find_h_rms
 
-BITS = (16, 8, 4)
+BITS = (16, 8, 4)  # of block files
 TOKENS, SEED = 256, 20240326  # random tokens by which channels are chosen; others measure the error
 
 
@@ -31,6 +31,11 @@ class QuantisedLayers:
         salient: share of the input channels of each matrix that are kept in 16 bits.
         h_rms: the original layers' size of tokens, see :func:`monai_llmboost.llm.find_h_rms`.
         error: relative error of the block's output, see :func:`quantise_layers`.
+        group: inputs that share a scale.
+
+    Example:
+        >>> quantise_layers(read_block("embedded"), bits=8).header["bits"]
+        '8'
     """
 
     donor: DonorLayers
@@ -39,6 +44,7 @@ class QuantisedLayers:
     salient: float
     h_rms: float | None
     error: float
+    group: int = GROUP
 
     @property
     def stored(self) -> list[dict[str, Tensor]]:
@@ -53,7 +59,7 @@ class QuantisedLayers:
         """Entries of a block file's header."""
         return {
             "bits": str(self.donor.bits),
-            "group": str(GROUP),
+            "group": str(self.group),
             "salient": repr(float(self.salient)),
             "dtype": str(_dtype(self.donor)).removeprefix("torch."),
             "error": f"{self.error:.3g}",
@@ -64,16 +70,21 @@ class QuantisedLayers:
 def check_bits(bits: int, salient: float) -> None:
     """Raise ValueError unless these are bits and a share of salient channels that a block file can have."""
     check_choice("bits", bits, BITS)
-    if salient != 0 and not (is_positive(salient) and salient < 1):
-        raise ValueError(f"salient must be a share of the input channels from 0 to below 1, not {salient!r}: give 0.1")
+    check_share(salient)
     if salient and bits == 16:
         raise ValueError(f"--salient {salient:g} needs fewer bits for the other channels: give --bits 8 or 4 as well")
 
 
-def quantise_layers(donor: DonorLayers, bits: int, salient: float = 0.0) -> QuantisedLayers:
+def check_share(salient: float) -> None:
+    """Raise ValueError unless this is a share of input channels."""
+    if salient != 0 and not (is_positive(salient) and salient < 1):
+        raise ValueError(f"salient must be a share of the input channels from 0 to below 1, not {salient!r}: give 0.1")
+
+
+def quantise_layers(donor: DonorLayers, bits: int, salient: float = 0.0, group: int = GROUP) -> QuantisedLayers:
     """Quantise the matrices of a donor's layers, for storage; norms and biases stay as they are.
 
-    Each group of 64 inputs of an output has a scale, see :class:`QuantisedMatrix`. The salient input channels are those
+    Each group of inputs of an output has a scale, see :func:`quantise_matrix`. The salient input channels are those
     with the largest first-order saliency (SpikeLLM, arXiv:2407.04752), the change of ``|W x|^2 / 2`` by a relative
     change of the channel j: ``s_j = |mean of (W^T W x)_j x_j|``. The published method takes the mean over text. A block
     between trained maps sees no text, so here x are the inputs of the matrix when the layers run on 256 tokens of
@@ -84,18 +95,21 @@ def quantise_layers(donor: DonorLayers, bits: int, salient: float = 0.0) -> Quan
 
     Args:
         donor: layers of a native model.
-        bits: 8 or 4.
-        salient: share of the input channels of each matrix that stay in 16 bits.
+        bits: bits of a weight, 2 to 8.
+        salient: share of the input channels of each matrix that stay in 16 bits, from 0 to below 1.
+        group: inputs that share a scale.
 
     Raises:
-        ValueError: the layers run in transformers' own class, or unknown bits.
+        ValueError: the layers run in transformers' own class, or a number out of its range.
 
     Example:
         >>> small = quantise_layers(read_block("embedded"), bits=4)
         >>> small.donor.name, small.error < 0.1
         ('tiny-english layer 5 in 4 bits', True)
     """
-    check_choice("bits", bits, BITS[1:])
+    check_whole("bits", bits, 2, 8)
+    check_whole("group", group, 1)
+    check_share(salient)
     if any(layer.geometry is None for layer in donor.layers):
         raise ValueError(
             f"{donor.name} is run by transformers' own class, whose weights cannot be stored in {bits} bits: leave out "
@@ -108,8 +122,9 @@ def quantise_layers(donor: DonorLayers, bits: int, salient: float = 0.0) -> Quan
         for layer in donor.layers:
             module = layer.module(torch.float32, causal=False, rotary=False)
             inputs, seen = _inputs(module, seen)
-            found = _quantise_layer(layer, inputs, bits, salient)
-            layers.append(_dequantised(layer, found, dtype))
+            channels = {name: find_salient(layer.tensors[name], x, salient) for name, x in inputs.items()}
+            found = {name: quantise_matrix(layer.tensors[name], bits, channels[name], group) for name in inputs}
+            layers.append(_dequantised(layer, found, dtype, group))
             matrices.append(found)
             original = module(original)
             changed = layers[-1].module(torch.float32, causal=False, rotary=False)(changed)
@@ -117,7 +132,7 @@ def quantise_layers(donor: DonorLayers, bits: int, salient: float = 0.0) -> Quan
         original, changed = norm(original).double(), norm(changed).double()
     error = float((changed - original).norm() / original.norm())
     small = replace(donor, layers=tuple(layers), bits=bits)
-    return QuantisedLayers(small, tuple(matrices), donor.fingerprint, salient, h_rms, error)
+    return QuantisedLayers(small, tuple(matrices), donor.fingerprint, salient, h_rms, error, group)
 
 
 def _noise(width: int, h_rms: float | None, number: int) -> Tensor:
@@ -144,15 +159,6 @@ def _inputs(module: nn.Module, tokens: Tensor) -> tuple[dict[str, Tensor], Tenso
     return found, output
 
 
-def _quantise_layer(
-    layer: Layer, inputs: Mapping[str, Tensor], bits: int, salient: float
-) -> dict[str, QuantisedMatrix]:
-    return {
-        name: quantise_matrix(layer.tensors[name], bits, find_salient(layer.tensors[name], x, salient))
-        for name, x in inputs.items()
-    }
-
-
 def find_salient(weight: Tensor, x: Tensor, share: float) -> Tensor | None:
     """Return the salient input channels of a matrix (out, in) for inputs x (tokens, in); ``None`` for the share 0."""
     if not share:
@@ -169,7 +175,7 @@ def _dtype(donor: DonorLayers) -> torch.dtype:
     return reduce(torch.promote_types, dtypes)
 
 
-def _dequantised(layer: Layer, matrices: Mapping[str, QuantisedMatrix], dtype: torch.dtype) -> Layer:
+def _dequantised(layer: Layer, matrices: Mapping[str, QuantisedMatrix], dtype: torch.dtype, group: int) -> Layer:
     """Return a layer with the values of its quantised matrices."""
-    values = {name: one.dequantise(layer.tensors[name].shape[1], dtype) for name, one in matrices.items()}
+    values = {name: one.dequantise(layer.tensors[name].shape[1], dtype, group) for name, one in matrices.items()}
     return replace(layer, tensors={**layer.tensors, **values})
