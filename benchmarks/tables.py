@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from report import RESULTS, markdown
+from table_of_bits import bits
 
 from monai_llmboost.studies.rounding import rounded
 from monai_llmboost.studies.statistics.verdict import without_caveats
@@ -484,6 +485,7 @@ TABLES = {
         model_types,
         boosted_networks,
         dense,
+        bits,
         hippocampus,
     )
 }

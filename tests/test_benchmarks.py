@@ -71,7 +71,7 @@ def test_bits_of_block_files(rows_here, tmp_path):
 
     small = {"RANDOM": BlockGeometry(64, 128, 4, 2, 16), "VOLUMES": 2, "NETWORKS": 1}
     rows = rows_here("bits", tmp_path / "bits.json", "--bits", "8", "4", "--large-bits", "4", **small)
-    assert [row["way"] for row in rows if row["donor"].startswith("tiny")][0] == "as in the model"
+    assert next(row["way"] for row in rows if row["donor"].startswith("tiny")) == "as in the model"
     of = {row["way"]: row for row in rows if row["donor"].startswith("tiny") and row["set by"] == 4}
     assert len(of) == 4 and all(0 < row["error of the output"] < 0.1 for row in of.values())
     for way in ("smaller groups", "one bit more"):
