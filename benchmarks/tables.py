@@ -6,13 +6,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import table_of_bits
 import tables_of_costs
 import tables_of_studies
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "about"
 PAGES = (HERE.parent / "README.md", HERE / "README.md", DOCS / "cost.md", DOCS / "results.md")
-TABLES = {table.__name__: table for table in (*tables_of_costs.TABLES, *tables_of_studies.TABLES)}
+TABLES = {table.__name__: table for table in (*tables_of_costs.TABLES, table_of_bits.bits, *tables_of_studies.TABLES)}
 
 
 def update_tables(text: str) -> str:

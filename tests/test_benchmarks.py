@@ -66,6 +66,19 @@ def test_startup_loads_the_same_weights(rows_here, llama_folder, tmp_path):
     assert [row["side"] for row in rows] == ["AutoModel.from_pretrained", "read_layers", "load_block"]
 
 
+def test_bits_of_block_files(rows_here, tmp_path):
+    from monai_llmboost.llm import BlockGeometry
+
+    small = {"RANDOM": BlockGeometry(64, 128, 4, 2, 16), "VOLUMES": 2, "NETWORKS": 1}
+    rows = rows_here("bits", tmp_path / "bits.json", "--bits", "8", "4", "--large-bits", "4", **small)
+    assert next(row["way"] for row in rows if row["donor"].startswith("tiny")) == "as in the model"
+    of = {row["way"]: row for row in rows if row["donor"].startswith("tiny") and row["set by"] == 4}
+    assert len(of) == 4 and all(0 < row["error of the output"] < 0.1 for row in of.values())
+    for way in ("smaller groups", "one bit more"):
+        assert of["uniform"]["MB"] < of[way]["MB"] <= of["salient channels"]["MB"]
+    assert len([row for row in rows if row["donor"].startswith("random")]) == 1 + 4
+
+
 def test_epoch_of_the_bundle(rows_here, monkeypatch, tmp_path):
     cases = {"train": 96, "val": 20, "test": 20}
     monkeypatch.setattr("monai_llmboost.data.datasets.phantoms.PHANTOM_CASES", cases)

@@ -20,11 +20,18 @@ def extract(
     ] = "-1",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Overwrite an existing file.")] = False,
+    bits: Annotated[
+        int, typer.Option(help="Bits of a weight in the file: 16 (as in the model), 8 or 4 (smaller, not exact).")
+    ] = 16,
+    salient: Annotated[
+        float, typer.Option(help="Share of the input channels that stay in 16 bits, such as 0.1; for --bits 8 or 4.")
+    ] = 0.0,
 ) -> None:
     """Extract layers of a language model into a block file, for --block of a bundle.
 
     For a model on the Hugging Face Hub, only these layers are downloaded.
-    Nothing is done if the file already contains these layers.
+    Nothing is done if the file already contains these layers in these bits.
+    --bits makes the file small, not the network: the weights are dequantised when they are read.
     `monai-llmboost donors` lists models to start with.
     """
     from monai_llmboost.llm.paths import check_new_block_file, parse_model
@@ -33,13 +40,14 @@ def extract(
     parse_model(model)
     from monai_llmboost.llm import extract_block, read_header  # takes seconds; a wrong path is reported without it
 
-    written = extract_block(model, out, layer, revision, overwrite)
+    written = extract_block(model, out, layer, revision, overwrite, bits, salient)
     header = read_header(out)
     layers = json.loads(header["layers"])
     typer.echo(
         f"{out}: {'layer' if len(layers) == 1 else 'layers'} {', '.join(map(str, layers))} of {header['num_layers']} "
         f"of {header['donor']} (counted from 0), width {header['width']}, {int(header['num_weights']):,} weights, "
         + (f"dequantised from {header['quantised']}, " if header.get("quantised") else "")
+        + (f"{header['bits']} bits (error {100 * float(header['error']):.2g} %), " if "bits" in header else "")
         + f"{out.stat().st_size / 1e6:.1f} MB, fingerprint {header['fingerprint'][:12]}"
         + ("" if written else " (already exists; --overwrite extracts it again)")
     )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from monai_llmboost.llm.frozen import SMALL_GEOMETRY, FrozenBlock, TrainedBlock, freeze_
     from monai_llmboost.llm.geometry import BlockGeometry
     from monai_llmboost.llm.layers import DonorLayers, Layer, random_layer
+    from monai_llmboost.llm.quantise import QuantisedLayers, quantise_layers
     from monai_llmboost.llm.self_tests import self_test
     from monai_llmboost.llm.sources import block_width, frozen_block, load_block, random_block, trained_block
     from monai_llmboost.llm.stream_size import find_h_rms
@@ -40,6 +41,7 @@ __all__ = [
     "DonorLayers",
     "FrozenBlock",
     "Layer",
+    "QuantisedLayers",
     "Signature",
     "TrainedBlock",
     "block_width",
@@ -48,6 +50,7 @@ __all__ = [
     "freeze_",
     "frozen_block",
     "load_block",
+    "quantise_layers",
     "random_block",
     "random_layer",
     "read_block",

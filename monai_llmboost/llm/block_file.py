@@ -16,16 +16,19 @@ from monai_llmboost.artifacts.files import atomic_path
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.layers import DonorLayers, Layer
 from monai_llmboost.llm.paths import find_block_file
+from monai_llmboost.llm.quantise import QuantisedLayers
+from monai_llmboost.llm.quantised_matrix import unpack
 from monai_llmboost.llm.stream_size import find_h_rms
 
-FORMAT = "monai-llmboost block 3"
+# Files with 8 or 4 bits have a version of their own, so that earlier versions of the package refuse only them.
+FORMAT, FORMAT_QUANTISED = "monai-llmboost block 3", "monai-llmboost block 4"
 
 
-def write_block(donor: DonorLayers, out: Path, asked: str = "", overwrite: bool = True) -> None:
+def write_block(donor: DonorLayers | QuantisedLayers, out: Path, asked: str = "", overwrite: bool = True) -> None:
     """Write layers atomically, with their indices, origin, fingerprint (sha256) and size of tokens in the header.
 
     Args:
-        donor: the layers.
+        donor: the layers, or their quantised form, see :func:`monai_llmboost.llm.quantise_layers`.
         out: the file.
         asked: the branch, tag or commit that the user gave; ``donor.revision`` is the resolved commit.
         overwrite: replace an existing file.
@@ -33,26 +36,30 @@ def write_block(donor: DonorLayers, out: Path, asked: str = "", overwrite: bool 
     Raises:
         OSError: the file cannot be written (FileExistsError: it exists); an existing file is kept.
     """
+    quantised = donor if isinstance(donor, QuantisedLayers) else None
+    whole = donor.donor if isinstance(donor, QuantisedLayers) else donor
     header = {
-        "format": FORMAT,
-        "geometries": json.dumps([json.loads(one.geometry.to_json()) for one in donor.layers if one.geometry]),
-        "config": donor.layers[0].config,
-        "donor": donor.donor,
-        "layers": json.dumps([one.index for one in donor.layers]),
-        "num_layers": str(donor.num_layers),
-        "width": str(donor.width),
-        "num_weights": str(donor.num_weights),
-        "revision": donor.revision,
+        "format": FORMAT if quantised is None else FORMAT_QUANTISED,
+        "geometries": json.dumps([json.loads(one.geometry.to_json()) for one in whole.layers if one.geometry]),
+        "config": whole.layers[0].config,
+        "donor": whole.donor,
+        "layers": json.dumps([one.index for one in whole.layers]),
+        "num_layers": str(whole.num_layers),
+        "width": str(whole.width),
+        "num_weights": str(whole.num_weights),
+        "revision": whole.revision,
         "asked": asked,
-        "licence": donor.licence,
-        "quantised": donor.quantised,
-        "fingerprint": donor.fingerprint,
-        "final_norm": tensors_digest(donor.final_norm),
-        "h_rms": json.dumps(find_h_rms(donor)),
+        "licence": whole.licence,
+        "quantised": whole.quantised,
+        "fingerprint": whole.fingerprint,
+        "final_norm": tensors_digest(whole.final_norm),
+        "h_rms": json.dumps(find_h_rms(whole) if quantised is None else quantised.h_rms),
+        **({} if quantised is None else quantised.header),
     }
     header["header"] = _digest(header)
-    tensors = {f"{i}.{name}": t for i, one in enumerate(donor.layers) for name, t in one.tensors.items()}
-    tensors |= {f"final_norm.{name}": tensor for name, tensor in donor.final_norm.items()}
+    parts = [one.tensors for one in whole.layers] if quantised is None else quantised.stored
+    tensors = {f"{i}.{name}": tensor for i, part in enumerate(parts) for name, tensor in part.items()}
+    tensors |= {f"final_norm.{name}": tensor for name, tensor in whole.final_norm.items()}
     try:
         with atomic_path(out, overwrite=overwrite) as temporary:
             save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, metadata=header)
@@ -97,7 +104,7 @@ def read_header(file: str | Path) -> dict[str, str]:
             f"{path} is a safetensors file, but no block file: cut one layer out of the model with "
             "`monai-llmboost extract MODEL --layer -1 --out FILE`"
         )
-    if header["format"] != FORMAT:
+    if header["format"] not in (FORMAT, FORMAT_QUANTISED):
         raise ValueError(f"{path} is a block file of another version, {header['format']!r}: extract it again")
     if header.get("header") != _digest(header):
         raise ValueError(f"{path} was altered, its header is not the one that was written: extract it again")
@@ -107,6 +114,11 @@ def read_header(file: str | Path) -> dict[str, str]:
 def stored_h_rms(header: Mapping[str, str], donor: DonorLayers) -> float | None:
     """Return the size of tokens in a header, see :func:`monai_llmboost.llm.find_h_rms`; old files lack it."""
     return json.loads(header["h_rms"]) if "h_rms" in header else find_h_rms(donor)
+
+
+def file_size(file: str | Path) -> int:
+    """Return the bytes of a block file."""
+    return find_block_file(file).stat().st_size
 
 
 def read_block(file: str | Path) -> DonorLayers:
@@ -128,22 +140,20 @@ def read_block(file: str | Path) -> DonorLayers:
             norm[name] = tensor
         elif place.isdecimal() and int(place) < len(parts):
             parts[int(place)][name] = tensor
-    geometries = json.loads(header["geometries"])
     altered = f"{file} was altered, its weights are not those that were extracted: extract it again"
     try:
+        geometries = [BlockGeometry.from_json(json.dumps(one)) for one in json.loads(header["geometries"])]
+        if header["format"] == FORMAT_QUANTISED:
+            dtype, group = getattr(torch, header["dtype"]), int(header["group"])
+            parts = [unpack(part, one.tensor_shapes, dtype, group) for part, one in zip(parts, geometries)]
         layers = tuple(
-            Layer(
-                part,
-                BlockGeometry.from_json(json.dumps(geometries[i])) if geometries else None,
-                header["config"],
-                index,
-            )
+            Layer(part, geometries[i] if geometries else None, header["config"], index)
             for i, (part, index) in enumerate(zip(parts, indices))
         )
     except ValueError as error:  # an unexpected name or shape
         raise ValueError(altered) from error
     numbers = header["donor"], int(header["num_layers"]), header["revision"], header["licence"]
-    donor = DonorLayers(layers, *numbers, norm, header.get("quantised", ""))
+    donor = DonorLayers(layers, *numbers, norm, header.get("quantised", ""), int(header.get("bits", 16)))
     if (donor.fingerprint, tensors_digest(norm)) != (header["fingerprint"], header["final_norm"]):
         raise ValueError(altered)
     return donor

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
-from monai_llmboost.llm.block_file import read_block, read_header, stored_h_rms
+from monai_llmboost.llm.block_file import file_size, read_block, read_header, stored_h_rms
 from monai_llmboost.llm.frozen import FrozenBlock
 from monai_llmboost.llm.geometry import BlockGeometry
 from monai_llmboost.llm.self_tests import self_test
@@ -23,7 +24,7 @@ def block_table(file: str | Path) -> Table:
         FileNotFoundError: no such file.
         ValueError: not a block file, altered after extraction, or its self-test fails.
     """
-    donor = read_block(file)
+    donor, header = read_block(file), read_header(file)
     block = FrozenBlock(donor, known_fingerprint=donor.fingerprint)
     measured = self_test(block, donor.name)
     indices = ", ".join(str(layer.index) for layer in donor.layers)
@@ -36,10 +37,11 @@ def block_table(file: str | Path) -> Table:
         "layers": f"{indices} of {donor.num_layers} (0 to {donor.num_layers - 1})",
         "weights": f"{donor.num_weights:,} in {', '.join(dtypes)}"
         + (f", dequantised from {donor.quantised}" if donor.quantised else ""),
+        **({"stored in": stored_in(header, file_size(file))} if donor.bits < 16 else {}),
         "width": str(block.width),
         "layer": describe(donor.layers[-1].geometry, donor.layers[-1].config),
         "its model's final norm": norm,
-        "size of tokens": token_size(stored_h_rms(read_header(file), donor)),
+        "size of tokens": token_size(stored_h_rms(header, donor)),
         "read by the CLS token": read_out(block),
         "fingerprint (sha256)": donor.fingerprint,
         "self-test": "passed: "
@@ -49,6 +51,16 @@ def block_table(file: str | Path) -> Table:
     for name, text in rows.items():
         table.add_row(name, Text(text, overflow="fold"))
     return table
+
+
+def stored_in(header: Mapping[str, str], size: int) -> str:
+    """Return the bits, size and error of a quantised file, as text."""
+    salient = f", {100 * float(header['salient']):g} % of the inputs in 16 bits"
+    return (
+        f"{header['bits']} bits, a scale for {header['group']} inputs{salient if float(header['salient']) else ''}: "
+        f"{size / 1e6:.1f} MB; the output differs "
+        f"by {100 * float(header['error']):.2g} % from that of the original weights"
+    )
 
 
 def token_size(h_rms: float | None) -> str:

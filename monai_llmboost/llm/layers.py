@@ -81,6 +81,7 @@ class DonorLayers:
         licence: name of the model's licence on its card, such as "apache-2.0".
         final_norm: ``weight`` and optional ``bias`` of the norm after the model's last layer; empty if unknown.
         quantised: original quantised types of the weights, such as "Q4_K, Q6_K"; empty if they were floats.
+        bits: 8 or 4 if the matrices are those of a block file with so many bits a weight.
 
     Example:
         >>> donor = read_block("embedded")
@@ -95,14 +96,14 @@ class DonorLayers:
     licence: str = ""
     final_norm: Mapping[str, Tensor] = field(default_factory=dict)
     quantised: str = ""
+    bits: int = 16
 
     @property
     def name(self) -> str:
         """The name in messages."""
         indices = [str(layer.index) for layer in self.layers if layer.index is not None]
-        return " ".join(
-            [self.donor, *(["layers" if len(indices) > 1 else "layer", ", ".join(indices)] if indices else [])]
-        )
+        parts = [self.donor, *(["layers" if len(indices) > 1 else "layer", ", ".join(indices)] if indices else [])]
+        return " ".join([*parts, *([f"in {self.bits} bits"] if self.bits < 16 else [])])
 
     @property
     def width(self) -> int:
@@ -168,7 +169,7 @@ class DonorLayers:
             return mean + std * torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
 
         layers = [replace(one, tensors={name: drawn(t) for name, t in one.tensors.items()}) for one in self.layers]
-        return replace(self, layers=tuple(layers), donor=f"random seed {seed} like {self.donor}")
+        return replace(self, layers=tuple(layers), donor=f"random seed {seed} like {self.donor}", bits=16)
 
 
 def generator_of(seed: int) -> torch.Generator:
