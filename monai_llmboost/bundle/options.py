@@ -18,7 +18,7 @@ from typing import Any
 
 from monai_llmboost.arguments import check_choice, check_switch, check_whole, is_whole
 from monai_llmboost.bundle.content import check_place, merged, read_config, set_at, value_at
-from monai_llmboost.bundle.contract import DESCRIPTIONS, NETWORKS, PLAN, PLAN_DESCRIPTION
+from monai_llmboost.bundle.contract import DESCRIPTIONS, METADATA, NETWORKS, PLAN, PLAN_DESCRIPTION, STUDIES
 from monai_llmboost.bundle.words import is_computed
 
 # Options of `monai.bundle run` itself, for experiment tracking.
@@ -125,6 +125,26 @@ def check_options(configs: list[Path], overrides: Mapping[str, Any]) -> None:
         if value is not None:
             check_value(key, value, rule, f"correct it in {names}, or what {configs[0].parent / DESCRIPTIONS} declares")
         _check_relation(content, key, rule)
+
+
+def check_early(folder: Path, options: Mapping[str, Any]) -> None:
+    """Refuse options before slow work that does not need them, as far as they are wrong for every job of a bundle.
+
+    Args:
+        folder: the ``configs`` of the bundle.
+        options: keys, with their values.
+
+    Raises:
+        ValueError: a key that no config has, or a value that ``options.json`` does not allow.
+    """
+    files = [file for file in folder.rglob("*.json") if file.name not in (DESCRIPTIONS, METADATA, STUDIES)]
+    known = {*MONAI_OPTIONS, "logging_file", *(key.partition("#")[0] for file in files for key in read_config(file))}
+    rules = Rules(folder)
+    for key, value in options.items():
+        if (first := key.replace("::", "#").partition("#")[0]) not in known:
+            raise ValueError(f"the bundle has no option --{first}{_instead(first, known, folder)}")
+        if value is not None:
+            check_value(key, value, rules.declared.get(key, Rule()), f"correct --{key}")
 
 
 def _check_plan(configs: Sequence[Path]) -> None:

@@ -13,6 +13,7 @@ import typer
 from monai_llmboost.bundle import Option, bundle_path, merged, typed_values
 from monai_llmboost.bundle.content import read_config
 from monai_llmboost.bundle.contract import CONFIGS, METADATA, PLAN, TRAIN_CONFIG
+from monai_llmboost.bundle.options import check_early
 from monai_llmboost.bundle.words import plain_text
 from monai_llmboost.command_line.options import DEFAULT_BUNDLE, split_options
 
@@ -46,7 +47,9 @@ def plan_scans(data: str, bundle: str, words: list[str]) -> None:
     texts = {key.replace("::", "#"): text for key, text in split_options(words)[0].items()}
     folder = Path(bundle)
     config = folder / CONFIGS / TRAIN_CONFIG
-    options = typed_values(merged([config if config.is_file() else _usual_config(data, texts)]), texts)
+    config = config if config.is_file() else _usual_config(data, texts)
+    options = typed_values(merged([config]), texts)
+    check_early(config.parent, options)
     from monai_llmboost.data.labelled import Columns
     from monai_llmboost.data.labelled.lists.read import check_list
 
