@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import json
-
-from report import RESULTS, markdown
+from read_results import read_results
+from report import markdown
 
 
 def bits() -> str:
     """Show size and errors of each way to store a layer, and whether salient channels beat the others at their size."""
-    result = json.loads((RESULTS / "bits-cpu.json").read_text())
+    result = read_results("bits-cpu")
     lines = []
     for row in result["rows"]:
         way = row["way"] if row["bits"] == 16 else f"{row['way']}: {row['bits']} bits, groups of {row['group']}"

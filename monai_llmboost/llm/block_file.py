@@ -116,11 +116,6 @@ def stored_h_rms(header: Mapping[str, str], donor: DonorLayers) -> float | None:
     return json.loads(header["h_rms"]) if "h_rms" in header else find_h_rms(donor)
 
 
-def file_size(file: str | Path) -> int:
-    """Return the bytes of a block file."""
-    return find_block_file(file).stat().st_size
-
-
 def read_block(file: str | Path) -> DonorLayers:
     """Read the layers of a block file, or of the one in the package (``"embedded"``).
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from monai_llmboost.llm.block_file import file_size, read_block, read_header, stored_h_rms
+from monai_llmboost.llm.block_file import read_block, read_header, stored_h_rms
 from monai_llmboost.llm.frozen import FrozenBlock
 from monai_llmboost.llm.geometry import BlockGeometry
+from monai_llmboost.llm.paths import find_block_file
 from monai_llmboost.llm.self_tests import self_test
 from monai_llmboost.llm.stream_size import LARGEST, RATIO, SMALLEST
 
@@ -37,7 +38,7 @@ def block_table(file: str | Path) -> Table:
         "layers": f"{indices} of {donor.num_layers} (0 to {donor.num_layers - 1})",
         "weights": f"{donor.num_weights:,} in {', '.join(dtypes)}"
         + (f", dequantised from {donor.quantised}" if donor.quantised else ""),
-        **({"stored in": stored_in(header, file_size(file))} if donor.bits < 16 else {}),
+        **({"stored in": stored_in(header, find_block_file(file).stat().st_size)} if donor.bits < 16 else {}),
         "width": str(block.width),
         "layer": describe(donor.layers[-1].geometry, donor.layers[-1].config),
         "its model's final norm": norm,
