@@ -135,21 +135,24 @@ def test_the_readme_is_short_and_has_no_link_that_a_package_index_cannot_follow(
 def test_the_tables_are_those_of_the_results(monkeypatch):
     """After a benchmark: python benchmarks/tables.py."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import read_results
     import tables
+    import tables_of_costs
+    import tables_of_studies
 
     pages = [text_of(page) for page in tables.PAGES]
     shown = [name for page in pages for name in re.findall(r"<!-- table: (\w+) -->", page)]
     assert sorted(shown) == sorted(tables.TABLES)
     assert [tables.update_tables(page) for page in pages] == pages
     gains = [
-        tables.select_comparison(data, "pretrained", "random")["intervals"]["both"][1]
-        for data in tables.read_study("study")["datasets"].values()
+        tables_of_studies.select_comparison(data, "pretrained", "random")["intervals"]["both"][1]
+        for data in tables_of_studies.read_study("study")["datasets"].values()
     ]
     for page in pages[0], pages[-1]:
         assert f"ains above {max(gains):.3f} AUC are excluded" in " ".join(page.split())
     operations = {
         row["side"]: row["operations / plain"]
-        for row in tables.select_rows("booster-cpu", **tables.SHOWN, kind="forward")
+        for row in read_results.select_rows("booster-cpu", **tables_of_costs.SHOWN, kind="forward")
     }
     words = " ".join(text_of(README).split())
     assert f"needs {operations['full way']:.2f} times the operations of the plain network" in words

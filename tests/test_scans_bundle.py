@@ -250,6 +250,20 @@ def test_train_inspects_by_itself_and_only_once(scans, tmp_path):
     assert record["spacing_mm"] == [2, 2, 2]
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--epoch", 3], "the bundle has no option --epoch: did you mean --epochs"),
+        (["--epochs", 0], "epochs must be a whole number from 1, not 0"),
+        (["--amp", "True"], "the bundle has no option --amp: it is --precision"),
+    ],
+)
+def test_wrong_options_are_refused_before_the_inspection(scans, tmp_path, words, message):
+    with pytest.raises(ValueError, match=message):
+        command("train", "--bundle", tmp_path / "new", "--data", scans / "list.csv", *words)
+    assert not (tmp_path / "new").exists()
+
+
 def test_train_stops_at_mistakes_in_the_list(scans, tmp_path):
     write_list(tmp_path / "list.csv", [["nowhere.nii.gz", "a"], ["lost.nii.gz", "b"]], ("image", "label"))
     code, output = command("train", "--data", tmp_path / "list.csv", "--bundle", tmp_path / "new")
