@@ -76,9 +76,7 @@ def measure(workflow: ConfigWorkflow) -> dict[str, Any]:
         for index in range(len(loader)):
             size = min(loader.batch_size, len(loader.dataset) - index * loader.batch_size)
             optimizer.zero_grad()
-            with torch.autocast(device.type, **trainer.amp_kwargs, enabled=trainer.amp):
-                value = loss(network(ready["image"][:size]), ready["label"][:size])
-            value.backward()
+            loss(trainer.inferer(ready["image"][:size], network), ready["label"][:size]).backward()
             optimizer.step()
 
     @trainer.on(Events.EPOCH_STARTED)

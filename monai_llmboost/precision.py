@@ -32,7 +32,7 @@ def find_precision(precision: str = AUTO, device: torch.device | str = "cpu", tr
             (:class:`monai_llmboost.engines.autocast.SmallMapsInFloat32`).
 
     Raises:
-        ValueError: an unknown precision; float16 on a CPU.
+        ValueError: an unknown precision; float16 on a CPU, or for training on another device than a GPU.
 
     Example:
         >>> find_precision("bfloat16"), find_precision("auto") in (torch.float32, torch.bfloat16)
@@ -40,9 +40,10 @@ def find_precision(precision: str = AUTO, device: torch.device | str = "cpu", tr
     """
     check_choice("precision", precision, PRECISIONS)
     kind = torch.device(device).type
-    if precision == FLOAT16 and kind == "cpu":
-        raise ValueError("the precision float16 needs a GPU: use bfloat16, float32 or auto on a CPU")
-    native = computes_bfloat16(kind)
+    if precision == FLOAT16 and (kind == "cpu" or (training and kind != "cuda")):  # gradients are scaled on CUDA only
+        where = "a CPU" if kind == "cpu" else f"the device {kind}"
+        raise ValueError(f"the precision float16 needs a GPU: use bfloat16, float32 or auto on {where}")
+    native = computes_bfloat16(device)
     if precision == BFLOAT16 and not native:
         logger.warning(f"this {_word(kind)} only emulates bfloat16, which is slow: float32 is faster")
     chosen = precision
@@ -54,17 +55,22 @@ def find_precision(precision: str = AUTO, device: torch.device | str = "cpu", tr
     return getattr(torch, chosen)
 
 
-def computes_bfloat16(kind: str | None = None) -> bool:
+def computes_bfloat16(device: torch.device | str | None = None) -> bool:
     """Return whether this machine computes bfloat16 natively; an emulated one is slower than float32.
 
     Args:
-        kind: type of the device, ``"cpu"`` or ``"cuda"``; ``None``: the GPU, or the CPU without one.
+        device: the device, whose number counts if GPUs differ; ``None``: the GPU, or the CPU without one.
     """
-    if kind is None:
-        kind = "cuda" if torch.cuda.is_available() else "cpu"
-    if kind == "cuda":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    if kind != "cpu" or not _allowed(os.environ.get(INSTRUCTIONS, "").upper()):
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if torch.device(device).type == "cuda":
+        if not torch.cuda.is_available():
+            return False
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.device(device).type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if not _allowed(os.environ.get(INSTRUCTIONS, "").upper()):
         return False
     capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in torch 2.8
     return any(capabilities.get(name, False) for name in CPU_BFLOAT16)

@@ -57,7 +57,8 @@ def test_extract(command, llama_folder, tmp_path):
     code, _, said = command("extract", llama_folder, "--out", out)
     assert code == 1
     assert said == (
-        f"monai-llmboost: {out} exists already and holds other layers: choose another --out, or give --overwrite\n"
+        f"monai-llmboost: {out} exists already and holds other layers or bits: choose another --out, or give "
+        "--overwrite\n"
     )
     assert command("extract", llama_folder, "--out", out, "--overwrite")[0] == 0
     assert "layers 1, 2 of 3" in command("extract", llama_folder, "--layer", "1:", "--out", out, "--overwrite")[1]

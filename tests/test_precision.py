@@ -2,6 +2,8 @@
 
 import json
 import logging
+from collections import namedtuple
+from contextlib import nullcontext
 from types import MappingProxyType
 
 import nibabel as nib
@@ -12,10 +14,12 @@ from conftest import BUNDLE, SMALL
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 
-from monai_llmboost.bundle import Option, bundle_path, check_options, job_configs, merged, run_bundle
+from monai_llmboost.bundle import Option, bundle_path, check_options, copy_bundle, job_configs, merged, run_bundle
 from monai_llmboost.bundle.job import BundleJob
+from monai_llmboost.bundle.trained_options import EARLIER_BLOCK_DTYPE
+from monai_llmboost.bundle.workflow import TrainedWorkflow
 from monai_llmboost.engines import AutocastInferer
-from monai_llmboost.inference import HalvingInferer, WindowInferer
+from monai_llmboost.inference import HalvingInferer, WindowInferer, load_network
 from monai_llmboost.precision import INSTRUCTIONS, computes_bfloat16, find_precision
 from monai_llmboost.studies.collect import device_and_precision
 from monai_llmboost.studies.cost.measure import device_name
@@ -31,6 +35,7 @@ def processor(monkeypatch):
         monkeypatch.setenv(INSTRUCTIONS, allowed)
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": cpu}, raising=False)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+        monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
         monkeypatch.setattr(
             torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or gpu
         )
@@ -202,3 +207,78 @@ def test_every_arm_in_bfloat16(arm, tmp_path, monkeypatch):
         assert json.loads((out / "run.json").read_text())["precision"] == precision
         probabilities[precision] = case["probabilities"]
     assert probabilities["bfloat16"] == pytest.approx(probabilities["float32"], abs=0.02)
+
+
+Named = namedtuple("Named", ["logits", "loss"])
+
+
+def test_networks_that_take_and_give_more_than_tensors():
+    def network(*, x, factor=2.0):
+        return Named((x * factor).to(torch.bfloat16), torch.ones(1, dtype=torch.float64))
+
+    class ByName(Inferer):
+        def __call__(self, inputs, network):
+            return network(x=inputs)
+
+    out = AutocastInferer(torch.bfloat16, ByName())(torch.ones(2, 3), network)
+    assert type(out) is Named
+    assert (out.logits.dtype, out.loss.dtype) == (torch.float32, torch.float64)
+
+
+def test_gpus_are_asked_by_their_number(monkeypatch):
+    asked = []
+
+    class At:
+        def __init__(self, device):
+            self.device = device
+
+        def __enter__(self):
+            asked.append(torch.device(self.device))
+
+        def __exit__(self, *_):
+            return None
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", At)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: asked[-1].index == 0)
+    assert find_precision("auto", "cuda:0") == torch.bfloat16
+    assert find_precision("auto", "cuda:1") == torch.float16
+    assert asked == [torch.device("cuda", 0), torch.device("cuda", 1)]
+    with pytest.raises(ValueError, match="float16 needs a GPU: use bfloat16, float32 or auto on the device mps"):
+        find_precision("float16", "mps", training=True)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_record_with_the_earlier_default_follows_the_precision(tmp_path, monkeypatch):
+    """Version 0.1.0 recorded an expression that gave bfloat16 on a GPU, whatever the precision."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    cases = {"train": 12, "val": 6, "test": 6}
+    monkeypatch.setattr("monai_llmboost.data.datasets.phantoms.PHANTOM_CASES", cases)
+    mine = tmp_path / "mine"
+    copy_bundle(BUNDLE, mine)
+    small = {**SMALL, "batch_size": 6, "warmup_epochs": 0, "epochs": 1, "dataset": "phantom", "logging_file": False}
+    run_bundle(mine, "train", **small)
+    file = mine / "models" / "model.json"
+    record = json.loads(file.read_text())
+    assert record["block_dtype"] == "$@compute_dtype" and "compute_dtype" not in record and "precision" not in record
+    file.write_text(json.dumps({**record, "block_dtype": EARLIER_BLOCK_DTYPE}))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # the expression gives bfloat16 now
+
+    def dtype_of(network):
+        return next(buffer.dtype for name, buffer in network.named_buffers() if name.endswith("down.weight"))
+
+    assert dtype_of(load_network(mine).network) == torch.float32
+    assert dtype_of(load_network(mine, precision="bfloat16").network) == torch.bfloat16
+    assert dtype_of(load_network(mine, block_dtype="$torch.bfloat16").network) == torch.bfloat16
+
+
+def test_monais_loader_gives_a_block_in_float32(monkeypatch):
+    """There is no autocast around a network of ``monai.bundle.load``."""
+    monkeypatch.setattr("monai_llmboost.precision.computes_bfloat16", lambda device=None: True)
+    configs = bundle_path(BUNDLE) / "configs"
+    for options, expected in (({}, torch.float32), ({"precision": "bfloat16"}, torch.bfloat16)):
+        workflow = TrainedWorkflow(
+            str(configs / "inference.json"), meta_file=str(configs / "metadata.json"), logging_file=False, **options
+        )
+        network = workflow.initialize()
+        assert next(b.dtype for name, b in network.named_buffers() if name.endswith("down.weight")) == expected

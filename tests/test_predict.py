@@ -334,6 +334,7 @@ def test_salted_names_reveal_nothing(command, tmp_path):
             "the precision float16 needs a GPU: use bfloat16, float32 or auto",
         ),
         (["--amp", "False"], "the bundle has no option --amp: it is --precision float32"),
+        (["--no-amp"], "got '--no-amp' and no value: it is --precision float32, bfloat16, float16 or auto now"),
         (["--gantry_tilt", "straight"], "gantry_tilt"),
         (["--volume", "x"], "volume"),
         (["--salt", "x", "--dicom"], "--salt hides names, and --dicom writes objects that belong to a patient"),

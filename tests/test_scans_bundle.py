@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from monai_llmboost.bundle import BundleJob, bundle_path, copy_bundle, job_configs
 from monai_llmboost.bundle.content import read_config
+from monai_llmboost.bundle.options import check_early
 from monai_llmboost.command_line.app import app
 from monai_llmboost.command_line.scan_plan import list_is_planned
 from monai_llmboost.engines import TrainingCheckpoints, training_cases
@@ -262,6 +263,16 @@ def test_wrong_options_are_refused_before_the_inspection(scans, tmp_path, words,
     with pytest.raises(ValueError, match=message):
         command("train", "--bundle", tmp_path / "new", "--data", scans / "list.csv", *words)
     assert not (tmp_path / "new").exists()
+
+
+def test_other_files_among_the_configs_do_not_matter(tmp_path):
+    copy_bundle("scans_classification", tmp_path / "mine")
+    folder = tmp_path / "mine" / "configs"
+    (folder / "notes.json").write_text("[1, 2]")
+    (folder / "gone.json").symlink_to(tmp_path / "nothing")
+    check_early(folder, {"epochs": 3, "network_def#dropout": 0.1})
+    with pytest.raises(ValueError, match="the bundle has no option --epoch"):
+        check_early(folder, {"epoch": 3})
 
 
 def test_train_stops_at_mistakes_in_the_list(scans, tmp_path):

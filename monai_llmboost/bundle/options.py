@@ -12,6 +12,7 @@ import difflib
 import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,10 @@ def check_early(folder: Path, options: Mapping[str, Any]) -> None:
         ValueError: a key that no config has, or a value that ``options.json`` does not allow.
     """
     files = [file for file in folder.rglob("*.json") if file.name not in (DESCRIPTIONS, METADATA, STUDIES)]
-    known = {*MONAI_OPTIONS, "logging_file", *(key.partition("#")[0] for file in files for key in read_config(file))}
+    known = {*MONAI_OPTIONS, "logging_file"}
+    for file in files:
+        with suppress(ValueError, OSError):  # one that is no config; a job reports those that it needs
+            known |= {key.partition("#")[0] for key in read_config(file)}
     rules = Rules(folder)
     for key, value in options.items():
         if (first := key.replace("::", "#").partition("#")[0]) not in known:

@@ -21,6 +21,10 @@ from monai_llmboost.bundle.words import config_values, is_computed
 # known by the step of the preprocessing that computes them.
 NO_CONTRADICTION = (Option.BLOCK, Option.BLOCK_DTYPE, Option.ENCODER_WEIGHTS, Option.FEATURES_FROM)
 TRAIN, EVALUATE = "train", "evaluate"
+# What records of version 0.1.0 have, whatever the precision.
+EARLIER_BLOCK_DTYPE = (
+    "$torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32"
+)
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,20 @@ class JobFiles:
         given = {key.replace("::", "#"): value for key, value in options.items() if value is not None}
         self._check_classes(self.trained, given)
         self._check_network(self.trained, given)
+        options = self._with_block_dtype(options, given)
         data = self.trained.data
         if self.job != EVALUATE or given.get(Option.DATASET, data.get(Option.DATASET)) != data.get(Option.DATASET):
             return dict(options)
         content = merged(self.configs)
         missing = {key: value for key, value in data.items() if key not in given and key in content}
         return {**options, **missing}
+
+    def _with_block_dtype(self, options: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options, with the dtype of the block by the precision for a record that has an earlier default."""
+        earlier = self.trained is not None and self.trained.content.get(Option.BLOCK_DTYPE) == EARLIER_BLOCK_DTYPE
+        if earlier and Option.BLOCK_DTYPE not in given and Option.COMPUTE_DTYPE in merged(self.configs):
+            return {**options, Option.BLOCK_DTYPE: f"$@{Option.COMPUTE_DTYPE}"}
+        return dict(options)
 
     def _check_classes(self, trained: TrainedFolder, given: Mapping[str, Any]) -> None:
         """Compare the classes of another data set than that of the training with the classes of the training."""

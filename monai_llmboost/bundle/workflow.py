@@ -9,6 +9,7 @@ from typing import Any
 
 from monai.bundle import ConfigWorkflow
 
+from monai_llmboost.bundle.content import merged
 from monai_llmboost.bundle.contract import MODELS, NETWORK_DEF, Option
 from monai_llmboost.bundle.trained import TrainedFolder
 
@@ -35,7 +36,10 @@ class TrainedWorkflow(ConfigWorkflow):
         if trained is not None:
             trained.check_block(options)
             files.append(str(trained.file))
-        super().__init__(files, **{Option.BUNDLE_ROOT: str(bundle), **options})
+        usual = {Option.BUNDLE_ROOT: str(bundle)}
+        if Option.PRECISION in merged(map(Path, files)):
+            usual[Option.PRECISION] = "float32"  # there is no autocast around the network
+        super().__init__(files, **{**usual, **options})
 
     def initialize(self) -> Any:
         """Prepare the configs; nothing of ``initialize`` is needed to create a network."""

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from monai_llmboost.bundle import Rules, check_given, merged, typed_values
+from monai_llmboost.bundle.options import RENAMED
 from monai_llmboost.command_line.bundle_help import print_bundle_options
 
 DEFAULT_BUNDLE = "medmnist3d_rllm_classification"
@@ -126,7 +127,9 @@ def split_options(words: list[str]) -> tuple[dict[str, str], list[str]]:
         if not equals:
             if not rest or rest[0].startswith("--"):
                 got = f"{key!r} and no value" if not rest else f"{key!r} and then {rest[0]!r}"
-                raise ValueError(f"expected options of the bundle as --key value, got {got}: give the value")
+                renamed = RENAMED.get(key.removeprefix("--").removeprefix("no-"))
+                advice = f"it is {renamed} now" if renamed else "give the value"
+                raise ValueError(f"expected options of the bundle as --key value, got {got}: {advice}")
             value = rest.pop(0)
         name = key.removeprefix("--")
         if (

@@ -87,7 +87,9 @@ def ignore_frozen_in_ddp(network: nn.Module) -> nn.Module:
     return network
 
 
-def parallel_network(module: nn.Module, device_ids: Sequence[Any] | None = None) -> DistributedDataParallel:
+def parallel_network(
+    module: nn.Module, device_ids: Sequence[Any] | None = None, **options: Any
+) -> DistributedDataParallel:
     """Wrap a network in DistributedDataParallel for a training whose processes validate different numbers of batches.
 
     In its steps, only gradients are sent; DDP sends buffers in validation too, and waits for the other processes. So
@@ -97,6 +99,7 @@ def parallel_network(module: nn.Module, device_ids: Sequence[Any] | None = None)
     Args:
         module: the network on its device.
         device_ids: as in ``DistributedDataParallel``.
+        options: further ones of it, such as ``find_unused_parameters``.
 
     Raises:
         ValueError: the processes have different frozen blocks.
@@ -106,7 +109,7 @@ def parallel_network(module: nn.Module, device_ids: Sequence[Any] | None = None)
         >>> network = parallel_network(ViT3D(1, 2, 28, 7))  # doctest: +SKIP
     """
     check_same_blocks(module)
-    parallel = DistributedDataParallel(ignore_frozen_in_ddp(module), device_ids=device_ids)
+    parallel = DistributedDataParallel(ignore_frozen_in_ddp(module), device_ids=device_ids, **options)
     parallel.broadcast_buffers = False  # the argument of this name is deprecated, its successor not in all versions
     return parallel
 

@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from monai_llmboost.engines import AutocastInferer
 from monai_llmboost.networks import ResNet3D
@@ -27,6 +28,33 @@ def test_gradients_are_those_of_float32(depth, padding):
         torch.testing.assert_close(out, layer(x), rtol=0, atol=2e-2)
         for found, exact in zip(torch.autograd.grad((out * target).sum(), list(layer.parameters())), expected):
             assert (found - exact).norm() < 0.02 * exact.norm()
+
+
+def test_the_span_of_a_dilated_kernel_counts():
+    """And a convolution that its network keeps out of mixed precision stays so."""
+    seen = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function is torch.conv3d:
+                seen.append((args[0].dtype, torch.is_autocast_enabled("cpu")))
+            return function(*args, **(kwargs or {}))
+
+    x = torch.randn(1, 2, 4, 8, 8)
+    with Watch():
+        for dilation, in_float32 in ((1, False), (2, True)):
+            layer = torch.nn.Conv3d(2, 2, 3, padding=dilation, dilation=dilation)
+            assert AutocastInferer(torch.bfloat16)(x, layer).shape == x.shape
+            assert seen.pop() == (torch.float32, not in_float32), dilation
+
+    def kept_out(x):
+        with torch.autocast("cpu", enabled=False):
+            return torch.nn.Conv3d(2, 2, 3, padding=2, dilation=2)(x)
+
+    torch.manual_seed(0)
+    out = AutocastInferer(torch.bfloat16)(x, kept_out)
+    torch.manual_seed(0)
+    assert torch.equal(out, kept_out(x))
 
 
 @pytest.mark.parametrize("compiled", [False, True])

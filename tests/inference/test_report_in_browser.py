@@ -266,7 +266,7 @@ def test_a_page_of_masks_sorts_by_volume_and_its_viewer_hides_them(written, open
     assert page.locator(".histograms").count() == 0
     page.get_by_role("button", name="shell").click()
     cells = page.locator("tbody tr").nth(0).locator("td.p")
-    assert cells.all_inner_texts() == ["123 ml", "12.5 mm³"]
+    expect(cells).to_have_text(["123 ml", "12.5 mm³"])  # waits until the table is drawn
     assert page.locator("tbody tr").nth(2).locator(".reason").count() == 1  # refused cases come last
     assert page.locator("tbody a").evaluate_all("links => links.map(a => a.getAttribute('href'))") == [
         *("./masks/large.nii.gz", "./dicom/a.dcm", "./masks/small.nii.gz")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -65,6 +66,7 @@ def test_chooses_bfloat16_where_it_is_native(geometry, able, monkeypatch):
     expected = torch.bfloat16 if able else torch.float32
     assert random_block(geometry, dtype="auto").layer.down.weight.dtype == expected
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or able)
     assert find_dtype("auto") == expected, "an emulated one is not taken"
 

@@ -10,7 +10,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from tqdm import tqdm
+
+from monai_llmboost.engines import AutocastInferer
 
 # Linux: writing this resets the peak of the resident memory (proc_pid_clear_refs(5)).
 CLEAR_REFS, RESET_PEAK = Path("/proc/self/clear_refs"), "5"
@@ -65,32 +66,27 @@ def checkpoint_bytes(network: nn.Module) -> int:
 
 def forward(network: nn.Module, x: Tensor, amp: torch.dtype | None = None) -> Callable[[], None]:
     """Return a forward pass in ``eval()`` without gradients, as in inference, under autocast to ``amp`` if given."""
+    infer = AutocastInferer(amp or torch.float32)
 
     def run() -> None:
         network.eval()
         # As in MONAI's evaluators; in inference mode the FLOP counter fails on modules that receive a parameter.
-        with torch.no_grad(), autocast(x, amp):
-            network(x)
+        with torch.no_grad():
+            infer(x, network)
 
     return run
 
 
 def training_step(network: nn.Module, x: Tensor, amp: torch.dtype | None = None) -> Callable[[], None]:
     """Return a forward (under autocast to ``amp`` if given) and backward pass in ``train()``, without an optimizer."""
+    infer = AutocastInferer(amp or torch.float32)
 
     def run() -> None:
         network.train()
         network.zero_grad(set_to_none=True)
-        with autocast(x, amp):
-            z = network(x)
-        z.float().logsumexp(dim=-1).sum().backward()
+        infer(x, network).logsumexp(dim=-1).sum().backward()
 
     return run
-
-
-def autocast(x: Tensor, amp: torch.dtype | None) -> AbstractContextManager:
-    """Return autocast to ``amp`` on the device of ``x``, or a null context."""
-    return nullcontext() if amp is None else torch.autocast(x.device.type, amp)
 
 
 def flops(step: Callable[[], None]) -> int:
