@@ -280,5 +280,8 @@ def test_monais_loader_gives_a_block_in_float32(monkeypatch):
         workflow = TrainedWorkflow(
             str(configs / "inference.json"), meta_file=str(configs / "metadata.json"), logging_file=False, **options
         )
-        network = workflow.initialize()
-        assert next(b.dtype for name, b in network.named_buffers() if name.endswith("down.weight")) == expected
+        workflow.initialize()
+        assert (
+            next(b.dtype for name, b in workflow.network_def.named_buffers() if name.endswith("down.weight"))
+            == expected
+        )
