@@ -178,9 +178,9 @@ def test_a_frozen_block_is_kept_in_the_precision(bundle):
 
 
 def test_a_study_says_its_precision():
-    for name, told in (("bfloat16", ", bfloat16"), ("float32", "")):
+    for name, ending in (("bfloat16", ", bfloat16"), ("float32", "")):
         job = BundleJob.read(job_configs(bundle_path(BUNDLE), "train", "none"), {"precision": name, "device": "cpu"})
-        assert device_and_precision(job) == f"{device_name(job.device)}{told}"
+        assert device_and_precision(job) == f"{device_name(job.device)}{ending}"
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

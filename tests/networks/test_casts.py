@@ -72,7 +72,7 @@ def test_a_block_in_the_precision_is_not_cast(make, train):
     """Autocast keeps the casts of parameters for one pass, and those of buffers not at all."""
     share, casts_block = casts_of_a_step(make, torch.bfloat16, train)
     assert not casts_block
-    assert share < 0.6  # tokens and maps, which are large beside a block this small
+    assert share < 0.6  # tokens and maps, which are large next to so small a block
     share, casts_block = casts_of_a_step(make, torch.float32, train)
     assert casts_block
     assert share > 0.9, "the counter counts"
