@@ -24,6 +24,7 @@ from pydicom.uid import (
 
 from monai_llmboost.data.scans.dicom.mosaic import GRID_UIH, is_grid, is_mosaic, split_mosaic
 from monai_llmboost.data.scans.dicom.pixel_data import find_pixel_data_problem
+from monai_llmboost.data.scans.dicom.plain import find_plain_pixels
 from monai_llmboost.data.scans.dicom.slices import (
     DISCRIMINATING,
     GEOMETRY,
@@ -135,9 +136,11 @@ def _read(path: Path) -> tuple[SliceHeader, ...] | SkippedFile:
             problem = (
                 f"expected the place of each of {frames} frames, got {described}: export it as enhanced or as slices"
             )
-        problem = find_pixel_data_problem(file, data, get_transfer_syntax(data), frames) or problem
+        syntax = get_transfer_syntax(data)
+        problem = find_pixel_data_problem(file, data, syntax, frames) or problem
+        plain = None if problem else find_plain_pixels(file, data, syntax)
     # Frames without a description are not listed: their number in a damaged file may be anything.
-    slices = tuple(read_slice(path, data, frame, frames, problem) for frame in range(described or 1))
+    slices = tuple(read_slice(path, data, frame, frames, problem, plain) for frame in range(described or 1))
     return split_mosaic(path, slices[0]) if is_mosaic(data) and len(slices) == 1 else slices
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values of DICOM slices: decoded, checked, and rescaled to their unit."""
+"""Stored values of DICOM slices, read or decoded, and the volume that they make."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels import pixel_array
 from pydicom.uid import UID, RLELossless, SecondaryCaptureImageStorage
 
+from monai_llmboost.data.scans.dicom.blocks import Blocks, get_block_slices
 from monai_llmboost.data.scans.dicom.headers import get_transfer_syntax, silence_pydicom
+from monai_llmboost.data.scans.dicom.plain import is_unchanged, iterate_plain, make_rewritten
 from monai_llmboost.data.scans.dicom.slices import SliceHeader
-from monai_llmboost.data.scans.dicom.tolerances import DARK_PADDING
 from monai_llmboost.data.scans.dicom.values import get_photometric
 from monai_llmboost.data.scans.scan import RefusedScan
 
@@ -45,29 +46,30 @@ def read_volume(slices: Sequence[SliceHeader]) -> tuple[np.ndarray, int]:
     Raises:
         RefusedScan: the pixels of a file are damaged or cannot be decoded.
     """
-    volume = np.empty((slices[0].columns, slices[0].rows, len(slices)), np.float32, order="F")
-    padding: list[tuple[int, np.ndarray]] = []
+    blocks = Blocks(slices)
     of_file: dict[Path, list[int]] = {}
     for number, part in enumerate(slices):
         of_file.setdefault(part.path, []).append(number)
 
-    def fill(path: Path) -> None:
-        parts = [slices[number] for number in of_file[path]]
-        for number, part, plane in zip(of_file[path], parts, _iterate_stored(path, parts)):
-            if plane.shape != (part.rows, part.columns):
-                what = f"expected {path.name} as it was found, it was rewritten meanwhile: try again"
-                raise RefusedScan(what, kind="damaged", may_pass=True)
-            if part.padding is not None and (outside := _find_padding(plane, part.padding)).any():
-                padding.append((number, outside.T))
-            slope, intercept = (default if given is None else given
-                                for given, default in ((part.slope, 1.0), (part.intercept, 0.0)))  # fmt: skip
-            volume[:, :, number] = (_mirror_if_inverted(plane, part).astype(np.float64) * slope + intercept).T
+    def fill(paths: Sequence[Path]) -> None:
+        planes = (
+            (number, plane)
+            for path in paths
+            for number, plane in zip(of_file[path], _iterate_checked(path, [slices[n] for n in of_file[path]]))
+        )
+        blocks.write(planes)
 
     with silence_pydicom(), ThreadPoolExecutor(MAX_THREADS) as threads:
-        list(threads.map(fill, of_file))
-    if not np.isfinite(volume).all():
-        raise RefusedScan("expected finite voxels, got values beyond float32: export the series again", kind="damaged")
-    return volume, _fill_padding(volume, padding)
+        list(threads.map(fill, _share_files(slices, list(of_file))))
+    return blocks.finish()
+
+
+def _share_files(slices: Sequence[SliceHeader], paths: list[Path]) -> list[list[Path]]:
+    """Return groups of files that a thread reads together: some uncompressed slices, or a single file."""
+    if any(part.plain is None or part.frames > 1 for part in slices):
+        return [[path] for path in paths]
+    size = get_block_slices(slices[0].rows * slices[0].columns)
+    return [paths[start : start + size] for start in range(0, len(paths), size)]
 
 
 def digest_pixels(path: Path) -> str:
@@ -83,8 +85,24 @@ def digest_pixels(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _iterate_checked(path: Path, parts: Sequence[SliceHeader]) -> Iterator[np.ndarray]:
+    """Yield the stored values of frames or tiles of a file, each of the size in its header."""
+    for part, plane in zip(parts, _iterate_stored(path, parts)):
+        if plane.shape != (part.rows, part.columns):
+            raise make_rewritten(path)
+        yield plane
+
+
 def _iterate_stored(path: Path, parts: Sequence[SliceHeader]) -> Iterator[np.ndarray]:
     """Yield the stored values of frames or tiles of a file, each (rows, columns)."""
+    if (pixels := parts[0].plain) is not None and parts[0].corner is None:
+        try:
+            with path.open("rb") as file:
+                if is_unchanged(file, pixels):
+                    yield from iterate_plain(file, path, pixels, parts)
+                    return
+        except OSError as error:
+            raise _make_refusal(path, error) from None
     data = _read(path)
     mosaic = _decode_frame(path, data, 0) if parts[0].corner else None
     for part in parts:
@@ -93,30 +111,6 @@ def _iterate_stored(path: Path, parts: Sequence[SliceHeader]) -> Iterator[np.nda
             yield mosaic[row : row + part.rows, column : column + part.columns]
         else:
             yield _decode_frame(path, data, part.frame)
-
-
-def _fill_padding(volume: np.ndarray, padding: Sequence[tuple[int, np.ndarray]]) -> int:
-    """Set padding to the lowest value of all other voxels, and return the number of changed voxels.
-
-    Padding that is already dark enough, such as 0 in MR, is not changed.
-    """
-    count = sum(int(outside.sum()) for _, outside in padding)
-    if not 0 < count < volume.size:
-        return 0
-    inside = np.ones(volume.shape, dtype=bool)
-    for number, outside in padding:
-        inside[:, :, number] = ~outside
-    lowest, highest = volume[inside].min(), volume[inside].max()
-    filled = volume[~inside]
-    if filled.max() <= lowest and filled.min() >= lowest - DARK_PADDING * (highest - lowest):
-        return 0
-    volume[~inside] = lowest
-    return count
-
-
-def _find_padding(plane: np.ndarray, bounds: tuple[int, int]) -> np.ndarray:
-    low, high = bounds
-    return plane == low if low == high else (plane >= low) & (plane <= high)
 
 
 def _read(path: Path) -> Dataset:
@@ -184,10 +178,3 @@ def _decode_by_gdcm(data: Dataset, frame: int) -> np.ndarray:
         reader.SetFileName(str(path))
         plane = sitk.GetArrayFromImage(reader.Execute()).reshape(data.Rows, data.Columns)
     return plane.astype(f"{'i' if data.PixelRepresentation else 'u'}{data.BitsAllocated // 8}")
-
-
-def _mirror_if_inverted(plane: np.ndarray, part: SliceHeader) -> np.ndarray:
-    if not part.inverted:
-        return plane
-    lowest_plus_highest = -1 if part.signed else (1 << part.bits_stored) - 1
-    return lowest_plus_highest - plane.astype(np.int32)

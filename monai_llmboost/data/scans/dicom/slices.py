@@ -7,13 +7,14 @@ import math
 import re
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset
 
+from monai_llmboost.data.scans.dicom.plain import PlainPixels
 from monai_llmboost.data.scans.dicom.values import (
     find_number_problem,
     get_photometric,
@@ -138,6 +139,7 @@ class SliceHeader:
         corner: first row and column of a tile in its mosaic; None if the slice is not a tile.
         discriminating: present tags that may separate volumes: (keyword, value), in order of specificity.
         problem: why the values or the geometry cannot be trusted; empty if they can.
+        plain: place of the file's values if they need no decoder; None if they do.
     """
 
     path: Path
@@ -163,6 +165,7 @@ class SliceHeader:
     corner: tuple[int, int] | None
     discriminating: tuple[tuple[str, Any], ...]
     problem: str
+    plain: PlainPixels | None = field(default=None, compare=False)
 
     @property
     def series_uid(self) -> str:
@@ -180,8 +183,10 @@ class SliceHeader:
         return self.position is not None and self.orientation is not None and self.pixel_spacing is not None
 
 
-def read_slice(path: Path, data: Dataset, frame: int, frames: int, problem: str) -> SliceHeader:
-    """Return the header of one frame of a file; ``problem`` is a problem with the whole file."""
+def read_slice(
+    path: Path, data: Dataset, frame: int, frames: int, problem: str, plain: PlainPixels | None = None
+) -> SliceHeader:
+    """Return the header of one frame of a file; ``problem`` and ``plain`` are those of the whole file."""
     groups = list(_iterate_functional_groups(data, frame))
     written, orientation, spacing = (
         _find_value(data, groups, sequence, keyword) for sequence, keyword in zip(GEOMETRY_OF_FRAMES, GEOMETRY)
@@ -215,6 +220,7 @@ def read_slice(path: Path, data: Dataset, frame: int, frames: int, problem: str)
         corner=None,
         discriminating=tuple({key: value for key, value in _iterate_discriminating(data, groups) if value}.items()),
         problem=problem,
+        plain=plain,
     )
 
 
