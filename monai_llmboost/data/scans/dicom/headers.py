@@ -6,10 +6,11 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pydicom import Dataset, dcmread
 from pydicom.config import disable_value_validation
@@ -35,7 +36,7 @@ from monai_llmboost.data.scans.dicom.slices import (
     read_slice,
     read_slice_without_size,
 )
-from monai_llmboost.data.scans.dicom.values import get_photometric, to_uid
+from monai_llmboost.data.scans.dicom.values import get_photometric, read_value, to_uid
 from monai_llmboost.data.scans.scan import SkippedFile
 
 # Objects derived from scans that contain planes of pixels but are not scans.
@@ -55,6 +56,8 @@ IMAGE = (
     "DimensionIndexSequence",
 )  # fmt: skip
 TAGS: list[Any] = [Tag(tag) for tag in (*IMAGE, *IDENTITY, *GEOMETRY, *SCALING, *UNITS, *DISCRIMINATING, GRID_UIH)]
+HEAD_BYTES = 1 << 15
+PIXEL_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")  # little-endian, big-endian
 # Value representations of the first elements of a file.
 FIRST_VRS = (b"UL", b"UI", b"CS", b"OB", b"SH", b"DA", b"TM")
 MAX_FIRST_VALUE_BYTES = 1 << 10
@@ -112,15 +115,14 @@ def read_header(path: Path) -> tuple[SliceHeader, ...] | SkippedFile:
 
 def _read(path: Path) -> tuple[SliceHeader, ...] | SkippedFile:
     with path.open("rb") as file:
-        head = file.read(1 << 10)
+        head = file.read(HEAD_BYTES)
         if not _begins_as_dicom(head):
             return SkippedFile(path, "expected a DICOM file, its content does not begin as one")
         # A small deflated file may decompress to more than the memory.
-        if DEFLATED.encode() in head:
+        if DEFLATED.encode() in head[: 1 << 10]:
             reason = "expected a file that is not deflated as a whole: save it in another syntax"
             return SkippedFile(path, reason, unread=True)
-        file.seek(0)
-        data = dcmread(file, stop_before_pixels=True, force=True, specific_tags=TAGS)
+        data = _parse(file, head)
         if skipped := _skip_other_object(path, data):
             return skipped
         if absent := _list_absent(data):
@@ -129,8 +131,8 @@ def _read(path: Path) -> tuple[SliceHeader, ...] | SkippedFile:
                     path, data, f"expected {', '.join(absent)} of an image, got none: it is damaged"
                 ),
             )
-        frames = int(data.get("NumberOfFrames") or 1)
-        described = len(data.get("PerFrameFunctionalGroupsSequence") or [])
+        frames = int(read_value(data, "NumberOfFrames") or 1)
+        described = len(read_value(data, "PerFrameFunctionalGroupsSequence") or [])
         problem = _find_problem(data)
         if described != frames and (described or frames != 1):
             problem = (
@@ -144,14 +146,33 @@ def _read(path: Path) -> tuple[SliceHeader, ...] | SkippedFile:
     return split_mosaic(path, slices[0]) if is_mosaic(data) and len(slices) == 1 else slices
 
 
+def _parse(file: BinaryIO, head: bytes) -> Dataset:
+    """Return the header of a file, which is then at its pixel data, or at its end.
+
+    Args:
+        file: the file.
+        head: its first bytes; most headers end there, and are parsed faster than from the file.
+    """
+    memory = BytesIO(head)
+    with suppress(Exception):  # such as of a value that is cut at the end of these bytes
+        data = dcmread(memory, stop_before_pixels=True, force=True, specific_tags=TAGS)
+        if head[(end := memory.tell()) :].startswith(PIXEL_TAGS):
+            file.seek(end)
+            return data
+    file.seek(0)
+    return dcmread(file, stop_before_pixels=True, force=True, specific_tags=TAGS)
+
+
 def _skip_other_object(path: Path, data: Dataset) -> SkippedFile | None:
     """Return a DICOM object that cannot be part of a scan as a skipped file with its series; None if it can."""
-    sop_class = to_uid(data.get("SOPClassUID") or data.file_meta.get("MediaStorageSOPClassUID"))
+    sop_class = to_uid(read_value(data, "SOPClassUID") or data.file_meta.get("MediaStorageSOPClassUID"))
     skipped = _find_skip_reason(path, data, sop_class)
     if skipped is None:
         return None
-    is_plane = data.get("Rows") or data.get("ImagePositionPatient")  # unlike a report or a presentation state
-    return replace(skipped, series_uid=to_uid(data.get("SeriesInstanceUID")) if is_plane else "")
+    is_plane = read_value(data, "Rows") or read_value(
+        data, "ImagePositionPatient"
+    )  # unlike a report or a presentation state
+    return replace(skipped, series_uid=to_uid(read_value(data, "SeriesInstanceUID")) if is_plane else "")
 
 
 def _find_skip_reason(path: Path, data: Dataset, sop_class: str) -> SkippedFile | None:
@@ -161,25 +182,28 @@ def _find_skip_reason(path: Path, data: Dataset, sop_class: str) -> SkippedFile 
     if sop_class in DERIVED:
         return SkippedFile(path, f"expected a scan, got {DERIVED[sop_class]}")
     if _list_absent(data):
-        lost = sop_class not in UID_dictionary and not to_uid(data.get("SeriesInstanceUID"))
+        lost = sop_class not in UID_dictionary and not to_uid(read_value(data, "SeriesInstanceUID"))
         kind = UID_dictionary[sop_class][0] if sop_class in UID_dictionary else "of no known kind"
-        if "Image Storage" in kind and to_uid(data.get("SeriesInstanceUID")):
+        if "Image Storage" in kind and to_uid(read_value(data, "SeriesInstanceUID")):
             return None  # it is refused later, and with it the series that lacks this image
         if "Image Storage" in kind:
             reason = f"expected rows, columns and bits of an image ({kind}), got none: it is damaged"
             return SkippedFile(path, reason, unread=True)
         return SkippedFile(path, f"expected an image, got another DICOM object ({kind})", unread=lost)
-    if int(data.get("SamplesPerPixel") or 1) != 1 or get_photometric(data) not in ("MONOCHROME1", "MONOCHROME2"):
+    if int(read_value(data, "SamplesPerPixel") or 1) != 1 or get_photometric(data) not in (
+        "MONOCHROME1",
+        "MONOCHROME2",
+    ):
         return SkippedFile(path, "expected one grey value per voxel, got colours")
-    if data.BitsAllocated not in (8, 16):
-        return SkippedFile(path, f"expected 8 or 16 bits per voxel, got {data.BitsAllocated}")
+    if (bits := read_value(data, "BitsAllocated")) not in (8, 16):
+        return SkippedFile(path, f"expected 8 or 16 bits per voxel, got {bits}")
     return None
 
 
 def _list_absent(data: Dataset) -> list[str]:
     """Return the keywords that describe an image's size and are absent."""
     keywords = ("Rows", "Columns", "BitsAllocated", "PhotometricInterpretation")
-    return [keyword for keyword in keywords if not data.get(keyword)]
+    return [keyword for keyword in keywords if not read_value(data, keyword)]
 
 
 def get_transfer_syntax(data: Dataset) -> UID:
@@ -191,12 +215,13 @@ def get_transfer_syntax(data: Dataset) -> UID:
 
 def _find_problem(data: Dataset) -> str:
     """Return why the values of an image cannot be read; empty if they can."""
-    if data.get("ModalityLUTSequence"):
+    if read_value(data, "ModalityLUTSequence"):
         return "expected values with slope and intercept, got a table of values: save it without"
-    if data.get("PixelRepresentation") not in (0, 1):
+    if read_value(data, "PixelRepresentation") not in (0, 1):
         return "expected PixelRepresentation, signed or unsigned, got none: export it again"
-    stored, high = data.get("BitsStored", data.BitsAllocated), data.get("HighBit")
-    if not 0 < stored <= data.BitsAllocated or (high is not None and high != stored - 1):
+    bits, high = read_value(data, "BitsAllocated"), read_value(data, "HighBit")
+    stored = data.get("BitsStored", bits)
+    if not 0 < stored <= bits or (high is not None and high != stored - 1):
         return f"expected values in the lowest bits, got {stored} bits up to bit {high}: save it in another syntax"
     if is_grid(data):
         return "expected one slice in each picture, got a grid of slices (UIH): export it as separate slices"

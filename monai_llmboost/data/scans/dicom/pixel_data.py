@@ -9,6 +9,8 @@ from typing import BinaryIO, Literal
 from pydicom import Dataset
 from pydicom.uid import UID
 
+from monai_llmboost.data.scans.dicom.values import read_value
+
 PIXEL_DATA = (0x7FE0, 0x0010)
 ITEM, SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
 UNDEFINED = 0xFFFFFFFF
@@ -24,7 +26,8 @@ def find_pixel_data_problem(file: BinaryIO, data: Dataset, syntax: UID, frames: 
         syntax: transfer syntax of the file.
         frames: number of images according to the header.
     """
-    needed = frames * data.Rows * data.Columns * data.BitsAllocated // 8
+    rows, columns, bits = (read_value(data, keyword) for keyword in ("Rows", "Columns", "BitsAllocated"))
+    needed = frames * rows * columns * bits // 8
     implicit, little = data.original_encoding
     order: Literal["little", "big"] = "little" if little else "big"
     end = os.fstat(file.fileno()).st_size
@@ -42,7 +45,7 @@ def find_pixel_data_problem(file: BinaryIO, data: Dataset, syntax: UID, frames: 
         return f"expected {max(length, needed)} bytes of pixels, got at most {rest}: {CUT_SHORT}"
     if not needed <= length <= needed + needed % 2:  # an odd number of bytes is padded to an even one
         return (
-            f"expected {needed} bytes of pixels ({frames} x {data.Rows} x {data.Columns}, {data.BitsAllocated} bits), "
+            f"expected {needed} bytes of pixels ({frames} x {rows} x {columns}, {bits} bits), "
             f"got {length}: header and pixels are not of one image, export it again"
         )
     return ""

@@ -14,6 +14,7 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from monai_llmboost.data.scans.dicom.values import read_value
 from monai_llmboost.data.scans.scan import RefusedScan
 
 if TYPE_CHECKING:
@@ -49,11 +50,11 @@ def find_plain_pixels(file: BinaryIO, data: Dataset, syntax: UID) -> PlainPixels
         syntax: transfer syntax of the file.
     """
     little = data.original_encoding[1] and syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
-    if not little or any(data.get(keyword) is None for keyword in NEEDED):
+    if not little or any(read_value(data, keyword) is None for keyword in NEEDED):
         return None
     offset = file.tell()
     file.seek(0)
-    dtype = f"<{'i' if data.PixelRepresentation else 'u'}{data.BitsAllocated // 8}"
+    dtype = f"<{'i' if read_value(data, 'PixelRepresentation') else 'u'}{read_value(data, 'BitsAllocated') // 8}"
     return PlainPixels(offset, _digest(file.read(offset)), os.fstat(file.fileno()).st_size, dtype)
 
 
@@ -62,7 +63,9 @@ def is_unchanged(file: BinaryIO, pixels: PlainPixels) -> bool:
     return os.fstat(file.fileno()).st_size == pixels.file_bytes and _digest(file.read(pixels.offset)) == pixels.header
 
 
-def iterate_plain(file: BinaryIO, path: Path, pixels: PlainPixels, parts: Sequence[SliceHeader]) -> Iterator[np.ndarray]:
+def iterate_plain(
+    file: BinaryIO, path: Path, pixels: PlainPixels, parts: Sequence[SliceHeader]
+) -> Iterator[np.ndarray]:
     """Yield the stored values of the frames of an unchanged file, each (rows, columns).
 
     Raises:

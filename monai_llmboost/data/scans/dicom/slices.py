@@ -21,6 +21,7 @@ from monai_llmboost.data.scans.dicom.values import (
     get_rounding,
     get_value,
     is_unreadable,
+    read_value,
     to_number,
     to_numbers,
     to_plain,
@@ -204,8 +205,8 @@ def read_slice(
         sop_uid=to_uid(get_value(data, "SOPInstanceUID")),
         instance_number=to_whole(get_value(data, "InstanceNumber")) if frames == 1 else None,
         modality=modality if MODALITY.fullmatch(modality := str(get_value(data, "Modality") or "")) else "",
-        rows=int(data.Rows),
-        columns=int(data.Columns),
+        rows=int(read_value(data, "Rows")),
+        columns=int(read_value(data, "Columns")),
         position=position,
         rounding_mm=(0.0, 0.0, 0.0) if position is None else tuple(get_rounding(number) for number in written),
         orientation=to_numbers(orientation, 6),
@@ -213,8 +214,8 @@ def read_slice(
         slope=slope,
         intercept=intercept,
         units=tuple(str(get_value(data, keyword) or "").strip() for keyword in UNITS),
-        bits_stored=int(data.get("BitsStored") or data.BitsAllocated),
-        signed=bool(data.get("PixelRepresentation")),
+        bits_stored=int(read_value(data, "BitsStored") or read_value(data, "BitsAllocated")),
+        signed=bool(read_value(data, "PixelRepresentation")),
         inverted=get_photometric(data) == "MONOCHROME1",
         padding=_read_padding(data),
         corner=None,
@@ -281,9 +282,9 @@ def _read_padding(data: Dataset) -> tuple[int, int] | None:
     first, last = (to_whole(get_value(data, keyword)) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
     if first is None:
         return None
-    bits = data.BitsAllocated
+    bits = read_value(data, "BitsAllocated")
     bounds = [first, first if last is None else last]
-    if data.get("PixelRepresentation"):  # some writers still write it as an unsigned number
+    if read_value(data, "PixelRepresentation"):  # some writers still write it as an unsigned number
         bounds = [n - (1 << bits) if n >= 1 << (bits - 1) else n for n in bounds]
     return min(bounds), max(bounds)
 

@@ -5,28 +5,54 @@ from __future__ import annotations
 
 import math
 import re
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from pydicom import Dataset
-from pydicom.datadict import tag_for_keyword
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import RawDataElement, convert_raw_data_element
 from pydicom.sequence import Sequence
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import RE_VALID_UID
 from pydicom.valuerep import DSfloat
 
 MAX_UID_LENGTH = 64  # by the standard
+# Value representations whose values are kept, because they neither name a patient nor depend on other attributes.
+REPEATED_KINDS = frozenset(("CS", "DS", "FD", "FL", "IS", "UI", "US"))
+MAX_REPEATED_BYTES = 1 << 8
 
 
-def get_value(data: Dataset, keyword: str) -> Any:
-    """Return the value of an attribute; None if it is absent, or does not conform to its value representation."""
+def read_value(data: Dataset, keyword: str) -> Any:
+    """Return the value of an attribute; None if it is absent.
+
+    The same as ``data.get(keyword)``, but several times faster, because series repeat most of their values.
+
+    Raises:
+        Exception: the value does not conform to its value representation.
+    """
     tag = _get_tag(keyword)
     keys = data.keys()
     if tag not in keys:  # faster than asking the data set itself; most tags are absent
         return None
+    raw = data.get_item(tag)
+    if isinstance(raw, RawDataElement) and type(raw.value) is bytes:
+        kind = raw.VR or _get_kind(tag)
+        if kind in REPEATED_KINDS and len(raw.value) <= MAX_REPEATED_BYTES:
+            return _convert(tag, kind, raw.value, raw.is_little_endian)
+    return data[tag].value
+
+
+def get_value(data: Dataset, keyword: str) -> Any:
+    """Return the value of an attribute; None if it is absent, or does not conform to its value representation."""
     try:
-        return data[tag].value
+        return read_value(data, keyword)
     except (TypeError, ValueError, OverflowError, NotImplementedError):
         return None
+
+
+@lru_cache(1 << 12)
+def _convert(tag: BaseTag, kind: str, value: bytes, is_little: bool) -> Any:
+    return convert_raw_data_element(RawDataElement(tag, kind, len(value), value, 0, False, is_little)).value
 
 
 def is_unreadable(data: Dataset, keyword: str) -> bool:
@@ -36,11 +62,17 @@ def is_unreadable(data: Dataset, keyword: str) -> bool:
 
 
 @cache
-def _get_tag(keyword: str) -> int:
+def _get_tag(keyword: str) -> BaseTag:
     tag = tag_for_keyword(keyword)
     if tag is None:
         raise ValueError(f"DICOM has no attribute {keyword!r}")
-    return tag
+    return Tag(tag)
+
+
+@cache
+def _get_kind(tag: BaseTag) -> str:
+    """Return the value representation of a tag in files that leave it to the standard."""
+    return dictionary_VR(tag)
 
 
 def find_number_problem(keyword: str, numbers: Any, one: bool) -> str:
@@ -67,7 +99,7 @@ def find_number_problem(keyword: str, numbers: Any, one: bool) -> str:
 
 def get_photometric(data: Dataset) -> str:
     """Return PhotometricInterpretation in the spelling of the standard."""
-    return str(data.get("PhotometricInterpretation") or "").strip().upper()
+    return str(read_value(data, "PhotometricInterpretation") or "").strip().upper()
 
 
 def to_uid(value: Any) -> str:
