@@ -74,7 +74,7 @@ def iterate_plain(
     for part in parts:
         plane = np.empty((part.rows, part.columns), pixels.dtype)
         file.seek(pixels.offset + part.frame * plane.nbytes)
-        if file.readinto(memoryview(plane).cast("B")) < plane.nbytes:  # type: ignore[attr-defined]
+        if file.readinto(plane.data.cast("B")) < plane.nbytes:  # type: ignore[attr-defined]
             raise make_rewritten(path)
         if unused := 8 * plane.itemsize - part.bits_stored:  # they may hold anything
             np.left_shift(plane, unused, out=plane)
