@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading of scans before a network: this package, plain MONAI or SimpleITK, and the least that any reader must do.
 
-Three synthetic scans with noise, int16, are written to a temporary folder and read once per round and side:
+Synthetic scans with noise, int16, are written to a temporary folder and read once per round and side:
 
-- ``128^3 .nii.gz`` and ``large CT .nii.gz``, up to a volume of 28 voxels along each axis: by this package (each voxel
-  checked), by plain MONAI (``LoadImaged`` with NibabelReader, ``Orientationd``, ``Resized``), and the ``limit``: unpack
-  by isal, convert to float32, interpolate;
-- ``DICOM series``, up to the volume: by this package (each header checked), and by SimpleITK.
+- three ``.nii.gz`` files, up to the input of the network, 28 voxels along each axis: by this package, with the
+  transforms of its bundle (each voxel is checked); by plain MONAI (``LoadImaged`` with NibabelReader,
+  ``Orientationd``, ``Resized``); and the ``limit``: unpack by isal, convert to float32, interpolate;
+- ``large CT, DICOM``, up to the same input: by this package, and by SimpleITK and interpolation;
+- ``DICOM series``, up to the volume: by this package (each header is checked), and by SimpleITK.
 
 The sides take turns in processes that have imported everything; a first round is not counted. Seconds are CPU seconds
 of all threads, memory is the peak resident memory beyond that before reading. ``--before`` measures another checkout
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -31,25 +33,35 @@ from typing import Any
 
 SIZE = 28
 OURS = "monai-llmboost"
+LARGE_SERIES = "large CT, DICOM"
 
 
-def make_scans(folder: Path, large: tuple[int, int, int], slices: int) -> dict[str, Path]:
-    """Write the scans, and return the path of each by its name."""
+def make_scans(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Path]:
+    """Write scans of these shapes, and return the path of each by its name."""
     import nibabel
     import numpy as np
-    import SimpleITK as sitk
 
     rng = np.random.default_rng(0)
     paths = {}
-    for name, shape in (("128^3 .nii.gz", (128, 128, 128)), ("large CT .nii.gz", large)):
+    for name, shape in shapes.items():
+        image = _make_image(shape, rng)
         paths[name] = folder / f"{len(paths)}.nii.gz"
-        nibabel.save(nibabel.Nifti1Image(_make_image(shape, rng), np.eye(4)), paths[name])
-    paths["DICOM series"] = folder / "series"
-    paths["DICOM series"].mkdir()
+        if "DICOM" in name:
+            paths[name] = _write_series(folder / f"{len(paths)}", image)
+        else:
+            nibabel.save(nibabel.Nifti1Image(image, np.eye(4)), paths[name])
+    return paths
+
+
+def _write_series(folder: Path, image: Any) -> Path:
+    import numpy as np
+    import SimpleITK as sitk
+
+    folder.mkdir()
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
-    for k, plane in enumerate(np.moveaxis(_make_image((512, 512, slices), rng), 2, 0)):
-        image = sitk.GetImageFromArray(np.ascontiguousarray(plane))
+    for k, plane in enumerate(np.moveaxis(image, 2, 0)):
+        slice_image = sitk.GetImageFromArray(np.ascontiguousarray(plane.T))
         tags = {
             "0008|0016": "1.2.840.10008.5.1.4.1.1.2",
             "0008|0018": f"1.2.3.{k + 1}",
@@ -61,10 +73,10 @@ def make_scans(folder: Path, large: tuple[int, int, int], slices: int) -> dict[s
             "0020|0037": "1\\0\\0\\0\\1\\0",
         }
         for tag, value in tags.items():
-            image.SetMetaData(tag, value)
-        writer.SetFileName(str(paths["DICOM series"] / f"{k:04d}.dcm"))
-        writer.Execute(image)
-    return paths
+            slice_image.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"{k:04d}.dcm"))
+        writer.Execute(slice_image)
+    return folder
 
 
 def _make_image(shape: tuple[int, ...], rng: Any) -> Any:
@@ -76,26 +88,21 @@ def _make_image(shape: tuple[int, ...], rng: Any) -> Any:
     return np.clip(smooth + rng.normal(0, 6, shape).astype(np.float32), 0, 255).astype(np.int16)
 
 
-def make_sides(path: Path) -> dict[str, Callable[[Path], Any]]:
+def make_sides(path: Path, scan: str) -> dict[str, Callable[[Path], Any]]:
     """Return the ways to read a scan: functions from its path to an array."""
     import SimpleITK as sitk
     import torch
     from isal import igzip
     from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, Resized
 
-    from monai_llmboost.data import CheckVolumed, LoadScansd, ScanReader
+    from monai_llmboost.data import LoadScansd, ScanReader
 
-    reduce = [Orientationd("image", axcodes="RAS", labels=None), Resized("image", [SIZE] * 3, mode="trilinear")]
-    load = LoadScansd("image", ScanReader())
-    if path.is_dir():
+    def read_by_sitk(folder: Path) -> Any:
+        files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
+        return sitk.GetArrayFromImage(sitk.ReadImage(files, sitk.sitkFloat32))
 
-        def read_by_sitk(folder: Path) -> Any:
-            files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
-            return sitk.GetArrayFromImage(sitk.ReadImage(files, sitk.sitkFloat32))
-
-        return {OURS: lambda path: load({"image": str(path)})["image"].numpy(), "SimpleITK": read_by_sitk}
-    ours = Compose([load, CheckVolumed("image"), *reduce])
-    plain = Compose([LoadImaged("image", reader="NibabelReader"), EnsureChannelFirstd("image"), *reduce])
+    def interpolate(volume: Any) -> Any:
+        return torch.nn.functional.interpolate(volume[None, None], [SIZE] * 3, mode="trilinear").numpy()
 
     def read_at_limit(path: Path) -> Any:
         import nibabel
@@ -104,27 +111,45 @@ def make_sides(path: Path) -> dict[str, Callable[[Path], Any]]:
             content = bytearray(file.read())
         header = nibabel.Nifti1Header(bytes(content[:348]))
         voxels = torch.frombuffer(content, dtype=torch.int16, offset=int(header["vox_offset"]))
-        volume = voxels.view(header.get_data_shape()[::-1])[None, None].float()
-        return torch.nn.functional.interpolate(volume, [SIZE] * 3, mode="trilinear").numpy()
+        return interpolate(voxels.view(header.get_data_shape()[::-1]).float())
 
-    return {
-        OURS: lambda path: ours({"image": str(path)})["image"].numpy(),
-        "plain MONAI": lambda path: plain({"image": str(path)})["image"].numpy(),
-        "limit": read_at_limit,
-    }
+    if path.is_dir() and scan != LARGE_SERIES:
+        load = LoadScansd("image", ScanReader())
+        return {OURS: lambda path: load({"image": str(path)})["image"].numpy(), "SimpleITK": read_by_sitk}
+    ours = _get_transforms()
+    sides = {OURS: lambda path: ours({"image": str(path)})["image"].numpy()}
+    if path.is_dir():
+        return sides | {"SimpleITK": lambda path: interpolate(torch.from_numpy(read_by_sitk(path)))}
+    reduce = [Orientationd("image", axcodes="RAS", labels=None), Resized("image", [SIZE] * 3, mode="trilinear")]
+    plain = Compose([LoadImaged("image", reader="NibabelReader"), EnsureChannelFirstd("image"), *reduce])
+    return sides | {"plain MONAI": lambda path: plain({"image": str(path)})["image"].numpy(), "limit": read_at_limit}
+
+
+def _get_transforms() -> Any:
+    """Return the transforms of the bundle in the measured checkout."""
+    from monai.bundle import ConfigParser
+
+    import monai_llmboost
+
+    parser = ConfigParser()
+    bundles = Path(monai_llmboost.__file__).parents[1] / "bundles"
+    parser.read_config(bundles / "medmnist3d_rllm_classification" / "configs" / "inference.json")
+    parser.update({"size": SIZE, "intensity_range": [0, 255]})
+    return parser.get_parsed_content("preprocessing")
 
 
 def serve() -> None:
     """Answer each line of the input, a path and a side, with the measurement of one reading."""
     warnings.simplefilter("ignore")
     for line in sys.stdin:
-        path, side = json.loads(line)
-        read = make_sides(Path(path))[side]
+        scan, path, side = json.loads(line)
+        read = make_sides(Path(path), scan)[side]
         Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
-        memory, start = _read_status_mb("VmRSS"), time.process_time()
+        memory, wall, start = _read_status_mb("VmRSS"), time.perf_counter(), time.process_time()
         array = read(Path(path))
-        seconds, peak = time.process_time() - start, _read_status_mb("VmHWM") - memory
-        answer = {"seconds": seconds, "peak": peak, "digest": hashlib.sha256(array.tobytes()).hexdigest()}
+        times = {"CPU": time.process_time() - start, "wall": time.perf_counter() - wall}
+        peak = _read_status_mb("VmHWM") - memory
+        answer = {**times, "peak": peak, "digest": hashlib.sha256(array.tobytes()).hexdigest()}
         print(json.dumps(answer), file=sys.__stdout__, flush=True)
         del array
 
@@ -141,15 +166,17 @@ def start(checkout: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
-def ask(process: subprocess.Popen[str], path: Path, side: str) -> dict[str, Any]:
+def ask(process: subprocess.Popen[str], scan: str, path: Path, side: str) -> dict[str, Any]:
     """Measure one reading in a process."""
     assert process.stdin is not None and process.stdout is not None
-    print(json.dumps([str(path), side]), file=process.stdin, flush=True)
+    print(json.dumps([scan, str(path), side]), file=process.stdin, flush=True)
     answer: dict[str, Any] = json.loads(process.stdout.readline())
     return answer
 
 
-def measure_rows(paths: dict[str, Path], checkouts: dict[str, Path], rounds: int) -> list[dict[str, Any]]:
+def measure_rows(
+    paths: dict[str, Path], shapes: dict[str, tuple[int, ...]], checkouts: dict[str, Path], rounds: int
+) -> list[dict[str, Any]]:
     """Measure all sides in turn, and return a row for each scan and side.
 
     Raises:
@@ -166,23 +193,19 @@ def measure_rows(paths: dict[str, Path], checkouts: dict[str, Path], rounds: int
             found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
             for _ in range(rounds + 1):
                 for name, (process, side) in sides.items():
-                    found[name].append(ask(process, path, side))
+                    found[name].append(ask(process, scan, path, side))
             if len({answer["digest"] for name in processes for answer in found[name]}) > 1:
                 raise ValueError(f"{scan}: the checkouts read different voxels")
             base = found[others[0]][1:]
             for name, answers in found.items():
                 counted = answers[1:]
-                rows.append(
-                    {
-                        "scan": scan,
-                        "side": name,
-                        "CPU ms": 1e3 * statistics.median(one["seconds"] for one in counted),
-                        f"time / {'SimpleITK' if path.is_dir() else 'limit'}": statistics.median(
-                            one["seconds"] / other["seconds"] for one, other in zip(counted, base)
-                        ),
-                        "peak MB": statistics.median(one["peak"] for one in counted),
-                    }
-                )
+                row = {"scan": scan, "side": name, "compared with": others[0]}
+                for key in ("CPU", "wall"):
+                    row[f"{key} ms"] = 1e3 * statistics.median(one[key] for one in counted)
+                    row[f"{key} ratio"] = statistics.median(one[key] / two[key] for one, two in zip(counted, base))
+                volume = 4e-6 * math.prod(shapes[scan])
+                peak = statistics.median(one["peak"] for one in counted)
+                rows.append({**row, "volume MB": volume, "peak MB": peak, "peak / volume": peak / volume})
     finally:
         for process in processes.values():
             process.communicate()
@@ -214,9 +237,15 @@ def main() -> None:
     checkouts = {OURS: Path(__file__).parents[1]}
     if options.before:
         checkouts[f"{OURS}, before"] = options.before
+    shapes = {
+        "128^3 .nii.gz": (128, 128, 128),
+        "256x256x100 .nii.gz": (256, 256, 100),
+        "large CT .nii.gz": tuple(options.large),
+        LARGE_SERIES: tuple(options.large),
+        "DICOM series": (512, 512, options.slices),
+    }
     with tempfile.TemporaryDirectory(prefix="reading-") as temporary:
-        paths = make_scans(Path(temporary), tuple(options.large), options.slices)
-        rows = measure_rows(paths, checkouts, options.rounds)
+        rows = measure_rows(make_scans(Path(temporary), shapes), shapes, checkouts, options.rounds)
     out = options.out or RESULTS / "reading-cpu.json"
     settings = {"large": list(options.large), "slices": options.slices, "rounds": options.rounds, "size": SIZE}
     save(out, "scans on disk to the input of a network", device_name(torch.device("cpu")), settings, rows)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from monai_llmboost.data.transforms.intensity import SCHEMES, ScaleScand, percentiles_of
     from monai_llmboost.data.transforms.label_map import LoadLabelMapd
     from monai_llmboost.data.transforms.load import LoadScansd
+    from monai_llmboost.data.transforms.orient import OrientScand
     from monai_llmboost.data.transforms.patch import CropPatchd
     from monai_llmboost.data.transforms.resample import ResampleLabelsd, ResampleScand
 else:
@@ -27,6 +28,7 @@ __all__ = [
     "EmbedScand",
     "LoadLabelMapd",
     "LoadScansd",
+    "OrientScand",
     "ResampleLabelsd",
     "ResampleScand",
     "ScaleScand",
