@@ -10,13 +10,11 @@ import numpy as np
 
 from monai_llmboost.data.scans.dicom.slices import SliceHeader
 from monai_llmboost.data.scans.dicom.tolerances import DARK_PADDING
+from monai_llmboost.data.scans.planes import get_row, make_block
 from monai_llmboost.data.scans.scan import RefusedScan
 
-# Slices that are written together. Arrays have the slices innermost and files outermost, so that writing one slice at a
-# time, or the whole volume afterwards, takes two to six times as long.
+# Slices that are written together.
 MOST_SLICES, MOST_BYTES = 50, 1 << 25
-# Bytes between slices in a block; with a power of two as their distance, they would share few lines of the cache.
-GAP_BYTES = 64
 # Sums of stored values of 16 bits and whole numbers below this are exact in float32.
 MAX_EXACT = 1 << 23
 
@@ -49,7 +47,7 @@ class Blocks:
         for number, plane in planes:
             if len(numbers) == len(block) or plane.dtype != block.dtype or number != numbers[-1] + 1:
                 self._flush(numbers, block)
-                numbers, block = [], _make_block(plane)
+                numbers, block = [], make_block(get_block_slices(plane.size), *plane.shape, plane.dtype)
             block[len(numbers)] = plane
             numbers.append(number)
         self._flush(numbers, block)
@@ -69,7 +67,7 @@ class Blocks:
         slope, intercept = self.slope[place], self.intercept[place]
         scaled = (slope != 1).any() or (np.abs(intercept) > MAX_EXACT).any() or (intercept % 1 != 0).any()
         for row in range(block.shape[1]):
-            stored = np.ascontiguousarray(block[: len(numbers), row].T)  # (columns, slices)
+            stored = get_row(block[: len(numbers)], row)  # (columns, slices)
             for (low, high), own in paddings:
                 found = stored == low if low == high else (stored >= low) & (stored <= high)
                 if self.outside is not None and found.any():
@@ -110,13 +108,6 @@ class Blocks:
         np.logical_not(outside, out=outside)
         np.copyto(volume, lowest, where=outside)
         return volume, count
-
-
-def _make_block(plane: np.ndarray) -> np.ndarray:
-    """Return an empty block for slices like a plane, (slices, rows, columns)."""
-    size = plane.size + GAP_BYTES // plane.itemsize
-    block = np.empty((get_block_slices(plane.size), size), plane.dtype)
-    return block[:, : plane.size].reshape(-1, *plane.shape)
 
 
 def _mirror_inverted(stored: np.ndarray, parts: Sequence[SliceHeader]) -> np.ndarray:
