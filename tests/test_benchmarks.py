@@ -103,6 +103,24 @@ def test_inference_by_command_and_in_plain_monai(rows_here, tmp_path):
     assert all("ms per further volume" in row for row in rows if row["volumes"] == 4)
 
 
+def test_reading_of_scans(tmp_path):
+    words = ["--large", "40", "40", "8", "--slices", "4", "--rounds", "1", "--before", ROOT]
+    rows = rows_of("reading", tmp_path / "reading.json", *words)
+    nifti = ["monai-llmboost", "monai-llmboost, before", "limit", "plain MONAI"]
+    for scan in ("128^3 .nii.gz", "256x256x100 .nii.gz", "large CT .nii.gz"):
+        assert [row["side"] for row in rows if row["scan"] == scan] == nifti
+    for scan in ("large CT, DICOM", "DICOM series"):
+        assert [row["side"] for row in rows if row["scan"] == scan] == [*nifti[:2], "SimpleITK"]
+    assert all(row["CPU ms"] > 0 and row["wall ms"] > 0 and row["volume MB"] > 0 for row in rows)
+
+
+def test_reading_of_large_scans_is_bounded():
+    rows = json.loads((ROOT / "benchmarks" / "results" / "reading-cpu.json").read_text())["rows"]
+    for row in rows:
+        if row["side"] == "monai-llmboost" and row["scan"].startswith("large CT"):
+            assert row["volume MB"] > 600 and row["peak / volume"] < 1.6, row["scan"]
+
+
 def test_each_model_type_has_an_outcome(tmp_path):
     rows = rows_of("model_types", tmp_path / "types.json", "--types", "phi", "mamba", "gemma3")
     assert {row["type"]: row["outcome"] for row in rows} == {"gemma3": "native", "mamba": "refused", "phi": "general"}

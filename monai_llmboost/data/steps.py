@@ -36,6 +36,8 @@ NEUTRAL_STEPS = {
     "RepeatChannel", "SaveImage", "SelectItems", "SimulateDelay", "SplitDim", "SqueezeDim", "ToCupy", "ToDevice",
     "ToMetaTensor", "ToNumpy", "ToPIL", "ToTensor", "WarnIfUnusual",
 }  # fmt: skip
+# Steps of this package with the result of a step of MONAI, under whose name earlier checkpoints have them.
+SAME_STEPS = {"OrientScan": "Orientation"}
 # Settings of windows that depend on the units of the raw values (HU, 0 to 255 ...); the network sees the output range.
 WINDOW_SETTINGS = {"ScaleIntensityRange": {"a_min", "a_max", "clip"}}
 # Settings that select keys and types, and do not change voxels.
@@ -162,7 +164,8 @@ def flatten_transforms(transform: Any) -> list[Any]:
 
 def _get_name(transform: Any) -> str:
     name = type(transform).__name__
-    return name.removesuffix("d") if isinstance(transform, MapTransform) else name
+    name = name.removesuffix("d") if isinstance(transform, MapTransform) else name
+    return SAME_STEPS.get(name, name)
 
 
 def _is_random(transform: Any) -> bool:

@@ -9,6 +9,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd, Orientation, Orientationd
 
 from monai_llmboost.data import OrientScand
+from monai_llmboost.data.steps import list_voxel_steps
 
 OBLIQUE = np.array([[0.9, 0.1, 0, -20], [-0.1, 0.9, 0.05, 7.3], [0, -0.05, 2.4, 31], [0, 0, 0, 1]])
 CODES = ["".join(code) for axes in itertools.permutations(["LR", "PA", "IS"]) for code in itertools.product(*axes)]
@@ -64,3 +65,8 @@ def test_lazy_pipelines_and_volumes_without_affine_are_left_to_monai():
     with pytest.warns(UserWarning, match="identity"):
         assert torch.equal(OrientScand("image")({"image": plain})["image"], plain)
     assert OrientScand("image", allow_missing_keys=True)({}) == {}
+
+
+def test_checkpoints_have_it_under_the_name_of_monai():
+    ours, stock = (list_voxel_steps(one) for one in (OrientScand("image"), Orientationd("image", "RAS", labels=None)))
+    assert ours == stock and ours[0].geometric and ours[0].name == "Orientation"

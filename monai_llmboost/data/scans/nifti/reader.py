@@ -24,7 +24,7 @@ from monai_llmboost.data.scans.planes import write_planes
 from monai_llmboost.data.scans.scan import MAX_VOXELS, RefusedScan, check_volume_index, choose_volume, to_refusal
 
 # Number of voxels that are decompressed and scaled at a time; additional memory is a few times this.
-CHUNK_VOXELS = 1 << 22
+CHUNK_VOXELS = 1 << 21
 
 
 class BoundedNiftiReader(ImageReader):
