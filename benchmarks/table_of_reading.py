@@ -20,8 +20,8 @@ def reading() -> str:
         lines.append([row["scan"], row["side"], *times, memory])
     large, slices = result["settings"]["large"], result["settings"]["slices"]
     return (
-        f"Scans of int16 with noise, {result['device']}, medians of {result['settings']['rounds']} rounds. The large CT "
-        f"is {' x '.join(map(str, large))}; the DICOM series has {slices} slices of 512 x 512. CPU time in brackets is "
-        "relative to the limit (unpack, convert, interpolate), or to SimpleITK; memory is the peak relative to the "
+        f"Scans of int16 with noise, {result['device']}, medians of {result['settings']['rounds']} rounds. The large "
+        f"CT is {' x '.join(map(str, large))}; the DICOM series has {slices} slices of 512 x 512. CPU time in brackets "
+        "is relative to the limit (unpack, convert, interpolate), or to SimpleITK; memory is the peak relative to the "
         f"volume in float32:\n\n{markdown(['scan', 'by', 'CPU time', 'wall time', 'peak memory'], lines)}"
     )

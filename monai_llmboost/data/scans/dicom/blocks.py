@@ -47,7 +47,8 @@ class Blocks:
         for number, plane in planes:
             if len(numbers) == len(block) or plane.dtype != block.dtype or number != numbers[-1] + 1:
                 self._flush(numbers, block)
-                numbers, block = [], make_block(get_block_slices(plane.size), *plane.shape, plane.dtype)
+                rows, columns = plane.shape
+                numbers, block = [], make_block(get_block_slices(plane.size), rows, columns, plane.dtype)
             block[len(numbers)] = plane
             numbers.append(number)
         self._flush(numbers, block)
