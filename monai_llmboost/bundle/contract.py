@@ -45,6 +45,7 @@ class Option:
     FOLDS, FOLD, LABEL_FRACTION = "folds", "fold", "label_fraction"
     BUNDLE_ROOT, CKPT_DIR, OUTPUT_DIR, WEIGHTS = "bundle_root", "ckpt_dir", "output_dir", "weights"
     EPOCHS, BATCH_SIZE, LEARNING_RATE, VAL_INTERVAL = "epochs", "batch_size", "learning_rate", "val_interval"
+    WARMUP_EPOCHS = "warmup_epochs"
     SEED, BLOCK, BLOCK_SEED, BLOCK_DTYPE, RESUME = "seed", "block", "block_seed", "block_dtype", "resume"
     ENCODER_WEIGHTS = "encoder_weights"  # file that a training starts from
     FEATURES_FROM = "features_from"  # file or folder of frozen features

@@ -158,6 +158,11 @@ class BundleJob:
         return self._optional("booster", "study")
 
     @property
+    def trainer(self) -> Any:
+        """The engine that trains."""
+        return self.item("train#trainer", "study")
+
+    @property
     def evaluator(self) -> Any:
         """The engine that validates and evaluates."""
         return self.item("validate#evaluator", "study")

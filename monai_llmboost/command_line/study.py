@@ -43,6 +43,14 @@ def study(
         typer.Option(help="Learning rates, with commas: validation chooses one for each arm. Empty: the bundle's own."),
     ] = "",
     lr_seeds: Annotated[int, typer.Option(help="Number of seeds used to choose the learning rate.")] = 1,
+    lr_halving: Annotated[
+        bool,
+        typer.Option(
+            "--lr-halving",
+            help="Drop the worse half of the learning rates of each arm early, by validation, until one is left at "
+            "half of the epochs.",
+        ),
+    ] = False,
     label_fraction: Annotated[
         str,
         typer.Option(help="Fractions of the training labels, with commas, such as 0.1,0.25,1; each is analysed alone."),
@@ -116,6 +124,7 @@ def study(
             folds=folds,
             lr_grid=_numbers(lr_grid, "learning rates", "3e-4,1e-3"),
             lr_seeds=lr_seeds,
+            lr_halving=lr_halving,
             preset=preset,
             network=named,
             floors=_floors(bundle, floors),

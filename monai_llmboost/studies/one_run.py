@@ -17,8 +17,8 @@ from monai_llmboost.studies.run_folder import OTHER_WEIGHTS, TEST, EpochResult, 
 from monai_llmboost.tasks.task import TrainingDiverged
 
 
-def train(plan: Plan, run: Run, folder: RunFolder, metric: str) -> None:
-    """Train a run, or resume it if it was interrupted.
+def train(plan: Plan, run: Run, folder: RunFolder, until: int | None = None, *, metric: str) -> None:
+    """Train a run, or resume it if it was interrupted or paused.
 
     Divergence is recorded as well, because a repeated training would diverge again.
 
@@ -26,22 +26,33 @@ def train(plan: Plan, run: Run, folder: RunFolder, metric: str) -> None:
         plan: the study.
         run: the run to train.
         folder: folder of the run.
+        until: the epoch after which to pause; ``None`` trains all epochs. The schedule of the learning rate is that of
+            all epochs in either case.
         metric: key of the metric that validation chooses by, a column of the learning curves such as ``"val_auc"``.
     """
-    from monai.bundle import run as monai_run
-
+    arguments = plan.arguments(run, "train", folder.path, resume=folder.checkpoint.is_file())
     try:
-        monai_run(**plan.arguments(run, "train", folder.path, resume=folder.checkpoint.is_file()))
+        job = BundleJob.open(arguments)
+        if until is not None:
+            job.trainer.state.max_epochs = until
+        job.run()
+        job.finalize()
     except (RuntimeError, ValueError) as error:
         cause = root_cause(error)
         if isinstance(cause, TrainingDiverged):
             folder.write_diverged(str(cause))
         raise
     progress = TrainingProgress.read(folder.checkpoint)
-    best, epoch = EpochResult(progress.best_epoch, progress.best_value), progress.epoch
+    epoch = progress.epoch
+    # A paused training may have no validation yet that is a number.
+    best = EpochResult(progress.best_epoch, progress.best_value if progress.best_epoch else None)
     # Use only the last epoch's own validation; it has none if val_interval does not divide it.
     validation = next((row.get(metric) for row in folder.curves() if row["epoch"] == epoch), None)
-    folder.write_trained(Trained(best, EpochResult(epoch, validation)))
+    trained = Trained(best, EpochResult(epoch, validation))
+    if until is None or epoch < until:  # stopped before by its patience
+        folder.write_trained(trained)
+    else:
+        folder.write_paused(until, trained)
 
 
 def evaluate(plan: Plan, run: Run, folder: RunFolder) -> None:

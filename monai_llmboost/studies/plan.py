@@ -65,6 +65,8 @@ class Plan:
         lr_grid: learning rates from which validation chooses one for each arm; a single one is used without a search,
             and an empty grid means the bundle's own learning rate.
         lr_seeds: number of seeds used for this choice.
+        lr_halving: whether the worse half of the learning rates is dropped early, several times; see
+            :func:`monai_llmboost.studies.halving.halve`.
         preset: a preset of the bundle, or ``None`` for no preset.
         network: another network of the bundle, an overlay in its ``configs/networks``; ``None`` for its own network.
         references: arms that the others are compared with; arms outside the study are ignored. If the study has none
@@ -99,6 +101,7 @@ class Plan:
     floors: tuple[str, ...] = CLASS_FLOORS
     label_fractions: tuple[float, ...] = WHOLE
     blocks: Mapping[str, str] = field(default_factory=dict)
+    lr_halving: bool = False
 
     def __post_init__(self) -> None:
         check_plan(self)
@@ -163,6 +166,19 @@ class Plan:
     def has_key(self, key: str) -> bool:
         """Return whether the bundle has a key in training."""
         return key in self.contents[self.arms[0], JOBS[0]]
+
+    @property
+    def halvings(self) -> list[int]:
+        """The epochs after which the worse half of the learning rates is dropped; empty without halving.
+
+        One rate is left after the last one, at half of the epochs. Each is an epoch that is validated.
+        """
+        epochs, interval = self.value(Option.EPOCHS), self.value(Option.VAL_INTERVAL, 1)
+        if not self.lr_halving:
+            return []
+        return [
+            epochs // 2**power // interval * interval for power in range((len(self.lr_grid) - 1).bit_length(), 0, -1)
+        ]
 
     def configs(self, arm: str, job: str = "train") -> list[Path]:
         """Return the config files of an arm's job."""

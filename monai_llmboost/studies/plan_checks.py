@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # Default reference arms; the ones that are not in the study are ignored.
 REFERENCES = ("none", "mlp", "random")
+# With more, the first halving would be before an eighth of the epochs, when the rates still rise to their full size.
+MOST_HALVED = 8
 # Jobs of a run, in order.
 JOBS = ("train", "evaluate")
 # Where the runs are run.
@@ -80,6 +82,8 @@ def check_plan(plan: Plan) -> None:
         raise ValueError(f"options are the same for every run, but the study itself sets {taken[0]}: {instead}")
     _check_configs(plan)
     _check_last_is_validated(plan)
+    if plan.lr_halving:
+        _check_halving(plan)
 
 
 def _check_blocks(plan: Plan) -> None:
@@ -161,6 +165,33 @@ def _check_last_is_validated(plan: Plan) -> None:
         raise ValueError(
             f"{Option.VAL_INTERVAL} must divide {Option.EPOCHS}, for the preset {plan.preset} reads the weights of "
             f"the last epoch, not {interval} and {epochs}: give others"
+        )
+
+
+def _check_halving(plan: Plan) -> None:
+    """Refuse a halving of the learning rates without effect, or before the rates can be compared."""
+    rates, epochs = len(plan.lr_grid), plan.value(Option.EPOCHS)
+    if rates < 2:
+        raise ValueError(
+            "--lr-halving has no effect: there are no learning rates to choose from; give several with --lr-grid, or "
+            "leave it out"
+        )
+    if rates > MOST_HALVED:
+        raise ValueError(
+            f"--lr-halving is for at most {MOST_HALVED} learning rates, not {rates}: give fewer in --lr-grid"
+        )
+    interval, warmup = plan.value(Option.VAL_INTERVAL, 1), plan.value(Option.WARMUP_EPOCHS, 0)
+    if not (isinstance(epochs, int) and isinstance(interval, int)):
+        raise ValueError(
+            f"--lr-halving needs {Option.EPOCHS} and {Option.VAL_INTERVAL} as whole numbers, not {epochs!r} and "
+            f"{interval!r}: give them as options"
+        )
+    first = max(0, warmup if isinstance(warmup, int) else 0)
+    if len(set(plan.halvings)) < len(plan.halvings) or plan.halvings[0] <= first:
+        raise ValueError(
+            f"{epochs} epochs with {Option.VAL_INTERVAL} {interval} and {first} epochs of warmup are too few for "
+            f"--lr-halving with {rates} learning rates, which would compare them after epochs "
+            f"{', '.join(map(str, plan.halvings))}: give more --epochs, or leave it out"
         )
 
 

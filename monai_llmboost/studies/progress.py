@@ -9,6 +9,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from monai_llmboost.bundle import Option
+from monai_llmboost.studies.halving import saved_epochs
+from monai_llmboost.studies.plan import Plan
 from monai_llmboost.studies.rates import ChosenRate
 from monai_llmboost.studies.results import StudyResults
 
@@ -41,11 +44,25 @@ class StudyConsole:
         """Return a progress bar that disappears when it is complete."""
         return Progress(*COLUMNS, console=self.console, transient=True)
 
+    def halving(self, plan: Plan) -> None:
+        """Print when learning rates are dropped, and how many epochs this saves."""
+        saved, search = saved_epochs(plan)
+        epochs = " and ".join(map(str, plan.halvings))
+        self.line(
+            f"the worse half of the learning rates is dropped after {'epochs' if len(plan.halvings) > 1 else 'epoch'} "
+            f"{epochs} of {plan.value(Option.EPOCHS)}, which saves at most "
+            f"{saved} of the {search} epochs of their choice"
+        )
+
     def rates(self, dataset: str, rates: Mapping[str, ChosenRate]) -> None:
         """Print the learning rate of each arm."""
         for arm, rate in rates.items():
             edge = ", at the edge of the grid: widen it" if rate.at_edge else ""
             lost = "".join(f"; {each:g} diverged" for each in rate.diverged)
+            lost += "".join(
+                f"; {each:g} dropped after epoch {end.epoch} with {end.validation:.3f}"
+                for each, end in (rate.dropped or {}).items()
+            )
             self.line(f"{dataset}, {arm}: learning rate {rate.chosen:g}{edge}{lost}")
 
     def results(self, results: StudyResults, failed: Mapping[str, str], files: Mapping[str, Path]) -> None:

@@ -17,6 +17,8 @@ from monai_llmboost.engines.results import PREDICTIONS_FILE
 
 # Each file is written at the end of its stage and marks the stage as done.
 TRAINED, DIVERGED, EVALUATED = "trained.json", "diverged.json", "evaluated.json"
+# The state of a training that was paused after an epoch.
+PAUSED = "paused-{}.json"
 LOG = "run.log"
 # Folders of predictions: with the weights that the study evaluates, and with the other weights.
 TEST, OTHER_WEIGHTS = "test", "other_weights"
@@ -91,9 +93,11 @@ class RunFolder:
     @property
     def trained(self) -> Trained | None:
         """The result of the training; ``None`` if it is not done or its file is damaged."""
-        return self._record(
-            TRAINED, lambda content: Trained(*(EpochResult.read(content[name]) for name in ("best", "last")))
-        )
+        return self._record(TRAINED, _trained)
+
+    def paused(self, epoch: int) -> Trained | None:
+        """Return the epochs whose weights were saved when the training was paused after an epoch; ``None`` before."""
+        return self._record(PAUSED.format(epoch), _trained)
 
     @property
     def diverged(self) -> str | None:
@@ -132,6 +136,10 @@ class RunFolder:
         """Mark the training as done."""
         write_json(self.path / TRAINED, asdict(trained))
 
+    def write_paused(self, epoch: int, trained: Trained) -> None:
+        """Mark the training as paused after an epoch."""
+        write_json(self.path / PAUSED.format(epoch), asdict(trained))
+
     def write_diverged(self, reason: str) -> None:
         """Mark the training as diverged, because a repeated training would diverge again."""
         write_json(self.path / DIVERGED, {"reason": reason})
@@ -151,6 +159,10 @@ class RunFolder:
             except (OSError, ValueError, LookupError, TypeError):
                 return None  # the stage is repeated
         return self._known.get(name)
+
+
+def _trained(content: Mapping[str, Any]) -> Trained:
+    return Trained(*(EpochResult.read(content[name]) for name in ("best", "last")))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

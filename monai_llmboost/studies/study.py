@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from monai_llmboost.studies.cost.arms import cost_of_arms
 from monai_llmboost.studies.datasets import check_datasets, key_metric
 from monai_llmboost.studies.floors.names import SHAPE_FLOORS
 from monai_llmboost.studies.floors.run import run_floor, why_impossible
+from monai_llmboost.studies.halving import halve
 from monai_llmboost.studies.jobs import Job, run_locally
 from monai_llmboost.studies.one_run import evaluate, train
 from monai_llmboost.studies.outcome import ALL_GOOD, COSTS, NOTHING_DONE, PLAN, REPORT, RESULTS, SOME_FAILED
@@ -105,7 +106,7 @@ class _Study:
     def run(self, cost_rounds: int) -> int:
         plan, datasets = self.plan, self.plan.sets
         searched = [run for dataset in datasets for run in plan.searched(dataset)]
-        self._train(SEARCH, searched)
+        self._search(searched)
         rates = {dataset: self._rates(dataset) for dataset in datasets}
         self._drop_divergence(searched, rates)
         chosen = {name: {arm: rate.chosen for arm, rate in found.items()} for name, found in rates.items()}
@@ -131,7 +132,25 @@ class _Study:
         compared = any(data.comparisons for data in results.datasets.values())
         return NOTHING_DONE if not compared else SOME_FAILED if self.failed else ALL_GOOD
 
-    def _train(self, stage: str, runs: Iterable[Run]) -> None:
+    def _search(self, runs: Sequence[Run]) -> None:
+        """Train the runs that choose the learning rates, with halving only as far as they are compared."""
+        if not self.plan.lr_halving:
+            self._train(SEARCH, runs)
+            return
+        self.console.halving(self.plan)
+        larger = self.metric.larger_is_better
+        while waiting := {
+            run: until
+            for dataset in self.plan.sets
+            for arm in self.plan.arms
+            for run, until in halve(self.plan, arm, dataset, self.folders, self.failed, larger).waiting.items()
+        }:
+            self._train(SEARCH, waiting, waiting)
+        for run in runs:
+            if reason := self.folders[run].diverged:
+                self.failed[run.name] = reason
+
+    def _train(self, stage: str, runs: Iterable[Run], until: Mapping[Run, int | None] | None = None) -> None:
         waiting = []
         for run in runs:
             if self.folders[run].trained:
@@ -140,7 +159,7 @@ class _Study:
                 self.failed[run.name] = reason
             else:
                 waiting.append(run)
-        self._run(stage, waiting, partial(train, metric=self.metric.key))
+        self._run(stage, waiting, partial(train, metric=self.metric.key), until or {})
 
     def _run_floors(self) -> None:
         """Run the floors of each data set, or note why it can have none."""
@@ -156,11 +175,19 @@ class _Study:
                     waiting += runs
         self._run(FLOORS, waiting, run_floor)
 
-    def _run(self, stage: str, runs: list[Run], action: Callable[[Plan, Run, RunFolder], None]) -> None:
+    def _run(
+        self, stage: str, runs: list[Run], action: Callable[..., None], until: Mapping[Run, int | None] | None = None
+    ) -> None:
+        """Run jobs; ``until`` has the epochs after which trainings pause."""
         if not runs:
             return
-        jobs = [Job(run.name, self.folders[run].path, action, (self.plan, run, self.folders[run])) for run in runs]
+        ends_at = until or {}
+        arguments = {
+            run: (self.plan, run, self.folders[run], *([ends_at[run]] if run in ends_at else [])) for run in runs
+        }
+        jobs = [Job(run.name, self.folders[run].path, action, arguments[run]) for run in runs]
         left = {run.name: self.folders[run] for run in runs}
+        pauses = {run.name: epoch for run, epoch in ends_at.items()}
         # Closing on interruption ends the processes.
         with closing(self.run_jobs(jobs)) as ends, self.console.bar() as bar:  # type: ignore[type-var]
             task = bar.add_task(stage, total=len(jobs))
@@ -170,25 +197,27 @@ class _Study:
                     self.failed.pop(name, None)  # from an earlier stage
                     if reason:
                         self.failed[name] = reason
-                    end = reason or ("done" if stage == EVALUATION else self._end_of(folder))
+                    end = reason or ("done" if stage == EVALUATION else self._end_of(folder, pauses.get(name)))
                     self.console.line(f"{stage} {len(jobs) - len(left)}/{len(jobs)} {name}: {end}")
-                begun = 0 if stage in (EVALUATION, FLOORS) else sum(map(self._part_done, left.values()))
+                parts = (self._part_done(folder, pauses.get(name)) for name, folder in left.items())
+                begun = 0 if stage in (EVALUATION, FLOORS) else sum(parts)
                 bar.update(task, completed=len(jobs) - len(left) + begun)
 
-    def _part_done(self, folder: RunFolder) -> float:
-        """Return the completed fraction of a training, from the rows of its learning curves."""
-        epochs = self.plan.value(Option.EPOCHS)
+    def _part_done(self, folder: RunFolder, until: int | None) -> float:
+        """Return the completed fraction of a training to an epoch, from the rows of its learning curves."""
+        epochs = self.plan.value(Option.EPOCHS) if until is None else until
         return min(0.99, folder.epochs_done() / epochs) if isinstance(epochs, int) else 0.0
 
-    def _end_of(self, folder: RunFolder) -> str:
-        end = folder.trained and folder.trained.of(self.plan.weights)
+    def _end_of(self, folder: RunFolder, until: int | None) -> str:
+        trained = folder.trained or (None if until is None else folder.paused(until))
+        end = trained and trained.of(self.plan.weights)
         if not end or end.validation is None:
             return "done"
         epoch = f" in epoch {end.epoch}" if end.epoch else ""  # a floor has no epochs
         return f"validation {self.metric.label} {end.validation:.3f}{epoch}"
 
     def _rates(self, dataset: str) -> dict[str, ChosenRate]:
-        rates = choose_rates(self.plan, self.folders, dataset, self.metric.larger_is_better)
+        rates = choose_rates(self.plan, self.folders, dataset, self.metric.larger_is_better, self.failed)
         if len(self.plan.lr_grid) > 1:
             self.console.rates(dataset, rates)
         return rates
