@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches of a training with what the teacher makes of them, which is computed once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from monai.engines import PrepareBatch, default_prepare_batch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from monai_llmboost.artifacts.digests import tensors_digest
+from monai_llmboost.artifacts.files import atomic_path
+from monai_llmboost.bundle.contract import IMAGE
+from monai_llmboost.data.labels import CASE
+from monai_llmboost.engines.distillation.teacher import Taught, Teacher
+
+FILE = "teacher-{}.safetensors"
+
+
+class TeacherBatches(PrepareBatch):
+    """Adds the teacher's features and logits to each batch of a trainer, as arguments of its network.
+
+    Without ``loader``, the teacher sees each batch as the student does, augmented, and runs in every step. With it, it
+    sees each case once, without augmentation, and what it makes of it is kept: on disk if there is a ``cache_dir``,
+    from where it is read as needed. The file is named by a digest of the teacher's weights and of the images that it
+    saw, so that another teacher, other cases or another preprocessing never find it.
+
+    Args:
+        teacher: the teacher.
+        loader: batches with ``"image"`` and ``"case"`` of the training cases, each case once, without augmentation.
+        cache_dir: folder of the files; ``None`` keeps what the teacher makes in memory.
+        progress: show a progress bar while the teacher runs.
+
+    Raises:
+        ValueError: in a batch, a case that ``loader`` does not have; a cached file of another teacher.
+
+    Example:
+        >>> from monai.networks.nets import resnet10
+        >>> volumes = torch.rand(2, 1, 32, 32, 32)
+        >>> batch = {"image": volumes, "label": torch.tensor([0, 1]), "case": ["a", "b"]}
+        >>> teacher = Teacher([resnet10(spatial_dims=3, n_input_channels=1, num_classes=2)], volumes)
+        >>> image, label, taught, _ = TeacherBatches(teacher, [batch])(batch, "cpu")
+        >>> [len(part) for part in taught]
+        [2, 2]
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        loader: Iterable[Mapping[str, Any]] | None = None,
+        cache_dir: str | Path | None = None,
+        progress: bool = False,
+    ) -> None:
+        if loader is None and cache_dir is not None:
+            raise ValueError("cache_dir has no effect for a teacher that sees augmented volumes: leave it out")
+        self.teacher = teacher
+        self.loader = loader
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.progress = progress
+        self._rows: dict[str, int] = {}
+        self._kept: Taught | None = None
+
+    def __call__(
+        self,
+        batchdata: Mapping[str, Any],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **named: Any,
+    ) -> tuple[Any, ...]:
+        """Return the images, the labels and the teacher's features and logits of a batch."""
+        image, label = default_prepare_batch(dict(batchdata), device, non_blocking, **named)
+        if self.loader is None:
+            return image, label, tuple(self.teacher(image)), {}
+        if self._kept is None:
+            with torch.random.fork_rng():  # a loader may draw numbers, and training goes on as without it
+                self._kept = self._prepare(self.loader)
+        if missing := [case for case in batchdata[CASE] if case not in self._rows]:
+            raise ValueError(f"the teacher has not seen the case {missing[0]!r}: give it all the training cases")
+        rows = torch.tensor([self._rows[case] for case in batchdata[CASE]])
+        return image, label, tuple(part[rows].to(image.device, non_blocking=True) for part in self._kept), {}
+
+    def _prepare(self, loader: Iterable[Mapping[str, Any]]) -> Taught:
+        """Return what the teacher makes of all cases, from the file if there is one."""
+        if self.cache_dir is None:
+            return self._read_cases(loader)
+        key = self._key(loader)
+        file = self.cache_dir / FILE.format(key[:16])
+        if idist.get_rank() == 0 and not file.is_file():
+            taught = self._read_cases(loader)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(file) as path:
+                save_file(taught._asdict(), path, {"key": key, "cases": json.dumps(list(self._rows))})
+        idist.barrier()
+        return self._load(file, key)
+
+    def _key(self, loader: Iterable[Mapping[str, Any]]) -> str:
+        """Return the digest of the teacher's weights, and of the cases and their images."""
+        digest = hashlib.sha256(self.teacher.digest.encode())
+        digest.update(self.teacher.combine.encode())
+        for batch in self._shown(loader, "cases of the teacher"):
+            names = json.dumps([str(case) for case in batch[CASE]])
+            digest.update(f"{names} {tensors_digest({IMAGE: batch[IMAGE]})}".encode())
+        return digest.hexdigest()
+
+    def _read_cases(self, loader: Iterable[Mapping[str, Any]]) -> Taught:
+        device = next(self.teacher.parameters()).device
+        found: list[Taught] = []
+        names: list[str] = []
+        for batch in self._shown(loader, "teacher"):
+            taught = self.teacher(batch[IMAGE].to(device))
+            found.append(Taught(*(part.cpu() for part in taught)))
+            names += map(str, batch[CASE])
+        self._rows = _numbered(names)
+        return Taught(*(torch.cat(parts).contiguous() for parts in zip(*found)))
+
+    def _load(self, file: Path, key: str) -> Taught:
+        """Return what a file holds; its tensors are read when they are used.
+
+        Raises:
+            ValueError: the file is damaged, or of another teacher.
+        """
+        remedy = "remove it, and it is made again"
+        try:
+            with safe_open(file, "pt") as opened:
+                about = opened.metadata() or {}
+            kept = load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{file} cannot be read ({error}): {remedy}") from error
+        if about.get("key") != key or kept.keys() != {*Taught._fields}:
+            raise ValueError(f"{file} is of another teacher, or of other cases: {remedy}")
+        self._rows = _numbered(json.loads(about["cases"]))
+        return Taught(**kept)
+
+    def _shown(self, loader: Iterable[Mapping[str, Any]], what: str) -> Iterable[Mapping[str, Any]]:
+        return tqdm(loader, what, disable=None if self.progress else True, leave=False)
+
+
+def _numbered(names: list[str]) -> dict[str, int]:
+    rows = {name: row for row, name in enumerate(names)}
+    if len(rows) < len(names):
+        raise ValueError(f"the teacher's {len(names)} cases have only {len(rows)} names: give each case its own")
+    return rows
