@@ -64,8 +64,8 @@ class Option:
 # plain text or the bundle declares it.
 TEXTS = (
     Option.BUNDLE_ROOT, Option.DATA, Option.DATASET, Option.DATASET_DIR, Option.OUTPUT_DIR, Option.CKPT_DIR,
-    Option.BLOCK, Option.ENCODER_WEIGHTS, Option.TEACHER, Option.FEATURES_FROM, Option.SALT, Option.VIEW, Option.ONLY, Option.COLUMNS,
-    "tracking", "tracking_uri", "experiment_name", "run_name",
+    Option.BLOCK, Option.ENCODER_WEIGHTS, Option.TEACHER, Option.FEATURES_FROM, Option.SALT, Option.VIEW, Option.ONLY,
+    Option.COLUMNS, "tracking", "tracking_uri", "experiment_name", "run_name",
 )  # fmt: skip
 # Text options that also accept several texts, written as a Python list: "['a', 'b']".
 SEVERAL_TEXTS = (Option.TEACHER, Option.DATASET_DIR, Option.VIEW, Option.ONLY, Option.COLUMNS)

@@ -48,7 +48,7 @@ def batch(cases: int = 6) -> dict[str, Any]:
         (lambda: ResNet3D(1, 2, img_size=16, hidden_size=16, stem_stride=1), 16, "head", [16]),
         (lambda: ViT3D(1, 2, 16, 8, hidden_size=32, num_heads=2, num_layers=1, mlp_dim=32), 16, None, [32]),
         (lambda: resnet10(spatial_dims=3, n_input_channels=1, num_classes=2), 32, "fc", [512]),
-        (lambda: DenseNet121(spatial_dims=3, in_channels=1, out_channels=2, block_config=(1, 1)), 32, "class_layers.out", None),
+        (lambda: DenseNet121(3, 1, 2, block_config=(1, 1)), 32, "class_layers.out", None),
         (lambda: UNet(3, 1, 2, channels=(4, 8), strides=(2,)), 16, None, None),
         (lambda: SegResNet(3, 8, 1, 2, blocks_down=(1, 1), blocks_up=(1,)), 16, "conv_final.2.conv", [8, 16, 16, 16]),
     ],
@@ -234,7 +234,7 @@ def test_small_batches():
         given = batch(cases)
         return distiller.loss(distiller(given["image"], *taught(given["image"])), given["label"])
 
-    with pytest.raises(ValueError, match="3 samples are too few for the unbiased CKA.*: raise the batch size"):
+    with pytest.raises(ValueError, match=r"3 samples are too few for the unbiased CKA.*: raise the batch size"):
         loss_of(3)
     loss_of(4)
     loss_of(3)  # the last batch of an epoch is trained on without the alignment
