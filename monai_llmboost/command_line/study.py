@@ -34,7 +34,7 @@ def study(
         str,
         typer.Option(
             help="Arms to compare, with commas: none, mlp, random, pretrained, pretrained-trained, lora; ARM@BLOCK is "
-            "an arm with its own --block. Those of --overlay take their place, such as scratch, logit, feature and rd of "
+            "an arm with its own --block. Those of --overlay take their place: scratch, logit, feature and rd with "
             "distil."
         ),
     ] = "none,mlp,random,pretrained",

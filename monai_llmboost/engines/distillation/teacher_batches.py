@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class TeacherBatches(PrepareBatch):
 
     Args:
         teacher: the teacher.
-        loader: batches with ``"image"`` and ``"case"`` of the training cases, each case once, without augmentation.
+        loader: batches with ``"image"`` and ``"case"`` of all training cases, without augmentation.
         cache_dir: folder of the files; ``None`` keeps what the teacher makes in memory.
         progress: show a progress bar while the teacher runs.
 
@@ -103,23 +103,37 @@ class TeacherBatches(PrepareBatch):
 
     def _key(self, loader: Iterable[Mapping[str, Any]]) -> str:
         """Return the digest of the teacher's weights, and of the cases and their images."""
-        digest = hashlib.sha256(self.teacher.digest.encode())
-        digest.update(self.teacher.combine.encode())
-        for batch in self._shown(loader, "cases of the teacher"):
-            names = json.dumps([str(case) for case in batch[CASE]])
-            digest.update(f"{names} {tensors_digest({IMAGE: batch[IMAGE]})}".encode())
+        digest = hashlib.sha256(f"{self.teacher.digest} {self.teacher.combine}".encode())
+        for names, images in self._cases(loader, "cases of the teacher"):
+            digest.update(f"{json.dumps(names)} {tensors_digest({IMAGE: images})}".encode())
         return digest.hexdigest()
 
     def _read_cases(self, loader: Iterable[Mapping[str, Any]]) -> Taught:
         device = next(self.teacher.parameters()).device
         found: list[Taught] = []
-        names: list[str] = []
-        for batch in self._shown(loader, "teacher"):
-            taught = self.teacher(batch[IMAGE].to(device))
-            found.append(Taught(*(part.cpu() for part in taught)))
-            names += map(str, batch[CASE])
-        self._rows = _numbered(names)
+        self._rows = {}
+        for names, images in self._cases(loader, "teacher"):
+            found.append(Taught(*(part.cpu() for part in self.teacher(images.to(device)))))
+            self._rows |= {name: len(self._rows) + row for row, name in enumerate(names)}
         return Taught(*(torch.cat(parts).contiguous() for parts in zip(*found)))
+
+    def _cases(self, loader: Iterable[Mapping[str, Any]], what: str) -> Iterator[tuple[list[str], Tensor]]:
+        """Yield names and images of cases in batches, each case once: a training with few labels repeats them.
+
+        Raises:
+            ValueError: two images with one name.
+        """
+        seen: dict[str, str] = {}
+        for batch in tqdm(loader, what, disable=None if self.progress else True, leave=False):
+            new = []
+            for row, (name, image) in enumerate(zip(map(str, batch[CASE]), batch[IMAGE])):
+                digest = tensors_digest({IMAGE: image})
+                if name not in seen:
+                    new.append(row)
+                if seen.setdefault(name, digest) != digest:
+                    raise ValueError(f"two cases of the teacher have the name {name!r}: give each case its own")
+            if new:
+                yield [str(batch[CASE][row]) for row in new], batch[IMAGE][new]
 
     def _load(self, file: Path, key: str) -> Taught:
         """Return what a file holds; its tensors are read when they are used.
@@ -136,15 +150,5 @@ class TeacherBatches(PrepareBatch):
             raise ValueError(f"{file} cannot be read ({error}): {remedy}") from error
         if about.get("key") != key or kept.keys() != {*Taught._fields}:
             raise ValueError(f"{file} is of another teacher, or of other cases: {remedy}")
-        self._rows = _numbered(json.loads(about["cases"]))
+        self._rows = {name: row for row, name in enumerate(json.loads(about["cases"]))}
         return Taught(**kept)
-
-    def _shown(self, loader: Iterable[Mapping[str, Any]], what: str) -> Iterable[Mapping[str, Any]]:
-        return tqdm(loader, what, disable=None if self.progress else True, leave=False)
-
-
-def _numbered(names: list[str]) -> dict[str, int]:
-    rows = {name: row for row, name in enumerate(names)}
-    if len(rows) < len(names):
-        raise ValueError(f"the teacher's {len(names)} cases have only {len(rows)} names: give each case its own")
-    return rows

@@ -141,9 +141,7 @@ def test_cached_features_of_another_teacher(tmp_path):
     other.write_bytes(one.read_bytes())
     one.write_bytes(b"cut")
     for taught in (teacher(), teacher(16)):
-        with pytest.raises(
-            ValueError, match=r"(is of another teacher|cannot be read).*: remove it, and it is made again"
-        ):
+        with pytest.raises(ValueError, match=r"(is of another teacher|cannot be read).*: remove it"):
             TeacherBatches(taught, [given], tmp_path)(given, "cpu")
 
 
@@ -157,13 +155,24 @@ def test_cached_features_without_a_key(tmp_path):
         TeacherBatches(teacher(), [given], tmp_path)(given, "cpu")
 
 
+def test_repeated_cases_are_seen_once(tmp_path):
+    given, taught = batch(), teacher()
+    first = {key: value[:2] for key, value in given.items()}
+    for cache_dir in (None, tmp_path):
+        prepare = TeacherBatches(taught, [first, given, first], cache_dir)
+        *_, found, _ = prepare(given, "cpu")
+        torch.testing.assert_close(found[1], taught(given["image"]).logits)
+    (file,) = tmp_path.iterdir()
+    assert len(load_file(file)["logits"]) == 6
+
+
 def test_cases_that_the_teacher_has_not_seen():
     given = batch()
     few = {key: value[:4] for key, value in given.items()}
     with pytest.raises(ValueError, match="the teacher has not seen the case 'case 4': give it all the training cases"):
         TeacherBatches(teacher(), [few])(given, "cpu")
     twice = {**given, "case": ["one"] * 6}
-    with pytest.raises(ValueError, match="the teacher's 6 cases have only 1 names: give each case its own"):
+    with pytest.raises(ValueError, match="two cases of the teacher have the name 'one': give each case its own"):
         TeacherBatches(teacher(), [twice])(twice, "cpu")
     with pytest.raises(ValueError, match="cache_dir has no effect for a teacher that sees augmented volumes"):
         TeacherBatches(teacher(), None, Path("somewhere"))
