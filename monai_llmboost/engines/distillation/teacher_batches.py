@@ -14,6 +14,7 @@ import torch
 from monai.engines import PrepareBatch, default_prepare_batch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from tqdm import tqdm
 
 from monai_llmboost.artifacts.digests import tensors_digest
