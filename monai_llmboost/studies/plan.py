@@ -172,7 +172,7 @@ class Plan:
         return job_configs(folder, job, base_of(arm), self.network, self._overlays(job))
 
     def _overlays(self, job: str) -> tuple[str, ...]:
-        return (*self.overlays, *self.chosen_preset.overlays(job))
+        return (*self.chosen_preset.overlays(job), *self.overlays)
 
     def own_options(self, arm: str) -> dict[str, Any]:
         """Return the options of one arm only: its own block."""

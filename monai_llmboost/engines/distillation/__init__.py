@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         Lesson,
         LogitDistiller,
         ReprogrammingDistiller,
+        WithoutTeacher,
     )
     from monai_llmboost.engines.distillation.last_layer import LastLayer
     from monai_llmboost.engines.distillation.reprogramming import ReprogrammingHead
@@ -38,6 +39,7 @@ __all__ = [
     "Taught",
     "Teacher",
     "TeacherBatches",
+    "WithoutTeacher",
     "linear_cka",
     "load_teacher",
 ]

@@ -35,6 +35,30 @@ class Lesson(NamedTuple):
     taught_logits: Tensor | None = None
 
 
+class WithoutTeacher(nn.Module):
+    """Trains a network alone, in the place of a :class:`Distiller`: the base that a distillation is compared with.
+
+    Args:
+        student: any network from volumes to logits.
+        task_loss: logits and labels -> one number.
+
+    Example:
+        >>> alone = WithoutTeacher(nn.Linear(3, 2), nn.CrossEntropyLoss())
+        >>> alone.loss(alone(torch.zeros(4, 3)), torch.tensor([0, 1, 0, 1])).shape
+        torch.Size([])
+    """
+
+    def __init__(self, student: nn.Module, task_loss: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+        self.loss = task_loss
+        self.head = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of volumes."""
+        return self.student(x)
+
+
 class Distiller(nn.Module):
     """The network that a trainer trains instead of the student: it returns a :class:`Lesson`, and has the loss of it.
 
