@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from monai_llmboost.arguments import check_choice
 from monai_llmboost.artifacts.digests import tensors_digest
 from monai_llmboost.artifacts.files import atomic_path
 from monai_llmboost.bundle.contract import IMAGE
@@ -29,26 +30,27 @@ FILE = "teacher-{}.safetensors"
 class TeacherBatches(PrepareBatch):
     """Adds the teacher's features and logits to each batch of a trainer, as arguments of its network.
 
-    Without ``loader``, the teacher sees each batch as the student does, augmented, and runs in every step. With it, it
-    sees each case once, without augmentation, and what it makes of it is kept: on disk if there is a ``cache_dir``,
-    from where it is read as needed. The file is named by a digest of the teacher's weights and of the images that it
-    saw, so that another teacher, other cases or another preprocessing never find it.
+    An "augmented" teacher sees each batch as the student does, and runs in every step. A "plain" one sees each case
+    once, without augmentation, and what it makes of it is kept: on disk if there is a ``cache_dir``, from where it is
+    read as needed. The file is named by a digest of the teacher's weights and of the images that it saw, so that
+    another teacher, other cases or another preprocessing never find it.
 
     Args:
         teacher: the teacher.
-        loader: batches with ``"image"`` and ``"case"`` of all training cases, without augmentation.
+        sees: ``"plain"`` or ``"augmented"``.
+        loader: for a plain teacher, batches with ``"image"`` and ``"case"`` of all training cases, not augmented.
         cache_dir: folder of the files; ``None`` keeps what the teacher makes in memory.
         progress: show a progress bar while the teacher runs.
 
     Raises:
-        ValueError: in a batch, a case that ``loader`` does not have; a cached file of another teacher.
+        ValueError: an unknown way to see, or a plain teacher without a loader; in a batch, a case that ``loader`` does not have; a cached file of another teacher.
 
     Example:
         >>> from monai.networks.nets import resnet10
         >>> volumes = torch.rand(2, 1, 32, 32, 32)
         >>> batch = {"image": volumes, "label": torch.tensor([0, 1]), "case": ["a", "b"]}
         >>> teacher = Teacher([resnet10(spatial_dims=3, n_input_channels=1, num_classes=2)], volumes)
-        >>> image, label, taught, _ = TeacherBatches(teacher, [batch])(batch, "cpu")
+        >>> image, label, taught, _ = TeacherBatches(teacher, loader=[batch])(batch, "cpu")
         >>> [len(part) for part in taught]
         [2, 2]
     """
@@ -56,14 +58,16 @@ class TeacherBatches(PrepareBatch):
     def __init__(
         self,
         teacher: Teacher,
+        sees: str = "plain",
         loader: Iterable[Mapping[str, Any]] | None = None,
         cache_dir: str | Path | None = None,
         progress: bool = False,
     ) -> None:
-        if loader is None and cache_dir is not None:
-            raise ValueError("cache_dir has no effect for a teacher that sees augmented volumes: leave it out")
+        check_choice("teacher_sees", sees, ("plain", "augmented"))
+        if sees == "plain" and loader is None:
+            raise ValueError("a teacher that sees plain volumes needs a loader of them: give it, or sees='augmented'")
         self.teacher = teacher
-        self.loader = loader
+        self.loader = loader if sees == "plain" else None
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.progress = progress
         self._rows: dict[str, int] = {}

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,7 +105,7 @@ def test_batches_are_those_of_the_teacher(tmp_path):
     expected = taught(given["image"])
     halves = [{key: value[part] for key, value in given.items()} for part in (slice(3, 6), slice(0, 3))]
     for loader, cache_dir in ((halves, None), (halves, tmp_path), (halves, tmp_path), (None, None)):
-        prepare = TeacherBatches(taught, loader, cache_dir)
+        prepare = TeacherBatches(taught, "plain" if loader else "augmented", loader, cache_dir)
         for part in (slice(0, 6), slice(2, 5)):
             image, label, found, _ = prepare({key: value[part] for key, value in given.items()}, "cpu")
             assert torch.equal(image, given["image"][part])
@@ -118,48 +117,48 @@ def test_batches_are_those_of_the_teacher(tmp_path):
 
 def test_the_teacher_runs_once(tmp_path, monkeypatch):
     taught, given = teacher(), batch()
-    TeacherBatches(taught, [given], tmp_path)(given, "cpu")
+    TeacherBatches(taught, "plain", [given], tmp_path)(given, "cpu")
     monkeypatch.setattr(Teacher, "forward", None)  # the file is enough
-    TeacherBatches(taught, [given], tmp_path)(given, "cpu")
+    TeacherBatches(taught, "plain", [given], tmp_path)(given, "cpu")
 
 
 def test_another_teacher_or_image_is_another_file(tmp_path):
     given = batch()
-    TeacherBatches(teacher(), [given], tmp_path)(given, "cpu")
-    TeacherBatches(teacher(16), [given], tmp_path)(given, "cpu")
+    TeacherBatches(teacher(), "plain", [given], tmp_path)(given, "cpu")
+    TeacherBatches(teacher(16), "plain", [given], tmp_path)(given, "cpu")
     changed = {**given, "image": given["image"].clone()}
     changed["image"][3, 0, 0, 0, 0] += 1e-3
-    TeacherBatches(teacher(), [changed], tmp_path)(given, "cpu")
+    TeacherBatches(teacher(), "plain", [changed], tmp_path)(given, "cpu")
     assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_cached_features_of_another_teacher(tmp_path):
     given = batch()
     for taught in (teacher(), teacher(16)):
-        TeacherBatches(taught, [given], tmp_path)(given, "cpu")
+        TeacherBatches(taught, "plain", [given], tmp_path)(given, "cpu")
     one, other = sorted(tmp_path.iterdir())
     other.write_bytes(one.read_bytes())
     one.write_bytes(b"cut")
     for taught in (teacher(), teacher(16)):
         with pytest.raises(ValueError, match=r"(is of another teacher|cannot be read).*: remove it"):
-            TeacherBatches(taught, [given], tmp_path)(given, "cpu")
+            TeacherBatches(taught, "plain", [given], tmp_path)(given, "cpu")
 
 
 def test_cached_features_without_a_key(tmp_path):
     given = batch()
-    prepare = TeacherBatches(teacher(), [given], tmp_path)
+    prepare = TeacherBatches(teacher(), "plain", [given], tmp_path)
     prepare(given, "cpu")
     (file,) = tmp_path.iterdir()
     save_file(load_file(file), file)
     with pytest.raises(ValueError, match="is of another teacher, or of other cases"):
-        TeacherBatches(teacher(), [given], tmp_path)(given, "cpu")
+        TeacherBatches(teacher(), "plain", [given], tmp_path)(given, "cpu")
 
 
 def test_repeated_cases_are_seen_once(tmp_path):
     given, taught = batch(), teacher()
     first = {key: value[:2] for key, value in given.items()}
     for cache_dir in (None, tmp_path):
-        prepare = TeacherBatches(taught, [first, given, first], cache_dir)
+        prepare = TeacherBatches(taught, "plain", [first, given, first], cache_dir)
         *_, found, _ = prepare(given, "cpu")
         torch.testing.assert_close(found[1], taught(given["image"]).logits)
     (file,) = tmp_path.iterdir()
@@ -170,12 +169,14 @@ def test_cases_that_the_teacher_has_not_seen():
     given = batch()
     few = {key: value[:4] for key, value in given.items()}
     with pytest.raises(ValueError, match="the teacher has not seen the case 'case 4': give it all the training cases"):
-        TeacherBatches(teacher(), [few])(given, "cpu")
+        TeacherBatches(teacher(), "plain", [few])(given, "cpu")
     twice = {**given, "case": ["one"] * 6}
     with pytest.raises(ValueError, match="two cases of the teacher have the name 'one': give each case its own"):
-        TeacherBatches(teacher(), [twice])(twice, "cpu")
-    with pytest.raises(ValueError, match="cache_dir has no effect for a teacher that sees augmented volumes"):
-        TeacherBatches(teacher(), None, Path("somewhere"))
+        TeacherBatches(teacher(), "plain", [twice])(twice, "cpu")
+    with pytest.raises(ValueError, match="a teacher that sees plain volumes needs a loader of them"):
+        TeacherBatches(teacher())
+    with pytest.raises(ValueError, match="unknown teacher_sees 'all'; choose from plain, augmented"):
+        TeacherBatches(teacher(), "all")
 
 
 def test_training_goes_on_as_without_the_teacher():
@@ -189,7 +190,7 @@ def test_training_goes_on_as_without_the_teacher():
     torch.manual_seed(0)
     expected = torch.rand(2)
     torch.manual_seed(0)
-    TeacherBatches(teacher_of_seed_kept(), Drawing([given]))(given, "cpu")
+    TeacherBatches(teacher_of_seed_kept(), "plain", Drawing([given]))(given, "cpu")
     assert torch.equal(torch.rand(2), expected)
 
 
