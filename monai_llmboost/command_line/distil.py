@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from monai_llmboost.bundle import Option
+from monai_llmboost.command_line.bundles import Overlay
 from monai_llmboost.command_line.scan_plan import Data
 from monai_llmboost.command_line.training import Folder, prepare_data, run_job
 
@@ -30,6 +31,7 @@ def distil(
     ] = None,
     method: Annotated[str, typer.Option(help=f"{METHODS}.")] = "rd",
     data: Data = None,
+    overlay: Overlay = None,
 ) -> None:
     """Train a light student with a trained teacher, such as a boosted network.
 
@@ -43,4 +45,4 @@ def distil(
     """
     prepare_data(data, bundle, context.args)
     folders: Any = teacher[0] if len(teacher) == 1 else teacher
-    run_job(context, "train", bundle, method, student, [OVERLAY], {Option.TEACHER: folders})
+    run_job(context, "train", bundle, method, student, [*(overlay or ()), OVERLAY], {Option.TEACHER: folders})

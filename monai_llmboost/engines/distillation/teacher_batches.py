@@ -43,7 +43,8 @@ class TeacherBatches(PrepareBatch):
         progress: show a progress bar while the teacher runs.
 
     Raises:
-        ValueError: an unknown way to see, or a plain teacher without a loader; in a batch, a case that ``loader`` does not have; a cached file of another teacher.
+        ValueError: an unknown way to see, or a plain teacher without a loader; in a batch, a case that ``loader`` does
+            not have, or a cached file of another teacher.
 
     Example:
         >>> from monai.networks.nets import resnet10
