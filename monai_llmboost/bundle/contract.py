@@ -48,6 +48,7 @@ class Option:
     WARMUP_EPOCHS = "warmup_epochs"
     SEED, BLOCK, BLOCK_SEED, BLOCK_DTYPE, RESUME = "seed", "block", "block_seed", "block_dtype", "resume"
     ENCODER_WEIGHTS = "encoder_weights"  # file that a training starts from
+    TEACHER = "teacher"  # folder of a trained network, or several, that a student is distilled from
     FEATURES_FROM = "features_from"  # file or folder of frozen features
     DEVICE, NUM_WORKERS = "device", "num_workers"
     PRECISION, COMPUTE_DTYPE = "precision", "compute_dtype"  # what is asked for, and the dtype that follows
@@ -64,8 +65,8 @@ class Option:
 # plain text or the bundle declares it.
 TEXTS = (
     Option.BUNDLE_ROOT, Option.DATA, Option.DATASET, Option.DATASET_DIR, Option.OUTPUT_DIR, Option.CKPT_DIR,
-    Option.BLOCK, Option.ENCODER_WEIGHTS, Option.FEATURES_FROM, Option.SALT, Option.VIEW, Option.ONLY, Option.COLUMNS,
-    "tracking", "tracking_uri", "experiment_name", "run_name",
+    Option.BLOCK, Option.ENCODER_WEIGHTS, Option.TEACHER, Option.FEATURES_FROM, Option.SALT, Option.VIEW, Option.ONLY,
+    Option.COLUMNS, "tracking", "tracking_uri", "experiment_name", "run_name",
 )  # fmt: skip
 # Text options that also accept several texts, written as a Python list: "['a', 'b']".
-SEVERAL_TEXTS = (Option.DATASET_DIR, Option.VIEW, Option.ONLY, Option.COLUMNS)
+SEVERAL_TEXTS = (Option.TEACHER, Option.DATASET_DIR, Option.VIEW, Option.ONLY, Option.COLUMNS)

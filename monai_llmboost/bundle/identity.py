@@ -21,6 +21,8 @@ FREE = {
     "data": "a place; a list is known by the digest of what it says",
     "ckpt_dir": "a place; weights are known by their digest",
     "output_dir": "a place",
+    "teacher": "a place; a teacher is known by the digest of its weights",
+    "teacher_cache": "a place; its files are known by what they contain",
     "block": "a place; a block is known by its fingerprint",
     "download": "how files come to their place",
     "device": "where it runs; what follows from it, such as the dtype, is compared by value",

@@ -13,6 +13,7 @@ from monai_llmboost import __version__
 from monai_llmboost.command_line.blocks import donors, extract, info
 from monai_llmboost.command_line.bundles import bundle, cost, run
 from monai_llmboost.command_line.demo import demo
+from monai_llmboost.command_line.distil import distil
 from monai_llmboost.command_line.errors import USER_ERRORS, report_error
 from monai_llmboost.command_line.inspect import inspect
 from monai_llmboost.command_line.options import BundleCommand
@@ -37,6 +38,7 @@ app.command(**WITH_BUNDLE_OPTIONS)(train)
 app.command(**WITH_BUNDLE_OPTIONS)(evaluate)
 app.command(**WITH_BUNDLE_OPTIONS)(predict)
 app.command(**WITH_BUNDLE_OPTIONS)(study)
+app.command(**WITH_BUNDLE_OPTIONS)(distil)
 app.command(**WITH_BUNDLE_OPTIONS)(cost)
 app.command()(bundle)
 app.command(**WITH_BUNDLE_OPTIONS)(run)

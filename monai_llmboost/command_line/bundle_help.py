@@ -13,13 +13,14 @@ from rich.table import Table
 JOBS_OF = {
     "run": ("train", "evaluate", "inference"),
     "train": ("train",),
+    "distil": ("train",),
     "evaluate": ("train", "evaluate"),
     "predict": ("inference",),
     "study": ("train", "evaluate"),
     "cost": ("train",),
 }
 # The bundle of commands that have none by default.
-DEFAULTS = dict.fromkeys(("train", "evaluate"), "scans_classification")
+DEFAULTS = dict.fromkeys(("train", "distil", "evaluate"), "scans_classification")
 # Keys that a command sets with its own options; each has the option --network.
 TAKEN = {
     "predict": (

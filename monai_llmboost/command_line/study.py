@@ -14,6 +14,7 @@ from monai_llmboost.bundle import Option, bundle_path, check_options, job_config
 from monai_llmboost.bundle.job import STUDY_KEYS, check_keys
 from monai_llmboost.bundle.study_settings import StudySettings
 from monai_llmboost.bundle.words import is_computed, plain_text
+from monai_llmboost.command_line.bundles import Overlay
 from monai_llmboost.command_line.errors import INTERRUPTED, USER_ERRORS, report_error
 from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, Network, options_of_bundle
 from monai_llmboost.command_line.scan_plan import Data, plan_scans
@@ -33,7 +34,8 @@ def study(
         str,
         typer.Option(
             help="Arms to compare, with commas: none, mlp, random, pretrained, pretrained-trained, lora; ARM@BLOCK is "
-            "an arm with its own --block."
+            "an arm with its own --block. Those of --overlay take their place: scratch, logit, feature and rd with "
+            "distil."
         ),
     ] = "none,mlp,random,pretrained",
     dataset: Annotated[str | None, typer.Option(help="Data sets, with commas; default: the bundle's own.")] = None,
@@ -62,6 +64,7 @@ def study(
         str | None, typer.Option(help="A preset that the bundle declares, such as rllm (as published) or strong.")
     ] = None,
     network: Network = None,
+    overlay: Overlay = None,
     references: Annotated[str, typer.Option(help="Arms that the others are compared with.")] = "none,mlp,random",
     floors: Annotated[
         str | None,
@@ -113,7 +116,7 @@ def study(
         if output is None:
             raise ValueError("a study needs a folder: give --output DIR, or --report DIR to draw a page again")
         named, expression = split_network(bundle_path(bundle), {} if network is None else {Option.NETWORK: network})
-        configs = job_configs(bundle_path(bundle), "evaluate", network=named)
+        configs = job_configs(bundle_path(bundle), "evaluate", network=named, overlays=overlay or ())
         names, blocks = split_arms(_listed(arms))
         plan = studies.Plan(
             bundle,
@@ -127,6 +130,7 @@ def study(
             lr_halving=lr_halving,
             preset=preset,
             network=named,
+            overlays=tuple(overlay or ()),
             floors=_floors(bundle, floors),
             label_fractions=_numbers(label_fraction, "label fractions", "0.1,0.25,1"),
             references=tuple(word if word in names else split_arms([word])[0][0] for word in _listed(references)),

@@ -49,11 +49,8 @@ def train(
     Writes models/ and eval/ in the bundle's folder. An interrupted training is
     resumed with --resume True. Further options are listed below.
     """
-    if data is not None:
-        plan_scans(data, bundle, context.args)
-    elif not list_is_planned(Path(bundle)):
-        typer.echo("monai-llmboost: the list changed since its inspection: give --data to inspect it again", err=True)
-    _run(context, "train", bundle, arm, network, overlay)
+    prepare_data(data, bundle, context.args)
+    run_job(context, "train", bundle, arm, network, overlay)
 
 
 def evaluate(
@@ -74,12 +71,20 @@ def evaluate(
 
         check_list(data)
     given = {} if data is None else {Option.DATA: data}
-    options = _run(context, "evaluate", bundle, arm, network, overlay, given)
+    options = run_job(context, "evaluate", bundle, arm, network, overlay, given)
     root = options.get(Option.BUNDLE_ROOT) or (bundle if Path(bundle).is_dir() else ".")
     _show_metrics(Path(options.get(Option.OUTPUT_DIR) or Path(root) / EVAL))
 
 
-def _run(
+def prepare_data(data: str | None, bundle: str, words: list[str]) -> None:
+    """Inspect the labelled scans of a training, and plan it, if they are given."""
+    if data is not None:
+        plan_scans(data, bundle, words)
+    elif not list_is_planned(Path(bundle)):
+        typer.echo("monai-llmboost: the list changed since its inspection: give --data to inspect it again", err=True)
+
+
+def run_job(
     context: typer.Context,
     job: str,
     bundle: str,
@@ -102,7 +107,7 @@ def _run(
     try:
         run_bundle(bundle, job, arm, logging_file, overlay or (), **{**options, **chosen})
     except KeyboardInterrupt:
-        again = shlex.join(["monai-llmboost", job, "--bundle", bundle, *context.args])
+        again = shlex.join(["monai-llmboost", str(context.info_name), *context.meta["words"]])
         resume = f"; resume it with {again} --resume True" if job == "train" else ""
         typer.echo(f"monai-llmboost: interrupted{resume}", err=True)
         sys.exit(INTERRUPTED)

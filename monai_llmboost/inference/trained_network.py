@@ -13,15 +13,10 @@ import torch
 from monai.transforms import Compose
 from torch import nn
 
-from monai_llmboost.bundle import BundleJob, Option, bundle_path, check_options, job_files, merged, split_network
-from monai_llmboost.bundle.contract import CONFIGS, IMAGE, METADATA, MODEL_RECORD, MODELS
-from monai_llmboost.bundle.find import bundle_of_record
-from monai_llmboost.bundle.trained import TrainedFolder
+from monai_llmboost.bundle.contract import IMAGE
+from monai_llmboost.engines.trained_folder import OpenedFolder
 from monai_llmboost.engines.trained_weights import TrainedWeights
 from monai_llmboost.networks.class_names import class_names_of
-from monai_llmboost.precision import FLOAT32
-
-INFERENCE = "inference"
 
 
 @dataclass(frozen=True)
@@ -75,35 +70,11 @@ def load_network(
         >>> load_network("mine").class_names  # doctest: +SKIP
         ['normal', 'hyperplasia']
     """
-    folder = Path(folder)
-    bundle, ckpt_dir = _places(folder)
-    network_overlay, options = split_network(bundle, {Option.CKPT_DIR: str(ckpt_dir), **options})
-    files = job_files(bundle, INFERENCE, arm, network_overlay, options)
-    check_options(files.configs, options)
-    options = files.with_options_of_training(options)
-    usual = {Option.BUNDLE_ROOT: str(bundle), Option.DEVICE: str(device), Option.PRECISION: FLOAT32}
-    if Option.PRECISION not in merged(files.configs):  # a copy of an earlier bundle
-        del usual[Option.PRECISION]
-    job = BundleJob.read(files.configs, {**usual, **options})
-    network = job.network_definition.to(device)
-    preprocessing = job.item("preprocessing", "load_network")
-    TrainedWeights(options[Option.CKPT_DIR], network, weights, preprocessing).load()
+    opened = OpenedFolder.open(Path(folder), device, arm, options)
+    preprocessing = opened.job.item("preprocessing", "load_network")
+    TrainedWeights(opened.ckpt_dir, opened.network, weights, preprocessing).load()
     transforms = Compose([_as_item, *preprocessing.transforms, itemgetter(IMAGE)])
-    record = {} if files.trained is None else dict(files.trained.about)
-    return TrainedNetwork(network.eval(), class_names_of(network), transforms, record)
-
-
-def _places(folder: Path) -> tuple[Path, Path]:
-    """Return the folder of the bundle and the folder of the checkpoints.
-
-    Raises:
-        FileNotFoundError: the bundle of the training is not in this package, or there is no bundle.
-    """
-    if (folder / CONFIGS / METADATA).is_file() or not (folder / MODEL_RECORD).is_file():
-        bundle = bundle_path(folder)
-        return bundle, bundle / MODELS
-    record = TrainedFolder.read(folder)
-    return bundle_of_record(None if record is None else record.about.get("bundle"), folder), folder
+    return TrainedNetwork(opened.network.eval(), class_names_of(opened.network), transforms, opened.record)
 
 
 def _as_item(scan: str | Path | Sequence[str | Path]) -> dict[str, Any]:

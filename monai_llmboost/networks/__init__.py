@@ -5,7 +5,7 @@ from monai_llmboost.networks.classifier import scan_classifier
 from monai_llmboost.networks.encoders import EncoderClassifier
 from monai_llmboost.networks.feature_classifier import FeatureClassifier
 from monai_llmboost.networks.insertion import boost, load_plain_weights, unboost
-from monai_llmboost.networks.parallel import ignore_frozen_in_ddp, parallel_network
+from monai_llmboost.networks.parallel import ignore_frozen_in_ddp, parallel_if_distributed, parallel_network
 from monai_llmboost.networks.pretrained import load_encoder_weights
 from monai_llmboost.networks.published import from_published
 from monai_llmboost.networks.resnet3d import ResNet3D
@@ -25,6 +25,7 @@ __all__ = [
     "ignore_frozen_in_ddp",
     "load_encoder_weights",
     "load_plain_weights",
+    "parallel_if_distributed",
     "parallel_network",
     "planned_unet",
     "scan_classifier",

@@ -114,6 +114,13 @@ def parallel_network(
     return parallel
 
 
+def parallel_if_distributed(module: nn.Module, device: torch.device) -> nn.Module:
+    """Return a network as it is, or wrapped as in :func:`parallel_network` if several processes train it."""
+    if not dist.is_available() or not dist.is_initialized():
+        return module
+    return parallel_network(module, [device] if device.type == "cuda" else None)
+
+
 def check_same_blocks(network: nn.Module) -> None:
     """Raise ValueError unless all processes have the same frozen blocks, in the same dtype, in a network."""
     own = {

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from monai_llmboost.bundle import Option, bundle_path, job_configs, merged, monai_arguments
-from monai_llmboost.bundle.contract import CONFIGS
 from monai_llmboost.bundle.study_settings import CLASS_FLOORS, WEIGHTS, Preset, StudySettings
 from monai_llmboost.studies.arms import are_compared, base_of, stem_of
 from monai_llmboost.studies.label_fractions import WHOLE, sets_of
@@ -76,6 +75,8 @@ class Plan:
         floors: simple predictors that stand next to the arms; see :mod:`monai_llmboost.studies.floors`.
         label_fractions: fractions of the training labels; each data set with each of them is a set of its own.
         blocks: by stem, the block of the arms ``ARM@STEM``; see :func:`monai_llmboost.studies.arms.split_arms`.
+        overlays: further configs of the bundle, or overlays of this package for any bundle, such as ``"distil"``, whose
+            arms take the place of the bundle's.
 
     Raises:
         ValueError: an invalid plan.
@@ -102,6 +103,7 @@ class Plan:
     label_fractions: tuple[float, ...] = WHOLE
     blocks: Mapping[str, str] = field(default_factory=dict)
     lr_halving: bool = False
+    overlays: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_plan(self)
@@ -183,8 +185,10 @@ class Plan:
     def configs(self, arm: str, job: str = "train") -> list[Path]:
         """Return the config files of an arm's job."""
         folder = bundle_path(self.bundle)
-        own = job_configs(folder, job, base_of(arm), self.network)
-        return [*own, *(folder / CONFIGS / name for name in self.chosen_preset.overlays(job))]
+        return job_configs(folder, job, base_of(arm), self.network, self._overlays(job))
+
+    def _overlays(self, job: str) -> tuple[str, ...]:
+        return (*self.chosen_preset.overlays(job), *self.overlays)
 
     def own_options(self, arm: str) -> dict[str, Any]:
         """Return the options of one arm only: its own block."""
@@ -239,7 +243,7 @@ class Plan:
         options = {**self.settings(run, job, folder), **more}
         if self.network is not None:
             options[Option.NETWORK] = self.network
-        return monai_arguments(self.bundle, job, base_of(run.arm), False, self.chosen_preset.overlays(job), **options)
+        return monai_arguments(self.bundle, job, base_of(run.arm), False, self._overlays(job), **options)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as a JSON object; two studies are the same if these objects are equal."""

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command distil."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from monai_llmboost.bundle import Option
+from monai_llmboost.command_line.bundles import Overlay
+from monai_llmboost.command_line.scan_plan import Data
+from monai_llmboost.command_line.training import Folder, prepare_data, run_job
+
+OVERLAY = "distil"
+METHODS = "rd (reprogramming distillation), logit or feature"
+
+
+def distil(
+    context: typer.Context,
+    bundle: Folder,
+    teacher: Annotated[
+        list[str],
+        typer.Option(
+            help="Folder in which the teacher was trained, such as of a bundle or a run of a study; several of them, "
+            "each with its own --teacher, are an ensemble."
+        ),
+    ],
+    student: Annotated[
+        str | None, typer.Option(help="The network to train, one of the bundle such as resnet; default: its own.")
+    ] = None,
+    method: Annotated[str, typer.Option(help=f"{METHODS}.")] = "rd",
+    data: Data = None,
+    overlay: Overlay = None,
+) -> None:
+    """Train a light student with a trained teacher, such as a boosted network.
+
+    The student has no booster and needs no teacher afterwards: evaluate,
+    predict and study use its folder as any other. The teacher was trained for
+    the same classes and on volumes of the same preprocessing; its test cases
+    must not be among those of the student's training. An interrupted training
+    is resumed with --resume True. Further options are listed below, and the
+    method's own are --distil_weight, --temperature (logit) and --teacher_sees
+    (plain: each case once, or augmented: each batch as the student sees it).
+    """
+    prepare_data(data, bundle, context.args)
+    folders: Any = teacher[0] if len(teacher) == 1 else teacher
+    run_job(context, "train", bundle, method, student, [*(overlay or ()), OVERLAY], {Option.TEACHER: folders})

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Distillation: a teacher, such as a boosted network, trains a light student, which is used without it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from monai_llmboost.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from monai_llmboost.engines.distillation.baselines import FeatureRegression, LogitDistillation
+    from monai_llmboost.engines.distillation.cka import CKALoss, linear_cka
+    from monai_llmboost.engines.distillation.distillers import (
+        Distiller,
+        FeatureDistiller,
+        Lesson,
+        LogitDistiller,
+        ReprogrammingDistiller,
+        WithoutTeacher,
+    )
+    from monai_llmboost.engines.distillation.last_layer import LastLayer
+    from monai_llmboost.engines.distillation.reprogramming import ReprogrammingHead
+    from monai_llmboost.engines.distillation.teacher import Taught, Teacher, load_teacher
+    from monai_llmboost.engines.distillation.teacher_batches import TeacherBatches
+else:
+    __getattr__, __dir__ = lazy_names(__name__, __file__)
+
+__all__ = [
+    "CKALoss",
+    "Distiller",
+    "FeatureDistiller",
+    "FeatureRegression",
+    "LastLayer",
+    "Lesson",
+    "LogitDistillation",
+    "LogitDistiller",
+    "ReprogrammingDistiller",
+    "ReprogrammingHead",
+    "Taught",
+    "Teacher",
+    "TeacherBatches",
+    "WithoutTeacher",
+    "linear_cka",
+    "load_teacher",
+]

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A teacher: one trained network, or the mean of several, which is read and never trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from monai_llmboost.arguments import check_choice
+from monai_llmboost.artifacts.digests import tensors_digest
+from monai_llmboost.engines.distillation.last_layer import LastLayer
+from monai_llmboost.engines.trained_folder import OpenedFolder
+from monai_llmboost.engines.trained_weights import TrainedWeights
+from monai_llmboost.networks.class_names import class_names_of
+
+
+class Taught(NamedTuple):
+    """What a teacher makes of a batch.
+
+    Args:
+        features: the features before its last layer, (B, F) or (B, C, S0, S1, S2).
+        logits: its logits, (B, classes, ...).
+    """
+
+    features: Tensor
+    logits: Tensor
+
+
+class Teacher(nn.Module):
+    """One or several trained networks as one teacher: the mean of their logits, and their features.
+
+    It stays in evaluation mode, and its weights need no gradients.
+
+    Args:
+        networks: trained networks from volumes to logits, of one shape.
+        example: volumes for a trial run, (B, channels, S0, S1, S2).
+        class_names: names of the classes in the order of the logits; ``None`` for those of the first network.
+        combine: how the features of several networks are combined: ``"mean"``, or ``"concatenate"`` along the axis 1,
+            because the features of networks with different seeds have nothing in common.
+
+    Raises:
+        ValueError: no network; networks with other classes, or other features, than the first.
+
+    Example:
+        >>> from monai.networks.nets import resnet10
+        >>> several = [resnet10(spatial_dims=3, n_input_channels=1, num_classes=2) for seed in range(2)]
+        >>> taught = Teacher(several, torch.zeros(2, 1, 32, 32, 32))(torch.zeros(4, 1, 32, 32, 32))
+        >>> taught.features.shape, taught.logits.shape
+        (torch.Size([4, 1024]), torch.Size([4, 2]))
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        example: Tensor,
+        class_names: Sequence[str] | None = None,
+        combine: str = "concatenate",
+    ) -> None:
+        super().__init__()
+        check_choice("combine", combine, ("mean", "concatenate"))
+        if not networks:
+            raise ValueError("a teacher of no network: give the folder of a training")
+        self.networks = nn.ModuleList(networks).eval().requires_grad_(False)
+        self.class_names = class_names_of(networks[0]) if class_names is None else list(class_names)
+        self.combine = combine
+        self.digest = tensors_digest(self.networks.state_dict())
+        self.last_layers = [LastLayer(network, example) for network in networks]
+        with torch.no_grad():
+            self._check_alike([network(example) for network in networks])
+
+    def _check_alike(self, logits: Sequence[Tensor]) -> None:
+        features = [last.features for last in self.last_layers]
+        for number, network in enumerate(self.networks):
+            if class_names_of(network) not in ([], self.class_names) or logits[number].shape != logits[0].shape:
+                raise ValueError(
+                    f"teacher {number + 1} tells {_named(class_names_of(network), logits[number])} apart, and the "
+                    f"first {_named(self.class_names, logits[0])}: give networks for one task"
+                )
+            if self.combine == "mean" and features[number].shape != features[0].shape:
+                raise ValueError(
+                    f"teacher {number + 1} has features {list(features[number].shape[1:])}, and the first "
+                    f"{list(features[0].shape[1:])}: concatenate them, or give networks of one kind"
+                )
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Taught:
+        """Return the features and the logits of volumes (B, channels, S0, S1, S2), both in float32."""
+        logits = torch.stack([network(x) for network in self.networks]).float().mean(dim=0)
+        features = [last.features.float() for last in self.last_layers]
+        mean = self.combine == "mean"
+        return Taught(torch.stack(features).mean(dim=0) if mean else torch.cat(features, dim=1), logits)
+
+
+def load_teacher(
+    folders: str | Path | Sequence[str | Path],
+    class_names: Sequence[str],
+    image_shape: Sequence[int],
+    device: torch.device | str = "cpu",
+    loader: Any = None,
+    combine: str = "concatenate",
+) -> Teacher:
+    """Load a teacher from the folder of a training, or from several as an ensemble.
+
+    Args:
+        folders: bundles' folders in which networks were trained, or folders of checkpoints, such as of the runs of a
+            study.
+        class_names: the classes of the student, in the order of its logits.
+        image_shape: channels and voxels along each axis of the student's input.
+        device: device of the teacher.
+        loader: the student's validation cases. The teacher must have been trained with their preprocessing, and with
+            the same division into folds, or it would have seen them; ``None`` compares neither.
+        combine: see :class:`Teacher`.
+
+    Raises:
+        FileNotFoundError: no folder, bundle or weights.
+        ValueError: a teacher for another task, another order of the classes, other volumes, another preprocessing or
+            another division of the cases.
+    """
+    several = [folders] if isinstance(folders, (str, Path)) else list(folders or ())
+    if not several:
+        raise ValueError("there is no teacher: give --teacher FOLDER, in which a network was trained")
+    example = torch.zeros(1, *image_shape, device=device)
+    networks = []
+    with torch.random.fork_rng():  # the student starts with the same weights with any teacher
+        for folder in map(Path, several):
+            networks.append(_trained(folder, device, loader))
+            _check_task(folder, class_names_of(networks[-1]), list(class_names))
+            _check_input(folder, networks[-1], example)
+    return Teacher(networks, example, class_names, combine)
+
+
+def _trained(folder: Path, device: torch.device | str, loader: Any) -> nn.Module:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no teacher at {folder}: give --teacher the folder of a training")
+    opened = OpenedFolder.open(folder, device)
+    weights = TrainedWeights(opened.ckpt_dir, opened.network, preprocessing=loader)
+    weights.loader = loader
+    weights.load()
+    return opened.network
+
+
+def _check_task(folder: Path, own: Sequence[str], wanted: Sequence[str]) -> None:
+    if own and list(own) != list(wanted):
+        order = " in another order" if sorted(own) == sorted(wanted) else ""
+        raise ValueError(
+            f"the teacher in {folder} tells {', '.join(own)} apart, and the student {', '.join(wanted)}{order}: train "
+            "the teacher for the classes of the student"
+        )
+
+
+def _check_input(folder: Path, network: nn.Module, example: Tensor) -> None:
+    try:
+        with torch.no_grad():
+            network.eval()(example)
+    except Exception as error:  # a network refuses an input with any kind of error
+        raise ValueError(
+            f"the teacher in {folder} does not take the volumes of the student, {list(example.shape[1:])} ({error}): "
+            "train both on volumes of one size"
+        ) from error
+
+
+def _named(names: Sequence[str], logits: Tensor) -> str:
+    return ", ".join(names) or f"{logits.shape[1]} classes"
