@@ -14,6 +14,7 @@ from typer.main import get_command
 from monai_llmboost.command_line.app import app
 
 BUNDLE_FOLDER = ROOT / "bundles" / BUNDLE
+OVERLAYS = BUNDLE_FOLDER.parent / "overlays"
 README, CARD = ROOT / "README.md", BUNDLE_FOLDER / "docs" / "README.md"
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [README, CARD, ROOT / "benchmarks" / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
@@ -70,9 +71,11 @@ def test_own_commands(command):
     known = get_command(app).commands
     assert verb in known
     names = {option.removeprefix("--") for parameter in known[verb].params for option in parameter.opts}
-    if verb in ("run", "predict", "cost", "study"):
+    if verb in ("run", "predict", "cost", "study", "distil"):
         inference = verb == "predict" or words[0] == "inference"
         names |= {key.partition("#")[0] for config in (CONFIGS[2:] if inference else CONFIGS[:2]) for key in config}
+    if verb == "distil" or "distil" in words:
+        names |= {key.partition("#")[0] for key in json.loads((OVERLAYS / "distil.json").read_text())}
     assert {name.partition("#")[0] for name in options([*words, ""])} <= {*names, "help"}
 
 
