@@ -48,6 +48,7 @@ def find_scans(
     follow_links: bool = False,
     leave_out: Sequence[Path] = (),
     max_voxels: int = MAX_VOXELS,
+    num_workers: int = 0,
 ) -> tuple[list[Scan], list[SkippedFile]]:
     """Find all scans at the inputs, readable or refused with a reason, and the files that are not scans.
 
