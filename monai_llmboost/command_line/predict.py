@@ -53,7 +53,8 @@ def predict(
     workers: Annotated[
         int,
         typer.Option(
-            min=0, help="Processes that find and read scans (on Ray: that read them for each actor); 0: the main process."
+            min=0,
+            help="Processes that find and read scans (on Ray: that read them for each actor); 0: the main process.",
         ),
     ] = 0,
     saliency: Annotated[bool, typer.Option("--saliency", help="Write saliency maps and preview images.")] = False,
@@ -100,10 +101,13 @@ def predict(
     engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
     address: Annotated[
         str | None,
-        typer.Option(help="Address of the Ray cluster: auto, ray://HOST:10001 ...; default: start one on this machine."),
+        typer.Option(
+            help="Address of the Ray cluster: auto, ray://HOST:10001 ...; default: start one on this machine."
+        ),
     ] = None,
     actors: Annotated[
-        int | None, typer.Option(help="Maximum number of actors (processes with a network) on Ray; default: all that fit.")
+        int | None,
+        typer.Option(help="Maximum number of actors (processes with a network) on Ray; default: all that fit."),
     ] = None,
     cpus_per_actor: Annotated[
         int | None, typer.Option(help="CPUs of an actor on Ray; default: one, and one for each of --workers.")
@@ -187,8 +191,9 @@ def _run(job: PredictJob, dry_run: bool) -> int:
 
     found = None
     if job.is_first:
-        with make_console().status("searching for scans"):
-            found = job.find()
+        if (console := make_console()).is_terminal:  # a bar follows if this takes long
+            console.print("searching for scans")
+        found = job.find()
         show_inventory(found, *([None] if dry_run else []))
         if dry_run:
             return found.status
