@@ -67,6 +67,7 @@ def choose_cases(scans: Sequence[Scan], patterns: Sequence[str], salt: str | Non
 
 
 def as_list(where: Any) -> list[Any]:
+    """Return one path or several as a list."""
     return [where] if isinstance(where, (str, Path)) else list(where)
 
 

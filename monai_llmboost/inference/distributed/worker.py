@@ -72,14 +72,14 @@ class BatchWorker:
         warnings.simplefilter("ignore")
         _check_places(setup)
         torch.set_num_threads(setup.threads)
-        # The key tells what differs; the journal, which only the other process may write, is not read.
+        # As if nothing were done before: the journal is not read, and only the other process writes it.
         places = {Option.DATASET_DIR: "$None", Option.ONLY: "$None", Option.VIEW: [], Option.OVERWRITE: True}
         self.job = BundleJob.open({**setup.arguments, **places, "is_not_rank0": True})
         self.predictions = self.job.predictions
         if self.predictions.provenance["key"] != setup.key and not setup.key.startswith(INCOMPARABLE):
             raise ValueError(
-                "the weights, the block, the bundle or the versions of monai-llmboost, MONAI and torch are not those of "
-                "the process that started the run: install the same everywhere, and share the bundle's folder"
+                "its weights, block, bundle or versions (monai-llmboost, MONAI, torch) are not those of the process "
+                "that started the run: install the same everywhere, and share the bundle's folder"
             )
         self.collected = _Collected()
         self.predictions.journal = self.collected
