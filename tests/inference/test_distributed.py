@@ -32,7 +32,7 @@ TWO_ACTORS = RayOptions(actors=2)
 TIMES = re.compile(
     rb'"(?:seconds|started|command)": [^\n]*|(?<=,)[\d.]+(?=\n)|\d{4}-\d\d-\d\d[T ][\d:+]+|[\d.]+ seconds|'
     rb'(?<=<td class="seconds">)[^<]*|sha256-[\w+/]+=|(?:\d{8})?\d{6}\.\d{6}|<dt>seconds</dt><dd>[\d.]+|'
-    rb'(?<=, )[\d.]+(?=, (?:true|false)\])|(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])'
+    rb"(?<=, )[\d.]+(?=, (?:true|false)\])|(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])"
 )
 
 POISON = '''
