@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 
-from monai_llmboost.inference.distributed.cluster import check_answer, check_installed
+from monai_llmboost.ray_address import check_answer, check_installed
 from monai_llmboost.studies.jobs import INTERVAL, Job, run_job
 from monai_llmboost.studies.run_folder import LOG
 

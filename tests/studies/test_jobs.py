@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from monai_llmboost.inference.distributed.cluster import check_answer
+from monai_llmboost.ray_address import check_answer
 from monai_llmboost.studies import jobs, ray_jobs
 from monai_llmboost.studies.jobs import REASON, Job, run_locally
 from monai_llmboost.studies.ray_jobs import run_on_ray
@@ -238,7 +238,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import bars
-from monai_llmboost.inference.distributed.cluster import check_answer
+from monai_llmboost.ray_address import check_answer
 from monai_llmboost.studies import jobs
 
 jobs.PRELOADED[:] = [sys.argv[1], "monai_llmboost.studies.jobs"]

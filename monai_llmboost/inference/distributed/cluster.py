@@ -3,23 +3,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from monai_llmboost.arguments import check_choice, check_whole
+from monai_llmboost.ray_address import check_answer, check_installed
 
 ENGINES = ("local", "ray")
-# Timeout in seconds for the answer of a Ray cluster.
-ANSWER = 10
-# The default port of ``ray://`` addresses.
-RAY_PORT = 10001
 
 
 @dataclass(frozen=True)
@@ -87,37 +81,6 @@ def ray_options(
         if value is not None:
             raise ValueError(f"{name} is for --engine ray, not for --engine {engine}: leave out {name}")
     return None
-
-
-def check_installed() -> None:
-    """Check that Ray is installed.
-
-    Raises:
-        ImportError: it is not.
-    """
-    try:
-        found = importlib.util.find_spec("ray") is not None
-    except ValueError:  # a module without a description, as after a failed import
-        found = False
-    if not found:
-        raise ImportError("--engine ray needs Ray, which is not installed: pip install 'monai-llmboost[ray]'")
-
-
-def check_answer(address: str) -> None:
-    """Check that an address with a port answers, because Ray itself would wait for minutes.
-
-    Raises:
-        ConnectionError: no Ray cluster answers at the address.
-    """
-    try:
-        place = urlsplit(address if "://" in address else f"//{address}")
-        port = place.port or (RAY_PORT if place.scheme == "ray" else None)
-        if port is not None:
-            socket.create_connection((place.hostname, port), timeout=ANSWER).close()
-    except (OSError, ValueError) as error:
-        raise ConnectionError(
-            f"no Ray cluster answers at {address} ({error}): start it there, or give another --address"
-        ) from error
 
 
 @contextmanager
