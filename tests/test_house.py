@@ -16,8 +16,8 @@ from monai_llmboost.lazy import names_for_type_checkers
 
 PACKAGE = ROOT / "monai_llmboost"
 ORDER = [
-    "lazy", "arguments", "deprecated", "precision", "artifacts", "bundle", "data", "llm", "adapters", "boosters",
-    "networks", "tasks", "engines", "inference", "inspection", "studies", "command_line", "__main__",
+    "lazy", "arguments", "deprecated", "precision", "ray_address", "artifacts", "bundle", "data", "llm", "adapters",
+    "boosters", "networks", "tasks", "engines", "inference", "inspection", "studies", "command_line", "__main__",
 ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 
 import csv
 import json
+import signal
 from pathlib import Path
 
 import nibabel
@@ -166,6 +167,28 @@ def test_a_copy_for_other_tools_needs_only_inference_json(scans, mine, tmp_path)
     assert formats["post_processed_outputs"]["pred"]["channel_def"] == NAMES
     places = {"meta_file": folder / "configs" / "metadata.json", "config_file": folder / "configs" / "inference.json"}
     verify_net_in_out(net_id="network_def", bundle_root=str(folder), **{key: str(v) for key, v in places.items()})
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray warns of much
+def test_masks_of_actors_on_ray_are_those_of_one_process(mine, scans, tmp_path, monkeypatch):
+    """On a cluster that is started for the run and ended after it."""
+    ray = pytest.importorskip("ray", reason="needs Ray: pip install 'monai-llmboost[ray]'")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    handler = signal.getsignal(signal.SIGTERM)
+    files = []
+    for engine in (["local"], ["ray", "--actors", 1]):
+        out = tmp_path / engine[0]
+        words = ["--input", scans / "images", "--only", "case [1-3]*", "--output", out, "--device", "cpu"]
+        code, output = command("predict", "--bundle", mine, *words, "--engine", *engine)
+        assert code == 0, output
+        files.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*.nii.gz")})
+        table = json.loads((out / "predictions.json").read_text())["cases"]
+        files.append([{**row, "seconds": 0} for row in table])
+    signal.signal(signal.SIGTERM, handler)  # in whose place Ray puts its own
+    assert len(files[0]) == 3
+    assert files[0] == files[2]
+    assert files[1] == files[3]
+    assert not ray.is_initialized()
 
 
 def test_training_and_inference_have_the_same_network_and_steps():

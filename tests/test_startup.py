@@ -89,6 +89,8 @@ def test_answers_without_slow_imports(folder, words, message):
         ("predict --input scan.nii.gz --output out", "no trained weights"),
         ("predict --input scan.nii.gz --output out --device gpu", "unknown --device 'gpu'"),
         ("predict --input scan.nii.gz --output out --batchsize 2", "no option --batchsize"),
+        ("predict --input scan.nii.gz --output out --engine rays", "unknown engine 'rays'"),
+        ("predict --input scan.nii.gz --output out --address auto", "--address is for --engine ray"),
         ("study --dataset phantom", "a study needs a folder"),
         ("study --output out --dataset adrenal", "unknown dataset 'adrenal'"),
         ("study --output out --arms none,rando", "unknown arm 'rando'"),

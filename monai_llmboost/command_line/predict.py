@@ -51,7 +51,11 @@ def predict(
         ),
     ] = None,
     workers: Annotated[
-        int, typer.Option(min=0, help="Processes that read scans; 0 reads them in the main process.")
+        int,
+        typer.Option(
+            min=0,
+            help="Processes that find and read scans (on Ray: that read them for each actor); 0: the main process.",
+        ),
     ] = 0,
     saliency: Annotated[bool, typer.Option("--saliency", help="Write saliency maps and preview images.")] = False,
     report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
@@ -94,6 +98,23 @@ def predict(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start again, and replace what an earlier run wrote into --output.")
     ] = False,
+    engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of the Ray cluster: auto, ray://HOST:10001 ...; default: start one on this machine."
+        ),
+    ] = None,
+    actors: Annotated[
+        int | None,
+        typer.Option(help="Maximum number of actors (processes with a network) on Ray; default: all that fit."),
+    ] = None,
+    cpus_per_actor: Annotated[
+        int | None, typer.Option(help="CPUs of an actor on Ray; default: one, and one for each of --workers.")
+    ] = None,
+    gpus_per_actor: Annotated[
+        float | None, typer.Option(help="GPUs of an actor on Ray; default: one if the cluster has GPUs.")
+    ] = None,
 ) -> None:
     """Predict NIfTI and DICOM scans; a scan that cannot be read correctly is refused with the reason.
 
@@ -105,12 +126,15 @@ def predict(
     command is wrong; 130 if interrupted.
 
     Several GPUs: torchrun --nproc_per_node=2 -m monai_llmboost predict ...
+    Several machines: --engine ray --address auto
     """
+    from monai_llmboost.inference.distributed.cluster import ray_options
     from monai_llmboost.inference.options import parse_device
     from monai_llmboost.inference.run import PredictJob, StoppedEarly
     from monai_llmboost.inference.status import NOTHING_DONE, SOME_FAILED, AcceptedRefusals
 
     try:
+        ray = ray_options(engine, address, actors, cpus_per_actor, gpus_per_actor)
         typed, more_inputs = split_options(context.args)
         chosen = {} if network is None else {Option.NETWORK: network}
         named, expression = split_network(bundle_path(bundle), chosen)
@@ -150,7 +174,7 @@ def predict(
         if device != "auto":
             options[Option.DEVICE] = parse_device(device)
         accepted = AcceptedRefusals(tuple(accept_refused or ()), known_refused)
-        job = PredictJob(bundle, output, arm, accepted, dry_run, **{**own, **options, **chosen})
+        job = PredictJob(bundle, output, arm, accepted, dry_run, ray, **{**own, **options, **chosen})
         sys.exit(_run(job, dry_run))
     except USER_ERRORS as error:
         report_error(error)
@@ -167,8 +191,9 @@ def _run(job: PredictJob, dry_run: bool) -> int:
 
     found = None
     if job.is_first:
-        with make_console().status("searching for scans"):
-            found = job.find()
+        if (console := make_console()).is_terminal:  # a bar follows if this takes long
+            console.print("searching for scans")
+        found = job.find()
         show_inventory(found, *([None] if dry_run else []))
         if dry_run:
             return found.status

@@ -140,8 +140,7 @@ class Predictions:
 
     def start(self) -> None:
         """Load the weights, lock the output folder, and log the numbers of scans."""
-        self._load()
-        self.outputs.check()
+        self.load()
         self._check_hidden()
         self.journal.open()
         done = f", {self.batches.num_done} of them done before" if self.batches.num_done else ""
@@ -150,8 +149,13 @@ class Predictions:
             f"{len(self.cases.skipped)} other files"
         )
 
+    def load(self) -> None:
+        """Load the weights, even if no case is left to predict, and check what does not concern a single case."""
+        self._load()
+        self.outputs.check()
+
     def _load(self) -> None:
-        """Load the weights that the provenance names, even if no case is left to predict."""
+        """Load the weights that the provenance names."""
         file, digest = Path(self.provenance["weights"]["file"]), self.provenance["weights"]["sha256"]
         if self.weights is None and file.name == WEIGHTS["best"] and file.is_file():
             self.weights = TrainedWeights(file.parent, self.network)  # for bundles from before the option `weights`

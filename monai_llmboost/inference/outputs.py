@@ -67,7 +67,6 @@ class CaseOutputs:
         self.view = view
         self._viewers: dict[str, Viewer] = {}
         self.draws = math.prod(cases.image_shape[1:]) > 1  # features in place of a volume have no picture
-        self._index = {scan.name: number for number, scan in enumerate(cases.scans)}
 
     def check(self) -> None:
         """Check, once the weights are loaded, what does not concern a single case.
@@ -78,16 +77,16 @@ class CaseOutputs:
         if self.dicom is not None:
             self.dicom.check()
         for case in self.view or ():
-            if case not in self._index:
+            if case not in self.cases.indices:
                 raise ValueError(f"--view {case!r} is none of the cases that were found: see the column case")
 
     def keep_volumes(self, most_bytes: int) -> None:
         """Keep volumes up to this size for cases that need a picture or a viewer."""
         viewed = self.view if self.report and idist.get_rank() == 0 else None
         if self.report and self.answers.structures:
-            self.cases.keep_volumes(self._index, min(most_bytes, KEPT_FOR_CONTOURS))
+            self.cases.keep_volumes(self.cases.indices, min(most_bytes, KEPT_FOR_CONTOURS))
             return
-        self.cases.keep_volumes((viewed or ()) if self.saliency is None else self._index, most_bytes)
+        self.cases.keep_volumes((viewed or ()) if self.saliency is None else self.cases.indices, most_bytes)
 
     def make(self, row: Row, case: Case, class_names: Sequence[str]) -> None:
         """Make all outputs of a predicted case, and add them to its row."""
@@ -120,7 +119,7 @@ class CaseOutputs:
         for row in rows:
             case = None
             if not row.refused and not row.thumbnail and self.draws:
-                case = self.cases.read(self._index[row.case])
+                case = self.cases.read(self.cases.indices[row.case])
                 volume_of = _volume_of(self.cases, case.index, case)
                 mask_of = partial(_read_mask, self.output_dir, row)
                 row.thumbnail = "" if case.refused else self._picture(row, case, volume_of, mask_of)
@@ -129,7 +128,7 @@ class CaseOutputs:
             if row.refused:
                 row.warnings.append("no viewer: the case is refused")
                 continue
-            volume_of = _volume_of(self.cases, self._index[row.case], case)
+            volume_of = _volume_of(self.cases, self.cases.indices[row.case], case)
             mask_of = partial(_read_mask, self.output_dir, row)
             error = self._draw_viewer(row.case, volume_of, _read_map(self.output_dir, row), mask_of)
             if error is not None:  # the volume cannot be read any more; its prediction is kept

@@ -23,6 +23,7 @@ from monai_llmboost.inference.status import AcceptedRefusals, Refusal, status_of
 
 if TYPE_CHECKING:
     from monai_llmboost.data import Scan, SkippedFile
+    from monai_llmboost.inference.distributed.cluster import RayOptions
     from monai_llmboost.inference.rows import Row
 
 JOB = "inference"
@@ -86,6 +87,7 @@ class PredictJob:
         arm: the arm that was trained.
         accepted: refusals that do not change the exit code.
         only_find: only search for scans, without weights and output.
+        ray: share the scans over a Ray cluster; ``None`` predicts them in this process.
         options: keys of ``inference.json``, such as ``dataset_dir`` and ``batch_size``.
 
     Raises:
@@ -106,15 +108,19 @@ class PredictJob:
         arm: str | None = None,
         accepted: AcceptedRefusals | None = None,
         only_find: bool = False,
+        ray: RayOptions | None = None,
         **options: Any,
     ) -> None:
         self.output = output
         self.accepted = accepted or AcceptedRefusals()
+        self.ray = ray
         self.is_first = int(os.environ.get("RANK", "0")) == 0
         several = not only_find and int(os.environ.get("WORLD_SIZE", "1")) > 1
         overlays = [MULTI_GPU.format(JOB)] if several else []
         check_together(options)
         check_places(output or Path(), options)
+        if ray is not None:
+            ray.check(options.get(Option.DEVICE))
         place: dict[str, Any] = {Option.LEAVE_OUT: []} if output is None else {Option.OUTPUT_DIR: str(output)}
         self.options: dict[str, Any] = {**options, **place}
         self._arguments = monai_arguments(bundle, JOB, arm, False, overlays, **self.options)
@@ -151,7 +157,12 @@ class PredictJob:
             job = self._open()
             predictions = job.predictions
             try:
-                job.run()
+                if self.ray is None:
+                    job.run()
+                else:
+                    from monai_llmboost.inference.distributed.head import predict_on_ray
+
+                    predict_on_ray(job, self._arguments, self.ray)
             except (OSError, RuntimeError, MemoryError) as error:
                 if (stopped := _stopped_early(error, predictions.journal)) is not None:
                     raise stopped from error
@@ -187,10 +198,11 @@ def run_predict(
     output: Path,
     arm: str | None = None,
     accepted: AcceptedRefusals | None = None,
+    ray: RayOptions | None = None,
     **options: Any,
 ) -> PredictResult:
     """Predict scans with a bundle, and write tables, provenance and report into a folder; see :class:`PredictJob`."""
-    return PredictJob(bundle, output, arm, accepted, **options).run()
+    return PredictJob(bundle, output, arm, accepted, ray=ray, **options).run()
 
 
 def _stopped_early(error: Exception, journal: Any) -> StoppedEarly | None:

@@ -5,17 +5,11 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import Iterator, Sequence
-from urllib.parse import urlsplit
 
+from monai_llmboost.ray_address import check_answer, check_installed
 from monai_llmboost.studies.jobs import INTERVAL, Job, run_job
 from monai_llmboost.studies.run_folder import LOG
-
-# Timeout in seconds for the answer of a Ray cluster.
-ANSWER = 10
-# The default port of ``ray://`` addresses.
-RAY_PORT = 10001
 
 
 def run_on_ray(jobs: Sequence[Job], parallel: int, address: str | None = None) -> Iterator[dict[str, str] | None]:
@@ -35,14 +29,11 @@ def run_on_ray(jobs: Sequence[Job], parallel: int, address: str | None = None) -
         ImportError: Ray is not installed.
         ConnectionError: no Ray cluster answers at the address.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise ImportError(
-            "--engine ray needs Ray, which is not installed: pip install 'monai-llmboost[ray]'"
-        ) from error
+    check_installed()
+    import ray
+
     if not ray.is_initialized():
-        _check_answer(address or os.environ.get("RAY_ADDRESS", ""))
+        check_answer(address or os.environ.get("RAY_ADDRESS", ""))
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     processors = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
     threads = max(1, int(min(filter(None, processors), default=1)) // parallel)
@@ -66,16 +57,3 @@ def run_on_ray(jobs: Sequence[Job], parallel: int, address: str | None = None) -
     finally:
         for task in running:
             ray.cancel(task, force=True)
-
-
-def _check_answer(address: str) -> None:
-    """Check that an address with a port answers, because Ray itself would wait for minutes."""
-    try:
-        place = urlsplit(address if "://" in address else f"//{address}")
-        port = place.port or (RAY_PORT if place.scheme == "ray" else None)
-        if port is not None:
-            socket.create_connection((place.hostname, port), timeout=ANSWER).close()
-    except (OSError, ValueError) as error:
-        raise ConnectionError(
-            f"no Ray cluster answers at {address} ({error}): start it there, or give another --address"
-        ) from error

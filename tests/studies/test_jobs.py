@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from monai_llmboost.ray_address import check_answer
 from monai_llmboost.studies import jobs, ray_jobs
 from monai_llmboost.studies.jobs import REASON, Job, run_locally
 from monai_llmboost.studies.ray_jobs import run_on_ray
@@ -237,6 +238,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import bars
+from monai_llmboost.ray_address import check_answer
 from monai_llmboost.studies import jobs
 
 jobs.PRELOADED[:] = [sys.argv[1], "monai_llmboost.studies.jobs"]
@@ -327,10 +329,10 @@ def test_no_ray_at_the_address(job, monkeypatch, address):
 def test_whether_ray_answers_is_asked_only_where_there_is_a_port():
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0)
-        ray_jobs._check_answer(f"ray://127.0.0.1:{server.getsockname()[1]}")
+        check_answer(f"ray://127.0.0.1:{server.getsockname()[1]}")
         server.accept()[0].close()  # somebody called
     for known_to_ray in ("", "auto", "local"):
-        ray_jobs._check_answer(known_to_ray)
+        check_answer(known_to_ray)
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from monai_llmboost.data.scans.dicom.headers import looks_like_dicom
 from monai_llmboost.data.scans.dicom.stacks import find_dicom_scans
+from monai_llmboost.data.scans.inputs import Input, make_unique, open_inputs
 from monai_llmboost.data.scans.kinds import (
     ANALYZE,
     CONVERTIBLE,
@@ -18,29 +19,12 @@ from monai_llmboost.data.scans.kinds import (
     may_be_slice,
     read_first_bytes,
 )
-from monai_llmboost.data.scans.lists import LIST_SUFFIXES, read_list
 from monai_llmboost.data.scans.nifti.headers import find_partner, read_nifti_scan
+from monai_llmboost.data.scans.parallel import read_files, show_progress
 from monai_llmboost.data.scans.scan import MAX_VOXELS, Scan, SkippedFile, describe_error, get_refused_kind
-from monai_llmboost.data.scans.walk import expand_path, refuse_excluded, walk_folder
 
 # Characters that begin a formula in a spreadsheet.
 FORMULA_STARTS = ("=", "+", "-", "@")
-
-
-@dataclass(frozen=True)
-class _Input:
-    """One input: its files, and the prefix and root folder for their names."""
-
-    given: str
-    root: Path
-    prefix: str
-    files: Iterable[Path | SkippedFile]
-
-    def name(self, path: Path) -> str:
-        below = Path(os.path.relpath(path, self.root)).as_posix()
-        if below == ".":
-            return self.prefix or self.root.resolve().name
-        return f"{self.prefix}/{below}" if self.prefix else below
 
 
 def find_scans(
@@ -48,6 +32,7 @@ def find_scans(
     follow_links: bool = False,
     leave_out: Sequence[Path] = (),
     max_voxels: int = MAX_VOXELS,
+    num_workers: int = 0,
 ) -> tuple[list[Scan], list[SkippedFile]]:
     """Find all scans at the inputs, readable or refused with a reason, and the files that are not scans.
 
@@ -60,6 +45,7 @@ def find_scans(
         follow_links: also follow links to folders, and links that lead out of the folder.
         leave_out: folders below the inputs that are not searched, such as the output folder.
         max_voxels: maximum number of voxels of a NIfTI volume; larger ones are refused.
+        num_workers: processes that read headers; 0 reads them in this process.
 
     Raises:
         FileNotFoundError: an input without any scan.
@@ -83,91 +69,48 @@ def find_scans(
     skipped: list[SkippedFile] = []
     seen: set[str] = set()
     names: set[str] = set()
-    for source in _open_inputs(several, follow_links, excluded):
-        found, others, repeated = _find_in_input(source, seen, follow_links, max_voxels)
+    for source in open_inputs(several, follow_links, excluded):
+        found, others, repeated = _find_in_input(source, seen, follow_links, max_voxels, num_workers)
         if not found and not repeated:
             raise FileNotFoundError(_describe_nothing_found(source.given, others))
         for scan in sorted(found, key=lambda scan: scan.name):
-            name = _make_unique(_escape_for_spreadsheet(scan.name), names)
+            name = make_unique(_escape_for_spreadsheet(scan.name), names)
             scans.append(scan if name == scan.name else replace(scan, name=name))
         skipped += others
     return scans, skipped
 
 
-def _open_inputs(several: Sequence[str | Path], follow_links: bool, excluded: set[Path]) -> Iterator[_Input]:
-    paths = [Path(given).expanduser() for given in several]
-    singles = [path for path in paths if _is_file(path)]
-    if singles:  # together, because they may be the files of one series
-        root = Path(os.path.commonpath([path.parent.absolute() for path in singles]))
-        yield _Input(", ".join(map(str, singles[:3])), root, "", singles)
-    prefixes: set[str] = set()
-    for given, path in zip(several, paths):
-        if _is_file(path):
-            continue
-        if path.is_dir():
-            root, files = path, walk_folder(path, path, follow_links, excluded)
-        elif path.suffix.lower() in LIST_SUFFIXES and path.is_file():
-            root, files = _open_list(path)
-        else:
-            root, files = _open_pattern(path, follow_links, excluded)
-        own_name = path.stem if path.is_file() else root.resolve().name
-        prefix = _make_unique(own_name, prefixes) if len(several) > 1 else ""
-        yield _Input(str(given), root, prefix, files)
-
-
-def _open_list(path: Path) -> tuple[Path, Iterator[Path | SkippedFile]]:
-    """Return the root folder and the files of a list."""
-    entries = read_list(path)
-    root = path.parent.absolute()
-    if not all(entry.is_relative_to(root) for entry in entries):
-        root = Path(os.path.commonpath([entry.parent for entry in entries]))
-    return root, (file for entry in entries for file in expand_path(entry, entry, True, set()))
-
-
-def _open_pattern(path: Path, follow_links: bool, excluded: set[Path]) -> tuple[Path, Iterator[Path | SkippedFile]]:
-    """Return the root folder and the files of a glob pattern."""
-    known = 0  # leading parts that are folders are not patterns, even with brackets
-    while known < len(path.parts) and Path(*path.parts[: known + 1]).is_dir():
-        known += 1
-    root, pattern = Path(*path.parts[:known]), "/".join(path.parts[known:])
-    refuse_excluded(root, excluded)
-    matches = sorted(root.glob(pattern))
-    return root, (file for match in matches for file in expand_path(match, root, follow_links, excluded))
-
-
-def _is_file(path: Path) -> bool:
-    """Return whether a path is one file (or a pipe or device), and not a folder, a list or a pattern."""
-    return path.exists() and not path.is_dir() and not (path.suffix.lower() in LIST_SUFFIXES and path.is_file())
-
-
 def _find_in_input(
-    source: _Input, seen: set[str], follow_links: bool, max_voxels: int
+    source: Input, seen: set[str], follow_links: bool, max_voxels: int, num_workers: int
 ) -> tuple[list[Scan], list[SkippedFile], bool]:
     """Return the scans of an input, its other files, and whether some of its files were found before."""
     scans: list[Scan] = []
     skipped: list[SkippedFile] = []
     dicom: list[Path] = []
     repeated = False
-    for path in source.files:
+    paths: list[tuple[Path, str]] = []
+    for path in show_progress(source.files, "find files"):
         if isinstance(path, SkippedFile):
             skipped.append(path)
-            continue
-        key = str(path.resolve() if follow_links else path.absolute())
+        else:
+            paths.append((path, str(path.resolve() if follow_links else path.absolute())))
+    new = [path for path, key in paths if key not in seen]
+    kinds = read_files(partial(_read, name=source.name, max_voxels=max_voxels), new, num_workers, "read headers")
+    known = dict(zip(new, kinds))
+    for path, key in paths:
         if key in seen:  # overlapping inputs, or a list that names a file twice
             repeated = True
             continue
-        kind = _classify(path, source.name)
+        kind = known[path]
         if isinstance(kind, SkippedFile):
             skipped.append(kind)
             continue
         seen.add(key)
         if isinstance(kind, Scan):
             scans.append(kind)
-        elif kind == "NIfTI":
-            scans.append(read_nifti_scan(path, source.name(path), max_voxels))
         elif kind == "DICOM":
             dicom.append(path)
-    stacks, others = find_dicom_scans(dicom, source.name) if dicom else ([], [])
+    stacks, others = find_dicom_scans(dicom, source.name, num_workers=num_workers) if dicom else ([], [])
     neighbours: dict[Path, list[SkippedFile]] = {}
     for file in (*skipped, *others, *(file for scan in (*scans, *stacks) for file in _list_unread(scan))):
         neighbours.setdefault(file.path.parent, []).append(file)
@@ -198,6 +141,12 @@ def _warn_of_neighbours(stack: Scan, neighbours: dict[Path, list[SkippedFile]]) 
         f"files next to it that cannot be read: {lost}; if they are of its series, its first or last slices are missing"
     )
     return replace(stack, warnings=(*stack.warnings, warning))
+
+
+def _read(path: Path, name: Callable[[Path], str], max_voxels: int) -> str | Scan | SkippedFile:
+    """Return ``"DICOM"``, ``"part"`` of a pair, a scan from its NIfTI header, or a skipped file."""
+    kind = _classify(path, name)
+    return read_nifti_scan(path, name(path), max_voxels) if kind == "NIfTI" else kind
 
 
 def _classify(path: Path, name: Callable[[Path], str]) -> str | Scan | SkippedFile:
@@ -280,15 +229,6 @@ def _describe_nothing_found(given: str, skipped: Sequence[SkippedFile]) -> str:
         f"no NIfTI or DICOM scans at {given}{seen}: give a folder, a file, a pattern or a list of files (.txt, .csv, "
         ".json)"
     )
-
-
-def _make_unique(name: str, taken: set[str]) -> str:
-    unique, count = name, 1
-    while unique in taken:
-        count += 1
-        unique = f"{name}-{count}"
-    taken.add(unique)
-    return unique
 
 
 def _escape_for_spreadsheet(name: str) -> str:

@@ -16,7 +16,7 @@ MAX_VOXELS = 1 << 30
 REFUSED_KINDS = (
     "single-slice", "several-volumes", "missing-slices", "uneven-slices", "no-geometry", "gantry-tilt", "mixed",
     "unclear", "damaged", "too-small", "too-large", "range", "label-map", "colour", "voxel-type", "channels",
-    "constant", "not-finite", "units", "format", "incomplete", "transforms", "unread", "memory",
+    "constant", "not-finite", "units", "format", "incomplete", "transforms", "unread", "memory", "crashed",
 )  # fmt: skip
 
 

@@ -39,8 +39,11 @@ def find_pieces(stacks: Sequence[Piece]) -> list[list[int]]:
         if len(slices) >= MIN_SLICES and is_numbered_in_order(slices) and is_evenly_spaced(slices):
             groups.append(group)
     taken = {i for group in groups for i in group}
+    # Two slices at one position are never evenly spaced; in a study of very many series, this saves most of the time.
+    positions = [{header.position for header in slices} for slices, _ in stacks]
     for i, j, one_series in _iterate_neighbours(stacks, placed):
-        if not {i, j} & taken and _are_halves(stacks[i], stacks[j], one_series):
+        apart = positions[i].isdisjoint(positions[j])
+        if apart and not {i, j} & taken and _are_halves(stacks[i], stacks[j], one_series):
             groups.append([i, j])
             taken |= {i, j}
     return groups

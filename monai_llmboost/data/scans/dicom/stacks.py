@@ -24,6 +24,7 @@ from monai_llmboost.data.scans.dicom.repeated_positions import separate_volumes
 from monai_llmboost.data.scans.dicom.slices import UNITS, SliceHeader
 from monai_llmboost.data.scans.dicom.tolerances import SAME_AFFINE_MM
 from monai_llmboost.data.scans.dicom.volumes import Volumes
+from monai_llmboost.data.scans.parallel import read_files
 from monai_llmboost.data.scans.scan import RefusedScan, Scan, SkippedFile
 
 SEPARATE_PIECES = (
@@ -83,7 +84,7 @@ def _digest(value: object) -> str:
 
 
 def find_dicom_scans(
-    files: Iterable[Path], name: Callable[[Path], str], min_slices: int = 2
+    files: Iterable[Path], name: Callable[[Path], str], min_slices: int = 2, num_workers: int = 0
 ) -> tuple[list[Scan], list[SkippedFile]]:
     """Find the scans among DICOM files, sorted by name, and the files that are not part of a scan.
 
@@ -92,8 +93,9 @@ def find_dicom_scans(
         name: function from a file or folder to its name. A scan has the name of its file, or of the folder with all of
             its files, followed by ``_`` and the digest of its slices if several scans would share the name.
         min_slices: minimum number of slices of a scan.
+        num_workers: processes that read headers; 0 reads them in this process.
     """
-    stacks, skipped = find_dicom_stacks(files, min_slices)
+    stacks, skipped = find_dicom_stacks(files, min_slices, num_workers)
     bases = [_get_base(stack.files) for stack in stacks]
     shared = Counter(bases)
     scans = [
@@ -103,7 +105,9 @@ def find_dicom_scans(
     return sorted(scans, key=lambda scan: scan.name), skipped
 
 
-def find_dicom_stacks(files: Iterable[Path], min_slices: int = 2) -> tuple[list[Stack], list[SkippedFile]]:
+def find_dicom_stacks(
+    files: Iterable[Path], min_slices: int = 2, num_workers: int = 0
+) -> tuple[list[Stack], list[SkippedFile]]:
     """Find the stacks among DICOM files, and the files that have no slices or are copies of others.
 
     A stack has one patient, study, series, size, spacing and direction. Volumes at the same positions are separated by
@@ -112,8 +116,7 @@ def find_dicom_stacks(files: Iterable[Path], min_slices: int = 2) -> tuple[list[
     headers: list[tuple[SliceHeader, ...]] = []
     skipped: list[SkippedFile] = []
     with silence_pydicom():
-        for path in sorted({Path(file) for file in files}):
-            found = read_header(path)
+        for found in read_files(read_header, sorted({Path(file) for file in files}), num_workers, "read DICOM headers"):
             if isinstance(found, SkippedFile):
                 skipped.append(found)
             else:
