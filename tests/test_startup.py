@@ -113,6 +113,17 @@ def test_mistakes_are_reported_without_slow_imports(folder, words, message):
     assert not (folder / "out").exists()
 
 
+@pytest.mark.parametrize("bundle", [BUNDLE, "scans_classification", "scans_segmentation"])
+@pytest.mark.parametrize("words", ["--input .", "--data list.csv", "--input . --salt x --only scan*"])
+def test_scans_are_listed_without_slow_imports(folder, bundle, words):
+    words = words if "--data" not in words or bundle != BUNDLE else "--input scan.nii.gz --batch-size 2"
+    status, text, imported = run(folder, "predict", "--dry-run", "--bundle", bundle, *words.split())
+    assert status in (0, 2), "this scan is too small for one of the bundles"
+    assert "scan.nii.gz" in text or "case-" in text
+    assert "1 to predict" in text or "1 refused" in text
+    assert imported == {"pydicom", "SimpleITK"}
+
+
 def test_a_block_is_described_without_monai(folder):
     status, text, imported = run(folder, "info", "embedded")
     assert status == 0

@@ -3,11 +3,8 @@
 
 from __future__ import annotations
 
-import fnmatch
-import re
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from operator import ge
 from pathlib import Path
 from typing import Any
@@ -17,22 +14,19 @@ import torch
 from monai.data import Dataset, ImageReader, MetaTensor
 from monai.transforms import Compose, LoadImaged
 
-from monai_llmboost.arguments import check_switch
 from monai_llmboost.artifacts.digests import files_digest, text_digest
-from monai_llmboost.data import LoadScansd, RefusedScan, Scan, SkippedFile, find_scans
+from monai_llmboost.data import LoadScansd, RefusedScan, Scan, SkippedFile
 from monai_llmboost.data.labelled.listed import (
     ListedScan,
-    find_listed_scans,
     first_channel,
     first_channel_index,
     item_of,
     reader_source,
 )
 from monai_llmboost.data.labelled.lists.rows import Columns
-from monai_llmboost.data.labelled.lists.tables import TABLES
-from monai_llmboost.data.scans.scan import get_refused_kind, to_refusal
+from monai_llmboost.data.scans.scan import to_refusal
 from monai_llmboost.inference.case import Case
-from monai_llmboost.inference.hidden import HiddenNames, hashed
+from monai_llmboost.inference.case_search import CaseSearch
 from monai_llmboost.inference.reasons import kind_of, may_pass, reason_of
 
 
@@ -83,24 +77,13 @@ class ScanCases(Dataset):
         channels: int | None = None,
         any_size: bool = False,
     ) -> None:
-        check_switch("follow_links", follow_links)
-        if salt is not None and not str(salt).strip():
-            raise ValueError("the salt is empty: give a secret word that nobody can guess")
-        listed = None if columns is None else _find_listed(where, columns, channels or image_shape[0])
-        scans, skipped = (
-            _find(where, follow_links, leave_out, hide=salt is not None) if listed is None else ([*listed], [])
-        )
-        self.hidden = None if salt is None else HiddenNames(str(salt), _with_parts(scans), skipped)
-        if only is not None:
-            scans = _choose(scans, _as_list(only), salt)
-        checks = [getattr(reader, "check_header", None), _shape_check(transform)]
-        scans = [_check_header(scan, checks) for scan in scans]
-        if self.hidden is not None:
-            scans = list(map(self.hidden.scan, scans))
-            skipped = list(map(self.hidden.skipped, skipped))
-        self.scans: list[Scan] = [scan for scan in scans if not scan.refused]
-        self.refused: list[Scan] = [scan for scan in scans if scan.refused]
-        self.skipped: list[SkippedFile] = skipped
+        shape_checks = (getattr(one, "check_shape", None) for one in getattr(transform, "transforms", ()))
+        search = CaseSearch(where, channels or image_shape[0], follow_links, leave_out, salt, only, columns)
+        found = search.run(getattr(reader, "check_header", None), next(filter(None, shape_checks), None))
+        self.scans: list[Scan] = found.scans
+        self.refused: list[Scan] = found.refused
+        self.skipped: list[SkippedFile] = found.skipped
+        self.hidden = found.hidden
         self.image_shape = tuple(image_shape)
         self.any_size = any_size
         self.reader = reader
@@ -210,81 +193,7 @@ def scan_digest(scan: Scan) -> str:
     return text_digest([digest, scan.stack]) if scan.stack else digest
 
 
-def _find(where: Any, follow_links: bool, leave_out: Any, hide: bool) -> tuple[list[Scan], list[SkippedFile]]:
-    """Return the scans and the other files; ``hide`` removes file names from the message if nothing is found."""
-    try:
-        return find_scans(_as_list(where), follow_links, [Path(path).absolute() for path in _as_list(leave_out)])
-    except FileNotFoundError:
-        if not hide:
-            raise
-        raise FileNotFoundError("no NIfTI or DICOM scans at one of the inputs: see --dry-run without --salt") from None
-
-
-def _choose(scans: Sequence[Scan], patterns: Sequence[str], salt: str | None) -> list[Scan]:
-    """Return the scans whose name, or salted name, equals or matches one of the patterns.
-
-    Raises:
-        ValueError: a pattern matches no scan.
-    """
-    names = [{scan.name} if salt is None else {scan.name, hashed(scan.name, str(salt))} for scan in scans]
-    chosen: set[int] = set()
-    for pattern in patterns:
-        fits = re.compile(fnmatch.translate(pattern)).match
-        found = {number for number, own in enumerate(names) if pattern in own or any(map(fits, own))}
-        if not found:
-            example = "" if salt else "".join(f", such as {scan.name}" for scan in scans[:1])
-            raise ValueError(f"--only {pattern!r} fits none of {len(scans)} cases{example}: correct it")
-        chosen |= found
-    return [scan for number, scan in enumerate(scans) if number in chosen]
-
-
-def _shape_check(transform: Any) -> Callable[[Scan], None] | None:
-    """Return a check of a scan's shape by the first transform with ``check_shape``; None if there is none."""
-    check = next(
-        filter(None, (getattr(one, "check_shape", None) for one in getattr(transform, "transforms", ()))), None
-    )
-    return None if check is None else lambda scan: check(scan.shape[:3]) if scan.shape else None
-
-
-def _check_header(scan: Scan, checks: Sequence[Callable[[Scan], None] | None]) -> Scan:
-    """Return a scan, refused if its header shows that reading would refuse it."""
-    try:
-        for check in checks:
-            if check is not None and not scan.refused:
-                check(scan)
-    except RefusedScan as error:
-        return replace(scan, refused=reason_of(error), refused_kind=get_refused_kind(error))
-    return scan
-
-
 def _begins_with_loading(transform: Any) -> bool:
     """Return whether the first transform reads the volume."""
     first = next(iter(transform.transforms), None) if isinstance(transform, Compose) else None
     return isinstance(first, (LoadImaged, LoadScansd))
-
-
-def _as_list(where: Any) -> list[Any]:
-    return [where] if isinstance(where, (str, Path)) else list(where)
-
-
-def _find_listed(where: Any, columns: Columns, channels: int) -> list[ListedScan] | None:
-    """Return the cases of an input that is a table; ``None`` for other inputs, such as folders and lists of paths."""
-    paths = [Path(one).expanduser() for one in _as_list(where)]
-    if len(paths) != 1 or paths[0].suffix.lower() not in TABLES or not paths[0].is_file():
-        if channels > 1:
-            raise ValueError(
-                f"the network takes {channels} channels, so a folder does not say which scans belong together: give a "
-                "CSV list with a column for each channel"
-            )
-        return None
-    try:
-        return find_listed_scans(paths[0], columns, channels)
-    except ValueError:
-        if channels > 1 or columns.images is not None:
-            raise
-        return None  # a plain list of paths
-
-
-def _with_parts(scans: Sequence[Scan]) -> list[Scan]:
-    """Return scans, and those of which listed cases are made."""
-    return [*scans, *(part for scan in scans if isinstance(scan, ListedScan) for part in scan.parts)]
