@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """CPU seconds of short commands: help, lists, a dry run, and wrong options.
 
-Each command runs in a fresh process, in turn, round by round. Seconds are user and system time of the process. The first
-round, in which files are compiled and read from disk, is not counted. For comparison, the imports of Python, torch
-and MONAI are measured the same way.
+Each command runs in a fresh process, in turn, round by round. Seconds are user and system time of the process. The
+first round, in which files are compiled and read from disk, is not counted. For comparison, the start of Python and the
+imports of torch and MONAI are measured the same way.
 """
 
 from __future__ import annotations

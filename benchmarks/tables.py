@@ -7,13 +7,15 @@ import re
 from pathlib import Path
 
 import table_of_bits
+import table_of_commands
 import tables_of_costs
 import tables_of_studies
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "about"
 PAGES = (HERE.parent / "README.md", HERE / "README.md", DOCS / "cost.md", DOCS / "results.md")
-TABLES = {table.__name__: table for table in (*tables_of_costs.TABLES, table_of_bits.bits, *tables_of_studies.TABLES)}
+OTHERS = (table_of_bits.bits, table_of_bits.bits_of_results, table_of_commands.commands)
+TABLES = {table.__name__: table for table in (*tables_of_costs.TABLES, *OTHERS, *tables_of_studies.TABLES)}
 
 
 def update_tables(text: str) -> str:
