@@ -122,7 +122,7 @@ def main() -> None:
     )
     parser.add_argument("--models", nargs="*", default=[], help="other donors, native models as for `extract`")
     parser.add_argument("--layer", default="-1", help="layer of these models")
-    parser.add_argument("--bits", nargs="+", type=int, default=[8, 4, 3, 2], help="bits of a weight")
+    parser.add_argument("--bits", nargs="+", type=int, default=[8, 6, 5, 4, 3, 2], help="bits of a weight")
     parser.add_argument(
         "--large-bits", nargs="+", type=int, default=[4], help="bits of random weights of LLaMA-7B's layer size"
     )

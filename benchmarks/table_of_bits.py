@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from read_results import read_results
+from statistics import mean, stdev
+
+from read_results import read_results, select_rows
 from report import markdown
 
 
@@ -30,4 +32,25 @@ def bits() -> str:
         f"Errors relative to the original weights; logits of {result['settings']['networks']} untrained networks; "
         f"{result['device']}:\n\n{table}\n\nComparisons at the same size or less in which salient channels have the "
         f"smaller error of the output: {', '.join(wins.values())}."
+    )
+
+
+def bits_of_results() -> str:
+    """Show what few bits of the block change in the results of a training."""
+    result = read_results("bits-accuracy-cpu")
+    seeds = range(result["settings"]["seeds"])
+    whole = [row["test AUC"] for row in select_rows("bits-accuracy-cpu", bits=16)]
+    lines = []
+    for bits in dict.fromkeys(row["bits"] for row in result["rows"]):
+        rows = select_rows("bits-accuracy-cpu", bits=bits)
+        scores = [row["test AUC"] for row in rows]
+        differences = [scores[seed] - whole[seed] for seed in seeds]
+        changes = "" if bits == 16 else f"{mean(differences):+.4f} ± {stdev(differences):.4f}"
+        error = f"{100 * rows[0]['error of the output']:.2g} %"
+        lines.append([bits, error, f"{mean(scores):.3f} ± {stdev(scores):.3f}", changes])
+    settings = result["settings"]
+    headings = ["bits of the block", "error of its output", "test AUC", "difference to 16 bits, same seed"]
+    return (
+        f"ViT3D with the block of this package on {settings['dataset']}, {settings['epochs']} epochs, "
+        f"{settings['seeds']} seeds (mean ± standard deviation), {result['device']}:\n\n{markdown(headings, lines)}"
     )

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import table_of_bits
+import table_of_commands
 import table_of_reading
 import tables_of_costs
 import tables_of_studies
@@ -14,7 +15,7 @@ import tables_of_studies
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "about"
 PAGES = (HERE.parent / "README.md", HERE / "README.md", DOCS / "cost.md", DOCS / "results.md")
-OTHERS = (table_of_bits.bits, table_of_reading.reading)
+OTHERS = (table_of_bits.bits, table_of_bits.bits_of_results, table_of_commands.commands, table_of_reading.reading)
 TABLES = {table.__name__: table for table in (*tables_of_costs.TABLES, *OTHERS, *tables_of_studies.TABLES)}
 
 

@@ -3,31 +3,28 @@
 
 from __future__ import annotations
 
-import ast
+import dis
 import importlib
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 
-def lazy_names(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return ``__getattr__`` and ``__dir__`` for a package, which import a name when it is first used.
 
-    The names are those that the package's own file imports for type checkers, below ``if TYPE_CHECKING:``, so that they
-    are listed once. A name must not be that of a submodule, which would take its place once it is imported.
+    The names are those that the package itself imports for type checkers, below ``if TYPE_CHECKING:``, so that they are
+    listed once. A name must not be that of a submodule, which would take its place once it is imported.
 
     Args:
         package: the package's ``__name__``.
-        file: its ``__file__``.
 
     Example:
-        >>> from monai_llmboost import inference
-        >>> get, names = lazy_names("monai_llmboost.inference", inference.__file__)
+        >>> get, names = lazy_names("monai_llmboost.inference")
         >>> get("Journal")
         <class 'monai_llmboost.inference.journal.Journal'>
     """
-    modules = names_for_type_checkers(Path(file))
+    modules = names_for_type_checkers(package)
 
     def get(name: str) -> Any:
         if name not in modules:
@@ -37,12 +34,17 @@ def lazy_names(package: str, file: str) -> tuple[Callable[[str], Any], Callable[
     return get, lambda: sorted({*vars(sys.modules[package]), *modules})
 
 
-def names_for_type_checkers(file: Path) -> dict[str, str]:
-    """Return the names that a file imports below ``if TYPE_CHECKING:``, and the modules that define them."""
-    guarded = (
-        node
-        for node in ast.parse(file.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-    )
-    imports = (node for block in guarded for node in block.body if isinstance(node, ast.ImportFrom) and node.module)
-    return {alias.name: str(node.module) for node in imports for alias in node.names}
+def names_for_type_checkers(package: str) -> dict[str, str]:
+    """Return the names that an imported package has for type checkers only, and the modules that define them.
+
+    They are read from its compiled code, which exists without its source too, as in an installation by PyInstaller.
+    """
+    loaded = sys.modules[package]
+    loader: Any = None if loaded.__spec__ is None else loaded.__spec__.loader
+    own, names, module = f"{package.partition('.')[0]}.", {}, ""
+    for instruction in dis.get_instructions(loader.get_code(package)):
+        if instruction.opname == "IMPORT_NAME":
+            module = instruction.argval
+        elif instruction.opname == "IMPORT_FROM" and module.startswith(own) and instruction.argval not in vars(loaded):
+            names[instruction.argval] = module
+    return names

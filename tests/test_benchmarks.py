@@ -3,6 +3,7 @@
 
 import importlib
 import json
+import subprocess
 import sys
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -65,6 +66,36 @@ def test_startup_loads_the_same_weights(rows_here, llama_folder, tmp_path):
     rows = rows_here("startup", tmp_path / "startup.json", *words)
     assert [row["dtype"] for row in rows] == ["bfloat16"] * 3
     assert [row["side"] for row in rows] == ["AutoModel.from_pretrained", "read_layers", "load_block"]
+
+
+def test_short_commands(rows_here, tmp_path):
+    words = ["--rounds", "1", "--commands", "donors", "run tran"]
+    rows = rows_here("commands", tmp_path / "commands.json", *words, IMPORTS={"python": "pass"}, subprocess=subprocess)
+    assert [row["command"] for row in rows] == ["python", "monai-llmboost donors", "monai-llmboost run tran"]
+    assert all(row["seconds"] == row["least"] == row["most"] > 0 for row in rows)
+
+
+def test_auc_of_few_bits(rows_here, monkeypatch, tmp_path):
+    cases = {"train": 32, "val": 20, "test": 20}
+    monkeypatch.setattr("monai_llmboost.data.datasets.phantoms.PHANTOM_CASES", cases)
+    words = [
+        "--dataset",
+        "phantom",
+        "--bits",
+        "16",
+        "8",
+        "4",
+        "--epochs",
+        "1",
+        "--seeds",
+        "1",
+        "--folder",
+        str(tmp_path),
+    ]
+    rows = rows_here("bits_accuracy", tmp_path / "bits.json", *words)
+    assert [row["bits"] for row in rows] == [16, 8, 4]
+    assert rows[0]["error of the output"] == 0 < rows[1]["error of the output"] < rows[2]["error of the output"]
+    assert all(0 <= row["test AUC"] <= 1 for row in rows)
 
 
 def test_bits_of_block_files(rows_here, tmp_path):

@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands that need no network answer without slow imports: which modules they import, not how long it takes."""
 
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+
+import monai_llmboost
 
 # Modules whose import takes a noticeable part of a second, or seconds.
 SLOW = {
@@ -115,8 +120,37 @@ def test_mistakes_are_reported_without_slow_imports(folder, words, message):
     assert not (folder / "out").exists()
 
 
+@pytest.mark.parametrize("bundle", [BUNDLE, "scans_classification", "scans_segmentation"])
+@pytest.mark.parametrize("words", ["--input .", "--data list.csv", "--input . --salt x --only scan*"])
+def test_scans_are_listed_without_slow_imports(folder, bundle, words):
+    words = words if "--data" not in words or bundle != BUNDLE else "--input scan.nii.gz --batch-size 2"
+    status, text, imported = run(folder, "predict", "--dry-run", "--bundle", bundle, *words.split())
+    assert status in (0, 2), "this scan is too small for one of the bundles"
+    assert "scan.nii.gz" in text or "case-" in text
+    assert "1 to predict" in text or "1 refused" in text
+    assert imported == {"pydicom", "SimpleITK", "scipy"}, "nibabel imports the small part of scipy"
+
+
 def test_a_block_is_described_without_monai(folder):
     status, text, imported = run(folder, "info", "embedded")
     assert status == 0
     assert "passed" in text
     assert imported == {"torch", "scipy"}, "this file does not store the size of tokens, which scipy finds"
+
+
+def test_the_package_runs_without_its_sources(tmp_path):
+    """As in installations that hold compiled files only."""
+    package = Path(monai_llmboost.__file__).parent
+    shutil.copytree(package, tmp_path / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    compiled = [sys.executable, "-m", "compileall", "-q", "-b", str(tmp_path)]
+    subprocess.run(compiled, check=True)
+    for source in tmp_path.rglob("*.py"):
+        source.unlink()
+    code = """
+import monai_llmboost, monai_llmboost.data, monai_llmboost.inference, monai_llmboost.llm
+assert monai_llmboost.__file__.endswith(".pyc")
+print(monai_llmboost.data.Scan, *(name for name in ("Journal", "ScanCases") if name in dir(monai_llmboost.inference)))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.stdout.split() == ["<class", "'monai_llmboost.data.scans.scan.Scan'>", "Journal", "ScanCases"]

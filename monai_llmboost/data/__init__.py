@@ -48,7 +48,7 @@ if TYPE_CHECKING:
         WarnIfUnusuald,
     )
 else:
-    __getattr__, __dir__ = lazy_names(__name__, __file__)
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "PHANTOM_CLASSES",

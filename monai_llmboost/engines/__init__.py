@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from monai_llmboost.engines.whole_batches import WholeBatches
     from monai_llmboost.tasks import MedMNISTACC, MedMNISTAUC, bootstrap_interval, medmnist_acc, medmnist_auc
 else:
-    __getattr__, __dir__ = lazy_names(__name__, __file__)
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "AutocastInferer",

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from monai_llmboost.inference.provenance import run_facts, run_provenance
     from monai_llmboost.inference.trained_network import TrainedNetwork, load_network
 else:
-    __getattr__, __dir__ = lazy_names(__name__, __file__)
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "DicomMasks",

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from operator import ge
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import torch
 from monai.data import Dataset, ImageReader, MetaTensor
 from monai.transforms import Compose, LoadImaged
 
-from monai_llmboost.arguments import check_switch
 from monai_llmboost.artifacts.digests import files_digest, text_digest
 from monai_llmboost.data import LoadScansd, RefusedScan, Scan, SkippedFile
 from monai_llmboost.data.labelled.listed import (
@@ -26,9 +24,9 @@ from monai_llmboost.data.labelled.listed import (
     reader_source,
 )
 from monai_llmboost.data.labelled.lists.rows import Columns
-from monai_llmboost.data.scans.scan import get_refused_kind, to_refusal
+from monai_llmboost.data.scans.scan import to_refusal
 from monai_llmboost.inference.case import Case
-from monai_llmboost.inference.find_cases import as_list, choose_cases, find_cases, with_parts
+from monai_llmboost.inference.case_search import CaseSearch, with_parts
 from monai_llmboost.inference.hidden import HiddenNames
 from monai_llmboost.inference.reasons import kind_of, may_pass, reason_of
 
@@ -82,33 +80,21 @@ class ScanCases(Dataset):
         any_size: bool = False,
         num_workers: int = 0,
     ) -> None:
-        check_switch("follow_links", follow_links)
-        if salt is not None and not str(salt).strip():
-            raise ValueError("the salt is empty: give a secret word that nobody can guess")
-        scans, skipped = (
-            ([], [])
-            if where is None
-            else find_cases(
-                where, columns, channels or image_shape[0], follow_links, leave_out, salt is not None, num_workers
-            )
+        shape_checks = (getattr(one, "check_shape", None) for one in getattr(transform, "transforms", ()))
+        search = CaseSearch(
+            where, channels or image_shape[0], follow_links, leave_out, salt, only, columns, num_workers
         )
-        self.hidden = None if salt is None else HiddenNames(str(salt), with_parts(scans), skipped)
-        if only is not None:
-            scans = choose_cases(scans, as_list(only), salt)
-        checks = [getattr(reader, "check_header", None), _shape_check(transform)]
-        scans = [_check_header(scan, checks) for scan in scans]
-        if self.hidden is not None:
-            scans = list(map(self.hidden.scan, scans))
-            skipped = list(map(self.hidden.skipped, skipped))
-        self.refused: list[Scan] = [scan for scan in scans if scan.refused]
-        self.skipped: list[SkippedFile] = skipped
+        found = search.run(getattr(reader, "check_header", None), next(filter(None, shape_checks), None))
+        self.refused: list[Scan] = found.refused
+        self.skipped: list[SkippedFile] = found.skipped
+        self.hidden = found.hidden
         self.image_shape = tuple(image_shape)
         self.any_size = any_size
         self.reader = reader
         self._kept: Collection[str] = ()
         self._most_bytes = 0
         super().__init__((), transform)
-        self._set([scan for scan in scans if not scan.refused])
+        self._set(found.scans)
 
     def take(self, scans: Sequence[Scan]) -> None:
         """Replace the scans by some that were found and checked elsewhere; names that must be hidden are hidden.
@@ -227,25 +213,6 @@ def scan_digest(scan: Scan) -> str:
         return text_digest([parts, scan.centre_mm])
     digest = files_digest(scan.files)
     return text_digest([digest, scan.stack]) if scan.stack else digest
-
-
-def _shape_check(transform: Any) -> Callable[[Scan], None] | None:
-    """Return a check of a scan's shape by the first transform with ``check_shape``; None if there is none."""
-    check = next(
-        filter(None, (getattr(one, "check_shape", None) for one in getattr(transform, "transforms", ()))), None
-    )
-    return None if check is None else lambda scan: check(scan.shape[:3]) if scan.shape else None
-
-
-def _check_header(scan: Scan, checks: Sequence[Callable[[Scan], None] | None]) -> Scan:
-    """Return a scan, refused if its header shows that reading would refuse it."""
-    try:
-        for check in checks:
-            if check is not None and not scan.refused:
-                check(scan)
-    except RefusedScan as error:
-        return replace(scan, refused=reason_of(error), refused_kind=get_refused_kind(error))
-    return scan
 
 
 def _begins_with_loading(transform: Any) -> bool:

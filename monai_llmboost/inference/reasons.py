@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
-import torch
-
-from monai_llmboost.data import RefusedScan
-from monai_llmboost.data.scans.scan import get_refused_kind
+from monai_llmboost.data.scans.scan import RefusedScan, get_refused_kind
 
 # Longest reason, in characters.
 LONGEST = 300
@@ -28,7 +26,7 @@ def reason_of(error: BaseException, hide: Callable[[str], str] | None = None) ->
 def kind_of(error: BaseException) -> str:
     """Return the kind of the refusal."""
     error = _cause(error)
-    return "memory" if isinstance(error, torch.OutOfMemoryError) else get_refused_kind(error, "transforms")
+    return "memory" if _is_device_memory(error) else get_refused_kind(error, "transforms")
 
 
 def may_pass(error: BaseException) -> bool:
@@ -47,7 +45,12 @@ def may_pass(error: BaseException) -> bool:
 def lacks_memory(error: BaseException) -> bool:
     """Return whether the CPU or the device lacks memory."""
     # torch has no error class for a CPU without memory.
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError) or _is_device_memory(error) or "DefaultCPUAllocator" in str(error)
+
+
+def _is_device_memory(error: BaseException) -> bool:
+    torch = sys.modules.get("torch")  # without it, there is no such error; a listing of scans does not import it
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -23,6 +23,8 @@ from monai_llmboost.inference.status import AcceptedRefusals, Refusal, status_of
 
 if TYPE_CHECKING:
     from monai_llmboost.data import Scan, SkippedFile
+    from monai_llmboost.inference.case_search import FoundCases
+    from monai_llmboost.inference.cases import ScanCases
     from monai_llmboost.inference.distributed.cluster import RayOptions
     from monai_llmboost.inference.rows import Row
 
@@ -114,6 +116,7 @@ class PredictJob:
         self.output = output
         self.accepted = accepted or AcceptedRefusals()
         self.ray = ray
+        self._only_find = only_find
         self.is_first = int(os.environ.get("RANK", "0")) == 0
         several = not only_find and int(os.environ.get("WORLD_SIZE", "1")) > 1
         overlays = [MULTI_GPU.format(JOB)] if several else []
@@ -137,7 +140,7 @@ class PredictJob:
             ValueError, OSError: no scan was found, or a case to view was not found.
         """
         with _quietly():
-            cases = self._open().cases
+            cases = self._find()
         view = self.options.get(Option.VIEW) or ()
         for case in [view] if isinstance(view, str) else view:
             if case not in {scan.name for scan in cases.scans}:
@@ -186,6 +189,18 @@ class PredictJob:
             figures=sentences(predictions.provenance.get("figures") or {}),
             status=status_of(predictions.counts["predicted"], refusals, self.accepted),
         )
+
+    def _find(self) -> FoundCases | ScanCases:
+        """Return the cases; for a dry run without MONAI, where that gives the same."""
+        if self._only_find and self._job is None:
+            from monai_llmboost.bundle.plain_items import NotPlainError
+            from monai_llmboost.inference.quick_listing import list_cases
+
+            try:
+                return list_cases(self._arguments, self.options.keys())
+            except NotPlainError:
+                pass  # MONAI's parser knows
+        return self._open().cases
 
     def _open(self) -> BundleJob:
         if self._job is None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from monai_llmboost.inspection.plans.lines import ScanPlan, write_plan
     from monai_llmboost.inspection.survey import CaseSurvey, survey_cases
 else:
-    __getattr__, __dir__ = lazy_names(__name__, __file__)
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "LINES",

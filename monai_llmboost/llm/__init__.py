@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from monai_llmboost.llm.sources import block_width, frozen_block, load_block, random_block, trained_block
     from monai_llmboost.llm.stream_size import find_h_rms
 else:
-    _get, __dir__ = lazy_names(__name__, __file__)
+    _get, __dir__ = lazy_names(__name__)
     __getattr__ = moved(
         __name__,
         {

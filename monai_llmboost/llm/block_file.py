@@ -20,7 +20,7 @@ from monai_llmboost.llm.quantise import QuantisedLayers
 from monai_llmboost.llm.quantised_matrix import unpack
 from monai_llmboost.llm.stream_size import find_h_rms
 
-# Files with 8 or 4 bits have a version of their own, so that earlier versions of the package refuse only them.
+# Files with fewer bits have a version of their own, so that earlier versions of the package refuse only them.
 FORMAT, FORMAT_QUANTISED = "monai-llmboost block 3", "monai-llmboost block 4"
 
 

@@ -33,8 +33,8 @@ def extract_block(
         layer: see :func:`monai_llmboost.llm.read_layers`.
         revision: branch, tag or commit of a hub id.
         overwrite: replace an existing file.
-        bits: bits of a weight of the matrices in the file; 16 keeps the donor's dtype, 8 and 4 are for native models.
-        salient: share of the input channels of each matrix that stay in 16 bits if ``bits`` is 8 or 4, see
+        bits: bits of a weight of the matrices in the file; 16 keeps the donor's dtype; 8, 6, 5, 4: native models.
+        salient: share of the input channels of each matrix that stay in 16 bits if ``bits`` is lower, see
             :func:`monai_llmboost.llm.quantise_layers`.
 
     Returns:

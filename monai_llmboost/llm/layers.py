@@ -81,7 +81,7 @@ class DonorLayers:
         licence: name of the model's licence on its card, such as "apache-2.0".
         final_norm: ``weight`` and optional ``bias`` of the norm after the model's last layer; empty if unknown.
         quantised: original quantised types of the weights, such as "Q4_K, Q6_K"; empty if they were floats.
-        bits: 8 or 4 if the matrices are those of a block file with so many bits a weight.
+        bits: fewer than 16 if the matrices are those of a block file with so many bits a weight.
 
     Example:
         >>> donor = read_block("embedded")

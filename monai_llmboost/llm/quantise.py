@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantise a donor's matrices to 8 or 4 bits, with its most salient input channels in 16 bits."""
+"""Quantise a donor's matrices to 8, 6, 5 or 4 bits, with its most salient input channels in 16 bits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from monai_llmboost.llm.layers import DonorLayers, Layer
 from monai_llmboost.llm.quantised_matrix import GROUP, QuantisedMatrix, pack, quantise_matrix
 from monai_llmboost.llm.stream_size import find_h_rms
 
-BITS = (16, 8, 4)  # of block files
+BITS = (16, 8, 6, 5, 4)  # of block files
 TOKENS, SEED = 256, 20240326  # random tokens by which channels are chosen; others measure the error
 
 
@@ -72,7 +72,7 @@ def check_bits(bits: int, salient: float) -> None:
     check_choice("bits", bits, BITS)
     check_share(salient)
     if salient and bits == 16:
-        raise ValueError(f"--salient {salient:g} needs fewer bits for the other channels: give --bits 8 or 4 as well")
+        raise ValueError(f"--salient {salient:g} needs fewer bits for the others: give --bits 8, 6, 5 or 4 too")
 
 
 def check_share(salient: float) -> None:

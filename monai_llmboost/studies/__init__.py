@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from monai_llmboost.studies.statistics.records import Comparison, Summary
     from monai_llmboost.studies.study import run_study
 else:
-    _get, __dir__ = lazy_names(__name__, __file__)
+    _get, __dir__ = lazy_names(__name__)
 
     def __getattr__(name: str) -> Any:
         if name != "PRESETS":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Block files with 8 and 4 bits a weight: what they hold, how far they are off, what is refused."""
+"""Block files with 8 to 4 bits a weight: what they hold, how far they are off, what is refused."""
 
 import json
 from dataclasses import replace
@@ -166,7 +166,7 @@ def test_norms_and_a_random_control():
 def files(llama_folder, tmp_path):
     """Files of one layer by their options."""
     made = {}
-    for bits, salient in ((16, 0.0), (8, 0.0), (4, 0.0), (4, 0.1)):
+    for bits, salient in ((16, 0.0), (8, 0.0), (6, 0.0), (5, 0.0), (4, 0.0), (4, 0.1)):
         made[bits, salient] = tmp_path / f"{bits}-{salient}.safetensors"
         assert extract_block(llama_folder, made[bits, salient], 1, bits=bits, salient=salient)
     return made
@@ -174,8 +174,8 @@ def files(llama_folder, tmp_path):
 
 def test_files_with_other_bits_are_other_blocks(files, llama_folder):
     headers = {key: read_header(file) for key, file in files.items()}
-    assert len({header["fingerprint"] for header in headers.values()}) == 4
-    assert [header["format"][-1] for header in headers.values()] == ["3", "4", "4", "4"]
+    assert len({header["fingerprint"] for header in headers.values()}) == len(files)
+    assert [header["format"][-1] for header in headers.values()] == ["3", *"44444"]
     assert {header.get("source", header["fingerprint"]) for header in headers.values()} == {
         headers[16, 0.0]["fingerprint"]
     }
@@ -236,8 +236,8 @@ def test_an_altered_file_is_refused(files, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bits": 5}, "unknown bits 5; choose from 16, 8, 4"),
-        ({"salient": 0.1}, "--salient 0.1 needs fewer bits for the other channels: give --bits 8 or 4 as well"),
+        ({"bits": 7}, "unknown bits 7; choose from 16, 8, 6, 5, 4"),
+        ({"salient": 0.1}, "--salient 0.1 needs fewer bits for the others: give --bits 8, 6, 5 or 4 too"),
         ({"bits": 4, "salient": 1.0}, "salient must be a share of the input channels from 0 to below 1, not 1.0"),
         ({"bits": 4, "salient": -0.1}, "salient must be a share"),
         ({"bits": 4, "salient": float("nan")}, "salient must be a share"),

@@ -126,13 +126,14 @@ def test_transformers_output_is_suppressed(tmp_path):
     folder = save("bert", {**SMALL, "is_decoder": False}, tmp_path / "bert")
     out = tmp_path / "block.safetensors"
     environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "info"}
-    for words in (["extract", str(folder), "--layer", "0", "--out", str(out)], ["info", str(out)]):
-        command = [sys.executable, "-m", "monai_llmboost", *words]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
-        assert done.stderr == ""
-        assert "transformers]" not in done.stdout
-        assert "is_decoder=True" not in done.stdout
+    commands = [["extract", str(folder), "--layer", "0", "--out", str(out)], ["info", str(out)]]
+    code = f"from monai_llmboost.command_line.app import app\nfor one in {commands}: app(one, standalone_mode=False)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "bert" in done.stdout and "self-test" in done.stdout
+    assert "transformers]" not in done.stdout
+    assert "is_decoder=True" not in done.stdout
 
 
 def test_transformers_output_is_restored(tmp_path):

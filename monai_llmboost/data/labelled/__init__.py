@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from monai_llmboost.data.labelled.scans import LabelledScans
     from monai_llmboost.data.labelled.segmented import SegmentedScans
 else:
-    __getattr__, __dir__ = lazy_names(__name__, __file__)
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "SPLITS",

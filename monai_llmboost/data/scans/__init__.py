@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from monai_llmboost.data.scans.reader import ScanReader
     from monai_llmboost.data.scans.scan import RefusedScan, Scan, SkippedFile
 else:
-    __getattr__, __dir__ = lazy_names(__name__, __file__)
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "BoundedNiftiReader",

@@ -14,7 +14,7 @@ from monai.transforms import MapTransform
 from monai.utils import TransformBackends, ensure_tuple_rep
 
 from monai_llmboost.arguments import check_switch
-from monai_llmboost.data.scans.scan import RefusedScan
+from monai_llmboost.data.scans.scan import RefusedScan, check_size
 
 # A volume that uses a smaller part of the intensity range was most likely scaled before.
 MIN_PART_OF_RANGE = 0.01
@@ -86,12 +86,7 @@ class CheckVolumed(MapTransform):
         Raises:
             RefusedScan: too few voxels.
         """
-        if any(size < least for size, least in zip(shape, self.min_size)):
-            raise RefusedScan(
-                f"expected at least {' x '.join(map(str, self.min_size))} voxels, got "
-                f"{' x '.join(map(str, shape))}: too small to be predicted, give the whole scan",
-                kind="too-small",
-            )
+        check_size(shape, self.min_size)
 
     def _check(self, volume: torch.Tensor) -> tuple[float, float]:
         """Return the lowest and the highest voxel value of a volume that passes."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,3 +160,17 @@ def choose_volume(volume: int | None, shape: tuple[int, ...]) -> int:
             kind="several-volumes",
         )
     return volume or 0
+
+
+def check_size(shape: Sequence[int], min_size: Sequence[int]) -> None:
+    """Check the voxels of a scan along (i, j, k), which are known from the header.
+
+    Raises:
+        RefusedScan: too few voxels.
+    """
+    if any(size < least for size, least in zip(shape, min_size)):
+        raise RefusedScan(
+            f"expected at least {' x '.join(map(str, min_size))} voxels, got "
+            f"{' x '.join(map(str, shape))}: too small to be predicted, give the whole scan",
+            kind="too-small",
+        )

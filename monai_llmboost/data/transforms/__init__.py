@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from monai_llmboost.data.transforms.patch import CropPatchd
     from monai_llmboost.data.transforms.resample import ResampleLabelsd, ResampleScand
 else:
-    __getattr__, __dir__ = lazy_names(__name__, __file__)
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "CROPS",

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from monai_llmboost.data.scans.dicom.geometry import (
     are_nearly_parallel,
@@ -53,6 +51,9 @@ def _iterate_linked(stacks: Sequence[Piece], placed: Sequence[int]) -> Iterator[
     """Yield groups of stacks linked by instance numbers: one stack continues at a gap or the end of another."""
     links = _find_links(stacks, placed)
     if links:
+        from scipy.sparse import coo_array  # takes a tenth of a second, and most searches do without it
+        from scipy.sparse.csgraph import connected_components
+
         ends = np.array(list(links)).T
         table = coo_array((np.ones(len(links)), (ends[0], ends[1])), shape=(len(stacks), len(stacks)))
         labels = connected_components(table, directed=False)[1]
