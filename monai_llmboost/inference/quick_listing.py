@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_llmboost.bundle.content import merged, set_at
+from monai_llmboost.bundle.content import merged, set_at, value_at
 from monai_llmboost.bundle.effect import reached_from
 from monai_llmboost.bundle.plain_items import Component, NotPlainError, PlainItems
 from monai_llmboost.data.labelled.lists.rows import Columns
@@ -20,7 +20,7 @@ from monai_llmboost.inference.case_search import CaseSearch, FoundCases
 # The arguments of `monai.bundle.create_workflow` that are no keys of configs.
 WORKFLOW = ("config_file", "meta_file", "logging_file", "workflow_type", "tracking", "save_execute_config")
 # What our bundles import and run first; other statements might register a reader.
-FIRST = {"$import os", "$@processes", "$monai.utils.set_determinism(seed=0)"}
+FIRST = ("$import os", "$@processes", "$monai.utils.set_determinism(seed=0)")
 CASES = ("monai_llmboost.inference.ScanCases", "monai_llmboost.inference.cases.ScanCases")
 READER, CHECK, COLUMNS = (
     f"monai_llmboost.data.{name}" for name in ("ScanReader", "CheckVolumed", "Columns")
@@ -55,7 +55,7 @@ def list_cases(arguments: Mapping[str, Any], options: Collection[str]) -> FoundC
     for key, value in arguments.items():
         if key not in WORKFLOW:
             set_at(content, key.replace("::", "#"), value)
-    if not FIRST.issuperset([*content.get("imports", ()), *content.get("initialize", ())]):
+    if not all(first in FIRST for key in ("imports", "initialize") for first in content.get(key) or ()):
         raise NotPlainError("the configs run statements of their own first")
     _check_options(content, options)
     items = PlainItems(content)
@@ -80,7 +80,7 @@ def list_cases(arguments: Mapping[str, Any], options: Collection[str]) -> FoundC
 
 def _check_options(content: Mapping[str, Any], options: Collection[str]) -> None:
     """Check that no option changes the transforms, which check their options when they are created."""
-    transform = content["cases"].get("transform")
+    transform = value_at(content, "cases#transform")
     if not isinstance(transform, str) or not transform.startswith("@"):
         raise NotPlainError("the transforms of the cases are no reference")
     reached = reached_from(content, [transform[1:].replace("::", "#")])
