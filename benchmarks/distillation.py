@@ -58,10 +58,11 @@ def main() -> None:
         teachers, "--arms", f"none,{TEACHER_ARM}", "--dataset", options.datasets, "--block", options.block, *common
     )
     studies = [teachers]
-    for dataset in options.datasets.split(","):
-        several = [str(run.relative_to(folder)) for run in find_teachers(teachers, dataset)]
-        for name, given in (("best", several[0]), ("ensemble", str(sorted(several)))):
-            studies.append(folder / f"{dataset}-{name}")
+    for teacher in ("best", "ensemble"):
+        for dataset in options.datasets.split(","):
+            several = [str(run.relative_to(folder)) for run in find_teachers(teachers, dataset)]
+            given = several[0] if teacher == "best" else str(sorted(several))
+            studies.append(folder / f"{dataset}-{teacher}")
             run_study(
                 *(studies[-1], "--overlay", "distil", "--arms", STUDENTS, "--dataset", dataset, "--teacher", given),
                 *("--hidden_size", options.student_size, "--label-fraction", options.label_fractions, *common),
