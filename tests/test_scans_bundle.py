@@ -21,6 +21,7 @@ from monai_llmboost.bundle.options import check_early
 from monai_llmboost.command_line.app import app
 from monai_llmboost.command_line.scan_plan import list_is_planned
 from monai_llmboost.engines import TrainingCheckpoints, training_cases
+from monai_llmboost.studies import Plan, study
 
 pytestmark = [
     # What MONAI, Ignite and torch say of themselves on every normal run (MONAI 1.6.1, torch 2.15).
@@ -111,6 +112,31 @@ def test_one_damaged_scan_costs_one_case(scans, mine):
     assert len(labelled.cases) == 39
     groups = {split: {item["patient"] for item in labelled.items(split)} for split in ("train", "val", "test")}
     assert not groups["train"] & groups["val"] and not (groups["train"] | groups["val"]) & groups["test"]
+
+
+def test_a_study_prepares_each_scan_once_for_all_its_processes(mine, tmp_path, monkeypatch):
+    prepared = []
+    monkeypatch.setattr(study.shutil, "rmtree", lambda folder, **_: prepared.extend(Path(folder).glob("*.pt")))
+    words = [
+        "--bundle",
+        mine,
+        "--output",
+        tmp_path / "study",
+        "--arms",
+        "none,mlp",
+        "--seeds",
+        1,
+        "--floors",
+        "floor-pca",
+    ]
+    code, output = command("study", *words, *QUICK)
+    assert code == 0, output
+    assert len(prepared) == 39  # of 40, of which one is damaged; for training, validation, test and floors
+    results = json.loads((tmp_path / "study" / "results.json").read_text())
+    assert "cache" not in results["study"]["options"]
+    assert Plan(str(mine), ("none", "mlp"), ("list",), options={"cache": "disk"}).with_shared_scans(
+        tmp_path
+    ).options == {"cache": "disk"}
 
 
 def test_an_evaluation_needs_no_option_and_writes_the_page(mine):

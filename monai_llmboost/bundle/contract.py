@@ -50,6 +50,7 @@ class Option:
     ENCODER_WEIGHTS = "encoder_weights"  # file that a training starts from
     TEACHER = "teacher"  # folder of a trained network, or several, that a student is distilled from
     FEATURES_FROM = "features_from"  # file or folder of frozen features
+    CACHE, CACHE_DIR = "cache", "cache_dir"  # where prepared scans are kept
     DEVICE, NUM_WORKERS = "device", "num_workers"
     PRECISION, COMPUTE_DTYPE = "precision", "compute_dtype"  # what is asked for, and the dtype that follows
     AMP = "amp"  # mixed precision of other bundles, and of copies of earlier ones

@@ -11,6 +11,7 @@ from pathlib import Path
 
 ALL_GOOD, SOME_FAILED, NOTHING_DONE = 0, 1, 2
 PLAN, COSTS, RESULTS, REPORT = "study.json", "cost.json", "results.json", "report.html"
+PREPARED = "prepared"  # folder of scans that all processes share, removed when the study is finished
 
 
 def redraw(output: Path) -> Path:

@@ -5,18 +5,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from monai_llmboost.bundle import Option, bundle_path, job_configs, merged, monai_arguments
+from monai_llmboost.bundle import Option, Rules, bundle_path, job_configs, merged, monai_arguments
+from monai_llmboost.bundle.contract import CONFIGS
 from monai_llmboost.bundle.study_settings import CLASS_FLOORS, WEIGHTS, Preset, StudySettings
 from monai_llmboost.studies.arms import are_compared, base_of, stem_of
 from monai_llmboost.studies.label_fractions import WHOLE, sets_of
 from monai_llmboost.studies.plan_checks import JOBS, REFERENCES, check_effect, check_plan
 
 TEST_SPLIT = "test"
+# Value of the option `cache` for scans that several processes share.
+SHARED = "shared"
 
 
 @dataclass(frozen=True)
@@ -215,6 +218,16 @@ class Plan:
                 for arm in (*self.arms, *self.floors):
                     if arm in rates:
                         yield Run(dataset, arm, seed, rates[arm], fold)
+
+    def with_shared_scans(self, folder: Path) -> Plan:
+        """Return the plan with scans that are prepared once, in a folder, for all processes that read them.
+
+        A bundle without such a cache, or a study with a ``cache`` of its own, stays as it is.
+        """
+        known = Rules(bundle_path(self.bundle) / CONFIGS).of(Option.CACHE, None).choices
+        if SHARED not in known or Option.CACHE in self.options:
+            return self
+        return replace(self, options={**self.options, Option.CACHE: SHARED, Option.CACHE_DIR: str(folder)})
 
     def options_for(self, dataset: str) -> dict[str, Any]:
         """Return the options of the runs on one of :attr:`sets`, without the options that it does not use."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -21,7 +22,7 @@ from monai_llmboost.studies.floors.run import run_floor, why_impossible
 from monai_llmboost.studies.halving import halve
 from monai_llmboost.studies.jobs import Job, run_locally
 from monai_llmboost.studies.one_run import evaluate, train
-from monai_llmboost.studies.outcome import ALL_GOOD, COSTS, NOTHING_DONE, PLAN, REPORT, RESULTS, SOME_FAILED
+from monai_llmboost.studies.outcome import ALL_GOOD, COSTS, NOTHING_DONE, PLAN, PREPARED, REPORT, RESULTS, SOME_FAILED
 from monai_llmboost.studies.page import write_study_report
 from monai_llmboost.studies.plan import Plan, Run
 from monai_llmboost.studies.plan_checks import check_start
@@ -94,6 +95,7 @@ class _Study:
         self, plan: Plan, output: Path, tasks: Mapping[str, Task], run_jobs: Callable[[list[Job]], Iterator[Any]]
     ) -> None:
         self.plan = plan
+        self.job_plan = plan.with_shared_scans(output / PREPARED)
         self.output = output
         self.run_jobs = run_jobs
         self.folders = _RunFolders(output / "runs")
@@ -130,6 +132,8 @@ class _Study:
         files = {"results": self.output / RESULTS, "to look at": self.output / REPORT}
         self.console.results(results, self.failed, files)
         compared = any(data.comparisons for data in results.datasets.values())
+        if not self.failed:
+            shutil.rmtree(self.output / PREPARED, ignore_errors=True)
         return NOTHING_DONE if not compared else SOME_FAILED if self.failed else ALL_GOOD
 
     def _search(self, runs: Sequence[Run]) -> None:
@@ -183,7 +187,7 @@ class _Study:
             return
         ends_at = until or {}
         arguments = {
-            run: (self.plan, run, self.folders[run], *([ends_at[run]] if run in ends_at else [])) for run in runs
+            run: (self.job_plan, run, self.folders[run], *([ends_at[run]] if run in ends_at else [])) for run in runs
         }
         jobs = [Job(run.name, self.folders[run].path, action, arguments[run]) for run in runs]
         left = {run.name: self.folders[run] for run in runs}

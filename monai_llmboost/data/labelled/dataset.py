@@ -28,7 +28,7 @@ from monai_llmboost.data.scans.scan import RefusedScan
 from monai_llmboost.data.steps import list_voxel_steps, settings_to_text
 
 logger = logging.getLogger("monai_llmboost")
-CACHES = ("memory", "disk", "none")
+CACHES = ("memory", "disk", "shared", "none")
 # Part of the available memory that prepared scans may take.
 PART_OF_MEMORY = 0.6
 THREADS = 4
@@ -46,12 +46,13 @@ class LabelledScanDataset(Dataset):
         transform: deterministic transforms of an item; random ones belong to the loader, which applies them to batches.
         split: the split, for messages and checks.
         division: how the cases were divided, as text that is stored with the trained weights.
-        cache: ``"memory"``, ``"disk"`` (in ``cache_dir``; a changed file or transform is prepared again) or ``"none"``.
-        cache_dir: folder of ``"disk"``.
+        cache: ``"memory"``, ``"disk"`` (in ``cache_dir``; a changed file or transform is prepared again), ``"shared"``
+            (prepared on disk, by the first of several processes, and kept in the memory of each) or ``"none"``.
+        cache_dir: folder of ``"disk"`` and ``"shared"``.
         progress: whether to show a progress bar, on a terminal.
 
     Raises:
-        ValueError: an unknown cache, or ``"disk"`` without a folder; from an item, a scan that cannot be read
+        ValueError: an unknown cache, or one on disk without a folder; from an item, a scan that cannot be read
             correctly, with the name of its case.
 
     Example:
@@ -79,7 +80,7 @@ class LabelledScanDataset(Dataset):
             raise ValueError(
                 f"{random[0].name} is random, and would be kept: give it to the loader, which applies it in each epoch"
             )
-        if cache == "disk" and not cache_dir:
+        if cache in ("disk", "shared") and not cache_dir:
             raise ValueError("the cache on disk has no folder: give --cache_dir")
         super().__init__(data, transform)
         self.split = split
@@ -105,15 +106,19 @@ class LabelledScanDataset(Dataset):
         return self.prepare()[index]
 
     def _make(self) -> Dataset:
-        transform = _Prepare(self.transform)
-        if self.cache == "disk":
+        source: Any = self.data
+        transform: Callable = _Prepare(self.transform)
+        if self.cache in ("disk", "shared"):
             known = f"monai {monai.__version__}, {monai_llmboost.__version__}: {settings_to_text(self.transform)}"
-            return _DiskCache(self.data, transform, self.cache_dir, partial(_item_digest, known), track_meta=True)
-        if self.cache == "none" or not len(self.data):
-            return Dataset(self.data, transform)
+            kept = _DiskCache(source, transform, self.cache_dir, partial(_item_digest, known), track_meta=True)
+            if self.cache == "disk":
+                return kept
+            source, transform = kept, Compose()
+        if self.cache == "none" or not len(source):
+            return Dataset(source, transform)
         # Scans that are segmented have different sizes: the largest of some stands for all.
         some = sorted({0, len(self.data) // 2, len(self.data) - 1})
-        size = max(_bytes_of(transform(self.data[number])) for number in some)
+        size = max(_bytes_of(transform(source[number])) for number in some)
         memory = PART_OF_MEMORY * available_memory() / idist.get_nproc_per_node()
         fit = math.floor(memory / max(size, 1))
         count = min(len(self.data), fit)
@@ -124,7 +129,7 @@ class LabelledScanDataset(Dataset):
             )
         threads = min(THREADS, os.cpu_count() or 1)
         return CacheDataset(
-            self.data, transform, cache_num=count, num_workers=threads, progress=self.progress, copy_cache=False
+            source, transform, cache_num=count, num_workers=threads, progress=self.progress, copy_cache=False
         )
 
 

@@ -3,6 +3,7 @@
 
 import os
 import pickle
+import shutil
 import threading
 import time
 
@@ -82,7 +83,7 @@ def test_each_cache_gives_the_same_items(make, cache):
     assert torch.equal(data[-1]["image"], data[4]["image"]) and len(data[1:3]) == 2
 
 
-def test_kept_scans_are_read_once(make, loads):
+def test_kept_scans_are_read_once(make, loads, tmp_path):
     for cache in ("memory", "disk"):
         loads.clear()
         data = make(cache)
@@ -91,6 +92,10 @@ def test_kept_scans_are_read_once(make, loads):
     loads.clear()
     images(make("disk"))
     assert loads == []
+    shared = make("shared")  # of another process: from disk, and then from memory
+    expected = images(shared)
+    shutil.rmtree(tmp_path / "cache")
+    assert torch.equal(images(shared), expected) and loads == []
 
 
 @pytest.mark.parametrize("fits", [0, 1, 3])
