@@ -89,6 +89,8 @@ class LabelledScanDataset(Dataset):
         self.cache_dir = cache_dir
         self.progress = progress and sys.stderr.isatty()
         self._kept: Dataset | None = None
+        # Before any use: some of MONAI's transforms keep what they did last among their settings.
+        self._steps = f"monai {monai.__version__}, {monai_llmboost.__version__}: {settings_to_text(transform)}"
 
     @property
     def cases(self) -> list[str]:
@@ -109,8 +111,7 @@ class LabelledScanDataset(Dataset):
         source: Any = self.data
         transform: Callable = _Prepare(self.transform)
         if self.cache in ("disk", "shared"):
-            known = f"monai {monai.__version__}, {monai_llmboost.__version__}: {settings_to_text(self.transform)}"
-            kept = _DiskCache(source, transform, self.cache_dir, partial(_item_digest, known), track_meta=True)
+            kept = _DiskCache(source, transform, self.cache_dir, partial(_item_digest, self._steps), track_meta=True)
             if self.cache == "disk":
                 return kept
             source, transform = kept, Compose()

@@ -226,7 +226,7 @@ def test_a_case_without_contrast_names_its_case(make, items):
 
 
 def test_no_cache(items):
-    with pytest.raises(ValueError, match="unknown cache 'ram'; choose from memory, disk, none"):
+    with pytest.raises(ValueError, match="unknown cache 'ram'; choose from memory, disk, shared, none"):
         LabelledScanDataset(items, steps(), cache="ram")
     with pytest.raises(ValueError, match="the cache on disk has no folder: give --cache_dir"):
         LabelledScanDataset(items, steps(), cache="disk")
