@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 import pytest
 import torch
-from conftest import BUNDLE
+from conftest import BUNDLE, ROOT
 from monai.bundle import ConfigParser
 
 from monai_llmboost.artifacts.digests import text_digest
@@ -106,7 +106,9 @@ def test_every_change_of_a_config_changes_the_identity_but_for_what_is_listed(jo
 def test_what_is_free_is_there_with_a_reason(job):
     added = {"tracking", "tracking_uri", "experiment_name", "run_name", "save_execute_config", "finalize"}
     scans = {*read_config(bundle_path("scans_classification") / "configs" / "train.json")}
-    known = {key for each in JOBS for key in config_of(each)} | scans | added | {"_meta_", "_plan_", "_trained_"}
+    distillation = {*read_config(ROOT / "bundles" / "overlays" / "distil.json")}
+    known = {key for each in JOBS for key in config_of(each)} | scans | distillation | added
+    known |= {"_meta_", "_plan_", "_trained_"}
     assert not {*FREE, *JOBS[job]} - known
     assert all({**FREE, **JOBS[job]}.values())
 

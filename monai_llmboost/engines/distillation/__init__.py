@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from monai_llmboost.engines.distillation.teacher import Taught, Teacher, load_teacher
     from monai_llmboost.engines.distillation.teacher_batches import TeacherBatches
 else:
-    __getattr__, __dir__ = lazy_names(__name__, __file__)
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "CKALoss",
