@@ -163,6 +163,11 @@ def test_wrong_input(teacher, words, message, tmp_path, monkeypatch):
     assert not (tmp_path / "mine" / "models" / "model.pt").exists()
 
 
+def test_segmentations_are_refused(teacher):
+    with pytest.raises(ValueError, match=r"scans_segmentation has no train#unaugmented.*: distil trains classif"):
+        command("distil", "--bundle", "scans_segmentation", "--teacher", teacher)
+
+
 def test_a_teacher_of_other_classes(teacher, tmp_path):
     changed = tmp_path / "teacher"
     shutil.copytree(teacher, changed)

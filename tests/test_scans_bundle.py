@@ -139,6 +139,26 @@ def test_a_study_prepares_each_scan_once_for_all_its_processes(mine, tmp_path, m
     ).options == {"cache": "disk"}
 
 
+def test_a_light_student_learns_from_the_boosted_network(scans, mine, tmp_path):
+    student = tmp_path / "student"
+    words = ["--data", scans / "list.csv", "--teacher", mine, *QUICK[:2], "--hidden_size", 8, *QUICK[4:]]
+    code, output = command("distil", "--bundle", student, *words)
+    assert code == 0, output
+    record = read_config(student / "models" / "model.json")
+    assert record["booster"] is None and record["_trained_"]["block"] is None
+    weights = torch.load(student / "models" / "model.pt", weights_only=True)
+    assert not any("block" in name or "booster" in name for name in weights)
+    code, output = command("evaluate", "--bundle", student)
+    assert code == 0, output
+    assert (student / "eval" / "evaluation.html").is_file()
+
+
+def test_a_teacher_of_another_plan_is_refused(scans, mine, tmp_path):
+    words = ["--data", scans / "list.csv", "--teacher", mine, "--intensity", "unchanged", *QUICK]
+    with pytest.raises(ValueError, match="was trained with another preprocessing"):
+        command("distil", "--bundle", tmp_path / "student", *words)
+
+
 def test_an_evaluation_needs_no_option_and_writes_the_page(mine):
     code, output = command("evaluate", "--bundle", mine)
     assert code == 0, output

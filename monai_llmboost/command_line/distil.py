@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from monai_llmboost.bundle import Option
+from monai_llmboost.bundle import Option, bundle_path, job_configs, merged
+from monai_llmboost.bundle.content import value_at
 from monai_llmboost.command_line.bundles import Overlay
 from monai_llmboost.command_line.scan_plan import Data
 from monai_llmboost.command_line.training import Folder, prepare_data, run_job
 
 OVERLAY = "distil"
+# Key of the loader of the training cases without augmentation.
+UNAUGMENTED = "train#unaugmented"
 METHODS = "rd (reprogramming distillation), logit or feature"
 
 
@@ -43,6 +47,12 @@ def distil(
     method's own are --distil_weight, --temperature (logit) and --teacher_sees
     (plain: each case once, or augmented: each batch as the student sees it).
     """
+    place = bundle_path(bundle) if data is None or Path(bundle).exists() else None
+    if place is not None and value_at(merged(job_configs(place, "train")), UNAUGMENTED) is None:
+        raise ValueError(
+            f"the bundle {bundle} has no {UNAUGMENTED}, the training cases as the teacher sees them: distil trains "
+            "classifications, with a copy of a bundle of this version"
+        )
     prepare_data(data, bundle, context.args)
     folders: Any = teacher[0] if len(teacher) == 1 else teacher
     run_job(context, "train", bundle, method, student, [*(overlay or ()), OVERLAY], {Option.TEACHER: folders})
