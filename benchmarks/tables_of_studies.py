@@ -170,6 +170,32 @@ def feature_map() -> str:
     return f"{result['study']['seeds']} seeds, {result['device']}. `{result['command']}`\n\n{table}"
 
 
+def distillation() -> str:
+    """Show students alone and with a teacher, by the fraction of the training labels, after their teachers."""
+    folders = sorted((RESULTS / "distillation").iterdir())
+    studies = {each.name: read_study(f"distillation/{each.name}") for each in folders}
+    teachers, lines = studies.pop("teachers"), []
+    for name, result in studies.items():
+        (own,) = result["study"]["datasets"]
+        teacher = teachers["datasets"][own]["arms"]["pretrained"]["auc"]["runs"]
+        for each, data in result["datasets"].items():
+            means = {arm: f"{found['auc']['mean']:.3f}" for arm, found in data["arms"].items()}
+            floor = max((value for arm, value in means.items() if arm.startswith("floor-")), default="")
+            taught = [arm for arm in result["study"]["arms"] if arm != "scratch"]
+            pairs = [format_difference(select_comparison(data, arm, "scratch")) for arm in taught]
+            kind = name.removeprefix(f"{own}-")
+            lines.append([each, kind, f"{min(teacher):.3f} to {max(teacher):.3f}", floor, means["scratch"], *pairs])
+    headings = [
+        "set",
+        "teacher",
+        "AUC of the teachers",
+        "best floor",
+        "scratch",
+        *(f"{arm} - scratch" for arm in taught),
+    ]
+    return f"{result['study']['seeds']} seeds, {result['device']}. `{result['command']}`\n\n{markdown(headings, lines)}"
+
+
 def strong() -> str:
     """Show the plain networks with the strong preset and the official convolutional one."""
     results = {"ViT3D": read_results("strong-cpu"), "ResNet3D": read_results("strong-resnet-cpu")}
@@ -212,6 +238,7 @@ TABLES = (
     few_labels,
     donors,
     feature_map,
+    distillation,
     strong,
     first_epochs,
 )
