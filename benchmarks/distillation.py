@@ -52,7 +52,9 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    common = ("--seeds", options.seeds, "--jobs", options.jobs, "--dataset_dir", options.dataset_dir.resolve())
+    if not (folder / "data").exists():  # a short name in the results
+        (folder / "data").symlink_to(options.dataset_dir.resolve())
+    common = ("--seeds", options.seeds, "--jobs", options.jobs, "--dataset_dir", "data")
     teachers = folder / "teachers"
     run_study(
         teachers, "--arms", f"none,{TEACHER_ARM}", "--dataset", options.datasets, "--block", options.block, *common
