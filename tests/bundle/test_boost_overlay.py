@@ -143,7 +143,7 @@ def test_run_by_the_command_line(trained):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"overlays": ["bost"]}, FileNotFoundError, r"no such overlay, .* \(boost, booster_rates\)"),
+        ({"overlays": ["bost"]}, FileNotFoundError, r"no such overlay, .* \(boost, booster_rates, distil\)"),
         ({"overlays": ["boost"], "arm": "lora"}, ValueError, "unknown arm 'lora'; choose from mlp, none, pre"),
         ({"arm": "mlp"}, ValueError, "unknown arm 'mlp'"),
         ({"overlays": ["boost"], "att": "down"}, ValueError, "no option --att: did you mean --at?"),
