@@ -83,6 +83,7 @@ class Distiller(nn.Module):
         self.weight = weight
         self.head: nn.Module = nn.Identity()  # what is trained in addition to the student
         self.last_layer = LastLayer(student, example)
+        self.features = self.last_layer.take_features()  # of the example, for their shape
         with torch.random.fork_rng():  # a teacher's sizes; nothing of it is kept
             self.taught = teacher(example)
 
@@ -122,6 +123,7 @@ class LogitDistiller(Distiller):
     def forward(self, x: Tensor, features: Tensor, logits: Tensor) -> Lesson:
         """Return the student's and the teacher's logits."""
         own = self.student(x)
+        self.last_layer.take_features()
         return Lesson(own, own, logits)
 
     def loss(self, lesson: Lesson, labels: Tensor) -> Tensor:
@@ -141,14 +143,14 @@ class FeatureDistiller(Distiller):
         self, student: nn.Module, teacher: Teacher, example: Tensor, task_loss: nn.Module, weight: float = 1.0
     ) -> None:
         super().__init__(student, teacher, example, task_loss, weight)
-        self.head = _head(self.last_layer.features, self.taught.features)
+        self.head = _head(self.features, self.taught.features)
         self.distillation = FeatureRegression()
 
     def forward(self, x: Tensor, features: Tensor, logits: Tensor) -> Lesson:
         """Return the student's mapped features, and the teacher's."""
         own = self.student(x)
         scale = features.square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
-        return Lesson(own, self.head(self.last_layer.features), features / scale)
+        return Lesson(own, self.head(self.last_layer.take_features()), features / scale)
 
     def loss(self, lesson: Lesson, labels: Tensor) -> Tensor:
         """Return the loss of a lesson."""
@@ -184,16 +186,16 @@ class ReprogrammingDistiller(Distiller):
         unbiased: bool = True,
     ) -> None:
         super().__init__(student, teacher, example, task_loss, weight)
-        self.head = _head(self.taught.features, self.last_layer.features)
+        self.head = _head(self.taught.features, self.features)
         self.alignment = CKALoss("batch", unbiased)
         self.was_estimated = False
 
     def forward(self, x: Tensor, features: Tensor, logits: Tensor) -> Lesson:
         """Return the student's features, and the teacher's mapped to them, with the logits of both."""
         own = self.student(x)
-        mine = self.last_layer.features
+        mine = self.last_layer.take_features()
         mapped = self.head(features)
-        return Lesson(own, mine, mapped, self.last_layer.module(mapped))
+        return Lesson(own, mine, mapped, self.last_layer.classify(mapped))
 
     def loss(self, lesson: Lesson, labels: Tensor) -> Tensor:
         """Return the loss of a lesson."""

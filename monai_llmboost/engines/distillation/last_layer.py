@@ -29,7 +29,7 @@ class LastLayer:
         >>> from monai.networks.nets import resnet10
         >>> network = resnet10(spatial_dims=3, n_input_channels=1, num_classes=2)
         >>> last = LastLayer(network, torch.zeros(2, 1, 32, 32, 32))
-        >>> last.name, last.features.shape
+        >>> last.name, last.take_features().shape
         ('fc', torch.Size([2, 512]))
     """
 
@@ -62,13 +62,30 @@ class LastLayer:
             )
         self.name = found[0]
         self.module = modules[self.name]
-        self.features: Tensor
+        self._features: Tensor | None = None
         self.module.register_forward_pre_hook(self._remember)
         with in_eval_mode(network), torch.no_grad():
             network(example)
 
     def _remember(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self.features = inputs[0]
+        self._features = inputs[0]
+
+    def take_features(self) -> Tensor:
+        """Return the features of the last forward pass, and forget them: a network that holds some cannot be copied.
+
+        Raises:
+            RuntimeError: there was no forward pass since they were taken.
+        """
+        found, self._features = self._features, None
+        if found is None:
+            raise RuntimeError(f"the layer {self.name} was not called: run the network first")
+        return found
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Return the layer's logits of other features."""
+        logits: Tensor = self.module(features)
+        self._features = None
+        return logits
 
 
 def _is_same(one: Any, other: Any) -> bool:

@@ -73,7 +73,7 @@ class Teacher(nn.Module):
             self._check_alike([network(example) for network in networks])
 
     def _check_alike(self, logits: Sequence[Tensor]) -> None:
-        features = [last.features for last in self.last_layers]
+        features = [last.take_features() for last in self.last_layers]
         for number, network in enumerate(self.networks):
             if class_names_of(network) not in ([], self.class_names) or logits[number].shape != logits[0].shape:
                 raise ValueError(
@@ -94,7 +94,7 @@ class Teacher(nn.Module):
     def forward(self, x: Tensor) -> Taught:
         """Return the features and the logits of volumes (B, channels, S0, S1, S2), both in float32."""
         logits = torch.stack([network(x) for network in self.networks]).float().mean(dim=0)
-        features = [last.features.float() for last in self.last_layers]
+        features = [last.take_features().float() for last in self.last_layers]
         mean = self.combine == "mean"
         return Taught(torch.stack(features).mean(dim=0) if mean else torch.cat(features, dim=1), logits)
 

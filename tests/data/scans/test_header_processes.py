@@ -39,7 +39,7 @@ def mixed(tmp_path):
     return tmp_path
 
 
-# By "spawn" processes import everything anew, as on Windows, macOS and with later versions of Python.
+# By "spawn" processes import everything again, as on Windows, macOS and with later versions of Python.
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_processes_find_the_same(mixed, monkeypatch, method):
     made = []

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -56,9 +57,11 @@ def test_last_layer(make, size, name, shape):
     network = make()
     last = LastLayer(network, torch.zeros(2, 1, size, size, size))
     assert name in (None, last.name)
-    assert shape in (None, [*last.features.shape[1:]])
-    x = torch.rand(2, 1, size, size, size)
-    torch.testing.assert_close(network.eval()(x), last.module(last.features).reshape(network(x).shape))
+    assert shape in (None, [*last.take_features().shape[1:]])
+    with pytest.raises(RuntimeError, match="was not called: run the network first"):
+        last.take_features()
+    logits = network.eval()(torch.rand(2, 1, size, size, size))
+    torch.testing.assert_close(logits, last.module(last.take_features()).reshape(logits.shape))
 
 
 def test_a_last_layer_that_cannot_be_known():
@@ -217,6 +220,7 @@ def test_each_distillation_trains_the_student_and_nothing_of_the_teacher(kind):
     first, plain_first = (next(each.student.parameters()) for each in (distiller, weightless))
     weightless.loss(weightless(given["image"], *found), given["label"]).backward()
     assert not torch.allclose(first.grad, plain_first.grad)
+    copy.deepcopy(distiller.student)
 
 
 def test_the_loss_of_reprogramming_distillation_is_its_formula():
