@@ -10,6 +10,7 @@ from monai_llmboost.lazy import lazy_names
 if TYPE_CHECKING:
     from monai_llmboost.engines.distillation.baselines import FeatureRegression, LogitDistillation
     from monai_llmboost.engines.distillation.cka import CKALoss, linear_cka
+    from monai_llmboost.engines.distillation.decay import LinearDecay
     from monai_llmboost.engines.distillation.distillers import (
         Distiller,
         FeatureDistiller,
@@ -32,6 +33,7 @@ __all__ = [
     "FeatureRegression",
     "LastLayer",
     "Lesson",
+    "LinearDecay",
     "LogitDistillation",
     "LogitDistiller",
     "ReprogrammingDistiller",
