@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         WithoutTeacher,
     )
     from monai_llmboost.engines.distillation.last_layer import LastLayer
+    from monai_llmboost.engines.distillation.projector import Projector
     from monai_llmboost.engines.distillation.reprogramming import ReprogrammingHead
     from monai_llmboost.engines.distillation.teacher import Taught, Teacher, load_teacher
     from monai_llmboost.engines.distillation.teacher_batches import TeacherBatches
@@ -36,6 +37,7 @@ __all__ = [
     "LinearDecay",
     "LogitDistillation",
     "LogitDistiller",
+    "Projector",
     "ReprogrammingDistiller",
     "ReprogrammingHead",
     "Taught",

@@ -88,12 +88,12 @@ class ReprogrammingHead(nn.Module):
                 f"of {' or '.join(map(str, axes))}: build the head for this teacher and this stage"
             )
         if self.size is not None and [*x.shape[2:]] != self.size:
-            x = _resampled(x, self.size)
+            x = resampled(x, self.size)
         z = self.linear(x)
         return z + self.residual(z)
 
 
-def _resampled(x: Tensor, size: list[int]) -> Tensor:
+def resampled(x: Tensor, size: list[int]) -> Tensor:
     """Resample feature maps to a grid: the mean of voxels where it is coarser, interpolated where it is finer."""
     coarser = [min(there, wanted) for there, wanted in zip(x.shape[2:], size, strict=True)]
     pooled: Tensor = Pool[Pool.ADAPTIVEAVG, len(size)](coarser)(x)
