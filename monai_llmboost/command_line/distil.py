@@ -9,15 +9,14 @@ from typing import Annotated, Any
 import typer
 
 from monai_llmboost.bundle import Option, bundle_path, job_configs, merged
-from monai_llmboost.bundle.content import value_at
 from monai_llmboost.command_line.bundles import Overlay
 from monai_llmboost.command_line.scan_plan import Data
 from monai_llmboost.command_line.training import Folder, prepare_data, run_job
 
 OVERLAY = "distil"
-# Key of the loader of the training cases without augmentation.
-UNAUGMENTED = "train#unaugmented"
-METHODS = "rd (reprogramming distillation), logit or feature"
+# Key under "train" of the loader of the training cases without augmentation; null for a training on patches.
+UNAUGMENTED = "unaugmented"
+METHODS = "rd (reprogramming distillation), drd (the same at several stages), logit or feature"
 
 
 def distil(
@@ -44,14 +43,15 @@ def distil(
     the same classes and on volumes of the same preprocessing; its test cases
     must not be among those of the student's training. An interrupted training
     is resumed with --resume True. Further options are listed below, and the
-    method's own are --distil_weight, --temperature (logit) and --teacher_sees
-    (plain: each case once, or augmented: each batch as the student sees it).
+    method's own are --distil_weight, --temperature (logit), --teacher_stages
+    and --student_stages (drd) and --teacher_sees (plain: each case once; or
+    augmented: each batch as the student sees it, as always with patches).
     """
     place = bundle_path(bundle) if data is None or Path(bundle).exists() else None
-    if place is not None and value_at(merged(job_configs(place, "train")), UNAUGMENTED) is None:
+    if place is not None and UNAUGMENTED not in merged(job_configs(place, "train"))["train"]:
         raise ValueError(
-            f"the bundle {bundle} has no {UNAUGMENTED}, the training cases as the teacher sees them: distil trains "
-            "classifications, with a copy of a bundle of this version"
+            f"the bundle {bundle} has no train#{UNAUGMENTED}, the training cases as the teacher sees them: take a copy "
+            "of a bundle of this version"
         )
     prepare_data(data, bundle, context.args)
     folders: Any = teacher[0] if len(teacher) == 1 else teacher

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from monai_llmboost.engines.distillation.baselines import FeatureRegression, LogitDistillation
     from monai_llmboost.engines.distillation.cka import CKALoss, linear_cka
     from monai_llmboost.engines.distillation.decay import LinearDecay
+    from monai_llmboost.engines.distillation.deep import DeepLesson, DeepReprogrammingDistiller
     from monai_llmboost.engines.distillation.distillers import (
+        Alignment,
         Distiller,
         FeatureDistiller,
         Lesson,
@@ -22,13 +24,19 @@ if TYPE_CHECKING:
     from monai_llmboost.engines.distillation.last_layer import LastLayer
     from monai_llmboost.engines.distillation.projector import Projector
     from monai_llmboost.engines.distillation.reprogramming import ReprogrammingHead
+    from monai_llmboost.engines.distillation.stage_choice import find_stages
+    from monai_llmboost.engines.distillation.stages import ContinuedStages, Stages
     from monai_llmboost.engines.distillation.teacher import Taught, Teacher, load_teacher
     from monai_llmboost.engines.distillation.teacher_batches import TeacherBatches
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
+    "Alignment",
     "CKALoss",
+    "ContinuedStages",
+    "DeepLesson",
+    "DeepReprogrammingDistiller",
     "Distiller",
     "FeatureDistiller",
     "FeatureRegression",
@@ -40,10 +48,12 @@ __all__ = [
     "Projector",
     "ReprogrammingDistiller",
     "ReprogrammingHead",
+    "Stages",
     "Taught",
     "Teacher",
     "TeacherBatches",
     "WithoutTeacher",
+    "find_stages",
     "linear_cka",
     "load_teacher",
 ]

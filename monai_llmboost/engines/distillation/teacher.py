@@ -13,21 +13,30 @@ from torch import Tensor, nn
 from monai_llmboost.arguments import check_choice
 from monai_llmboost.artifacts.digests import tensors_digest
 from monai_llmboost.engines.distillation.last_layer import LastLayer
+from monai_llmboost.engines.distillation.stage_choice import TOKENS
+from monai_llmboost.engines.distillation.stages import Pass, Stages
 from monai_llmboost.engines.trained_folder import OpenedFolder
 from monai_llmboost.engines.trained_weights import TrainedWeights
 from monai_llmboost.networks.class_names import class_names_of
+from monai_llmboost.networks.joints import DEEPEST
 
 
 class Taught(NamedTuple):
     """What a teacher makes of a batch.
 
     Args:
-        features: the features before its last layer, (B, F) or (B, C, S0, S1, S2).
+        features: the features before its last layer, (B, F) or (B, C, S0, S1, S2); (B, 0) if it is not known.
         logits: its logits, (B, classes, ...).
+        stages: the features of its stages, if it has some.
     """
 
     features: Tensor
     logits: Tensor
+    stages: tuple[Tensor, ...] = ()
+
+    def tensors(self) -> list[Tensor]:
+        """Return the features, the logits and the features of the stages."""
+        return [self.features, self.logits, *self.stages]
 
 
 class Teacher(nn.Module):
@@ -41,9 +50,11 @@ class Teacher(nn.Module):
         class_names: names of the classes in the order of the logits; ``None`` for those of the first network.
         combine: how the features of several networks are combined: ``"mean"``, or ``"concatenate"`` along the axis 1,
             because the features of networks with different seeds have nothing in common.
+        stages: names of modules whose features deep distillation needs too; ``"deepest"`` for those of
+            :func:`monai_llmboost.engines.distillation.find_stages`; ``None`` for no stages.
 
     Raises:
-        ValueError: no network; networks with other classes, or other features, than the first.
+        ValueError: no network; networks with other classes, or other features, than the first; no such stages.
 
     Example:
         >>> from monai.networks.nets import resnet10
@@ -59,6 +70,7 @@ class Teacher(nn.Module):
         example: Tensor,
         class_names: Sequence[str] | None = None,
         combine: str = "concatenate",
+        stages: Sequence[str] | str | None = None,
     ) -> None:
         super().__init__()
         check_choice("combine", combine, ("mean", "concatenate"))
@@ -68,12 +80,44 @@ class Teacher(nn.Module):
         self.class_names = class_names_of(networks[0]) if class_names is None else list(class_names)
         self.combine = combine
         self.digest = tensors_digest(self.networks.state_dict())
-        self.last_layers = [LastLayer(network, example) for network in networks]
+        self.last_layers: list[LastLayer] = []
+        self.why_no_features = ""
+        try:
+            self.last_layers = [LastLayer(network, example) for network in networks]
+        except ValueError as error:  # logits and stages can be read all the same
+            self.why_no_features = str(error)
+        self.stages = [] if stages is None else [Stages(each, stage_names(stages), example) for each in networks]
         with torch.no_grad():
-            self._check_alike([network(example) for network in networks])
+            passes = self._run(example)
+            self._check_alike([each.output for each in passes])
+            self._check_stages([each.features for each in passes])
+
+    @property
+    def num_stages(self) -> int:
+        """Return the number of stages."""
+        return len(self.stages[0].names) if self.stages else 0
+
+    def _run(self, x: Tensor) -> list[Pass]:
+        """Run all networks."""
+        return [stages.run(x) for stages in self.stages] or [Pass(network(x)) for network in self.networks]
+
+    def _check_stages(self, features: Sequence[Sequence[Tensor]]) -> None:
+        """Raise ValueError unless the features of all networks at a stage can be combined."""
+        for number, several in enumerate(features):
+            if len(several) != len(features[0]):
+                raise ValueError(
+                    f"teacher {number + 1} has {len(several)} stages, and the first {len(features[0])}: name the stages"
+                )
+            for stage, (one, first) in enumerate(zip(several, features[0])):
+                if _without_width(one, self.combine) != _without_width(first, self.combine):
+                    raise ValueError(
+                        f"teacher {number + 1} has features {list(one.shape[1:])} at the stage "
+                        f"{self.stages[number].names[stage]!r}, and the first {list(first.shape[1:])} at "
+                        f"{self.stages[0].names[stage]!r}: give networks of one kind, or other stages"
+                    )
 
     def _check_alike(self, logits: Sequence[Tensor]) -> None:
-        features = [last.take_features() for last in self.last_layers]
+        features = [last.take_features() for last in self.last_layers] or [logits[0].new_zeros(1, 0)] * len(logits)
         for number, network in enumerate(self.networks):
             if class_names_of(network) not in ([], self.class_names) or logits[number].shape != logits[0].shape:
                 raise ValueError(
@@ -93,10 +137,30 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Taught:
         """Return the features and the logits of volumes (B, channels, S0, S1, S2), both in float32."""
-        logits = torch.stack([network(x) for network in self.networks]).float().mean(dim=0)
-        features = [last.take_features().float() for last in self.last_layers]
-        mean = self.combine == "mean"
-        return Taught(torch.stack(features).mean(dim=0) if mean else torch.cat(features, dim=1), logits)
+        passes = self._run(x)
+        logits = torch.stack([each.output for each in passes]).float().mean(dim=0)
+        features = [last.take_features() for last in self.last_layers] or [logits.new_zeros(len(logits), 0)]
+        return Taught(
+            self._combined(features), logits, tuple(map(self._combined, zip(*(each.features for each in passes))))
+        )
+
+    def _combined(self, features: Sequence[Tensor]) -> Tensor:
+        several = [each.float() for each in features]
+        if self.combine == "mean":
+            return torch.stack(several).mean(dim=0)
+        return torch.cat(several, dim=_width_axis(several[0]))
+
+
+def stage_names(stages: Sequence[str] | str | None) -> list[str] | None:
+    """Return names of stages, of a list or of names with commas between them; ``None`` for ``"deepest"`` or ``None``.
+
+    Example:
+        >>> stage_names("layer2, layer3"), stage_names("deepest")
+        (['layer2', 'layer3'], None)
+    """
+    if stages is None or stages == DEEPEST:
+        return None
+    return [name.strip() for name in stages.split(",")] if isinstance(stages, str) else [str(name) for name in stages]
 
 
 def load_teacher(
@@ -106,6 +170,7 @@ def load_teacher(
     device: torch.device | str = "cpu",
     loader: Any = None,
     combine: str = "concatenate",
+    stages: Sequence[str] | str | None = None,
 ) -> Teacher:
     """Load a teacher from the folder of a training, or from several as an ensemble.
 
@@ -118,11 +183,12 @@ def load_teacher(
         loader: the student's validation cases. The teacher must have been trained with their preprocessing, and with
             the same division into folds, or it would have seen them; ``None`` compares neither.
         combine: see :class:`Teacher`.
+        stages: see :class:`Teacher`.
 
     Raises:
         FileNotFoundError: no folder, bundle or weights.
         ValueError: a teacher for another task, another order of the classes, other volumes, another preprocessing or
-            another division of the cases.
+            another division of the cases; no such stages.
     """
     several = [folders] if isinstance(folders, (str, Path)) else list(folders or ())
     if not several:
@@ -134,7 +200,7 @@ def load_teacher(
             networks.append(_trained(folder, device, loader))
             _check_task(folder, class_names_of(networks[-1]), list(class_names))
             _check_input(folder, networks[-1], example)
-    return Teacher(networks, example, class_names, combine)
+    return Teacher(networks, example, class_names, combine, stages)
 
 
 def _trained(folder: Path, device: torch.device | str, loader: Any) -> nn.Module:
@@ -169,3 +235,14 @@ def _check_input(folder: Path, network: nn.Module, example: Tensor) -> None:
 
 def _named(names: Sequence[str], logits: Tensor) -> str:
     return ", ".join(names) or f"{logits.shape[1]} classes"
+
+
+def _width_axis(features: Tensor) -> int:
+    """Return the axis of the features: the last one of tokens (B, N, C), and the axis 1 otherwise."""
+    return 2 if features.dim() == TOKENS else 1
+
+
+def _without_width(features: Tensor, combine: str) -> list[int]:
+    """Return the shape that features must share with others, to be combined with them."""
+    shape = list(features.shape)
+    return shape if combine == "mean" else [size for axis, size in enumerate(shape) if axis != _width_axis(features)]

@@ -22,7 +22,7 @@ from monai_llmboost.artifacts.digests import tensors_digest
 from monai_llmboost.artifacts.files import atomic_path
 from monai_llmboost.bundle.contract import IMAGE
 from monai_llmboost.data.labels import CASE
-from monai_llmboost.engines.distillation.teacher import Taught, Teacher
+from monai_llmboost.engines.distillation.teacher import Teacher
 
 FILE = "teacher-{}.safetensors"
 
@@ -37,7 +37,7 @@ class TeacherBatches(PrepareBatch):
 
     Args:
         teacher: the teacher.
-        sees: ``"plain"`` or ``"augmented"``.
+        sees: ``"plain"`` or ``"augmented"``; ``None``: plain if there is a loader.
         loader: for a plain teacher, batches with ``"image"`` and ``"case"`` of all training cases, not augmented.
         cache_dir: folder of the files; ``None`` keeps what the teacher makes in memory.
         progress: show a progress bar while the teacher runs.
@@ -59,20 +59,24 @@ class TeacherBatches(PrepareBatch):
     def __init__(
         self,
         teacher: Teacher,
-        sees: str = "plain",
+        sees: str | None = None,
         loader: Iterable[Mapping[str, Any]] | None = None,
         cache_dir: str | Path | None = None,
         progress: bool = False,
     ) -> None:
-        check_choice("teacher_sees", sees, ("plain", "augmented"))
+        if sees is not None:
+            check_choice("teacher_sees", sees, ("plain", "augmented"))
         if sees == "plain" and loader is None:
-            raise ValueError("a teacher that sees plain volumes needs a loader of them: give it, or sees='augmented'")
+            raise ValueError(
+                "a teacher that sees plain volumes needs a loader of them, which a training on patches has not: choose "
+                "teacher_sees augmented"
+            )
         self.teacher = teacher
-        self.loader = loader if sees == "plain" else None
+        self.loader = None if sees == "augmented" else loader
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.progress = progress
         self._rows: dict[str, int] = {}
-        self._kept: Taught | None = None
+        self._kept: dict[str, Tensor] = {}
 
     def __call__(
         self,
@@ -84,16 +88,16 @@ class TeacherBatches(PrepareBatch):
         """Return the images, the labels and the teacher's features and logits of a batch."""
         image, label = default_prepare_batch(dict(batchdata), device, non_blocking, **named)
         if self.loader is None:
-            return image, label, tuple(self.teacher(image)), {}
-        if self._kept is None:
+            return image, label, tuple(self.teacher(image).tensors()), {}
+        if not self._kept:
             with torch.random.fork_rng():  # a loader may draw numbers, and training goes on as without it
                 self._kept = self._prepare(self.loader)
         if missing := [case for case in batchdata[CASE] if case not in self._rows]:
             raise ValueError(f"the teacher has not seen the case {missing[0]!r}: give it all the training cases")
         rows = torch.tensor([self._rows[case] for case in batchdata[CASE]])
-        return image, label, tuple(part[rows].to(image.device, non_blocking=True) for part in self._kept), {}
+        return image, label, tuple(part[rows].to(image.device, non_blocking=True) for part in self._kept.values()), {}
 
-    def _prepare(self, loader: Iterable[Mapping[str, Any]]) -> Taught:
+    def _prepare(self, loader: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Return what the teacher makes of all cases, from the file if there is one."""
         if self.cache_dir is None:
             return self._read_cases(loader)
@@ -103,25 +107,30 @@ class TeacherBatches(PrepareBatch):
             taught = self._read_cases(loader)
             file.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(file) as path:
-                save_file(taught._asdict(), path, {"key": key, "cases": json.dumps(list(self._rows))})
+                save_file(taught, path, {"key": key, "cases": json.dumps(list(self._rows))})
         idist.barrier()
         return self._load(file, key)
 
     def _key(self, loader: Iterable[Mapping[str, Any]]) -> str:
         """Return the digest of the teacher's weights, and of the cases and their images."""
-        digest = hashlib.sha256(f"{self.teacher.digest} {self.teacher.combine}".encode())
+        stages = [stages.names for stages in self.teacher.stages]
+        digest = hashlib.sha256(f"{self.teacher.digest} {self.teacher.combine} {stages or ''}".rstrip().encode())
         for names, images in self._cases(loader, "cases of the teacher"):
             digest.update(f"{json.dumps(names)} {tensors_digest({IMAGE: images})}".encode())
         return digest.hexdigest()
 
-    def _read_cases(self, loader: Iterable[Mapping[str, Any]]) -> Taught:
+    def _read_cases(self, loader: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
         device = next(self.teacher.parameters()).device
-        found: list[Taught] = []
+        found: list[list[Tensor]] = []
         self._rows = {}
         for names, images in self._cases(loader, "teacher"):
-            found.append(Taught(*(part.cpu() for part in self.teacher(images.to(device)))))
+            found.append([part.cpu() for part in self.teacher(images.to(device)).tensors()])
             self._rows |= {name: len(self._rows) + row for row, name in enumerate(names)}
-        return Taught(*(torch.cat(parts).contiguous() for parts in zip(*found)))
+        return {name: torch.cat(parts).contiguous() for name, parts in zip(self._names(), zip(*found))}
+
+    def _names(self) -> list[str]:
+        """Return names of what the teacher makes of a batch, in the order of the tensors."""
+        return ["features", "logits", *(f"stage{number}" for number in range(self.teacher.num_stages))]
 
     def _cases(self, loader: Iterable[Mapping[str, Any]], what: str) -> Iterator[tuple[list[str], Tensor]]:
         """Yield names and images of cases in batches, each case once: a training with few labels repeats them.
@@ -141,7 +150,7 @@ class TeacherBatches(PrepareBatch):
             if new:
                 yield [str(batch[CASE][row]) for row in new], batch[IMAGE][new]
 
-    def _load(self, file: Path, key: str) -> Taught:
+    def _load(self, file: Path, key: str) -> dict[str, Tensor]:
         """Return what a file holds; its tensors are read when they are used.
 
         Raises:
@@ -154,7 +163,7 @@ class TeacherBatches(PrepareBatch):
             kept = load_file(file)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{file} cannot be read ({error}): {remedy}") from error
-        if about.get("key") != key or kept.keys() != {*Taught._fields}:
+        if about.get("key") != key or kept.keys() != {*self._names()}:
             raise ValueError(f"{file} is of another teacher, or of other cases: {remedy}")
         self._rows = {name: row for row, name in enumerate(json.loads(about["cases"]))}
-        return Taught(**kept)
+        return {name: kept[name] for name in self._names()}

@@ -177,7 +177,7 @@ def test_cases_that_the_teacher_has_not_seen():
     with pytest.raises(ValueError, match="two cases of the teacher have the name 'one': give each case its own"):
         TeacherBatches(teacher(), "plain", [twice])(twice, "cpu")
     with pytest.raises(ValueError, match="a teacher that sees plain volumes needs a loader of them"):
-        TeacherBatches(teacher())
+        TeacherBatches(teacher(), "plain")
     with pytest.raises(ValueError, match="unknown teacher_sees 'all'; choose from plain, augmented"):
         TeacherBatches(teacher(), "all")
 
@@ -259,5 +259,7 @@ def test_wrong_arguments():
         with pytest.raises(ValueError, match="distil_weight must be a number above 0"):
             LogitDistiller(student(), teacher(), EXAMPLE, nn.CrossEntropyLoss(), weight=weight)  # type: ignore[arg-type]
     masks = Teacher([SegResNet(3, 8, 1, 2, blocks_down=(1, 1), blocks_up=(1,))], EXAMPLE, ["a", "b"])
-    with pytest.raises(ValueError, match=r"features of shape \[8, 16, 16, 16\] cannot be mapped to \[16\]"):
+    with pytest.raises(
+        ValueError, match=r"logits are of shape \[2, 16, 16, 16\], and the student's \[2\]: give networks"
+    ):
         ReprogrammingDistiller(student(), masks, EXAMPLE, nn.CrossEntropyLoss())

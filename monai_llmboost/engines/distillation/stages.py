@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stages of a network: modules whose output is read, and from which the network is run on with other features."""
+
+from __future__ import annotations
+
+import difflib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from monai_llmboost.engines.distillation.stage_choice import MOST, Call, choose, trace
+from monai_llmboost.networks.trial import in_eval_mode
+from monai_llmboost.networks.wrappers import unwrap
+
+
+@dataclass
+class Pass:
+    """A forward pass.
+
+    Args:
+        output: the network's output.
+        features: the output of each stage.
+        recorded: outputs of modules that :meth:`Stages.run_from` needs, by name, in the order of the calls.
+    """
+
+    output: Any
+    features: list[Tensor] = field(default_factory=list)
+    recorded: dict[str, list[Any]] = field(default_factory=dict)
+
+
+class Stages:
+    """Named modules of a network, whose features are read in a forward pass.
+
+    The network stays as it is between two passes, so that it can be copied, saved and exported.
+
+    Args:
+        network: any network.
+        names: names of modules, as in ``network.named_modules()``; ``None``: see :func:`find_stages`.
+        example: input of the network for a trial run, (B, channels, S0, S1, S2).
+        most: the number of stages that are chosen, the last ones.
+
+    Raises:
+        ValueError: no such module, one that is not called once, or that does not return one tensor.
+
+    Example:
+        >>> from monai.networks.nets import resnet10
+        >>> network = resnet10(spatial_dims=3, n_input_channels=1, num_classes=2)
+        >>> stages = Stages(network, None, torch.zeros(2, 1, 32, 32, 32))
+        >>> stages.names, [list(features.shape) for features in stages.run(torch.zeros(2, 1, 32, 32, 32)).features]
+        (['layer2', 'layer3', 'layer4'], [[2, 128, 8, 8, 8], [2, 256, 4, 4, 4], [2, 512, 2, 2, 2]])
+    """
+
+    def __init__(self, network: nn.Module, names: Sequence[str] | None, example: Tensor, most: int = MOST) -> None:
+        self.network: nn.Module = unwrap(network)
+        self.kind = type(self.network).__name__
+        self.modules = dict(self.network.named_modules(remove_duplicate=False))
+        # Modules whose outputs are recorded in a pass, with the number of their calls that count.
+        self.recorded: dict[str, int] = {}
+        self.most = most
+        self._take(trace(self.network, example), names)
+
+    def _take(self, calls: Sequence[Call], names: Sequence[str] | None, without: Iterable[str] = ()) -> list[Call]:
+        """Take the stages of these names, or choose some, and return their calls."""
+        self.names = choose(calls, self.most, self.kind, without) if names is None else [str(name) for name in names]
+        taken = [self._call_of(name, calls) for name in self.names]
+        if not taken or len({call.name for call in taken}) < len(taken):
+            raise ValueError(f"the stages {', '.join(self.names) or '(none)'} of {self.kind}: name each stage once")
+        return taken
+
+    def _call_of(self, name: str, calls: Sequence[Call]) -> Call:
+        if not name or name not in self.modules:
+            near = difflib.get_close_matches(name, [each for each in self.modules if each], n=3)
+            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "see network.named_modules()"
+            raise ValueError(f"{self.kind} has no stage {name!r}: {hint}")
+        found = [call for call in calls if self.modules[call.name] is self.modules[name]]
+        if len(found) != 1 or not isinstance(found[0].output, Tensor):
+            what = f"is called {len(found)} times" if len(found) != 1 else "does not return one tensor"
+            raise ValueError(f"the stage {name!r} of {self.kind} {what}: name a module around it, or another one")
+        return found[0]
+
+    def run(self, x: Tensor) -> Pass:
+        """Run the network."""
+        this = Pass(None)
+        with ExitStack() as hooks:
+            for name in self.recorded:
+                kept = this.recorded.setdefault(name, [])
+                hooks.callback(self.modules[name].register_forward_hook(_keeper(kept)).remove)
+            features: list[list[Tensor]] = [[] for _ in self.names]
+            for name, kept in zip(self.names, features):
+                hooks.callback(self.modules[name].register_forward_hook(_keeper(kept, copied=True)).remove)
+            this.output = self.network(x)
+        this.features = [kept[0] for kept in features]
+        return this
+
+
+class ContinuedStages(Stages):
+    """Stages from which a network can be run on, as if they had returned other features.
+
+    What the network computed before the stage is taken from a pass and not computed again, such as the encoder's
+    features that the decoder of a U-Net reads. Running statistics of batch normalization stay as the pass left them.
+
+    Arguments as in :class:`Stages`.
+
+    Raises:
+        ValueError: see :class:`Stages`; a stage that the output does not depend on, or from which the network cannot be
+            run on.
+
+    Example:
+        >>> from monai.networks.nets import resnet10
+        >>> x = torch.rand(2, 1, 32, 32, 32)
+        >>> stages = ContinuedStages(resnet10(spatial_dims=3, n_input_channels=1, num_classes=2).eval(), ["layer3"], x)
+        >>> this = stages.run(x)
+        >>> torch.equal(stages.run_from(0, this.features[0], this, x), this.output)
+        True
+    """
+
+    def __init__(self, network: nn.Module, names: Sequence[str] | None, example: Tensor, most: int = MOST) -> None:
+        super().__init__(network, names, example, most)
+        x = torch.rand(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
+        calls, unfit = trace(self.network, example), dict[str, str]()
+        while True:
+            self.before = [_finished_before(calls, call) for call in self._take(calls, names, unfit)]
+            self.recorded = {}
+            for name, count in (item for before in self.before for item in before.items()):
+                self.recorded[name] = max(count, self.recorded.get(name, 0))
+            found = self._unfit(x)
+            if not found:
+                break
+            unfit |= found
+            if names is not None:
+                raise ValueError(next(iter(found.values())))
+
+    def _unfit(self, x: Tensor) -> dict[str, str]:
+        """Return the stages from which the network cannot be run on, and why."""
+        unfit = {}
+        with in_eval_mode(self.network), torch.no_grad():
+            this = self.run(x)
+            for number, (name, features) in enumerate(zip(self.names, this.features)):
+                other = torch.randn(features.shape, generator=torch.Generator().manual_seed(number)).to(features)
+                if not _are_equal(self.run_from(number, features, this, x), this.output):
+                    unfit[name] = (
+                        f"{self.kind} cannot be run on from the stage {name!r}, because it uses more of it than its "
+                        "output: name another module, such as one around it"
+                    )
+                elif _are_equal(self.run_from(number, other, this, x), this.output):
+                    unfit[name] = f"the output of {self.kind} does not depend on the stage {name!r}: leave it out"
+        return unfit
+
+    def run_from(self, number: int, features: Tensor, this: Pass, x: Tensor) -> Any:
+        """Return the network's output with other features at a stage.
+
+        Args:
+            number: index of the stage.
+            features: what the stage returns instead, of the shape of its own features.
+            this: the pass of ``x``; gradients reach what was computed before the stage through it.
+            x: input of the network.
+
+        Raises:
+            ValueError: features of another shape.
+        """
+        own = this.features[number]
+        if features.shape != own.shape:
+            raise ValueError(
+                f"features {list(features.shape[1:])} do not fit the stage {self.names[number]!r} of {self.kind}, "
+                f"{list(own.shape[1:])}: map them to this shape"
+            )
+        with ExitStack() as changes:
+            changes.enter_context(_kept_statistics(self.network))
+            for name, count in self.before[number].items():
+                changes.enter_context(_returning(self.modules[name], this.recorded[name][:count]))
+            # A copy, because the next layer may change its input in place.
+            changes.enter_context(_returning(self.modules[self.names[number]], [features.clone()]))
+            return self.network(x)
+
+
+def _finished_before(calls: Sequence[Call], stage: Call) -> dict[str, int]:
+    """Return the modules that are finished before a stage begins, with the number of their calls until then.
+
+    Parts of such a module are left out: they are not called if it is not.
+    """
+    found: dict[str, int] = {}
+    for call in calls:
+        is_outermost = call.parent is None or (call.parent.entered < stage.entered and stage.left < call.parent.left)
+        if call.left < stage.entered and is_outermost:
+            found[call.name] = found.get(call.name, 0) + 1
+    return found
+
+
+def _keeper(kept: list[Any], copied: bool = False) -> Callable[..., None]:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        # The next layer may change its input in place.
+        kept.append(output.clone() if copied else output)
+
+    return hook
+
+
+@contextmanager
+def _returning(module: nn.Module, outputs: Sequence[Any]) -> Iterator[None]:
+    """Let the first calls of a module return given outputs, and further ones compute theirs."""
+    left = deque(outputs)
+    own = module.forward
+
+    def forward(*inputs: Any, **named: Any) -> Any:
+        return left.popleft() if left else own(*inputs, **named)
+
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        del module.__dict__["forward"]
+
+
+@contextmanager
+def _kept_statistics(network: nn.Module) -> Iterator[None]:
+    """Let batch normalization in training use the statistics of its batch, and not add them to the running ones."""
+    changed = [
+        module
+        for module in network.modules()
+        if isinstance(module, _BatchNorm) and module.training and module.track_running_stats
+    ]
+    for module in changed:
+        module.track_running_stats = False
+    try:
+        yield
+    finally:
+        for module in changed:
+            module.track_running_stats = True
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and torch.equal(one.nan_to_num(), other.nan_to_num())
+    return len(one) == len(other) and all(map(_are_equal, one, other))
