@@ -140,7 +140,7 @@ def test_another_teacher_does_not_resume(teacher, tmp_path):
     [
         (["--teacher", "nowhere"], "there is no teacher at nowhere: give --teacher the folder of a training"),
         (["--teacher", "empty"], "empty"),
-        (["--teacher", "TEACHER", "--method", "best"], "unknown arm 'best'; choose from feature, logit, rd, scratch"),
+        (["--teacher", "TEACHER", "--method", "best"], "unknown arm 'best'; choose from booster, drd, feature, logit"),
         (["--teacher", "TEACHER", "--size", 12], "does not take the volumes of the student"),
         (["--teacher", "TEACHER", "--distil_weight", 0], "distil_weight must be a number above 0, not 0"),
         (["--teacher", "TEACHER", "--method", "logit", "--temperature", -1], "temperature must be a number above 0"),

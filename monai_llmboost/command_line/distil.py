@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from monai_llmboost.bundle import Option, bundle_path, job_configs, merged
+from monai_llmboost.bundle import Option, bundle_path, job_configs, merged, uses_key
+from monai_llmboost.command_line.bundle_help import DEFAULTS
 from monai_llmboost.command_line.bundles import Overlay
 from monai_llmboost.command_line.scan_plan import Data
 from monai_llmboost.command_line.training import Folder, prepare_data, run_job
@@ -16,19 +17,22 @@ from monai_llmboost.command_line.training import Folder, prepare_data, run_job
 OVERLAY = "distil"
 # Key under "train" of the loader of the training cases without augmentation; null for a training on patches.
 UNAUGMENTED = "unaugmented"
-METHODS = "rd (reprogramming distillation), drd (the same at several stages), logit or feature"
+METHODS = (
+    "rd (reprogramming distillation), drd (the same at several stages), logit or feature; without a teacher booster, "
+    "in training only, or scratch"
+)
 
 
 def distil(
     context: typer.Context,
     bundle: Folder,
     teacher: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             help="Folder in which the teacher was trained, such as of a bundle or a run of a study; several of them, "
             "each with its own --teacher, are an ensemble."
         ),
-    ],
+    ] = None,
     student: Annotated[
         str | None, typer.Option(help="The network to train, one of the bundle such as resnet; default: its own.")
     ] = None,
@@ -36,7 +40,7 @@ def distil(
     data: Data = None,
     overlay: Overlay = None,
 ) -> None:
-    """Train a light student with a trained teacher, such as a boosted network.
+    """Train a light student with a trained teacher, or with a booster in training only.
 
     The student has no booster and needs no teacher afterwards: evaluate,
     predict and study use its folder as any other. The teacher was trained for
@@ -45,14 +49,32 @@ def distil(
     is resumed with --resume True. Further options are listed below, and the
     method's own are --distil_weight, --temperature (logit), --teacher_stages
     and --student_stages (drd) and --teacher_sees (plain: each case once; or
-    augmented: each batch as the student sees it, as always with patches).
+    augmented: each batch as the student sees it, as always with patches); of
+    the method booster --block, --at, --booster_dropout and --booster_decay.
     """
-    place = bundle_path(bundle) if data is None or Path(bundle).exists() else None
-    if place is not None and UNAUGMENTED not in merged(job_configs(place, "train"))["train"]:
+    overlays = [*(overlay or ()), OVERLAY]
+    if data is None or Path(bundle).exists():
+        _check_teacher(bundle, method, teacher, overlays)
+    else:  # it will be made from the data
+        _check_teacher(DEFAULTS[OVERLAY], method, teacher, [OVERLAY])
+    prepare_data(data, bundle, context.args)
+    given: dict[str, Any] = {}
+    if teacher:
+        given[Option.TEACHER] = teacher[0] if len(teacher) == 1 else teacher
+    run_job(context, "train", bundle, method, student, overlays, given)
+
+
+def _check_teacher(bundle: str, method: str, teacher: list[str] | None, overlays: list[str]) -> None:
+    """Refuse a method without its teacher, a teacher without effect, and a bundle without cases for the teacher."""
+    configs = job_configs(bundle_path(bundle), "train", method, overlays=overlays)
+    if not uses_key(configs, Option.TEACHER):
+        if teacher:
+            raise ValueError(f"the method {method} has no teacher: leave out --teacher, or choose another --method")
+        return
+    if not teacher:
+        raise ValueError(f"the method {method} has a teacher: give --teacher the folder of a training")
+    if UNAUGMENTED not in merged(configs)["train"]:
         raise ValueError(
             f"the bundle {bundle} has no train#{UNAUGMENTED}, the training cases as the teacher sees them: take a copy "
             "of a bundle of this version"
         )
-    prepare_data(data, bundle, context.args)
-    folders: Any = teacher[0] if len(teacher) == 1 else teacher
-    run_job(context, "train", bundle, method, student, [*(overlay or ()), OVERLAY], {Option.TEACHER: folders})

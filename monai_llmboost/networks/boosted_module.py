@@ -51,7 +51,7 @@ class BoostedModule(nn.Module):
         self.inner = inner
         self.booster = booster
         self.before = before
-        self.form = features.form
+        self.form, self.channels = features.form, features.channels
         self.boosts_tokens = features.form == "tokens"
         self.takes_two = features.inputs == 2
         self.token_stride = token_stride

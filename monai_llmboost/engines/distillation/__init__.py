@@ -9,6 +9,7 @@ from monai_llmboost.lazy import lazy_names
 
 if TYPE_CHECKING:
     from monai_llmboost.engines.distillation.baselines import FeatureRegression, LogitDistillation
+    from monai_llmboost.engines.distillation.booster_in_training import BoosterInTraining
     from monai_llmboost.engines.distillation.cka import CKALoss, linear_cka
     from monai_llmboost.engines.distillation.decay import LinearDecay
     from monai_llmboost.engines.distillation.deep import DeepLesson, DeepReprogrammingDistiller
@@ -33,6 +34,7 @@ else:
 
 __all__ = [
     "Alignment",
+    "BoosterInTraining",
     "CKALoss",
     "ContinuedStages",
     "DeepLesson",
