@@ -20,6 +20,7 @@ from typing import Any
 from monai_llmboost.arguments import check_choice, check_switch, check_whole, is_whole
 from monai_llmboost.bundle.content import check_place, merged, read_config, set_at, value_at
 from monai_llmboost.bundle.contract import DESCRIPTIONS, METADATA, NETWORKS, PLAN, PLAN_DESCRIPTION, STUDIES
+from monai_llmboost.bundle.find import overlay_file
 from monai_llmboost.bundle.words import is_computed
 
 # Options of `monai.bundle run` itself, for experiment tracking.
@@ -128,17 +129,21 @@ def check_options(configs: list[Path], overrides: Mapping[str, Any]) -> None:
         _check_relation(content, key, rule)
 
 
-def check_early(folder: Path, options: Mapping[str, Any]) -> None:
+def check_early(folder: Path, options: Mapping[str, Any], overlays: Iterable[str] = ()) -> None:
     """Refuse options before slow work that does not need them, as far as they are wrong for every job of a bundle.
 
     Args:
         folder: the ``configs`` of the bundle.
         options: keys, with their values.
+        overlays: names of overlays, which have keys of their own, as their arms do.
 
     Raises:
+        FileNotFoundError: there is no such overlay.
         ValueError: a key that no config has, or a value that ``options.json`` does not allow.
     """
     files = [file for file in folder.rglob("*.json") if file.name not in (DESCRIPTIONS, METADATA, STUDIES)]
+    for overlay in (overlay_file(folder.parent, name) for name in overlays):
+        files += [overlay, *overlay.with_suffix("").glob("*.json")]
     known = {*MONAI_OPTIONS, "logging_file"}
     for file in files:
         with suppress(ValueError, OSError):  # one that is no config; a job reports those that it needs

@@ -121,7 +121,7 @@ def cost(
     --batch_size N, --hidden_size N ... Nothing is trained and no data are read.
     """
     if data is not None:
-        plan_scans(data, bundle, context.args)
+        plan_scans(data, bundle, context.args, overlay or ())
     folder = bundle_path(bundle)
     chosen = {} if network is None else {Option.NETWORK: network}
     named, expression = split_network(folder, chosen)

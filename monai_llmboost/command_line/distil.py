@@ -57,7 +57,7 @@ def distil(
         _check_teacher(bundle, method, teacher, overlays)
     else:  # it will be made from the data
         _check_teacher(DEFAULTS[OVERLAY], method, teacher, [OVERLAY])
-    prepare_data(data, bundle, context.args)
+    prepare_data(data, bundle, context.args, [*(overlay or ()), OVERLAY])
     given: dict[str, Any] = {}
     if teacher:
         given[Option.TEACHER] = teacher[0] if len(teacher) == 1 else teacher

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +29,7 @@ Data = Annotated[
 ]
 
 
-def plan_scans(data: str, bundle: str, words: list[str]) -> None:
+def plan_scans(data: str, bundle: str, words: list[str], overlays: Iterable[str] = ()) -> None:
     """Inspect labelled scans and write the plan into a bundle's folder, unless it has a plan of the same list.
 
     Args:
@@ -37,6 +37,7 @@ def plan_scans(data: str, bundle: str, words: list[str]) -> None:
         bundle: the folder.
         words: the options of the bundle, as :class:`BundleCommand` leaves them; those that are lines of a plan are
             taken instead of derived ones.
+        overlays: names of overlays, whose keys are options too.
 
     Raises:
         ValueError: no folder was given.
@@ -49,7 +50,7 @@ def plan_scans(data: str, bundle: str, words: list[str]) -> None:
     config = folder / CONFIGS / TRAIN_CONFIG
     config = config if config.is_file() else _usual_config(data, texts)
     options = typed_values(merged([config]), texts)
-    check_early(config.parent, options)
+    check_early(config.parent, options, overlays)
     from monai_llmboost.data.labelled import Columns
     from monai_llmboost.data.labelled.lists.read import check_list
 

@@ -95,7 +95,7 @@ def study(
     """
     try:
         if data is not None:
-            plan_scans(data, bundle, context.args)
+            plan_scans(data, bundle, context.args, overlay or ())
         datasets = _datasets(bundle, dataset) if report is None else ()
     except USER_ERRORS as error:
         report_error(error)

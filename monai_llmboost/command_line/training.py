@@ -7,7 +7,7 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,7 +49,7 @@ def train(
     Writes models/ and eval/ in the bundle's folder. An interrupted training is
     resumed with --resume True. Further options are listed below.
     """
-    prepare_data(data, bundle, context.args)
+    prepare_data(data, bundle, context.args, overlay or ())
     run_job(context, "train", bundle, arm, network, overlay)
 
 
@@ -76,10 +76,10 @@ def evaluate(
     _show_metrics(Path(options.get(Option.OUTPUT_DIR) or Path(root) / EVAL))
 
 
-def prepare_data(data: str | None, bundle: str, words: list[str]) -> None:
+def prepare_data(data: str | None, bundle: str, words: list[str], overlays: Iterable[str] = ()) -> None:
     """Inspect the labelled scans of a training, and plan it, if they are given."""
     if data is not None:
-        plan_scans(data, bundle, words)
+        plan_scans(data, bundle, words, overlays)
     elif not list_is_planned(Path(bundle)):
         typer.echo("monai-llmboost: the list changed since its inspection: give --data to inspect it again", err=True)
 
