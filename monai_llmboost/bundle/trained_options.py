@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from monai_llmboost.bundle.content import merged, value_at
-from monai_llmboost.bundle.contract import CLASS_NAMES, Option
-from monai_llmboost.bundle.find import bundle_path, job_configs
+from monai_llmboost.bundle.contract import CLASS_NAMES, CONFIGS, METADATA, MODEL_RECORD, MODELS, Option
+from monai_llmboost.bundle.find import bundle_of_record, bundle_path, job_configs
 from monai_llmboost.bundle.job import BundleJob
 from monai_llmboost.bundle.options import Rules
 from monai_llmboost.bundle.trained import TrainedFolder, find_trained
@@ -147,3 +147,16 @@ def job_files(
         return JobFiles(own, job)
     arm, network = trained.choose(bundle, arm, network)
     return JobFiles([*job_configs(bundle, job, arm, network, overlays), trained.file], job, trained)
+
+
+def trained_places(folder: Path) -> tuple[Path, Path]:
+    """Return the folder of the bundle and the folder of the checkpoints of a bundle's folder, or of a ``ckpt_dir``.
+
+    Raises:
+        FileNotFoundError: the bundle of the training is not in this package, or there is no bundle.
+    """
+    if (folder / CONFIGS / METADATA).is_file() or not (folder / MODEL_RECORD).is_file():
+        bundle = bundle_path(folder)
+        return bundle, bundle / MODELS
+    record = TrainedFolder.read(folder)
+    return bundle_of_record(None if record is None else record.about.get("bundle"), folder), folder

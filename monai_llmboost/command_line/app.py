@@ -11,7 +11,8 @@ import typer
 
 from monai_llmboost import __version__
 from monai_llmboost.command_line.blocks import donors, extract, info
-from monai_llmboost.command_line.bundles import bundle, cost, run
+from monai_llmboost.command_line.bundles import bundle, run
+from monai_llmboost.command_line.cost import cost
 from monai_llmboost.command_line.demo import demo
 from monai_llmboost.command_line.distil import distil
 from monai_llmboost.command_line.errors import USER_ERRORS, report_error

@@ -1,37 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands for bundles: bundle (copies a bundle), run, cost."""
+"""Commands for bundles: bundle (copies a bundle) and run."""
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from monai_llmboost.arguments import is_whole
 from monai_llmboost.bundle import (
     Option,
     bundle_path,
-    check_job_effect,
     check_options,
     copy_bundle,
-    job_configs,
     job_files,
-    merged,
     parsed,
-    root_cause,
     run_bundle,
     split_network,
-    value_at,
 )
-from monai_llmboost.bundle.find import arms_of
-from monai_llmboost.bundle.job import BATCHES, COST_KEYS, check_keys
-from monai_llmboost.bundle.study_settings import StudySettings
 from monai_llmboost.bundle.trained_copy import copy_trained
 from monai_llmboost.command_line.options import DEFAULT_BUNDLE, Bundle, Network, options_of_bundle, split_options
-from monai_llmboost.command_line.scan_plan import Data, plan_scans
 
 Overlay = Annotated[
     list[str] | None,
@@ -98,73 +87,3 @@ def run(
     logging_file = options.pop("logging_file", None)  # an argument of MONAI that check_options does not know
     check_options(configs, options)  # before they are passed as keyword arguments of run_bundle
     run_bundle(bundle, job, arm, logging_file, overlay or (), **{**options, **chosen})
-
-
-def cost(
-    context: typer.Context,
-    bundle: Bundle = DEFAULT_BUNDLE,
-    data: Data = None,
-    network: Network = None,
-    donor: Annotated[
-        Path | None,
-        typer.Option(
-            help="config.json of a natively supported model, or its folder: measure a random block of its size."
-        ),
-    ] = None,
-    overlay: Overlay = None,
-    rounds: Annotated[int, typer.Option(help="Rounds of timing; medians are shown.")] = 5,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers into this file.")] = None,
-) -> None:
-    """Measure each arm on this machine: weights, operations, memory and time per volume, before you train.
-
-    All further options are the bundle's own: --block FILE, --size N,
-    --batch_size N, --hidden_size N ... Nothing is trained and no data are read.
-    """
-    if data is not None:
-        plan_scans(data, bundle, context.args, overlay or ())
-    folder = bundle_path(bundle)
-    chosen = {} if network is None else {Option.NETWORK: network}
-    named, expression = split_network(folder, chosen)
-    overlays = overlay or []
-    own = job_configs(folder, "train", network=named, overlays=overlays)
-    content = merged(own)
-    # Other bundles may have a number at BATCHES instead of the key batch_size.
-    keys = [key for key in COST_KEYS if key != Option.BATCH_SIZE or not is_whole(value_at(content, BATCHES))]
-    check_keys(content, keys, "cost", bundle)
-    options = options_of_bundle(context.args, own) | expression
-    if donor is not None and Option.BLOCK in options:
-        raise ValueError("--block and --donor exclude one another: a donor's config takes the place of its block")
-    boosted = "random" if donor is not None or options.get(Option.BLOCK) == "random" else "pretrained"
-    names = _measured_arms(arms_of(folder, overlays), boosted)
-    arms = {arm or folder.name: job_configs(folder, "train", arm, named, overlays) for arm in names}
-    for configs in arms.values():
-        check_options(configs, {**options, Option.BLOCK: "random"} if donor else options)
-    check_job_effect(bundle, "train", names, {**options, **chosen}, overlays)
-    dataset = options.get(Option.DATASET, content.get(Option.DATASET))
-    StudySettings.of(folder).check_used(options, [str(dataset)])
-
-    if donor is not None:
-        from monai_llmboost.llm.paths import find_config
-
-        find_config(donor)
-        from monai_llmboost.llm import read_geometry  # takes seconds; a wrong path is reported without it
-
-        options[Option.BLOCK] = read_geometry(donor)
-
-    from rich.console import Console
-
-    from monai_llmboost.studies import cost_of_arms, cost_table  # takes seconds; mistakes are reported without it
-
-    try:
-        result = cost_of_arms(arms, options, rounds)
-    except RuntimeError as error:
-        raise root_cause(error) from error
-    Console().print(cost_table(result))
-    if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=2) + "\n")
-
-
-def _measured_arms(known: list[str], boosted: str) -> list[str | None]:
-    """Return the names of the arms to measure; ``None`` is a bundle without arms."""
-    usual: list[str | None] = [arm for arm in ("none", "mlp", boosted) if arm in known]
-    return usual or [*known] or [None]

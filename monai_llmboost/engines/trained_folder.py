@@ -11,10 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from monai_llmboost.bundle import BundleJob, Option, bundle_path, check_options, job_files, merged, split_network
-from monai_llmboost.bundle.contract import CONFIGS, METADATA, MODEL_RECORD, MODELS
-from monai_llmboost.bundle.find import bundle_of_record
-from monai_llmboost.bundle.trained import TrainedFolder
+from monai_llmboost.bundle import BundleJob, Option, check_options, job_files, merged, split_network
+from monai_llmboost.bundle.trained_options import trained_places
 from monai_llmboost.precision import FLOAT32
 
 INFERENCE = "inference"
@@ -52,7 +50,7 @@ class OpenedFolder:
             FileNotFoundError: there is no bundle, or its block file is gone.
             ValueError: an option contradicts ``model.json``.
         """
-        bundle, ckpt_dir = _places(folder)
+        bundle, ckpt_dir = trained_places(folder)
         overlay, given = split_network(bundle, {Option.CKPT_DIR: str(ckpt_dir), **(options or {})})
         files = job_files(bundle, INFERENCE, arm, overlay, given)
         check_options(files.configs, given)
@@ -63,16 +61,3 @@ class OpenedFolder:
         job = BundleJob.read(files.configs, {**usual, **given})
         record = {} if files.trained is None else dict(files.trained.about)
         return cls(job.network_definition.to(device), job, Path(given[Option.CKPT_DIR]), record)
-
-
-def _places(folder: Path) -> tuple[Path, Path]:
-    """Return the folder of the bundle and the folder of the checkpoints.
-
-    Raises:
-        FileNotFoundError: the bundle of the training is not in this package, or there is no bundle.
-    """
-    if (folder / CONFIGS / METADATA).is_file() or not (folder / MODEL_RECORD).is_file():
-        bundle = bundle_path(folder)
-        return bundle, bundle / MODELS
-    record = TrainedFolder.read(folder)
-    return bundle_of_record(None if record is None else record.about.get("bundle"), folder), folder

@@ -283,6 +283,16 @@ def test_no_rounding_hides_a_sign(written):
     assert "mlp against none: -0.0002 [-0.050, 0.0004]" in forest
 
 
+def test_the_teacher_of_students_is_in_the_table_of_costs(written):
+    results = results_of()
+    page = Page(written(results))
+    assert "teacher" not in page.words and "weights, ratio" not in page.words
+    for data in results["datasets"].values():
+        data["cost"]["arms"] = {"teacher": cost_of(9), **data["cost"]["arms"]}
+    page = Page(written(results))
+    assert all(word in page.words for word in ("teacher", "weights, ratio", "step GFLOP, ratio"))
+
+
 def test_tables_tell_of_edges_failures_and_costs(written):
     results = results_of()
     results["datasets"]["adrenalmnist3d"]["learning_rates"]["mlp"]["diverged"] = [0.03, 0.1]

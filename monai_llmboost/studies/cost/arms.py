@@ -17,6 +17,10 @@ from monai_llmboost.bundle import BundleJob, Option
 from monai_llmboost.networks.insertion import BoostedModule
 from monai_llmboost.networks.wrappers import unwrap
 from monai_llmboost.studies.cost.measure import costs, device_name
+from monai_llmboost.studies.cost.teacher import Ensemble, load_ensemble
+
+# Name of the teacher among the arms.
+TEACHER = "teacher"
 
 
 def cost_of_arms(
@@ -29,7 +33,9 @@ def cost_of_arms(
 
     Args:
         arms: by name, the config files of training with the arm's overlay; all arms are compared with the first one.
-        overrides: config keys and their values, such as ``{"hidden_size": 1024}``; ``batch_size`` is for training.
+        overrides: config keys and their values, such as ``{"hidden_size": 1024}``; ``batch_size`` is for training. The
+            network of a ``teacher``, the folder of a training or several of an ensemble, is measured too: first, under
+            the name ``"teacher"``, so that all arms are compared with it.
         rounds: rounds of timing.
         own: by name of an arm, overrides for this arm only, such as its block.
 
@@ -39,21 +45,30 @@ def cost_of_arms(
         ``read_out``, see :func:`read_out`.
 
     Raises:
-        ValueError: fewer than one round, or options that the bundle refuses.
+        ValueError: fewer than one round, options that the bundle refuses, or a teacher for another task.
+        FileNotFoundError: no trained network in the folder of a teacher.
     """
     check_whole("rounds", rounds, 1, advice="timing needs one")
+    folders = overrides.get(Option.TEACHER) or []
+    if folders and TEACHER in arms:
+        raise ValueError(f"the bundle has an arm of the name {TEACHER!r}: rename it, or measure without --teacher")
     networks: dict[str, nn.Module] = {}
     for name, files in arms.items():
-        job = BundleJob.read(files, {**overrides, **(own or {}).get(name, {})})
+        options = {**overrides, **(own or {}).get(name, {})}
+        job = BundleJob.read(files, {key: value for key, value in options.items() if key != Option.TEACHER})
         torch.manual_seed(0)
         # An overlay may boost the network on its way from its definition to the device.
         networks[name] = (unwrap(job.network) if "network" in job else job.network_definition).to(job.device)
     check_whole(Option.BATCH_SIZE, job.batch_size, 1, advice=f"give --{Option.BATCH_SIZE}")
     channels, *size = job.image_shape
     x = torch.rand(job.batch_size, channels, *size, device=job.device)
+    if folders:
+        folders = [folders] if isinstance(folders, (str, Path)) else folders
+        networks = {TEACHER: load_ensemble(folders, next(iter(networks.values())), x, job.amp_dtype), **networks}
     results = costs(networks, x, rounds, job.amp_dtype)
     for name, network in networks.items():
-        results[name]["read_out"] = read_out(network, x)
+        members = network.networks if isinstance(network, Ensemble) else [network]
+        results[name]["read_out"] = "; ".join(dict.fromkeys(read_out(member, x) for member in members))
     return {
         "device": device_name(job.device),
         "amp": None if job.amp_dtype is None else str(job.amp_dtype),
@@ -105,9 +120,20 @@ def cost_table(result: Mapping[str, Any]) -> Table:
     table.add_column("arm")
     for arm in arms:
         table.add_column(arm, justify="right")
-    for name, text in ROWS.items():
-        table.add_row(name, *(text(cost) for cost in arms.values()))
+    for name, cells in cost_rows(arms).items():
+        table.add_row(name, *cells.values())
     return table
+
+
+def cost_rows(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """Return the rows of a table by their names, each with its texts by arm; next to a teacher, more ratios to it."""
+    arms = {arm: cost for arm, cost in arms.items() if cost}
+    rows = {name: {arm: text(cost) for arm, cost in arms.items()} for name, text in ROWS.items()}
+    if TEACHER in arms:
+        for name, number in SIZES.items():
+            whole = number(arms[TEACHER])
+            rows[name] = {arm: _short(number(cost) / whole) if whole else "-" for arm, cost in arms.items()}
+    return rows
 
 
 def _training_memory(cost: Mapping[str, Any]) -> str:
@@ -115,14 +141,18 @@ def _training_memory(cost: Mapping[str, Any]) -> str:
     return "unknown here" if growth is None else f"{(cost['weight_bytes'] + 8 * cost['trained'] + growth) / 1e6:.0f} MB"
 
 
+def _short(number: float) -> str:
+    return f"{number:.2f}" if number >= 0.1 else f"{number:.2g}"
+
+
 def _ratio(cost: Mapping[str, Any], kind: str) -> str:
-    return "{:.2f} [{:.2f}, {:.2f}]".format(cost[f"{kind}_ratio"], *cost[f"{kind}_ratio_range"])
+    return "{} [{}, {}]".format(*map(_short, (cost[f"{kind}_ratio"], *cost[f"{kind}_ratio_range"])))
 
 
 ROWS = {
     "read out": lambda cost: cost["read_out"],
-    "trained weights": lambda cost: f"{cost['trained'] / 1e6:.2f} M",
-    "frozen weights": lambda cost: f"{cost['frozen'] / 1e6:.2f} M",
+    "trained weights": lambda cost: f"{_short(cost['trained'] / 1e6)} M",
+    "frozen weights": lambda cost: f"{_short(cost['frozen'] / 1e6)} M",
     "checkpoint": lambda cost: f"{cost['checkpoint_bytes'] / 1e6:.1f} MB",
     "training memory": _training_memory,
     "forward, GFLOP": lambda cost: f"{cost['forward_flops'] / 1e9:.3g}",
@@ -131,4 +161,10 @@ ROWS = {
     "step, ms": lambda cost: f"{1e3 * cost['step_seconds']:.3g}",
     "forward, ratio": lambda cost: _ratio(cost, "forward"),
     "step, ratio": lambda cost: _ratio(cost, "step"),
+}
+# Rows of ratios to the teacher, next to those of the times.
+SIZES = {
+    "weights, ratio": lambda cost: cost["trained"] + cost["frozen"],
+    "forward GFLOP, ratio": lambda cost: cost["forward_flops"],
+    "step GFLOP, ratio": lambda cost: cost["step_flops"],
 }

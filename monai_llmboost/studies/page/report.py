@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from monai_llmboost.artifacts.drawing import Look, house_style, keys_of, look_of, svg
 from monai_llmboost.artifacts.files import atomic_text
 from monai_llmboost.artifacts.page import style_of, template_folders
-from monai_llmboost.studies.cost.arms import ROWS
+from monai_llmboost.studies.cost.arms import cost_rows
 from monai_llmboost.studies.diagnostics import MEASURES
 from monai_llmboost.studies.label_fractions import WHOLE, set_name
 from monai_llmboost.studies.page import figures, words
@@ -124,7 +124,7 @@ def write_study_report(results: Mapping[str, Any], path: Path) -> None:
             pictures={group: list(_finished(group, draw(shown))) for group, draw in PICTURES.items()},
             metrics=shown.labels,
             main=shown.key,
-            cost_rows=ROWS,
+            cost_rows=cost_rows,
             measures=MEASURES,
             style=style_of(HERE),
         )
