@@ -113,6 +113,18 @@ def test_the_method_and_the_teacher_count(teacher, tmp_path):
     torch.testing.assert_close(weights[-1], weights[METHODS.index("logit") + 1])  # a teacher twice is that teacher
 
 
+def test_the_features_of_an_ensemble(teacher, tmp_path):
+    """They are concatenated, or averaged: for a teacher twice, as wide a head and the same weights as for one."""
+    twice = ("--teacher", teacher, "--teacher", teacher / "models", "--method", "feature")
+    one = distil(tmp_path / "one", *twice[:2], *twice[4:], epochs=1)
+    mean = distil(tmp_path / "mean", *twice, "--ensemble", "mean", epochs=1)
+    wide = distil(tmp_path / "wide", *twice, epochs=1)
+    assert same(wide, distil(tmp_path / "said", *twice, "--ensemble", "concatenate", epochs=1))
+    assert same(one, mean) and not same(one, wide)
+    with pytest.raises(ValueError, match="was begun with ensemble 'mean', this one has 'concatenate'"):
+        distil(tmp_path / "mean", *twice, "--resume", "True", epochs=1)
+
+
 @pytest.mark.parametrize("method", ["rd", "logit"])
 def test_an_interrupted_distillation_ends_in_the_same_weights(teacher, method, tmp_path, monkeypatch):
     words = ("--teacher", teacher, "--method", method)
@@ -147,6 +159,12 @@ def test_another_teacher_does_not_resume(teacher, tmp_path):
         (["--teacher", "TEACHER", "--temperature", 2], "temperature"),
         (["--teacher", "TEACHER", "--batch_size", 3], "3 samples are too few for the unbiased CKA"),
         (["--teacher", "TEACHER", "--teacher_sees", "all"], "unknown teacher_sees 'all'; choose from plain, augmented"),
+        (["--teacher", "TEACHER", "--ensemble", "mean"], "--ensemble is for several teachers: leave it out, or give"),
+        (["--teacher", "TEACHER", "--teacher", "TEACHER", "--ensemble", "sum"], "unknown ensemble 'sum'; choose from"),
+        (
+            ["--teacher", "TEACHER", "--teacher", "TEACHER", "--ensemble", "mean", "--method", "logit"],
+            "--ensemble has no effect: nothing in train with the arm logit and the network resnet uses it",
+        ),
         (["--teacher", "TEACHER", "--folds", 3], "give the --folds, --fold and --seed of the training"),
         (["--teacher", "TEACHER", "--student", "resnext"], "unknown network 'resnext'; choose from resnet"),
     ],

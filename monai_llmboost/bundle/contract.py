@@ -49,6 +49,7 @@ class Option:
     SEED, BLOCK, BLOCK_SEED, BLOCK_DTYPE, RESUME = "seed", "block", "block_seed", "block_dtype", "resume"
     ENCODER_WEIGHTS = "encoder_weights"  # file that a training starts from
     TEACHER = "teacher"  # folder of a trained network, or several, that a student is distilled from
+    ENSEMBLE = "ensemble"  # how the features of several teachers are combined
     FEATURES_FROM = "features_from"  # file or folder of frozen features
     CACHE, CACHE_DIR = "cache", "cache_dir"  # where prepared scans are kept
     DEVICE, NUM_WORKERS = "device", "num_workers"

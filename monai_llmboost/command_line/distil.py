@@ -8,9 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
+from monai_llmboost.arguments import check_choice
 from monai_llmboost.bundle import Option, bundle_path, job_configs, merged, uses_key
 from monai_llmboost.command_line.bundle_help import DEFAULTS
 from monai_llmboost.command_line.bundles import Overlay
+from monai_llmboost.command_line.options import split_options
 from monai_llmboost.command_line.scan_plan import Data
 from monai_llmboost.command_line.training import Folder, prepare_data, run_job
 
@@ -50,14 +52,17 @@ def distil(
     method's own are --distil_weight, --temperature (logit), --teacher_stages
     and --student_stages (drd) and --teacher_sees (plain: each case once; or
     augmented: each batch as the student sees it, as always with patches); of
-    the method booster --block, --at, --booster_dropout and --booster_decay.
+    an ensemble --ensemble (concatenate or mean: its features); of the method
+    booster --block, --at, --booster_dropout and --booster_decay.
     """
     overlays = [*(overlay or ()), OVERLAY]
     if data is None or Path(bundle).exists():
         _check_teacher(bundle, method, teacher, overlays)
     else:  # it will be made from the data
         _check_teacher(DEFAULTS[OVERLAY], method, teacher, [OVERLAY])
-    prepare_data(data, bundle, context.args, [*(overlay or ()), OVERLAY])
+    if teacher:
+        _check_ensemble(teacher, split_options(context.args)[0].get(Option.ENSEMBLE))
+    prepare_data(data, bundle, context.args, overlays)
     given: dict[str, Any] = {}
     if teacher:
         given[Option.TEACHER] = teacher[0] if len(teacher) == 1 else teacher
@@ -78,3 +83,11 @@ def _check_teacher(bundle: str, method: str, teacher: list[str] | None, overlays
             f"the bundle {bundle} has no train#{UNAUGMENTED}, the training cases as the teacher sees them: take a copy "
             "of a bundle of this version"
         )
+
+
+def _check_ensemble(teacher: list[str], ensemble: str | None) -> None:
+    if ensemble is None:
+        return
+    check_choice(Option.ENSEMBLE, ensemble, ("concatenate", "mean"))
+    if len(teacher) < 2:
+        raise ValueError("--ensemble is for several teachers: leave it out, or give more, each with its own --teacher")
