@@ -2,9 +2,9 @@
 """A copy of a trained bundle for tools that read only ``inference.json`` and ``metadata.json``.
 
 MONAI Label, MONAI Deploy and MONAI's own commands know nothing of ``model.json``, the description of the trained
-network. In the copy its values are in ``inference.json``, the classes are in ``metadata.json``, and the block file and
-the source of frozen features are with the weights, so that the folder can be moved. The plan of the training, whose
-lines name cases, and the places of its scans are not copied.
+network. In the copy its values are in ``inference.json`` and, for a named data set, in ``train.json``, the classes are
+in ``metadata.json``, and the block file and the source of frozen features are with the weights, so that the folder can
+be moved. The plan of the training, whose lines name cases, and the places of its scans are not copied.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from typing import Any
 
 from monai_llmboost.bundle.content import read_config, value_at
 from monai_llmboost.bundle.contract import (
+    ARMS,
+    CLASS_NAMES,
     CONFIGS,
     INFERENCE_CONFIG,
     LABEL_VALUES,
     METADATA,
     MODELS,
     NETWORK_DEF,
+    TRAIN_CONFIG,
     TRAINED,
     Option,
 )
@@ -37,6 +40,7 @@ PARTS = (CONFIGS, "docs", "scripts", "LICENSE")
 BLOCK_FILE, FEATURES = "block.safetensors", "features"
 # Shape (channels, x, y, z) of the network's input, in this package's bundles.
 INPUT_SHAPE = f"{NETWORK_DEF}#image_shape"
+BOOSTER = "booster"
 
 
 def copy_trained(bundle: str | Path, to: Path) -> list[str]:
@@ -93,15 +97,35 @@ def copy_trained(bundle: str | Path, to: Path) -> list[str]:
                 shutil.copyfile(part, copy / part.name)
         _write(copy / CONFIGS / INFERENCE_CONFIG, inference)
         _write(copy / CONFIGS / METADATA, metadata)
+        about = _without_places(trained.about)
+        if Option.DATASET in about["data"]:  # training on scans needs their list and plan, which are not copied
+            _write_training(copy / CONFIGS, values, about["data"])
         (copy / MODELS).mkdir()
         shutil.copyfile(weights, copy / MODELS / BEST)
         for file, name in files.values():
             place = copy / MODELS / name
             place.parent.mkdir(exist_ok=True)
             (shutil.copytree if file.is_dir() else shutil.copyfile)(file, place)
-        write_record(copy / MODELS / trained.file.name, _without_places(trained.about), values)
+        write_record(copy / MODELS / trained.file.name, about, values)
         copy.rename(to)
     return _differences(inference.get(LABEL_VALUES))
+
+
+def _write_training(folder: Path, values: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    """Let ``train.json`` train the network of the training again, and leave its booster to the arms that need it.
+
+    The classes are not written: they follow from the data set.
+    """
+    file = folder / TRAIN_CONFIG
+    usual = read_config(file)
+    own = {key: value for key, value in {**values, **data}.items() if key != CLASS_NAMES}
+    _write(file, usual | {key: value for key, value in own.items() if key in usual or key not in data})
+    if BOOSTER not in usual or own.get(BOOSTER, usual[BOOSTER]) == usual[BOOSTER]:
+        return
+    for arm in (folder / ARMS).glob("*.json"):
+        overlay = read_config(arm)
+        if BOOSTER not in overlay:
+            _write(arm, {BOOSTER: usual[BOOSTER], **overlay})
 
 
 def _described(metadata: dict[str, Any], class_names: Sequence[str], config: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import torch
 from conftest import BUNDLE, SMALL
 from typer.testing import CliRunner
 
-from monai_llmboost.bundle import copy_bundle, job_files, monai_arguments, run_bundle
+from monai_llmboost.artifacts.digests import file_digest
+from monai_llmboost.bundle import BundleJob, copy_bundle, job_configs, job_files, monai_arguments, run_bundle
 from monai_llmboost.bundle.trained import TrainedFolder, trained_config
 from monai_llmboost.bundle.trained_copy import copy_trained
 from monai_llmboost.command_line.app import app
@@ -342,6 +343,40 @@ def test_a_copy_for_other_tools_has_its_block_and_can_be_moved(scans, block, tmp
     assert probabilities(tmp_path / "again") == probabilities(tmp_path / "before")
     with pytest.raises(FileNotFoundError, match=r"the block file of the training is no longer at .*: give its new"):
         copy_trained(tmp_path / "mine", tmp_path / "third")
+
+
+def test_a_copy_for_other_tools_trains_the_same_network(tmp_path):
+    """By MONAI's own commands, with train.json alone; each arm has the booster that it has in the bundle."""
+    options = {"network": "resnet", "size": 12, "stem_stride": 1} | dict.fromkeys(OF_VIT)
+    copy_bundle(BUNDLE, tmp_path / "mine")
+    chosen = {key: value for key, value in {**NETWORK, **options, "seed": 3}.items() if value is not None}
+    run_bundle(str(tmp_path / "mine"), "train", "none", False, epochs=1, batch_size=12, **chosen)
+    copy = tmp_path / "copy"
+    copy_trained(tmp_path / "mine", copy)
+    x = torch.rand(2, 1, 12, 12, 12)
+    weights = copy / "models" / "model.pt"
+    with torch.no_grad():
+        network = monai.bundle.load(name="copy", bundle_dir=str(tmp_path), device="cpu").eval()
+        torch.testing.assert_close(network(x), load_network(copy).network(x))
+    train_config = json.loads((copy / "configs" / "train.json").read_text())
+    assert (train_config["dataset"], train_config["seed"]) == ("phantom", 3)
+    before = file_digest(weights)
+    for configs in (["train.json"], ["train.json", "evaluate.json"]):
+        monai.bundle.run(
+            config_file=[str(copy / "configs" / name) for name in configs], bundle_root=str(copy), epochs=1,
+            batch_size=12, logging_file=False, meta_file=str(copy / "configs" / "metadata.json"),
+        )  # fmt: skip
+    assert file_digest(weights) == before, "the same training again"
+    assert json.loads((copy / "eval" / "metrics.json").read_text())["cases"] == FEW["test"]
+    kinds = {}
+    for arm in ("none", "mlp", "random", "pretrained", "pretrained-trained", "lora"):
+        booster, own = (
+            BundleJob.read(job_configs(folder, "train", arm, network, ()), {"size": 12, "stem_stride": 1}).booster
+            for folder, network in ((copy, None), (tmp_path / "mine", "resnet"))
+        )
+        kinds[arm] = None if booster is None else (type(booster), type(booster.block), booster.block.signature.text)
+        assert kinds[arm] == (None if own is None else (type(own), type(own.block), own.block.signature.text))
+    assert len(set(kinds.values())) > 3
 
 
 def test_what_cannot_be_copied_for_other_tools_is_said(mine, tmp_path):
