@@ -152,6 +152,7 @@ def test_an_arm_of_the_name_is_refused(teacher):
         (["--bundle", "STUDENT", "--teacher", "TEACHER", "--hiden_size", 9], "did you mean --hidden_size?"),
         (["--bundle", "STUDENT", "--teacher", "TEACHER", "--mlp_dim", 9], "--mlp_dim has no effect"),
         (["--bundle", "STUDENT", "--teacher", "TEACHER", "--donor", "x"], "--donor is for a network before its"),
+        (["--bundle", "STUDENT", "--teacher", "TEACHER", "--ckpt_dir", "x"], "there is no trained network in x: give"),
         (["--bundle", "STUDENT", "--teacher", "TEACHER", "--batch_size", 0], "batch_size must be a whole number"),
         (["--bundle", "STUDENT", "--teacher", "TEACHER", "--network", "resnext"], "unknown network 'resnext'"),
     ],

@@ -133,6 +133,10 @@ def _trained_student(
     named, expression = split_network(folder, chosen)
     given = {Option.CKPT_DIR: str(ckpt_dir), **split_options(words)[0]}
     files = job_files(folder, "evaluate", None, named, given, overlays)
+    if files.trained is None:
+        raise FileNotFoundError(
+            f"there is no trained network in {given[Option.CKPT_DIR]}: give the --ckpt_dir of the training, or none"
+        )
     options = {**given, **options_of_bundle(words, files.configs), **expression}
     check_options(files.configs, options)
     check_job_effect(folder, "evaluate", [None], {**options, **chosen}, overlays)
