@@ -27,7 +27,7 @@ CASES = "monai_llmboost.data.datasets.phantoms.PHANTOM_CASES"
 FEW = {"train": 24, "val": 12, "test": 12}
 TEACHER = {**{key: value for key, value in SMALL.items() if key != "batch_size"}, "size": 10, "patch_size": 5}
 STUDENT = ["--student", "resnet", "--size", 10, "--stem_stride", 1, "--hidden_size", 8, "--batch_size", 12]
-METHODS = ("rd", "logit", "feature")
+METHODS = ("rd", "logit", "feature", "drd")
 
 
 @pytest.fixture(autouse=True)
@@ -125,7 +125,7 @@ def test_the_features_of_an_ensemble(teacher, tmp_path):
         distil(tmp_path / "mean", *twice, "--resume", "True", epochs=1)
 
 
-@pytest.mark.parametrize("method", ["rd", "logit"])
+@pytest.mark.parametrize("method", ["rd", "logit", "drd"])
 def test_an_interrupted_distillation_ends_in_the_same_weights(teacher, method, tmp_path, monkeypatch):
     words = ("--teacher", teacher, "--method", method)
     whole = distil(tmp_path / "whole", *words, epochs=3)
@@ -181,9 +181,57 @@ def test_wrong_input(teacher, words, message, tmp_path, monkeypatch):
     assert not (tmp_path / "mine" / "models" / "model.pt").exists()
 
 
-def test_segmentations_are_refused(teacher):
-    with pytest.raises(ValueError, match=r"scans_segmentation has no train#unaugmented.*: distil trains classif"):
-        command("distil", "--bundle", "scans_segmentation", "--teacher", teacher)
+def test_a_bundle_of_an_earlier_version(teacher, tmp_path):
+    copy_bundle(BUNDLE, tmp_path / "old")
+    file = tmp_path / "old" / "configs" / "train.json"
+    config = json.loads(file.read_text())
+    del config["train"]["unaugmented"]
+    file.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"old has no train#unaugmented, .*: take a copy of a bundle of this version"):
+        command("distil", "--bundle", tmp_path / "old", "--teacher", teacher)
+
+
+STAGES = ("--method", "drd", "--teacher_stages", "drop,layers.0", "--student_stages")
+
+
+def test_stages_by_name(teacher, tmp_path):
+    """A resume needs the same ones."""
+    words = ("--teacher", teacher, *STAGES[:4], "--student_stages", "features.layer1,features.layer2")
+    one = distil(tmp_path / "one", *words, epochs=1)
+    assert not same(one, distil(tmp_path / "deepest", "--teacher", teacher, "--method", "drd", epochs=1))
+    for changed in (("features.layer1,features.layer3",), ("features.layer1,features.layer2", "--hybrid_weight", 2)):
+        with pytest.raises(ValueError, match=r"was begun with (student_stages|hybrid_weight) .*, this one has"):
+            distil(tmp_path / "one", *words[:-1], *changed, "--resume", "True", epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            [*STAGES, "features.layer1"],
+            "the student has 1 stages, features.layer1, and the teacher 2, drop, layers.0",
+        ),
+        (
+            [*STAGES, "features.layer1,features.layr2"],
+            "ResNet3D has no stage 'features.layr2': did you mean 'features.layer2'",
+        ),
+        (
+            [*STAGES, "features.layer1,features.layer1"],
+            "the stages features.layer1, features.layer1 of ResNet3D: name each",
+        ),
+        (["--method", "drd", "--teacher_stages", "layer1"], "ViT3D has no stage 'layer1': did you mean 'layers'"),
+        (["--teacher_stages", "layers.0"], "--teacher_stages has no effect: nothing in train with the arm rd"),
+        (["--method", "drd", "--hybrid_weight", -1], "hybrid_weight must be a number from 0, not -1"),
+    ],
+)
+def test_wrong_stages(teacher, words, message, tmp_path):
+    copy_bundle(BUNDLE, tmp_path / "mine")
+    try:
+        code, output = command("distil", "--bundle", tmp_path / "mine", *STUDENT, "--teacher", teacher, *words)
+    except (ValueError, OSError) as error:
+        code, output = 2, str(error)
+    assert code == 2
+    assert message in output
 
 
 def test_a_teacher_of_other_classes(teacher, tmp_path):

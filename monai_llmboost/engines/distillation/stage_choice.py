@@ -15,8 +15,8 @@ from monai_llmboost.networks.trial import in_eval_mode
 from monai_llmboost.networks.wrappers import unwrap
 
 MOST = 3
-# Axes of tokens (B, N, C), and from which on features are maps (B, C, S0, S1, ...).
-TOKENS, MAP = 3, 4
+# Axes of tokens (B, N, C); feature maps (B, C, S0, S1, ...) have those of the network's input.
+TOKENS = 3
 
 
 @dataclass
@@ -57,7 +57,7 @@ def find_stages(network: nn.Module, example: Tensor, most: int = MOST) -> list[s
         >>> find_stages(unet, torch.zeros(1, 1, 32, 32, 32))
         ['model.0', 'model.1.submodule.1']
     """
-    return choose(trace(unwrap(network), example), most, type(network).__name__)
+    return choose(trace(unwrap(network), example), example.dim(), most, type(network).__name__)
 
 
 def trace(network: nn.Module, example: Tensor) -> list[Call]:
@@ -87,11 +87,12 @@ def trace(network: nn.Module, example: Tensor) -> list[Call]:
     return calls
 
 
-def choose(calls: Sequence[Call], most: int, kind: str, without: Iterable[str] = ()) -> list[str]:
+def choose(calls: Sequence[Call], axes: int, most: int, kind: str, without: Iterable[str] = ()) -> list[str]:
     """Choose stages among the calls of a trial run, as :func:`find_stages` describes.
 
     Args:
         calls: the calls of :func:`trace`.
+        axes: axes of the network's input, and of its feature maps.
         most: the number of stages.
         kind: name of the network, for the message.
         without: names of modules that are no stages.
@@ -100,7 +101,7 @@ def choose(calls: Sequence[Call], most: int, kind: str, without: Iterable[str] =
         ValueError: there is no feature map and there are no tokens.
     """
     names = [call.name for call in calls]
-    usable = [call for call in calls if names.count(call.name) == 1 and _has_places(call.output)]
+    usable = [call for call in calls if names.count(call.name) == 1 and _has_places(call.output, axes)]
     usable = [call for call in usable if call.name not in without]
     if not usable:
         raise ValueError(f"{kind} has no feature maps and no tokens of which stages could be made: name its stages")
@@ -112,7 +113,7 @@ def choose(calls: Sequence[Call], most: int, kind: str, without: Iterable[str] =
         blocks = max(alike.values(), key=lambda several: (len(several), -several[0].depth))
         count = min(most, len(blocks))
         return [blocks[len(blocks) * (number + 1) // count - 1].name for number in range(count)]
-    maps = [call for call in usable if call.output.dim() >= MAP]
+    maps = [call for call in usable if call.output.dim() == axes]
     chosen: list[Call] = []
     for size in sorted({_voxels(call) for call in maps})[:most]:
         # Backwards from the coarsest grid, of which the decoder of a U-Net has no part.
@@ -133,8 +134,8 @@ def _spans_finer_grids(call: Call, maps: Sequence[Call]) -> bool:
     )
 
 
-def _has_places(output: Any) -> bool:
+def _has_places(output: Any, axes: int) -> bool:
     """Return whether an output has features at several places: a map of several voxels, or tokens."""
-    if not isinstance(output, Tensor) or output.dim() < TOKENS:
+    if not isinstance(output, Tensor) or output.dim() not in (TOKENS, axes):
         return False
     return bool(output.shape[1] > 1) if output.dim() == TOKENS else output.shape[2:].numel() > 1

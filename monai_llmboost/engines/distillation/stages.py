@@ -63,11 +63,14 @@ class Stages:
         # Modules whose outputs are recorded in a pass, with the number of their calls that count.
         self.recorded: dict[str, int] = {}
         self.most = most
+        self.axes = example.dim()
         self._take(trace(self.network, example), names)
 
     def _take(self, calls: Sequence[Call], names: Sequence[str] | None, without: Iterable[str] = ()) -> list[Call]:
         """Take the stages of these names, or choose some, and return their calls."""
-        self.names = choose(calls, self.most, self.kind, without) if names is None else [str(name) for name in names]
+        self.names = (
+            choose(calls, self.axes, self.most, self.kind, without) if names is None else [str(name) for name in names]
+        )
         taken = [self._call_of(name, calls) for name in self.names]
         if not taken or len({call.name for call in taken}) < len(taken):
             raise ValueError(f"the stages {', '.join(self.names) or '(none)'} of {self.kind}: name each stage once")

@@ -197,19 +197,20 @@ def load_teacher(
     networks = []
     with torch.random.fork_rng():  # the student starts with the same weights with any teacher
         for folder in map(Path, several):
-            networks.append(_trained(folder, device, loader))
-            _check_task(folder, class_names_of(networks[-1]), list(class_names))
+            networks.append(_trained(folder, list(class_names), device, loader))
             _check_input(folder, networks[-1], example)
     return Teacher(networks, example, class_names, combine, stages)
 
 
-def _trained(folder: Path, device: torch.device | str, loader: Any) -> nn.Module:
+def _trained(folder: Path, class_names: list[str], device: torch.device | str, loader: Any) -> nn.Module:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no teacher at {folder}: give --teacher the folder of a training")
     opened = OpenedFolder.open(folder, device)
+    _check_task(folder, class_names_of(opened.network), class_names)  # other structures are another list, too
     weights = TrainedWeights(opened.ckpt_dir, opened.network, preprocessing=loader)
     weights.loader = loader
     weights.load()
+    _check_task(folder, class_names_of(opened.network), class_names)
     return opened.network
 
 
