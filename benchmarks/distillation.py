@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Studies of distillation: a small student alone, and with a boosted teacher, by three methods.
+"""Studies of distillation: a small student alone, with a boosted teacher, and with a booster in training only.
 
-For each set, boosted networks are trained first, in a study of their own. The one with the best validation, and all of
+For each set, boosted networks are trained first, in a study of their own. The one with the best validation, or all of
 them as an ensemble, then teach students with few and with all labels; the teachers had all of them. Interrupted studies
 are resumed; results and reports are copied.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from report import RESULTS
 
 TEACHER_ARM = "pretrained"
-STUDENTS = "scratch,logit,feature,rd"
+STUDENTS = "scratch,logit,feature,rd,drd,booster"
 NETWORK = ("--network", "resnet", "--preset", "strong")
 
 
@@ -42,7 +42,8 @@ def main() -> None:
     )
     parser.add_argument("--dataset_dir", type=Path, required=True, help="folder of the files of all data sets")
     parser.add_argument("--datasets", default="adrenalmnist3d,vesselmnist3d,lidcshapes_sizefree", help="data sets")
-    parser.add_argument("--block", default="embedded", help="block of the teachers, a file or embedded")
+    parser.add_argument("--block", default="embedded", help="block of the boosters, a file or embedded")
+    parser.add_argument("--teachers", default="best,ensemble", help="best, ensemble, or both")
     parser.add_argument("--student_size", type=int, default=16, help="features of the student's last stage")
     parser.add_argument("--seeds", type=int, default=5, help="number of teachers, and of students of each kind")
     parser.add_argument("--label_fractions", default="0.1,0.25,1", help="fractions of the training labels")
@@ -60,14 +61,15 @@ def main() -> None:
         teachers, "--arms", f"none,{TEACHER_ARM}", "--dataset", options.datasets, "--block", options.block, *common
     )
     studies = [teachers]
-    for teacher in ("best", "ensemble"):
+    block = () if options.block == "embedded" else ("--block", options.block)
+    for teacher in options.teachers.split(","):
         for dataset in options.datasets.split(","):
             several = [str(run.relative_to(folder)) for run in find_teachers(teachers, dataset)]
             given = several[0] if teacher == "best" else str(sorted(several))
             studies.append(folder / f"{dataset}-{teacher}")
             run_study(
                 *(studies[-1], "--overlay", "distil", "--arms", STUDENTS, "--dataset", dataset, "--teacher", given),
-                *("--hidden_size", options.student_size, "--label-fraction", options.label_fractions, *common),
+                *("--hidden_size", options.student_size, "--label-fraction", options.label_fractions, *common, *block),
             )
     for study in studies:
         out = options.out / study.name

@@ -110,6 +110,27 @@ def hippocampus() -> str:
     )
 
 
+def hippocampus_students() -> str:
+    """Show the study of distillation on the hippocampus."""
+    result, dice, lines = read_study("hippocampus-students"), read_results("hippocampus-students/dice")["rows"], []
+    teacher = read_study("hippocampus")["datasets"]["list"]["arms"]["pretrained"]["dice"]["mean"]
+    for name, data in result["datasets"].items():
+        for arm, found in data["arms"].items():
+            spread = "" if found["dice"]["sd"] is None else f" \u00b1 {found['dice']['sd']:.3f}"
+            interval = "[{:.3f}, {:.3f}]".format(*found["dice"]["interval"])
+            line = [name, arm, f"{found['dice']['mean']:.3f}{spread}", interval]
+            for structure in dict.fromkeys(row["structure"] for row in dice):
+                own = [row for row in dice if (row["arm"], row["structure"]) == (arm, structure)]
+                line.append(", ".join(f"{row['median Dice']:.3f}" for row in own))
+            lines.append(line)
+    headings = ["set", "student", "mean Dice", "95 % interval", "median Anterior", "median Posterior"]
+    sentences = "\n".join(list_verdicts(data, "dice") for data in result["datasets"].values())
+    return (
+        f"{result['study']['seeds']} seeds (medians of each), {result['device']}; the teacher has a mean Dice of "
+        f"{teacher:.3f}. `{result['command']}`\n\n{markdown(headings, lines)}\n\n{sentences}"
+    )
+
+
 def verdicts() -> str:
     """Show the study in short, one line for each data set."""
     result, lines = read_study("study"), []
@@ -175,24 +196,20 @@ def distillation() -> str:
     folders = sorted((RESULTS / "distillation").iterdir())
     studies = {each.name: read_study(f"distillation/{each.name}") for each in folders}
     teachers, lines = studies.pop("teachers"), []
+    taught = [arm for arm in max((result["study"]["arms"] for result in studies.values()), key=len) if arm != "scratch"]
     for name, result in studies.items():
         (own,) = result["study"]["datasets"]
         teacher = teachers["datasets"][own]["arms"]["pretrained"]["auc"]["runs"]
         for each, data in result["datasets"].items():
             means = {arm: f"{found['auc']['mean']:.3f}" for arm, found in data["arms"].items()}
             floor = max((value for arm, value in means.items() if arm.startswith("floor-")), default="")
-            taught = [arm for arm in result["study"]["arms"] if arm != "scratch"]
-            pairs = [format_difference(select_comparison(data, arm, "scratch")) for arm in taught]
+            pairs = [
+                format_difference(select_comparison(data, arm, "scratch")) if arm in means else "" for arm in taught
+            ]
             kind = name.removeprefix(f"{own}-")
             lines.append([each, kind, f"{min(teacher):.3f} to {max(teacher):.3f}", floor, means["scratch"], *pairs])
-    headings = [
-        "set",
-        "teacher",
-        "AUC of the teachers",
-        "best floor",
-        "scratch",
-        *(f"{arm} - scratch" for arm in taught),
-    ]
+    headings = ["set", "teacher", "AUC of the teachers", "best floor", "scratch"]
+    headings += [f"{arm} - scratch" for arm in taught]
     return f"{result['study']['seeds']} seeds, {result['device']}. `{result['command']}`\n\n{markdown(headings, lines)}"
 
 
@@ -239,6 +256,7 @@ TABLES = (
     donors,
     feature_map,
     distillation,
+    hippocampus_students,
     strong,
     first_epochs,
 )
