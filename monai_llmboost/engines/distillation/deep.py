@@ -46,8 +46,9 @@ class DeepReprogrammingDistiller(Distiller):
 
     where the share s falls linearly over the epochs (:class:`LinearDecay`). The student learns what the better features
     make of its own later layers. Of the paper we know this form, the weights of 1 and their linear decay, not where a
-    stage ends, nor the layers of phi: those are our choice. The divergence is not followed into z_i, and
-    hybrids do not change the student's running statistics of batch normalization.
+    stage ends, nor the layers of phi: those are our choice. The teacher must see the volumes as the student sees them,
+    augmented, or its feature maps show other places. The divergence is not followed into z_i, and hybrids do not change
+    the student's running statistics of batch normalization.
 
     Arguments as in :class:`Distiller`.
 
