@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from monai_llmboost.arguments import check_switch
 from monai_llmboost.networks.boosted_module import BoostedModule
 from monai_llmboost.networks.boosted_network import BoostedNetwork
+from monai_llmboost.networks.checkpointing import is_checkpointed
 from monai_llmboost.networks.insertion import boost, unboost
 from monai_llmboost.networks.trial import Features
 from monai_llmboost.networks.wrappers import unwrap
@@ -106,12 +108,12 @@ class BoosterInTraining(nn.Module):
         if not self.training or not self.share:
             return self.student(x)
         (joint,) = self._joint
-        needs_gradients, calls = torch.is_grad_enabled(), 0
+        needs_gradients, calls, outermost = torch.is_grad_enabled(), 0, sys._getframe()
 
         def mix(features: Tensor) -> Tensor:
             nonlocal calls
             calls += 1
-            if needs_gradients and not torch.is_grad_enabled():
+            if needs_gradients and (not torch.is_grad_enabled() or is_checkpointed(outermost)):
                 # The part would run again in the backward pass, when the hook is gone.
                 raise RuntimeError(
                     "the joint is in a part of the network that is computed again in the backward pass: name another "

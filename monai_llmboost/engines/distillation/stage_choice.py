@@ -105,7 +105,9 @@ def choose(calls: Sequence[Call], axes: int, most: int, kind: str, without: Iter
     usable = [call for call in usable if call.name not in without]
     if not usable:
         raise ValueError(f"{kind} has no feature maps and no tokens of which stages could be made: name its stages")
-    if usable[-1].output.dim() == TOKENS:
+    # Parts of a transformer's layers may return other shapes, such as queries of each head.
+    top = min(call.depth for call in usable)
+    if [call for call in usable if call.depth == top][-1].output.dim() == TOKENS:
         alike: dict[tuple[int, type], list[Call]] = {}
         for call in usable:
             if call.output.dim() == TOKENS:

@@ -4,19 +4,28 @@
 from __future__ import annotations
 
 import difflib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from monai_llmboost.engines.distillation.changed_modules import kept_statistics, returning
 from monai_llmboost.engines.distillation.stage_choice import MOST, Call, choose, trace
+from monai_llmboost.networks.checkpointing import is_checkpointed
 from monai_llmboost.networks.trial import in_eval_mode
 from monai_llmboost.networks.wrappers import unwrap
+
+# Numbers of names in a message.
+LEAST_NAMES, MOST_NAMES = 3, 12
+
+
+class CheckpointedError(RuntimeError):
+    """A stage is in a part of a network that ``torch.utils.checkpoint`` computes again in the backward pass."""
 
 
 @dataclass
@@ -60,10 +69,10 @@ class Stages:
         self.network: nn.Module = unwrap(network)
         self.kind = type(self.network).__name__
         self.modules = dict(self.network.named_modules(remove_duplicate=False))
-        # Modules whose outputs are recorded in a pass, with the number of their calls that count.
-        self.recorded: dict[str, int] = {}
+        self.recorded: set[str] = set()  # modules whose outputs are recorded in a pass
         self.most = most
         self.axes = example.dim()
+        self.cases = len(example)
         self._take(trace(self.network, example), names)
 
     def _take(self, calls: Sequence[Call], names: Sequence[str] | None, without: Iterable[str] = ()) -> list[Call]:
@@ -79,16 +88,35 @@ class Stages:
     def _call_of(self, name: str, calls: Sequence[Call]) -> Call:
         if not name or name not in self.modules:
             near = difflib.get_close_matches(name, [each for each in self.modules if each], n=3)
-            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "see network.named_modules()"
+            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"name some of {self._usual(calls)}"
             raise ValueError(f"{self.kind} has no stage {name!r}: {hint}")
         found = [call for call in calls if self.modules[call.name] is self.modules[name]]
         if len(found) != 1 or not isinstance(found[0].output, Tensor):
             what = f"is called {len(found)} times" if len(found) != 1 else "does not return one tensor"
             raise ValueError(f"the stage {name!r} of {self.kind} {what}: name a module around it, or another one")
+        if found[0].output.dim() < 2 or len(found[0].output) != self.cases:
+            raise ValueError(
+                f"the stage {name!r} of {self.kind} returns {list(found[0].output.shape)} for a batch of "
+                f"{self.cases}, which does not stand first: name a module around it, or another one"
+            )
         return found[0]
 
+    def _usual(self, calls: Sequence[Call]) -> str:
+        """Return names to choose from: those of the outermost modules that return one tensor."""
+        usable = [call for call in calls if isinstance(call.output, Tensor)]
+        lowest = min((call.depth for call in usable), default=0)
+        while len(names := [call.name for call in usable if call.depth <= lowest]) < min(LEAST_NAMES, len(usable)):
+            lowest += 1
+        names = [*dict.fromkeys(names)]
+        return ", ".join(names[:MOST_NAMES]) + (" ... (see network.named_modules())" if names[MOST_NAMES:] else "")
+
     def run(self, x: Tensor) -> Pass:
-        """Run the network."""
+        """Run the network.
+
+        Raises:
+            CheckpointedError: a stage is in a part of the network that is checkpointed and has no gradients.
+            RuntimeError: a stage was not called once.
+        """
         this = Pass(None)
         with ExitStack() as hooks:
             for name in self.recorded:
@@ -96,10 +124,29 @@ class Stages:
                 hooks.callback(self.modules[name].register_forward_hook(_keeper(kept)).remove)
             features: list[list[Tensor]] = [[] for _ in self.names]
             for name, kept in zip(self.names, features):
-                hooks.callback(self.modules[name].register_forward_hook(_keeper(kept, copied=True)).remove)
+                hooks.callback(self.modules[name].register_forward_hook(self._feature_keeper(name, kept)).remove)
             this.output = self.network(x)
+        for name, kept in zip(self.names, features):
+            if len(kept) != 1:
+                raise RuntimeError(
+                    f"the stage {name!r} of {self.kind} was called {len(kept)} times in a forward pass, not once as in "
+                    "a trial run: name another one"
+                )
         this.features = [kept[0] for kept in features]
         return this
+
+    def _feature_keeper(self, name: str, kept: list[Tensor]) -> Callable[..., None]:
+        needs_gradients = torch.is_grad_enabled()
+
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            if torch.is_grad_enabled() != needs_gradients:
+                raise CheckpointedError(
+                    f"the stage {name!r} of {self.kind} is in a part that is checkpointed and has no gradients: name a "
+                    "module around this part, or leave out its checkpointing"
+                )
+            kept.append(output.clone())  # the next layer may change its input in place
+
+        return hook
 
 
 class ContinuedStages(Stages):
@@ -129,9 +176,7 @@ class ContinuedStages(Stages):
         calls, unfit = trace(self.network, example), dict[str, str]()
         while True:
             self.before = [_finished_before(calls, call) for call in self._take(calls, names, unfit)]
-            self.recorded = {}
-            for name, count in (item for before in self.before for item in before.items()):
-                self.recorded[name] = max(count, self.recorded.get(name, 0))
+            self.recorded = {name for before in self.before for name in before}
             found = self._unfit(x)
             if not found:
                 break
@@ -146,7 +191,12 @@ class ContinuedStages(Stages):
             this = self.run(x)
             for number, (name, features) in enumerate(zip(self.names, this.features)):
                 other = torch.randn(features.shape, generator=torch.Generator().manual_seed(number)).to(features)
-                if not _are_equal(self.run_from(number, features, this, x), this.output):
+                try:
+                    again = self.run_from(number, features, this, x)
+                except CheckpointedError as error:
+                    unfit[name] = str(error)
+                    continue
+                if not _are_equal(again, this.output):
                     unfit[name] = (
                         f"{self.kind} cannot be run on from the stage {name!r}, because it uses more of it than its "
                         "output: name another module, such as one around it"
@@ -166,6 +216,7 @@ class ContinuedStages(Stages):
 
         Raises:
             ValueError: features of another shape.
+            CheckpointedError: the stage is in a part of the network that is checkpointed.
         """
         own = this.features[number]
         if features.shape != own.shape:
@@ -174,69 +225,57 @@ class ContinuedStages(Stages):
                 f"{list(own.shape[1:])}: map them to this shape"
             )
         with ExitStack() as changes:
-            changes.enter_context(_kept_statistics(self.network))
-            for name, count in self.before[number].items():
-                changes.enter_context(_returning(self.modules[name], this.recorded[name][:count]))
-            # A copy, because the next layer may change its input in place.
-            changes.enter_context(_returning(self.modules[self.names[number]], [features.clone()]))
+            changes.enter_context(kept_statistics(self.network))
+            check = self._checkpointing_check(number, sys._getframe())
+            for name, numbers in self.before[number].items():
+                outputs = [this.recorded[name][each] for each in numbers]
+                changes.enter_context(returning(self.modules[name], outputs, check))
+            # A copy, because the next layer may change its input in place; of the stage's own dtype under autocast.
+            given = features.to(own.dtype, copy=True)
+            changes.enter_context(returning(self.modules[self.names[number]], [given], check))
             return self.network(x)
 
+    def _checkpointing_check(self, number: int, outermost: FrameType) -> Callable[[], None]:
+        """Return a function that raises RuntimeError in a part of the network that is computed again."""
+        needs_gradients = torch.is_grad_enabled()
 
-def _finished_before(calls: Sequence[Call], stage: Call) -> dict[str, int]:
-    """Return the modules that are finished before a stage begins, with the number of their calls until then.
+        def check() -> None:
+            if torch.is_grad_enabled() != needs_gradients or is_checkpointed(outermost, with_whole=False):
+                raise CheckpointedError(
+                    f"{self.kind} cannot be run on from the stage {self.names[number]!r}, in a part that is computed "
+                    "again in the backward pass: name a module around this part, or leave out its checkpointing"
+                )
 
-    Parts of such a module are left out: they are not called if it is not.
+        return check
+
+
+def _finished_before(calls: Sequence[Call], stage: Call) -> dict[str, list[int]]:
+    """Return the modules that are finished before a stage begins, with the numbers of their calls until then.
+
+    Calls in such a module are left out: they are not made if the module is not called.
     """
-    found: dict[str, int] = {}
+    found: dict[str, list[int]] = {}
+    number: dict[str, int] = {}
     for call in calls:
+        number[call.name] = number.get(call.name, -1) + 1
         is_outermost = call.parent is None or (call.parent.entered < stage.entered and stage.left < call.parent.left)
         if call.left < stage.entered and is_outermost:
-            found[call.name] = found.get(call.name, 0) + 1
+            found.setdefault(call.name, []).append(number[call.name])
     return found
 
 
-def _keeper(kept: list[Any], copied: bool = False) -> Callable[..., None]:
+def _keeper(kept: list[Any]) -> Callable[..., None]:
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        # The next layer may change its input in place.
-        kept.append(output.clone() if copied else output)
+        kept.append(output)
 
     return hook
-
-
-@contextmanager
-def _returning(module: nn.Module, outputs: Sequence[Any]) -> Iterator[None]:
-    """Let the first calls of a module return given outputs, and further ones compute theirs."""
-    left = deque(outputs)
-    own = module.forward
-
-    def forward(*inputs: Any, **named: Any) -> Any:
-        return left.popleft() if left else own(*inputs, **named)
-
-    module.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        del module.__dict__["forward"]
-
-
-@contextmanager
-def _kept_statistics(network: nn.Module) -> Iterator[None]:
-    """Let batch normalization in training use the statistics of its batch, and not add them to the running ones."""
-    changed = [
-        module
-        for module in network.modules()
-        if isinstance(module, _BatchNorm) and module.training and module.track_running_stats
-    ]
-    for module in changed:
-        module.track_running_stats = False
-    try:
-        yield
-    finally:
-        for module in changed:
-            module.track_running_stats = True
 
 
 def _are_equal(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor):
         return isinstance(other, Tensor) and torch.equal(one.nan_to_num(), other.nan_to_num())
-    return len(one) == len(other) and all(map(_are_equal, one, other))
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(_are_equal(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(_are_equal, one, other))
+    return bool(one == other)

@@ -11,11 +11,13 @@ from monai.networks.nets import (
     DenseNet121,
     SegResNet,
     SegResNetDS,
+    SegResNetVAE,
     UNet,
     ViT,
     resnet10,
 )
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from monai_llmboost.engines.distillation import ContinuedStages, Stages, find_stages
 from monai_llmboost.networks import ResNet3D, ViT3D, planned_unet
@@ -168,7 +170,7 @@ def test_modules_that_are_called_again():
     ("names", "error"),
     [
         (["layr2"], r"ResNet has no stage 'layr2': did you mean 'layer2'"),
-        ([""], "ResNet has no stage '': see network.named_modules"),
+        ([""], "ResNet has no stage .*: name some of conv1, bn1, act, maxpool, layer1, layer2, layer3, layer4, avg"),
         ([], r"the stages \(none\) of ResNet: name each stage once"),
         (["layer2", "layer2"], "the stages layer2, layer2 of ResNet: name each stage once"),
         (["layer1.0.act"], "the stage 'layer1.0.act' of ResNet is called 2 times: name a module around it"),
@@ -201,3 +203,128 @@ def test_stages_from_which_a_network_cannot_be_run_on():
         ValueError, match=r"features \[4, 5, 5, 5\] do not fit the stage 'stage' of Reused, \[4, 6, 6, 6\]"
     ):
         stages.run_from(0, torch.zeros(2, 4, 5, 5, 5), stages.run(x), x)
+
+
+class Skipping(Reused):
+    """Leaves a stage out in training, as with stochastic depth."""
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(x if self.training else self.stage(x))
+
+
+class Windows(Reused):
+    """Has a stage whose first axis is that of windows, not of the cases."""
+
+    def forward(self, x):
+        x = self.first(x).unflatten(2, (2, -1)).movedim(2, 1)
+        return self.last(self.stage(x.flatten(0, 1)).unflatten(0, (-1, 2)).movedim(1, 2).flatten(2, 3))
+
+
+class Checkpointed(nn.Module):
+    """Computes layers again in the backward pass, each alone or all together."""
+
+    def __init__(self, together: bool, use_reentrant: bool) -> None:
+        super().__init__()
+        self.together, self.use_reentrant = together, use_reentrant
+        self.first, self.last = nn.Conv3d(1, 4, 1), nn.Conv3d(4, 2, 1)
+        self.layers = nn.Sequential(*(nn.Sequential(nn.Conv3d(4, 4, 1), nn.GELU()) for _ in range(3)))
+
+    def forward(self, x):
+        x = self.first(x)
+        for layers in [self.layers] if self.together else self.layers:
+            x = checkpoint(layers, x, use_reentrant=self.use_reentrant)
+        return self.last(x)
+
+
+@pytest.mark.parametrize("norm", ["batch", ("instance", {"track_running_stats": True})])
+def test_running_statistics_are_those_of_the_pass(norm):
+    torch.manual_seed(0)
+    network, x = UNet(2, 1, 2, channels=(4, 8, 8), strides=(2, 2), norm=norm), torch.randn(2, 1, 32, 32)
+    stages = ContinuedStages(network, None, x)
+    this = stages.run(x)
+    after = {key: value.clone() for key, value in network.named_buffers()}
+    assert any("running_mean" in key for key in after)
+    stages.run_from(0, this.features[0].detach() + 1, this, x)
+    assert all(torch.equal(value, after[key]) for key, value in network.named_buffers())
+
+
+def test_a_module_with_a_forward_of_its_own_keeps_it():
+    network, x = Reused(), torch.randn(2, 1, 8, 8, 8)
+    first = network.first.forward
+    network.first.forward = wrapped = lambda x: 2 * first(x)
+    stages = ContinuedStages(network, ["stage"], x)
+    this = stages.run(x)
+    torch.testing.assert_close(stages.run_from(0, this.features[0], this, x), network(x), rtol=0, atol=0)
+    assert network.first.forward is wrapped
+
+
+def test_a_layer_that_is_shared_with_a_module_before_the_stage():
+    torch.manual_seed(0)
+    shared, x = nn.Conv3d(1, 1, 1), torch.randn(2, 1, 8, 8, 8)
+    network = nn.Sequential(nn.Sequential(shared, nn.Tanh()), shared, nn.Conv3d(1, 4, 3), nn.Conv3d(4, 2, 1))
+    stages = ContinuedStages(network, ["2"], x)
+    this = stages.run(x)
+    torch.testing.assert_close(stages.run_from(0, this.features[0], this, x), network(x), rtol=0, atol=0)
+
+
+def test_a_boosted_transformer_has_its_layers():
+    """Not parts of the block, such as the keys of each head."""
+    from monai_llmboost.boosters import ResidualBooster
+    from monai_llmboost.llm import load_block
+
+    sizes = {"hidden_size": 16, "mlp_dim": 16, "num_layers": 3, "num_heads": 2}
+    booster = ResidualBooster(16, load_block("embedded"))
+    network = ViT3D(1, 2, 16, 8, **sizes, booster=booster)
+    assert find_stages(network, torch.zeros(1, 1, 16, 16, 16)) == ["layers.0", "layers.1", "layers.2"]
+
+
+def test_several_outputs():
+    x = torch.rand(1, 1, 16, 16, 16)
+    network = SegResNetVAE((16,) * 3, 4, init_filters=8, in_channels=1, out_channels=2)
+    assert ContinuedStages(network, ["down_layers.1"], x).names == ["down_layers.1"]
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointed_parts(use_reentrant):
+    """A stage may be such a part, unless it has no gradients there, but not a module in one."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 1, 4, 4, 4)
+    with pytest.raises(ValueError, match=r"the stage 'layers\.1', in a part that is computed again in the backward"):
+        ContinuedStages(Checkpointed(True, use_reentrant), ["layers.1"], x)
+    network = Checkpointed(False, use_reentrant)
+    stages = ContinuedStages(network, ["layers.1"], x)
+    if use_reentrant:
+        with pytest.raises(RuntimeError, match=r"the stage 'layers\.1' .* is checkpointed and has no gradients"):
+            stages.run(x)
+        assert not any(module._forward_hooks for module in network.modules())
+        return
+    this = stages.run(x)
+    features = this.features[0].detach().flip(0).requires_grad_()
+    stages.run_from(0, features, this, x).square().sum().backward()
+    found, features.grad = features.grad, None
+    network.last(network.layers[2](features)).square().sum().backward()
+    torch.testing.assert_close(found, features.grad)
+
+
+def test_features_of_another_precision():
+    """As of a map under autocast; the stage has its own dtype for the layers after it."""
+    network, x = Reused(), torch.randn(2, 1, 8, 8, 8)
+    stages = ContinuedStages(network, ["stage"], x)
+    this = stages.run(x)
+    assert stages.run_from(0, this.features[0].bfloat16(), this, x).dtype == torch.float32
+
+
+def test_a_stage_that_is_left_out_in_training():
+    network, x = Skipping(), torch.randn(2, 1, 8, 8, 8)
+    stages = ContinuedStages(network, ["stage"], x)
+    with pytest.raises(RuntimeError, match="the stage 'stage' of Skipping was called 0 times in a forward pass"):
+        stages.run(x)
+
+
+def test_a_stage_without_an_axis_of_cases():
+    with pytest.raises(
+        ValueError, match=r"'stage' of Windows returns \[4, 4, .*\] for a batch of 2, which does not st"
+    ):
+        Stages(Windows(), ["stage"], torch.randn(2, 1, 10, 8, 8))
