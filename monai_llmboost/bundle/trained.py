@@ -41,6 +41,7 @@ from monai_llmboost.bundle.contract import (
 from monai_llmboost.bundle.effect import reached_from
 from monai_llmboost.bundle.find import arms_of, networks_of
 from monai_llmboost.bundle.identity import FREE, FREE_IN_TRAINING, as_plain
+from monai_llmboost.bundle.missing_block import MissingBlockError
 from monai_llmboost.bundle.words import is_computed, literal, plain_text
 
 FORMAT = 1
@@ -262,15 +263,12 @@ class TrainedFolder:
         """Check that the block file of the training is there, or that an option gives its new place.
 
         Raises:
-            FileNotFoundError: it is not there.
+            MissingBlockError: it is not there.
         """
         file = self.block_file
         if file is not None and options.get(Option.BLOCK) is None and not file.is_file():
             fingerprint = str((self.about.get("block") or {}).get("fingerprint"))[:12]
-            raise FileNotFoundError(
-                f"the block file of the training is no longer at {file}: give its new place with --block FILE; it has "
-                f"the fingerprint {fingerprint}"
-            )
+            raise MissingBlockError(file, fingerprint)
 
 
 def checkpoint_folder(name: str | Path, content: Mapping[str, Any], options: Mapping[str, Any]) -> Path | None:

@@ -10,6 +10,7 @@ import typer
 
 from monai_llmboost.arguments import check_choice
 from monai_llmboost.bundle import Option, bundle_path, job_configs, merged, uses_key
+from monai_llmboost.bundle.contract import MODELS
 from monai_llmboost.command_line.bundle_help import DEFAULTS
 from monai_llmboost.command_line.bundles import Overlay
 from monai_llmboost.command_line.options import split_options
@@ -61,7 +62,9 @@ def distil(
     else:  # it will be made from the data
         _check_teacher(DEFAULTS[OVERLAY], method, teacher, [OVERLAY])
     if teacher:
-        _check_ensemble(teacher, split_options(context.args)[0].get(Option.ENSEMBLE))
+        options = split_options(context.args)[0]
+        _check_ensemble(teacher, options.get(Option.ENSEMBLE))
+        _check_places(bundle, teacher, options.get(Option.CKPT_DIR))
     prepare_data(data, bundle, context.args, overlays)
     given: dict[str, Any] = {}
     if teacher:
@@ -91,3 +94,14 @@ def _check_ensemble(teacher: list[str], ensemble: str | None) -> None:
     check_choice(Option.ENSEMBLE, ensemble, ("concatenate", "mean"))
     if len(teacher) < 2:
         raise ValueError("--ensemble is for several teachers: leave it out, or give more, each with its own --teacher")
+
+
+def _check_places(bundle: str, teacher: list[str], ckpt_dir: str | None) -> None:
+    """Refuse to train a student in the folder of its teacher, which would take the place of the teacher."""
+    own = Path(ckpt_dir or Path(bundle, MODELS)).resolve()
+    for folder in map(Path, teacher):
+        if own in (folder.resolve(), (folder / MODELS).resolve()) and folder.is_dir():
+            raise ValueError(
+                f"the teacher {folder} is in the folder of its student, {own}, which would take its place: give "
+                "--bundle another copy of the bundle"
+            )

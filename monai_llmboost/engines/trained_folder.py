@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from monai_llmboost.bundle import BundleJob, Option, check_options, job_files, merged, split_network
+from monai_llmboost.bundle.missing_block import MissingBlockError
 from monai_llmboost.bundle.trained_options import trained_places
 from monai_llmboost.precision import FLOAT32
 
@@ -61,3 +62,23 @@ class OpenedFolder:
         job = BundleJob.read(files.configs, {**usual, **given})
         record = {} if files.trained is None else dict(files.trained.about)
         return cls(job.network_definition.to(device), job, Path(given[Option.CKPT_DIR]), record)
+
+    @classmethod
+    def open_teacher(
+        cls, folder: Path, device: torch.device | str, options: Mapping[str, Any] | None = None
+    ) -> OpenedFolder:
+        """Create the network of a teacher, as :meth:`open` does.
+
+        Raises:
+            FileNotFoundError: there is no folder, or the block file of its training is gone.
+            ValueError: see :meth:`open`.
+        """
+        if not folder.is_dir():
+            raise FileNotFoundError(f"there is no teacher at {folder}: give --teacher the folder of a training")
+        try:
+            return cls.open(folder, device, options=options)
+        except MissingBlockError as error:  # --block is that of the student
+            raise FileNotFoundError(
+                f"the block file of the teacher in {folder} is no longer at {error.file}: put it back there, or link "
+                f"to it; it has the fingerprint {error.fingerprint}"
+            ) from error

@@ -74,7 +74,7 @@ class Distiller(nn.Module):
         weight: weight of the distillation in the loss, above 0.
 
     Raises:
-        ValueError: a weight that is not above 0; a teacher for another kind of task.
+        ValueError: a weight that is not above 0; a student with weights of the teacher; another kind of task.
     """
 
     def __init__(
@@ -83,6 +83,9 @@ class Distiller(nn.Module):
         super().__init__()
         if not is_positive(weight):
             raise ValueError(f"distil_weight must be a number above 0, not {weight!r}: leave the teacher out instead")
+        weights = {id(weight) for weight in teacher.parameters()}
+        if any(id(weight) in weights for weight in student.parameters()):
+            raise ValueError("the student has weights of the teacher, which are not trained: give it a copy of them")
         self.student = student
         self.task_loss = task_loss
         self.weight = weight

@@ -20,6 +20,9 @@ from monai_llmboost.engines.trained_weights import TrainedWeights
 from monai_llmboost.networks.class_names import class_names_of
 from monai_llmboost.networks.joints import DEEPEST
 
+# How features of several networks are combined; the first is the default.
+COMBINATIONS = ("concatenate", "mean")
+
 
 class Taught(NamedTuple):
     """What a teacher makes of a batch.
@@ -73,7 +76,7 @@ class Teacher(nn.Module):
         stages: Sequence[str] | str | None = None,
     ) -> None:
         super().__init__()
-        check_choice("combine", combine, ("mean", "concatenate"))
+        check_choice("combine", combine, COMBINATIONS)
         if not networks:
             raise ValueError("a teacher of no network: give the folder of a training")
         self.networks = nn.ModuleList(networks).eval().requires_grad_(False)
@@ -186,13 +189,16 @@ def load_teacher(
         stages: see :class:`Teacher`.
 
     Raises:
-        FileNotFoundError: no folder, bundle or weights.
-        ValueError: a teacher for another task, another order of the classes, other volumes, another preprocessing or
-            another division of the cases; no such stages.
+        FileNotFoundError: no folder, bundle, weights or block file.
+        ValueError: an unknown ``combine``, or one without effect; a teacher for another task, another order of the
+            classes, other volumes, another preprocessing or another division of the cases; no such stages.
     """
     several = [folders] if isinstance(folders, (str, Path)) else list(folders or ())
     if not several:
         raise ValueError("there is no teacher: give --teacher FOLDER, in which a network was trained")
+    check_choice("ensemble", combine, COMBINATIONS)
+    if combine != COMBINATIONS[0] and len(several) < 2:
+        raise ValueError(f"ensemble {combine!r} is for several teachers: leave it out, or give more folders")
     example = torch.zeros(1, *image_shape, device=device)
     networks = []
     with torch.random.fork_rng():  # the student starts with the same weights with any teacher
@@ -203,9 +209,7 @@ def load_teacher(
 
 
 def _trained(folder: Path, class_names: list[str], device: torch.device | str, loader: Any) -> nn.Module:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no teacher at {folder}: give --teacher the folder of a training")
-    opened = OpenedFolder.open(folder, device)
+    opened = OpenedFolder.open_teacher(folder, device)
     _check_task(folder, class_names_of(opened.network), class_names)  # other structures are another list, too
     weights = TrainedWeights(opened.ckpt_dir, opened.network, preprocessing=loader)
     weights.loader = loader

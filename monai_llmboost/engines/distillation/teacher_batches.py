@@ -43,8 +43,8 @@ class TeacherBatches(PrepareBatch):
         progress: show a progress bar while the teacher runs.
 
     Raises:
-        ValueError: an unknown way to see, or a plain teacher without a loader; in a batch, a case that ``loader`` does
-            not have, or a cached file of another teacher.
+        ValueError: an unknown way to see, a plain teacher without a loader, or a file in the place of the folder; in a
+            batch, a case that ``loader`` does not have, or a cached file of another teacher.
 
     Example:
         >>> from monai.networks.nets import resnet10
@@ -74,6 +74,10 @@ class TeacherBatches(PrepareBatch):
         self.teacher = teacher
         self.loader = None if sees == "augmented" else loader
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        if self.cache_dir is not None and self.loader is not None:
+            for folder in (self.cache_dir, *self.cache_dir.parents):
+                if folder.exists() and not folder.is_dir():
+                    raise ValueError(f"teacher_cache {cache_dir} cannot be a folder, {folder} is a file: give another")
         self.progress = progress
         self._rows: dict[str, int] = {}
         self._kept: dict[str, Tensor] = {}

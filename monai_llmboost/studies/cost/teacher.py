@@ -53,9 +53,7 @@ def load_ensemble(
     wanted = _shape_of_logits(student, x)
     networks = []
     for folder in map(Path, folders):
-        if not folder.is_dir():
-            raise FileNotFoundError(f"there is no teacher at {folder}: give --teacher the folder of a training")
-        opened = OpenedFolder.open(folder, x.device, options=options)
+        opened = OpenedFolder.open_teacher(folder, x.device, options)
         TrainedWeights(opened.ckpt_dir, opened.network).load()
         try:
             logits = _shape_of_logits(opened.network, x)

@@ -263,3 +263,12 @@ def test_wrong_arguments():
         ValueError, match=r"logits are of shape \[2, 16, 16, 16\], and the student's \[2\]: give networks"
     ):
         ReprogrammingDistiller(student(), masks, EXAMPLE, nn.CrossEntropyLoss())
+
+
+def test_a_student_that_is_its_teacher():
+    """Its weights would not be trained, without a word."""
+    x = torch.rand(2, 1, 16, 16, 16)
+    network = resnet10(spatial_dims=3, n_input_channels=1, num_classes=2, widen_factor=0.125)
+    taught = Teacher([network], x)
+    with pytest.raises(ValueError, match=r"the student has weights of the teacher, .*: give it a copy of them"):
+        LogitDistiller(network, taught, x, nn.CrossEntropyLoss())
