@@ -77,9 +77,10 @@ class Stages:
 
     def _take(self, calls: Sequence[Call], names: Sequence[str] | None, without: Iterable[str] = ()) -> list[Call]:
         """Take the stages of these names, or choose some, and return their calls."""
-        self.names = (
-            choose(calls, self.axes, self.most, self.kind, without) if names is None else [str(name) for name in names]
-        )
+        if names is None:
+            without = {*without, *(call.name for call in calls if not self._has_cases(call.output))}
+            names = choose(calls, self.axes, self.most, self.kind, without)
+        self.names = [str(name) for name in names]
         taken = [self._call_of(name, calls) for name in self.names]
         if not taken or len({call.name for call in taken}) < len(taken):
             raise ValueError(f"the stages {', '.join(self.names) or '(none)'} of {self.kind}: name each stage once")
@@ -94,12 +95,16 @@ class Stages:
         if len(found) != 1 or not isinstance(found[0].output, Tensor):
             what = f"is called {len(found)} times" if len(found) != 1 else "does not return one tensor"
             raise ValueError(f"the stage {name!r} of {self.kind} {what}: name a module around it, or another one")
-        if found[0].output.dim() < 2 or len(found[0].output) != self.cases:
+        if not self._has_cases(found[0].output):
             raise ValueError(
                 f"the stage {name!r} of {self.kind} returns {list(found[0].output.shape)} for a batch of "
                 f"{self.cases}, which does not stand first: name a module around it, or another one"
             )
         return found[0]
+
+    def _has_cases(self, output: Any) -> bool:
+        """Return whether the first axis of features is that of the cases, not of windows or tokens."""
+        return isinstance(output, Tensor) and output.dim() > 1 and len(output) == self.cases
 
     def _usual(self, calls: Sequence[Call]) -> str:
         """Return names to choose from: those of the outermost modules that return one tensor."""

@@ -328,3 +328,4 @@ def test_a_stage_without_an_axis_of_cases():
         ValueError, match=r"'stage' of Windows returns \[4, 4, .*\] for a batch of 2, which does not st"
     ):
         Stages(Windows(), ["stage"], torch.randn(2, 1, 10, 8, 8))
+    assert Stages(Windows(), None, torch.randn(2, 1, 10, 8, 8)).names == ["last"]
