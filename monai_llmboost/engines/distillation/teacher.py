@@ -160,10 +160,12 @@ def stage_names(stages: Sequence[str] | str | None) -> list[str] | None:
     Example:
         >>> stage_names("layer2, layer3"), stage_names("deepest")
         (['layer2', 'layer3'], None)
+        >>> stage_names("['layer2', 'layer3']")  # a list on the command line
+        ['layer2', 'layer3']
     """
     if stages is None or stages == DEEPEST:
         return None
-    return [name.strip() for name in stages.split(",")] if isinstance(stages, str) else [str(name) for name in stages]
+    return [name.strip(" []'\"") for name in (stages.split(",") if isinstance(stages, str) else map(str, stages))]
 
 
 def load_teacher(
