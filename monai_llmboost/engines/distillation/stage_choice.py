@@ -115,24 +115,29 @@ def choose(calls: Sequence[Call], axes: int, most: int, kind: str, without: Iter
         blocks = max(alike.values(), key=lambda several: (len(several), -several[0].depth))
         count = min(most, len(blocks))
         return [blocks[len(blocks) * (number + 1) // count - 1].name for number in range(count)]
-    maps = [call for call in usable if call.output.dim() == axes]
     chosen: list[Call] = []
-    for size in sorted({_voxels(call) for call in maps})[:most]:
+    for size in sorted({_places(call) for call in usable})[:most]:
         # Backwards from the coarsest grid, of which the decoder of a U-Net has no part.
-        same = [call for call in maps if _voxels(call) == size and (not chosen or call.left < chosen[-1].entered)]
+        same = [call for call in usable if _places(call) == size and (not chosen or call.left < chosen[-1].entered)]
+        # Tokens inside a module that returns a map are parts of it, such as its attention.
+        top = min((call.depth for call in same if call.output.dim() == axes), default=len(calls))
+        same = [call for call in same if call.output.dim() == axes or call.depth <= top]
         if same:
-            chosen.append(min(reversed(same), key=lambda call: (_spans_finer_grids(call, maps), call.depth)))
+            chosen.append(min(reversed(same), key=lambda call: (_spans_finer_grids(call, usable), call.depth)))
     return [call.name for call in reversed(chosen)]
 
 
-def _voxels(call: Call) -> int:
-    return int(call.output.shape[2:].numel())
+def _places(call: Call) -> int:
+    """Return the number of tokens, or of voxels of a map."""
+    shape = call.output.shape
+    return int(shape[1] if len(shape) == TOKENS else shape[2:].numel())
 
 
-def _spans_finer_grids(call: Call, maps: Sequence[Call]) -> bool:
+def _spans_finer_grids(call: Call, calls: Sequence[Call]) -> bool:
     """Return whether a part of a module has a finer grid than the module, such as a whole encoder."""
+    alike = [other for other in calls if other.output.dim() == call.output.dim()]
     return any(
-        call.entered < other.entered and other.left < call.left and _voxels(other) > _voxels(call) for other in maps
+        call.entered < other.entered and other.left < call.left and _places(other) > _places(call) for other in alike
     )
 
 

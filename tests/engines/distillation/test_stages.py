@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from monai.networks.nets import (
+    UNETR,
     DenseNet121,
     SegResNet,
     SegResNetDS,
@@ -35,6 +36,10 @@ NETWORKS = {
     "segresnet": (lambda: SegResNet(3, 8, 1, 2), [f"down_layers.{n}" for n in (1, 2, 3)]),
     "segresnet ds": (lambda: SegResNetDS(3, 8, 1, 2), [f"encoder.layers.{n}.blocks" for n in (1, 2, 3)]),
     "planned": (lambda: planned_unet(1, 3, [32] * 3, filters=4), ["downsamples.0", "downsamples.1", "bottleneck"]),
+    "unetr": (
+        lambda: UNETR(1, 2, (32,) * 3, feature_size=4, hidden_size=24, mlp_dim=24, num_heads=2),
+        ["vit.norm"],
+    ),
     "resnet3d": (lambda: ResNet3D(1, 2, img_size=32, hidden_size=16), [f"features.layer{n}" for n in (2, 3, 4)]),
     "vit3d": (
         lambda: ViT3D(1, 2, 32, 8, hidden_size=32, num_heads=2, num_layers=4, mlp_dim=32),
