@@ -21,7 +21,7 @@ OVERLAY = "distil"
 # Key under "train" of the loader of the training cases without augmentation; null for a training on patches.
 UNAUGMENTED = "unaugmented"
 METHODS = (
-    "rd (reprogramming distillation), drd (the same at several stages), logit or feature; without a teacher booster, "
+    "logit, feature, rd (reprogramming distillation) or drd (the same at several stages); without a teacher booster, "
     "in training only, or scratch"
 )
 
@@ -39,7 +39,7 @@ def distil(
     student: Annotated[
         str | None, typer.Option(help="The network to train, one of the bundle such as resnet; default: its own.")
     ] = None,
-    method: Annotated[str, typer.Option(help=f"{METHODS}.")] = "rd",
+    method: Annotated[str, typer.Option(help=f"{METHODS}.")] = "logit",
     data: Data = None,
     overlay: Overlay = None,
 ) -> None:
