@@ -210,7 +210,11 @@ def distillation() -> str:
             lines.append([each, kind, f"{min(teacher):.3f} to {max(teacher):.3f}", floor, means["scratch"], *pairs])
     headings = ["set", "teacher", "AUC of the teachers", "best floor", "scratch"]
     headings += [f"{arm} - scratch" for arm in taught]
-    return f"{result['study']['seeds']} seeds, {result['device']}. `{result['command']}`\n\n{markdown(headings, lines)}"
+    first = next(iter(studies.values()))
+    return (
+        f"{first['study']['seeds']} seeds, {first['device']}. The first set, and the others with theirs: "
+        f"`{first['command']}`\n\n{markdown(headings, lines)}"
+    )
 
 
 def strong() -> str:
