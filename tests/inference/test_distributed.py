@@ -171,7 +171,7 @@ def test_an_actor_that_computes_something_else_is_refused(trained_bundle, tmp_pa
 
 original = head.Setup
 # Enough that an interruption comes before the last one, on a busy machine too.
-CASES_TO_INTERRUPT = 300
+CASES_TO_INTERRUPT = 1500
 
 
 def test_ctrl_c_leaves_a_journal_and_no_actor(trained_bundle, tmp_path):
