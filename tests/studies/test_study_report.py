@@ -291,6 +291,10 @@ def test_the_teacher_of_students_is_in_the_table_of_costs(written):
         data["cost"]["arms"] = {"teacher": cost_of(9), **data["cost"]["arms"]}
     page = Page(written(results))
     assert all(word in page.words for word in ("teacher", "weights, ratio", "step GFLOP, ratio"))
+    text = written(results).read_text()
+    for table in re.findall(r'aria-label="(?:Cost|Diagnostics) on.*?</table>', text, flags=re.DOTALL):
+        head, *rows = (len(re.findall(r"<t[hd]", row)) for row in re.findall(r"<tr>.*?</tr>", table, flags=re.DOTALL))
+        assert rows and {head} == {*rows}
 
 
 def test_tables_tell_of_edges_failures_and_costs(written):

@@ -127,10 +127,11 @@ class Teacher(nn.Module):
                     f"teacher {number + 1} tells {_named(class_names_of(network), logits[number])} apart, and the "
                     f"first {_named(self.class_names, logits[0])}: give networks for one task"
                 )
-            if self.combine == "mean" and features[number].shape != features[0].shape:
+            if _without_width(features[number], self.combine) != _without_width(features[0], self.combine):
+                advice = "concatenate them, or give networks of one kind" if self.combine == "mean" else "give one kind"
                 raise ValueError(
                     f"teacher {number + 1} has features {list(features[number].shape[1:])}, and the first "
-                    f"{list(features[0].shape[1:])}: concatenate them, or give networks of one kind"
+                    f"{list(features[0].shape[1:])}: {advice}"
                 )
 
     def train(self, mode: bool = True) -> Teacher:

@@ -96,6 +96,12 @@ def test_an_ensemble():
 def test_an_ensemble_of_networks_that_do_not_fit():
     with pytest.raises(ValueError, match=r"teacher 2 has features \[24\], and the first \[16\]: concatenate them"):
         teacher(16, 24, combine="mean")
+    wide = nn.Sequential(nn.Conv3d(1, 4, 1), nn.Conv3d(4, 2, 1))
+    coarse = nn.Sequential(nn.Conv3d(1, 4, 2, 2), nn.ConvTranspose3d(4, 2, 2, 2))
+    with pytest.raises(
+        ValueError, match=r"teacher 2 has features \[4, 8, 8, 8\], and the first \[4, 16, 16, 16\]: give one"
+    ):
+        Teacher([wide, coarse], EXAMPLE)
     named = [scan_classifier(student(), names) for names in (["a", "b"], ["b", "a"])]
     with pytest.raises(ValueError, match="teacher 2 tells b, a apart, and the first a, b: give networks for one task"):
         Teacher(named, EXAMPLE)
